@@ -1,0 +1,36 @@
+# Everything here makes its own virtual environment in .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint bench docs clean
+
+demo: .venv/ready
+	$(BIN)/degrid demo -o demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+test-all: .venv/ready  ## also the tests marked slow
+	$(BIN)/python -m pytest -m ""
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/operators.py
+
+docs: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt pdoc
+	$(BIN)/python -m pdoc -o build/docs degrid
+	@echo "docs: build/docs/index.html"
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "degrid needs Python 3.11 or newer; set PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build demo runs

@@ -1,0 +1,63 @@
+"""Find a part by name: a row of a literal table, or "package.module:attribute" of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from degrid.types import UserError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean "x"?' for the closest known name, or '' where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The row called `name`, or the attribute that "package.module:attribute" names.
+
+    The working directory counts as a place for modules, so that a file beside the data is found.
+
+    Args:
+        kind: what is looked up, in words for the message ("smoothing operator").
+    Raises:
+        UserError: no such row, module or attribute; the message lists the rows and the closest one.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        return _import(name, kind)  # type: ignore[return-value]
+    known = ", ".join(table)
+    raise UserError(
+        f'unknown {kind} "{name}".{did_you_mean(name, table)} Known: {known}; your own: "module:Name"'
+    )
+
+
+def _import(name: str, kind: str) -> object:
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise UserError(
+            f'{kind} "{name}": no module "{module_name}" here ({here}) or on the Python path'
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(
+            f'{kind} "{name}": module "{module_name}" has no "{attribute}".{did_you_mean(attribute, public)}'
+        )
+    result: object = getattr(module, attribute)
+    return result

@@ -1,0 +1,45 @@
+"""The command line: one thin command per verb. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from degrid.cli import data, demo, evaluate, info, predict, train
+from degrid.types import UserError
+
+app = typer.Typer(
+    name="degrid",
+    help="Dilated convolutions without the grid: train, evaluate, use and inspect DeepLab networks.",
+    epilog="Start here: degrid train --data FOLDER, then degrid predict RUN IMAGES -o OUT.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("info")(info.info)
+app.add_typer(data.app, name="data")
+app.command("demo")(demo.demo)
+
+
+def run() -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("DEGRID_DEBUG"):
+            raise
+        print(f"degrid: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("degrid: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `degrid ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,85 @@
+"""degrid train."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from degrid.types import UserError
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Your data: a folder of images and masks, a dataset.yaml, a list file, or 'synthetic'."),
+    ] = None,
+    operator: Annotated[
+        str | None, typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; by default runs/NAME.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the last line.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")] = False,
+) -> None:
+    """Train a network.
+
+    \b
+    degrid train --data my_photos                  your folder, with good defaults
+    degrid train --data my_photos --operator ssc   the same, with smoothed dilated convolutions
+    degrid train camvid --data CamVid              a recipe on your copy of its data
+    degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
+    degrid train runs/my_photos/run.json           repeat a run
+    """
+    from degrid import config as configs
+    from degrid import recipes
+
+    if resume is not None:
+        if recipe or data or operator or settings or out or steps is not None or device:
+            raise UserError("--resume continues a run with its own settings; give no others beside it")
+        chosen, folder = configs.RunConfig(), resume
+    else:
+        if recipe is None and data is None:
+            raise UserError(
+                "say what to train: `degrid train --data FOLDER`, or a recipe: " + ", ".join(recipes.RECIPES)
+            )
+        chosen = recipes.load(recipe or "folder")
+        assignments = [
+            f"{key}={value}"
+            for key, value in (
+                ("data.path", data),
+                ("model.smoothing.operator", operator),
+                ("train.steps", steps),
+                ("train.device", device),
+            )
+            if value is not None
+        ]
+        if data is not None and recipe is None:
+            assignments.append(f"name={Path(data).resolve().name}")
+        chosen = configs.override(chosen, assignments + (settings or []))
+        folder = out or Path("runs") / chosen.name
+    if show:
+        import json
+
+        print(json.dumps(configs.to_dict(chosen), indent=2))
+        return
+
+    from degrid import assemble
+    from degrid.engine.train import Stopped
+
+    try:
+        result = assemble.run(chosen, folder, resume=resume is not None, quiet=quiet)
+    except Stopped:
+        print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
+        sys.exit(130)
+    print(result)

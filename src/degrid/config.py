@@ -1,0 +1,283 @@
+"""Every knob of a run: frozen dataclasses, strict reading, overrides "a.b=c", JSON round trip.
+
+Standard library only, so that the command line answers at once. The line below a field says what it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from degrid.catalog import did_you_mean
+from degrid.types import UserError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class SmoothingConfig:
+    """Which dilated convolutions are smoothed, and how."""
+
+    operator: str = "regular"
+    """A smoothing operator ("ssc", "average", "tent", ...), or "module:Class"; "regular" changes nothing."""
+    max_rate: int = 4
+    """Convolutions of a larger rate stay as they are; 4 leaves ASPP alone, as both papers do."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the operator, such as {"sigma": "shared"}."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network; together with the class names it rebuilds the model of a model folder."""
+
+    network: str = "deeplabv3plus"
+    """deeplabv2, deeplabv2_largefov, deeplabv3 or deeplabv3plus."""
+    encoder: str = "timm:resnet50"
+    """timm:<name> of any timm network that supports the output stride, or "module:Encoder"."""
+    pretrained: bool | str = True
+    """True: timm's ImageNet weights; a path: a local .safetensors or .pth file; False: random."""
+    output_stride: int = 16
+    """Image size over feature size where dilation takes over: 8, 16 or 32."""
+    rates: tuple[int, ...] | None = None
+    """ASPP rates; none: the paper's for this output stride."""
+    multi_grid: tuple[int, ...] | None = None
+    """Factors on the rates of the last stage's units, such as 1,2,4; none: no multi-grid."""
+    channels: int = 256
+    """Width of ASPP and decoder."""
+    dropout: float = 0.1
+    """Share of channels' values dropped before the classifier, 0 to 1."""
+    separable: bool = False
+    """Depthwise-separable convolutions in ASPP and decoder."""
+    mean: tuple[float, float, float] | None = None
+    """Input mean on the 0-255 scale, in the encoder's channel order; none: the encoder's own."""
+    std: tuple[float, float, float] | None = None
+    """Input deviation on the 0-255 scale; none: the encoder's own."""
+    smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images and labels come from, and what training does with them."""
+
+    path: str = "synthetic"
+    """A folder, dataset.yaml or list file; "synthetic" for the built-in scenes; or "module:Dataset"."""
+    train: str = "train"
+    """Split to train on."""
+    val: str = "val"
+    """Split to validate on; "" for none."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of the training crop, pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale factor."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5) changes."""
+    workers: int = 0
+    """Processes that load training images; 0 loads in the training process."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule."""
+
+    name: str = "sgd"
+    """sgd or adamw."""
+    lr: float = 0.007
+    """Learning rate of the encoder at step 0 (after warm-up)."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 1e-4
+    """On convolution weights only: not on biases, batch norm or smoothing parameters."""
+    head_factor: float = 10.0
+    """Learning rate of the head's weights over the encoder's."""
+    head_bias_factor: float = 20.0
+    """Learning rate of the head's biases over the encoder's."""
+    power: float = 0.9
+    """Poly decay: lr * (1 - step / steps) ** power."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how."""
+
+    steps: int = 30_000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Images per micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step; the loss is the mean over the valid pixels of all of them."""
+    batch_norm: str = "train"
+    """train: batch statistics; frozen: statistics and affine parameters stay as loaded."""
+    loss_size: str = "label"
+    """label: logits are enlarged to the label; logits: labels are reduced (nearest) to the logits."""
+    class_weights: str = "none"
+    """none, or median_frequency: rare classes weigh more (median frequency over frequency)."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights that is evaluated and saved; 0: off."""
+    precision: str = "auto"
+    """float32, bfloat16 (autocast), or auto: bfloat16 on GPUs that have it, else float32."""
+    channels_last: bool = True
+    """Memory layout of weights and images."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
+    eval_every: int = 1000
+    """Steps between validations."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: at every validation."""
+    seed: int = 0
+    """Seed of initial weights, order of images and augmentation."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One complete run. `degrid train` writes it to run.json; that file repeats the run."""
+
+    name: str = "run"
+    """Names the run folder when none is given."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[C], values: object, where: str = "") -> C:
+    """Build a config from plain values; keys that are not given keep their defaults.
+
+    Raises:
+        UserError: an unknown key (with the closest known one) or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where or 'config'}: expected a table of settings, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise UserError(
+                f'unknown setting "{path}".{did_you_mean(str(key), hints)} Known here: {", ".join(hints)}'
+            )
+        given[key] = _convert(hints[key], value, path)
+    return kind(**given)
+
+
+def override(config: C, assignments: list[str]) -> C:
+    """Apply "a.b=c" settings; the value is JSON, or else taken as text, or a comma list for a tuple.
+
+    Raises:
+        UserError: no "=", an unknown setting, or a value of the wrong type.
+    """
+    values = to_dict(config)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f'expected a setting like "train.steps=2000", got "{assignment}"')
+        _assign(values, config, path.strip(), _parse(text.strip()))
+    return from_dict(type(config), values)
+
+
+def _assign(values: dict[str, Any], config: Any, path: str, value: object) -> None:
+    *groups, last = path.split(".")
+    node = values
+    for depth, group in enumerate(groups):
+        if not isinstance(node.get(group), dict):
+            known = [key for key, inner in node.items() if isinstance(inner, dict)]
+            here = ".".join([*groups[:depth], group])
+            raise UserError(
+                f'unknown setting "{path}": no group "{here}".{did_you_mean(group, known)} '
+                f"Groups here: {', '.join(known) or 'none'}"
+            )
+        node = node[group]
+    if last not in node and not groups[-1:] == ["options"]:
+        hint = did_you_mean(last, node) or _elsewhere(values, last)
+        raise UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(node)}')
+    node[last] = value
+
+
+def _elsewhere(values: dict[str, Any], key: str, prefix: str = "") -> str:
+    """' Did you mean "train.steps"?' when the key exists in another group."""
+    for name, inner in values.items():
+        if isinstance(inner, dict):
+            if key in inner:
+                return f' Did you mean "{prefix}{name}.{key}"?'
+            deeper = _elsewhere(inner, key, f"{prefix}{name}.")
+            if deeper:
+                return deeper
+    return ""
+
+
+def _parse(text: str) -> object:
+    lowered = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _convert(hint: Any, value: object, path: str) -> Any:
+    """Check `value` against a type hint; JSON lists and comma texts become tuples."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(typing.get_args(hint), value, path)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast("type[Any]", hint), value, path)
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(hint), value, path)
+    if origin is dict:
+        if isinstance(value, dict):
+            return dict(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    raise UserError(f'setting "{path}": expected {_describe(hint)}, got {value!r}')
+
+
+def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if option is not type(None):
+            try:
+                return _convert(option, value, path)
+            except UserError:
+                continue
+    expected = " or ".join("none" if option is type(None) else _describe(option) for option in options)
+    raise UserError(f'setting "{path}": expected {expected}, got {value!r}')
+
+
+def _convert_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        value = [_parse(part.strip()) for part in value.split(",")]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise UserError(f'setting "{path}": expected numbers separated by commas, got {value!r}')
+    each = [hints[0]] * len(value) if len(hints) == 2 and hints[1] is Ellipsis else list(hints)
+    if len(each) != len(value):
+        raise UserError(f'setting "{path}": expected {len(each)} values, got {len(value)}: {value!r}')
+    return tuple(_convert(hint, item, path) for hint, item in zip(each, value, strict=True))
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    return "numbers separated by commas" if typing.get_origin(hint) is tuple else "a table"

@@ -1,0 +1,71 @@
+"""Training state on disk: written atomically, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from degrid.files import atomic_write
+from degrid.types import UserError
+
+FORMAT = "degrid training state 1"
+
+
+def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write a training state; the file that was there stays until the new one is complete.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written to.
+    """
+    with atomic_write(path) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        UserError: missing, cut short, something else than a training state, or a file that would run code.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"refused to load {path}: it holds more than tensors and plain values, and loading it could run code"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged or not a checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training state of degrid; expected the last.ckpt of a run folder")
+    return state
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: object) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        UserError: the weights belong to another model; the message names the first differences.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in weights]
+    foreign = [key for key in weights if key not in own]
+    shapes = [
+        f"{key} is {list(weights[key].shape)}, the model wants {list(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if missing or foreign or shapes:
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("not in this model", foreign), ("of another shape", shapes))
+            if keys
+        ]
+        raise UserError(f"the weights of {source} belong to another model: {'; '.join(parts)}")
+    model.load_state_dict(weights)

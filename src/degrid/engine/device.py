@@ -1,0 +1,42 @@
+"""Where and in which number format the arithmetic runs."""
+
+from __future__ import annotations
+
+import torch
+
+from degrid.types import UserError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f'unknown device "{name}"; expected auto, cpu, cuda or cuda:1') from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise UserError(f'device "{name}": this machine has {torch.cuda.device_count()} usable GPUs; try --device cpu')
+    return device
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """A context in which convolutions run in bfloat16 if `precision` says so.
+
+    "auto" takes bfloat16 on GPUs that have it and float32 elsewhere.
+
+    Raises:
+        UserError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f'unknown precision "{precision}"; known: {", ".join(PRECISIONS)}')
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if fast else "float32"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

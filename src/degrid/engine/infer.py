@@ -1,0 +1,89 @@
+"""From an image to class ids, at the image's own size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from degrid.engine.device import autocast, pick_device
+from degrid.image import read_image, to_array
+from degrid.types import UserError
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """ids: uint8 [H,W], at the image's size; logits: float32 [C,h,w], at the head's stride; image: uint8 [H,W,3]."""
+
+    ids: np.ndarray
+    logits: np.ndarray
+    image: np.ndarray
+
+
+class Predictor:
+    """Predict class ids with a model, one image at a time.
+
+    Args:
+        model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]. It is moved to the device and
+            put in evaluation mode.
+        device: "auto", "cpu", "cuda", ...
+        precision: "auto", "float32" or "bfloat16".
+    """
+
+    def __init__(self, model: nn.Module, device: str = "auto", precision: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.precision = precision
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+
+    def __call__(self, image: ImageLike) -> np.ndarray:
+        """Class ids of an image, uint8 [H,W].
+
+        Args:
+            image: a file, a PIL image, a uint8 array [H,W,3] or [H,W], or a uint8 tensor [3,H,W]; RGB.
+        Raises:
+            UserError: the file is missing or damaged, or the array is of another kind.
+        """
+        return self.predict(image).ids
+
+    def predict(self, image: ImageLike) -> Prediction:
+        """Class ids together with the logits and the image as the model saw it."""
+        pixels = _pixels(image)
+        logits = self.logits(torch.from_numpy(pixels).permute(2, 0, 1))
+        ids = ids_at(logits, pixels.shape[:2])
+        return Prediction(ids.cpu().numpy(), logits[0].float().cpu().numpy(), pixels)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits [1,C,h,w], float32, at the head's stride, of a uint8 image [3,H,W]."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            batch = image[None].to(self.device, memory_format=torch.channels_last)
+            logits: Tensor = self.model(batch)
+        return logits.float()
+
+
+def ids_at(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Enlarge logits [1,C,h,w] to `size` (bilinear, half-pixel centres) and take the best class; uint8 [H,W]."""
+    with torch.inference_mode():
+        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return full[0].argmax(0).to(torch.uint8)
+
+
+def _pixels(image: ImageLike) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_array(image)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise UserError(f"expected a uint8 tensor [3,H,W], got {image.dtype} {list(image.shape)}")
+        return np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise UserError(f"expected a uint8 array [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
+    return np.ascontiguousarray(np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3)))

@@ -1,0 +1,60 @@
+"""Losses over the valid pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degrid.types import IGNORE_INDEX
+
+LOSS_SIZES = ("label", "logits")
+
+
+def num_valid(label: Tensor) -> int:
+    """Pixels that are not void."""
+    return int((label != IGNORE_INDEX).sum())
+
+
+def cross_entropy_sum(
+    logits: Tensor, label: Tensor, size: str = "label", class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and the weight it must be divided by, so that batches can be added up.
+
+    Void pixels count in neither. With no valid pixel the sum is 0, with a gradient of 0: never NaN.
+
+    Args:
+        logits: [N,C,h,w].
+        label: int64 [N,H,W], 0..C-1 or IGNORE_INDEX.
+        size: "label" enlarges the logits (bilinear, half-pixel centres); "logits" reduces the label
+            (nearest), which costs less and blurs the borders.
+        class_weights: [C]; a pixel counts by the weight of its true class.
+    Returns:
+        (sum, weight), float32 scalars; weight is the number of valid pixels, or the sum of their weights.
+    Source: DeepLab v3 (arXiv 1706.05587) section 4.1 enlarges the logits; DeepLab v2 reduced the labels.
+    """
+    logits = logits.float()
+    if size == "label":
+        if logits.shape[-2:] != label.shape[-2:]:
+            logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
+    else:
+        label = F.interpolate(label[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+    total = F.cross_entropy(logits, label, weight=class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
+    valid = label != IGNORE_INDEX
+    if class_weights is None:
+        return total, valid.sum().float()
+    return total, class_weights[label.clamp(max=len(class_weights) - 1)][valid].sum()
+
+
+def median_frequency_weights(class_pixels: Tensor) -> Tensor:
+    """Weight per class: median of the frequencies over the class's frequency; 0 for classes without pixels.
+
+    Args:
+        class_pixels: [C], pixels of each class in the training set.
+    Source: Eigen & Fergus, ICCV 2015, section 6.3.2, with the frequency over the whole set.
+    """
+    frequency = class_pixels.double() / class_pixels.sum().clamp(min=1)
+    present = frequency > 0
+    weights = torch.zeros_like(frequency)
+    weights[present] = frequency[present].median() / frequency[present]
+    return weights.float()

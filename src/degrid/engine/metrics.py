@@ -1,0 +1,136 @@
+"""Scores at dataset level, from integer counts: the same number however the images are divided up."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degrid.types import IGNORE_INDEX, LabelSpace, Scores, UserError
+
+
+class ConfusionMatrix:
+    """Counts of (truth, prediction) pairs, skipping void pixels.
+
+    counts: int64 [C,C]; rows are truth, columns prediction. Matrices of parts of a dataset can be added.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Add one image or batch.
+
+        Args:
+            prediction: integer ids 0..C-1, any shape.
+            label: integer ids 0..C-1 or IGNORE_INDEX, the same shape.
+        Raises:
+            UserError: shapes differ, or a label or prediction outside 0..C-1 that is not void.
+        """
+        if prediction.shape != label.shape:
+            raise UserError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
+        classes = self.num_classes
+        truth, guess = label.reshape(-1).long(), prediction.reshape(-1).long()
+        valid = truth != IGNORE_INDEX
+        truth, guess = truth[valid], guess[valid]
+        for what, ids in (("label", truth), ("prediction", guess)):
+            if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < classes):
+                foreign = sorted(set(ids[(ids < 0) | (ids >= classes)].tolist()))
+                raise UserError(
+                    f"{what} holds id {', '.join(map(str, foreign[:5]))}; expected 0 to {classes - 1}"
+                    + (f" or {IGNORE_INDEX} (void)" if what == "label" else "")
+                )
+        counts = torch.bincount(truth * classes + guess, minlength=classes * classes)
+        self.counts += counts.reshape(classes, classes).cpu()
+
+
+class BoundaryCounts:
+    """Counts for boundary IoU: how well the contour bands of truth and prediction agree.
+
+    The band of a label map holds every pixel within `width` pixels (chessboard distance) of another class or
+    of the image border. Void pixels of the truth are void in the prediction too, and are never counted.
+
+    Source: Cheng et al., Boundary IoU (arXiv 2103.16562), section 4, applied to every class of a semantic map;
+    the band is 2 % of the image diagonal wide there.
+    """
+
+    def __init__(self, num_classes: int, width_share: float = 0.02) -> None:
+        self.width_share = width_share
+        self.intersection = torch.zeros(num_classes, dtype=torch.int64)
+        self.union = torch.zeros(num_classes, dtype=torch.int64)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Add one image; both integer [H,W]."""
+        label = label.long()
+        prediction = torch.where(label == IGNORE_INDEX, label, prediction.long())
+        height, width = label.shape
+        band_width = max(1, round(self.width_share * (height**2 + width**2) ** 0.5))
+        in_truth = contour_band(label, band_width) & (label != IGNORE_INDEX)
+        in_guess = contour_band(prediction, band_width) & (label != IGNORE_INDEX)
+        both = in_truth & in_guess & (label == prediction)
+        shared, truth, guess = (
+            torch.bincount(ids, minlength=len(self.union)).cpu()
+            for ids in (label[both], label[in_truth], prediction[in_guess])
+        )
+        self.intersection += shared
+        self.union += truth + guess - shared
+
+
+def contour_band(ids: Tensor, width: int) -> Tensor:
+    """Pixels within `width` pixels (chessboard distance) of another id or of the border; bool [H,W].
+
+    Args:
+        ids: integer [H,W].
+    """
+    # A border of a foreign value makes the image edge a contour.
+    field = F.pad(ids[None, None].float(), (1, 1, 1, 1), value=-1.0)
+
+    def window_max(values: Tensor) -> Tensor:
+        rows = F.max_pool2d(values, (2 * width + 1, 1), stride=1, padding=(width, 0))
+        return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
+
+    differs = (window_max(field) != field) | (-window_max(-field) != field)
+    return differs[0, 0, 1:-1, 1:-1]
+
+
+def scores(
+    confusion: ConfusionMatrix, labels: LabelSpace, num_images: int, boundary: BoundaryCounts | None = None
+) -> Scores:
+    """Derive every score from the counts.
+
+    IoU = TP / (TP + FP + FN). The means run over the classes present in truth or prediction (IoU) and over the
+    classes present in truth (accuracy). With no valid pixel at all every score is 0.
+    """
+    counts = confusion.counts.double()
+    hit, truth, guess = counts.diag(), counts.sum(1), counts.sum(0)
+    union = truth + guess - hit
+    class_iou = _ratios(hit, union)
+    class_accuracy = _ratios(hit, truth)
+    total = max(1.0, truth.sum().item())
+    weighted = sum(iou * share for iou, share in zip(class_iou, (truth / total).tolist(), strict=True) if iou)
+    class_boundary = _ratios(boundary.intersection.double(), boundary.union.double()) if boundary else None
+    return Scores(
+        miou=_mean(class_iou),
+        pixel_accuracy=hit.sum().item() / total,
+        mean_accuracy=_mean(class_accuracy),
+        frequency_weighted_iou=weighted,
+        boundary_iou=_mean(class_boundary) if class_boundary else None,
+        class_names=labels.names,
+        class_iou=class_iou,
+        class_accuracy=class_accuracy,
+        class_boundary_iou=class_boundary,
+        class_pixels=tuple(int(count) for count in truth.tolist()),
+        num_classes_counted=sum(iou is not None for iou in class_iou),
+        num_images=num_images,
+        confusion=tuple(tuple(row) for row in confusion.counts.tolist()),
+    )
+
+
+def _ratios(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:
+    return tuple(p / w if w else None for p, w in zip(part.tolist(), whole.tolist(), strict=True))
+
+
+def _mean(values: tuple[float | None, ...]) -> float:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else 0.0

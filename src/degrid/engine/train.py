@@ -1,0 +1,217 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from degrid.engine.checkpoint import load_state, load_weights, save_state
+from degrid.engine.device import autocast
+from degrid.engine.log import RunLog
+from degrid.engine.losses import cross_entropy_sum
+from degrid.engine.optim import set_learning_rate
+from degrid.types import Batch, Scores, UserError
+
+
+@dataclass
+class Training:
+    """Everything that changes during training, and what it takes to put it on disk and back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None = None
+    step: int = 0
+    best_miou: float = -1.0
+
+    def save(self, path: Path) -> None:
+        """Write the state atomically."""
+        device = next(self.model.parameters()).device
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "step": self.step,
+            "best_miou": self.best_miou,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+        save_state(path, state)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a state.
+
+        Raises:
+            UserError: no such file, a damaged one, or the state of another model.
+        """
+        state = load_state(path)
+        load_weights(self.model, state["model"], path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise UserError(f"the optimiser state in {path} belongs to other settings: {error}") from error
+        if (self.average is None) != (state["average"] is None):
+            raise UserError(f"{path} was written with another train.ema setting; use the run's own run.json")
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.step, self.best_miou = state["step"], state["best_miou"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"], next(self.model.parameters()).device)
+
+    @property
+    def weights(self) -> nn.Module:
+        """What is evaluated and published: the moving average where there is one."""
+        averaged: nn.Module | None = self.average.module if self.average else None
+        return averaged or self.model
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and is safe on disk
+    """The user stopped the run; its state is saved."""
+
+
+def train(
+    state: Training,
+    batches: Iterator[Batch],
+    folder: Path,
+    log: RunLog,
+    *,
+    steps: int,
+    lr_at: Callable[[int], float],
+    accumulate: int = 1,
+    loss_size: str = "label",
+    class_weights: Tensor | None = None,
+    precision: str = "auto",
+    eval_every: int = 1000,
+    save_every: int = 0,
+    validate: Callable[[nn.Module, int], Scores] | None = None,
+    publish: Callable[[nn.Module], None] = lambda model: None,
+) -> None:
+    """Train until `steps`, saving `last.ckpt`, and `best.ckpt` with the published model at the best mIoU.
+
+    Args:
+        state: model, optimiser and the step to start from.
+        batches: micro-batches, beginning with the first one of step `state.step`.
+        folder: the run folder.
+        lr_at: base learning rate at a step, from 0.
+        accumulate: micro-batches per step; the gradient is that of the mean over all their valid pixels.
+        class_weights: [C], see `cross_entropy_sum`.
+        eval_every, save_every: in steps; save_every 0 saves at validations only. The last step does both.
+        validate: (model, step) -> scores; without it the newest model counts as the best.
+        publish: writes the model for use.
+    Raises:
+        UserError: the loss is not finite; the message names the step.
+        Stopped: on Ctrl-C or SIGTERM, after the state was saved.
+    """
+    device = next(state.model.parameters()).device
+    class_weights = class_weights.to(device) if class_weights is not None else None
+    with _stop_requested() as stop:
+        while state.step < steps:
+            began = time.monotonic()
+            lr = lr_at(state.step)
+            set_learning_rate(state.optimizer, lr)
+            micro = [next(batches) for _ in range(accumulate)]
+            loss = _step(state, micro, device, loss_size, class_weights, precision)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
+                    f"{folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
+                )
+            state.step += 1
+            seconds = time.monotonic() - began
+            log.step(state.step, loss, lr, sum(len(batch.image) for batch in micro) / seconds)
+
+            finished = state.step == steps
+            if finished or state.step % eval_every == 0:
+                _validate_and_publish(state, folder, log, validate, publish)
+                state.save(folder / "last.ckpt")
+            elif stop.is_set() or (save_every and state.step % save_every == 0):
+                state.save(folder / "last.ckpt")
+            if stop.is_set() and not finished:
+                raise Stopped
+
+
+def _step(
+    state: Training,
+    micro: list[Batch],
+    device: torch.device,
+    loss_size: str,
+    class_weights: Tensor | None,
+    precision: str,
+) -> float:
+    """One optimiser step; the mean loss over the valid pixels of all micro-batches."""
+    state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=device)
+    weight = torch.zeros((), device=device)
+    for batch in micro:
+        image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with autocast(device, precision):
+            logits = state.model(image)
+        part, part_weight = cross_entropy_sum(logits, batch.label.to(device), loss_size, class_weights)
+        part.backward()  # type: ignore[no-untyped-call]
+        total += part.detach()
+        weight += part_weight
+    # Dividing the summed gradients afterwards makes the mean run over all micro-batches, however their void
+    # pixels are spread. A step without any valid pixel has gradient 0.
+    scale = 1 / weight.clamp(min=1e-12)
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+    loss = float(total * scale) if weight > 0 else 0.0
+    if math.isfinite(loss):
+        state.optimizer.step()
+        if state.average:
+            state.average.update_parameters(state.model)
+    return loss
+
+
+def _validate_and_publish(
+    state: Training,
+    folder: Path,
+    log: RunLog,
+    validate: Callable[[nn.Module, int], Scores] | None,
+    publish: Callable[[nn.Module], None],
+) -> None:
+    if validate is None:
+        publish(state.weights)
+        return
+    found = validate(state.weights, state.step)
+    log.validation(state.step, found)
+    if found.miou > state.best_miou:
+        state.best_miou = found.miou
+        publish(state.weights)
+        state.save(folder / "best.ckpt")
+
+
+@contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step in progress is finished; a second one kills."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals can only be caught in the main thread
+        return
+
+    def request(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,101 @@
+"""Write files so that a reader never sees half of one: temporary name beside the target, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from degrid.types import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path to write to; rename it to `path` on success, remove it on any failure.
+
+    Whatever goes wrong, the old file at `path` stays as it was. Parent folders are made.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        # mkstemp makes private files; give what an ordinary open() would have given.
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise UserError(f"could not write {target}: {reason}; what was there before is unchanged") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], kind: str) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        kind: what the file is meant to be, for the message ("model config").
+    Raises:
+        UserError: missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the {kind} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"the {kind} {path} is not valid JSON: {error}") from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EFBIG: "the file would be larger than allowed",
+}
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why a write failed, looking through wrappers: some libraries raise their own type from an OSError."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _REASONS:
+            return _REASONS[error.errno]
+        # torch.save and safetensors report a failed write in words only.
+        if "No space left" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+            return _REASONS[errno.ENOSPC]
+        error = error.__cause__ or error.__context__
+    return None

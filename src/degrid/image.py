@@ -1,0 +1,104 @@
+"""Pictures in and out: any image file as RGB pixels; class ids as palette PNG and as overlay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+"""File names that count as images, in lower case."""
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a file completely.
+
+    Raises:
+        UserError: missing, not an image, cut short, or too large to be one image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened.copy() if opened.format == "GIF" else opened
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {path}") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image that can be read ({Path(path).stat().st_size} bytes)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is damaged or cut short: {error}") from error
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as RGB, uint8 [H,W,3], turned as its EXIF orientation says.
+
+    Grey becomes three equal channels, 16-bit values are divided by 257, transparency is dropped, CMYK is
+    converted.
+
+    Raises:
+        UserError: see `open_image`.
+    """
+    return to_array(open_image(path))
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """RGB pixels of a PIL image, uint8 [H,W,3]; see `read_image` for the other kinds."""
+    import numpy as np
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        # 16-bit greyscale; 32-bit modes hold the same range in practice.
+        grey = values / 257 if values.max(initial=0) > 255 else values
+        return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, PIL would warn
+    return np.array(image.convert("RGB"))
+
+
+def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
+    """Class ids as an 8-bit palette image: the values are the ids, the palette shows the classes' colours.
+
+    Args:
+        ids: uint8 [H,W]; IGNORE_INDEX shows as light grey.
+    """
+    from PIL import Image
+
+    image = Image.frombytes("P", (ids.shape[1], ids.shape[0]), ids.tobytes())
+    image.putpalette(color_table(labels).tobytes())
+    return image
+
+
+def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alpha: float = 0.55) -> np.ndarray:
+    """The image with the classes' colours laid over; uint8 [H,W,3].
+
+    Args:
+        image: uint8 [H,W,3].
+        ids: uint8 [H,W]; void pixels stay as they are.
+        alpha: weight of the colour, 0 to 1.
+    """
+    import numpy as np
+
+    weight = np.full(256, round(256 * alpha), np.uint16)
+    weight[IGNORE_INDEX] = 0
+    share = weight[ids][..., None]
+    mixed = (image.astype(np.uint16) * (256 - share) + color_table(labels)[ids] * share + 128) >> 8
+    return mixed.astype(np.uint8)
+
+
+def color_table(labels: LabelSpace) -> np.ndarray:
+    """Colours by id, uint8 [256,3]: the classes', black for ids without a class, light grey for void."""
+    import numpy as np
+
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(labels)] = labels.colors
+    table[IGNORE_INDEX] = (224, 224, 224)
+    return table

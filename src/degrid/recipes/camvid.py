@@ -1,0 +1,19 @@
+"""CamVid, 11 classes, 480x360."""
+
+from __future__ import annotations
+
+from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+
+
+def camvid() -> RunConfig:
+    """DeepLab v3+ on MobileNetV2 at output stride 16.
+
+    Command: degrid train camvid --data CamVid --set model.pretrained=mobilenet_v2.pth
+    """
+    return RunConfig(
+        name="camvid",
+        model=ModelConfig(network="deeplabv3plus", encoder="timm:mobilenetv2_100", output_stride=16),
+        data=DataConfig(path="camvid", crop=(320, 320), scale=(0.5, 1.5), jitter=(0.3, 0.3, 0.3, 0.05)),
+        optim=OptimConfig(lr=0.02, head_factor=5.0, head_bias_factor=5.0, warmup=50),
+        train=TrainConfig(steps=1000, batch_size=8, eval_every=250, ema=0.99),
+    )

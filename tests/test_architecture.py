@@ -1,0 +1,77 @@
+"""Who may import whom, and that light imports stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "degrid"
+LEAVES = {"types", "catalog", "files", "image"}
+PARTS = {"smoothing", "models", "data", "engine", "analysis"}
+ALLOWED = {
+    "types": set(),
+    "catalog": {"types"},
+    "files": {"types"},
+    "image": {"types"},
+    "config": {"types", "catalog"},
+    "recipes": {*LEAVES, "config", "recipes"},
+    "assemble": {*LEAVES, *PARTS, "config", "recipes", "assemble"} - {"analysis"},
+    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "cli"},
+    "__main__": {"cli"},
+    **{part: {*LEAVES, part} for part in PARTS},
+}
+
+
+def own_imports(file: Path) -> set[str]:
+    """The parts of degrid that a file imports, at any depth; "degrid" for the package's own names."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "degrid" else {node.module}
+    return {name.split(".")[1] for name in found if name.startswith("degrid.")}
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda f: f.relative_to(SOURCE).as_posix())
+def test_imports_follow_the_star(file):
+    part = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return  # the package's face names everything, lazily
+    assert own_imports(file) <= ALLOWED[part], f"{part} may import only {sorted(ALLOWED[part])}"
+
+
+def test_the_import_reader_sees_imports(tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text("def f():\n    from degrid import config\n    import degrid.data.image\n    from degrid.engine.x import y\n")
+    assert own_imports(file) == {"config", "data", "engine"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Modules in memory after running `code` in a fresh interpreter."""
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+HEAVY = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard"}
+
+
+@pytest.mark.parametrize("code", ["import degrid", "import degrid.cli", "import degrid.recipes"])
+def test_light_imports(code):
+    assert not HEAVY & loaded_by(code)
+
+
+def test_the_light_import_test_can_fail():
+    assert "torch" in HEAVY & loaded_by("import degrid; degrid.Predictor")
+
+
+def test_public_names_exist_and_unknown_ones_do_not():
+    import degrid
+
+    for name in degrid.__all__:
+        assert getattr(degrid, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        degrid.no_such_name  # noqa: B018

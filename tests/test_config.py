@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from degrid import config, recipes
+from degrid.types import UserError
+
+
+def test_round_trip_through_json():
+    chosen = config.override(
+        config.RunConfig(),
+        ["model.multi_grid=1,2,4", "model.smoothing.options.sigma=shared", "data.crop=[64,96]", "optim.lr=1e-3"],
+    )
+    again = config.from_dict(config.RunConfig, json.loads(json.dumps(config.to_dict(chosen))))
+    assert again == chosen
+    assert chosen.model.multi_grid == (1, 2, 4)
+    assert chosen.model.smoothing.options == {"sigma": "shared"}
+    assert chosen.data.crop == (64, 96)
+    assert chosen.optim.lr == 0.001
+
+
+def test_override_leaves_the_rest_alone():
+    chosen = config.override(config.RunConfig(), ["train.steps=7"])
+    assert config.to_dict(chosen)["train"] == {**config.to_dict(config.RunConfig())["train"], "steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.stpes=7", 'unknown setting "train.stpes". Did you mean "steps"'),
+        ("trian.steps=7", 'no group "trian". Did you mean "train"'),
+        ("steps=7", 'Did you mean "train.steps"'),
+        ("train.steps", "expected a setting like"),
+        ("train.steps=many", 'setting "train.steps": expected a whole number, got \'many\''),
+        ("train.steps=1.5", "expected a whole number"),
+        ("train.steps=true", "expected a whole number"),
+        ("data.crop=64", "expected 2 values, got 1"),
+        ("data.crop=a,b", 'setting "data.crop": expected a whole number'),
+        ("model.separable=3", "expected true or false"),
+        ("model.rates=6,x", "expected numbers separated by commas or none"),
+        ("model.smoothing=ssc", 'setting "model.smoothing": expected a table|model.smoothing: expected a table'),
+        ("train.steps.more=1", 'no group "train.steps"'),
+    ],
+)
+def test_mistakes_are_named(assignment, message):
+    with pytest.raises(UserError) as error:
+        config.override(config.RunConfig(), [assignment])
+    assert any(part in str(error.value) for part in message.split("|"))
+
+
+def test_pretrained_takes_a_switch_or_a_path():
+    assert config.override(config.RunConfig(), ["model.pretrained=false"]).model.pretrained is False
+    assert config.override(config.RunConfig(), ["model.pretrained=a/b.pth"]).model.pretrained == "a/b.pth"
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_complete(name, tmp_path):
+    chosen = recipes.load(name)
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"config": config.to_dict(chosen)}))
+    assert recipes.load(str(file)) == chosen
+    assert "Command: degrid train" in recipes.RECIPES[name].__doc__
+
+
+def test_unknown_recipe_and_file():
+    with pytest.raises(UserError, match='unknown recipe "camvd"\\. Did you mean "camvid"'):
+        recipes.load("camvd")
+    with pytest.raises(UserError, match=r"cannot read the settings file .*missing\.json"):
+        recipes.load("missing.json")
+
+
+def test_own_recipe(tmp_path, monkeypatch):
+    (tmp_path / "my_recipes.py").write_text(
+        "from degrid.config import RunConfig\ndef mine(): return RunConfig(name='mine')\ndef broken(): return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert recipes.load("my_recipes:mine").name == "mine"
+    with pytest.raises(UserError, match="returned int"):
+        recipes.load("my_recipes:broken")
+    with pytest.raises(UserError, match='has no "mien". Did you mean "mine"'):
+        recipes.load("my_recipes:mien")
+    with pytest.raises(UserError, match='no module "nowhere_at_all"'):
+        recipes.load("nowhere_at_all:f")

@@ -1,0 +1,339 @@
+"""The loop on a small network and random images: resume, accumulation, faults."""
+
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from degrid.engine import checkpoint
+from degrid.engine.log import RunLog, read_metrics
+from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule, set_learning_rate
+from degrid.engine.train import Stopped, Training, train
+from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
+
+
+class Net(nn.Module):
+    """Two convolutions with batch norm and dropout: everything whose state a resume must bring back."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Conv2d(6, 3, 1)
+
+    def forward(self, image):
+        return self.head(self.encoder(image.float() / 255))
+
+
+def batch(k):
+    rng = np.random.default_rng(k)
+    image = torch.from_numpy(rng.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8))
+    label = torch.from_numpy(rng.integers(0, 3, (2, 8, 8)))
+    label[:, 0, : k % 5] = IGNORE_INDEX
+    return Batch(image, label, ("a", "b"))
+
+
+def batches(start=0):
+    k = start
+    while True:
+        yield batch(k)
+        k += 1
+
+
+def new_state(ema=0.9, optimizer="sgd", lr=0.1):
+    torch.manual_seed(3)
+    model = Net()
+    groups = parameter_groups(model, weight_decay=1e-3, head_factor=2, head_bias_factor=4)
+    average = moving_average(model, ema) if ema else None
+    return Training(model, make_optimizer(optimizer, groups, lr, 0.9), average)
+
+
+def go(state, folder, steps, **kwargs):
+    accumulate = kwargs.get("accumulate", 1)
+    source = kwargs.pop("source", batches)(state.step * accumulate)
+    with RunLog(folder, kwargs.pop("total", steps), state.step, quiet=True) as log:
+        train(state, source, folder, log, steps=steps, lr_at=poly_schedule(0.1, 20, warmup=2), **kwargs)
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder) if "loss" in record]
+
+
+def tensors(state):
+    return [*state.model.state_dict().values(), *(state.average.state_dict().values() if state.average else [])]
+
+
+@pytest.mark.parametrize(("optimizer", "ema", "accumulate"), [("sgd", 0.9, 1), ("adamw", 0.0, 3)])
+def test_resume_equals_never_having_stopped(tmp_path, optimizer, ema, accumulate):
+    whole, first, second = (new_state(ema, optimizer) for _ in range(3))
+    torch.manual_seed(7)
+    go(whole, tmp_path / "whole", 12, accumulate=accumulate)
+    torch.manual_seed(7)
+    go(first, tmp_path / "parts", 5, accumulate=accumulate)
+    torch.manual_seed(99)  # whatever state the new process has
+    second.restore(tmp_path / "parts" / "last.ckpt")
+    go(second, tmp_path / "parts", 12, accumulate=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(second), strict=True))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert len(losses(tmp_path / "whole")) == 12
+
+
+def test_golden_loss_curve(tmp_path):
+    """A refactor must not change these numbers; a change of numerics updates them and says so."""
+    go(new_state(), tmp_path, 20)
+    golden = [
+        1.2095, 1.1724, 1.1576, 1.1017, 1.1409, 1.1096, 1.1338, 1.1543, 1.1262, 1.1163,
+        1.1060, 1.1058, 1.1152, 1.0970, 1.1000, 1.0884, 1.1079, 1.0987, 1.1014, 1.1078,
+    ]  # fmt: skip
+    assert losses(tmp_path) == pytest.approx(golden, abs=2e-4)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    """The mean runs over all valid pixels, though the micro-batches hold different numbers of them."""
+
+    def no_noise():
+        state = new_state(ema=0)
+        state.model.encoder[1] = nn.Identity()  # batch statistics differ between small and large batches
+        state.model.encoder[3] = nn.Identity()
+        state.optimizer = make_optimizer("sgd", parameter_groups(state.model, 1e-3), 0.1, 0.9)
+        return state
+
+    def large(start):
+        for k in range(start, 100):
+            parts = [batch(2 * k), batch(2 * k + 1)]
+            yield Batch(torch.cat([p.image for p in parts]), torch.cat([p.label for p in parts]), ())
+
+    small_steps, large_steps = no_noise(), no_noise()
+    go(small_steps, tmp_path / "small", 4, accumulate=2)
+    go(large_steps, tmp_path / "large", 4, source=large)
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "large"), rel=1e-5)
+    for a, b in zip(tensors(small_steps), tensors(large_steps), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_overfits_one_batch(tmp_path):
+    state = new_state(ema=0)
+    state.model.encoder = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU())
+    state.model.head = nn.Conv2d(64, 3, 1)
+    state.optimizer = make_optimizer("adamw", parameter_groups(state.model, 0, 1, 1), 0.1, 0.9)
+
+    def same(start):
+        while True:
+            yield batch(0)
+
+    with RunLog(tmp_path, 300, quiet=True) as log:
+        train(state, same(0), tmp_path, log, steps=300, lr_at=lambda step: 0.01, eval_every=10**6)
+    assert losses(tmp_path)[-1] < 0.05
+
+
+def test_all_void_batch_does_no_harm(tmp_path):
+    def void(start):
+        while True:
+            yield Batch(batch(0).image, torch.full((2, 8, 8), IGNORE_INDEX), ())
+
+    state = new_state(ema=0)
+    before = [p.clone() for p in state.model.head.parameters()]
+    state.optimizer = make_optimizer("sgd", parameter_groups(state.model, 0), 0.1, 0.9)
+    go(state, tmp_path, 2, source=void)
+    assert losses(tmp_path) == [0, 0]
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.head.parameters(), strict=True))
+
+
+def test_non_finite_loss_stops_with_the_step_named_and_keeps_the_checkpoint(tmp_path):
+    state = new_state()
+
+    def poisoned(start):
+        for k in range(start, 100):
+            if k == 3:
+                with torch.no_grad():
+                    state.model.head.bias[0] = float("nan")
+            yield batch(k)
+
+    with pytest.raises(UserError, match=r"the loss is nan at step 4 .*last\.ckpt.*lower optim\.lr"):
+        go(state, tmp_path, 10, source=poisoned, save_every=1)
+    good = checkpoint.load_state(tmp_path / "last.ckpt")
+    assert good["step"] == 3
+    assert all(torch.isfinite(value).all() for value in good["model"].values())
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+    state = new_state()
+
+    def interrupted(start):
+        for k in range(start, 100):
+            if k == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch(k)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped):
+        go(state, tmp_path, 10, source=interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+    again = new_state()
+    again.restore(tmp_path / "last.ckpt")
+    assert again.step == 5
+    go(again, tmp_path, 10)
+    assert [record["step"] for record in read_metrics(tmp_path)] == list(range(1, 11))
+
+
+def test_trains_in_another_thread_too(tmp_path):
+    thread = threading.Thread(target=go, args=(new_state(), tmp_path, 2))
+    thread.start()
+    thread.join()
+    assert len(losses(tmp_path)) == 2
+
+
+def test_best_is_kept_and_last_moves_on(tmp_path):
+    found = iter([0.3, 0.5, 0.4])
+    published = []
+
+    def validate(model, step):
+        value = next(found)
+        return Scores(value, value, value, value, None, ("a",), (value,), (value,), None, (1,), 1, 1, ((1,),))
+
+    go(
+        new_state(),
+        tmp_path,
+        6,
+        eval_every=2,
+        validate=validate,
+        publish=lambda m: published.append(m.head.weight.detach().clone()),
+    )
+    best, last = (checkpoint.load_state(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
+    assert (best["step"], last["step"], best["best_miou"], last["best_miou"]) == (4, 6, 0.5, 0.5)
+    assert len(published) == 2
+    # What is published is the moving average, not the raw weights.
+    assert torch.equal(published[-1], best["average"]["module.head.weight"])
+    assert not torch.equal(published[-1], best["model"]["head.weight"])
+
+
+def test_moving_average_by_hand():
+    model = nn.Conv2d(1, 1, 1, bias=False)
+    average = moving_average(model, 0.9)
+    expected = None
+    for n, value in enumerate([1.0, 2.0, 4.0]):
+        model.weight.data.fill_(value)
+        average.update_parameters(model)
+        keep = min(0.9, (1 + n) / (10 + n))
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+    assert float(average.module.weight.detach()) == pytest.approx(expected)
+
+
+def test_groups_and_schedule():
+    model = Net()
+    groups = {g["name"]: g for g in parameter_groups(model, 0.5, head_factor=10, head_bias_factor=20)}
+    assert [id(p) for p in groups["encoder weights"]["params"]] == [id(model.encoder[0].weight)]
+    assert {id(p) for p in groups["encoder rest"]["params"]} == {
+        id(model.encoder[0].bias),
+        id(model.encoder[1].weight),
+        id(model.encoder[1].bias),
+    }
+    assert [(g["factor"], g["weight_decay"]) for g in groups.values()] == [(1, 0.5), (1, 0), (10, 0.5), (20, 0)]
+    optimizer = make_optimizer("sgd", groups.values(), 1.0, 0.9)
+    at = poly_schedule(0.02, 100, power=0.9, warmup=4)
+    assert at(0) == pytest.approx(0.02 / 5)
+    assert at(50) == pytest.approx(0.02 * 0.5**0.9)
+    assert at(100) == 0
+    set_learning_rate(optimizer, at(50))
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([at(50), at(50), 10 * at(50), 20 * at(50)])
+    with pytest.raises(UserError, match='unknown optimiser "adam"'):
+        make_optimizer("adam", groups.values(), 1.0, 0.9)
+
+
+def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    state = new_state()
+    state.save(tmp_path / "last.ckpt")
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def full(value, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    state.step = 5
+    with pytest.raises(UserError, match="the disk is full; what was there before is unchanged"):
+        state.save(tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "model": Evil()}, "evil.ckpt")
+    with pytest.raises(UserError, match="refused to load .*could run code"):
+        checkpoint.load_state("evil.ckpt")
+    assert not (tmp_path / "executed").exists()
+    torch.load("evil.ckpt", weights_only=False)  # the trap works: loaded carelessly, it does run code
+    assert (tmp_path / "executed").exists()
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path):
+    file = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match="no checkpoint at"):
+        checkpoint.load_state(file)
+    new_state().save(file)
+    whole = file.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 5):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="damaged or not a checkpoint|refused to load"):
+            checkpoint.load_state(file)
+    torch.save({"state_dict": {}}, file)
+    with pytest.raises(UserError, match="is not a training state of degrid"):
+        checkpoint.load_state(file)
+
+
+def test_state_of_another_model_is_named(tmp_path):
+    state = new_state()
+    state.save(tmp_path / "last.ckpt")
+    other = new_state()
+    other.model.head = nn.Conv2d(6, 5, 1)
+    other.model.extra = nn.Conv2d(1, 1, 1)
+    with pytest.raises(UserError, match=r"another model: 2 missing \(extra\.weight.*head\.weight is \[3, 6, 1, 1\]"):
+        other.restore(tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"another train\.ema setting"):
+        new_state(ema=0).restore(tmp_path / "last.ckpt")
+
+
+def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path):
+    lines = [{"step": k, "loss": float(k)} for k in range(1, 6)]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with RunLog(tmp_path, 10, start=3, quiet=True) as log:
+        log.step(4, 9.0, 0.1, 1.0)
+    assert losses(tmp_path) == [1, 2, 3, 9]
+
+
+def test_tensorboard_holds_everything(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    labels = LabelSpace(("sky", "pole"), ((0, 0, 0), (255, 255, 255)))
+    found = Scores(0.5, 0.75, 0.6, 0.7, None, labels.names, (0.4, 0.6), (0.5, 0.7), None, (1, 1), 2, 1, ((1, 0), (0, 1)))
+    with RunLog(tmp_path, 10, quiet=True) as log:
+        log.step(1, 2.0, 0.1, 1.0)
+        log.validation(1, found)
+        log.panel(1, "val/picture", np.zeros((4, 6, 3), np.uint8))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    values = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert values == pytest.approx(
+        {
+            "train/loss": 2.0,
+            "train/lr": 0.1,
+            "val/mIoU": 0.5,
+            "val/pixel accuracy": 0.75,
+            "val/mean accuracy": 0.6,
+            "val IoU/sky": 0.4,
+            "val IoU/pole": 0.6,
+        }
+    )
+    assert events.Tags()["images"] == ["val/picture"]
+    assert "val mIoU 50.00 %" in (tmp_path / "log.txt").read_text()
