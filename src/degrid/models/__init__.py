@@ -1,0 +1,25 @@
+"""The networks: encoder, head, and the Segmenter that joins them. They do not know that smoothing exists."""
+
+from degrid.models.batch_norm import freeze_batch_norm
+from degrid.models.build import NETWORKS
+from degrid.models.encoder import Encoder, TimmEncoder, build_encoder
+from degrid.models.heads import ASPP, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead
+from degrid.models.info import ModelInfo, describe
+from degrid.models.segmenter import Segmenter
+from degrid.models.weights import read_weights
+
+__all__ = [
+    "ASPP",
+    "NETWORKS",
+    "DeepLabV2Head",
+    "DeepLabV3Head",
+    "DeepLabV3PlusHead",
+    "Encoder",
+    "ModelInfo",
+    "Segmenter",
+    "TimmEncoder",
+    "build_encoder",
+    "describe",
+    "freeze_batch_norm",
+    "read_weights",
+]

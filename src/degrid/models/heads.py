@@ -1,0 +1,170 @@
+"""DeepLab heads: features in, logits out."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Rates of v3's ASPP where features have stride 16 (arXiv 1706.05587 section 3.3); they scale with resolution.
+V3_RATES_AT_STRIDE_16 = (6, 12, 18)
+V2_RATES = (6, 12, 18, 24)
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel: int, rate: int = 1, separable: bool = False
+) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; size-keeping.
+
+    separable: depthwise k x k, batch norm, ReLU, then 1x1 (v3+, arXiv 1802.02611 section 3.2).
+    """
+    padding = rate * (kernel // 2)
+
+    def layers(channels: int, out: int, size: int, pad: int, dilation: int, groups: int) -> list[nn.Module]:
+        conv = nn.Conv2d(channels, out, size, padding=pad, dilation=dilation, groups=groups, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        return [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+
+    if not separable or kernel == 1:
+        return nn.Sequential(*layers(in_channels, out_channels, kernel, padding, rate, 1))
+    depthwise = layers(in_channels, in_channels, kernel, padding, rate, in_channels)
+    return nn.Sequential(*depthwise, *layers(in_channels, out_channels, 1, 0, 1, 1))
+
+
+def classifier(in_channels: int, num_classes: int, kernel: int = 1, rate: int = 1) -> nn.Conv2d:
+    """The last convolution: with bias, weights from N(0, 0.01), biases 0, as in Caffe's DeepLab."""
+    conv = nn.Conv2d(in_channels, num_classes, kernel, padding=rate * (kernel // 2), dilation=rate)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(cast(Tensor, conv.bias))
+    return conv
+
+
+class DeepLabV2Head(nn.Module):
+    """Summed ASPP: one 3x3 classifier per rate on the last feature, added up. With one rate: LargeFOV.
+
+    No batch norm, no ReLU; logits at the stride of the last feature.
+
+    Source: DeepLab v2 (arXiv 1606.00915) section 3.2; rates 6, 12, 18, 24 (ASPP-L) or 12 (LargeFOV).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, rates: tuple[int, ...] = V2_RATES) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(classifier(in_channels, num_classes, 3, rate) for rate in rates)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features, fine to coarse -> logits [N,C,h,w]."""
+        return torch.stack([branch(features[-1]) for branch in self.branches]).sum(0)
+
+
+class ImagePooling(nn.Module):
+    """The image's mean feature through a 1x1 convolution, spread over every position.
+
+    With one image in training, batch norm has a single value per channel: its deviation is 0 and says nothing, so
+    the running statistics are used instead (they are not updated by such batches).
+
+    Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = conv_norm_relu(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W], constant over the image."""
+        pooled = x.mean((2, 3), keepdim=True)
+        conv, norm, relu = self.project
+        if norm.training and len(x) == 1:
+            norm = cast(nn.BatchNorm2d, norm)
+            pooled = F.batch_norm(
+                conv(pooled), norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+            )
+            pooled = relu(pooled)
+        else:
+            pooled = self.project(pooled)
+        # Broadcast, never interpolate: runtimes differ in how they enlarge a single pixel.
+        return pooled.expand(-1, -1, *x.shape[-2:])
+
+
+class ASPP(nn.Module):
+    """Concatenated atrous spatial pyramid pooling: 1x1, one 3x3 per rate, image pooling; projected by a 1x1.
+
+    Args:
+        rates: of the 3x3 branches, pixels of the feature map.
+        dropout: share of values dropped after the projection, 0 to 1.
+        separable: depthwise-separable 3x3 branches.
+    Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, rates: tuple[int, ...], dropout: float = 0.1, separable: bool = False
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                conv_norm_relu(in_channels, channels, 1),
+                *(conv_norm_relu(in_channels, channels, 3, rate, separable) for rate in rates),
+                ImagePooling(in_channels, channels),
+            ]
+        )
+        self.project = conv_norm_relu(channels * len(self.branches), channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,h,w] -> [N,channels,h,w]."""
+        joined = torch.cat([branch(x) for branch in self.branches], dim=1)
+        return cast(Tensor, self.dropout(self.project(joined)))
+
+
+class DeepLabV3Head(nn.Module):
+    """ASPP and a 1x1 classifier on the last feature; logits at its stride.
+
+    Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
+    """
+
+    def __init__(self, aspp: ASPP, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.aspp = aspp
+        self.classifier = classifier(channels, num_classes)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features, fine to coarse -> logits [N,C,h,w]."""
+        return cast(Tensor, self.classifier(self.aspp(features[-1])))
+
+
+class DeepLabV3PlusHead(nn.Module):
+    """ASPP, and a decoder that joins it with a fine feature; logits at the fine feature's stride, 4.
+
+    Args:
+        low_level: index of the fine feature.
+        low_level_in: its channels; reduced to `low_level_channels` by a 1x1, so that it does not outweigh ASPP.
+    Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
+    """
+
+    def __init__(
+        self,
+        aspp: ASPP,
+        channels: int,
+        num_classes: int,
+        low_level: int,
+        low_level_in: int,
+        low_level_channels: int = 48,
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.aspp = aspp
+        self.low_level = low_level
+        self.reduce = conv_norm_relu(low_level_in, low_level_channels, 1)
+        self.refine = nn.Sequential(
+            conv_norm_relu(channels + low_level_channels, channels, 3, separable=separable),
+            conv_norm_relu(channels, channels, 3, separable=separable),
+        )
+        self.classifier = classifier(channels, num_classes)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features, fine to coarse -> logits [N,C,h,w]."""
+        fine = self.reduce(features[self.low_level])
+        wide = self.aspp(features[-1])
+        wide = F.interpolate(wide, fine.shape[-2:], mode="bilinear", align_corners=False)
+        return cast(Tensor, self.classifier(self.refine(torch.cat([wide, fine], dim=1))))

@@ -1,0 +1,132 @@
+"""What a network is made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from degrid.models.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class ConvInfo:
+    """A dilated convolution. smoothing: its operator, or None."""
+
+    name: str
+    kernel: tuple[int, int]
+    rate: tuple[int, int]
+    in_channels: int
+    out_channels: int
+    groups: int
+    smoothing: str | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A network in numbers.
+
+    parameters: by part: encoder, head, smoothing (counted in no other part), total.
+    multiply_adds: of one image of `size`, convolutions and matrix products.
+    """
+
+    network: str
+    encoder: str
+    classes: tuple[str, ...]
+    output_stride: int
+    logit_stride: int
+    feature_channels: tuple[int, ...]
+    feature_strides: tuple[int, ...]
+    parameters: dict[str, int]
+    size: tuple[int, int]
+    multiply_adds: int
+    dilated: tuple[ConvInfo, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
+
+    def __str__(self) -> str:
+        strides = ", ".join(f"{c} at /{s}" for c, s in zip(self.feature_channels, self.feature_strides, strict=True))
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        smoothed = sum(conv.smoothing is not None for conv in self.dilated)
+        lines = [
+            f"network        {self.network} on {self.encoder}",
+            f"classes        {len(self.classes)}: {', '.join(self.classes[:8])}{', ...' if len(self.classes) > 8 else ''}",
+            f"features       {strides}",
+            f"output stride  {self.output_stride}; logits at /{self.logit_stride}",
+            f"parameters     {parts}",
+            f"multiply-adds  {self.multiply_adds / 1e9:.2f} G at {self.size[0]}x{self.size[1]}",
+            f"dilated        {len(self.dilated)} convolutions, {smoothed} of them smoothed",
+        ]
+        width = max((len(conv.name) for conv in self.dilated), default=0)
+        for conv in self.dilated:
+            shape = f"{conv.kernel[0]}x{conv.kernel[1]}  {conv.in_channels} -> {conv.out_channels}"
+            groups = f"  groups {conv.groups}" if conv.groups > 1 else ""
+            rate = str(conv.rate[0]) if conv.rate[0] == conv.rate[1] else f"{conv.rate[0]}x{conv.rate[1]}"
+            lines.append(f"  {conv.name:<{width}}  rate {rate:<3} {shape}{groups}  {conv.smoothing or 'regular'}")
+        return "\n".join(lines)
+
+
+def describe(model: Segmenter, size: tuple[int, int] = (512, 512)) -> ModelInfo:
+    """Count and list.
+
+    Args:
+        size: height and width of the image that multiply-adds are counted for.
+    """
+    smoothing = {id(p): p for name, p in model.named_parameters() if ".smoothing." in f".{name}."}
+    head = {id(p): p for p in model.head.parameters() if id(p) not in smoothing}
+    total = sum(p.numel() for p in model.parameters())
+    counts = {"smoothing": sum(p.numel() for p in smoothing.values()), "head": sum(p.numel() for p in head.values())}
+    parameters = {
+        "encoder": total - sum(counts.values()),
+        "head": counts["head"],
+        "smoothing": counts["smoothing"],
+        "total": total,
+    }
+    config = model.config
+    encoder = model.encoder
+    return ModelInfo(
+        network=getattr(config, "network", type(model.head).__name__),
+        encoder=getattr(config, "encoder", type(encoder).__name__),
+        classes=model.labels.names,
+        output_stride=model.output_stride,
+        logit_stride=model.logit_stride,
+        feature_channels=encoder.channels,  # type: ignore[arg-type]
+        feature_strides=encoder.reductions,  # type: ignore[arg-type]
+        parameters=parameters,
+        size=size,
+        multiply_adds=_multiply_adds(model, size),
+        dilated=tuple(_dilated(model)),
+    )
+
+
+def _dilated(model: nn.Module) -> list[ConvInfo]:
+    return [
+        ConvInfo(
+            name,
+            (module.kernel_size[0], module.kernel_size[1]),
+            (module.dilation[0], module.dilation[1]),
+            module.in_channels,
+            module.out_channels,
+            module.groups,
+            getattr(getattr(module, "smoothing", None), "name", None),
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and max(module.dilation) > 1 and max(module.kernel_size) > 1
+    ]
+
+
+def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
+    """Counted on a copy without data, so that nothing is computed."""
+    hollow = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hollow(torch.zeros(1, 3, *size, device="meta"))
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,150 @@
+"""Read encoder weights from local files, and fit their names to a timm encoder."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from degrid.types import UserError
+
+# Blocks per stage of MobileNetV2 (arXiv 1801.04381, table 2).
+_MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+_WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors by name of a .safetensors or .pth file, in float32 where they were half precision.
+
+    Common wrappers ({"state_dict": ...}, {"model": ...}) and the prefix "module." are taken off.
+
+    Raises:
+        UserError: missing or damaged, without tensors, or a file that would run code when loaded.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"no weights at {file}")
+    try:
+        if file.suffix == ".safetensors":
+            values: object = load_file(file)
+        else:
+            values = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"refused to load {file}: it holds more than tensors and plain values, and loading it could run code; "
+            "save its state_dict() with the program that wrote it"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"cannot read the weights {file}: the file is damaged or of another kind") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds {type(values).__name__}; expected a state dict: tensors by name")
+    tensors = {
+        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise UserError(f"{file} holds no tensors by name; expected a state dict")
+    return tensors
+
+
+def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str, Tensor], source: object) -> None:
+    """Load ImageNet weights into a timm feature network.
+
+    Args:
+        net: the network made by timm with features_only.
+        full_names: names in the state dict of timm's complete classifier; what it has beyond `net` is dropped.
+        weights: timm's names, or torchvision's for MobileNetV2 and the ResNets (those are the same as timm's).
+        source: where the weights came from, for messages.
+    Raises:
+        UserError: tensors missing, of another shape, or unknown: the file fits another network.
+    """
+    if "features.0.0.weight" in weights:
+        weights = _mobilenet_v2_names(weights)
+
+    # timm flattens the names of some feature networks ("stages.0." becomes "stages_0.").
+    def flat(name: str) -> str:
+        return name.replace(".", "_")
+
+    own = {flat(key): key for key in net.state_dict()}
+    known = {flat(key) for key in full_names} | set(own)
+    given = {flat(key): value for key, value in weights.items()}
+    state = net.state_dict()
+    missing = [own[key] for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in weights if flat(key) not in known]
+    shapes = [
+        f"{own[key]} is {list(value.shape)}, the encoder wants {list(state[own[key]].shape)}"
+        for key, value in given.items()
+        if key in own and value.shape != state[own[key]].shape
+    ]
+    if missing or unknown or shapes:
+        details = "; ".join(
+            f"{len(keys)} {what} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+            if keys
+        )
+        fits = guess_network(weights)
+        hint = f". The file looks like {fits}" if fits else ""
+        raise UserError(f"the weights in {source} do not fit this encoder: {details}{hint}")
+    net.load_state_dict({own[key]: value for key, value in given.items() if key in own}, strict=False)
+
+
+def _mobilenet_v2_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names for MobileNetV2 -> timm's; names that are not torchvision's stay."""
+    place = [(stage, unit) for stage, count in enumerate(_MOBILENET_V2_BLOCKS) for unit in range(count)]
+    # Inside a block: torchvision numbers the layers, timm names them. The first block has no expansion.
+    first = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
+    other = {
+        "conv.0.0": "conv_pw",
+        "conv.0.1": "bn1",
+        "conv.1.0": "conv_dw",
+        "conv.1.1": "bn2",
+        "conv.2": "conv_pwl",
+        "conv.3": "bn3",
+    }
+    stem = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2"}
+    renamed = {}
+    for key, value in weights.items():
+        layer, _, leaf = key.rpartition(".")
+        match = re.fullmatch(r"features\.(\d+)\.(.+)", layer)
+        if layer in stem:
+            layer = stem[layer]
+        elif match and 1 <= int(match[1]) <= 17:
+            index = int(match[1]) - 1
+            stage, unit = place[index]
+            layer = f"blocks.{stage}.{unit}.{(other if index else first).get(match[2], match[2])}"
+        elif layer == "classifier.1":
+            layer = "classifier"
+        renamed[f"{layer}.{leaf}"] = value
+    return renamed
+
+
+def guess_network(weights: dict[str, Tensor]) -> str | None:
+    """A guess at the network that a state dict belongs to, in words, from its names."""
+    if "features.0.0.weight" in weights or "conv_stem.weight" in weights:
+        return "a MobileNet or EfficientNet"
+    if "layer1.0.conv1.weight" in weights and "layer4.0.conv1.weight" in weights:
+        units = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4)]
+        bottleneck = "layer1.0.conv3.weight" in weights
+        sizes = {
+            (False, (2, 2, 2, 2)): "resnet18",
+            (False, (3, 4, 6, 3)): "resnet34",
+            (True, (3, 4, 6, 3)): "resnet50",
+            (True, (3, 4, 23, 3)): "resnet101",
+            (True, (3, 8, 36, 3)): "resnet152",
+        }
+        return sizes.get((bottleneck, tuple(units)), "a ResNet")
+    if any(key.startswith("stages.0.blocks.0.conv_dw") for key in weights):
+        return "a ConvNeXt"
+    if any(key.startswith("head.") or key.startswith("decoder.") for key in weights):
+        return "a whole segmentation model rather than an encoder"
+    return None
