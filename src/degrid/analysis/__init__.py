@@ -1,0 +1,17 @@
+"""Looking at networks: effective receptive fields, the gridding score, plots and the report."""
+
+from degrid.analysis.receptive_field import (
+    dilated_stage_receptive_field,
+    effective_receptive_field,
+    gridding_score,
+    hole_ratio,
+    phase_exchange,
+)
+
+__all__ = [
+    "dilated_stage_receptive_field",
+    "effective_receptive_field",
+    "gridding_score",
+    "hole_ratio",
+    "phase_exchange",
+]

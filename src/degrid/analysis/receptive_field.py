@@ -1,0 +1,155 @@
+"""What an output sees of its input, and how much of a grid there is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from degrid.types import UserError
+
+
+def effective_receptive_field(
+    function: Callable[[Tensor], Tensor],
+    shape: tuple[int, int, int],
+    runs: int = 8,
+    seed: int = 0,
+    inputs: Callable[[torch.Generator], Tensor] | None = None,
+) -> np.ndarray:
+    """How much each input position moves the centre of the output: mean |d y_centre / d x|, float64 [H,W].
+
+    Mean over input channels and over random inputs; each run weighs the output's channels at random, so that their
+    parts do not cancel.
+
+    Args:
+        function: size-keeping, [1,C,H,W] -> [1,K,H,W]; a module in evaluation mode, or a part of one.
+        shape: C, H, W of its input. Odd H and W have a true centre.
+        runs: random inputs.
+        seed: of the random numbers.
+        inputs: makes an input [1,C,H,W]; by default standard normal numbers.
+    Raises:
+        UserError: the output is of another size than the input.
+    Source: Luo et al., NeurIPS 2016 (arXiv 1701.04128), section 3.
+    """
+    random = torch.Generator().manual_seed(seed)
+    field = torch.zeros(shape[1:], dtype=torch.float64)
+    for _ in range(runs):
+        x = (inputs(random) if inputs else torch.randn(1, *shape, generator=random)).requires_grad_()
+        y = function(x)
+        if y.shape[-2:] != x.shape[-2:]:
+            raise UserError(
+                f"expected an output of the input's size {tuple(x.shape[-2:])}, got {tuple(y.shape[-2:])}; measure "
+                "from the first dilated stage on, behind the strides"
+            )
+        centre = y[0, :, y.shape[2] // 2, y.shape[3] // 2]
+        weights = torch.randn(centre.shape, generator=random)
+        (gradient,) = torch.autograd.grad((centre * weights).sum(), x)
+        field += gradient[0].abs().double().mean(0)
+    result: np.ndarray = (field / runs).numpy()
+    return result
+
+
+def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int = 8, seed: int = 0) -> np.ndarray:
+    """The effective receptive field of the last stage of an encoder that holds dilated convolutions; [side,side].
+
+    Strides before it have a pattern of their own, so it is measured at the stage's input.
+
+    Raises:
+        UserError: no stage has a dilated convolution.
+    """
+    stages = [
+        stage
+        for stage in _children_down_to_stages(encoder)
+        if any(isinstance(m, nn.Conv2d) and max(m.dilation) > 1 and max(m.kernel_size) > 1 for m in stage.modules())
+    ]
+    if not stages:
+        raise UserError("no stage of this encoder has a dilated convolution; use a smaller output stride")
+    stage = stages[-1]
+    channels = next(m.in_channels for m in stage.modules() if isinstance(m, nn.Conv2d))
+    was_training = stage.training
+    device = next(stage.parameters()).device
+    try:
+        return effective_receptive_field(
+            lambda x: stage.eval()(x.to(device)).cpu(), (channels, side, side), runs, seed
+        )
+    finally:
+        stage.train(was_training)
+
+
+def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
+    """The parts of a network one after another: through wrappers that hold a single network."""
+    children = list(module.children())
+    while len(children) == 1:
+        children = list(children[0].children())
+    return [
+        stage
+        for child in children
+        # timm's MobileNets and EfficientNets keep all stages in one container.
+        for stage in (child.children() if isinstance(child, nn.Sequential) and _holds_stages(child) else [child])
+    ]
+
+
+def _holds_stages(module: nn.Module) -> bool:
+    return all(isinstance(child, nn.Sequential) for child in module.children())
+
+
+def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
+    """The share of a receptive field on each of the r^2 phases of its offset from the centre; [r,r], sum 1."""
+    offsets_y = (np.arange(field.shape[0]) - field.shape[0] // 2) % rate
+    offsets_x = (np.arange(field.shape[1]) - field.shape[1] // 2) % rate
+    masses = np.zeros((rate, rate))
+    np.add.at(masses, (offsets_y[:, None], offsets_x[None, :]), field)
+    result: np.ndarray = masses / masses.sum()
+    return result
+
+
+def gridding_score(field: np.ndarray, rate: int) -> float:
+    """How much of a grid of period `rate` a receptive field has: 1 sees a single phase, 0 sees all phases alike.
+
+    (r^2 * sum of squared phase masses - 1) / (r^2 - 1): the mean relative energy of the r^2 - 1 spectral images of the
+    field. A field smaller than r x r scores above 0 for that reason alone.
+
+    Args:
+        field: [H,W], not negative, centre at [H//2, W//2].
+        rate: at least 2.
+    Source: ours.
+    """
+    if rate < 2:
+        raise UserError(f"a gridding score needs a rate of at least 2, got {rate}")
+    masses = phase_masses(field, rate)
+    return float((rate**2 * (masses**2).sum() - 1) / (rate**2 - 1))
+
+
+def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -> float:
+    """The share of positions that are hardly seen (below `threshold` of the peak) in the smallest centred square that
+    holds `mass` of the field; 0..1."""
+    centre_y, centre_x = field.shape[0] // 2, field.shape[1] // 2
+    for radius in range(max(field.shape)):
+        window = field[
+            max(0, centre_y - radius) : centre_y + radius + 1, max(0, centre_x - radius) : centre_x + radius + 1
+        ]
+        if window.sum() >= mass * field.sum():
+            return float((window < threshold * field.max()).mean())
+    return float((field < threshold * field.max()).mean())
+
+
+def phase_exchange(function: Callable[[Tensor], Tensor], shape: tuple[int, int, int], rate: int, seed: int = 0) -> float:
+    """Change the input on one phase of the grid only: the share of the output's change that lands on other phases.
+
+    0: the phases are separate networks; (r^2 - 1) / r^2: fully mixed.
+
+    Args:
+        function: size-keeping, [1,C,H,W] -> [1,K,H,W].
+        shape: C, H, W of its input.
+    Source: ours.
+    """
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, *shape, generator=random)
+    change = torch.zeros_like(x)
+    change[..., ::rate, ::rate] = torch.randn(change[..., ::rate, ::rate].shape, generator=random)
+    with torch.no_grad():
+        energy = (function(x + change) - function(x)).square().sum((0, 1))
+    kept = energy[::rate, ::rate].sum()
+    return float(1 - kept / energy.sum())

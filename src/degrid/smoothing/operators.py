@@ -1,0 +1,387 @@
+"""Every way of smoothing a dilated convolution.
+
+An operator is a module with one method, `forward(x, convolve)`: it decides what the layer's own convolution is applied
+to, and what is done with the result. `convolve(x, rate)` is the layer's kernel at that dilation rate, size-keeping,
+zeros outside, without bias; the layer adds its bias afterwards.
+
+The defaults do what the papers mean; where their code does something else, the docstring says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.catalog import did_you_mean, lookup
+from degrid.smoothing import filters
+from degrid.types import UserError
+
+Convolve = Callable[[Tensor, int], Tensor]
+
+
+class Operator(nn.Module):
+    """Base of all operators; your own overrides `forward`.
+
+    Args:
+        rate: dilation rate r of the layer, pixels, at least 1.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W].
+
+        Args:
+            x: the layer's input.
+            convolve: (x, rate) -> the layer's convolution, without bias.
+        """
+        raise TypeError(f"{type(self).__name__} must define forward(x, convolve)")
+
+    def is_identity(self) -> bool:
+        """Whether the layer is, whatever is learned, a plain dilated convolution."""
+        return False
+
+    def extra_repr(self) -> str:
+        """Shown in the module's repr."""
+        return f"rate={self.rate}"
+
+
+class Regular(Operator):
+    """The dilated convolution as it is."""
+
+    name = "regular"
+
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]."""
+        return convolve(x, self.rate)
+
+    def is_identity(self) -> bool:
+        """True."""
+        return True
+
+
+class Decompose(Operator):
+    """The same result in three steps: r^2 periodic subsamples, one ordinary convolution on each, re-interlacing.
+
+    It shows where the grid comes from: the subsamples never meet. Exact for every size, since the padding up to a
+    multiple of r is zero like everything outside the image.
+
+    Source: Wang & Ji, KDD 2018, section 3.2.
+    """
+
+    name = "decompose"
+
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]."""
+        height, width = x.shape[-2:]
+        groups = periodic_subsample(x, self.rate)
+        return interlace(convolve(groups, 1), self.rate)[..., :height, :width]
+
+    def is_identity(self) -> bool:
+        """True: only the order of the arithmetic differs."""
+        return True
+
+
+def periodic_subsample(x: Tensor, rate: int) -> Tensor:
+    """Split a feature map into the r^2 groups that a dilated convolution never mixes.
+
+    Args:
+        x: [N,C,H,W].
+        rate: dilation rate r, pixels.
+    Returns:
+        [r*r*N, C, ceil(H/r), ceil(W/r)]; item (i*r + j)*N + n holds x[n, :, i::r, j::r], zero-padded at the bottom
+        and right where r does not divide H or W.
+    Source: Wang & Ji, KDD 2018, section 3.2.
+    """
+    x = _pad_to_multiple(x, rate)
+    count, channels, height, width = x.shape
+    blocks = x.reshape(count, channels, height // rate, rate, width // rate, rate)
+    return blocks.permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, height // rate, width // rate)
+
+
+def interlace(groups: Tensor, rate: int) -> Tensor:
+    """The inverse of `periodic_subsample`: [r*r*N,C,h,w] -> [N,C,h*r,w*r]."""
+    total, channels, height, width = groups.shape
+    blocks = groups.reshape(rate, rate, total // rate**2, channels, height, width)
+    return blocks.permute(2, 3, 4, 0, 5, 1).reshape(-1, channels, height * rate, width * rate)
+
+
+def _pad_to_multiple(x: Tensor, rate: int) -> Tensor:
+    height, width = x.shape[-2:]
+    bottom, right = -height % rate, -width % rate
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+class GroupInteraction(Operator):
+    """Mix the r^2 groups of outputs, one learned weight per pair of groups, the same for all channels and places.
+
+    Group k = i*r + j holds the outputs at rows i, i+r, .. and columns j, j+r, ..; out_i = sum_j weight[j, i] * f_j.
+    So every r x r block of outputs is mixed within itself, which needs no subsampling: the input is padded with zeros
+    to a multiple of r, convolved, and mixed block by block.
+
+    weight: [r^2, r^2], identity at the start, so the layer begins as the plain dilated convolution. r^4 parameters: 16
+    at rate 2, 256 at rate 4, 20,736 at rate 12 (keep it out of ASPP).
+
+    Source: Wang & Ji, KDD 2018, section 3.3. The bias is added after mixing, as in their code. In their code the first
+    group never reaches the others; here every group does, as in the paper.
+    """
+
+    name = "gi"
+
+    def __init__(self, rate: int) -> None:
+        super().__init__(rate)
+        self.weight = nn.Parameter(torch.eye(rate**2))
+
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]."""
+        r = self.rate
+        height, width = x.shape[-2:]
+        y = convolve(_pad_to_multiple(x, r), r)
+        count, channels, padded_height, padded_width = y.shape
+        blocks = y.permute(0, 2, 3, 1).reshape(count, padded_height // r, r, padded_width // r, r, channels)
+        mixed = torch.einsum("abij,nhawbc->nhiwjc", self.weight.to(y.dtype).reshape(r, r, r, r), blocks)
+        mixed = mixed.reshape(count, padded_height, padded_width, channels).permute(0, 3, 1, 2)
+        return mixed[..., :height, :width]
+
+
+class PreFilter(Operator):
+    """Filter the input, the same for every channel, then convolve; your own overrides `kernel`."""
+
+    def kernel(self) -> Tensor | None:
+        """The filter [k,k], k odd, or None where it changes nothing and is skipped."""
+        raise TypeError(f"{type(self).__name__} must define kernel()")
+
+    def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]."""
+        kernel = self.kernel()
+        return convolve(x if kernel is None else filters.filter_channels(x, kernel), self.rate)
+
+
+class FixedFilter(PreFilter):
+    """A pre-filter without parameters; not in the state dict."""
+
+    fixed: Tensor
+
+    def __init__(self, rate: int, kernel: Tensor) -> None:
+        super().__init__(rate)
+        self.register_buffer("fixed", kernel, persistent=False)
+
+    def kernel(self) -> Tensor | None:
+        """The filter, or None where it is a single tap of 1."""
+        return None if self.is_identity() else self.fixed
+
+    def is_identity(self) -> bool:
+        """Whether the filter has a single tap."""
+        return self.fixed.numel() == 1
+
+
+class Average(FixedFilter):
+    """Box filter before the dilated convolution.
+
+    Args:
+        size: side of the box, odd; by default r-1 where that is odd, else r. At rate 2 the default is 1: no smoothing.
+    Raises:
+        UserError: a size that is not odd and positive.
+    Source: Ziegler et al. (arXiv 1903.07992), average filter. In their code the box is a trained filter per channel.
+    """
+
+    name = "average"
+
+    def __init__(self, rate: int, size: int | None = None) -> None:
+        super().__init__(rate, filters.box(_odd_size(rate, size)))
+
+
+class Tent(FixedFilter):
+    """Tent filter of side 2r-1 before the dilated convolution: no parameters, and no grid left.
+
+    Source: ours; see `filters.tent`.
+    """
+
+    name = "tent"
+
+    def __init__(self, rate: int) -> None:
+        super().__init__(rate, filters.tent(rate))
+
+
+class Gaussian(PreFilter):
+    """Gaussian before the dilated convolution.
+
+    Args:
+        sigma: width in pixels; a number is fixed, a parameter holding log(sigma) is learned. Give several layers the
+            same parameter to share it. The logarithm keeps sigma positive.
+        size: side of the filter, odd; by default r-1 where that is odd, else r. At rate 2 the default is 1: no smoothing.
+    Raises:
+        UserError: a fixed sigma that is not positive, or a size that is not odd and positive.
+    Source: Ziegler et al. (arXiv 1903.07992), Gaussian filter, sigma 1 at the start.
+    """
+
+    name = "gaussian"
+
+    def __init__(self, rate: int, sigma: float | nn.Parameter = 1.0, size: int | None = None) -> None:
+        super().__init__(rate)
+        self.size = _odd_size(rate, size)
+        if isinstance(sigma, nn.Parameter):
+            self.log_sigma: Tensor = sigma
+        elif sigma > 0:
+            self.register_buffer("log_sigma", torch.tensor(math.log(sigma)), persistent=False)
+        else:
+            raise UserError(f"sigma must be a positive number of pixels, got {sigma}")
+
+    def kernel(self) -> Tensor | None:
+        """The filter at the present sigma; None where it is a single tap of 1."""
+        return None if self.size == 1 else filters.gaussian(self.size, self.log_sigma.exp())
+
+    def is_identity(self) -> bool:
+        """Whether the filter has a single tap."""
+        return self.size == 1
+
+
+class SeparableShared(PreFilter):
+    """One learned filter of side 2r-1 before the dilated convolution, the same for every channel.
+
+    residual: [2r-1, 2r-1], zeros at the start; the filter is 1 at the centre plus the residual, so the layer begins as
+    the plain dilated convolution. (2r-1)^2 parameters.
+
+    Source: Wang & Ji, KDD 2018, section 3.4 (separable and shared convolution).
+    """
+
+    name = "ssc"
+
+    def __init__(self, rate: int) -> None:
+        super().__init__(rate)
+        self.residual = nn.Parameter(torch.zeros(2 * rate - 1, 2 * rate - 1))
+        self.register_buffer("centre", filters.delta(2 * rate - 1), persistent=False)
+
+    centre: Tensor
+
+    def kernel(self) -> Tensor:
+        """Delta plus residual."""
+        return self.centre + self.residual
+
+
+class Aggregation(PreFilter):
+    """A learned mix of four pre-filters: identity, box, Gaussian (sigma 1) and separable-and-shared.
+
+    The mix is w = softmax(mix), so each weight is in 0..1 and they sum to 1; equal at the start. All four are linear and
+    pad with zeros, so they are one composite filter of side 2r-1, built anew in each forward: one pass instead of four.
+
+    Args:
+        mix: parameter [4], the same one for every layer of the network; by default the layer's own.
+    Source: Ziegler et al. (arXiv 1903.07992), aggregation. In their code the softmax is never applied and the box is
+    trained.
+    """
+
+    name = "aggregation"
+
+    parts: Tensor
+
+    def __init__(self, rate: int, mix: nn.Parameter | None = None) -> None:
+        super().__init__(rate)
+        size = 2 * rate - 1
+        small = filters.default_size(rate)
+        centre = filters.delta(size)
+        box = filters.embed(filters.box(small), size)
+        gaussian = filters.embed(filters.gaussian(small, torch.tensor(1.0)), size)
+        self.register_buffer("parts", torch.stack([centre, box, gaussian, centre]), persistent=False)
+        self.mix = mix if mix is not None else nn.Parameter(torch.zeros(4))
+        self.residual = nn.Parameter(torch.zeros(size, size))
+
+    def kernel(self) -> Tensor:
+        """The composite filter."""
+        weights = self.mix.softmax(0)
+        return torch.einsum("p,pij->ij", weights, self.parts) + weights[3] * self.residual
+
+
+def _odd_size(rate: int, size: int | None) -> int:
+    size = filters.default_size(rate) if size is None else size
+    if size < 1 or size % 2 == 0:
+        raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size}")
+    return size
+
+
+Factory = Callable[[int], Operator]
+
+
+def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Factory:
+    """sigma: a number (fixed), "shared" (one learned for the network) or "layer" (one learned per layer)."""
+    if sigma == "shared":
+        shared = nn.Parameter(torch.zeros(()))
+        return lambda rate: Gaussian(rate, shared, size)
+    if sigma == "layer":
+        return lambda rate: Gaussian(rate, nn.Parameter(torch.zeros(())), size)
+    if isinstance(sigma, str):
+        raise UserError(f'sigma must be a number, "shared" or "layer", got "{sigma}"')
+    return lambda rate: Gaussian(rate, sigma, size)
+
+
+def _average_factory(size: int | None = None) -> Factory:
+    return lambda rate: Average(rate, size)
+
+
+def _aggregation_factory() -> Factory:
+    mix = nn.Parameter(torch.zeros(4))
+    return lambda rate: Aggregation(rate, mix)
+
+
+# Each row makes, from the options, a function from the rate to an operator; what the layers of one network share is made
+# once there.
+OPERATORS: dict[str, Callable[..., Factory]] = {
+    "regular": lambda: Regular,
+    "decompose": lambda: Decompose,
+    "gi": lambda: GroupInteraction,
+    "ssc": lambda: SeparableShared,
+    "average": _average_factory,
+    "gaussian": _gaussian_factory,
+    "aggregation": _aggregation_factory,
+    "tent": lambda: Tent,
+}
+
+# The names in the original code.
+_ALIASES = {
+    "smooth_GI": "gi",
+    "smooth_SSC": "ssc",
+    "average_filter": "average",
+    "gaussian_filter": "gaussian",
+}
+
+
+def operator_factory(operator: str | Factory, **options: Any) -> Factory:
+    """A function from the rate to an operator, for the layers of one network.
+
+    Args:
+        operator: a known name, an original name, "module:Class" (called with the rate and the options), or such a
+            function or class itself.
+        options: of the operator, such as sigma="shared".
+    Raises:
+        UserError: an unknown name or option.
+    """
+    if not isinstance(operator, str):
+        return (lambda rate: operator(rate, **options)) if options else operator
+    name = _ALIASES.get(operator, operator)
+    if ":" in name:
+        own: Callable[..., Operator] = lookup({}, name, "smoothing operator")
+        return lambda rate: own(rate, **options)
+    make = lookup(OPERATORS, name, "smoothing operator")
+    accepted = inspect.signature(make).parameters
+    for option in options:
+        if option not in accepted:
+            raise UserError(
+                f'operator "{name}" has no option "{option}".{did_you_mean(option, accepted)} '
+                f"It takes: {', '.join(accepted) or 'none'}"
+            )
+    return make(**options)

@@ -1,0 +1,180 @@
+"""Smooth the dilated convolutions of any network, in place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.smoothing.operators import Operator, operator_factory
+from degrid.types import UserError
+
+Where = Callable[[str, nn.Conv2d], bool]
+
+
+class SmoothedConv2d(nn.Conv2d):
+    """A dilated convolution with a smoothing operator; otherwise the nn.Conv2d that it was.
+
+    Made by `smooth_dilated_convs` only. weight and bias keep their names; the operator's are under `smoothing.`.
+    """
+
+    smoothing: Operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]; or without N."""
+        if x.ndim == 3:
+            return self.forward(x[None])[0]
+        y: Tensor = self.smoothing(x, self.convolve)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+
+    def convolve(self, x: Tensor, rate: int) -> Tensor:
+        """The layer's kernel at a dilation rate: size-keeping, zeros outside, no bias."""
+        padding = [rate * (size // 2) for size in self.kernel_size]
+        return F.conv2d(x, self.weight, None, 1, padding, rate, self.groups)
+
+
+@dataclass(frozen=True)
+class SmoothingReport:
+    """What `smooth_dilated_convs` did.
+
+    replaced: (name, rate) of the smoothed layers; skipped: (name, reason) of the dilated layers left alone;
+    unchanged: rates at which the operator is the identity, so that those layers compute what they did before.
+    """
+
+    operator: str
+    replaced: tuple[tuple[str, int], ...]
+    skipped: tuple[tuple[str, str], ...]
+    unchanged: tuple[int, ...]
+
+    def __str__(self) -> str:
+        rates = Counter(rate for _, rate in self.replaced)
+        per_rate = ", ".join(f"{count} of rate {rate}" for rate, count in sorted(rates.items()))
+        lines = [f"{self.operator}: smoothed {len(self.replaced)} dilated convolutions ({per_rate})"]
+        if self.unchanged and self.operator not in ("regular", "decompose"):
+            lines.append(
+                f"  at rate {', '.join(map(str, self.unchanged))} the filter of {self.operator} is a single tap, as "
+                'published: those layers are unchanged ("tent" smooths them too)'
+            )
+        return "\n".join(lines + _grouped(self.skipped))
+
+
+def rate_at_most(limit: int) -> Where:
+    """A `where` that takes rates up to `limit`; 4 leaves ASPP (rates 6 to 36) alone, as both papers' code does."""
+
+    def where(name: str, conv: nn.Conv2d) -> bool:
+        return _rate(conv) <= limit
+
+    return where
+
+
+def smooth_dilated_convs(
+    model: nn.Module,
+    operator: str | Callable[[int], Operator],
+    where: Where = rate_at_most(4),
+    **options: Any,
+) -> SmoothingReport:
+    """Smooth the dilated convolutions of any network, in place.
+
+    The layers keep their parameters, names, hooks, device and mode; a checkpoint of the plain network still loads
+    (only `*.smoothing.*` are new, with strict=False), and an optimiser made before goes on working for what it has. Make
+    the optimiser and DDP afterwards, so that they see the operators' parameters.
+
+    What one network shares (the sigma of gaussian with sigma="shared", the mix of aggregation) is one parameter in all
+    layers of this call.
+
+    Args:
+        model: any module; convolutions anywhere inside are found.
+        operator: a name ("ssc", "tent", ...), "module:Class", or a function from the rate to an Operator.
+        where: which convolutions, by dotted name and module. The default takes rates up to 4.
+        options: of the operator, such as sigma="shared" or size=3.
+    Returns:
+        What was smoothed, and what was skipped and why: 1x1 kernels, subclasses of nn.Conv2d (they have a forward of
+        their own), strides, even kernels, padding that is not zero "same", unequal rates, and what `where` left out.
+    Raises:
+        UserError: nothing was replaced; the message lists what was skipped. The model is then as it was.
+    """
+    make = operator_factory(operator, **options)
+    chosen: list[tuple[str, nn.Conv2d]] = []
+    skipped: list[tuple[str, str]] = []
+    for name, module in model.named_modules():
+        reason = _reason_to_skip(name, module, where)
+        if reason is None and isinstance(module, nn.Conv2d):
+            chosen.append((name, module))
+        elif reason:
+            skipped.append((name, reason))
+    if not chosen:
+        found = "\n".join(_grouped(tuple(skipped))) or "  it has no dilated convolution"
+        raise UserError(
+            f"nothing to smooth in this {type(model).__name__}:\n{found}\n"
+            "build the network with a smaller output stride, or choose other layers with where="
+        )
+    # All operators are made before the first layer changes, so that a failure leaves the model as it was.
+    operators = [_on_device_of(conv, make(_rate(conv))) for _, conv in chosen]
+    for (_, conv), made in zip(chosen, operators, strict=True):
+        # The object stays the same one, so whoever else holds it, its hooks and its parameters go on.
+        conv.__class__ = SmoothedConv2d
+        conv.smoothing = made
+    unchanged = {_rate(conv) for (_, conv), made in zip(chosen, operators, strict=True) if _is_identity(made)}
+    name = getattr(operators[0], "name", type(operators[0]).__name__)
+    replaced = tuple((name, _rate(conv)) for name, conv in chosen)
+    return SmoothingReport(name, replaced, tuple(skipped), tuple(sorted(unchanged)))
+
+
+def _reason_to_skip(name: str, module: nn.Module, where: Where) -> str | None:
+    """None: smooth it; "": not a dilated convolution, not worth a word; else the reason."""
+    if not isinstance(module, nn.modules.conv._ConvNd) or max(module.dilation) == 1:
+        return ""
+    if isinstance(module, SmoothedConv2d):
+        return f"already smoothed by {module.smoothing.name}"
+    if not isinstance(module, nn.Conv2d):
+        return f"{type(module).__name__} is not a 2-D convolution"
+    if max(module.kernel_size) == 1:
+        return "1x1 kernel: its rate has no effect"
+    if type(module) is not nn.Conv2d:
+        return f"{type(module).__name__} has a forward of its own"
+    if max(module.stride) > 1:
+        return f"stride {module.stride[0]}"
+    if any(size % 2 == 0 for size in module.kernel_size):
+        return f"even kernel {module.kernel_size[0]}x{module.kernel_size[1]}"
+    rates = {rate for rate, size in zip(module.dilation, module.kernel_size, strict=True) if size > 1}
+    if len(rates) > 1:
+        return f"unequal rates {module.dilation[0]} and {module.dilation[1]}"
+    if rates == {1}:
+        return ""
+    same = tuple(r * (k // 2) for r, k in zip(module.dilation, module.kernel_size, strict=True))
+    if module.padding_mode != "zeros" or (module.padding != "same" and module.padding != same):
+        return f'padding {module.padding} ({module.padding_mode}) is not zero "same" padding {same}'
+    if not where(name, module):
+        return f"rate {_rate(module)} left out by where"
+    return None
+
+
+def _rate(conv: nn.Conv2d) -> int:
+    """The rate along the axes where the kernel is wider than 1."""
+    return max(rate for rate, size in zip(conv.dilation, conv.kernel_size, strict=True) if size > 1)
+
+
+def _on_device_of(conv: nn.Conv2d, operator: Operator) -> Operator:
+    """Double precision networks get double precision filters; half precision ones keep single."""
+    dtype = torch.float64 if conv.weight.dtype == torch.float64 else None
+    return operator.to(conv.weight.device, dtype).train(conv.training)
+
+
+def _is_identity(operator: nn.Module) -> bool:
+    return isinstance(operator, Operator) and operator.is_identity()
+
+
+def _grouped(skipped: tuple[tuple[str, str], ...]) -> list[str]:
+    """One line per reason, with the first names."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        reasons.setdefault(reason, []).append(name or "the model itself")
+    return [
+        f"  skipped {len(names)}: {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for reason, names in reasons.items()
+    ]
