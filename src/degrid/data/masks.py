@@ -1,0 +1,88 @@
+"""Label images as train ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from degrid.image import open_image
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How the values in a label image become train ids.
+
+    ids: raw id -> train id or IGNORE_INDEX; colors: RGB -> train id or IGNORE_INDEX, for colour masks.
+    What is in neither is unknown.
+    """
+
+    ids: dict[int, int]
+    colors: dict[Color, int] = field(default_factory=dict)
+
+    @classmethod
+    def plain(cls, labels: LabelSpace, void: tuple[int, ...] = ()) -> MaskRule:
+        """Ids as they are; 255 and `void` are void; colour masks use the classes' colours."""
+        ids = {**{i: i for i in range(len(labels))}, IGNORE_INDEX: IGNORE_INDEX, **dict.fromkeys(void, IGNORE_INDEX)}
+        return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))})
+
+    def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
+        """Train ids uint8 [H,W] of raw ids [H,W] or colours [H,W,3], and the unknown values with their pixel counts.
+
+        Unknown pixels become void in the result.
+        """
+        if raw.ndim == 2:
+            known: dict[int, int] = self.ids
+            values, counts = np.unique(raw, return_counts=True)
+            keys: list[int | Color] = [int(value) for value in values]
+            flat = raw.astype(np.int64)
+            size = int(flat.max(initial=0)) + 1
+            table = np.full(size, IGNORE_INDEX, np.uint8)
+            for key, train in known.items():
+                if key < size:
+                    table[key] = train
+            unknown = {key: int(n) for key, n in zip(keys, counts, strict=True) if key not in known}
+            return table[flat], unknown
+        packed = raw.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+        values, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
+        colors: list[Color] = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
+        table = np.array([self.colors.get(color, IGNORE_INDEX) for color in colors], np.uint8)
+        missing: dict[int | Color, int] = {
+            color: int(n) for color, n in zip(colors, counts, strict=True) if color not in self.colors
+        }
+        if missing and all(red == green == blue for red, green, blue in colors):
+            as_ids = self.apply(raw[..., 0])  # ids saved as a colour picture
+            if len(as_ids[1]) < len(missing):
+                return as_ids
+        return table[inverse.reshape(packed.shape)], missing
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The values of a label image: ids [H,W], or colours uint8 [H,W,3].
+
+    Palette PNGs give their indices.
+
+    Raises:
+        UserError: missing or damaged, or a JPEG: its compression changes the values.
+    """
+    image = open_image(path)
+    if image.format == "JPEG":
+        raise UserError(
+            f"{path} is a JPEG: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
+            'Image.open("mask.jpg").convert("L").point(lambda v: v >= 128).save("mask.png")'
+        )
+    return _values(image)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
+        raw = np.asarray(image)
+        return raw.astype(np.uint8) if raw.dtype == bool else raw
+    if image.mode == "LA":
+        return np.asarray(image.getchannel("L"))
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,83 @@
+"""Augmentation for training: image and label move as one, and only the crop's pixels are ever computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from degrid.types import IGNORE_INDEX, Sample
+
+# Where the crop reaches beyond the image: a colour near the mean of photographs, and void.
+_FILL = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random scale, crop, flip and colour, drawn from the generator that is passed in and from nothing else.
+
+    Scale, crop and flip are composed into one affine map from the crop back into the image, which is resampled once:
+    bilinear for the image, nearest for the label, at the same (half-pixel) positions. Where the scaled image is smaller
+    than the crop, the rest is filled and void.
+
+    crop: height and width, pixels; scale: smallest and largest factor; flip: probability, 0 to 1;
+    jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5).
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """A crop of one sample: image uint8 [3,h,w], label uint8 [h,w]."""
+        height, width = sample.label.shape
+        crop_height, crop_width = self.crop
+        factor = rng.uniform(*self.scale)
+        scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
+        top = rng.integers(0, max(0, scaled_height - crop_height) + 1)
+        left = rng.integers(0, max(0, scaled_width - crop_width) + 1)
+        step_y, step_x = height / scaled_height, width / scaled_width
+        # Pillow maps the centre (i + 0.5, j + 0.5) of an output pixel to a place in the input, in the same convention.
+        start_x, dx = left * step_x, step_x
+        if rng.random() < self.flip:
+            start_x, dx = (left + crop_width) * step_x, -step_x
+            if scaled_width < crop_width:  # keep the padding on the right
+                start_x = width
+        affine = (dx, 0.0, start_x, 0.0, step_y, top * step_y)
+        image = Image.fromarray(np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()))
+        label = Image.fromarray(sample.label.numpy())
+        size = (crop_width, crop_height)
+        moved = image.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=_FILL)
+        moved_label = label.transform(
+            size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX
+        )
+        pixels = torch.from_numpy(np.array(moved)).permute(2, 0, 1)
+        return Sample(
+            jitter_colors(pixels, self.jitter, rng), torch.from_numpy(np.array(moved_label)), sample.name
+        )
+
+
+def jitter_colors(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue changed by random amounts, in random order.
+
+    Args:
+        image: uint8 [3,H,W].
+        strength: factors are drawn from 1 - s to 1 + s; the hue shift from -h to h turns.
+    """
+    if not any(strength):
+        return image
+    from torchvision.transforms.v2 import functional as v2
+
+    changes = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation)
+    factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in strength[:3]]
+    hue = rng.uniform(-strength[3], strength[3])
+    for which in rng.permutation(4):
+        if which == 3:
+            image = v2.adjust_hue(image, hue) if strength[3] else image
+        elif strength[which]:
+            image = changes[which](image, factors[which])
+    return image
