@@ -28,7 +28,7 @@ from degrid.engine.checkpoint import load_weights
 from degrid.engine.device import pick_device
 from degrid.engine.evaluate import evaluate
 from degrid.engine.log import RunLog
-from degrid.engine.losses import LOSS_SIZES, median_frequency_weights
+from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, median_frequency_weights
 from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule
 from degrid.engine.train import Training
 from degrid.engine.train import train as train_loop
@@ -366,7 +366,7 @@ def _check(config: RunConfig) -> None:
     for path, value, known in (
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
-        ("train.class_weights", settings.class_weights, ("none", "median_frequency")),
+        ("train.class_weights", settings.class_weights, tuple(CLASS_WEIGHTS)),
     ):
         if value not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{value}"')
@@ -382,7 +382,7 @@ def _class_weights(kind: str, dataset: Dataset) -> Tensor | None:
     pixels = torch.zeros(256, dtype=torch.int64)
     for index in range(len(dataset)):
         pixels += torch.bincount(dataset[index].label.reshape(-1).long(), minlength=256)
-    return median_frequency_weights(pixels[: len(dataset.labels)])
+    return median_frequency_weights(pixels[: len(dataset.labels)], CLASS_WEIGHTS[kind])
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:

@@ -118,11 +118,11 @@ class TrainConfig:
     loss_size: str = "label"
     """label: logits are enlarged to the label; logits: labels are reduced (nearest) to the logits."""
     class_weights: str = "none"
-    """none, or median_frequency: rare classes weigh more (median frequency over frequency)."""
+    """none, sqrt_median_frequency or median_frequency: rare classes weigh more."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that is evaluated and saved; 0: off."""
     precision: str = "auto"
-    """float32, bfloat16 (autocast), or auto: bfloat16 on GPUs that have it, else float32."""
+    """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware multiplies in it, else float32."""
     channels_last: bool = True
     """Memory layout of weights and images."""
     device: str = "auto"

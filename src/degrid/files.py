@@ -30,9 +30,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
+        yield temporary
         # mkstemp makes private files; give what an ordinary open() would have given.
         temporary.chmod(0o666 & ~_umask())
-        yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(target)

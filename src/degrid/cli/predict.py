@@ -15,7 +15,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Images, folders (searched through) or quoted patterns.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
     overlay: Annotated[bool, typer.Option(help="Also write the image with its classes laid over.")] = True,
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Also NAME.logits.npy: float32 [C,h,w] before enlarging.")

@@ -26,10 +26,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+def autocast(device: torch.device, precision: str = "float32") -> torch.autocast:
     """A context in which convolutions run in bfloat16 if `precision` says so.
 
-    "auto" takes bfloat16 on GPUs that have it and float32 elsewhere.
+    "auto" takes bfloat16 where the hardware multiplies in it: recent GPUs, and CPUs with AVX-512 BF16 or AMX, on which
+    training is 2 to 3 times faster; float32 elsewhere.
 
     Raises:
         UserError: an unknown precision.
@@ -37,6 +38,13 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     if precision not in PRECISIONS:
         raise UserError(f'unknown precision "{precision}"; known: {", ".join(PRECISIONS)}')
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if fast else "float32"
+        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Private names, which may go: then float32 it is.
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return device.type == "cpu" and any(check is not None and check() for check in checks)

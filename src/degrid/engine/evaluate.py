@@ -17,7 +17,7 @@ def evaluate(
     dataset: Dataset,
     *,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "float32",
     boundary: bool = True,
     on_image: Callable[[int, Sample, Tensor], None] | None = None,
 ) -> Scores:

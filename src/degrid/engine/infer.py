@@ -34,10 +34,10 @@ class Predictor:
         model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]. It is moved to the device and
             put in evaluation mode.
         device: "auto", "cpu", "cuda", ...
-        precision: "auto", "float32" or "bfloat16".
+        precision: "float32", "bfloat16" (faster where the hardware has it, less exact) or "auto".
     """
 
-    def __init__(self, model: nn.Module, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(self, model: nn.Module, device: str = "auto", precision: str = "float32") -> None:
         self.device = pick_device(device)
         self.precision = precision
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()

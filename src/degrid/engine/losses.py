@@ -46,15 +46,20 @@ def cross_entropy_sum(
     return total, class_weights[label.clamp(max=len(class_weights) - 1)][valid].sum()
 
 
-def median_frequency_weights(class_pixels: Tensor) -> Tensor:
-    """Weight per class: median of the frequencies over the class's frequency; 0 for classes without pixels.
+CLASS_WEIGHTS = {"none": 0.0, "sqrt_median_frequency": 0.5, "median_frequency": 1.0}
+"""Names of class weights, and the power of `median_frequency_weights` they stand for."""
+
+
+def median_frequency_weights(class_pixels: Tensor, power: float = 1.0) -> Tensor:
+    """Weight per class: (median of the frequencies / the class's frequency) ** power; 0 for classes without pixels.
 
     Args:
         class_pixels: [C], pixels of each class in the training set.
+        power: 1 as published; 0.5 favours rare classes less, which costs fewer false finds of them.
     Source: Eigen & Fergus, ICCV 2015, section 6.3.2, with the frequency over the whole set.
     """
     frequency = class_pixels.double() / class_pixels.sum().clamp(min=1)
     present = frequency > 0
     weights = torch.zeros_like(frequency)
-    weights[present] = frequency[present].median() / frequency[present]
+    weights[present] = (frequency[present].median() / frequency[present]) ** power
     return weights.float()
