@@ -96,7 +96,12 @@ def main() -> None:
     seconds = time.monotonic() - began
 
     model.eval()
-    result = {"steps": args.steps, "seed": args.seed, "train_seconds": round(seconds), "torch": torch.__version__}
+    result = {
+        "steps": args.steps,
+        "seed": args.seed,
+        "train_seconds": round(seconds),
+        "torch": torch.__version__,
+    }
     for split in ("val", "test"):
         matrix = ConfusionMatrix(CLASSES)
         pairs = read(args.data, split)
@@ -108,7 +113,11 @@ def main() -> None:
                 guess = model(x)[0, :, :height, :width].argmax(0)
             matrix.update(guess, truth)
         found = scores(matrix, LabelSpace.of_size(CLASSES), len(pairs))
-        result[split] = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "class_iou": found.class_iou}
+        result[split] = {
+            "miou": found.miou,
+            "pixel_accuracy": found.pixel_accuracy,
+            "class_iou": found.class_iou,
+        }
     print(json.dumps(result))
 
 

@@ -31,7 +31,9 @@ def own_imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "degrid" else {node.module}
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "degrid" else {node.module}
+            )
     return {name.split(".")[1] for name in found if name.startswith("degrid.")}
 
 
@@ -45,7 +47,9 @@ def test_imports_follow_the_star(file):
 
 def test_the_import_reader_sees_imports(tmp_path):
     file = tmp_path / "part.py"
-    file.write_text("def f():\n    from degrid import config\n    import degrid.data.image\n    from degrid.engine.x import y\n")
+    file.write_text(
+        "def f():\n    from degrid import config\n    import degrid.data.image\n    from degrid.engine.x import y\n"
+    )
     assert own_imports(file) == {"config", "data", "engine"}
 
 

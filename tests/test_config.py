@@ -9,7 +9,12 @@ from degrid.types import UserError
 def test_round_trip_through_json():
     chosen = config.override(
         config.RunConfig(),
-        ["model.multi_grid=1,2,4", "model.smoothing.options.sigma=shared", "data.crop=[64,96]", "optim.lr=1e-3"],
+        [
+            "model.multi_grid=1,2,4",
+            "model.smoothing.options.sigma=shared",
+            "data.crop=[64,96]",
+            "optim.lr=1e-3",
+        ],
     )
     again = config.from_dict(config.RunConfig, json.loads(json.dumps(config.to_dict(chosen))))
     assert again == chosen
@@ -31,14 +36,17 @@ def test_override_leaves_the_rest_alone():
         ("trian.steps=7", 'no group "trian". Did you mean "train"'),
         ("steps=7", 'Did you mean "train.steps"'),
         ("train.steps", "expected a setting like"),
-        ("train.steps=many", 'setting "train.steps": expected a whole number, got \'many\''),
+        ("train.steps=many", "setting \"train.steps\": expected a whole number, got 'many'"),
         ("train.steps=1.5", "expected a whole number"),
         ("train.steps=true", "expected a whole number"),
         ("data.crop=64", "expected 2 values, got 1"),
         ("data.crop=a,b", 'setting "data.crop": expected a whole number'),
         ("model.separable=3", "expected true or false"),
         ("model.rates=6,x", "expected numbers separated by commas or none"),
-        ("model.smoothing=ssc", 'setting "model.smoothing": expected a table|model.smoothing: expected a table'),
+        (
+            "model.smoothing=ssc",
+            'setting "model.smoothing": expected a table|model.smoothing: expected a table',
+        ),
         ("train.steps.more=1", 'no group "train.steps"'),
     ],
 )

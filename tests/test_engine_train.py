@@ -12,7 +12,13 @@ from torch import nn
 
 from degrid.engine import checkpoint
 from degrid.engine.log import RunLog, read_metrics
-from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule, set_learning_rate
+from degrid.engine.optim import (
+    make_optimizer,
+    moving_average,
+    parameter_groups,
+    poly_schedule,
+    set_learning_rate,
+)
 from degrid.engine.train import Stopped, Training, train
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
 
@@ -64,7 +70,10 @@ def losses(folder):
 
 
 def tensors(state):
-    return [*state.model.state_dict().values(), *(state.average.state_dict().values() if state.average else [])]
+    return [
+        *state.model.state_dict().values(),
+        *(state.average.state_dict().values() if state.average else []),
+    ]
 
 
 @pytest.mark.parametrize(("optimizer", "ema", "accumulate"), [("sgd", 0.9, 1), ("adamw", 0.0, 3)])
@@ -232,7 +241,12 @@ def test_groups_and_schedule():
         id(model.encoder[1].weight),
         id(model.encoder[1].bias),
     }
-    assert [(g["factor"], g["weight_decay"]) for g in groups.values()] == [(1, 0.5), (1, 0), (10, 0.5), (20, 0)]
+    assert [(g["factor"], g["weight_decay"]) for g in groups.values()] == [
+        (1, 0.5),
+        (1, 0),
+        (10, 0.5),
+        (20, 0),
+    ]
     optimizer = make_optimizer("sgd", groups.values(), 1.0, 0.9)
     at = poly_schedule(0.02, 100, power=0.9, warmup=4)
     assert at(0) == pytest.approx(0.02 / 5)
@@ -316,7 +330,9 @@ def test_tensorboard_holds_everything(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     labels = LabelSpace(("sky", "pole"), ((0, 0, 0), (255, 255, 255)))
-    found = Scores(0.5, 0.75, 0.6, 0.7, None, labels.names, (0.4, 0.6), (0.5, 0.7), None, (1, 1), 2, 1, ((1, 0), (0, 1)))
+    found = Scores(
+        0.5, 0.75, 0.6, 0.7, None, labels.names, (0.4, 0.6), (0.5, 0.7), None, (1, 1), 2, 1, ((1, 0), (0, 1))
+    )
     with RunLog(tmp_path, 10, quiet=True) as log:
         log.step(1, 2.0, 0.1, 1.0)
         log.validation(1, found)

@@ -23,7 +23,11 @@ def timm_features(name):
 @pytest.mark.parametrize(
     ("build", "smoothed", "skipped"),
     [
-        (lambda: torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None), 8, 3),
+        (
+            lambda: torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None),
+            8,
+            3,
+        ),
         (lambda: timm_features("resnet101"), 25, 0),
         (lambda: timm_features("convnext_tiny"), 12, 1),
         (lambda: timm_features("mobilenetv2_100"), 10, 0),
@@ -167,7 +171,12 @@ def test_unchanged_rates_are_told_once():
 
 @pytest.mark.parametrize(
     ("original", "name"),
-    [("smooth_GI", "gi"), ("smooth_SSC", "ssc"), ("average_filter", "average"), ("gaussian_filter", "gaussian")],
+    [
+        ("smooth_GI", "gi"),
+        ("smooth_SSC", "ssc"),
+        ("average_filter", "average"),
+        ("gaussian_filter", "gaussian"),
+    ],
 )
 def test_original_names(original, name):
     assert smooth_dilated_convs(nn.Sequential(dilated()), original).operator == name

@@ -52,7 +52,7 @@ def smoothed(layer, operator, **options):
 def naive_conv(x, weight, rate, groups):
     """Zero-padded dilated convolution of [C,H,W], one number at a time."""
     out_channels, per_group, kernel_y, kernel_x = weight.shape
-    channels, height, width = x.shape
+    _, height, width = x.shape
     y = np.zeros((out_channels, height, width))
     for o in range(out_channels):
         first = o // (out_channels // groups) * per_group
@@ -196,7 +196,12 @@ def test_gradients(operator, rate):
 def test_filters_are_centred_symmetric_and_sum_to_one(rate):
     sigma = torch.tensor(1.3, dtype=torch.float64)
     size = filters.default_size(rate)
-    for kernel in (filters.box(size), filters.tent(rate), filters.gaussian(size, sigma), filters.delta(2 * rate - 1)):
+    for kernel in (
+        filters.box(size),
+        filters.tent(rate),
+        filters.gaussian(size, sigma),
+        filters.delta(2 * rate - 1),
+    ):
         assert kernel.shape[0] % 2 == 1
         assert float(kernel.sum()) == pytest.approx(1, abs=1e-6)
         assert torch.allclose(kernel, kernel.flip(0), atol=1e-7)
@@ -205,7 +210,11 @@ def test_filters_are_centred_symmetric_and_sum_to_one(rate):
 
 
 def test_filters_by_hand():
-    assert filters.tent(2).tolist() == [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1 / 4, 1 / 8], [1 / 16, 1 / 8, 1 / 16]]
+    assert filters.tent(2).tolist() == [
+        [1 / 16, 1 / 8, 1 / 16],
+        [1 / 8, 1 / 4, 1 / 8],
+        [1 / 16, 1 / 8, 1 / 16],
+    ]
     three = filters.gaussian(3, torch.tensor(1.0))
     assert three[1, 1].item() == pytest.approx(0.20418, abs=1e-5)
     assert three[0, 1].item() == pytest.approx(0.12384, abs=1e-5)
@@ -215,7 +224,7 @@ def test_filters_by_hand():
 
 
 def test_average_by_hand():
-    """One row, one channel, kernel of ones: with rate 4 the box of 3 turns taps at 0, 4, 8 into nine in a row of gaps."""
+    """One row, one channel, kernel of ones: with rate 4 the box of 3 turns three taps into nine."""
     layer = nn.Conv2d(1, 1, (1, 3), dilation=4, padding=(0, 4), bias=False)
     nn.init.ones_(layer.weight)
     smooth_dilated_convs(layer, "average")
@@ -255,7 +264,8 @@ def test_periodic_subsample_and_back():
 
 def network():
     return nn.Sequential(
-        *(nn.Conv2d(4, 4, 3, dilation=rate, padding=rate, bias=False) for rate in (2, 4, 4)), nn.Conv2d(4, 2, 1)
+        *(nn.Conv2d(4, 4, 3, dilation=rate, padding=rate, bias=False) for rate in (2, 4, 4)),
+        nn.Conv2d(4, 2, 1),
     )
 
 

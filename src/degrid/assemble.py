@@ -25,7 +25,7 @@ from degrid.catalog import lookup
 from degrid.config import ModelConfig, RunConfig, SmoothingConfig
 from degrid.data import TrainTransform, open_dataset, training_batches
 from degrid.engine.checkpoint import load_weights
-from degrid.engine.device import pick_device
+from degrid.engine.device import PRECISIONS, pick_device
 from degrid.engine.evaluate import evaluate
 from degrid.engine.log import RunLog
 from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, median_frequency_weights
@@ -68,16 +68,23 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         preprocess=preprocess,
     )
     smoothing = config.smoothing
+    if smoothing.part not in ("encoder", "all"):
+        raise UserError(f'setting "model.smoothing.part": expected encoder or all, got "{smoothing.part}"')
     if smoothing.operator != "regular":
-        smooth_dilated_convs(model, smoothing.operator, rate_at_most(smoothing.max_rate), **smoothing.options)
+        part = model.encoder if smoothing.part == "encoder" else model
+        smooth_dilated_convs(part, smoothing.operator, rate_at_most(smoothing.max_rate), **smoothing.options)
     model.config = config
     return model
 
 
-def _network(name: str, encoder: str, num_classes: int | LabelSpace, operator: str, settings: dict[str, Any]) -> Segmenter:
+def _network(
+    name: str, encoder: str, num_classes: int | LabelSpace, operator: str, settings: dict[str, Any]
+) -> Segmenter:
     labels = num_classes if isinstance(num_classes, LabelSpace) else LabelSpace.of_size(num_classes)
     smoothing = SmoothingConfig(
-        operator, settings.pop("max_rate", SmoothingConfig.max_rate), settings.pop("operator_options", {})
+        operator,
+        settings.pop("max_rate", SmoothingConfig.max_rate),
+        options=settings.pop("operator_options", {}),
     )
     values = {"network": name, "encoder": encoder, "smoothing": configs.to_dict(smoothing), **settings}
     return build_model(configs.from_dict(ModelConfig, values), labels)
@@ -194,17 +201,18 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
         raise UserError(f"{folder / 'config.json'} is not a model config of degrid")
     try:
         labels = LabelSpace(
-            tuple(row["name"] for row in values["classes"]), tuple(tuple(row["color"]) for row in values["classes"])
+            tuple(row["name"] for row in values["classes"]),
+            tuple(tuple(row["color"]) for row in values["classes"]),
         )
         config = configs.from_dict(ModelConfig, values["model"], "model")
         preprocess = Preprocess(
-            tuple(values["preprocess"]["mean"]), tuple(values["preprocess"]["std"]), values["preprocess"]["bgr"]
+            tuple(values["preprocess"]["mean"]),
+            tuple(values["preprocess"]["std"]),
+            values["preprocess"]["bgr"],
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} lacks or garbles a part of the model config: {error}") from error
-    model = build_model(
-        dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std), labels
-    )
+    model = build_model(dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std), labels)
     file = folder / "model.safetensors"
     try:
         weights: dict[str, Tensor] = load_file(file)
@@ -286,7 +294,9 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     device = pick_device(settings.device)
     torch.manual_seed(settings.seed)
     model = build_model(config.model, dataset.labels)
-    model.to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
+    model.to(device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
     state = _training_state(config, model)
@@ -363,13 +373,14 @@ def _check(config: RunConfig) -> None:
     ):
         if value < 1:
             raise UserError(f'setting "{path}": expected at least 1, got {value}')
-    for path, value, known in (
+    for path, choice, known in (
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
+        ("train.precision", settings.precision, PRECISIONS),
         ("train.class_weights", settings.class_weights, tuple(CLASS_WEIGHTS)),
     ):
-        if value not in known:
-            raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{value}"')
+        if choice not in known:
+            raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
     if not 0 < data.scale[0] <= data.scale[1]:
         raise UserError(f'setting "data.scale": expected 0 < smallest <= largest, got {data.scale}')
     if not 0 <= settings.ema < 1:
@@ -398,7 +409,11 @@ def _provenance(config: RunConfig) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
-        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
     }
 
 

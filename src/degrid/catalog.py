@@ -35,9 +35,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     if ":" in name:
         return _import(name, kind)  # type: ignore[return-value]
     known = ", ".join(table)
-    raise UserError(
-        f'unknown {kind} "{name}".{did_you_mean(name, table)} Known: {known}; your own: "module:Name"'
-    )
+    raise UserError(f'unknown {kind} "{name}".{did_you_mean(name, table)} Known: {known}; your own: "module:Name"')
 
 
 def _import(name: str, kind: str) -> object:
@@ -49,9 +47,7 @@ def _import(name: str, kind: str) -> object:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        raise UserError(
-            f'{kind} "{name}": no module "{module_name}" here ({here}) or on the Python path'
-        ) from error
+        raise UserError(f'{kind} "{name}": no module "{module_name}" here ({here}) or on the Python path') from error
     finally:
         sys.path.remove(here)
     if not hasattr(module, attribute):

@@ -25,7 +25,9 @@ class SmoothingConfig:
     operator: str = "regular"
     """A smoothing operator ("ssc", "average", "tent", ...), or "module:Class"; "regular" changes nothing."""
     max_rate: int = 4
-    """Convolutions of a larger rate stay as they are; 4 leaves ASPP alone, as both papers do."""
+    """Convolutions of a larger rate stay as they are."""
+    part: str = "encoder"
+    """encoder: leaves ASPP alone, as both papers do; all: ASPP too, up to max_rate."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the operator, such as {"sigma": "shared"}."""
 
@@ -165,9 +167,7 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise UserError(
-                f'unknown setting "{path}".{did_you_mean(str(key), hints)} Known here: {", ".join(hints)}'
-            )
+            raise UserError(f'unknown setting "{path}".{did_you_mean(str(key), hints)} Known here: {", ".join(hints)}')
         given[key] = _convert(hints[key], value, path)
     return kind(**given)
 
@@ -199,7 +199,7 @@ def _assign(values: dict[str, Any], config: Any, path: str, value: object) -> No
                 f"Groups here: {', '.join(known) or 'none'}"
             )
         node = node[group]
-    if last not in node and not groups[-1:] == ["options"]:
+    if last not in node and groups[-1:] != ["options"]:
         hint = did_you_mean(last, node) or _elsewhere(values, last)
         raise UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(node)}')
     node[last] = value

@@ -90,7 +90,7 @@ def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alph
     weight = np.full(256, round(256 * alpha), np.uint16)
     weight[IGNORE_INDEX] = 0
     share = weight[ids][..., None]
-    mixed = (image.astype(np.uint16) * (256 - share) + color_table(labels)[ids] * share + 128) >> 8
+    mixed: np.ndarray = (image.astype(np.uint16) * (256 - share) + color_table(labels)[ids] * share + 128) >> 8
     return mixed.astype(np.uint8)
 
 

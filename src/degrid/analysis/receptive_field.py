@@ -71,9 +71,7 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
     was_training = stage.training
     device = next(stage.parameters()).device
     try:
-        return effective_receptive_field(
-            lambda x: stage.eval()(x.to(device)).cpu(), (channels, side, side), runs, seed
-        )
+        return effective_receptive_field(lambda x: stage.eval()(x.to(device)).cpu(), (channels, side, side), runs, seed)
     finally:
         stage.train(was_training)
 
@@ -128,14 +126,17 @@ def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -
     centre_y, centre_x = field.shape[0] // 2, field.shape[1] // 2
     for radius in range(max(field.shape)):
         window = field[
-            max(0, centre_y - radius) : centre_y + radius + 1, max(0, centre_x - radius) : centre_x + radius + 1
+            max(0, centre_y - radius) : centre_y + radius + 1,
+            max(0, centre_x - radius) : centre_x + radius + 1,
         ]
         if window.sum() >= mass * field.sum():
             return float((window < threshold * field.max()).mean())
     return float((field < threshold * field.max()).mean())
 
 
-def phase_exchange(function: Callable[[Tensor], Tensor], shape: tuple[int, int, int], rate: int, seed: int = 0) -> float:
+def phase_exchange(
+    function: Callable[[Tensor], Tensor], shape: tuple[int, int, int], rate: int, seed: int = 0
+) -> float:
     """Change the input on one phase of the grid only: the share of the output's change that lands on other phases.
 
     0: the phases are separate networks; (r^2 - 1) / r^2: fully mixed.

@@ -42,7 +42,13 @@ class ReportRun:
 
 
 def write_report(
-    path: Path, title: str, intro: str, runs: Sequence[ReportRun], samples: Sequence[Sample], labels: LabelSpace, outro: str
+    path: Path,
+    title: str,
+    intro: str,
+    runs: Sequence[ReportRun],
+    samples: Sequence[Sample],
+    labels: LabelSpace,
+    outro: str,
 ) -> None:
     """Write the page: totals, curves, IoU per class, overlays and effective receptive fields.
 

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Look at a dataset before training on it.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Look at a dataset before training on it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()

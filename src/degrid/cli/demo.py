@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from degrid.analysis.report import ReportRun
-    from degrid.types import Dataset
+    from degrid.config import RunConfig
+    from degrid.types import Dataset, Sample
 
 OPERATORS = ("regular", "tent")
 NUM_SHOWN = 6
@@ -52,15 +53,17 @@ def demo(
     for run in runs:
         print(f"{run.name}: test mIoU {100 * run.scores.miou:.1f} %, gridding score {run.gridding:.3f}")
     print(f"report: {report}")
-    print(f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {out / OPERATORS[1]})")
+    print(
+        f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {out / OPERATORS[1]})"
+    )
 
 
-def _train_and_score(config: object, folder: Path, held_out: Dataset, shown: list[object]) -> ReportRun:
+def _train_and_score(config: RunConfig, folder: Path, held_out: Dataset, shown: list[Sample]) -> ReportRun:
     import time
 
     import degrid
     from degrid import assemble
-    from degrid.analysis import gridding_score
+    from degrid.analysis import dilated_stage_receptive_field, gridding_score
     from degrid.analysis.report import ReportRun
     from degrid.cli.progress import progress
     from degrid.engine.log import read_metrics
@@ -72,7 +75,7 @@ def _train_and_score(config: object, folder: Path, held_out: Dataset, shown: lis
     with progress("evaluating", len(held_out)) as advance:
         scores = degrid.evaluate(model, held_out, on_image=lambda *_: advance())
     predictor = degrid.Predictor(model)
-    field = assemble.dilated_receptive_field(model)
+    field = dilated_stage_receptive_field(model.encoder)
     return ReportRun(
         name=folder.name,
         records=read_metrics(folder),

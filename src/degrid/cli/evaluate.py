@@ -32,9 +32,7 @@ def evaluate(
     network = degrid.load(model)
     dataset = degrid.open_dataset(data, split, labels=network.labels)
     with progress("evaluating", len(dataset)) as advance:
-        found = degrid.evaluate(
-            network, dataset, device=device, precision=precision, on_image=lambda *_: advance()
-        )
+        found = degrid.evaluate(network, dataset, device=device, precision=precision, on_image=lambda *_: advance())
     print_scores(found)
     if out is not None:
         write_json(out, {"model": str(model), "data": data, "split": split, **found.to_dict()})

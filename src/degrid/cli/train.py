@@ -13,14 +13,16 @@ from degrid.types import UserError
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False)
+        str | None,
+        typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Your data: a folder of images and masks, a dataset.yaml, a list file, or 'synthetic'."),
     ] = None,
     operator: Annotated[
-        str | None, typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent.")
+        str | None,
+        typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
@@ -65,7 +67,7 @@ def train(
             if value is not None
         ]
         if data is not None and recipe is None:
-            assignments.append(f"name={Path(data).resolve().name}")
+            assignments.append(f"name={_name_of(data)}")
         chosen = configs.override(chosen, assignments + (settings or []))
         folder = out or Path("runs") / chosen.name
     if show:
@@ -83,3 +85,9 @@ def train(
         print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
         sys.exit(130)
     print(result)
+
+
+def _name_of(data: str) -> str:
+    """The folder that the data are in, or the word that stands for them."""
+    path = Path(data).absolute()
+    return path.parent.name if path.suffix in (".yaml", ".yml", ".txt") else path.name.replace(":", "_")

@@ -164,13 +164,13 @@ def _check_pair(pair: Pair, layout: Layout, labels: LabelSpace, report: SplitRep
     ids, unknown = layout.rule.apply(raw)
     if unknown:
         findings.add("masks with unknown values", unknown_message(pair.mask or pair.image, unknown, labels))
+    elif (ids == IGNORE_INDEX).all():
+        findings.add("masks that are all void (they teach nothing)", pair.mask, problem=False)
     counts = np.bincount(ids.ravel(), minlength=256)
     report.void_pixels += int(counts[IGNORE_INDEX])
     for index in range(len(labels)):
         report.class_pixels[index] += int(counts[index])
         report.class_images[index] += bool(counts[index])
-    if counts[IGNORE_INDEX] == ids.size:
-        findings.add("masks that are all void (they teach nothing)", pair.mask, problem=False)
 
 
 def _check_twice(pair: Pair, split: str, seen: dict[str, tuple[str, str]], findings: _Findings) -> None:

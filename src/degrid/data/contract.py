@@ -29,7 +29,7 @@ def check_dataset(dataset: Dataset, num: int = 8) -> None:
             raise UserError(
                 f"{where}: label must be uint8 [H,W] = {list(image.shape[1:])}, got {label.dtype} {list(label.shape)}"
             )
-        foreign = sorted(set(label.unique().tolist()) - {*range(len(dataset.labels)), IGNORE_INDEX})
+        foreign = sorted(set(torch.unique(label).tolist()) - {*range(len(dataset.labels)), IGNORE_INDEX})
         if foreign:
             raise UserError(f"{where}: label holds the ids {foreign[:5]}; map them to classes or {IGNORE_INDEX}")
         if not (torch.equal(image, again.image) and torch.equal(label, again.label)):

@@ -80,8 +80,8 @@ def unknown_message(mask: Path, unknown: dict[int | tuple[int, int, int], int], 
             "(id,name,r,g,b) or dataset.yaml, or list the colours under void there"
         )
     return (
-        f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); give more classes, or a "
-        "mapping of ids, in dataset.yaml (degrid data check shows all ids)"
+        f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); give more classes, or "
+        "a mapping of ids, in dataset.yaml (degrid data check shows all ids)"
     )
 
 
@@ -147,8 +147,8 @@ def _check_masks(pairs: list[Pair], path: str | Path, split: str) -> None:
     if lost:
         first = lost[0]
         raise UserError(
-            f'{len(lost)} of {len(pairs)} images in the split "{split}" of {path} have no mask, {first.image} among them '
-            f"{f'(expected {first.mask})' if first.mask else ''}; add the masks or take the images away "
+            f'{len(lost)} of {len(pairs)} images in the split "{split}" of {path} have no mask, {first.image} among '
+            f"them {f'(expected {first.mask})' if first.mask else ''}; add the masks or take the images away "
             "(degrid data check lists them)"
         )
 
@@ -174,7 +174,10 @@ def resolve_classes(layout: Layout) -> Layout:
         return layout
     values = _values_in(layout)
     if values == {0, IGNORE_INDEX}:
-        layout.labels, layout.rule = LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 64, 64))), _BINARY
+        layout.labels, layout.rule = (
+            LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 64, 64))),
+            _BINARY,
+        )
         layout.note = f"{layout.note} {_BINARY_NOTE}".strip()
         return layout
     highest = max((value for value in values if value != IGNORE_INDEX), default=0)
@@ -208,8 +211,8 @@ def _values_in(layout: Layout) -> set[int]:
             if layout.labels is not None:
                 return set()
             raise UserError(
-                f"{mask} is a colour picture and nothing says which colour is which class; write {layout.root}/classes.csv "
-                "with the columns id,name,r,g,b"
+                f"{mask} is a colour picture and nothing says which colour is which class; write "
+                f"{layout.root}/classes.csv with the columns id,name,r,g,b"
             )
         values |= set(np.unique(raw).tolist())
     if values and max(values) > 255 and layout.labels is None:

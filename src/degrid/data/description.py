@@ -13,7 +13,13 @@ from degrid.data.masks import Color, MaskRule
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 # Other toolkits' words for the same.
-_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "ignore_classes": "void", "root": "path"}
+_ALIASES = {
+    "names": "classes",
+    "masks_dir": "masks",
+    "label_mapping": "ids",
+    "ignore_classes": "void",
+    "root": "path",
+}
 _KEYS = ("path", "train", "val", "test", "masks", "classes", "void", "ids")
 _IGNORED = ("nc", "download")
 
@@ -22,8 +28,8 @@ def read_description(file: Path) -> Layout:
     """Read a dataset.yaml.
 
     Keys: path (the root, relative to the file), train, val, test (a folder of images, a list file, or {images, masks}),
-    masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids or
-    colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder's own layout is used.
+    masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
+    or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder's own layout is used.
 
     Raises:
         UserError: not YAML, an unknown key, or values of another form.
@@ -93,7 +99,9 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     if not isinstance(rows, dict) or sorted(rows) != list(range(len(rows))):
         raise UserError(f"{file}: classes must be a list of names, or a table with the ids 0, 1, 2, .. without a gap")
     palette = voc_palette(len(rows))
-    names, colors, ids = [], [], {}
+    names: list[str] = []
+    colors: list[Color] = []
+    ids: dict[int, int] = {}
     for train in range(len(rows)):
         row = {"name": rows[train]} if not isinstance(rows[train], dict) else rows[train]
         unknown = set(row) - {"name", "color", "ids", "labels"}
@@ -127,5 +135,3 @@ def _color(value: Any, file: Path) -> Color:
     if isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value):
         return (value[0], value[1], value[2])
     raise UserError(f"{file}: a colour is three whole numbers from 0 to 255, such as [128, 64, 128]; got {value!r}")
-
-

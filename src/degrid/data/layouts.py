@@ -12,9 +12,37 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "photos")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annots", "gt", "segmentation", "SegmentationClass")
-MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L")
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "annotations",
+    "annots",
+    "gt",
+    "segmentation",
+    "SegmentationClass",
+)
+MASK_ENDINGS = (
+    "_mask",
+    "_masks",
+    "_label",
+    "_labels",
+    "_gt",
+    "_seg",
+    "_segmentation",
+    "-mask",
+    "-label",
+    "_L",
+)
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -52,22 +80,44 @@ def recognise(root: Path) -> Layout:
     for find in (_voc, _cityscapes, _segnet_camvid, _lists_in, _named_folders, _side_by_side):
         layout = find(root)
         if layout is not None and any(layout.splits.values()):
-            order = [*(name for name in ("train", "val", "test") if name in layout.splits), *sorted(layout.splits)]
+            order = [
+                *(name for name in ("train", "val", "test") if name in layout.splits),
+                *sorted(layout.splits),
+            ]
             layout.splits = {name: layout.splits[name] for name in order}
             return layout
     raise UserError(
-        f"no images with masks found in {root}. Looked for: images/ and masks/ (or labels/, annotations/) with files of "
-        "the same names, also below train/ and val/; NAME.jpg beside NAME_mask.png; list files with /image /mask lines; "
-        "the VOC, Cityscapes and CamVid layouts; dataset.yaml"
+        f"no images with masks found in {root}. Looked for: images/ and masks/ (or labels/, annotations/) with files "
+        "of the same names, also below train/ and val/; NAME.jpg beside NAME_mask.png; list files with /image /mask "
+        "lines; the VOC, Cityscapes and CamVid layouts; dataset.yaml"
     )
 
 
 # ---- known datasets -----------------------------------------------------------------------------------------
 
-_VOC_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+_VOC_NAMES = [
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
 VOC = LabelSpace(tuple(_VOC_NAMES), voc_palette(21))
 
 # Train ids in order, with the raw id of each; every other raw id is void.
@@ -98,7 +148,19 @@ _CITYSCAPES_RAW = MaskRule(
 )
 
 CAMVID = LabelSpace(
-    ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
+    (
+        "Sky",
+        "Building",
+        "Pole",
+        "Road",
+        "Pavement",
+        "Tree",
+        "SignSymbol",
+        "Fence",
+        "Car",
+        "Pedestrian",
+        "Bicyclist",
+    ),
     (
         (128, 128, 128),
         (128, 0, 0),
@@ -283,9 +345,7 @@ def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Pat
     return _match(_images_in(image_folder), image_folder, _images_in(mask_folder), mask_folder)
 
 
-def _match(
-    images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
-) -> tuple[list[Pair], list[Path]]:
+def _match(images: list[Path], image_root: Path, masks: list[Path], mask_root: Path) -> tuple[list[Pair], list[Path]]:
     def key(file: Path, root: Path) -> str:
         return file.relative_to(root).with_suffix("").as_posix()
 
@@ -294,7 +354,10 @@ def _match(
     for image in images:
         name = key(image, image_root)
         base = next((name.removesuffix(e) for e in ("_image", "_img", "_sat") if name.endswith(e)), name)
-        candidates = [name, *(stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS))]
+        candidates = [
+            name,
+            *(stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS)),
+        ]
         mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
         used.add(mask)
         pairs.append(Pair(name, image, mask))

@@ -18,8 +18,9 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Endless batches, beginning with batch number `start`.
 
-    Every image comes once per epoch, in an order of its own; batches run over the border between epochs. Batch k depends
-    on (seed, k) only: a run that is resumed at k sees exactly what it would have seen, with any number of workers.
+    Every image comes once per epoch, in an order of its own; batches run over the border between epochs. Batch k
+    depends on (seed, k) only: a run that is resumed at k sees exactly what it would have seen, with any number of
+    workers.
 
     Args:
         transform: gives every sample the same size; called with a generator that belongs to the sample's position.

@@ -28,7 +28,11 @@ class MaskRule:
     @classmethod
     def plain(cls, labels: LabelSpace, void: tuple[int, ...] = ()) -> MaskRule:
         """Ids as they are; 255 and `void` are void; colour masks use the classes' colours."""
-        ids = {**{i: i for i in range(len(labels))}, IGNORE_INDEX: IGNORE_INDEX, **dict.fromkeys(void, IGNORE_INDEX)}
+        ids = {
+            **{i: i for i in range(len(labels))},
+            IGNORE_INDEX: IGNORE_INDEX,
+            **dict.fromkeys(void, IGNORE_INDEX),
+        }
         return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))})
 
     def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -45,7 +47,11 @@ class SyntheticScenes:
     labels = LABELS
 
     def __init__(
-        self, split: str = "train", num_images: int | None = None, size: tuple[int, int] = (144, 192), seed: int = 0
+        self,
+        split: str = "train",
+        num_images: int | None = None,
+        size: tuple[int, int] = (144, 192),
+        seed: int = 0,
     ) -> None:
         if split not in _SPLITS:
             raise UserError(f'the synthetic scenes have the splits {", ".join(_SPLITS)}; there is no "{split}"')
@@ -98,10 +104,12 @@ class _Canvas:
 
     def grain(self, strength: float) -> np.ndarray:
         """Independent noise per pixel, [H,W,1]."""
-        return self.rng.normal(0, strength, (self.height, self.width, 1))
+        noise: np.ndarray = self.rng.normal(0, strength, (self.height, self.width, 1))
+        return noise
 
     def box(self, top: float, bottom: float, left: float, right: float) -> np.ndarray:
-        return (self.y >= top) & (self.y < bottom) & (self.x >= left) & (self.x < right)
+        inside: np.ndarray = (self.y >= top) & (self.y < bottom) & (self.x >= left) & (self.x < right)
+        return inside
 
     def disc(self, y: float, x: float, radius_y: float, radius_x: float | None = None) -> np.ndarray:
         radius_x = radius_y if radius_x is None else radius_x
@@ -199,7 +207,7 @@ def _draw_poles(canvas: _Canvas, horizon: float) -> None:
         tops.append((top + 2, x))
         if rng.random() < 0.7:
             _draw_sign(canvas, foot - (foot - top) * rng.uniform(0.4, 0.7), x, 5 + 6 * depth)
-    for (y0, x0), (y1, x1) in zip(tops, tops[1:], strict=False):
+    for (y0, x0), (y1, x1) in itertools.pairwise(tops):
         if rng.random() < 0.8:  # a wire that sags between two poles
             t = np.clip((canvas.x - x0) / max(1.0, x1 - x0), 0, 1)
             wire_y = y0 + (y1 - y0) * t + canvas.height * 0.06 * 4 * t * (1 - t)

@@ -42,11 +42,10 @@ class TrainTransform:
         left = rng.integers(0, max(0, scaled_width - crop_width) + 1)
         step_y, step_x = height / scaled_height, width / scaled_width
         # Pillow maps the centre (i + 0.5, j + 0.5) of an output pixel to a place in the input, in the same convention.
-        start_x, dx = left * step_x, step_x
+        start_x, dx = float(left * step_x), step_x
         if rng.random() < self.flip:
-            start_x, dx = (left + crop_width) * step_x, -step_x
-            if scaled_width < crop_width:  # keep the padding on the right
-                start_x = width
+            # Read from right to left; padding stays on the right.
+            start_x, dx = (left + min(crop_width, scaled_width)) * step_x, -step_x
         affine = (dx, 0.0, start_x, 0.0, step_y, top * step_y)
         image = Image.fromarray(np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()))
         label = Image.fromarray(sample.label.numpy())
@@ -56,9 +55,7 @@ class TrainTransform:
             size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX
         )
         pixels = torch.from_numpy(np.array(moved)).permute(2, 0, 1)
-        return Sample(
-            jitter_colors(pixels, self.jitter, rng), torch.from_numpy(np.array(moved_label)), sample.name
-        )
+        return Sample(jitter_colors(pixels, self.jitter, rng), torch.from_numpy(np.array(moved_label)), sample.name)
 
 
 def jitter_colors(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:

@@ -64,7 +64,11 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: obj
     if missing or foreign or shapes:
         parts = [
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("not in this model", foreign), ("of another shape", shapes))
+            for what, keys in (
+                ("missing", missing),
+                ("not in this model", foreign),
+                ("of another shape", shapes),
+            )
             if keys
         ]
         raise UserError(f"the weights of {source} belong to another model: {'; '.join(parts)}")

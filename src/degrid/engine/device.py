@@ -44,7 +44,7 @@ def autocast(device: torch.device, precision: str = "float32") -> torch.autocast
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Private names, which may go: then float32 it is.
     checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return device.type == "cpu" and any(check is not None and check() for check in checks)

@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, model: nn.Module, device: str = "auto", precision: str = "float32") -> None:
         self.device = pick_device(device)
         self.precision = precision
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of an image, uint8 [H,W].
@@ -86,4 +86,4 @@ def _pixels(image: ImageLike) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"expected a uint8 array [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
-    return np.ascontiguousarray(np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3)))
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)

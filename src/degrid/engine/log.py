@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from degrid.files import write_text
 from degrid.types import Scores
@@ -38,7 +45,7 @@ class RunLog:
         _keep_until(self._metrics, start)
         self._jsonl = self._metrics.open("a", encoding="utf-8")
         self._text = (folder / "log.txt").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder), purge_step=start + 1)
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step"),
@@ -66,15 +73,15 @@ class RunLog:
         self._bar.stop()
         self._jsonl.close()
         self._text.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
         """Record one optimiser step, counted from 1."""
         self._loss = loss
         self._write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(images_per_second, 2)})
         if step == 1 or step % 10 == 0:
-            self._board.add_scalar("train/loss", loss, step)  # type: ignore[no-untyped-call]
-            self._board.add_scalar("train/lr", lr, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar("train/loss", loss, step)
+            self._board.add_scalar("train/lr", lr, step)
         self._show(step)
 
     def validation(self, step: int, found: Scores) -> None:
@@ -99,7 +106,7 @@ class RunLog:
             *((f"val IoU/{name}", iou) for name, iou in classes.items()),
         ):
             if value is not None:
-                self._board.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(tag, value, step)
         self.say(
             f"step {step}: val mIoU {100 * found.miou:.2f} %, pixel accuracy {100 * found.pixel_accuracy:.2f} % "
             f"({found.num_images} images, {found.num_classes_counted} classes)"
@@ -107,7 +114,7 @@ class RunLog:
 
     def panel(self, step: int, name: str, picture: np.ndarray) -> None:
         """Record a picture, uint8 [H,W,3], such as image | truth | prediction."""
-        self._board.add_image(name, picture, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._board.add_image(name, picture, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """A line for people: on the console and in log.txt."""

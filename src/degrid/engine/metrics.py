@@ -35,7 +35,7 @@ class ConfusionMatrix:
         valid = truth != IGNORE_INDEX
         truth, guess = truth[valid], guess[valid]
         for what, ids in (("label", truth), ("prediction", guess)):
-            if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < classes):
+            if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
                 foreign = sorted(set(ids[(ids < 0) | (ids >= classes)].tolist()))
                 raise UserError(
                     f"{what} holds id {', '.join(map(str, foreign[:5]))}; expected 0 to {classes - 1}"

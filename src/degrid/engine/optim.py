@@ -32,7 +32,8 @@ def parameter_groups(
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
         for parameter in [module.weight]
     }
-    head = {id(p) for p in model.head.parameters()} if isinstance(getattr(model, "head", None), nn.Module) else set()
+    top = dict(model.named_children()).get("head")
+    head = {id(parameter) for parameter in top.parameters()} if top is not None else set()
     norm_parameters = {
         id(parameter)
         for module in model.modules()
@@ -65,9 +66,7 @@ def parameter_groups(
     ]
 
 
-def make_optimizer(
-    name: str, groups: Iterable[dict[str, object]], lr: float, momentum: float
-) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: Iterable[dict[str, object]], lr: float, momentum: float) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over `parameter_groups`."""
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
@@ -83,7 +82,7 @@ def poly_schedule(lr: float, steps: int, power: float = 0.9, warmup: int = 0) ->
     """
 
     def at(step: int) -> float:
-        rate = lr * max(0.0, 1 - step / steps) ** power
+        rate: float = lr * max(0.0, 1 - step / steps) ** power
         return rate * min(1.0, (step + 1) / (warmup + 1))
 
     return at

@@ -65,7 +65,13 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def write_prediction(
-    prediction: Prediction, labels: LabelSpace, out: Path, name: str, *, overlay: bool = True, logits: bool = False
+    prediction: Prediction,
+    labels: LabelSpace,
+    out: Path,
+    name: str,
+    *,
+    overlay: bool = True,
+    logits: bool = False,
 ) -> dict[str, Any]:
     """Write one image's results below `out`, each file atomically, and give its row of the summary.
 

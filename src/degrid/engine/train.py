@@ -91,7 +91,7 @@ def train(
     accumulate: int = 1,
     loss_size: str = "label",
     class_weights: Tensor | None = None,
-    precision: str = "auto",
+    precision: str = "float32",
     eval_every: int = 1000,
     save_every: int = 0,
     validate: Callable[[nn.Module, int], Scores] | None = None,
@@ -207,7 +207,7 @@ def _stop_requested() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, previous[number])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, request)
     try:

@@ -21,7 +21,7 @@ def freeze_batch_norm(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not hasattr(module, "frozen_batch_norm"):
-            module.__class__ = _frozen(type(module))
+            module.__class__ = _frozen(type(module))  # type: ignore[assignment,arg-type]
             module.eval()
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)

@@ -118,9 +118,7 @@ def deeplabv3plus(
         )
     low_level = features.reductions.index(4)
     aspp = ASPP(features.channels[-1], channels, rates or v3_rates(output_stride), dropout, separable)
-    head = DeepLabV3PlusHead(
-        aspp, channels, len(labels), low_level, features.channels[low_level], separable=separable
-    )
+    head = DeepLabV3PlusHead(aspp, channels, len(labels), low_level, features.channels[low_level], separable=separable)
     return Segmenter(body, head, labels, 4)
 
 

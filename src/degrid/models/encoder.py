@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import timm
@@ -27,7 +28,9 @@ class Encoder(Protocol):
     reductions: tuple[int, ...]
     preprocess: Preprocess
 
-    def __call__(self, image: Tensor, /) -> list[Tensor]: ...
+    def __call__(self, image: Tensor, /) -> list[Tensor]:
+        """Features, fine to coarse."""
+        ...
 
 
 class TimmEncoder(nn.Module):
@@ -120,7 +123,8 @@ def build_encoder(
         return TimmEncoder(rest, **settings)
     if not rest and name in timm.list_models():
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')
-    encoder = lookup({}, name, 'encoder (known are "timm:<name>")')(**settings)
+    make: Callable[..., object] = lookup({}, name, 'encoder (known are "timm:<name>")')
+    encoder = make(**settings)
     if not isinstance(encoder, nn.Module) or not isinstance(encoder, Encoder):
         raise UserError(f'encoder "{name}" must be an nn.Module with channels, reductions and preprocess')
     return encoder
@@ -131,7 +135,7 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     if not timm.is_model(name):
         raise UserError(f'timm knows no network "{name}".{did_you_mean(name, timm.list_models())}')
     try:
-        net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
+        net: Any = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
     # Each timm family refuses an impossible stride with an exception of its own kind.
     except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
         raise UserError(_stride_message(name, output_stride)) from error
@@ -161,7 +165,7 @@ def _stride_message(name: str, output_stride: int) -> str:
     possible = []
     for stride in OUTPUT_STRIDES:
         try:
-            net = timm.create_model(name, features_only=True, output_stride=stride)
+            net: Any = timm.create_model(name, features_only=True, output_stride=stride)
             if net.feature_info.reduction()[-1] == stride == _measured_stride(net):
                 possible.append(str(stride))
         except Exception:  # only asked what works; whatever goes wrong means that it does not
@@ -174,5 +178,5 @@ def _preprocess(name: str) -> Preprocess:
     config = timm.get_pretrained_cfg(name)
     if config is None:
         return Preprocess()
-    red, green, blue = (255 * value for value in config.mean)
-    return Preprocess((red, green, blue), tuple(255 * value for value in config.std))
+    mean, std = ((255 * red, 255 * green, 255 * blue) for red, green, blue in (config.mean, config.std))
+    return Preprocess(mean, std)

@@ -73,18 +73,17 @@ class ImagePooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W], constant over the image."""
-        pooled = x.mean((2, 3), keepdim=True)
         conv, norm, relu = self.project
+        pooled: Tensor = conv(x.mean((2, 3), keepdim=True))
         if norm.training and len(x) == 1:
-            norm = cast(nn.BatchNorm2d, norm)
+            fixed = cast(nn.BatchNorm2d, norm)
             pooled = F.batch_norm(
-                conv(pooled), norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+                pooled, fixed.running_mean, fixed.running_var, fixed.weight, fixed.bias, eps=fixed.eps
             )
-            pooled = relu(pooled)
         else:
-            pooled = self.project(pooled)
+            pooled = norm(pooled)
         # Broadcast, never interpolate: runtimes differ in how they enlarge a single pixel.
-        return pooled.expand(-1, -1, *x.shape[-2:])
+        return cast(Tensor, relu(pooled)).expand(-1, -1, *x.shape[-2:])
 
 
 class ASPP(nn.Module):
@@ -98,7 +97,12 @@ class ASPP(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, rates: tuple[int, ...], dropout: float = 0.1, separable: bool = False
+        self,
+        in_channels: int,
+        channels: int,
+        rates: tuple[int, ...],
+        dropout: float = 0.1,
+        separable: bool = False,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(

@@ -59,7 +59,7 @@ class ModelInfo:
         smoothed = sum(conv.smoothing is not None for conv in self.dilated)
         lines = [
             f"network        {self.network} on {self.encoder}",
-            f"classes        {len(self.classes)}: {', '.join(self.classes[:8])}{', ...' if len(self.classes) > 8 else ''}",
+            f"classes        {len(self.classes)}: {', '.join(self.classes[:8])}{', ...' * (len(self.classes) > 8)}",
             f"features       {strides}",
             f"output stride  {self.output_stride}; logits at /{self.logit_stride}",
             f"parameters     {parts}",
@@ -84,7 +84,10 @@ def describe(model: Segmenter, size: tuple[int, int] = (512, 512)) -> ModelInfo:
     smoothing = {id(p): p for name, p in model.named_parameters() if ".smoothing." in f".{name}."}
     head = {id(p): p for p in model.head.parameters() if id(p) not in smoothing}
     total = sum(p.numel() for p in model.parameters())
-    counts = {"smoothing": sum(p.numel() for p in smoothing.values()), "head": sum(p.numel() for p in head.values())}
+    counts = {
+        "smoothing": sum(p.numel() for p in smoothing.values()),
+        "head": sum(p.numel() for p in head.values()),
+    }
     parameters = {
         "encoder": total - sum(counts.values()),
         "head": counts["head"],

@@ -111,7 +111,12 @@ def _mobilenet_v2_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         "conv.2": "conv_pwl",
         "conv.3": "bn3",
     }
-    stem = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2"}
+    stem = {
+        "features.0.0": "conv_stem",
+        "features.0.1": "bn1",
+        "features.18.0": "conv_head",
+        "features.18.1": "bn2",
+    }
     renamed = {}
     for key, value in weights.items():
         layer, _, leaf = key.rpartition(".")
@@ -135,7 +140,7 @@ def guess_network(weights: dict[str, Tensor]) -> str | None:
     if "layer1.0.conv1.weight" in weights and "layer4.0.conv1.weight" in weights:
         units = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4)]
         bottleneck = "layer1.0.conv3.weight" in weights
-        sizes = {
+        sizes: dict[tuple[bool, tuple[int, ...]], str] = {
             (False, (2, 2, 2, 2)): "resnet18",
             (False, (3, 4, 6, 3)): "resnet34",
             (True, (3, 4, 6, 3)): "resnet50",

@@ -36,4 +36,3 @@ def load(name: str) -> config.RunConfig:
     if not isinstance(found, config.RunConfig):
         raise UserError(f'recipe "{name}" returned {type(found).__name__}; expected a degrid.config.RunConfig')
     return found
-

@@ -42,7 +42,7 @@ def tent(rate: int) -> Tensor:
 def gaussian(size: int, sigma: Tensor) -> Tensor:
     """exp(-(x^2 + y^2) / (2 sigma^2)) on whole-pixel offsets, normalised to sum 1; differentiable in sigma.
 
-    Source: Ziegler et al. (arXiv 1903.07992). Their code drops sigma in the normalisation; this is what the paper means.
+    Source: Ziegler et al. (arXiv 1903.07992). Their code drops sigma in the normalisation; this is what they mean.
     """
     offsets = torch.arange(size, device=sigma.device, dtype=sigma.dtype) - size // 2
     line = torch.exp(-(offsets**2) / (2 * sigma**2))

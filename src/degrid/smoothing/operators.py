@@ -194,7 +194,7 @@ class Average(FixedFilter):
     """Box filter before the dilated convolution.
 
     Args:
-        size: side of the box, odd; by default r-1 where that is odd, else r. At rate 2 the default is 1: no smoothing.
+        size: side of the box, odd; by default r-1 where that is odd, else r. At rate 2 that is 1: no smoothing.
     Raises:
         UserError: a size that is not odd and positive.
     Source: Ziegler et al. (arXiv 1903.07992), average filter. In their code the box is a trained filter per channel.
@@ -224,7 +224,7 @@ class Gaussian(PreFilter):
     Args:
         sigma: width in pixels; a number is fixed, a parameter holding log(sigma) is learned. Give several layers the
             same parameter to share it. The logarithm keeps sigma positive.
-        size: side of the filter, odd; by default r-1 where that is odd, else r. At rate 2 the default is 1: no smoothing.
+        size: side of the filter, odd; by default r-1 where that is odd, else r. At rate 2 that is 1: no smoothing.
     Raises:
         UserError: a fixed sigma that is not positive, or a size that is not odd and positive.
     Source: Ziegler et al. (arXiv 1903.07992), Gaussian filter, sigma 1 at the start.
@@ -277,8 +277,9 @@ class SeparableShared(PreFilter):
 class Aggregation(PreFilter):
     """A learned mix of four pre-filters: identity, box, Gaussian (sigma 1) and separable-and-shared.
 
-    The mix is w = softmax(mix), so each weight is in 0..1 and they sum to 1; equal at the start. All four are linear and
-    pad with zeros, so they are one composite filter of side 2r-1, built anew in each forward: one pass instead of four.
+    The mix is w = softmax(mix), so each weight is in 0..1 and they sum to 1; equal at the start. All four are linear
+    and pad with zeros, so they are one composite filter of side 2r-1, built anew in each forward: one pass instead of
+    four.
 
     Args:
         mix: parameter [4], the same one for every layer of the network; by default the layer's own.
@@ -338,8 +339,8 @@ def _aggregation_factory() -> Factory:
     return lambda rate: Aggregation(rate, mix)
 
 
-# Each row makes, from the options, a function from the rate to an operator; what the layers of one network share is made
-# once there.
+# Each row makes, from the options, a function from the rate to an operator; what the layers of one network share is
+# made once there.
 OPERATORS: dict[str, Callable[..., Factory]] = {
     "regular": lambda: Regular,
     "decompose": lambda: Decompose,

@@ -81,8 +81,8 @@ def smooth_dilated_convs(
     """Smooth the dilated convolutions of any network, in place.
 
     The layers keep their parameters, names, hooks, device and mode; a checkpoint of the plain network still loads
-    (only `*.smoothing.*` are new, with strict=False), and an optimiser made before goes on working for what it has. Make
-    the optimiser and DDP afterwards, so that they see the operators' parameters.
+    (only `*.smoothing.*` are new, with strict=False), and an optimiser made before goes on working for what it has.
+    Make the optimiser and DDP afterwards, so that they see the operators' parameters.
 
     What one network shares (the sigma of gaussian with sigma="shared", the mix of aggregation) is one parameter in all
     layers of this call.

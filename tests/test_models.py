@@ -1,0 +1,371 @@
+"""The networks: strides, rates, counts, and equality with networks of others."""
+
+import os
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from degrid.models import (
+    ASPP,
+    NETWORKS,
+    DeepLabV2Head,
+    Segmenter,
+    TimmEncoder,
+    build_encoder,
+    describe,
+    freeze_batch_norm,
+    read_weights,
+)
+from degrid.models.build import v3_rates
+from degrid.models.heads import ImagePooling
+from degrid.types import LabelSpace, Preprocess, UserError
+
+VOC = LabelSpace.of_size(21)
+
+
+def rates_by_stage(encoder):
+    """The rates of the spatial convolutions of each top-level part that has any above 1."""
+    found = {}
+    for name, module in encoder.net.named_modules():
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            found.setdefault(name.split(".")[0] if "blocks." not in name else ".".join(name.split(".")[:2]), []).append(
+                module.dilation[0]
+            )
+    return {stage: rates for stage, rates in found.items() if max(rates) > 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "rates"),
+    [
+        ("resnet18", 32, {}),
+        ("resnet18", 16, {"layer4": [1, 2, 2, 2]}),
+        ("resnet18", 8, {"layer3": [1, 2, 2, 2], "layer4": [2, 4, 4, 4]}),
+        ("resnet50", 16, {"layer4": [1, 2, 2]}),
+        ("resnet50", 8, {"layer3": [1, 2, 2, 2, 2, 2], "layer4": [2, 4, 4]}),
+        ("mobilenetv2_100", 16, {"blocks.5": [1, 2, 2], "blocks.6": [2]}),
+        (
+            "mobilenetv2_100",
+            8,
+            {"blocks.3": [1, 2, 2, 2], "blocks.4": [2, 2, 2], "blocks.5": [2, 4, 4], "blocks.6": [4]},
+        ),
+        ("mobilenetv3_small_050", 16, {"blocks.4": [1, 2, 2]}),
+        ("regnety_002", 16, {"s4": [1, 2, 2, 2, 2, 2, 2]}),
+    ],
+)
+def test_encoder_rates_and_strides(name, output_stride, rates):
+    encoder = TimmEncoder(name, output_stride).eval()
+    assert rates_by_stage(encoder) == rates
+    assert encoder.reductions[-1] == output_stride
+    for size in ((64, 96), (65, 97), (33, 47)):
+        with torch.no_grad():
+            features = encoder(torch.zeros(1, 3, *size))
+        assert tuple(f.shape[1] for f in features) == encoder.channels
+        for feature, reduction in zip(features, encoder.reductions, strict=True):
+            assert tuple(feature.shape[-2:]) == tuple(-(-side // reduction) for side in size)
+
+
+def test_multi_grid_multiplies_the_stage_rate():
+    assert rates_by_stage(TimmEncoder("resnet50", 16, multi_grid=(1, 2, 4))) == {"layer4": [2, 4, 8]}
+    at_8 = rates_by_stage(TimmEncoder("resnet50", 8, multi_grid=(1, 2, 4)))
+    assert at_8["layer4"] == [4, 8, 16]
+    encoder = TimmEncoder("resnet50", 16, multi_grid=(1, 2, 4)).eval()
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 3, 65, 65))[-1].shape[-2:] == (5, 5)
+    with pytest.raises(UserError, match="multi_grid=1,2 needs a last stage of 2 units; resnet50 has 3"):
+        TimmEncoder("resnet50", 16, multi_grid=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "message"),
+    [
+        ("timm:vgg11", 16, "vgg11 cannot have output stride 16; it can do 32"),
+        ("timm:densenet121", 8, "cannot have output stride 8; it gives no features that can be dilated"),
+        ("timm:resnet81", 16, 'timm knows no network "resnet81". Did you mean "resnet18"'),
+        ("resnet50", 16, 'unknown encoder "resnet50". Did you mean "timm:resnet50"'),
+        ("timm:resnet18", 7, "output stride 7: expected 8, 16 or 32"),
+    ],
+)
+def test_impossible_encoders(name, output_stride, message):
+    with pytest.raises(UserError, match=message):
+        build_encoder(name, output_stride)
+
+
+@pytest.mark.parametrize(("output_stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])
+@pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus"])
+def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
+    assert v3_rates(output_stride) == rates
+    model = NETWORKS[network]("timm:resnet18", VOC, output_stride=output_stride)
+    found = [m.dilation[0] for m in model.head.aspp.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    assert tuple(found) == rates
+
+
+@pytest.mark.parametrize(
+    ("network", "stride"),
+    [("deeplabv2", 8), ("deeplabv2_largefov", 8), ("deeplabv3", 8), ("deeplabv3plus", 4)],
+)
+def test_logits_at_the_heads_stride_for_any_size(network, stride):
+    model = NETWORKS[network]("timm:resnet18", VOC, output_stride=8).eval()
+    assert (model.output_stride, model.logit_stride, model.num_classes) == (8, stride, 21)
+    for height, width in ((64, 64), (65, 81), (33, 50), (9, 7)):
+        with torch.no_grad():
+            logits = model(torch.zeros(2, 3, height, width, dtype=torch.uint8))
+        assert logits.shape == (2, 21, -(-height // stride), -(-width // stride))
+
+
+def test_published_parameter_counts():
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    assert count(DeepLabV2Head(2048, 21)) == 1_548_372
+    assert count(DeepLabV2Head(2048, 19)) == 1_400_908
+    ours = NETWORKS["deeplabv3"]("timm:resnet50", VOC, output_stride=8)
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
+    # torchvision has a further 3x3 256 -> 256 with batch norm between projection and classifier.
+    assert count(ours) == count(theirs) - (256 * 256 * 9 + 512)
+
+
+def test_v2_head_is_the_sum_of_its_branches():
+    torch.manual_seed(0)
+    head = DeepLabV2Head(8, 5)
+    x = torch.randn(2, 8, 9, 11)
+    expected = sum(
+        F.conv2d(x, b.weight, b.bias, padding=r, dilation=r)
+        for b, r in zip(head.branches, (6, 12, 18, 24), strict=True)
+    )
+    assert torch.allclose(head([x]), expected, atol=1e-6)
+
+
+def test_v3_equals_torchvision_with_its_weights():
+    """The strongest proof: torchvision's network, our network, one set of weights, the same logits."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    ours = NETWORKS["deeplabv3"]("timm:resnet50", VOC, output_stride=8)
+    ours.encoder.net.load_state_dict(theirs.backbone.state_dict())
+    aspp, classifier = theirs.classifier[0], theirs.classifier
+    for branch, other in zip(ours.head.aspp.branches[:4], aspp.convs[:4], strict=True):
+        branch.load_state_dict(other.state_dict())
+    pooling = aspp.convs[4]
+    ours.head.aspp.branches[4].project.load_state_dict(
+        {
+            key.replace("1.", "0.", 1) if key[0] == "1" else key.replace("2.", "1.", 1): v
+            for key, v in pooling.state_dict().items()
+        }
+    )
+    ours.head.aspp.project.load_state_dict(aspp.project.state_dict())
+    # Their extra 3x3 stays theirs; ours then classifies.
+    extra = list(classifier)[1:4]
+    ours.head.classifier.load_state_dict(classifier[4].state_dict())
+    ours.head.aspp.dropout = nn.Sequential(nn.Identity(), *extra)
+    ours.eval(), theirs.eval()
+    image = torch.randint(0, 256, (1, 3, 81, 97), dtype=torch.uint8)
+    p = ours.preprocess
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (p.mean, p.std))
+    with torch.no_grad():
+        expected = theirs((image.float() - mean) / std)["out"]
+        logits = F.interpolate(ours(image), (81, 97), mode="bilinear", align_corners=False)
+    assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_image_pooling():
+    torch.manual_seed(0)
+    pooling = ImagePooling(6, 4).eval()
+    x = torch.randn(2, 6, 5, 7)
+    y = pooling(x)
+    assert y.shape == (2, 4, 5, 7)
+    assert torch.equal(y, y[..., :1, :1].expand_as(y))
+    expected = pooling.project(F.adaptive_avg_pool2d(x, 1))
+    assert torch.allclose(y[..., :1, :1], expected, atol=1e-6)
+
+
+def test_one_image_in_training_works_and_leaves_the_statistics():
+    pooling = ImagePooling(6, 4).train()
+    before = {k: v.clone() for k, v in pooling.state_dict().items()}
+    x = torch.randn(1, 6, 5, 7, requires_grad=True)
+    y = pooling(x)
+    assert torch.allclose(y, pooling.eval()(x), atol=1e-6)
+    y.sum().backward()
+    assert all(torch.equal(before[k], v) for k, v in pooling.state_dict().items())
+    model = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16).train()
+    model(torch.zeros(1, 3, 65, 65)).sum().backward()
+
+
+def test_separable_convolutions():
+    aspp = ASPP(16, 8, (6, 12), separable=True)
+    groups = [(m.groups, m.kernel_size[0], m.dilation[0]) for m in aspp.modules() if isinstance(m, nn.Conv2d)]
+    assert groups == [(1, 1, 1), (16, 3, 6), (1, 1, 1), (16, 3, 12), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
+    plain = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16)
+    light = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16, separable=True)
+    assert describe(light).multiply_adds < 0.5 * describe(plain).multiply_adds
+
+
+# ---- normalisation ------------------------------------------------------------------------------------------
+
+
+class Seen(nn.Module):
+    channels, reductions = (3,), (1,)
+
+    def __init__(self, preprocess):
+        super().__init__()
+        self.preprocess = preprocess
+
+    def forward(self, x):
+        return [x]
+
+
+class Last(nn.Module):
+    def forward(self, features):
+        return features[-1]
+
+
+def test_the_model_normalises_and_orders_channels():
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    rgb = Segmenter(Seen(Preprocess((1, 2, 3), (2, 2, 2))), Last(), LabelSpace.of_size(3), 1)
+    assert rgb(image).flatten().tolist() == [4.5, 9, 13.5]
+    assert torch.equal(rgb(image), rgb(image.float()))
+    bgr = Segmenter(Seen(Preprocess((1, 2, 3), (2, 2, 2), bgr=True)), Last(), LabelSpace.of_size(3), 1)
+    assert bgr(image).flatten().tolist() == [14.5, 9, 3.5]
+    assert not rgb.state_dict()  # settings, not weights
+
+
+def test_timm_normalisation_is_on_the_255_scale():
+    assert TimmEncoder("resnet18").preprocess.mean == pytest.approx((123.675, 116.28, 103.53))
+
+
+# ---- batch norm ---------------------------------------------------------------------------------------------
+
+
+def test_frozen_batch_norm_stays():
+    model = NETWORKS["deeplabv3"]("timm:mobilenetv2_100", VOC, output_stride=16)
+    keys = list(model.state_dict())
+    count = freeze_batch_norm(model)
+    assert count == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert list(model.state_dict()) == keys
+    model.train()
+    norm_names = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(before[k], v)}
+    assert changed
+    assert not {k for k in changed if k.rpartition(".")[0] in norm_names}
+    with pytest.raises(UserError, match="no batch norm to freeze"):
+        freeze_batch_norm(nn.Conv2d(1, 1, 1))
+
+
+# ---- weights ------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_mobilenet_weights_give_the_same_features(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.mobilenet_v2(weights=None).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "mnv2.pth")
+    ours = TimmEncoder("mobilenetv2_100", 32, str(tmp_path / "mnv2.pth")).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(ours(x)[-1], theirs.features[:18](x), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}])
+def test_timm_and_torchvision_resnet_weights(tmp_path, wrap):
+    theirs = timm.create_model("resnet18").eval()
+    torch.save(wrap({k: v.half() for k, v in theirs.state_dict().items()}), tmp_path / "r18.pth")
+    ours = TimmEncoder("resnet18", 16, str(tmp_path / "r18.pth")).eval()
+    assert torch.allclose(ours.net.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight, atol=1e-3)
+    assert set(torchvision.models.resnet18(weights=None).state_dict()) == set(theirs.state_dict())
+
+
+def test_safetensors_and_flattened_names(tmp_path):
+    theirs = timm.create_model("convnext_atto")
+    save_file(theirs.state_dict(), tmp_path / "c.safetensors")
+    ours = TimmEncoder("convnext_atto", 16, str(tmp_path / "c.safetensors"))
+    weight = theirs.state_dict()["stages.3.blocks.0.conv_dw.weight"]
+    assert torch.equal(ours.net.state_dict()["stages_3.blocks.0.conv_dw.weight"], weight)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(UserError, match=r"do not fit this encoder: .*unknown .*looks like resnet34"):
+        TimmEncoder("resnet18", 16, str(tmp_path / "r34.pth"))
+    with pytest.raises(UserError, match=r"do not fit .*missing .*looks like resnet34"):
+        TimmEncoder("mobilenetv2_100", 16, str(tmp_path / "r34.pth"))
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Evil()}, "evil.pth")
+    with pytest.raises(UserError, match=r"refused to load evil\.pth: .*could run code"):
+        read_weights("evil.pth")
+    assert not os.path.exists("executed")
+
+
+def test_unusable_weight_files(tmp_path):
+    with pytest.raises(UserError, match="no weights at"):
+        read_weights(tmp_path / "none.pth")
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).write_bytes(b"garbage")
+        with pytest.raises(UserError, match="cannot read the weights|refused to load"):
+            read_weights(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds list; expected a state dict"):
+        read_weights(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    with pytest.raises(UserError, match="holds no tensors"):
+        read_weights(tmp_path / "none.pth")
+
+
+# ---- info ---------------------------------------------------------------------------------------------------
+
+
+def test_describe_counts():
+    model = NETWORKS["deeplabv2"]("timm:resnet18", LabelSpace.of_size(5), output_stride=8)
+    found = describe(model, (64, 96))
+    assert found.parameters["head"] == 4 * (512 * 9 * 5 + 5)
+    assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
+    assert found.parameters["smoothing"] == 0
+    head_macs = 4 * 512 * 9 * 5 * 8 * 12
+    encoder_macs = describe(NETWORKS["deeplabv2_largefov"]("timm:resnet18", LabelSpace.of_size(5)), (64, 96))
+    assert found.multiply_adds - encoder_macs.multiply_adds == head_macs * 3 // 4
+    assert [c.rate[0] for c in found.dilated][-4:] == [6, 12, 18, 24]
+    assert "resnet" not in found.network
+    assert str(found).count("rate") >= len(found.dilated)
+
+
+def test_own_encoder(tmp_path, monkeypatch):
+    (tmp_path / "enc.py").write_text(
+        "from torch import nn\nfrom degrid.types import Preprocess\n"
+        "class Tiny(nn.Module):\n"
+        "    channels, reductions = (4, 8), (4, 16)\n"
+        "    def __init__(self, output_stride, pretrained, multi_grid, preprocess):\n"
+        "        super().__init__()\n"
+        "        self.preprocess = preprocess or Preprocess()\n"
+        "        self.a, self.b = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 4, 4)\n"
+        "    def forward(self, x):\n"
+        "        a = self.a(x)\n"
+        "        return [a, self.b(a)]\n"
+        "class Wrong(nn.Module):\n"
+        "    def __init__(self, **kwargs): super().__init__()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = NETWORKS["deeplabv3plus"]("enc:Tiny", VOC, output_stride=16, channels=16).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 21, 16, 16)
+    with pytest.raises(UserError, match="must be an nn.Module with channels, reductions and preprocess"):
+        build_encoder("enc:Wrong", 16)

@@ -1,0 +1,547 @@
+"""Whole runs through the command line, on small real files: train, resume, kill, evaluate, predict, inspect."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import degrid
+from degrid import assemble, config, recipes
+from degrid.cli import app
+from degrid.data import SyntheticScenes
+from degrid.engine.log import read_metrics
+from degrid.image import open_image
+from degrid.types import LabelSpace, UserError
+
+# A network and schedule that take a second.
+TINY = [
+    "model.encoder=timm:resnet10t",
+    "model.pretrained=false",
+    "model.channels=16",
+    "data.crop=48,48",
+    "train.batch_size=2",
+    "train.steps=6",
+    "train.eval_every=3",
+    "train.precision=float32",
+    "optim.warmup=0",
+]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A stranger's folder: 8 scenes as JPEG photographs and palette masks."""
+    root = tmp_path_factory.mktemp("photos")
+    scenes = SyntheticScenes("train", 8, (72, 96))
+    for sub in ("images", "masks"):
+        (root / sub).mkdir()
+    for k in range(8):
+        sample = scenes[k]
+        Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(root / "images" / f"p{k}.jpg", quality=95)
+        Image.fromarray(sample.label.numpy()).save(root / "masks" / f"p{k}.png")
+    (root / "classes.txt").write_text("\n".join(scenes.labels.names))
+    return root
+
+
+def options(settings):
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def cli(*words):
+    """Run a command in this process; the user's errors come back as they would end up: code 2 and a sentence."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(result.exception, UserError):
+        return 2, f"degrid: {result.exception}"
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def process(*words, **kwargs):
+    """Run a command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "degrid", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    code, output = cli("train", "--data", photos, "--operator", "ssc", *options(TINY), "-o", folder)
+    assert code == 0, output
+    assert f"model: {folder / 'model'}; try: degrid predict {folder} IMAGES" in output
+    return folder
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- training -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything(trained, photos):
+    names = {file.name for file in trained.iterdir()}
+    assert {"run.json", "metrics.jsonl", "log.txt", "last.ckpt", "best.ckpt", "model"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
+    run = json.loads((trained / "run.json").read_text())
+    assert run["config"]["model"]["smoothing"]["operator"] == "ssc"
+    assert run["config"]["train"]["steps"] == 6
+    assert run["versions"]["torch"] == torch.__version__
+    records = read_metrics(trained)
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "val" in r] == [3, 6]
+    assert "ssc dilated convolutions" in (trained / "log.txt").read_text()
+    model = degrid.load(trained)
+    assert model.labels.names == SyntheticScenes.labels.names
+    assert any(".smoothing." in key for key in model.state_dict())
+    assert not model.training
+
+
+def test_run_json_repeats_the_run(trained, tmp_path):
+    code, _ = cli("train", trained / "run.json", "-o", tmp_path / "again")
+    assert code == 0
+    assert same(weights(trained), weights(tmp_path / "again"))
+    assert [r["loss"] for r in read_metrics(trained) if "loss" in r] == [
+        r["loss"] for r in read_metrics(tmp_path / "again") if "loss" in r
+    ]
+
+
+def test_resume_after_kill_equals_never_having_stopped(trained, photos, tmp_path):
+    """SIGKILL at several moments; each time the run goes on, and ends where the undisturbed one ends."""
+    folder = tmp_path / "killed"
+    words = [
+        "train",
+        "--data",
+        photos,
+        "--operator",
+        "ssc",
+        *options([*TINY, "train.save_every=1"]),
+        "-o",
+        folder,
+    ]
+    for moment in ("first checkpoint", 0.6, 0.05, 1.1):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "degrid", *map(str, words)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if isinstance(moment, str):
+            deadline = time.monotonic() + 120
+            while not (folder / "last.ckpt").exists() and child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+        else:
+            before = (folder / "metrics.jsonl").stat().st_size
+            deadline = time.monotonic() + 120
+            while child.poll() is None and time.monotonic() < deadline:  # until it writes again, and a little more
+                if (folder / "metrics.jsonl").stat().st_size != before:
+                    time.sleep(moment)
+                    break
+                time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        words = ["train", "--resume", folder]
+    done = process(*words)
+    assert done.returncode == 0, done.stderr
+    assert same(weights(trained), weights(folder))
+    assert [r["step"] for r in read_metrics(folder) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["loss"] for r in read_metrics(folder) if "loss" in r] == [
+        r["loss"] for r in read_metrics(trained) if "loss" in r
+    ]
+
+
+def test_ctrl_c_says_how_to_go_on(photos, tmp_path):
+    folder = tmp_path / "stopped"
+    words = [
+        "train",
+        "--data",
+        photos,
+        *options([*TINY, "train.steps=500", "train.eval_every=500"]),
+        "-o",
+        folder,
+    ]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "degrid", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (
+        (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size
+    ):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert f"stopped and saved; continue with: degrid train --resume {folder}" in errors
+    assert "Traceback" not in errors
+    assert (folder / "last.ckpt").exists()
+
+
+def test_frozen_batch_norm_accumulation_and_class_weights(photos, tmp_path):
+    settings = [
+        *TINY,
+        "train.batch_norm=frozen",
+        "train.accumulate=2",
+        "train.class_weights=median_frequency",
+    ]
+    code, output = cli("train", "--data", photos, *options(settings), "-o", tmp_path / "r")
+    assert code == 0, output
+    torch.manual_seed(0)
+    fresh = assemble.build_model(
+        config.override(recipes.load("folder"), TINY).model, LabelSpace.of_size(len(SyntheticScenes.labels))
+    )
+    after = degrid.load(tmp_path / "r").state_dict()
+    norm = [key for key in after if key.endswith(("running_mean", "running_var"))]
+    assert norm
+    assert all(torch.equal(after[key], fresh.state_dict()[key]) for key in norm)
+
+
+def test_smoothed_operators_with_shared_parameters_survive_saving(tmp_path):
+    for operator, options_ in (("aggregation", {}), ("gaussian", {"sigma": "shared"})):
+        torch.manual_seed(0)
+        model = degrid.deeplabv3(
+            "timm:resnet18", 3, output_stride=8, operator=operator, operator_options=options_, channels=16
+        )
+        for key, value in model.named_parameters():
+            if ".smoothing." in key:
+                torch.nn.init.normal_(value, std=0.3)
+        model.eval()
+        degrid.save(model, tmp_path / operator)
+        again = degrid.load(tmp_path / operator)
+        image = torch.randint(0, 256, (1, 3, 65, 65), dtype=torch.uint8)
+        assert torch.equal(again(image), model(image))
+        shared = [p for n, p in again.named_parameters() if n.endswith(("mix", "log_sigma"))]
+        assert len(shared) == 1  # one parameter, still shared
+
+
+# ---- using the model ----------------------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table_and_writes_json(trained, photos, tmp_path):
+    code, output = cli("eval", trained, "--data", photos, "-o", tmp_path / "scores.json")
+    assert code == 0
+    values = json.loads((tmp_path / "scores.json").read_text())
+    assert "sidewalk" in output
+    assert f"mIoU {100 * values['miou']:.2f} %" in output
+    direct = degrid.evaluate(degrid.load(trained), degrid.open_dataset(photos, "val"))
+    assert direct.miou == values["miou"]
+    assert values["confusion"] == [list(row) for row in direct.confusion]
+    assert 0 <= values["boundary_iou"] <= 1
+
+
+def test_predict_keeps_names_sizes_and_values(trained, tmp_path):
+    photos = tmp_path / "in"
+    (photos / "deep" / "er").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pictures = {
+        "a.jpg": Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)),
+        "a.png": Image.fromarray(rng.integers(0, 256, (33, 41), dtype=np.uint8)),
+        "deep/er/b c.png": Image.fromarray(rng.integers(0, 256, (64, 64, 4), dtype=np.uint8)),
+        "deep/wide.tif": Image.fromarray(rng.integers(0, 65536, (20, 90), dtype=np.uint16)),
+    }
+    for name, picture in pictures.items():
+        picture.save(photos / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(rng.integers(0, 256, (30, 60, 3), dtype=np.uint8))
+    turned.save(photos / "turned.jpg", exif=exif)
+    code, output = cli("predict", trained, photos, "-o", tmp_path / "out", "--save-logits")
+    assert code == 0, output
+    assert str(tmp_path / "out") in output.splitlines()[-1]
+    model = degrid.load(trained)
+    predictor = degrid.Predictor(model)
+    for file, name, size in (
+        ("a.jpg", "a.jpg", (50, 70)),
+        ("a.png", "a.png", (33, 41)),
+        ("deep/er/b c.png", "deep/er/b c", (64, 64)),
+        ("deep/wide.tif", "deep/wide", (20, 90)),
+        ("turned.jpg", "turned", (60, 30)),
+    ):
+        mask = open_image(tmp_path / "out" / f"{name}.png")
+        assert mask.mode == "P"
+        assert mask.size == size[::-1]
+        assert np.array_equal(np.asarray(mask), predictor(photos / file))
+        assert open_image(tmp_path / "out" / f"{name}.overlay.jpg").size == size[::-1]
+        logits = np.load(tmp_path / "out" / f"{name}.logits.npy")
+        assert logits.dtype == np.float32
+        assert logits.shape == (9, -(-size[0] // 4), -(-size[1] // 4))
+        assert np.array_equal(logits, predictor.predict(photos / file).logits)
+        full = torch.nn.functional.interpolate(torch.from_numpy(logits)[None], size, mode="bilinear")
+        assert np.array_equal(full[0].argmax(0).numpy(), np.asarray(mask))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["num_images"] == 5
+    assert sum(summary["images"]["turned"]["pixels"].values()) == 60 * 30
+    assert sum(summary["pixels"].values()) == sum(row["width"] * row["height"] for row in summary["images"].values())
+
+
+def test_predict_patterns_and_its_own_results(trained, photos, tmp_path):
+    out = photos / "images" / "results"
+    code, _ = cli("predict", trained, photos / "images" / "p[01].jpg", "-o", out, "--no-overlay")
+    assert code == 0
+    assert sorted(f.name for f in out.iterdir()) == ["p0.png", "p1.png", "summary.json"]
+    code, _ = cli("predict", trained, photos / "images", "-o", out, "--no-overlay")
+    assert code == 0
+    assert len(list(out.glob("*.png"))) == 8  # results of the first call are no images
+    for file in out.iterdir():
+        file.unlink()
+    out.rmdir()
+
+
+def test_predictor_takes_arrays_and_refuses_others(trained):
+    predictor = degrid.Predictor(degrid.load(trained))
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    ids = predictor(pixels)
+    assert ids.dtype == np.uint8
+    assert ids.shape == (24, 32)
+    assert np.array_equal(predictor(torch.from_numpy(pixels).permute(2, 0, 1)), ids)
+    assert np.array_equal(predictor(Image.fromarray(pixels)), ids)
+    grey = pixels[..., 0]
+    assert np.array_equal(predictor(grey), predictor(np.repeat(grey[..., None], 3, 2)))
+    for wrong in (pixels.astype(float), pixels[None], np.zeros((4, 4, 4), np.uint8), torch.zeros(3, 4, 4)):
+        with pytest.raises(UserError, match="expected a uint8"):
+            predictor(wrong)
+
+
+def test_info(trained):
+    code, output = cli("info", trained, "--size", "64x64")
+    assert code == 0
+    assert "deeplabv3plus on timm:resnet10t" in output
+    assert re.search(r"layer4\.0\.conv2 +rate 2 +3x3 .* ssc", output)
+    assert "smoothing 9," in output
+    code, output = cli("info", "synthetic", "--size", "64x64", "--json")
+    assert json.loads(output)["output_stride"] == 8
+    assert cli("info", trained, "--size", "big")[0] == 2
+
+
+# ---- mistakes: one sentence, exit code 2, nothing half-written ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "say what to train"),
+        (["train", "no_such"], 'unknown recipe "no_such"'),
+        (["train", "--data", "nowhere"], "no data at nowhere"),
+        (
+            ["train", "synthetic", "--set", "train.stpes=3"],
+            'unknown setting "train.stpes". Did you mean "steps"',
+        ),
+        (["train", "synthetic", "--set", "model.output_stride=4"], "output stride 4: expected 8, 16 or 32"),
+        (
+            ["train", "synthetic", "--set", "model.encoder=timm:vgg11"],
+            "vgg11 cannot have output stride 8; it can do 32",
+        ),
+        (["train", "synthetic", "--set", "model.network=deeplabv4"], 'unknown network "deeplabv4"'),
+        (["train", "synthetic", "--operator", "scc"], 'unknown smoothing operator "scc". Did you mean "ssc"'),
+        (["train", "synthetic", "--set", "model.output_stride=32", "--operator", "ssc"], "nothing to smooth"),
+        (
+            ["train", "synthetic", "--set", "train.steps=0"],
+            'setting "train.steps": expected at least 1, got 0',
+        ),
+        (["train", "synthetic", "--set", "train.batch_norm=off"], 'expected train or frozen, got "off"'),
+        (["train", "synthetic", "--set", "optim.name=adam"], 'unknown optimiser "adam"'),
+        (["train", "synthetic", "--device", "cuda:9"], 'device "cuda:9": this machine has'),
+        (["train", "synthetic", "--device", "warp"], 'unknown device "warp"'),
+        (
+            ["train", "synthetic", "--set", "train.precision=half"],
+            '"train.precision": expected auto or float32 or bfloat16, got "half"',
+        ),
+        (["train", "--resume", "nowhere"], "cannot read the settings file nowhere"),
+        (["train", "--resume", "nowhere", "--steps", "3"], "give no others beside it"),
+        (["predict", "nowhere", "x.jpg"], '"x.jpg": there is no image'),
+        (["eval", "nowhere", "--data", "synthetic"], "no model in nowhere"),
+        (["info", "nowhere.json"], "cannot read the settings file"),
+        (["data", "check", "nowhere"], "no data at nowhere"),
+    ],
+)
+def test_mistakes(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = cli(*words)
+    assert code == 2
+    assert message in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_ends_with_one_line_and_code_2(tmp_path):
+    done = process("train", "--data", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("degrid: no data at nowhere")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_folder_is_not_overwritten(trained):
+    before = (trained / "run.json").read_bytes()
+    code, output = cli("train", "synthetic", "-o", trained)
+    assert code == 2
+    assert "holds a run already; continue it with --resume" in output
+    assert (trained / "run.json").read_bytes() == before
+
+
+def test_damaged_images_among_good_ones(trained, photos, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = (photos / "images" / "p0.jpg").read_bytes()
+    (folder / "good.jpg").write_bytes(good)
+    (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "text.png").write_text("not an image")
+    code, output = cli("predict", trained, folder, "-o", tmp_path / "out")
+    assert code == 2
+    assert "2 of 3 images could not be used" in output
+    assert "cut.jpg is damaged or cut short" in output
+    assert "text.png is not an image" in output
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"good.png", "good.overlay.jpg", "summary.json"}
+
+
+def test_model_folders_that_cannot_be_used(trained, tmp_path):
+    model = degrid.load(trained)
+    folder = tmp_path / "m"
+    degrid.save(model, folder)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot read the weights .*damaged"):
+        degrid.load(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=r"no weights: .*model\.safetensors is missing"):
+        degrid.load(folder)
+    other = degrid.deeplabv3("timm:resnet18", len(model.labels), channels=16)
+    save_file(other.state_dict(), file)
+    with pytest.raises(UserError, match="belong to another model: .* missing .* not in this model"):
+        degrid.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        degrid.load(folder)
+    (folder / "config.json").write_text('{"format": "degrid model 1", "model": {}}')
+    with pytest.raises(UserError, match="lacks or garbles a part"):
+        degrid.load(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a model config"):
+        degrid.load(folder)
+    with pytest.raises(UserError, match="expected a model folder or run folder, got the file"):
+        degrid.load(trained / "last.ckpt")
+    with pytest.raises(UserError, match="only models built by degrid can be saved"):
+        degrid.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "n")
+
+
+def test_a_model_for_other_classes_is_refused(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for k in range(3):
+        Image.new("RGB", (40, 40), (k, k, k)).save(tmp_path / "images" / f"{k}.png")
+        Image.new("L", (40, 40), 1).save(tmp_path / "masks" / f"{k}.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    code, output = cli("eval", trained, "--data", tmp_path)
+    assert code == 2
+    assert "has 2 classes (cat, dog); expected 9 (sky, building" in output
+    with pytest.raises(UserError, match=r"the model predicts 9 classes, the dataset has 2 \(cat, dog\)"):
+        degrid.evaluate(degrid.load(trained), degrid.open_dataset(tmp_path, "val"))
+
+
+def test_disk_full_keeps_the_old_model(trained, tmp_path, monkeypatch):
+    model = degrid.load(trained)
+    degrid.save(model, tmp_path / "m")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()}
+
+    def full(weights, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assemble, "save_file", full)
+    with pytest.raises(UserError, match="the disk is full; what was there before is unchanged"):
+        degrid.save(model, tmp_path / "m")
+    assert {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_really_full_disk(trained, tmp_path):
+    """Not a stand-in: a file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        (disk / "m").mkdir()
+        (disk / "m" / "config.json").write_text("old")
+        with pytest.raises(UserError, match="the disk is full"):
+            degrid.save(degrid.load(trained), disk / "m")
+        assert [(f.name, f.read_text()) for f in (disk / "m").iterdir()] == [("config.json", "old")]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# ---- documentation ------------------------------------------------------------------------------------------
+
+
+def test_every_command_has_help_with_examples():
+    for words in (
+        ["train"],
+        ["eval"],
+        ["predict"],
+        ["info"],
+        ["data", "check"],
+        ["data", "preview"],
+        ["demo"],
+    ):
+        code, output = cli(*words, "--help")
+        assert code == 0
+        assert f"degrid {' '.join(words)}" in output.split("\n", 1)[1], words
+
+
+def test_commands_in_the_readme_run(photos, tmp_path, monkeypatch):
+    """Every `degrid ...` line of the README, on a folder called my_photos, with a small network and few steps."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", readme, re.S)
+    commands = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    commands = [command for command in commands if command.startswith("degrid ")]
+    assert len(commands) >= 3
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos").symlink_to(photos)
+    (tmp_path / "photos").symlink_to(photos / "images")
+    for command in commands:
+        words = command.split()[1:]
+        code, output = cli(*words, *(options(TINY) if words[0] == "train" else []))
+        assert code == 0, f"{command}: {output}"
+    assert (tmp_path / "results" / "summary.json").exists()
+
+
+def test_python_in_the_readme_runs(photos, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos").symlink_to(photos)
+    Image.open(photos / "images" / "p0.jpg").save(tmp_path / "photo.jpg")
+    code = "\n".join(blocks)
+    # Offline, and small: no weights from the network, and the classes of the test's folder.
+    code = code.replace('weights="DEFAULT"', "weights=None, weights_backbone=None").replace(
+        "pretrained=True", "channels=8"
+    )
+    code = code.replace("num_classes=21", "num_classes=9").replace("timm:resnet50", "timm:resnet18")
+    code = code.replace("output_stride=16", "output_stride=8")
+    scope = {}
+    exec(code, scope)
+    assert scope["ids"].shape == (72, 96)
+    assert scope["scores"].num_images >= 1
