@@ -17,8 +17,9 @@ ALLOWED = {
     "image": {"types"},
     "config": {"types", "catalog"},
     "recipes": {*LEAVES, "config", "recipes"},
-    "assemble": {*LEAVES, *PARTS, "config", "recipes", "assemble"} - {"analysis"},
-    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "cli"},
+    "assemble": {*LEAVES, "models", "smoothing", "engine", "config", "recipes"},
+    "runs": {*LEAVES, "models", "data", "engine", "config", "recipes", "assemble"},
+    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "runs", "cli"},
     "__main__": {"cli"},
     **{part: {*LEAVES, part} for part in PARTS},
 }

@@ -62,14 +62,14 @@ def _train_and_score(config: RunConfig, folder: Path, held_out: Dataset, shown: 
     import time
 
     import degrid
-    from degrid import assemble
+    from degrid import runs
     from degrid.analysis import dilated_stage_receptive_field, gridding_score
     from degrid.analysis.report import ReportRun
     from degrid.cli.progress import progress
     from degrid.engine.log import read_metrics
 
     began = time.monotonic()
-    assemble.run(config, folder)
+    runs.run(config, folder)
     seconds = time.monotonic() - began
     model = degrid.load(folder)
     with progress("evaluating", len(held_out)) as advance:

@@ -76,11 +76,11 @@ def train(
         print(json.dumps(configs.to_dict(chosen), indent=2))
         return
 
-    from degrid import assemble
+    from degrid import runs
     from degrid.engine.train import Stopped
 
     try:
-        result = assemble.run(chosen, folder, resume=resume is not None, quiet=quiet)
+        result = runs.run(chosen, folder, resume=resume is not None, quiet=quiet)
     except Stopped:
         print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
         sys.exit(130)

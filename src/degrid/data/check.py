@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from degrid.data.dataset import open_layout, read_image_like, unknown_message
-from degrid.data.layouts import Layout, Pair
 from degrid.data.masks import read_mask
+from degrid.data.pairs import Layout, Pair
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 

@@ -11,8 +11,9 @@ import torch
 
 from degrid.catalog import did_you_mean, lookup
 from degrid.data.description import read_description
-from degrid.data.layouts import Layout, Pair, label_file, read_list, recognise
+from degrid.data.layouts import recognise
 from degrid.data.masks import MaskRule, read_mask
+from degrid.data.pairs import Layout, Pair, label_file, read_list
 from degrid.data.synthetic import SyntheticScenes
 from degrid.image import open_image, to_array
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, Sample, UserError

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from degrid.catalog import did_you_mean
-from degrid.data.layouts import Layout, Pair, pair_up, read_list, recognise
+from degrid.data.layouts import recognise
 from degrid.data.masks import Color, MaskRule
+from degrid.data.pairs import Layout, Pair, pair_up, read_list
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 # Other toolkits' words for the same.

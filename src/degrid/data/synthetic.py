@@ -202,7 +202,7 @@ def _draw_poles(canvas: _Canvas, horizon: float) -> None:
         depth = rng.uniform(0.1, 0.5)
         foot = horizon + depth * (canvas.height - horizon)
         top = horizon - canvas.height * rng.uniform(0.25, 0.4)
-        half = 1 + 1.5 * depth
+        half = 1.5 + 2 * depth
         canvas.paint(canvas.box(top, foot, x - half, x + half), metal + canvas.grain(3), POLE)
         tops.append((top + 2, x))
         if rng.random() < 0.7:
@@ -211,7 +211,7 @@ def _draw_poles(canvas: _Canvas, horizon: float) -> None:
         if rng.random() < 0.8:  # a wire that sags between two poles
             t = np.clip((canvas.x - x0) / max(1.0, x1 - x0), 0, 1)
             wire_y = y0 + (y1 - y0) * t + canvas.height * 0.06 * 4 * t * (1 - t)
-            wire = (np.abs(canvas.y - wire_y) <= 1.0) & (canvas.x >= x0) & (canvas.x <= x1)
+            wire = (np.abs(canvas.y - wire_y) <= 1.4) & (canvas.x >= x0) & (canvas.x <= x1)
             canvas.paint(wire, np.full(3, 35.0), POLE)
 
 

@@ -19,7 +19,7 @@ def synthetic() -> RunConfig:
             output_stride=8,
             channels=64,
         ),
-        data=DataConfig(path="synthetic", crop=(128, 128), scale=(0.75, 1.5)),
-        optim=OptimConfig(name="adamw", lr=2e-3, head_factor=1.0, head_bias_factor=1.0, weight_decay=1e-2, warmup=20),
-        train=TrainConfig(steps=500, batch_size=8, eval_every=125, ema=0.98),
+        data=DataConfig(path="synthetic", crop=(128, 128), scale=(0.8, 1.4)),
+        optim=OptimConfig(name="adamw", lr=3e-3, head_factor=1.0, head_bias_factor=1.0, weight_decay=1e-2, warmup=20),
+        train=TrainConfig(steps=300, batch_size=8, eval_every=100, ema=0.98, class_weights="sqrt_median_frequency"),
     )

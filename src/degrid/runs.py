@@ -1,0 +1,238 @@
+"""One training run: settings in, a run folder out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import degrid
+from degrid import config as configs
+from degrid import recipes
+from degrid.assemble import build_model, save
+from degrid.config import RunConfig
+from degrid.data import TrainTransform, open_dataset, training_batches
+from degrid.engine.device import PRECISIONS, pick_device
+from degrid.engine.evaluate import evaluate
+from degrid.engine.log import RunLog
+from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, median_frequency_weights
+from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule
+from degrid.engine.train import Training
+from degrid.engine.train import train as train_loop
+from degrid.files import write_json
+from degrid.image import overlay_classes
+from degrid.models import Segmenter, freeze_batch_norm
+from degrid.types import Dataset, Sample, Scores, UserError
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run left its results."""
+
+    folder: Path
+    best_miou: float | None
+
+    def __str__(self) -> str:
+        score = f"best val mIoU {100 * self.best_miou:.2f} %; " if self.best_miou is not None else ""
+        return f"{score}model: {self.folder / 'model'}; try: degrid predict {self.folder} IMAGES"
+
+
+def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = False) -> RunResult:
+    """Train as a config says; everything the run leaves is in `folder`.
+
+    Args:
+        folder: the run folder; must not hold a run already, unless `resume`.
+        resume: continue the run in `folder` with its own settings; `config` is ignored.
+        quiet: nothing on the console.
+    Raises:
+        UserError: settings or data that cannot be used, or a folder that is taken.
+        Stopped: the user stopped the run; it is saved.
+    """
+    if resume:
+        config = recipes.load(str(folder / "run.json"))
+    elif (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
+    _check(config)
+    data, settings = config.data, config.train
+    dataset = open_dataset(data.path, data.train)
+    held_out: Dataset | None = open_dataset(data.path, data.val, labels=dataset.labels) if data.val else None
+    device = pick_device(settings.device)
+    torch.manual_seed(settings.seed)
+    model = build_model(config.model, dataset.labels)
+    model.to(device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    state = _training_state(config, model)
+    if resume and (folder / "last.ckpt").exists():
+        state.restore(folder / "last.ckpt")
+    if not resume:
+        write_json(folder / "run.json", _provenance(config))
+
+    transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
+    batches = training_batches(
+        dataset, transform, settings.batch_size, settings.seed, state.step * settings.accumulate, data.workers
+    )
+    schedule = poly_schedule(config.optim.lr, settings.steps, config.optim.power, config.optim.warmup)
+    with RunLog(folder, settings.steps, state.step, quiet) as log:
+        log.say(_greeting(config, model, dataset, held_out, device, state.step))
+
+        def validate(network: nn.Module, step: int) -> Scores:
+            assert held_out is not None
+            panels = _Panels(held_out)
+            found = evaluate(
+                network,
+                held_out,
+                device=str(device),
+                precision=settings.precision,
+                boundary=False,
+                on_image=panels.collect,
+            )
+            for name, picture in panels.pictures.items():
+                log.panel(step, f"val/{name}", picture)
+            return found
+
+        train_loop(
+            state,
+            batches,
+            folder,
+            log,
+            steps=settings.steps,
+            lr_at=schedule,
+            accumulate=settings.accumulate,
+            loss_size=settings.loss_size,
+            class_weights=_class_weights(settings.class_weights, dataset),
+            precision=settings.precision,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            validate=validate if held_out is not None else None,
+            publish=lambda network: save(cast(Segmenter, network), folder / "model"),
+        )
+    return RunResult(folder, state.best_miou if held_out is not None else None)
+
+
+def _training_state(config: RunConfig, model: Segmenter) -> Training:
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor)
+    optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum)
+    average = moving_average(model, config.train.ema) if config.train.ema else None
+    return Training(model, optimizer, average)
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse settings that could only fail later."""
+    settings, data = config.train, config.data
+    for path, value in (
+        ("train.steps", settings.steps),
+        ("train.batch_size", settings.batch_size),
+        ("train.accumulate", settings.accumulate),
+        ("train.eval_every", settings.eval_every),
+        ("data.crop", min(data.crop)),
+    ):
+        if value < 1:
+            raise UserError(f'setting "{path}": expected at least 1, got {value}')
+    for path, choice, known in (
+        ("train.loss_size", settings.loss_size, LOSS_SIZES),
+        ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
+        ("train.precision", settings.precision, PRECISIONS),
+        ("train.class_weights", settings.class_weights, tuple(CLASS_WEIGHTS)),
+    ):
+        if choice not in known:
+            raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
+    if not 0 < data.scale[0] <= data.scale[1]:
+        raise UserError(f'setting "data.scale": expected 0 < smallest <= largest, got {data.scale}')
+    if not 0 <= settings.ema < 1:
+        raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
+
+
+def _class_weights(kind: str, dataset: Dataset) -> Tensor | None:
+    if kind == "none":
+        return None
+    pixels = torch.zeros(256, dtype=torch.int64)
+    for index in range(len(dataset)):
+        pixels += torch.bincount(dataset[index].label.reshape(-1).long(), minlength=256)
+    return median_frequency_weights(pixels[: len(dataset.labels)], CLASS_WEIGHTS[kind])
+
+
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    """What it takes to understand and repeat a run."""
+    return {
+        "config": configs.to_dict(config),
+        "command": " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": {
+            "degrid": degrid.__version__,
+            "git": _git_hash(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _git_hash() -> str | None:
+    """Commit of the source tree this package runs from, with "+" for uncommitted changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside somebody else's repository: only a tracked file counts.
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain") else "")
+
+
+def _greeting(
+    config: RunConfig,
+    model: Segmenter,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    device: torch.device,
+    start: int,
+) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    at = f", from step {start}" if start else ""
+    return (
+        f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
+        f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "
+        f"{len(dataset)} training and {len(held_out) if held_out is not None else 0} validation images, "
+        f"{len(dataset.labels)} classes; {config.train.steps} steps of "
+        f"{config.train.batch_size * config.train.accumulate} images on {device}{at}"
+    )
+
+
+class _Panels:
+    """Image | truth | prediction of a few images spread over a dataset, for TensorBoard."""
+
+    def __init__(self, dataset: Dataset, count: int = 4) -> None:
+        self.wanted = {round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)}
+        self.labels = dataset.labels
+        self.pictures: dict[str, np.ndarray] = {}
+
+    def collect(self, index: int, sample: Sample, ids: Tensor) -> None:
+        if index in self.wanted:
+            image = sample.image.permute(1, 2, 0).numpy()
+            truth = overlay_classes(image, sample.label.numpy(), self.labels)
+            guess = overlay_classes(image, ids.numpy(), self.labels)
+            self.pictures[sample.name] = np.concatenate([image, truth, guess], axis=1)
