@@ -70,6 +70,20 @@ def test_every_recipe_is_complete(name, tmp_path):
     assert "Command: degrid train" in recipes.RECIPES[name].__doc__
 
 
+def test_misspelt_key_in_a_file(tmp_path):
+    file = tmp_path / "mine.json"
+    for text, message in (
+        ('{"trian": {"steps": 3}}', 'unknown setting "trian". Did you mean "train"'),
+        ('{"train": {"stesp": 3}}', 'unknown setting "train.stesp". Did you mean "steps"'),
+        ('{"train": 3}', "train: expected a table of settings, got 3"),
+        ("[]", "expected a table of settings"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError) as error:
+            recipes.load(str(file))
+        assert message in str(error.value)
+
+
 def test_unknown_recipe_and_file():
     with pytest.raises(UserError, match='unknown recipe "camvd"\\. Did you mean "camvid"'):
         recipes.load("camvd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -67,14 +68,17 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     held_out: Dataset | None = open_dataset(data.path, data.val, labels=dataset.labels) if data.val else None
     device = pick_device(settings.device)
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, dataset.labels)
+    interrupted = resume and (folder / "last.ckpt").exists()
+    # The weights come from the checkpoint then; what they started from may be gone.
+    wanted = dataclasses.replace(config.model, pretrained=False) if interrupted else config.model
+    model = build_model(wanted, dataset.labels)
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
     state = _training_state(config, model)
-    if resume and (folder / "last.ckpt").exists():
+    if interrupted:
         state.restore(folder / "last.ckpt")
     if not resume:
         write_json(folder / "run.json", _provenance(config))

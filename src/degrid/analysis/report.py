@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from degrid.analysis.receptive_field import hole_ratio
 from degrid.files import write_text
 from degrid.image import overlay_classes
 from degrid.types import LabelSpace, Sample, Scores
@@ -29,7 +30,7 @@ class ReportRun:
     """One trained network.
 
     records: the lines of its metrics.jsonl; predictions: uint8 [H,W] for each shown sample;
-    receptive_field: float [H,W], the effective receptive field of its dilated stages; gridding: its score, 0..1.
+    receptive_field: float [H,W], the effective receptive field of its last dilated stage; gridding: its score, 0..1.
     """
 
     name: str
@@ -69,9 +70,10 @@ def write_report(
         "<h2>Effective receptive field</h2>",
         _figure(
             _receptive_fields(runs),
-            "How much each position at the input of the dilated stages moves the centre of their output: mean absolute "
-            "gradient, square-root scale. Holes are positions that the output never sees. The gridding score is 1 "
-            "when the output sees a single phase of the dilation grid, 0 when it sees all of them alike.",
+            "How much each position at the input of the last dilated stage moves the centre of its output: mean "
+            "absolute gradient, square-root scale; the bright centre is the residual connection. Holes are positions that the "
+            "output hardly sees, as a share of the square that holds 95 % of the field. The gridding score is 1 when a "
+            "single phase of the dilation grid is seen, 0 when all are seen alike.",
         ),
         "<h2>Predictions</h2>",
         _overlays(runs, samples, labels),
@@ -150,7 +152,8 @@ def _receptive_fields(runs: Sequence[ReportRun]) -> Figure:
         radius = min(field.shape) // 2
         half = field.shape[0] / 2
         axes.imshow(np.sqrt(field / field.max()), cmap="magma", extent=(-half, half, half, -half))
-        axes.set(title=f"{run.name}: gridding score {run.gridding:.3f}", xlabel="offset, feature pixels")
+        title = f"{run.name}: gridding score {run.gridding:.3f}, {hole_ratio(field):.0%} holes"
+        axes.set(title=title, xlabel="offset, feature pixels")
         axes.set(xlim=(-radius, radius), ylim=(radius, -radius))
     return figure
 

@@ -59,7 +59,8 @@ def train(
         assignments = [
             f"{key}={value}"
             for key, value in (
-                ("data.path", data),
+                # An absolute path, so that run.json works from any folder.
+                ("data.path", str(Path(data).absolute()) if data and Path(data).exists() else data),
                 ("model.smoothing.operator", operator),
                 ("train.steps", steps),
                 ("train.device", device),
