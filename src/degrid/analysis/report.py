@@ -72,8 +72,8 @@ def write_report(
             _receptive_fields(runs),
             "How much each position at the input of the last dilated stage moves the centre of its output: mean "
             "absolute gradient, square-root scale; the bright centre is the residual connection. Holes are positions "
-            "that the output hardly sees, as a share of the square that holds 95 % of the field. The gridding score is 1 when a "
-            "single phase of the dilation grid is seen, 0 when all are seen alike.",
+            "that the output hardly sees, as a share of the square that holds 95 % of the field. The gridding score "
+            "is 1 when a single phase of the dilation grid is seen, 0 when all are seen alike.",
         ),
         "<h2>Predictions</h2>",
         _overlays(runs, samples, labels),
