@@ -22,6 +22,7 @@ from degrid.data import (
 )
 from degrid.data.known import CAMVID, CITYSCAPES, VOC
 from degrid.data.pairs import read_list
+from degrid.data.transforms import jitter_colors
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng
@@ -606,6 +607,40 @@ def test_jitter_changes_colours_only():
     assert not torch.equal(a.image, b.image)
     assert not torch.equal(a.image, sample.image)
     assert a.image.dtype == torch.uint8
+
+
+class Fixed:
+    """A generator whose next draws are given, as places between the lowest and the highest value."""
+
+    def __init__(self, *places):
+        self.places = list(places)
+
+    def uniform(self, low, high):
+        return low + (high - low) * self.places.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("strength", "places", "expected"),
+    [
+        ((0.5, 0, 0, 0), (1, 0, 0, 0), [(150, 75, 30), (60, 60, 60)]),  # brightness 1.5
+        ((0, 0.5, 0, 0), (0, 1, 0, 0), [(120, 45, 0), (30, 30, 30)]),  # contrast 1.5
+        ((0, 0, 1.0, 0), (0, 0, 0, 0), [(62, 62, 62), (40, 40, 40)]),  # no saturation: brightness alone
+        ((0, 0, 0, 0.5), (0, 0, 0, 1), None),  # half a turn of the hue
+    ],
+)
+def test_jitter_by_hand(strength, places, expected):
+    pixels = np.array([[[100, 50, 20], [40, 40, 40]]], np.uint8)
+    out = np.array(jitter_colors(Image.fromarray(pixels), strength, Fixed(*places))).astype(int)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    if strength[1]:
+        mean = luma.mean()
+        expected = np.clip(mean + 1.5 * (pixels - mean), 0, 255)
+    if expected is None:
+        assert np.abs(out @ np.array([0.299, 0.587, 0.114]) - luma).max() <= 1.5  # brightness stays
+        assert out[0, 0, 2] > out[0, 0, 0]  # orange has become blue
+        assert (out[0, 1] == 40).all()  # grey has no hue
+    else:
+        assert np.abs(out - np.array(expected)).max() <= 1
 
 
 # ---- loader -------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from degrid.types import IGNORE_INDEX, Sample
 
@@ -54,27 +53,35 @@ class TrainTransform:
         moved_label = label.transform(
             size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX
         )
-        pixels = torch.from_numpy(np.array(moved)).permute(2, 0, 1)
-        return Sample(jitter_colors(pixels, self.jitter, rng), torch.from_numpy(np.array(moved_label)), sample.name)
+        pixels = torch.from_numpy(np.array(jitter_colors(moved, self.jitter, rng))).permute(2, 0, 1)
+        return Sample(pixels, torch.from_numpy(np.array(moved_label)), sample.name)
 
 
-def jitter_colors(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue changed by random amounts, in random order.
+# Weights of red, green and blue in brightness (ITU-R BT.601), and the two colour-difference axes of YIQ.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_YIQ = np.stack([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def jitter_colors(
+    image: Image.Image, strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> Image.Image:
+    """Brightness, contrast, saturation and hue changed by random amounts, as one matrix that is applied once.
+
+    Hue turns the colour-difference plane of YIQ, which keeps brightness.
 
     Args:
-        image: uint8 [3,H,W].
+        image: RGB.
         strength: factors are drawn from 1 - s to 1 + s; the hue shift from -h to h turns.
     """
     if not any(strength):
         return image
-    from torchvision.transforms.v2 import functional as v2
-
-    changes = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation)
-    factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in strength[:3]]
-    hue = rng.uniform(-strength[3], strength[3])
-    for which in rng.permutation(4):
-        if which == 3:
-            image = v2.adjust_hue(image, hue) if strength[3] else image
-        elif strength[which]:
-            image = changes[which](image, factors[which])
-    return image
+    brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - s), 1 + s) for s in strength[:3])
+    angle = 2 * np.pi * rng.uniform(-strength[3], strength[3])
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    hue = np.linalg.inv(_YIQ) @ turn @ _YIQ
+    grey = np.outer(np.ones(3), _LUMA)
+    linear = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey) @ hue
+    # Contrast is a stretch about the image's mean brightness.
+    mean = brightness * np.array(image.resize((16, 16), Image.Resampling.BOX).convert("L")).mean()
+    matrix = np.column_stack([linear, np.full(3, (1 - contrast) * mean)])
+    return image.convert("RGB", tuple(matrix.ravel().tolist()))
