@@ -12,11 +12,11 @@ from torch import nn
 
 from degrid.models import (
     ASPP,
-    NETWORKS,
     DeepLabV2Head,
     Segmenter,
     TimmEncoder,
     build_encoder,
+    build_network,
     describe,
     freeze_batch_norm,
     read_weights,
@@ -99,7 +99,7 @@ def test_impossible_encoders(name, output_stride, message):
 @pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus"])
 def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     assert v3_rates(output_stride) == rates
-    model = NETWORKS[network]("timm:resnet18", VOC, output_stride=output_stride)
+    model = build_network(network, "timm:resnet18", VOC, output_stride=output_stride)
     found = [m.dilation[0] for m in model.head.aspp.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
     assert tuple(found) == rates
 
@@ -109,7 +109,7 @@ def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     [("deeplabv2", 8), ("deeplabv2_largefov", 8), ("deeplabv3", 8), ("deeplabv3plus", 4)],
 )
 def test_logits_at_the_heads_stride_for_any_size(network, stride):
-    model = NETWORKS[network]("timm:resnet18", VOC, output_stride=8).eval()
+    model = build_network(network, "timm:resnet18", VOC, output_stride=8).eval()
     assert (model.output_stride, model.logit_stride, model.num_classes) == (8, stride, 21)
     for height, width in ((64, 64), (65, 81), (33, 50), (9, 7)):
         with torch.no_grad():
@@ -123,7 +123,7 @@ def test_published_parameter_counts():
 
     assert count(DeepLabV2Head(2048, 21)) == 1_548_372
     assert count(DeepLabV2Head(2048, 19)) == 1_400_908
-    ours = NETWORKS["deeplabv3"]("timm:resnet50", VOC, output_stride=8)
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, output_stride=8)
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
     # torchvision has a further 3x3 256 -> 256 with batch norm between projection and classifier.
     assert count(ours) == count(theirs) - (256 * 256 * 9 + 512)
@@ -148,7 +148,7 @@ def test_v3_equals_torchvision_with_its_weights():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    ours = NETWORKS["deeplabv3"]("timm:resnet50", VOC, output_stride=8)
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, output_stride=8)
     ours.encoder.net.load_state_dict(theirs.backbone.state_dict())
     aspp, classifier = theirs.classifier[0], theirs.classifier
     for branch, other in zip(ours.head.aspp.branches[:4], aspp.convs[:4], strict=True):
@@ -194,7 +194,7 @@ def test_one_image_in_training_works_and_leaves_the_statistics():
     assert torch.allclose(y, pooling.eval()(x), atol=1e-6)
     y.sum().backward()
     assert all(torch.equal(before[k], v) for k, v in pooling.state_dict().items())
-    model = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16).train()
+    model = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16).train()
     model(torch.zeros(1, 3, 65, 65)).sum().backward()
 
 
@@ -202,8 +202,8 @@ def test_separable_convolutions():
     aspp = ASPP(16, 8, (6, 12), separable=True)
     groups = [(m.groups, m.kernel_size[0], m.dilation[0]) for m in aspp.modules() if isinstance(m, nn.Conv2d)]
     assert groups == [(1, 1, 1), (16, 3, 6), (1, 1, 1), (16, 3, 12), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
-    plain = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16)
-    light = NETWORKS["deeplabv3plus"]("timm:resnet18", VOC, output_stride=16, separable=True)
+    plain = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16)
+    light = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16, separable=True)
     assert describe(light).multiply_adds < 0.5 * describe(plain).multiply_adds
 
 
@@ -244,7 +244,7 @@ def test_timm_normalisation_is_on_the_255_scale():
 
 
 def test_frozen_batch_norm_stays():
-    model = NETWORKS["deeplabv3"]("timm:mobilenetv2_100", VOC, output_stride=16)
+    model = build_network("deeplabv3", "timm:mobilenetv2_100", VOC, output_stride=16)
     keys = list(model.state_dict())
     count = freeze_batch_norm(model)
     assert count == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -336,13 +336,15 @@ def test_unusable_weight_files(tmp_path):
 
 
 def test_describe_counts():
-    model = NETWORKS["deeplabv2"]("timm:resnet18", LabelSpace.of_size(5), output_stride=8)
+    model = build_network("deeplabv2", "timm:resnet18", LabelSpace.of_size(5), output_stride=8)
     found = describe(model, (64, 96))
     assert found.parameters["head"] == 4 * (512 * 9 * 5 + 5)
     assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
     assert found.parameters["smoothing"] == 0
     head_macs = 4 * 512 * 9 * 5 * 8 * 12
-    encoder_macs = describe(NETWORKS["deeplabv2_largefov"]("timm:resnet18", LabelSpace.of_size(5)), (64, 96))
+    encoder_macs = describe(
+        build_network("deeplabv2_largefov", "timm:resnet18", LabelSpace.of_size(5), output_stride=8), (64, 96)
+    )
     assert found.multiply_adds - encoder_macs.multiply_adds == head_macs * 3 // 4
     assert [c.rate[0] for c in found.dilated][-4:] == [6, 12, 18, 24]
     assert "resnet" not in found.network
@@ -365,7 +367,7 @@ def test_own_encoder(tmp_path, monkeypatch):
         "    def __init__(self, **kwargs): super().__init__()\n"
     )
     monkeypatch.chdir(tmp_path)
-    model = NETWORKS["deeplabv3plus"]("enc:Tiny", VOC, output_stride=16, channels=16).eval()
+    model = build_network("deeplabv3plus", "enc:Tiny", VOC, output_stride=16, channels=16).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 21, 16, 16)
     with pytest.raises(UserError, match="must be an nn.Module with channels, reductions and preprocess"):
         build_encoder("enc:Wrong", 16)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import degrid
 from degrid import config as configs
 from degrid import recipes
-from degrid.catalog import lookup
 from degrid.config import ModelConfig, SmoothingConfig
 from degrid.engine.checkpoint import load_weights
 from degrid.files import atomic_write, read_json, write_json
-from degrid.models import NETWORKS, Segmenter
+from degrid.models import Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import LabelSpace, Preprocess, UserError
 
@@ -36,7 +35,8 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         if config.mean is None or config.std is None:
             raise UserError("model.mean and model.std go together; only one is set")
         preprocess = Preprocess(config.mean, config.std)
-    model: Segmenter = lookup(NETWORKS, config.network, "network")(
+    model = build_network(
+        config.network,
         config.encoder,
         labels,
         pretrained=config.pretrained,

@@ -1,7 +1,7 @@
 """The networks: encoder, head, and the Segmenter that joins them. They do not know that smoothing exists."""
 
 from degrid.models.batch_norm import freeze_batch_norm
-from degrid.models.build import NETWORKS
+from degrid.models.build import NETWORKS, HeadSettings, build_network
 from degrid.models.encoder import Encoder, TimmEncoder, build_encoder
 from degrid.models.heads import ASPP, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead
 from degrid.models.info import ModelInfo, describe
@@ -15,10 +15,12 @@ __all__ = [
     "DeepLabV3Head",
     "DeepLabV3PlusHead",
     "Encoder",
+    "HeadSettings",
     "ModelInfo",
     "Segmenter",
     "TimmEncoder",
     "build_encoder",
+    "build_network",
     "describe",
     "freeze_batch_norm",
     "read_weights",
