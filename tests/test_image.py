@@ -31,6 +31,14 @@ def test_other_kinds_become_rgb(tmp_path):
     for name, image in images.items():
         image.save(tmp_path / "a.png")
         assert np.array_equal(read_image(tmp_path / "a.png"), rgb), name
+    for name, image in (
+        ("dark 16 bit", Image.fromarray((grey.astype(np.uint16) * 257) // 240)),
+        ("fractions", Image.fromarray(grey.astype(np.float32) / 255)),
+        ("float 0-255", Image.fromarray(grey.astype(np.float32))),
+    ):
+        image.save(tmp_path / "a.tif")
+        expected = (grey.astype(int) * 257 // 240 / 257).round() if "dark" in name else grey
+        assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], expected), name
     palette = images["palette"]
     palette.save(tmp_path / "t.png", transparency=bytes([0] + [255] * 15))
     assert np.array_equal(read_image(tmp_path / "t.png"), rgb)

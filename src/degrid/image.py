@@ -39,8 +39,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as RGB, uint8 [H,W,3], turned as its EXIF orientation says.
 
-    Grey becomes three equal channels, 16-bit values are divided by 257, transparency is dropped, CMYK is
-    converted.
+    Grey becomes three equal channels, 16-bit values are divided by 257, fractions from 0 to 1 are multiplied by 255,
+    transparency is dropped, CMYK is converted.
 
     Raises:
         UserError: see `open_image`.
@@ -55,13 +55,24 @@ def to_array(image: Image.Image) -> np.ndarray:
 
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        # 16-bit greyscale; 32-bit modes hold the same range in practice.
-        grey = values / 257 if values.max(initial=0) > 255 else values
-        return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return np.repeat(_to_bytes(np.asarray(image), image.mode)[..., None], 3, axis=2)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, PIL would warn
     return np.array(image.convert("RGB"))
+
+
+def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values of another range as 0-255. Fractions up to 1 are meant as 0 to 1; wide integers as 16 bits."""
+    import numpy as np
+
+    highest = values.max(initial=0)
+    if mode == "F" and highest <= 1:
+        scale = 255.0
+    elif mode.startswith("I;16") or highest > 255:
+        scale = 1 / 257
+    else:
+        scale = 1.0
+    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
 
 
 def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:

@@ -64,6 +64,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
         raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
     _check(config)
     data, settings = config.data, config.train
+    transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
     dataset = open_dataset(data.path, data.train)
     held_out: Dataset | None = open_dataset(data.path, data.val, labels=dataset.labels) if data.val else None
     device = pick_device(settings.device)
@@ -83,7 +84,6 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     if not resume:
         write_json(folder / "run.json", _provenance(config))
 
-    transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
     batches = training_batches(
         dataset, transform, settings.batch_size, settings.seed, state.step * settings.accumulate, data.workers
     )
@@ -135,13 +135,12 @@ def _training_state(config: RunConfig, model: Segmenter) -> Training:
 
 def _check(config: RunConfig) -> None:
     """Refuse settings that could only fail later."""
-    settings, data = config.train, config.data
+    settings = config.train
     for path, value in (
         ("train.steps", settings.steps),
         ("train.batch_size", settings.batch_size),
         ("train.accumulate", settings.accumulate),
         ("train.eval_every", settings.eval_every),
-        ("data.crop", min(data.crop)),
     ):
         if value < 1:
             raise UserError(f'setting "{path}": expected at least 1, got {value}')
@@ -153,8 +152,6 @@ def _check(config: RunConfig) -> None:
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
-    if not 0 < data.scale[0] <= data.scale[1]:
-        raise UserError(f'setting "data.scale": expected 0 < smallest <= largest, got {data.scale}')
     if not 0 <= settings.ema < 1:
         raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
 

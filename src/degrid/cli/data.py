@@ -25,9 +25,11 @@ def check(
     """
     import json
 
+    from degrid.cli.progress import progress
     from degrid.data import check as check_data
 
-    report = check_data(path)
+    with progress("checking") as advance:
+        report = check_data(path, advance)
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from degrid.data.dataset import open_layout, read_image_like, unknown_message
-from degrid.data.masks import read_mask
+from degrid.data.contract import check_dataset
+from degrid.data.dataset import is_by_name, open_dataset, open_layout, read_image_like, unknown_message
+from degrid.data.masks import Color, read_mask
 from degrid.data.pairs import Layout, Pair
-from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, UserError
 
 
 @dataclass
@@ -27,10 +29,32 @@ class SplitReport:
     class_images: list[int]
     void_pixels: int
 
+    @classmethod
+    def empty(cls, num_images: int, labels: LabelSpace) -> SplitReport:
+        """Nothing counted yet."""
+        return cls(num_images, {}, [0] * len(labels), [0] * len(labels), 0)
+
+    def count_size(self, height: int, width: int) -> None:
+        """Add one image."""
+        size = f"{width}x{height}"
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+
+    def count_label(self, ids: np.ndarray) -> int:
+        """Add one label, uint8 [H,W], and say how many values it has, void among them."""
+        counts = np.bincount(ids.ravel(), minlength=256)
+        self.void_pixels += int(counts[IGNORE_INDEX])
+        for index in range(len(self.class_pixels)):
+            self.class_pixels[index] += int(counts[index])
+            self.class_images[index] += bool(counts[index])
+        return int(np.count_nonzero(counts))
+
 
 @dataclass
 class DataReport:
-    """What `check` found. problems: one sentence each; notes: what was decided or may surprise."""
+    """What `check` found. problems: one sentence each; notes: what was decided or may surprise.
+
+    unknown: values that no class has -> (masks, pixels).
+    """
 
     path: str
     kind: str
@@ -38,6 +62,7 @@ class DataReport:
     splits: dict[str, SplitReport]
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unknown: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -97,89 +122,148 @@ def check(path: str | Path, on_image: Callable[[int, int], None] | None = None) 
     """Read every image and mask of a dataset.
 
     Looks for images without mask and masks without image, damaged files, masks of another size, JPEG masks, unknown ids
-    and colours, classes without a pixel, masks that are all void or all one class, and the same image in two splits.
+    and colours, classes without a pixel, masks that are all void or all one class, two images of one name, and the same
+    image in two splits.
 
     Args:
-        path: a folder, dataset.yaml or list file.
+        path: a folder, dataset.yaml or list file; "synthetic" or "module:Dataset".
         on_image: called with (done, total) as it goes on.
     Raises:
         UserError: the dataset is not there or not recognised at all.
     """
+    if is_by_name(path):
+        return _check_by_name(str(path), on_image)
     layout = open_layout(path)
     assert layout.labels is not None
-    findings = _Findings()
+    checked = _FileCheck(layout, layout.labels)
     total, done = sum(map(len, layout.splits.values())), 0
-    splits: dict[str, SplitReport] = {}
-    seen: dict[str, tuple[str, str]] = {}
     for split, pairs in layout.splits.items():
-        report = SplitReport(len(pairs), {}, [0] * len(layout.labels), [0] * len(layout.labels), 0)
+        checked.splits[split] = SplitReport.empty(len(pairs), layout.labels)
         for pair in pairs:
-            _check_pair(pair, layout, layout.labels, report, findings)
-            _check_twice(pair, split, seen, findings)
+            checked.pair(pair, split)
             done += 1
             if on_image:
                 on_image(done, total)
-        splits[split] = report
     for orphan in layout.orphans:
-        findings.add("masks without an image (remove them, or add the images)", orphan)
-    for index, name in enumerate(layout.labels.names):
-        if splits and not any(report.class_pixels[index] for report in splits.values()):
+        checked.findings.add("masks without an image (remove them, or add the images)", orphan)
+    report = _report(str(path), layout.kind, layout.labels, checked.splits, checked.findings, layout.note)
+    report.unknown = {str(value): (masks, checked.pixels[value]) for value, masks in checked.masks.most_common()}
+    if report.unknown:
+        rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
+        report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
+    return report
+
+
+def _check_by_name(name: str, on_image: Callable[[int, int], None] | None) -> DataReport:
+    """A dataset without files that could be looked at: what it gives is counted."""
+    datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
+    for split in ("val", "test"):
+        with contextlib.suppress(UserError):  # a dataset of one's own need not have them
+            datasets[split] = open_dataset(name, split)
+    labels = datasets["train"].labels
+    findings, splits = _Findings(), {}
+    total, done = sum(map(len, datasets.values())), 0
+    for split, dataset in datasets.items():
+        splits[split] = SplitReport.empty(len(dataset), labels)
+        try:
+            check_dataset(dataset)
+            for index in range(len(dataset)):
+                sample = dataset[index]
+                splits[split].count_size(*sample.label.shape)
+                splits[split].count_label(sample.label.numpy())
+                done += 1
+                if on_image:
+                    on_image(done, total)
+        except UserError as error:
+            findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
+    return _report(name, "dataset", labels, splits, findings, "")
+
+
+def _report(
+    path: str, kind: str, labels: LabelSpace, splits: dict[str, SplitReport], findings: _Findings, note: str
+) -> DataReport:
+    for index, name in enumerate(labels.names):
+        if not any(report.class_pixels[index] for report in splits.values()):
             findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
-    found = DataReport(str(path), layout.kind, list(layout.labels.names), splits)
-    found.problems = findings.sentences(problem=True)
-    found.notes = ([layout.note] if layout.note else []) + findings.sentences(problem=False)
-    return found
+    notes = ([note] if note else []) + findings.sentences(problem=False)
+    return DataReport(path, kind, list(labels.names), splits, findings.sentences(problem=True), notes)
 
 
-def _check_pair(pair: Pair, layout: Layout, labels: LabelSpace, report: SplitReport, findings: _Findings) -> None:
-    assert layout.rule is not None
-    try:
-        raw = read_mask(pair.mask) if pair.mask is not None and pair.mask.exists() else None
-    except UserError as error:
-        findings.add(
-            "JPEG masks (their ids are blurred; save masks as PNG)"
-            if "is a JPEG" in str(error)
-            else "masks that cannot be read (make them anew)",
-            pair.mask if "is a JPEG" in str(error) else error,
-        )
-        raw = None
-    else:
+class _FileCheck:
+    """What has been seen of a dataset of files so far.
+
+    masks, pixels: how many of them hold each unknown value.
+    """
+
+    def __init__(self, layout: Layout, labels: LabelSpace) -> None:
+        assert layout.rule is not None
+        self.rule, self.labels = layout.rule, labels
+        self.splits: dict[str, SplitReport] = {}
+        self.findings = _Findings()
+        self.masks: Counter[int | Color] = Counter()
+        self.pixels: Counter[int | Color] = Counter()
+        self._digests: dict[str, tuple[str, str]] = {}
+        self._names: set[tuple[str, str]] = set()
+
+    def pair(self, pair: Pair, split: str) -> None:
+        """Read an image and its mask, and count."""
+        self._check_twice(pair, split)
+        raw = self._mask(pair)
+        try:
+            image = read_image_like(pair.image, raw.shape[:2] if raw is not None else (0, 0))
+        except UserError as error:
+            self.findings.add("images that cannot be read (get them again)", error)
+            return
+        self.splits[split].count_size(*image.shape[:2])
         if raw is None:
-            findings.add("images without mask (add the masks, or take the images away)", pair.image)
-    try:
-        image = read_image_like(pair.image, raw.shape[:2] if raw is not None else (0, 0))
-    except UserError as error:
-        findings.add("images that cannot be read (get them again)", error)
-        return
-    size = f"{image.shape[1]}x{image.shape[0]}"
-    report.sizes[size] = report.sizes.get(size, 0) + 1
-    if raw is None:
-        return
-    if raw.shape[:2] != image.shape[:2]:
-        findings.add(
-            "masks of another size than their image (export them at the image's size)",
-            f"{pair.mask} is {raw.shape[1]}x{raw.shape[0]}, the image {size}",
-        )
-        return
-    ids, unknown = layout.rule.apply(raw)
-    if unknown:
-        findings.add("masks with unknown values", unknown_message(pair.mask or pair.image, unknown, labels))
-    elif (ids == IGNORE_INDEX).all():
-        findings.add("masks that are all void (they teach nothing)", pair.mask, problem=False)
-    counts = np.bincount(ids.ravel(), minlength=256)
-    report.void_pixels += int(counts[IGNORE_INDEX])
-    for index in range(len(labels)):
-        report.class_pixels[index] += int(counts[index])
-        report.class_images[index] += bool(counts[index])
+            return
+        if raw.shape[:2] != image.shape[:2]:
+            self.findings.add(
+                "masks of another size than their image (export them at the image's size)",
+                f"{pair.mask} is {raw.shape[1]}x{raw.shape[0]}, the image {image.shape[1]}x{image.shape[0]}",
+            )
+            return
+        self._label(pair, split, raw)
 
+    def _mask(self, pair: Pair) -> np.ndarray | None:
+        if pair.mask is None or not pair.mask.exists():
+            if pair.image.exists():
+                self.findings.add("images without mask (add the masks, or take the images away)", pair.image)
+            return None
+        try:
+            return read_mask(pair.mask)
+        except UserError as error:
+            if "is a JPEG" in str(error):
+                self.findings.add("JPEG masks (their ids are blurred; save masks as PNG)", pair.mask)
+            else:
+                self.findings.add("masks that cannot be read (make them anew)", error)
+            return None
 
-def _check_twice(pair: Pair, split: str, seen: dict[str, tuple[str, str]], findings: _Findings) -> None:
-    """The same picture in two splits makes the scores of the second one too good."""
-    if not pair.image.is_file():
-        return
-    digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
-    first = seen.setdefault(digest, (split, pair.name))
-    if first[0] != split:
-        findings.add(f"images of {split} that are in {first[0]} too", f"{pair.name} = {first[1]}")
-    elif first[1] != pair.name:
-        findings.add("images that are in one split twice", f"{pair.name} = {first[1]}", problem=False)
+    def _label(self, pair: Pair, split: str, raw: np.ndarray) -> None:
+        ids, unknown = self.rule.apply(raw)
+        num_values = self.splits[split].count_label(ids)
+        self.masks.update(unknown.keys())
+        self.pixels.update(unknown)
+        if unknown:
+            self.findings.add(
+                "masks with unknown values", unknown_message(pair.mask or pair.image, unknown, self.labels)
+            )
+        elif (ids == IGNORE_INDEX).all():
+            self.findings.add("masks that are all void (they teach nothing)", pair.mask, problem=False)
+        elif num_values == 1 and len(self.labels) > 1:
+            name = self.labels.names[int(ids[0, 0])]
+            self.findings.add("masks that are one class all over", f"{pair.mask} ({name})", problem=False)
+
+    def _check_twice(self, pair: Pair, split: str) -> None:
+        """The same picture in two splits makes the scores of the second one too good."""
+        if (split, pair.name) in self._names:
+            self.findings.add(f"names in {split} that come twice (rename or remove one of each)", pair.name)
+        self._names.add((split, pair.name))
+        if not pair.image.is_file():
+            return
+        digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
+        first = self._digests.setdefault(digest, (split, pair.name))
+        if first[0] != split:
+            self.findings.add(f"images of {split} that are in {first[0]} too", f"{pair.name} = {first[1]}")
+        elif first[1] != pair.name:
+            self.findings.add("images that are in one split twice", f"{pair.name} = {first[1]}", problem=False)

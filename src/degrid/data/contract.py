@@ -23,6 +23,8 @@ def check_dataset(dataset: Dataset, num: int = 8) -> None:
         if not isinstance(sample, Sample):
             raise UserError(f"{where}: expected a degrid.Sample, got {type(sample).__name__}")
         image, label = sample.image, sample.label
+        if not isinstance(sample.name, str) or not sample.name:
+            raise UserError(f"{where}: name must be a word that is not empty, got {sample.name!r}")
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise UserError(f"{where}: image must be uint8 [3,H,W], got {image.dtype} {list(image.shape)}")
         if label.dtype != torch.uint8 or label.shape != image.shape[1:]:

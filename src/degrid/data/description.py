@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from degrid.catalog import did_you_mean
-from degrid.data.layouts import recognise
+from degrid.data.layouts import pairs_by_name, recognise
 from degrid.data.masks import Color, MaskRule
-from degrid.data.pairs import Layout, Pair, pair_up, read_list
+from degrid.data.pairs import Layout, Pair, is_pair_list, pair_up, read_list, read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 # Other toolkits' words for the same.
@@ -28,27 +28,30 @@ _IGNORED = ("nc", "download")
 def read_description(file: Path) -> Layout:
     """Read a dataset.yaml.
 
-    Keys: path (the root, relative to the file), train, val, test (a folder of images, a list file, or {images, masks}),
+    Keys: path (the root, relative to the file), train, val, test (a folder of images, a list file of "/image /mask" or
+    of names, or {images, masks}),
     masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
     or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder's own layout is used.
 
     Raises:
         UserError: not YAML, an unknown key, or values of another form.
     """
+    if not file.is_file():
+        raise UserError(f"no dataset description at {file}")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no dataset description at {file}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys such as path, train, val and classes")
-    given = {}
-    for key, value in values.items():
-        key = _ALIASES.get(str(key), str(key))
+    given: dict[str, Any] = {}
+    for written, value in values.items():
+        key = _ALIASES.get(str(written), str(written))
         if key not in _KEYS and key not in _IGNORED:
             known = [*_KEYS, *_ALIASES]
             raise UserError(f'{file}: unknown key "{key}".{did_you_mean(key, known)} Known: {", ".join(_KEYS)}')
+        if key in given:
+            raise UserError(f'{file}: "{written}" is another word for "{key}", which is there already; keep one')
         given[key] = value
     root = file.parent / str(given.get("path", "."))
     if not root.is_dir():
@@ -73,7 +76,9 @@ def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[
     if not isinstance(value, str):
         raise UserError(f"{file}: {split} must be a folder, a list file or {{images: .., masks: ..}}, got {value!r}")
     if value.endswith(".txt"):
-        return read_list(root / value, root), []
+        by_name = (root / value).is_file() and not is_pair_list(root / value)
+        pairs = pairs_by_name(root, root / value) if by_name else None
+        return (read_list(root / value, root) if pairs is None else pairs), []
     images = _folder(root, value, file)
     if masks is not None:
         # masks/train beside images/train, or one folder for all splits.
@@ -111,28 +116,44 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
         names.append(str(row["name"]))
         colors.append(_color(row.get("color", list(palette[train])), file))
         # With a table of ids, that table says everything.
-        raw = row.get("ids", row.get("labels", [] if given.get("ids") else [train]))
-        ids |= dict.fromkeys([raw] if isinstance(raw, int) else raw, train)
+        raw = _listed(row.get("ids", row.get("labels", [] if given.get("ids") else [train])))
+        if not all(_is_id(value) for value in raw):
+            raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
+        ids |= dict.fromkeys(raw, train)
     labels = LabelSpace(tuple(names), tuple(colors))
     rule = MaskRule.plain(labels)
     mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX}
-    for raw, train in (given.get("ids") or {}).items():
+    table = given.get("ids") or {}
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{file}: ids must be a table from raw ids to classes, such as {{7: 0, 19: void}}; got {table!r}"
+        )
+    for raw, train in table.items():
         is_void = train in ("void", "ignore", "ignore_label", IGNORE_INDEX, -1)
-        if not isinstance(raw, int) or not (is_void or (isinstance(train, int) and 0 <= train < len(labels))):
+        if not _is_id(raw) or not (is_void or (_is_id(train) and 0 <= train < len(labels))):
             raise UserError(
                 f"{file}: ids: {raw}: {train}: expected a raw id and a class 0 to {len(labels) - 1} or void"
             )
         mapped[raw] = IGNORE_INDEX if is_void else train
     colors_rule: dict[Color, int] = dict(rule.colors)
-    for value in given.get("void") or []:
-        if isinstance(value, int):
+    void = given.get("void")
+    for value in [] if void is None else _listed(void):
+        if _is_id(value):
             mapped[value] = IGNORE_INDEX
         else:
             colors_rule[_color(value, file)] = IGNORE_INDEX
     return labels, MaskRule(mapped, colors_rule)
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _color(value: Any, file: Path) -> Color:
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value):
+    if isinstance(value, list) and len(value) == 3 and all(_is_id(v) and 0 <= v <= 255 for v in value):
         return (value[0], value[1], value[2])
     raise UserError(f"{file}: a colour is three whole numbers from 0 to 255, such as [128, 64, 128]; got {value!r}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from degrid.data.classes import class_table
 from degrid.data.masks import MaskRule
-from degrid.data.pairs import DIVIDED, SPLIT_NAMES, Layout, Pair, divided, images_in, label_file, pair_up, split_files
+from degrid.data.pairs import DIVIDED, SPLIT_NAMES, Layout, Pair, divided, images_in, pair_up, select, split_files
 from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
 
 _VOC_NAMES = [
@@ -32,6 +33,8 @@ _VOC_NAMES = [
     "tvmonitor",
 ]
 VOC = LabelSpace(tuple(_VOC_NAMES), voc_palette(21))
+# Best first; the last one is what labelme's export is called.
+_VOC_MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 
 # Train ids in order, with the raw id of each; every other raw id is void.
 _CITYSCAPES = (
@@ -92,28 +95,26 @@ CAMVID = LabelSpace(
 
 def find_voc(root: Path) -> Layout | None:
     """JPEGImages, with the lists of ImageSets/Segmentation as splits."""
-    places = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    places = (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
     base = next((place for place in places if (place / "JPEGImages").is_dir()), None)
     if base is None:
         return None
-    folders = [base / name for name in ("SegmentationClassAug", "SegmentationClass") if (base / name).is_dir()]
+    folders = [base / name for name in _VOC_MASKS if (base / name).is_dir()]
     if not folders:
         return None
     masks = {file.stem: file for folder in reversed(folders) for file in images_in(folder)}
     images = {file.stem: file for file in images_in(base / "JPEGImages")}
-    lists = split_files(base / "ImageSets" / "Segmentation")
-    names = {split: ids for split, ids in lists.items() if ids}
-    pairs = {
-        split: [Pair(name, images.get(name, base / "JPEGImages" / f"{name}.jpg"), masks.get(name)) for name in ids]
-        for split, ids in names.items()
-    }
+    lists = split_files(base / "ImageSets" / "Segmentation", any_name=True)
+    photographs = [Pair(name, image, masks.get(name)) for name, image in images.items()]
+    pairs = {split: select(names, photographs, base / "JPEGImages") for split, names in lists.items()}
     # JPEGImages holds many photographs without a segmentation: only those with one count.
     everything = [Pair(name, images[name], mask) for name, mask in sorted(masks.items()) if name in images]
     layout = Layout("VOC", base, pairs or divided(everything))
     layout.orphans = [mask for name, mask in masks.items() if name not in images]
     layout.note = "" if pairs else DIVIDED
-    layout.labels = label_file(base) or VOC
-    layout.rule = MaskRule.plain(layout.labels)
+    layout.labels, layout.rule = class_table(base)
+    if layout.labels is None:
+        layout.labels, layout.rule = VOC, MaskRule.plain(VOC)
     return layout
 
 
@@ -137,12 +138,18 @@ def find_cityscapes(root: Path) -> Layout | None:
         name = image.relative_to(root / "leftImg8bit").with_suffix("").as_posix().removesuffix("_leftImg8bit")
         mask = mask_of(image, ending)
         pair = Pair(name, image, mask if mask.exists() else None)
-        splits.setdefault(SPLIT_NAMES.get(name.split("/")[0], ""), []).append(pair)
+        splits.setdefault(_cityscapes_split(name), []).append(pair)
     undivided = splits.pop("", [])
     layout = Layout("Cityscapes", root, splits or divided(undivided), CITYSCAPES)
     layout.rule = MaskRule.plain(CITYSCAPES) if by_train_id else _CITYSCAPES_RAW
     layout.note = "" if splits else DIVIDED
     return layout
+
+
+def _cityscapes_split(name: str) -> str:
+    """train, val, test, or train_extra of the coarse labels; "" where the folders are cities, or there are none."""
+    top = name.split("/")[0]
+    return SPLIT_NAMES.get(top, top if top == "train_extra" else "")
 
 
 def find_camvid(root: Path) -> Layout | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from degrid.data.classes import class_table
 from degrid.data.known import find_camvid, find_cityscapes, find_voc
 from degrid.data.pairs import (
     DIVIDED,
@@ -14,11 +15,13 @@ from degrid.data.pairs import (
     divided,
     images_in,
     is_pair_list,
-    label_file,
     match_names,
     pair_up,
     read_list,
+    read_names,
+    select,
     split_files,
+    split_of,
 )
 from degrid.types import UserError
 
@@ -29,11 +32,17 @@ MASK_FOLDERS = (
     "labels",
     "label",
     "annotations",
+    "annotation",
     "annots",
     "gt",
+    "ground_truth",
+    "groundtruth",
     "segmentation",
+    "segmentations",
     "SegmentationClass",
 )
+# Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
+_FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot")
 
 
 def recognise(root: Path) -> Layout:
@@ -60,27 +69,38 @@ def recognise(root: Path) -> Layout:
 
 def _named_folders(root: Path) -> Layout | None:
     """images/ and masks/, divided by sub-folders, by train.txt and val.txt, or not at all; also train/images/ .."""
+    return _split_folders(root) or _one_folder(root)
+
+
+def _split_folders(root: Path) -> Layout | None:
+    """train/images and train/masks, or train and train_labels, .."""
     splits: dict[str, list[Pair]] = {}
     orphans: list[Path] = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        split = SPLIT_NAMES.get(folder.name.lower())
-        inner = _image_and_mask_folders(folder) if split and folder.is_dir() else None
-        if split and inner:
-            splits[split], lost = pair_up(*inner)
+    folders = {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+    for name, folder in folders.items():
+        if name.lower() not in SPLIT_NAMES:
+            continue
+        beside = next((folders[name + ending] for ending in _FOLDER_ENDINGS if name + ending in folders), None)
+        inner = _image_and_mask_folders(folder) or (beside and (folder, beside))
+        if inner:
+            splits[split_of(name)], lost = pair_up(*inner)
             orphans += lost
-    if splits:
-        return Layout("folder", root, splits, label_file(root), orphans=orphans)
+    return Layout("folder", root, splits, *class_table(root), orphans) if splits else None
+
+
+def _one_folder(root: Path) -> Layout | None:
     folders = _image_and_mask_folders(root)
     if folders is None:
         return None
     pairs, orphans = pair_up(*folders)
-    layout = Layout("folder", root, {}, label_file(root), orphans=orphans)
+    layout = Layout("folder", root, {}, *class_table(root), orphans)
     listed = split_files(root)
     tops = {pair.name.split("/")[0].lower() for pair in pairs if "/" in pair.name}
     if listed:
-        known = {pair.name: pair for pair in pairs}
-        for split, names in listed.items():
-            layout.splits[split] = [known.get(n) or Pair(n, folders[0] / f"{n}.jpg", None) for n in names]
+        layout.splits = {split: select(names, pairs, folders[0]) for split, names in listed.items()}
+        chosen = {pair.name for split in layout.splits.values() for pair in split}
+        unlisted = sum(pair.name not in chosen for pair in pairs)
+        layout.note = f"{unlisted} images are in none of the lists" if unlisted else ""
     elif any(top in SPLIT_NAMES for top in tops):
         for pair in pairs:
             split = SPLIT_NAMES.get(pair.name.split("/")[0].lower())
@@ -89,6 +109,12 @@ def _named_folders(root: Path) -> Layout | None:
     else:
         layout.splits, layout.note = divided(pairs), DIVIDED
     return layout
+
+
+def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
+    """The pairs that a list of bare names selects from the image and mask folders of `root`; None without those."""
+    folders = _image_and_mask_folders(root)
+    return select(read_names(file), pair_up(*folders)[0], folders[0]) if folders else None
 
 
 def _side_by_side(root: Path) -> Layout | None:
@@ -105,19 +131,21 @@ def _side_by_side(root: Path) -> Layout | None:
     pairs, orphans = match_names([file for file in files if file not in masks], root, sorted(masks), root)
     if 2 * sum(pair.mask is not None for pair in pairs) < max(1, len(pairs)):
         return None  # a few names that happen to fit are no dataset
-    return Layout("folder", root, divided(pairs), label_file(root), orphans=orphans, note=DIVIDED)
+    return Layout("folder", root, divided(pairs), *class_table(root), orphans, DIVIDED)
 
 
 def _lists_in(root: Path) -> Layout | None:
     """train.txt, val.txt with "/image /mask" lines."""
     files = {SPLIT_NAMES[file.stem]: file for file in sorted(root.glob("*.txt")) if file.stem in SPLIT_NAMES}
     splits = {split: read_list(file) for split, file in files.items() if is_pair_list(file)}
-    return Layout("lists", root, splits, label_file(root)) if splits else None
+    return Layout("lists", root, splits, *class_table(root)) if splits else None
 
 
 def _image_and_mask_folders(root: Path) -> tuple[Path, Path] | None:
+    folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+
     def first(names: tuple[str, ...]) -> Path | None:
-        return next((root / name for name in names if (root / name).is_dir()), None)
+        return next((folders[name.lower()] for name in names if name.lower() in folders), None)
 
     images, masks = first(IMAGE_FOLDERS), first(MASK_FOLDERS)
     return (images, masks) if images and masks else None

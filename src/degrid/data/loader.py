@@ -30,36 +30,55 @@ def training_batches(
     """
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
-    stream = _Stream(dataset, transform, batch_size, seed, start)
-    if workers == 0:
-        return iter(stream)
-    # Each worker makes every workers-th batch; the loader takes them in turn, which puts them back in order.
-    return iter(DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()))
+    return _in_order(_Batches(dataset, transform, batch_size, seed), start, workers)
 
 
-class _Stream(IterableDataset[Batch]):
-    def __init__(self, dataset: Dataset, transform: Transform, batch_size: int, seed: int, start: int) -> None:
+class _Batches:
+    """Batch by number."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, batch_size: int, seed: int) -> None:
         self.dataset, self.transform = dataset, transform
-        self.batch_size, self.seed, self.start = batch_size, seed, start
+        self.batch_size, self.seed = batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __call__(self, number: int) -> Batch:
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return collate([self._sample(position) for position in positions])
+
+    def _sample(self, position: int) -> Sample:
+        epoch, place = divmod(position, len(self.dataset))
+        if epoch != self._epoch:  # a permutation of a large dataset costs as much as a small image
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+            self._epoch = epoch
+        rng = np.random.default_rng([self.seed, 1, position])
+        return self.transform(self.dataset[int(self._order[place])], rng)
+
+
+def _in_order(batches: _Batches, start: int, workers: int) -> Iterator[Batch]:
+    """Batch `start` and all that follow; the same with any number of workers."""
+    numbered = _Numbered(batches, start)
+    # Each worker makes every workers-th batch; the loader takes them in turn, which puts them back in order.
+    for item in DataLoader(numbered, batch_size=None, num_workers=workers) if workers else numbered:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+class _Numbered(IterableDataset["Batch | UserError"]):
+    def __init__(self, batches: _Batches, start: int) -> None:
+        self.batches, self.start = batches, start
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
         worker = get_worker_info()
         number, step = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
         if worker:
             torch.set_num_threads(1)
         while True:
-            yield self.batch(number)
+            try:
+                yield self.batches(number)
+            except UserError as error:
+                yield error  # raised here, torch would wrap it in the worker's traceback
             number += step
-
-    def batch(self, number: int) -> Batch:
-        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
-        return collate([self.sample(position) for position in positions])
-
-    def sample(self, position: int) -> Sample:
-        epoch, place = divmod(position, len(self.dataset))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-        rng = np.random.default_rng([self.seed, 1, position])
-        return self.transform(self.dataset[int(order[place])], rng)
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -41,17 +41,7 @@ class MaskRule:
         Unknown pixels become void in the result.
         """
         if raw.ndim == 2:
-            known: dict[int, int] = self.ids
-            values, counts = np.unique(raw, return_counts=True)
-            keys: list[int | Color] = [int(value) for value in values]
-            flat = raw.astype(np.int64)
-            size = int(flat.max(initial=0)) + 1
-            table = np.full(size, IGNORE_INDEX, np.uint8)
-            for key, train in known.items():
-                if key < size:
-                    table[key] = train
-            unknown = {key: int(n) for key, n in zip(keys, counts, strict=True) if key not in known}
-            return table[flat], unknown
+            return self._apply_ids(raw)
         packed = raw.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
         values, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
         colors: list[Color] = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
@@ -65,14 +55,27 @@ class MaskRule:
                 return as_ids
         return table[inverse.reshape(packed.shape)], missing
 
+    def _apply_ids(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
+        if raw.dtype == np.uint8:  # counting is several times faster than sorting
+            counts = np.bincount(raw.ravel(), minlength=256)
+            values, inverse = np.arange(256), raw
+        else:  # 16 and 32 bits, negative ids too: too wide for a table of all values
+            values, inverse, counts = np.unique(raw, return_inverse=True, return_counts=True)
+            inverse = inverse.reshape(raw.shape)
+        table = np.array([self.ids.get(int(value), IGNORE_INDEX) for value in values], np.uint8)
+        unknown: dict[int | Color, int] = {
+            int(value): int(n) for value, n in zip(values, counts, strict=True) if n and int(value) not in self.ids
+        }
+        return table[inverse], unknown
+
 
 def read_mask(path: Path) -> np.ndarray:
     """The values of a label image: ids [H,W], or colours uint8 [H,W,3].
 
-    Palette PNGs give their indices.
+    Palette PNGs give their indices, PNGs of 2 or 4 bits the values that are stored.
 
     Raises:
-        UserError: missing or damaged, or a JPEG: its compression changes the values.
+        UserError: missing or damaged, fractions for ids, or a JPEG: its compression changes the values.
     """
     image = open_image(path)
     if image.format == "JPEG":
@@ -80,13 +83,26 @@ def read_mask(path: Path) -> np.ndarray:
             f"{path} is a JPEG: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
             'Image.open("mask.jpg").convert("L").point(lambda v: v >= 128).save("mask.png")'
         )
-    return _values(image)
-
-
-def _values(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        return _whole_numbers(np.asarray(image), path)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
         raw = np.asarray(image)
-        return raw.astype(np.uint8) if raw.dtype == bool else raw
-    if image.mode == "LA":
-        return np.asarray(image.getchannel("L"))
+        return raw.astype(np.uint8) if raw.dtype == bool else raw // _brightening(image, path)
+    if image.mode in ("LA", "PA"):
+        return np.asarray(image)[..., 0]
     return np.asarray(image.convert("RGB"))
+
+
+def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
+        raise UserError(f"{path} holds fractions, such as a map of probabilities; expected a class id in every pixel")
+    return values.astype(np.int64)
+
+
+def _brightening(image: Image.Image, path: Path) -> int:
+    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits with, so that its white is 255."""
+    if image.format != "PNG" or image.mode != "L":
+        return 1
+    with path.open("rb") as stream:
+        bits, color_type = stream.read(26)[24:26]
+    return {2: 85, 4: 17}.get(bits, 1) if color_type == 0 else 1

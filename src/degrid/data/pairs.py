@@ -1,15 +1,15 @@
-"""Pairs of image and mask files, and the small files that say how they are divided and what their classes are."""
+"""Pairs of image and mask files, and the lists that say how they are divided."""
 
 from __future__ import annotations
 
-import csv
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from degrid.data.masks import MaskRule
 from degrid.image import IMAGE_SUFFIXES
-from degrid.types import LabelSpace, UserError, voc_palette
+from degrid.types import LabelSpace, UserError
 
 MASK_ENDINGS = (
     "_mask",
@@ -30,6 +30,7 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
 DIVIDED = "no split given: every fifth image or so, by its name, is kept for validation"
@@ -61,6 +62,30 @@ class Layout:
     note: str = ""
 
 
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, with or without the byte order mark that Windows programs put in front.
+
+    Raises:
+        UserError: missing, or another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def read_names(file: Path) -> list[str]:
+    """The lines of a list that are not empty."""
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def split_of(name: str) -> str:
+    """The split that a file or folder name stands for: "Validation" is "val"; unknown names are splits of their own."""
+    return SPLIT_NAMES.get(name.lower(), name)
+
+
 def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     """Pairs from lines of "/image /mask", the paths starting at `root`; a line with an image alone has no mask.
 
@@ -72,29 +97,44 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     """
     if not file.is_file():
         raise UserError(f"no list file at {file}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = read_names(file)
     if not lines:
         raise UserError(f"the list {file} is empty")
-    first = lines[0].split()[0].lstrip("/")
+    entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
+    root = root or _root_of(file, entries[0][0])
+    return [
+        # The originals' lists for testing name the image as its own mask.
+        Pair(Path(image).with_suffix("").as_posix(), root / image, root / mask if mask and mask != image else None)
+        for image, mask in entries
+    ]
+
+
+def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
+    parts = line.split()
+    if not 1 <= len(parts) <= 2 or not all(map(_is_image_name, parts)):
+        parts = re.split(r"\s+(?=/)", line)  # names with spaces: the slash tells where the mask's path begins
+    if len(parts) > 2 or not all(map(_is_image_name, parts)):
+        raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
+    return parts[0].lstrip("/"), parts[1].lstrip("/") if len(parts) == 2 else None
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _root_of(file: Path, image: str) -> Path:
+    root = next((place for place in file.resolve().parents if (place / image).exists()), None)
     if root is None:
-        root = next((place for place in file.resolve().parents if (place / first).exists()), None)
-        if root is None:
-            raise UserError(f"{file}: {first} is in none of the folders above the list; give the root in dataset.yaml")
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        parts = line.split()
-        if len(parts) > 2:
-            raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
-        image = root / parts[0].lstrip("/")
-        mask = root / parts[1].lstrip("/") if len(parts) == 2 and parts[1] != parts[0] else None
-        pairs.append(Pair(Path(parts[0].lstrip("/")).with_suffix("").as_posix(), image, mask))
-    return pairs
+        raise UserError(f"{file}: {image} is in none of the folders above the list; give the root in dataset.yaml")
+    return root
 
 
 def is_pair_list(file: Path) -> bool:
-    """Whether a text file's first line names an image and a mask."""
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
-    return len(lines) == 2 and all(Path(part).suffix.lower() in IMAGE_SUFFIXES for part in lines)
+    """Whether a list begins with "/image /mask", and not with a bare name."""
+    try:
+        return any(_entry(line, file, 1)[1] is not None for line in read_names(file)[:1])
+    except UserError:
+        return False
 
 
 def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
@@ -105,7 +145,7 @@ def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Pat
 def match_names(
     images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
 ) -> tuple[list[Pair], list[Path]]:
-    """Pair files by their names below the roots, allowing for endings such as _mask; and the masks left over."""
+    """Pairs by the names below the roots, where a mask's may end in _mask and the like; and the masks left over."""
 
     def key(file: Path, root: Path) -> str:
         return file.relative_to(root).with_suffix("").as_posix()
@@ -126,19 +166,49 @@ def match_names(
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All image files below a folder, in order."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    """Image files in a folder and below, sorted; without the hidden ones that macOS and Jupyter leave."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if _is_image_name(file.name)
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
 
 
-def split_files(folder: Path) -> dict[str, list[str]]:
-    """Names from train.txt, val.txt, ..; one per line. Files with other names, such as trainaug.txt, are splits too."""
+def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
+    """Names of images from train.txt, val.txt, ..; one per line.
+
+    Args:
+        any_name: files with other names, such as trainaug.txt, are splits too.
+    Raises:
+        UserError: the list of a split is empty.
+    """
     found = {}
     for file in sorted(folder.glob("*.txt")):
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        is_split = file.stem in SPLIT_NAMES or folder.name == "Segmentation"
-        if is_split and lines and not is_pair_list(file):
-            found[SPLIT_NAMES.get(file.stem, file.stem)] = lines
+        if not (any_name or file.stem.lower() in SPLIT_NAMES) or is_pair_list(file):
+            continue
+        found[split_of(file.stem)] = read_names(file)
+        if not found[split_of(file.stem)]:
+            raise UserError(f"the list {file} is empty; fill it, or delete it")
     return found
+
+
+def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
+    """The pairs that a list names, in its order.
+
+    Args:
+        names: as in Pair.name, or as paths, with or without suffix and the folder in front.
+        folder: where the images are. A name that no image has gives a pair whose image is missing there.
+    """
+    known = {pair.name: pair for pair in pairs}
+    chosen = []
+    for name in names:
+        bare = name.removeprefix("./").lstrip("/").removeprefix(f"{folder.name}/")
+        file = bare if _is_image_name(bare) else f"{bare}.jpg"
+        stem = Path(file).with_suffix("").as_posix()
+        chosen.append(known.get(name) or known.get(bare) or known.get(stem) or Pair(stem, folder / file, None))
+    return chosen
 
 
 def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
@@ -149,27 +219,3 @@ def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
     chosen = {pair.name for pair in val}
     train = [pair for pair in pairs if pair.name not in chosen] or val
     return {"train": train, "val": val or train}
-
-
-def label_file(root: Path) -> LabelSpace | None:
-    """Classes from classes.csv (id,name,r,g,b) or from a text file with one name per line."""
-    table = root / "classes.csv"
-    if table.exists():
-        try:
-            with table.open(encoding="utf-8", newline="") as stream:
-                rows = sorted(csv.DictReader(stream), key=lambda row: int(row["id"]))
-            names = tuple(row["name"].strip() for row in rows)
-            colors = tuple((int(row["r"]), int(row["g"]), int(row["b"])) for row in rows)
-            if [int(row["id"]) for row in rows] != list(range(len(rows))):
-                raise UserError(f"{table}: ids must run from 0 without a gap")
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{table}: expected the columns id,name,r,g,b with whole numbers ({error!r})") from error
-        return LabelSpace(names, colors)
-    for name in ("classes.txt", "class_names.txt", "codes.txt"):
-        if (root / name).exists():
-            lines = [line.strip() for line in (root / name).read_text(encoding="utf-8").splitlines()]
-            names = tuple(line for line in lines if line and line != "__ignore__")
-            return LabelSpace(names, voc_palette(len(names)))
-    return None

@@ -83,13 +83,15 @@ class _Canvas:
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
-        self.y, self.x = np.mgrid[0:height, 0:width].astype(float)
+        # [H,1] and [1,W]: what depends on the row or the column alone is computed once for each.
+        self.y, self.x = np.arange(float(height))[:, None], np.arange(float(width))[None]
         self.color = np.zeros((height, width, 3))
         self.label = np.zeros((height, width), np.uint8)
 
     def paint(self, mask: np.ndarray, color: np.ndarray, label: int) -> None:
-        self.color[mask] = color if color.ndim == 1 else color[mask]
-        self.label[mask] = label
+        at = np.flatnonzero(np.broadcast_to(mask, self.label.shape))
+        self.color.reshape(-1, 3)[at] = color if color.ndim == 1 else color.reshape(-1, 3)[at]
+        self.label.reshape(-1)[at] = label
 
     def tint(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
         return self.rng.uniform(low, high)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from degrid.types import IGNORE_INDEX, Sample
+from degrid.types import IGNORE_INDEX, Sample, UserError
 
 # Where the crop reaches beyond the image: a colour near the mean of photographs, and void.
 _FILL = (124, 116, 104)
@@ -24,12 +24,27 @@ class TrainTransform:
 
     crop: height and width, pixels; scale: smallest and largest factor; flip: probability, 0 to 1;
     jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5).
+
+    Raises:
+        UserError: a value out of its range.
     """
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise UserError(f"crop: expected a height and width of at least 1 pixel, got {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError(f"scale: expected 0 < smallest <= largest, got {self.scale}")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip: expected a probability from 0 to 1, got {self.flip}")
+        if not all(0 <= s <= 1 for s in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
+            raise UserError(
+                f"jitter: expected brightness, contrast, saturation from 0 to 1, hue from 0 to 0.5, got {self.jitter}"
+            )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """A crop of one sample: image uint8 [3,h,w], label uint8 [h,w]."""

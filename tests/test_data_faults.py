@@ -1,0 +1,355 @@
+"""What people's files are really like: Windows text, hidden files, odd masks, mistakes in every place."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from degrid.data import check, check_dataset, open_dataset
+from degrid.data.masks import MaskRule, read_mask
+from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
+
+MASK = (np.arange(80, dtype=np.uint8).reshape(8, 10)) % 3
+TABLE = "id,name,r,g,b\n0,a,0,0,0\n1,b,1,1,1\n2,c,2,2,2\n"
+
+
+def put(file, array):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(file)
+
+
+def put_pair(root, name, mask=MASK, images="images", masks="masks"):
+    seed = zlib.crc32(f"{root}{images}{name}".encode())
+    put(root / images / f"{name}.png", np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    put(root / masks / f"{name}.png", np.asarray(mask))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for k in range(6):
+        put_pair(tmp_path, f"x{k}")
+    return tmp_path
+
+
+def names(root, split="train"):
+    return [pair.name for pair in open_dataset(root, split).pairs]
+
+
+# ---- text files ---------------------------------------------------------------------------------------------
+
+
+def test_text_from_windows(root):
+    (root / "train.txt").write_bytes("\ufeffx0\r\nx1\r\n".encode())
+    (root / "val.txt").write_bytes("\ufeffx2".encode())
+    (root / "classes.csv").write_bytes(("\ufeff" + TABLE).encode())
+    assert (names(root), names(root, "val")) == (["x0", "x1"], ["x2"])
+    assert open_dataset(root).labels.names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("file", ["train.txt", "classes.csv", "classes.txt", "dataset.yaml"])
+def test_text_of_another_encoding_is_named(root, file):
+    (root / file).write_bytes("x0 stra\xdfe\n".encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{file} is not UTF-8 text \(byte 7\); save it as UTF-8"):
+        open_dataset(root)
+
+
+def test_lists_may_name_files(root):
+    (root / "train.txt").write_text("x0.png\n./images/x1.png\n/images/x3\n")
+    (root / "val.txt").write_text("x2\n")
+    assert names(root) == ["x0", "x1", "x3"]
+    assert open_dataset(root).note.startswith("2 images are in none of the lists")
+
+
+def test_a_listed_image_that_is_not_there(root):
+    (root / "train.txt").write_text("x0\nzz\n")
+    with pytest.raises(UserError, match=r'1 of 2 images in the split "train" .* are not there, .*zz\.jpg among them'):
+        open_dataset(root)
+    report = check(root)
+    assert report.problems == [f"1 images that cannot be read (get them again): no such image: {root}/images/zz.jpg"]
+
+
+def test_an_empty_list_is_a_mistake(root):
+    (root / "train.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"train\.txt is empty; fill it, or delete it"):
+        open_dataset(root)
+
+
+def test_list_with_spaces_in_names(tmp_path):
+    put_pair(tmp_path, "my photo", images="JPEG", masks="Seg")
+    (tmp_path / "train.txt").write_text("/JPEG/my photo.png /Seg/my photo.png\n")
+    (tmp_path / "test.txt").write_text("/JPEG/my photo.png\n")
+    for path in (tmp_path, tmp_path / "train.txt"):
+        assert names(path) == ["JPEG/my photo"]
+    with pytest.raises(UserError, match='1 of 1 images in the split "test" .* have no mask'):
+        open_dataset(tmp_path / "train.txt", "test")
+
+
+def test_list_of_any_name_far_from_its_data(tmp_path):
+    put_pair(tmp_path / "data", "a")
+    put_pair(tmp_path / "data", "b")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "mine.txt").write_text("/images/a.png /masks/a.png\n")
+    (lists / "val.txt").write_text("/images/b.png /masks/b.png\n")
+    with pytest.raises(UserError, match="is in none of the folders above the list"):
+        open_dataset(lists / "mine.txt")
+    train = open_dataset(lists / "mine.txt", root=tmp_path / "data")
+    val = open_dataset(lists / "mine.txt", "val", root=tmp_path / "data")
+    assert [train[0].name, val[0].name] == ["images/a", "images/b"]
+    with pytest.raises(UserError, match='has no split "test"; it has: val, train'):
+        open_dataset(lists / "mine.txt", "test", root=tmp_path / "data")
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+
+def test_hidden_files_are_passed_over(root):
+    (root / "images" / "._x0.png").write_bytes(b"left by macOS")
+    put(root / "images" / ".ipynb_checkpoints" / "x0-checkpoint.png", MASK)
+    put(root / "__MACOSX" / "images" / "x0.png", MASK)
+    assert sorted(names(root) + names(root, "val")) == [f"x{k}" for k in range(6)]
+    assert check(root).ok
+
+
+def test_folder_names_in_any_case(tmp_path):
+    for split in ("Train", "Validation"):
+        put_pair(tmp_path / split, split, images="Images", masks="MASKS")
+    assert (names(tmp_path), names(tmp_path, "val")) == (["Train"], ["Validation"])
+    with pytest.raises(UserError, match=r"it has: train, val\. Choose one of these, or add a folder test/"):
+        open_dataset(tmp_path, "test")
+
+
+def test_mask_folder_beside_the_split_and_a_table_without_ids(tmp_path):
+    """CamVid as it is passed around: train, train_labels, colours, a table of name,r,g,b with a row for void."""
+    colors = np.zeros((1, 3, 3), np.uint8)
+    colors[0, 1:] = (9, 8, 7), (1, 2, 3)
+    for split in ("train", "val"):
+        put(tmp_path / split / "a.png", np.full((1, 3, 3), len(split), np.uint8))
+        put(tmp_path / f"{split}_labels" / "a_L.png", colors)
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nroad,9,8,7\nVoid,0,0,0\nsky,1,2,3\n")
+    val = open_dataset(tmp_path, "val")
+    assert val.labels == LabelSpace(("road", "sky"), ((9, 8, 7), (1, 2, 3)))
+    assert val[0].label.tolist() == [[IGNORE_INDEX, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", "names no class"),
+        ("id,name,r,g,b\n0,a,0,0\n", "expected the columns id,name,r,g,b"),
+        ("id,name,r,g,b\n0,a,0,0,256\n", "expected 0 to 255"),
+        ("id,name,r,g,b\nzero,a,0,0,0\n", "expected the columns"),
+        ("id,name,r,g,b\n1,a,0,0,0\n255,void,0,0,0\n", "without a gap; 255 is void"),
+        ("id;name;r;g;b\n0;a;0;0;0\n", "expected the columns"),
+    ],
+)
+def test_mistakes_in_the_table(root, table, message):
+    (root / "classes.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        open_dataset(root)
+
+
+def test_voc_of_any_year_and_labelmes_export(tmp_path):
+    base = tmp_path / "VOCdevkit" / "VOC2007"
+    put_pair(base, "one", images="JPEGImages", masks="SegmentationClassPNG")
+    put_pair(base, "two", images="JPEGImages", masks="SegmentationClassPNG")
+    (base / "class_names.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.labels.names == ("_background_", "cat", "dog")
+    assert torch.equal(dataset[0].label, torch.from_numpy(MASK))
+
+
+def test_cityscapes_coarse_has_a_split_of_its_own(tmp_path):
+    for split in ("train", "train_extra", "val"):
+        put(tmp_path / "leftImg8bit" / split / "ulm" / f"{split}_leftImg8bit.png", np.zeros((2, 2, 3), np.uint8))
+        put(tmp_path / "gtCoarse" / split / "ulm" / f"{split}_gtCoarse_labelIds.png", np.full((2, 2), 7, np.uint8))
+    assert names(tmp_path, "train_extra") == ["train_extra/ulm/train_extra"]
+    assert names(tmp_path) == ["train/ulm/train"]
+
+
+# ---- masks --------------------------------------------------------------------------------------------------
+
+
+def png(bits, samples):
+    """A grey PNG of few bits, as optimisers and some tools write it; Pillow cannot."""
+    packed = []
+    for row in samples:
+        row = [*row, *[0] * (-len(row) % (8 // bits))]
+        values = [
+            sum(v << 8 - bits * (i + 1) for i, v in enumerate(row[k : k + 8 // bits]))
+            for k in range(0, len(row), 8 // bits)
+        ]
+        packed.append(b"\0" + bytes(values))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", len(samples[0]), len(samples), bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"".join(packed))), chunk(b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, [0, 1, 1]), (2, [0, 1, 2, 3, 1]), (4, [0, 9, 15])])
+def test_masks_of_few_bits_give_the_stored_values(tmp_path, bits, row):
+    (tmp_path / "m.png").write_bytes(png(bits, [row, row[::-1]]))
+    assert read_mask(tmp_path / "m.png").tolist() == [row, row[::-1]]
+
+
+def test_masks_of_floats(tmp_path):
+    put(tmp_path / "m.tif", MASK.astype(np.float32))
+    assert np.array_equal(read_mask(tmp_path / "m.tif"), MASK)
+    for bad in (0.5, np.nan, np.inf):
+        put(tmp_path / "m.tif", np.full((2, 2), bad, np.float32))
+        with pytest.raises(UserError, match=r"m\.tif holds fractions, such as a map of probabilities"):
+            read_mask(tmp_path / "m.tif")
+
+
+def test_rule_by_hand_for_every_width():
+    rule = MaskRule({0: 0, 1: 1, 700: 2, -1: IGNORE_INDEX, 255: IGNORE_INDEX})
+    ids, unknown = rule.apply(np.array([[0, 1, -1], [700, 5, 5]], np.int32))
+    assert ids.tolist() == [[0, 1, 255], [2, 255, 255]]
+    assert unknown == {5: 2}
+    ids, unknown = rule.apply(np.array([[0, 1, 255], [7, 7, 9]], np.uint8))
+    assert ids.tolist() == [[0, 1, 255], [255, 255, 255]]
+    assert unknown == {7: 2, 9: 1}
+    assert rule.apply(np.array([[2**31 - 1]], np.int32))[1] == {2**31 - 1: 1}  # no table of two billion rows
+
+
+def test_a_rare_class_is_found_in_one_mask_of_many(tmp_path):
+    for k in range(450):
+        put_pair(tmp_path, f"x{k}", np.where(MASK == 1, 5, MASK) if k == 401 else MASK)
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.labels) == 6
+    assert "ids up to 5 found in 450 of 450 masks" in dataset.note
+
+
+def test_two_classes_with_void_are_not_black_and_white(tmp_path):
+    """255 is void as soon as one mask shows that 1 exists, however rare class 1 is."""
+    (tmp_path / "images").mkdir()
+    for k in range(30):
+        put_pair(tmp_path, f"x{k}", np.where(MASK == 1, 255, k == 17).astype(np.uint8))
+    (tmp_path / "classes.txt").write_text("ground\ncrack\n")
+    train = open_dataset(tmp_path)
+    assert {int(v) for i in range(len(train)) for v in train[i].label.unique()} <= {0, 1, IGNORE_INDEX}
+    assert IGNORE_INDEX in train[0].label
+    put_pair(tmp_path, "x17", np.where(MASK == 1, 255, 0).astype(np.uint8))
+    black_and_white = open_dataset(tmp_path)
+    assert black_and_white[0].label.unique().tolist() == [0, 1]
+    assert "taken as background and foreground" in black_and_white.note
+
+
+def test_black_and_white_masks_take_the_names_of_a_model(tmp_path):
+    for k in range(3):
+        put_pair(tmp_path, f"x{k}", np.where(MASK == 1, 255, 0).astype(np.uint8))
+    labels = LabelSpace(("ground", "crack"), ((0, 0, 0), (9, 9, 9)))
+    dataset = open_dataset(tmp_path, labels=labels)
+    assert dataset.labels == labels
+    assert torch.equal(dataset[0].label, torch.from_numpy((MASK == 1).astype(np.uint8)))
+    with pytest.raises(UserError, match=r"has 2 classes \(background, foreground\); expected 3"):
+        open_dataset(tmp_path, labels=LabelSpace.of_size(3))
+
+
+def test_unknown_values_are_counted(root):
+    (root / "classes.csv").write_text(TABLE)
+    for k in range(6):
+        put_pair(root, f"x{k}", np.where(MASK == 1, 7, MASK))
+    with pytest.raises(UserError, match=r"has the ids 7; expected 0 to 2 or 255 \(void\); 27 pixels have such ids"):
+        open_dataset(root)[0]
+    report = check(root)
+    assert report.unknown == {"7": (6, 6 * 27)}
+    assert "values without a class: 7 (6 masks, 162 pixels)" in report.notes
+    assert json.loads(json.dumps(report.to_dict()))["unknown"] == {"7": [6, 162]}
+
+
+# ---- dataset.yaml -------------------------------------------------------------------------------------------
+
+
+def test_yaml_with_a_list_of_names(root):
+    (root / "train.txt").write_text("x3\nx1\n")
+    (root / "dataset.yaml").write_text("train: train.txt\nval: images\nmasks: masks\nclasses: [a, b, c]\nvoid: 2\n")
+    assert names(root) == ["x3", "x1"]
+    assert len(open_dataset(root, "val")) == 6
+    assert open_dataset(root)[0].label.unique().tolist() == [0, 1, IGNORE_INDEX]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ids: [1, 2]", "ids must be a table from raw ids to classes"),
+        ("ids: {a: 0}", "expected a raw id and a class"),
+        ("ids: {1: true}", "expected a raw id and a class"),
+        ("void: [a]", "a colour is three whole numbers"),
+        ("names: [x]", '"names" is another word for "classes", which is there already'),
+        ("void: [[1, 2, 300]]", "a colour is three whole numbers"),
+    ],
+)
+def test_more_mistakes_in_a_description(root, text, message):
+    (root / "dataset.yaml").write_text(f"train: images\nmasks: masks\nclasses: [a, b, c]\n{text}\n")
+    with pytest.raises(UserError, match=message):
+        open_dataset(root)
+
+
+def test_ids_of_a_class_must_be_numbers(root):
+    (root / "dataset.yaml").write_text("train: images\nmasks: masks\nclasses: {0: {name: a, ids: x}}\n")
+    with pytest.raises(UserError, match=r"class 0: ids are whole numbers, such as \[26, 27\]; got \['x'\]"):
+        open_dataset(root)
+
+
+# ---- check --------------------------------------------------------------------------------------------------
+
+
+def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
+    put(root / "images" / "x0.bmp", np.zeros((8, 10, 3), np.uint8))
+    for k in range(6):
+        put_pair(root, f"y{k}", np.full((8, 10), 2, np.uint8))
+    report = check(root)
+    assert report.problems == ["1 names in val that come twice (rename or remove one of each): x0"]
+    assert any(
+        note.startswith("6 masks that are one class all over: ") and "(class 2)" in note for note in report.notes
+    )
+
+
+def test_check_of_datasets_without_files(tmp_path, monkeypatch):
+    calls = []
+    report = check("synthetic:2", lambda done, total: calls.append((done, total)))
+    assert report.ok
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 2, "val": 2, "test": 2}
+    assert sum(report.splits["val"].class_pixels) + report.splits["val"].void_pixels == 2 * 144 * 192
+    assert calls[-1] == (6, 6)
+    (tmp_path / "faulty_set.py").write_text(
+        "import torch\nfrom degrid import LabelSpace, Sample, UserError\n"
+        "class Set:\n"
+        "    labels = LabelSpace.of_size(2)\n"
+        "    def __init__(self, split):\n"
+        "        if split != 'train': raise UserError('no such split')\n"
+        "    def __len__(self): return 3\n"
+        "    def __getitem__(self, i):\n"
+        "        label = torch.full((4, 4), 9, dtype=torch.uint8)\n"
+        "        return Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), label, 'a')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    report = check("faulty_set:Set")
+    assert list(report.splits) == ["train"]
+    assert "label holds the ids [9]" in report.problems[0]
+
+
+def test_a_name_is_part_of_the_promise():
+    class Set(list):
+        labels = LabelSpace.of_size(2)
+
+    image, label = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
+    for bad in ("", 3):
+        with pytest.raises(UserError, match="name must be a word that is not empty"):
+            check_dataset(Set([Sample(image, label, bad)]))
+
+
+@pytest.mark.parametrize("name", ["synthetic:0", "synthetic:many", "synthetic:"])
+def test_number_of_scenes(name):
+    assert len(open_dataset("synthetic:7", "val")) == 7
+    with pytest.raises(UserError, match='a number of scenes, as in "synthetic:50"'):
+        open_dataset(name)
