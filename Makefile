@@ -21,9 +21,11 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/operators.py
 
-docs: .venv/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt pdoc
-	$(BIN)/python -m pdoc -o build/docs degrid
+docs: .venv/ready  ## reference pages from the docstrings
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pdoc -o build/docs degrid degrid.types degrid.config degrid.recipes degrid.smoothing degrid.models \
+		degrid.data degrid.engine.train degrid.engine.evaluate degrid.engine.infer degrid.engine.losses \
+		degrid.engine.metrics degrid.engine.optim degrid.analysis
 	@echo "docs: build/docs/index.html"
 
 .venv/ready: pyproject.toml constraints.txt

@@ -258,6 +258,20 @@ def test_groups_and_schedule():
         make_optimizer("adam", groups.values(), 1.0, 0.9)
 
 
+def test_smoothing_parameters_learn_at_the_encoders_rate_without_decay():
+    from degrid.smoothing import smooth_dilated_convs
+
+    model = Net()
+    model.encoder.append(nn.Conv2d(6, 6, 3, dilation=2, padding=2, bias=False))
+    smooth_dilated_convs(model, "ssc")
+    groups = {g["name"]: g for g in parameter_groups(model, 0.5)}
+    residual = model.encoder[-1].smoothing.residual
+    [home] = [name for name, group in groups.items() if any(p is residual for p in group["params"])]
+    assert home == "encoder rest"
+    assert (groups[home]["factor"], groups[home]["weight_decay"]) == (1.0, 0.0)
+    assert any(p is model.encoder[-1].weight for p in groups["encoder weights"]["params"])
+
+
 def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     state = new_state()
     state.save(tmp_path / "last.ckpt")

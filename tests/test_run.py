@@ -391,6 +391,24 @@ def test_a_process_ends_with_one_line_and_code_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_data_check_and_preview(photos, tmp_path):
+    code, output = cli("data", "check", photos)
+    assert code == 0
+    assert output.strip().endswith("ready to train on")
+    code, output = cli("data", "check", photos, "--json")
+    assert json.loads(output)["ok"] is True
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    Image.new("L", (9, 8)).save(tmp_path / "masks" / "a.png")
+    code, output = cli("data", "check", tmp_path)
+    assert code == 2
+    assert "masks of another size than their image" in output
+    code, output = cli("data", "preview", photos, "-o", tmp_path / "sheet.png", "-n", 2)
+    assert output.strip() == f"preview: {tmp_path / 'sheet.png'}"
+    assert open_image(tmp_path / "sheet.png").width > 600
+
+
 def test_a_taken_folder_is_not_overwritten(trained):
     before = (trained / "run.json").read_bytes()
     code, output = cli("train", "synthetic", "-o", trained)

@@ -18,7 +18,7 @@ def check(
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
 
-    Ends with exit code 1 if a problem was found.
+    Ends with exit code 2 if a problem was found.
 
     \b
     degrid data check my_photos
@@ -32,7 +32,7 @@ def check(
         report = check_data(path, advance)
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
-        sys.exit(1)
+        sys.exit(2)
 
 
 @app.command()

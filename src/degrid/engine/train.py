@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -206,6 +207,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     def request(number: int, frame: object) -> None:
         stop.set()
         signal.signal(number, previous[number])
+        print("\nstopping after this step, and saving; once more stops at once, without saving", file=sys.stderr)
 
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
