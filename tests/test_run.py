@@ -510,6 +510,35 @@ def test_a_really_full_disk(trained, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_demo(tmp_path):
+    """The demo in small: both networks, their scores, curves and receptive fields on one page; twice in one place."""
+    words = ["demo", "-o", tmp_path / "demo", "--steps", 2, "--scenes", 3, "--seed", 4]
+    code, output = cli(*words)
+    assert code == 0, output
+    page = (tmp_path / "demo" / "report.html").read_text()
+    for operator in ("regular", "tent"):
+        scores = degrid.evaluate(degrid.load(tmp_path / "demo" / operator), degrid.open_dataset("synthetic:3", "test"))
+        assert f"{operator}: test mIoU {100 * scores.miou:.1f} %" in output
+        assert f"<td>{operator}</td><td>{100 * scores.miou:.1f}</td>" in page
+        seed = json.loads((tmp_path / "demo" / operator / "run.json").read_text())["config"]["train"]["seed"]
+        assert seed == 4
+    assert page.count("<img") == 3 * 4  # image, truth and two predictions of three scenes
+    assert page.count("<svg") == 2  # curves, receptive fields
+    outside = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
+    assert not outside  # nothing is loaded from elsewhere
+    assert output.strip().splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
+    assert output.strip().splitlines()[-1].startswith("next, on your own images and masks: degrid train --data FOLDER")
+    assert cli(*words)[0] == 0
+    own = tmp_path / "own" / "regular"
+    assert cli("train", "--data", "synthetic:3", *options([*TINY, "train.steps=1"]), "-o", own)[0] == 0
+    run = json.loads((own / "run.json").read_text())
+    run["config"]["data"]["path"] = "/photos"
+    (own / "run.json").write_text(json.dumps(run))
+    code, output = cli("demo", "-o", tmp_path / "own", "--steps", 1, "--scenes", 3)
+    assert code == 2
+    assert "holds a run already" in output
+
+
 # ---- documentation ------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ NUM_SHOWN = 6
 
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each training, if not the recipe's.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Scenes per split, for a quick look.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
 ) -> None:
     """Train on the built-in scenes with plain and with smoothed dilated convolutions, and compare.
@@ -36,14 +37,15 @@ def demo(
     from degrid.config import override
     from degrid.recipes.synthetic import synthetic
 
-    recipe = override(synthetic(), [f"train.seed={seed}", *([f"train.steps={steps}"] if steps else [])])
+    settings = {"train.seed": seed, "train.steps": steps, "data.path": scenes and f"synthetic:{scenes}"}
+    recipe = override(synthetic(), [f"{key}={value}" for key, value in settings.items() if value is not None])
     held_out = degrid.open_dataset(recipe.data.path, "test")
-    shown = [held_out[index] for index in range(NUM_SHOWN)]
+    shown = [held_out[index] for index in range(min(NUM_SHOWN, len(held_out)))]
     runs = []
     for operator in OPERATORS:
         print(f"== {operator} dilated convolutions", flush=True)
         folder = out / operator
-        if (folder / "run.json").exists():  # the demo starts afresh, but removes only what is a run
+        if _is_earlier_demo(folder):
             shutil.rmtree(folder)
         config = override(recipe, [f"name={operator}", f"model.smoothing.operator={operator}"])
         runs.append(_train_and_score(config, folder, held_out, shown))
@@ -56,6 +58,14 @@ def demo(
     print(
         f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {out / OPERATORS[1]})"
     )
+
+
+def _is_earlier_demo(folder: Path) -> bool:
+    """Whether a folder holds what an earlier demo made; a run of the user's own is never removed."""
+    from degrid import recipes
+
+    file = folder / "run.json"
+    return file.exists() and recipes.load(str(file)).data.path.startswith("synthetic")
 
 
 def _train_and_score(config: RunConfig, folder: Path, held_out: Dataset, shown: list[Sample]) -> ReportRun:
@@ -91,8 +101,8 @@ def _words(steps: int, num_images: int, out: Path) -> tuple[str, str]:
     intro = (
         f"<p>Two DeepLab v3+ networks, trained from scratch for {steps} steps on the same computer-generated street "
         f"scenes with the same seed. They differ in one thing: the first has plain dilated convolutions, the second "
-        f"smooths their input, so that neighbouring outputs share what they see. One run each: differences of a "
-        f"point or less are within what another seed does. Scored on {num_images} scenes that neither has seen.</p>"
+        f"smooths their input, so that neighbouring outputs share what they see. One run each, so small "
+        f"differences may be chance. Scored on {num_images} scenes that neither has seen.</p>"
     )
     outro = (
         "<h2>Next</h2><p>Train on your own folder of images and masks, and use the result:</p>"
