@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "degrid"
-LEAVES = {"types", "catalog", "files", "image"}
-PARTS = {"smoothing", "models", "data", "engine", "analysis"}
+LEAVES = {"types", "catalog", "files", "image", "wire", "resize", "names"}
+PARTS = {"smoothing", "models", "data", "engine", "analysis", "convert"}
 ALLOWED = {
     "types": set(),
     "catalog": {"types"},
     "files": {"types"},
     "image": {"types"},
+    "wire": {"types"},
+    "resize": {"types"},
+    "names": set(),
     "config": {"types", "catalog"},
     "recipes": {*LEAVES, "config", "recipes"},
     "assemble": {*LEAVES, "models", "smoothing", "engine", "config", "recipes"},
+    "conversion": {*LEAVES, "convert", "data", "models", "config", "assemble", "smoothing"},
+    "modernisation": {*LEAVES, "config", "assemble", "smoothing"},
     "runs": {*LEAVES, "models", "data", "engine", "config", "recipes", "assemble"},
-    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "runs", "cli"},
+    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "conversion", "modernisation", "runs", "cli"},
     "__main__": {"cli"},
     **{part: {*LEAVES, part} for part in PARTS},
 }

@@ -19,6 +19,10 @@ class UserError(ValueError):
     """
 
 
+class ConversionError(UserError):
+    """A file of another framework is damaged, or holds something that cannot be converted; names file and place."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image with its label.

@@ -1,4 +1,4 @@
-"""degrid data check, degrid data preview."""
+"""degrid data check, degrid data preview, degrid data export."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at a dataset before training on it.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Look at a dataset, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml or list file.")],
+    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
@@ -37,7 +37,7 @@ def check(
 
 @app.command()
 def preview(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml or list file.")],
+    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write.")] = Path("preview.png"),
     split: Annotated[str, typer.Option(help="Split to show.")] = "train",
     num: Annotated[int, typer.Option("-n", help="Number of images.")] = 12,
@@ -52,3 +52,37 @@ def preview(
 
     write_preview(open_dataset(path, split), out, num)
     print(f"preview: {out}")
+
+
+@app.command()
+def export(
+    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="TFRecord file to write, such as voc_train.tfrecord.")],
+    split: Annotated[str, typer.Option(help="Split to write.")] = "train",
+    record_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="encoded: image files in the keys of DeepLabV3-Tensorflow; deeplab: in those of TensorFlow's own "
+            "DeepLab; raw: pixels, as sthalles/deeplab_v3 reads them.",
+        ),
+    ] = "encoded",
+) -> None:
+    """Write a split as one TFRecord file, and its classes as classes.csv beside it.
+
+    JPEG files are copied as they are, other images become PNG.
+
+    \b
+    degrid data export my_photos -o records/photos_train.tfrecord
+    degrid data export my_photos -o records/photos_val.tfrecord --split val --format deeplab
+    """
+    from degrid.cli.progress import progress
+    from degrid.data import open_dataset, write_tfrecord
+    from degrid.data.classes import table_in, write_class_table
+
+    dataset = open_dataset(path, split)
+    table_in(out.parent, dataset.labels)  # before the long work, since the records would be read with that table
+    with progress("writing") as advance:
+        write_tfrecord(dataset, out, record_format, advance)
+    classes = write_class_table(out.parent, dataset.labels)
+    print(f"records: {out} ({len(dataset)} images); classes: {classes}")

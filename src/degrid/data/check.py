@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from degrid.data.contract import check_dataset
-from degrid.data.dataset import is_by_name, open_dataset, open_layout, read_image_like, unknown_message
-from degrid.data.masks import Color, read_mask
+from degrid.data.dataset import is_by_name, open_dataset, open_layout, read_image_like
+from degrid.data.masks import Color, read_mask, unknown_message
 from degrid.data.pairs import Layout, Pair
+from degrid.data.records import Record
+from degrid.data.scan import entries
+from degrid.data.tfrecord import read_record
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, UserError
 
 
@@ -119,14 +122,14 @@ class _Findings:
 
 
 def check(path: str | Path, on_image: Callable[[int, int], None] | None = None) -> DataReport:
-    """Read every image and mask of a dataset.
+    """Read every image and mask, or every record, of a dataset.
 
     Looks for images without mask and masks without image, damaged files, masks of another size, JPEG masks, unknown ids
     and colours, classes without a pixel, masks that are all void or all one class, two images of one name, and the same
     image in two splits.
 
     Args:
-        path: a folder, dataset.yaml or list file; "synthetic" or "module:Dataset".
+        path: a folder, dataset.yaml, list or TFRecord file; "synthetic" or "module:Dataset".
         on_image: called with (done, total) as it goes on.
     Raises:
         UserError: the dataset is not there or not recognised at all.
@@ -136,11 +139,15 @@ def check(path: str | Path, on_image: Callable[[int, int], None] | None = None) 
     layout = open_layout(path)
     assert layout.labels is not None
     checked = _FileCheck(layout, layout.labels)
-    total, done = sum(map(len, layout.splits.values())), 0
-    for split, pairs in layout.splits.items():
-        checked.splits[split] = SplitReport.empty(len(pairs), layout.labels)
-        for pair in pairs:
-            checked.pair(pair, split)
+    found = entries(layout, checked.damaged_file)
+    total, done = sum(map(len, found.values())), 0
+    for split, part in found.items():
+        checked.splits[split] = SplitReport.empty(len(part), layout.labels)
+        for entry in part:
+            if isinstance(entry, Record):
+                checked.record(entry, split)
+            else:
+                checked.pair(entry, split)
             done += 1
             if on_image:
                 on_image(done, total)
@@ -207,7 +214,9 @@ class _FileCheck:
 
     def pair(self, pair: Pair, split: str) -> None:
         """Read an image and its mask, and count."""
-        self._check_twice(pair, split)
+        self._check_name(pair.name, split)
+        if pair.image.is_file():
+            self._check_twice(pair.image.read_bytes(), pair.name, split)
         raw = self._mask(pair)
         try:
             image = read_image_like(pair.image, raw.shape[:2] if raw is not None else (0, 0))
@@ -223,7 +232,23 @@ class _FileCheck:
                 f"{pair.mask} is {raw.shape[1]}x{raw.shape[0]}, the image {image.shape[1]}x{image.shape[0]}",
             )
             return
-        self._label(pair, split, raw)
+        self._label(pair.mask, split, raw)
+
+    def record(self, record: Record, split: str) -> None:
+        """Read a record, and count."""
+        try:
+            name, image, raw = read_record(record)
+        except UserError as error:
+            self.findings.add("records that cannot be read (write the file anew)", error)
+            return
+        self._check_name(name, split)
+        self._check_twice(image.tobytes(), name, split)
+        self.splits[split].count_size(*image.shape[:2])
+        self._label(record, split, raw)
+
+    def damaged_file(self, error: UserError) -> None:
+        """A TFRecord file that cannot be read to its end."""
+        self.findings.add("files whose records are lost from some place on (get or write them anew)", error)
 
     def _mask(self, pair: Pair) -> np.ndarray | None:
         if pair.mask is None or not pair.mask.exists():
@@ -239,31 +264,28 @@ class _FileCheck:
                 self.findings.add("masks that cannot be read (make them anew)", error)
             return None
 
-    def _label(self, pair: Pair, split: str, raw: np.ndarray) -> None:
+    def _label(self, mask: Path | Record | None, split: str, raw: np.ndarray) -> None:
         ids, unknown = self.rule.apply(raw)
         num_values = self.splits[split].count_label(ids)
         self.masks.update(unknown.keys())
         self.pixels.update(unknown)
         if unknown:
-            self.findings.add(
-                "masks with unknown values", unknown_message(pair.mask or pair.image, unknown, self.labels)
-            )
+            self.findings.add("masks with unknown values", unknown_message(mask, unknown, self.labels))
         elif (ids == IGNORE_INDEX).all():
-            self.findings.add("masks that are all void (they teach nothing)", pair.mask, problem=False)
+            self.findings.add("masks that are all void (they teach nothing)", mask, problem=False)
         elif num_values == 1 and len(self.labels) > 1:
             name = self.labels.names[int(ids[0, 0])]
-            self.findings.add("masks that are one class all over", f"{pair.mask} ({name})", problem=False)
+            self.findings.add("masks that are one class all over", f"{mask} ({name})", problem=False)
 
-    def _check_twice(self, pair: Pair, split: str) -> None:
+    def _check_name(self, name: str, split: str) -> None:
+        if (split, name) in self._names:
+            self.findings.add(f"names in {split} that come twice (rename or remove one of each)", name)
+        self._names.add((split, name))
+
+    def _check_twice(self, image: bytes, name: str, split: str) -> None:
         """The same picture in two splits makes the scores of the second one too good."""
-        if (split, pair.name) in self._names:
-            self.findings.add(f"names in {split} that come twice (rename or remove one of each)", pair.name)
-        self._names.add((split, pair.name))
-        if not pair.image.is_file():
-            return
-        digest = hashlib.sha256(pair.image.read_bytes()).hexdigest()
-        first = self._digests.setdefault(digest, (split, pair.name))
+        first = self._digests.setdefault(hashlib.sha256(image).hexdigest(), (split, name))
         if first[0] != split:
-            self.findings.add(f"images of {split} that are in {first[0]} too", f"{pair.name} = {first[1]}")
-        elif first[1] != pair.name:
-            self.findings.add("images that are in one split twice", f"{pair.name} = {first[1]}", problem=False)
+            self.findings.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}")
+        elif first[1] != name:
+            self.findings.add("images that are in one split twice", f"{name} = {first[1]}", problem=False)

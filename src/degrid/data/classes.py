@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from degrid.data.masks import Color, MaskRule
 from degrid.data.pairs import read_names, read_text
+from degrid.files import write_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _TABLES = ("classes.csv", "class_dict.csv")
@@ -69,3 +71,36 @@ def _color(row: Mapping[str, str]) -> Color:
     if not all(0 <= value <= 255 for value in (red, green, blue)):
         raise ValueError(f"colour {red},{green},{blue}: expected 0 to 255")
     return red, green, blue
+
+
+def table_in(folder: Path, labels: LabelSpace) -> Path | None:
+    """The table of these classes that lies in a folder, if there is one.
+
+    Raises:
+        UserError: a table of other classes lies there, or one that cannot be read.
+    """
+    found = next((folder / name for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()), None)
+    if found:
+        there = class_table(folder)[0]
+        if there is None or there.names != labels.names:
+            raise UserError(f"{found} names other classes than the data have; choose another folder to write to")
+    return found
+
+
+def write_class_table(folder: Path, labels: LabelSpace) -> Path:
+    """Write classes.csv for the data in a folder, unless a table of the same classes is there.
+
+    Returns:
+        The table's file.
+    Raises:
+        UserError: see `table_in`; or the place cannot be written to.
+    """
+    found = table_in(folder, labels)
+    if found:
+        return found
+    stream = io.StringIO()
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("id", "name", "r", "g", "b"))
+    rows.writerows((index, name, *labels.colors[index]) for index, name in enumerate(labels.names))
+    write_text(folder / _TABLES[0], stream.getvalue())
+    return folder / _TABLES[0]

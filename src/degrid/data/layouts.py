@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from degrid.data.classes import class_table
 from degrid.data.known import find_camvid, find_cityscapes, find_voc
@@ -23,7 +24,10 @@ from degrid.data.pairs import (
     split_files,
     split_of,
 )
+from degrid.data.shards import find_records
 from degrid.types import UserError
+
+T = TypeVar("T")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "photos")
 MASK_FOLDERS = (
@@ -51,20 +55,21 @@ def recognise(root: Path) -> Layout:
     Raises:
         UserError: none of the known ones; the message lists what was looked for.
     """
-    for find in (find_voc, find_cityscapes, find_camvid, _lists_in, _named_folders, _side_by_side):
+    for find in (find_voc, find_cityscapes, find_camvid, _lists_in, _named_folders, _side_by_side, find_records):
         layout = find(root)
-        if layout is not None and any(layout.splits.values()):
-            order = [
-                *(name for name in ("train", "val", "test") if name in layout.splits),
-                *sorted(layout.splits),
-            ]
-            layout.splits = {name: layout.splits[name] for name in order}
+        if layout is not None and (any(layout.splits.values()) or layout.records):
+            layout.splits, layout.records = _ordered(layout.splits), _ordered(layout.records)
             return layout
     raise UserError(
         f"no images with masks found in {root}. Looked for: images/ and masks/ (or labels/, annotations/) with files "
         "of the same names, also below train/ and val/; NAME.jpg beside NAME_mask.png; list files with /image /mask "
-        "lines; the VOC, Cityscapes and CamVid layouts; dataset.yaml"
+        "lines; the VOC, Cityscapes and CamVid layouts; TFRecord files such as train.tfrecord; dataset.yaml"
     )
+
+
+def _ordered(splits: dict[str, T]) -> dict[str, T]:
+    order = [*(name for name in ("train", "val", "test") if name in splits), *sorted(splits)]
+    return {name: splits[name] for name in order}
 
 
 def _named_folders(root: Path) -> Layout | None:

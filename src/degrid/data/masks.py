@@ -1,4 +1,4 @@
-"""Label images as train ids."""
+"""Label images as train ids, and images turned the way their labels lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from degrid.image import open_image
+from degrid.image import open_image, to_array
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 Color = tuple[int, int, int]
@@ -78,31 +78,85 @@ def read_mask(path: Path) -> np.ndarray:
         UserError: missing or damaged, fractions for ids, or a JPEG: its compression changes the values.
     """
     image = open_image(path)
-    if image.format == "JPEG":
+    head = b""
+    if image.format == "PNG" and image.mode == "L":
+        with path.open("rb") as stream:
+            head = stream.read(_PNG_HEAD)
+    return mask_values(image, path, head)
+
+
+def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
+    """The values of a decoded label image: ids [H,W], or colours uint8 [H,W,3]; see `read_mask`.
+
+    Args:
+        name: of the file, for messages.
+        head: the file's first 26 bytes or more; needed for grey PNGs.
+    Raises:
+        UserError: fractions for ids, or a JPEG.
+    """
+    if image.format in ("JPEG", "MPO"):
         raise UserError(
-            f"{path} is a JPEG: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
+            f"{name} is a JPEG: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
             'Image.open("mask.jpg").convert("L").point(lambda v: v >= 128).save("mask.png")'
         )
     if image.mode == "F":
-        return _whole_numbers(np.asarray(image), path)
+        return _whole_numbers(np.asarray(image), name)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
         raw = np.asarray(image)
-        return raw.astype(np.uint8) if raw.dtype == bool else raw // _brightening(image, path)
+        return raw.astype(np.uint8) if raw.dtype == bool else raw // _brightening(image, head)
     if image.mode in ("LA", "PA"):
         return np.asarray(image)[..., 0]
     return np.asarray(image.convert("RGB"))
 
 
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+def _whole_numbers(values: np.ndarray, name: object) -> np.ndarray:
     if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-        raise UserError(f"{path} holds fractions, such as a map of probabilities; expected a class id in every pixel")
+        raise UserError(f"{name} holds fractions, such as a map of probabilities; expected a class id in every pixel")
     return values.astype(np.int64)
 
 
-def _brightening(image: Image.Image, path: Path) -> int:
+# A PNG's signature and its header chunk as far as bit depth and colour type, which are the last two of these bytes.
+_PNG_HEAD = 26
+
+
+def _brightening(image: Image.Image, head: bytes) -> int:
     """What Pillow multiplies the values of a grey PNG of 2 or 4 bits with, so that its white is 255."""
     if image.format != "PNG" or image.mode != "L":
         return 1
-    with path.open("rb") as stream:
-        bits, color_type = stream.read(26)[24:26]
+    bits, color_type = head[_PNG_HEAD - 2 : _PNG_HEAD]
     return {2: 85, 4: 17}.get(bits, 1) if color_type == 0 else 1
+
+
+def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
+    """A decoded image as RGB uint8 [H,W,3], turned by its EXIF orientation, unless only the unturned image fits.
+
+    Args:
+        size: of the label, height and width.
+    """
+    turned = to_array(image)
+    if turned.shape[:2] != size and (image.height, image.width) == tuple(size):
+        # Some labelling tools ignore the orientation: the mask then lies as the pixels are stored.
+        image.getexif().clear()
+        image.info.pop("exif", None)
+        return np.array(image.convert("RGB"))
+    return turned
+
+
+def unknown_message(mask: object, unknown: dict[int | Color, int], labels: LabelSpace) -> str:
+    """One sentence on values in a mask that no class has.
+
+    Args:
+        mask: what holds them, for the message.
+        unknown: pixels per value.
+    """
+    pixels = sum(unknown.values())
+    shown = ", ".join(str(value) for value in list(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
+    if any(isinstance(value, tuple) for value in unknown):
+        return (
+            f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
+            "in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there"
+        )
+    return (
+        f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); {pixels} pixels have "
+        "such ids; give more classes, or a mapping of ids, in dataset.yaml (degrid data check shows all ids)"
+    )

@@ -50,7 +50,8 @@ class Layout:
     """A recognised dataset.
 
     labels: None where the masks must be scanned to find the classes; rule: None likewise.
-    orphans: masks without an image. note: what was decided for the user, in words.
+    orphans: masks without an image. note: what was decided for the user, in words. records: TFRecord files by split, in
+    place of pairs.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Layout:
     rule: MaskRule | None = None
     orphans: list[Path] = field(default_factory=list)
     note: str = ""
+    records: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def read_text(file: Path) -> str:

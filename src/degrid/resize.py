@@ -1,0 +1,57 @@
+"""The one place where maps are resized, and the three conventions there are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degrid.types import UserError
+
+RESIZES = ("half_pixel", "align_corners", "tf_legacy")
+"""Bilinear conventions. half_pixel: pixel centres at i + 0.5, PyTorch's default and ours. align_corners: the corner
+pixels' centres meet, Caffe's Interp and early PyTorch. tf_legacy: TensorFlow 1, source = i * in / out."""
+
+
+def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> Tensor:
+    """Bilinear resizing of [N,C,h,w] to [N,C,*size].
+
+    Args:
+        convention: a name in RESIZES.
+    Raises:
+        UserError: an unknown convention.
+    """
+    if convention not in RESIZES:
+        raise UserError(f'unknown way to resize "{convention}"; known: {", ".join(RESIZES)}')
+    if x.shape[-2:] == tuple(size):
+        return x
+    if convention == "tf_legacy":
+        return _tf_legacy(_tf_legacy(x, size[0], 2), size[1], 3)
+    return F.interpolate(x, size, mode="bilinear", align_corners=convention == "align_corners")
+
+
+def _tf_legacy(x: Tensor, size: int, axis: int) -> Tensor:
+    """One axis as TensorFlow 1: no half-pixel offset, and the upper neighbour clamped to the last pixel."""
+    last = x.shape[axis] - 1
+    place = torch.arange(size, device=x.device, dtype=torch.float32) * (x.shape[axis] / size)
+    lower = place.floor().long().clamp(max=last)
+    share = (place - lower).to(x.dtype).reshape(-1, *[1] * (3 - axis))
+    low, high = x.index_select(axis, lower), x.index_select(axis, (lower + 1).clamp(max=last))
+    return low + share * (high - low)
+
+
+def convention_of(model: object) -> str:
+    """How a model wants its logits resized; half_pixel for one that does not say."""
+    found = getattr(model, "resize", None)
+    return found if found in RESIZES else "half_pixel"
+
+
+def scaled_size(size: tuple[int, ...], scale: float, convention: str = "half_pixel") -> tuple[int, int]:
+    """The size of an image at a scale of multi-scale input.
+
+    Source: the multi-scale DeepLab v2 of Caffe and early PyTorch (align_corners) uses int(s * H) + 1, so that 321
+    becomes 241; those of TensorFlow use int(s * H).
+    """
+    extra = 1 if convention == "align_corners" else 0
+    height, width = (max(1, int(side * scale) + extra) for side in size[-2:])
+    return height, width
