@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import degrid
 from degrid.engine.device import autocast
-from degrid.engine.losses import cross_entropy_sum
+from degrid.engine.losses import cross_entropy_sum, loss_weight
 from degrid.engine.optim import make_optimizer, moving_average, parameter_groups
 
 CLASSES = 11
@@ -33,9 +33,8 @@ def ours(x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
     def step() -> None:
         with autocast(x.device, "auto"):
             logits = model(x)
-        total, weight = cross_entropy_sum(logits, y)
         optimizer.zero_grad()
-        (total / weight).backward()
+        (cross_entropy_sum(logits, y) / loss_weight(y, tuple(logits.shape[-2:]))).backward()
         optimizer.step()
         average.update_parameters(model)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from degrid.engine.losses import cross_entropy_sum, median_frequency_weights
+from degrid.engine.losses import cross_entropy_sum, loss_weight, median_frequency_weights
 from degrid.engine.metrics import BoundaryCounts, ConfusionMatrix, contour_band, scores
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -123,12 +123,19 @@ def test_boundary_iou_never_counts_void():
     assert counts.intersection.tolist() == counts.union.tolist()
 
 
+def sum_and_weight(logits, label, size="label", class_weights=None):
+    return (
+        cross_entropy_sum(logits, label, size, class_weights),
+        loss_weight(label, logits.shape[-2:], size, class_weights),
+    )
+
+
 def test_loss_is_the_mean_over_valid_pixels_and_void_changes_nothing():
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 5)
     label = torch.randint(0, 3, (2, 4, 5))
     label[0, 0] = IGNORE_INDEX
-    total, weight = cross_entropy_sum(logits, label)
+    total, weight = sum_and_weight(logits, label)
     log_p = logits.log_softmax(1)
     by_hand = [
         -log_p[n, label[n, y, x], y, x]
@@ -140,13 +147,13 @@ def test_loss_is_the_mean_over_valid_pixels_and_void_changes_nothing():
 
     wide_logits = torch.cat([logits, torch.randn(2, 3, 4, 2)], 3)
     wide_label = F.pad(label, (0, 2), value=IGNORE_INDEX)
-    again, again_weight = cross_entropy_sum(wide_logits, wide_label)
+    again, again_weight = sum_and_weight(wide_logits, wide_label)
     assert (float(again), float(again_weight)) == (pytest.approx(float(total), rel=1e-6), 35)
 
 
 def test_loss_of_an_all_void_batch_is_zero_with_zero_gradient():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    total, weight = cross_entropy_sum(logits, torch.full((1, 8, 8), IGNORE_INDEX))
+    total, weight = sum_and_weight(logits, torch.full((1, 8, 8), IGNORE_INDEX))
     total.backward()
     assert float(total.detach()) == 0
     assert float(weight) == 0
@@ -156,11 +163,11 @@ def test_loss_of_an_all_void_batch_is_zero_with_zero_gradient():
 def test_loss_sizes():
     logits = torch.randn(1, 3, 2, 2)
     label = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 255, 255], [2, 2, 255, 255]]])
-    total, weight = cross_entropy_sum(logits, label, "logits")
+    total, weight = sum_and_weight(logits, label, "logits")
     small = torch.tensor([[[0, 1], [2, 255]]])
     assert float(total) == pytest.approx(float(F.cross_entropy(logits, small, ignore_index=255, reduction="sum")))
     assert weight == 3
-    total, weight = cross_entropy_sum(logits, label, "label")
+    total, weight = sum_and_weight(logits, label, "label")
     large = F.interpolate(logits, (4, 4), mode="bilinear", align_corners=False)
     assert float(total) == pytest.approx(float(F.cross_entropy(large, label, ignore_index=255, reduction="sum")))
     assert weight == 12
@@ -171,7 +178,7 @@ def test_class_weights_equal_torch_weighted_mean():
     logits, label = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     label[0, 0, 0] = IGNORE_INDEX
     weights = torch.tensor([0.5, 2.0, 1.0])
-    total, weight = cross_entropy_sum(logits, label, class_weights=weights)
+    total, weight = sum_and_weight(logits, label, class_weights=weights)
     expected = F.cross_entropy(logits, label, weight=weights, ignore_index=IGNORE_INDEX)
     assert float(total / weight) == pytest.approx(float(expected), rel=1e-6)
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from degrid.models import (
     ASPP,
+    RESNETS,
     DeepLabV2Head,
+    EncoderSettings,
     Segmenter,
     TimmEncoder,
     build_encoder,
@@ -31,7 +33,7 @@ VOC = LabelSpace.of_size(21)
 def rates_by_stage(encoder):
     """The rates of the spatial convolutions of each top-level part that has any above 1."""
     found = {}
-    for name, module in encoder.net.named_modules():
+    for name, module in getattr(encoder, "net", encoder).named_modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             found.setdefault(name.split(".")[0] if "blocks." not in name else ".".join(name.split(".")[:2]), []).append(
                 module.dilation[0]
@@ -69,6 +71,70 @@ def test_encoder_rates_and_strides(name, output_stride, rates):
             assert tuple(feature.shape[-2:]) == tuple(-(-side // reduction) for side in size)
 
 
+def test_uniform_rates_leave_no_unit_behind():
+    plain = rates_by_stage(TimmEncoder("resnet50", 8))
+    uniform = rates_by_stage(TimmEncoder("resnet50", 8, uniform_rates=True))
+    assert plain == {"layer3": [1, 2, 2, 2, 2, 2], "layer4": [2, 4, 4]}
+    assert uniform == {"layer3": [2] * 6, "layer4": [4] * 3}
+    both = rates_by_stage(TimmEncoder("resnet50", 16, uniform_rates=True, multi_grid=(1, 2, 4)))
+    assert both == {"layer4": [2, 4, 8]}
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("name", ["caffe:resnet50", "slim:resnet_v1_50", "slim:resnet_v2_50"])
+def test_original_resnets(name, output_stride):
+    encoder = build_encoder(name, EncoderSettings(output_stride)).eval()
+    strides = {8: (2, 4, 8, 8, 8), 16: (2, 4, 8, 16, 16), 32: (2, 4, 8, 16, 32)}[output_stride]
+    assert encoder.reductions == strides
+    with torch.inference_mode():
+        features = encoder(torch.randn(1, 3, 65, 97))
+    assert [feature.shape[1] for feature in features] == list(encoder.channels)
+    # Both 65 and 97 are 4k + 1 and so on: sizes are rounded up at each stride.
+    for feature, stride in zip(features, strides, strict=True):
+        assert feature.shape[-2:] == (-(-65 // stride), -(-97 // stride))
+    rates = {8: {"layer3": [2] * 6, "layer4": [4] * 3}, 16: {"layer4": [2] * 3}, 32: {}}[output_stride]
+    assert rates_by_stage(encoder) == rates
+
+
+def test_original_resnets_at_even_sizes():
+    """Caffe rounds up in the pooling; TensorFlow pads at the bottom and right, with the same sizes."""
+    image = torch.randn(1, 3, 64, 96)
+    for legacy, size in ((False, (17, 25)), (True, (16, 24))):
+        encoder = build_encoder("caffe:resnet50", EncoderSettings(8, legacy=legacy)).eval()
+        with torch.inference_mode():
+            assert encoder(image)[1].shape[-2:] == size
+    slim = build_encoder("slim:resnet_v1_50", EncoderSettings(8)).eval()
+    with torch.inference_mode():
+        assert slim(image)[1].shape[-2:] == (16, 24)
+
+
+def test_names_of_the_original_resnets():
+    assert len(RESNETS) == 11
+    assert build_encoder("deeplab", EncoderSettings(8)).preprocess.bgr
+    with pytest.raises(UserError, match='unknown encoder "caffe:resnet51". Did you mean "caffe:resnet50"'):
+        build_encoder("caffe:resnet51", EncoderSettings(8))
+    with pytest.raises(UserError, match="there is no download for caffe:resnet50: convert"):
+        build_encoder("caffe:resnet50", EncoderSettings(8, pretrained=True))
+    with pytest.raises(UserError, match="multi_grid=1,2 needs a last stage of 2 units; this one has 3"):
+        build_encoder("slim:resnet_v1_50", EncoderSettings(16, multi_grid=(1, 2)))
+    with pytest.raises(UserError, match="output stride 16 or 32, with its own rates"):
+        build_encoder("torchvision:mobilenet_v3_large", EncoderSettings(8))
+
+
+def test_multi_scale_is_the_maximum_over_scales():
+    model = build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), scales=(0.75, 0.5)).eval()
+    image = torch.randint(0, 256, (2, 3, 64, 80), dtype=torch.uint8)
+    with torch.inference_mode():
+        scales, fused = model.scale_logits(image), model(image)
+        assert [tuple(s.shape[-2:]) for s in scales] == [(8, 10), (6, 8), (4, 5)]
+        large = [F.interpolate(s, (8, 10), mode="bilinear", align_corners=False) for s in scales]
+        torch.testing.assert_close(fused, torch.stack(large).amax(0))
+    with pytest.raises(UserError, match="factors above 0 and below 4"):
+        build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), scales=(0.0,))
+    with pytest.raises(UserError, match='"model.resize": expected half_pixel, align_corners, tf_legacy, got "cubic"'):
+        build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), resize="cubic")
+
+
 def test_multi_grid_multiplies_the_stage_rate():
     assert rates_by_stage(TimmEncoder("resnet50", 16, multi_grid=(1, 2, 4))) == {"layer4": [2, 4, 8]}
     at_8 = rates_by_stage(TimmEncoder("resnet50", 8, multi_grid=(1, 2, 4)))
@@ -92,14 +158,14 @@ def test_multi_grid_multiplies_the_stage_rate():
 )
 def test_impossible_encoders(name, output_stride, message):
     with pytest.raises(UserError, match=message):
-        build_encoder(name, output_stride)
+        build_encoder(name, EncoderSettings(output_stride))
 
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])
 @pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus"])
 def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     assert v3_rates(output_stride) == rates
-    model = build_network(network, "timm:resnet18", VOC, output_stride=output_stride)
+    model = build_network(network, "timm:resnet18", VOC, body=EncoderSettings(output_stride))
     found = [m.dilation[0] for m in model.head.aspp.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
     assert tuple(found) == rates
 
@@ -109,7 +175,7 @@ def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     [("deeplabv2", 8), ("deeplabv2_largefov", 8), ("deeplabv3", 8), ("deeplabv3plus", 4)],
 )
 def test_logits_at_the_heads_stride_for_any_size(network, stride):
-    model = build_network(network, "timm:resnet18", VOC, output_stride=8).eval()
+    model = build_network(network, "timm:resnet18", VOC, body=EncoderSettings(8)).eval()
     assert (model.output_stride, model.logit_stride, model.num_classes) == (8, stride, 21)
     for height, width in ((64, 64), (65, 81), (33, 50), (9, 7)):
         with torch.no_grad():
@@ -123,7 +189,7 @@ def test_published_parameter_counts():
 
     assert count(DeepLabV2Head(2048, 21)) == 1_548_372
     assert count(DeepLabV2Head(2048, 19)) == 1_400_908
-    ours = build_network("deeplabv3", "timm:resnet50", VOC, output_stride=8)
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, body=EncoderSettings(8))
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
     # torchvision has a further 3x3 256 -> 256 with batch norm between projection and classifier.
     assert count(ours) == count(theirs) - (256 * 256 * 9 + 512)
@@ -148,7 +214,7 @@ def test_v3_equals_torchvision_with_its_weights():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    ours = build_network("deeplabv3", "timm:resnet50", VOC, output_stride=8)
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, body=EncoderSettings(8))
     ours.encoder.net.load_state_dict(theirs.backbone.state_dict())
     aspp, classifier = theirs.classifier[0], theirs.classifier
     for branch, other in zip(ours.head.aspp.branches[:4], aspp.convs[:4], strict=True):
@@ -194,7 +260,7 @@ def test_one_image_in_training_works_and_leaves_the_statistics():
     assert torch.allclose(y, pooling.eval()(x), atol=1e-6)
     y.sum().backward()
     assert all(torch.equal(before[k], v) for k, v in pooling.state_dict().items())
-    model = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16).train()
+    model = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16)).train()
     model(torch.zeros(1, 3, 65, 65)).sum().backward()
 
 
@@ -202,8 +268,8 @@ def test_separable_convolutions():
     aspp = ASPP(16, 8, (6, 12), separable=True)
     groups = [(m.groups, m.kernel_size[0], m.dilation[0]) for m in aspp.modules() if isinstance(m, nn.Conv2d)]
     assert groups == [(1, 1, 1), (16, 3, 6), (1, 1, 1), (16, 3, 12), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
-    plain = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16)
-    light = build_network("deeplabv3plus", "timm:resnet18", VOC, output_stride=16, separable=True)
+    plain = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16))
+    light = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16), separable=True)
     assert describe(light).multiply_adds < 0.5 * describe(plain).multiply_adds
 
 
@@ -244,7 +310,7 @@ def test_timm_normalisation_is_on_the_255_scale():
 
 
 def test_frozen_batch_norm_stays():
-    model = build_network("deeplabv3", "timm:mobilenetv2_100", VOC, output_stride=16)
+    model = build_network("deeplabv3", "timm:mobilenetv2_100", VOC, body=EncoderSettings(16))
     keys = list(model.state_dict())
     count = freeze_batch_norm(model)
     assert count == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -336,14 +402,14 @@ def test_unusable_weight_files(tmp_path):
 
 
 def test_describe_counts():
-    model = build_network("deeplabv2", "timm:resnet18", LabelSpace.of_size(5), output_stride=8)
+    model = build_network("deeplabv2", "timm:resnet18", LabelSpace.of_size(5), body=EncoderSettings(8))
     found = describe(model, (64, 96))
     assert found.parameters["head"] == 4 * (512 * 9 * 5 + 5)
     assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
     assert found.parameters["smoothing"] == 0
     head_macs = 4 * 512 * 9 * 5 * 8 * 12
     encoder_macs = describe(
-        build_network("deeplabv2_largefov", "timm:resnet18", LabelSpace.of_size(5), output_stride=8), (64, 96)
+        build_network("deeplabv2_largefov", "timm:resnet18", LabelSpace.of_size(5), body=EncoderSettings(8)), (64, 96)
     )
     assert found.multiply_adds - encoder_macs.multiply_adds == head_macs * 3 // 4
     assert [c.rate[0] for c in found.dilated][-4:] == [6, 12, 18, 24]
@@ -367,7 +433,7 @@ def test_own_encoder(tmp_path, monkeypatch):
         "    def __init__(self, **kwargs): super().__init__()\n"
     )
     monkeypatch.chdir(tmp_path)
-    model = build_network("deeplabv3plus", "enc:Tiny", VOC, output_stride=16, channels=16).eval()
+    model = build_network("deeplabv3plus", "enc:Tiny", VOC, body=EncoderSettings(16), channels=16).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 21, 16, 16)
     with pytest.raises(UserError, match="must be an nn.Module with channels, reductions and preprocess"):
-        build_encoder("enc:Wrong", 16)
+        build_encoder("enc:Wrong", EncoderSettings(16))

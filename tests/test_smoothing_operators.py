@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from degrid.smoothing import OPERATORS, Operator, filters, smooth_dilated_convs
-from degrid.smoothing.operators import interlace, operator_factory, periodic_subsample
+from degrid.smoothing import OPERATORS, Operator, filters, operator_factory, smooth_dilated_convs
+from degrid.smoothing.operators import interlace, periodic_subsample
 from degrid.types import UserError
 
 RATES = (1, 2, 3, 4, 6)

@@ -17,11 +17,13 @@ from degrid import recipes
 from degrid.config import ModelConfig, SmoothingConfig
 from degrid.engine.checkpoint import load_weights
 from degrid.files import atomic_write, read_json, write_json
-from degrid.models import Segmenter, build_network
+from degrid.models import EncoderSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import LabelSpace, Preprocess, UserError
 
 MODEL_FORMAT = "degrid model 1"
+CLASSIFIERS = ("head.classifier.", "head.branches.")
+"""Beginnings of the names of classifiers, in v3 and v2 heads."""
 
 
 def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
@@ -34,26 +36,35 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     if config.mean is not None or config.std is not None:
         if config.mean is None or config.std is None:
             raise UserError("model.mean and model.std go together; only one is set")
-        preprocess = Preprocess(config.mean, config.std)
+        preprocess = Preprocess(config.mean, config.std, bool(config.bgr))
+    elif config.bgr is not None:
+        raise UserError("model.bgr needs model.mean and model.std beside it, in that order of channels")
     model = build_network(
         config.network,
         config.encoder,
         labels,
-        pretrained=config.pretrained,
-        output_stride=config.output_stride,
+        body=EncoderSettings(
+            config.output_stride,
+            config.pretrained,
+            config.multi_grid,
+            config.uniform_rates,
+            preprocess,
+            config.legacy,
+        ),
         rates=config.rates,
-        multi_grid=config.multi_grid,
         channels=config.channels,
         dropout=config.dropout,
         separable=config.separable,
-        preprocess=preprocess,
+        resize=config.resize or ("tf_legacy" if config.legacy else "half_pixel"),
+        scales=config.scales,
     )
     smoothing = config.smoothing
     if smoothing.part not in ("encoder", "all"):
         raise UserError(f'setting "model.smoothing.part": expected encoder or all, got "{smoothing.part}"')
     if smoothing.operator != "regular":
         part = model.encoder if smoothing.part == "encoder" else model
-        smooth_dilated_convs(part, smoothing.operator, rate_at_most(smoothing.max_rate), **smoothing.options)
+        where = rate_at_most(smoothing.max_rate)
+        smooth_dilated_convs(part, smoothing.operator, where, legacy=config.legacy, **smoothing.options)
     model.config = config
     return model
 
@@ -168,15 +179,83 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     Raises:
         UserError: no such folder, a damaged file, or weights that belong to another model.
     """
+    folder = find_model(path)
+    config, preprocess, labels = _read_config(folder)
+    model = build_model(_with_preprocess(config, preprocess), labels)
+    file = folder / "model.safetensors"
+    weights = _read_weights(file)
+    weights |= {alias: weights[key] for alias, key in _aliases(model).items() if key in weights}
+    load_weights(model, weights, file)
+    model.config = config
+    return model.eval()
+
+
+def model_settings(path: str | os.PathLike[str]) -> ModelConfig:
+    """The settings of the network in a model folder or run folder, its input's mean and deviation included.
+
+    Raises:
+        UserError: see `load`.
+    """
+    config, preprocess, _ = _read_config(find_model(path))
+    return _with_preprocess(config, preprocess)
+
+
+def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True) -> list[str]:
+    """Give a network the weights in a model folder or run folder, except where it is meant to differ.
+
+    Gives the names that start anew: the classifier, where the number of classes differs, and smoothing parameters that
+    the folder's network does not have.
+
+    Args:
+        head: false leaves the whole head as it is.
+    Raises:
+        UserError: the folder holds another network; see also `load`.
+    """
+    file = find_model(path) / "model.safetensors"
+    given, state = _read_weights(file), model.state_dict()
+    if not head:
+        given = {key: value for key, value in given.items() if not key.startswith("head.")}
+    given |= {alias: given[key] for alias, key in _aliases(model).items() if key in given}
+    fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
+    anew = [key for key in state if key not in fits]
+    wrong = [key for key in anew if not (key.startswith(CLASSIFIERS if head else "head.") or ".smoothing." in key)]
+    wrong += [key for key in given if key not in state and ".smoothing." not in key]
+    if wrong:
+        raise UserError(
+            f"{file} holds another network: {len(wrong)} tensors do not fit, {wrong[0]} among them; "
+            "degrid info shows what is in a folder"
+        )
+    model.load_state_dict(fits, strict=False)
+    return anew
+
+
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """The folder that holds config.json and model.safetensors.
+
+    Raises:
+        UserError: there is none.
+    """
     folder = Path(path)
     if folder.is_file():
-        raise UserError(f"expected a model folder or run folder, got the file {folder}; try {folder.parent}")
+        raise UserError(
+            f"expected a model folder or run folder, got the file {folder}; try {folder.parent}, or turn a checkpoint "
+            "into a model folder with degrid convert"
+        )
     if (folder / "model" / "config.json").exists():
-        folder = folder / "model"
-    elif (folder / "run.json").exists() and not (folder / "config.json").exists():
+        return folder / "model"
+    if (folder / "run.json").exists() and not (folder / "config.json").exists():
         raise UserError(f"the run in {folder} has no model yet: it saves the first one at its first validation")
+    if (folder / "encoder.safetensors").exists():
+        raise UserError(
+            f"{folder} holds ImageNet weights of an encoder, not a whole model; train with "
+            f"--set model.pretrained={folder}"
+        )
     if not (folder / "config.json").exists():
         raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder")
+    return folder
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
     values = read_json(folder / "config.json", "model config")
     if not isinstance(values, dict) or values.get("format") != MODEL_FORMAT:
         raise UserError(f"{folder / 'config.json'} is not a model config of degrid")
@@ -193,18 +272,21 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} lacks or garbles a part of the model config: {error}") from error
-    model = build_model(dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std), labels)
-    file = folder / "model.safetensors"
+    return config, preprocess, labels
+
+
+def _with_preprocess(config: ModelConfig, preprocess: Preprocess) -> ModelConfig:
+    """The input belongs to the weights: what the folder says, not what the encoder would want by default."""
+    return dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std, bgr=preprocess.bgr)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
-        weights: dict[str, Tensor] = load_file(file)
+        return dict(load_file(file))
     except FileNotFoundError as error:
         raise UserError(f"no weights: {file} is missing") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read the weights {file}: the file is damaged or not safetensors") from error
-    weights |= {alias: weights[key] for alias, key in _aliases(model).items() if key in weights}
-    load_weights(model, weights, file)
-    model.config = config
-    return model.eval()
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

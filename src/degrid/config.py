@@ -39,7 +39,8 @@ class ModelConfig:
     network: str = "deeplabv3plus"
     """deeplabv2, deeplabv2_largefov, deeplabv3 or deeplabv3plus."""
     encoder: str = "timm:resnet50"
-    """timm:<name> of any timm network that supports the output stride, or "module:Encoder"."""
+    """timm:<name> of any timm network that supports the output stride; caffe:resnet101, slim:resnet_v1_50,
+    slim:resnet_v2_50, .. as the original DeepLabs had them; or "module:Encoder"."""
     pretrained: bool | str = True
     """True: timm's ImageNet weights; a path: a local .safetensors or .pth file; False: random."""
     output_stride: int = 16
@@ -48,6 +49,9 @@ class ModelConfig:
     """ASPP rates; none: the paper's for this output stride."""
     multi_grid: tuple[int, ...] | None = None
     """Factors on the rates of the last stage's units, such as 1,2,4; none: no multi-grid."""
+    uniform_rates: bool = False
+    """true: every unit of a dilated stage has the stage's rate, as in the papers; false: the first unit keeps the rate
+    before, as timm and torchvision do. caffe: and slim: encoders are always uniform."""
     channels: int = 256
     """Width of ASPP and decoder."""
     dropout: float = 0.1
@@ -58,6 +62,15 @@ class ModelConfig:
     """Input mean on the 0-255 scale, in the encoder's channel order; none: the encoder's own."""
     std: tuple[float, float, float] | None = None
     """Input deviation on the 0-255 scale; none: the encoder's own."""
+    bgr: bool | None = None
+    """Whether the encoder reads blue first; none: the encoder's own order."""
+    resize: str | None = None
+    """How logits are enlarged: half_pixel, align_corners or tf_legacy; none: half_pixel, with legacy tf_legacy."""
+    scales: tuple[float, ...] = ()
+    """Further scales of multi-scale input, such as 0.75,0.5; the maximum over the scales is taken."""
+    legacy: bool = False
+    """true: padding, resizing, batch norm and smoothing as the original TensorFlow code computes them, slips included,
+    for weights that were trained with it; false: as the papers mean it."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
 
 
@@ -109,6 +122,10 @@ class OptimConfig:
 class TrainConfig:
     """How long and how."""
 
+    init: str = ""
+    """A model folder or run folder whose weights to start from; "": none."""
+    init_head: bool = True
+    """false: only the encoder takes its weights from there."""
     steps: int = 30_000
     """Optimiser steps."""
     batch_size: int = 8
@@ -143,6 +160,8 @@ class RunConfig:
 
     name: str = "run"
     """Names the run folder when none is given."""
+    compat: bool = False
+    """true: a recipe follows the original's code where that differs from what its paper means."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import degrid
 from degrid import config as configs
 from degrid import recipes
-from degrid.assemble import build_model, save
+from degrid.assemble import build_model, save, start_from
 from degrid.config import RunConfig
 from degrid.data import TrainTransform, open_dataset, training_batches
 from degrid.engine.device import PRECISIONS, pick_device
@@ -71,8 +71,10 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     torch.manual_seed(settings.seed)
     interrupted = resume and (folder / "last.ckpt").exists()
     # The weights come from the checkpoint then; what they started from may be gone.
-    wanted = dataclasses.replace(config.model, pretrained=False) if interrupted else config.model
+    fresh = not interrupted and not settings.init
+    wanted = config.model if fresh else dataclasses.replace(config.model, pretrained=False)
     model = build_model(wanted, dataset.labels)
+    anew = start_from(model, settings.init, settings.init_head) if settings.init and not interrupted else []
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -90,6 +92,9 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     schedule = poly_schedule(config.optim.lr, settings.steps, config.optim.power, config.optim.warmup)
     with RunLog(folder, settings.steps, state.step, quiet) as log:
         log.say(_greeting(config, model, dataset, held_out, device, state.step))
+        if settings.init and not interrupted:
+            some = f" ({', '.join(anew[:3])}{', ...' * (len(anew) > 3)})" if anew else ""
+            log.say(f"started from {settings.init}; {len(anew)} tensors start anew{some}")
 
         def validate(network: nn.Module, step: int) -> Scores:
             assert held_out is not None

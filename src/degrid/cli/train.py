@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,10 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; by default runs/NAME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from this model or run folder: its weights and, without a recipe, its network."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the last line.")] = False,
@@ -40,6 +45,8 @@ def train(
     degrid train --data my_photos                  your folder, with good defaults
     degrid train --data my_photos --operator ssc   the same, with smoothed dilated convolutions
     degrid train camvid --data CamVid              a recipe on your copy of its data
+    degrid train --data my_photos --init models/voc     fine-tune a model, such as a converted one
+    degrid train eth_voc12 --set compat=true       a paper's experiment as its code ran it
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """
@@ -47,7 +54,7 @@ def train(
     from degrid import recipes
 
     if resume is not None:
-        if recipe or data or operator or settings or out or steps is not None or device:
+        if recipe or data or operator or settings or out or init or steps is not None or device:
             raise UserError("--resume continues a run with its own settings; give no others beside it")
         chosen, folder = configs.RunConfig(), resume
     else:
@@ -55,7 +62,12 @@ def train(
             raise UserError(
                 "say what to train: `degrid train --data FOLDER`, or a recipe: " + ", ".join(recipes.RECIPES)
             )
-        chosen = recipes.load(recipe or "folder")
+        compat = any(setting.replace(" ", "").lower() == "compat=true" for setting in settings or [])
+        chosen = recipes.load(recipe or "folder", compat=compat)
+        if init is not None and recipe is None:
+            from degrid.assemble import model_settings
+
+            chosen = dataclasses.replace(chosen, model=model_settings(init))
         assignments = [
             f"{key}={value}"
             for key, value in (
@@ -63,6 +75,7 @@ def train(
                 ("data.path", str(Path(data).absolute()) if data and Path(data).exists() else data),
                 ("model.smoothing.operator", operator),
                 ("train.steps", steps),
+                ("train.init", str(init.absolute()) if init else None),
                 ("train.device", device),
             )
             if value is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from degrid.engine.infer import Predictor, ids_at
+from degrid.engine.infer import Predictor
 from degrid.engine.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.types import Dataset, Sample, Scores, UserError
 
@@ -45,7 +45,7 @@ def evaluate(
                     f"the model predicts {logits.shape[1]} classes, the dataset has {num_classes} "
                     f"({', '.join(dataset.labels.names[:5])}{', ...' if num_classes > 5 else ''})"
                 )
-            ids = ids_at(logits, tuple(sample.label.shape)).cpu()
+            ids = predictor.ids(logits, tuple(sample.label.shape)).cpu()
             confusion.update(ids, sample.label)
             if bands:
                 bands.update(ids, sample.label)

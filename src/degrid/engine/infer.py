@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from degrid.engine.device import autocast, pick_device
 from degrid.image import read_image, to_array
+from degrid.resize import convention_of, resize
 from degrid.types import UserError
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -40,6 +40,7 @@ class Predictor:
     def __init__(self, model: nn.Module, device: str = "auto", precision: str = "float32") -> None:
         self.device = pick_device(device)
         self.precision = precision
+        self.resize = convention_of(model)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     def __call__(self, image: ImageLike) -> np.ndarray:
@@ -56,7 +57,7 @@ class Predictor:
         """Class ids together with the logits and the image as the model saw it."""
         pixels = _pixels(image)
         logits = self.logits(torch.from_numpy(pixels).permute(2, 0, 1))
-        ids = ids_at(logits, pixels.shape[:2])
+        ids = self.ids(logits, pixels.shape[:2])
         return Prediction(ids.cpu().numpy(), logits[0].float().cpu().numpy(), pixels)
 
     def logits(self, image: Tensor) -> Tensor:
@@ -66,12 +67,10 @@ class Predictor:
             logits: Tensor = self.model(batch)
         return logits.float()
 
-
-def ids_at(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Enlarge logits [1,C,h,w] to `size` (bilinear, half-pixel centres) and take the best class; uint8 [H,W]."""
-    with torch.inference_mode():
-        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return full[0].argmax(0).to(torch.uint8)
+    def ids(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Enlarge logits [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
+        with torch.inference_mode():
+            return resize(logits, size, self.resize)[0].argmax(0).to(torch.uint8)
 
 
 def _pixels(image: ImageLike) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 from degrid.engine.checkpoint import load_state, load_weights, save_state
 from degrid.engine.device import autocast
 from degrid.engine.log import RunLog
-from degrid.engine.losses import cross_entropy_sum
+from degrid.engine.losses import cross_entropy_sum, loss_weight
 from degrid.engine.optim import set_learning_rate
+from degrid.resize import convention_of
 from degrid.types import Batch, Scores, UserError
 
 
@@ -150,32 +151,51 @@ def _step(
     class_weights: Tensor | None,
     precision: str,
 ) -> float:
-    """One optimiser step; the mean loss over the valid pixels of all micro-batches."""
+    """One optimiser step; the mean loss over the valid pixels of all micro-batches.
+
+    A multi-scale network has a loss for each scale and one for their maximum, which are added up (DeepLab v2, arXiv
+    1606.00915 section 4.1.2); each is a mean over all micro-batches, however their void pixels are spread.
+    """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=device)
-    weight = torch.zeros((), device=device)
+    convention = convention_of(state.model)
+    sums: list[Tensor] = []
+    weights: list[Tensor] = []
     for batch in micro:
         image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
         with autocast(device, precision):
-            logits = state.model(image)
-        part, part_weight = cross_entropy_sum(logits, batch.label.to(device), loss_size, class_weights)
-        part.backward()  # type: ignore[no-untyped-call]
-        total += part.detach()
-        weight += part_weight
-    # Dividing the summed gradients afterwards makes the mean run over all micro-batches, however their void
-    # pixels are spread. A step without any valid pixel has gradient 0.
-    scale = 1 / weight.clamp(min=1e-12)
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-    loss = float(total * scale) if weight > 0 else 0.0
+            maps = _maps(state.model, image)
+        if not weights:
+            # Known before the first backward pass, so that every gradient is divided by the final number.
+            labels = [other.label.to(device) for other in micro]
+            sizes = [tuple(each.shape[-2:]) for each in maps]
+            weights = [
+                torch.stack([loss_weight(label, size, loss_size, class_weights, convention) for label in labels]).sum()
+                for size in sizes
+            ]
+            sums = [torch.zeros((), device=device) for _ in maps]
+        label = batch.label.to(device)
+        parts = [
+            cross_entropy_sum(each, label, loss_size, class_weights, convention) / weight.clamp(min=1e-12)
+            for each, weight in zip(maps, weights, strict=True)
+        ]
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        sums = [total + part.detach() for total, part in zip(sums, parts, strict=True)]
+    loss = float(torch.stack(sums).sum())  # a step without any valid pixel has loss and gradient 0
     if math.isfinite(loss):
         state.optimizer.step()
         if state.average:
             state.average.update_parameters(state.model)
     return loss
+
+
+def _maps(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """The logits that the loss is taken of: of every scale and of their maximum, or the model's only ones."""
+    if not getattr(model, "scales", ()):
+        return [model(image)]
+    multi = cast(Any, model)
+    scales = multi.scale_logits(image)
+    return [*scales, multi.fused(scales)]
 
 
 def _validate_and_publish(

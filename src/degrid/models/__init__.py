@@ -2,23 +2,28 @@
 
 from degrid.models.batch_norm import freeze_batch_norm
 from degrid.models.build import NETWORKS, HeadSettings, build_network
-from degrid.models.encoder import Encoder, TimmEncoder, build_encoder
+from degrid.models.encoder import Encoder, EncoderSettings, TimmEncoder, TorchvisionEncoder, build_encoder
 from degrid.models.heads import ASPP, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead
 from degrid.models.info import ModelInfo, describe
+from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter
 from degrid.models.weights import read_weights
 
 __all__ = [
     "ASPP",
     "NETWORKS",
+    "RESNETS",
     "DeepLabV2Head",
     "DeepLabV3Head",
     "DeepLabV3PlusHead",
     "Encoder",
+    "EncoderSettings",
     "HeadSettings",
     "ModelInfo",
+    "ResNet",
     "Segmenter",
     "TimmEncoder",
+    "TorchvisionEncoder",
     "build_encoder",
     "build_network",
     "describe",

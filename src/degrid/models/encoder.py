@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from degrid.catalog import did_you_mean, lookup
-from degrid.models.weights import load_encoder_weights, read_weights
+from degrid.models.resnet import ORIGINAL_NAMES, resnet
+from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
 
 OUTPUT_STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What an encoder is built from.
+
+    pretrained: True for the library's ImageNet weights, a local file, or False.
+    multi_grid: factors on the rates of the last stage's units.
+    uniform_rates: every unit of a dilated stage has the stage's rate; else the first one keeps the rate before.
+    preprocess: overrides the encoder's own.
+    legacy: as the original code computes it, for the ResNets that come from it.
+    """
+
+    output_stride: int = 16
+    pretrained: bool | str = False
+    multi_grid: tuple[int, ...] | None = None
+    uniform_rates: bool = False
+    preprocess: Preprocess | None = None
+    legacy: bool = False
 
 
 @runtime_checkable
@@ -46,6 +68,8 @@ class TimmEncoder(nn.Module):
             torchvision's for MobileNetV2 and ResNets); False for random weights.
         multi_grid: factors on the rate of the last stage, one per unit: (1,2,4) at output stride 16 gives 2, 4, 8.
         preprocess: overrides timm's mean and deviation.
+        uniform_rates: every unit of a dilated stage has the stage's rate, as in the original DeepLabs and in
+            segmentation_models.pytorch: at output stride 8 2,2,2,.. and 4,4,4.
     Raises:
         UserError: unknown name, a stride that the network cannot do, or weights that do not fit.
     Source: output stride and multi-grid: DeepLab v3 (arXiv 1706.05587) sections 3.1 and 3.2.
@@ -58,6 +82,7 @@ class TimmEncoder(nn.Module):
         pretrained: bool | str = False,
         multi_grid: tuple[int, ...] | None = None,
         preprocess: Preprocess | None = None,
+        uniform_rates: bool = False,
     ) -> None:
         super().__init__()
         self.net = _create(name, output_stride, pretrained is True)
@@ -68,6 +93,8 @@ class TimmEncoder(nn.Module):
             with torch.device("meta"):
                 full_names = set(timm.create_model(name).state_dict())
             load_encoder_weights(self.net, full_names, read_weights(pretrained), pretrained)
+        if uniform_rates:
+            self._make_uniform()
         if multi_grid:
             self._apply_multi_grid(name, multi_grid, 32 // output_stride)
 
@@ -77,13 +104,7 @@ class TimmEncoder(nn.Module):
         return features
 
     def _apply_multi_grid(self, name: str, multi_grid: tuple[int, ...], stage_rate: int) -> None:
-        # Feature networks flatten the names of nested stages ("stages.3" becomes "stages_3").
-        path = self.net.feature_info.module_name(-1)
-        stage = getattr(self.net, path.replace(".", "_"), None) or self.net.get_submodule(path)
-        units = [
-            [conv for conv in unit.modules() if isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1]
-            for unit in stage.children()
-        ]
+        units = [_wide_convs(unit) for unit in self._stage(-1).children()]
         if len(units) != len(multi_grid) or not all(units):
             raise UserError(
                 f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
@@ -91,43 +112,128 @@ class TimmEncoder(nn.Module):
             )
         for factor, convs in zip(multi_grid, units, strict=True):
             for conv in convs:
-                rate = stage_rate * factor
-                conv.dilation = (rate, rate)
-                conv.padding = tuple(rate * (size // 2) for size in conv.kernel_size)
+                _set_rate(conv, stage_rate * factor)
+
+    def _make_uniform(self) -> None:
+        rate = 1
+        for index in range(1, len(self.reductions)):
+            if self.reductions[index] == self.reductions[index - 1]:
+                rate *= 2  # a stage whose stride became dilation
+                for conv in _wide_convs(self._stage(index)):
+                    _set_rate(conv, rate)
+
+    def _stage(self, index: int) -> nn.Module:
+        # Feature networks flatten the names of nested stages ("stages.3" becomes "stages_3").
+        path = self.net.feature_info.module_name(index)
+        found: nn.Module = getattr(self.net, path.replace(".", "_"), None) or self.net.get_submodule(path)
+        return found
 
 
-def build_encoder(
-    name: str,
-    output_stride: int,
-    pretrained: bool | str = False,
-    multi_grid: tuple[int, ...] | None = None,
-    preprocess: Preprocess | None = None,
-) -> nn.Module:
-    """An encoder by name: "timm:<name>", or "module:Encoder" of the user's own.
+def _wide_convs(module: nn.Module) -> list[nn.Conv2d]:
+    return [conv for conv in module.modules() if isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1]
 
-    The user's class is called with output_stride=, pretrained=, multi_grid= and preprocess=.
 
+def _set_rate(conv: nn.Conv2d, rate: int) -> None:
+    conv.dilation = (rate, rate)
+    conv.padding = tuple(rate * (size // 2) for size in conv.kernel_size)
+
+
+class TorchvisionEncoder(nn.Module):
+    """MobileNetV3-Large as torchvision dilates it: output stride 16, and names that its checkpoints have.
+
+    Args:
+        name: mobilenet_v3_large.
+        settings: output stride 16 or 32; no download, multi-grid or uniform rates.
     Raises:
-        UserError: see `TimmEncoder`; or the user's class is not an encoder.
+        UserError: another network or stride.
+    Source: torchvision's deeplabv3_mobilenet_v3_large; timm's network of that name has another batch norm epsilon.
     """
-    if output_stride not in OUTPUT_STRIDES:
-        raise UserError(f"output stride {output_stride}: expected 8, 16 or 32")
-    settings: dict[str, Any] = {
-        "output_stride": output_stride,
-        "pretrained": pretrained,
-        "multi_grid": multi_grid,
-        "preprocess": preprocess,
+
+    def __init__(self, name: str, settings: EncoderSettings) -> None:
+        super().__init__()
+        if name != "mobilenet_v3_large":
+            raise UserError(f'unknown encoder "torchvision:{name}"; known: torchvision:mobilenet_v3_large')
+        if settings.output_stride not in (16, 32) or settings.multi_grid or settings.uniform_rates:
+            raise UserError("torchvision:mobilenet_v3_large can do output stride 16 or 32, with its own rates")
+        full = torchvision.models.mobilenet_v3_large(dilated=settings.output_stride == 16)
+        self.net = full.features
+        # Where the resolution falls, or would without dilation; the last block stands for its stage.
+        starts = [index for index, block in enumerate(self.net) if getattr(block, "_is_cn", False)]
+        self.taps = [0, *(index - 1 for index in starts[1:]), len(self.net) - 1]
+        self.channels = tuple(self._channels(index) for index in self.taps)
+        self.reductions = (2, 4, 8, 16, settings.output_stride)[: len(self.taps)]
+        self.preprocess = settings.preprocess or Preprocess()
+        if isinstance(settings.pretrained, str):
+            given = {key.removeprefix("features."): v for key, v in read_weights(settings.pretrained).items()}
+            load_encoder_weights(
+                self.net,
+                {f"classifier.{i}.{k}" for i in (0, 3) for k in ("weight", "bias")},
+                given,
+                settings.pretrained,
+            )
+
+    def _channels(self, index: int) -> int:
+        block = self.net[index]
+        return int(block.out_channels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N,3,H,W], normalised -> features, fine to coarse."""
+        features, x = [], image
+        for index, block in enumerate(self.net):
+            x = block(x)
+            if index in self.taps:
+                features.append(x)
+        return features
+
+
+def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
+    """An encoder by name.
+
+    Args:
+        name: "timm:<name>"; a row of `resnet.RESNETS` or its name in the original code ("deeplab", "res50");
+            "torchvision:mobilenet_v3_large"; or "module:Encoder" of the user's own, which is called with
+            output_stride=, pretrained=, multi_grid= and preprocess=.
+    Raises:
+        UserError: an unknown name, an impossible stride or weights that do not fit; or the user's class is not an
+            encoder.
+    """
+    if settings.output_stride not in OUTPUT_STRIDES:
+        raise UserError(f"output stride {settings.output_stride}: expected 8, 16 or 32")
+    name = ORIGINAL_NAMES.get(name, name)
+    common: dict[str, Any] = {
+        "output_stride": settings.output_stride,
+        "pretrained": settings.pretrained,
+        "multi_grid": settings.multi_grid,
+        "preprocess": settings.preprocess,
     }
     kind, _, rest = name.partition(":")
     if kind == "timm":
-        return TimmEncoder(rest, **settings)
+        return TimmEncoder(rest, **common, uniform_rates=settings.uniform_rates)
+    if kind in ("caffe", "slim"):
+        return _original(name, settings)
+    if kind == "torchvision":
+        return TorchvisionEncoder(rest, settings)
     if not rest and name in timm.list_models():
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')
     make: Callable[..., object] = lookup({}, name, 'encoder (known are "timm:<name>")')
-    encoder = make(**settings)
+    encoder = make(**common)
     if not isinstance(encoder, nn.Module) or not isinstance(encoder, Encoder):
         raise UserError(f'encoder "{name}" must be an nn.Module with channels, reductions and preprocess')
     return encoder
+
+
+def _original(name: str, settings: EncoderSettings) -> nn.Module:
+    """A ResNet of the original code; its rates are uniform."""
+    net = resnet(name, settings.output_stride, settings.multi_grid, settings.preprocess, settings.legacy)
+    if settings.pretrained is True:
+        raise UserError(
+            f"there is no download for {name}: convert its ImageNet file with degrid convert, and give the result "
+            "(--set model.pretrained=FOLDER), or train from random weights (--set model.pretrained=false)"
+        )
+    if isinstance(settings.pretrained, str):
+        spare = {"fc.weight", "fc.bias", *(f"norm.0.{leaf}" for leaf in BATCH_NORM_LEAVES)}
+        load_encoder_weights(net, spare, read_weights(settings.pretrained), settings.pretrained)
+    return net
 
 
 def _create(name: str, output_stride: int, pretrained: bool) -> Any:

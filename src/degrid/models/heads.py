@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from degrid.resize import resize
 
 # Rates of v3's ASPP where features have stride 16 (arXiv 1706.05587 section 3.3); they scale with resolution.
 V3_RATES_AT_STRIDE_16 = (6, 12, 18)
@@ -14,23 +17,30 @@ V2_RATES = (6, 12, 18, 24)
 
 
 def conv_norm_relu(
-    in_channels: int, out_channels: int, kernel: int, rate: int = 1, separable: bool = False
+    in_channels: int, out_channels: int, kernel: int, rate: int = 1, separable: bool = False, relu: bool = True
 ) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU; size-keeping.
 
-    separable: depthwise k x k, batch norm, ReLU, then 1x1 (v3+, arXiv 1802.02611 section 3.2).
+    separable: depthwise k x k, batch norm, ReLU, then 1x1 (v3+, arXiv 1802.02611 section 3.2). relu: with the ReLU.
     """
     padding = rate * (kernel // 2)
 
     def layers(channels: int, out: int, size: int, pad: int, dilation: int, groups: int) -> list[nn.Module]:
         conv = nn.Conv2d(channels, out, size, padding=pad, dilation=dilation, groups=groups, bias=False)
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        return [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+        return [conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True) if relu else nn.Identity()]
 
     if not separable or kernel == 1:
         return nn.Sequential(*layers(in_channels, out_channels, kernel, padding, rate, 1))
     depthwise = layers(in_channels, in_channels, kernel, padding, rate, in_channels)
     return nn.Sequential(*depthwise, *layers(in_channels, out_channels, 1, 0, 1, 1))
+
+
+def plain_separable(in_channels: int, out_channels: int, rate: int = 1) -> nn.Sequential:
+    """3x3 depthwise, 1x1, batch norm, ReLU: nothing between the halves, as segmentation_models.pytorch has it."""
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False)
+    nn.init.kaiming_normal_(depthwise.weight, nonlinearity="relu")
+    return nn.Sequential(depthwise, *conv_norm_relu(in_channels, out_channels, 1))
 
 
 def classifier(in_channels: int, num_classes: int, kernel: int = 1, rate: int = 1) -> nn.Conv2d:
@@ -67,9 +77,9 @@ class ImagePooling(nn.Module):
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
         super().__init__()
-        self.project = conv_norm_relu(in_channels, out_channels, 1)
+        self.project = conv_norm_relu(in_channels, out_channels, 1, relu=relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W], constant over the image."""
@@ -93,6 +103,8 @@ class ASPP(nn.Module):
         rates: of the 3x3 branches, pixels of the feature map.
         dropout: share of values dropped after the projection, 0 to 1.
         separable: depthwise-separable 3x3 branches.
+        relu: with ReLU after each batch norm.
+        branch: makes a 3x3 branch from its input channels, output channels and rate, instead of the usual ones.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
@@ -103,16 +115,19 @@ class ASPP(nn.Module):
         rates: tuple[int, ...],
         dropout: float = 0.1,
         separable: bool = False,
+        relu: bool = True,
+        branch: Callable[[int, int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        wide = branch or (lambda size, out, rate: conv_norm_relu(size, out, 3, rate, separable, relu))
         self.branches = nn.ModuleList(
             [
-                conv_norm_relu(in_channels, channels, 1),
-                *(conv_norm_relu(in_channels, channels, 3, rate, separable) for rate in rates),
-                ImagePooling(in_channels, channels),
+                conv_norm_relu(in_channels, channels, 1, relu=relu),
+                *(wide(in_channels, channels, rate) for rate in rates),
+                ImagePooling(in_channels, channels, relu),
             ]
         )
-        self.project = conv_norm_relu(channels * len(self.branches), channels, 1)
+        self.project = conv_norm_relu(channels * len(self.branches), channels, 1, relu=relu)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,17 +139,20 @@ class ASPP(nn.Module):
 class DeepLabV3Head(nn.Module):
     """ASPP and a 1x1 classifier on the last feature; logits at its stride.
 
+    Args:
+        refine: one 3x3 convolution more before the classifier, as torchvision and segmentation_models.pytorch have it.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
-    def __init__(self, aspp: ASPP, channels: int, num_classes: int) -> None:
+    def __init__(self, aspp: ASPP, channels: int, num_classes: int, refine: bool = False) -> None:
         super().__init__()
         self.aspp = aspp
+        self.refine = conv_norm_relu(channels, channels, 3) if refine else nn.Identity()
         self.classifier = classifier(channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Features, fine to coarse -> logits [N,C,h,w]."""
-        return cast(Tensor, self.classifier(self.aspp(features[-1])))
+        return cast(Tensor, self.classifier(self.refine(self.aspp(features[-1]))))
 
 
 class DeepLabV3PlusHead(nn.Module):
@@ -143,6 +161,9 @@ class DeepLabV3PlusHead(nn.Module):
     Args:
         low_level: index of the fine feature.
         low_level_in: its channels; reduced to `low_level_channels` by a 1x1, so that it does not outweigh ASPP.
+        after_aspp: what ASPP's result goes through before it is enlarged; by default nothing.
+        refine: from channels + low_level_channels to channels; by default two 3x3.
+        convention: how ASPP's result is enlarged, see `degrid.resize`.
     Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
     """
 
@@ -155,12 +176,17 @@ class DeepLabV3PlusHead(nn.Module):
         low_level_in: int,
         low_level_channels: int = 48,
         separable: bool = False,
+        after_aspp: nn.Module | None = None,
+        refine: nn.Module | None = None,
+        convention: str = "half_pixel",
     ) -> None:
         super().__init__()
         self.aspp = aspp
+        self.after_aspp = after_aspp or nn.Identity()
         self.low_level = low_level
+        self.convention = convention
         self.reduce = conv_norm_relu(low_level_in, low_level_channels, 1)
-        self.refine = nn.Sequential(
+        self.refine = refine or nn.Sequential(
             conv_norm_relu(channels + low_level_channels, channels, 3, separable=separable),
             conv_norm_relu(channels, channels, 3, separable=separable),
         )
@@ -169,6 +195,6 @@ class DeepLabV3PlusHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Features, fine to coarse -> logits [N,C,h,w]."""
         fine = self.reduce(features[self.low_level])
-        wide = self.aspp(features[-1])
-        wide = F.interpolate(wide, fine.shape[-2:], mode="bilinear", align_corners=False)
+        wide = self.after_aspp(self.aspp(features[-1]))
+        wide = resize(wide, fine.shape[-2:], self.convention)
         return cast(Tensor, self.classifier(self.refine(torch.cat([wide, fine], dim=1))))

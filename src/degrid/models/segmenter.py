@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from degrid.models.encoder import Encoder
-from degrid.types import LabelSpace, Preprocess
+from degrid.resize import RESIZES, resize, scaled_size
+from degrid.types import LabelSpace, Preprocess, UserError
 
 
 class Segmenter(nn.Module):
@@ -19,13 +20,28 @@ class Segmenter(nn.Module):
         head: from the encoder's features to logits.
         labels: the classes of the logits.
         logit_stride: image size over logit size.
+        resize: how logits are enlarged to the image, a name in `degrid.resize.RESIZES`; also between scales.
+        scales: further scales of multi-scale input, such as (0.75, 0.5); the logits are the maximum over all scales.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, labels: LabelSpace, logit_stride: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        labels: LabelSpace,
+        logit_stride: int,
+        resize: str = "half_pixel",
+        scales: tuple[float, ...] = (),
+    ) -> None:
         super().__init__()
+        if resize not in RESIZES:
+            raise UserError(f'setting "model.resize": expected {", ".join(RESIZES)}, got "{resize}"')
+        if not all(0 < scale < 4 for scale in scales):
+            raise UserError(f"model.scales: expected factors above 0 and below 4, such as 0.75,0.5; got {scales}")
+        self.resize, self.scales = resize, scales
         self.encoder = encoder
         self.head = head
         self.labels = labels
@@ -49,6 +65,27 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB images [N,3,H,W], uint8 or float, 0-255, any size -> logits [N,C,h,w] at the head's stride."""
+        if not self.scales:
+            return self._logits(self._normalised(image))
+        return self.fused(self.scale_logits(image))
+
+    def scale_logits(self, image: Tensor) -> list[Tensor]:
+        """The logits of each scale, [N,C,h_s,w_s]: the image as it is first, then `scales` in order.
+
+        Source: DeepLab v2 (arXiv 1606.00915) section 4.1.2: one shared network at several scales.
+        """
+        x = self._normalised(image)
+        sizes = [scaled_size(tuple(x.shape), scale, self.resize) for scale in self.scales]
+        return [self._logits(x), *(self._logits(resize(x, size, self.resize)) for size in sizes)]
+
+    def fused(self, scales: list[Tensor]) -> Tensor:
+        """The maximum over the logits of all scales, at the size of the first."""
+        size = tuple(scales[0].shape[-2:])
+        return torch.stack([resize(logits, size, self.resize) for logits in scales]).amax(0)
+
+    def _normalised(self, image: Tensor) -> Tensor:
         x = image.flip(1) if self.preprocess.bgr else image
-        x = (x.to(self.mean.dtype) - self.mean) / self.std
+        return (x.to(self.mean.dtype) - self.mean) / self.std
+
+    def _logits(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.encoder(x)))

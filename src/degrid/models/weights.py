@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 from pathlib import Path
 
 import torch
@@ -12,15 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from degrid.names import mobilenet_v2_name
 from degrid.types import UserError
 
-# Blocks per stage of MobileNetV2 (arXiv 1801.04381, table 2).
-_MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors by name of a .safetensors or .pth file, in float32 where they were half precision.
+
+    A folder that `degrid convert` made from ImageNet weights stands for the file in it.
 
     Common wrappers ({"state_dict": ...}, {"model": ...}) and the prefix "module." are taken off.
 
@@ -28,6 +29,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         UserError: missing or damaged, without tensors, or a file that would run code when loaded.
     """
     file = Path(path)
+    if file.is_dir() and (file / "encoder.safetensors").is_file():
+        file = file / "encoder.safetensors"
     if not file.is_file():
         raise UserError(f"no weights at {file}")
     try:
@@ -69,7 +72,7 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
         UserError: tensors missing, of another shape, or unknown: the file fits another network.
     """
     if "features.0.0.weight" in weights:
-        weights = _mobilenet_v2_names(weights)
+        weights = {mobilenet_v2_name(key) or key: value for key, value in weights.items()}
 
     # timm flattens the names of some feature networks ("stages.0." becomes "stages_0.").
     def flat(name: str) -> str:
@@ -96,41 +99,6 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
         hint = f". The file looks like {fits}" if fits else ""
         raise UserError(f"the weights in {source} do not fit this encoder: {details}{hint}")
     net.load_state_dict({own[key]: value for key, value in given.items() if key in own}, strict=False)
-
-
-def _mobilenet_v2_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names for MobileNetV2 -> timm's; names that are not torchvision's stay."""
-    place = [(stage, unit) for stage, count in enumerate(_MOBILENET_V2_BLOCKS) for unit in range(count)]
-    # Inside a block: torchvision numbers the layers, timm names them. The first block has no expansion.
-    first = {"conv.0.0": "conv_dw", "conv.0.1": "bn1", "conv.1": "conv_pw", "conv.2": "bn2"}
-    other = {
-        "conv.0.0": "conv_pw",
-        "conv.0.1": "bn1",
-        "conv.1.0": "conv_dw",
-        "conv.1.1": "bn2",
-        "conv.2": "conv_pwl",
-        "conv.3": "bn3",
-    }
-    stem = {
-        "features.0.0": "conv_stem",
-        "features.0.1": "bn1",
-        "features.18.0": "conv_head",
-        "features.18.1": "bn2",
-    }
-    renamed = {}
-    for key, value in weights.items():
-        layer, _, leaf = key.rpartition(".")
-        match = re.fullmatch(r"features\.(\d+)\.(.+)", layer)
-        if layer in stem:
-            layer = stem[layer]
-        elif match and 1 <= int(match[1]) <= 17:
-            index = int(match[1]) - 1
-            stage, unit = place[index]
-            layer = f"blocks.{stage}.{unit}.{(other if index else first).get(match[2], match[2])}"
-        elif layer == "classifier.1":
-            layer = "classifier"
-        renamed[f"{layer}.{leaf}"] = value
-    return renamed
 
 
 def guess_network(weights: dict[str, Tensor]) -> str | None:

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 from degrid import catalog, config
+from degrid.recipes import deeplab_v2, deeplab_v3
 from degrid.recipes.camvid import camvid
 from degrid.recipes.folder import folder
 from degrid.recipes.synthetic import synthetic
 from degrid.types import UserError
 
-RECIPES: dict[str, Callable[[], config.RunConfig]] = {
+RECIPES: dict[str, Callable[..., config.RunConfig]] = {
     "folder": folder,
     "synthetic": synthetic,
     "camvid": camvid,
+    "deeplabv2_voc12": deeplab_v2.deeplabv2_voc12,
+    "deeplabv3_voc12": deeplab_v3.deeplabv3_voc12,
+    "deeplabv3_voc12_stage2": deeplab_v3.deeplabv3_voc12_stage2,
+    "deeplabv3_cityscapes": deeplab_v3.deeplabv3_cityscapes,
+    "deeplabv3plus_voc12": deeplab_v3.deeplabv3plus_voc12,
+    "eth_voc12": deeplab_v2.eth_voc12,
+    "eth_cityscapes": deeplab_v2.eth_cityscapes,
+    "kdd_voc12": deeplab_v2.kdd_voc12,
+    "zw_voc12": deeplab_v2.zw_voc12,
+    "zw_voc12_msc": deeplab_v2.zw_voc12_msc,
+    "ds_voc12": deeplab_v2.ds_voc12,
+    "nd_voc12": deeplab_v3.nd_voc12,
+    "st_voc12": deeplab_v3.st_voc12,
+    "is_voc12_msc": deeplab_v2.is_voc12_msc,
 }
 
 
-def load(name: str) -> config.RunConfig:
+def load(name: str, compat: bool = False) -> config.RunConfig:
     """A recipe by name, "module:function" of the user's own, or the config in a run.json or other JSON file.
 
+    Args:
+        compat: as the original's code does it, where a recipe has that; it is a function with an argument `compat`.
     Raises:
-        UserError: neither a recipe nor a file; or settings that do not exist.
+        UserError: neither a recipe nor a file; settings that do not exist; or compat for a recipe without it.
     """
     path = Path(name)
     if name not in RECIPES and (path.suffix == ".json" or path.is_file()):
@@ -32,7 +50,11 @@ def load(name: str) -> config.RunConfig:
         if isinstance(values, dict) and "config" in values:  # a run.json holds more than the settings
             values = values["config"]
         return config.from_dict(config.RunConfig, values)
-    found = catalog.lookup(RECIPES, name, "recipe")()
+    make = catalog.lookup(RECIPES, name, "recipe")
+    if compat and "compat" not in inspect.signature(make).parameters:
+        with_code = ", ".join(key for key, row in RECIPES.items() if "compat" in inspect.signature(row).parameters)
+        raise UserError(f'recipe "{name}" follows no code that it could be compatible with; these do: {with_code}')
+    found = make(compat=True) if compat else make()
     if not isinstance(found, config.RunConfig):
         raise UserError(f'recipe "{name}" returned {type(found).__name__}; expected a degrid.config.RunConfig')
     return found

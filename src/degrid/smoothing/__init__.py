@@ -1,7 +1,6 @@
 """The idea: dilated convolutions whose neighbouring outputs share what they see. Needs torch alone."""
 
 from degrid.smoothing.operators import (
-    OPERATORS,
     Aggregation,
     Average,
     Decompose,
@@ -12,11 +11,12 @@ from degrid.smoothing.operators import (
     Regular,
     SeparableShared,
     Tent,
-    operator_factory,
 )
 from degrid.smoothing.retrofit import SmoothedConv2d, SmoothingReport, rate_at_most, smooth_dilated_convs
+from degrid.smoothing.table import LEGACY_OPERATORS, OPERATORS, operator_factory
 
 __all__ = [
+    "LEGACY_OPERATORS",
     "OPERATORS",
     "Aggregation",
     "Average",

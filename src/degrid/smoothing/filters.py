@@ -51,19 +51,19 @@ def gaussian(size: int, sigma: Tensor) -> Tensor:
 
 
 def embed(kernel: Tensor, size: int) -> Tensor:
-    """The same filter with a rim of zeros, [size,size]."""
+    """The same filter with a rim of zeros, [..,size,size]."""
     rim = (size - kernel.shape[-1]) // 2
     return F.pad(kernel, (rim, rim, rim, rim))
 
 
 def filter_channels(x: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every channel with one filter; zeros outside the image, not renormalised there.
+    """Correlate every channel with a filter; zeros outside the image, not renormalised there.
 
     A depthwise convolution with an expanded weight: the fastest way in both memory layouts, and free of copies.
 
     Args:
         x: [N,C,H,W].
-        kernel: [k,k], k odd; cast to x's dtype.
+        kernel: [k,k], or one per channel [C,1,k,k], k odd; cast to x's dtype.
     """
     channels, size = x.shape[1], kernel.shape[-1]
     weight = kernel.to(x.dtype).expand(channels, 1, size, size)

@@ -9,7 +9,6 @@ The defaults do what the papers mean; where their code does something else, the 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.catalog import did_you_mean, lookup
 from degrid.smoothing import filters
 from degrid.types import UserError
 
@@ -42,6 +40,9 @@ class Operator(nn.Module):
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__
+
+    def bind(self, conv: nn.Conv2d) -> None:
+        """Called once with the layer to be smoothed, for parameters whose shape depends on it; here: nothing."""
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W].
@@ -138,7 +139,7 @@ class GroupInteraction(Operator):
     at rate 2, 256 at rate 4, 20,736 at rate 12 (keep it out of ASPP).
 
     Source: Wang & Ji, KDD 2018, section 3.3. The bias is added after mixing, as in their code. In their code the first
-    group never reaches the others; here every group does, as in the paper.
+    group never reaches the others (`legacy.GroupInteraction`); here every group does, as in the paper.
     """
 
     name = "gi"
@@ -147,6 +148,10 @@ class GroupInteraction(Operator):
         super().__init__(rate)
         self.weight = nn.Parameter(torch.eye(rate**2))
 
+    def mixing(self) -> Tensor:
+        """[r^2, r^2]: how much of group j (row) goes into group i (column)."""
+        return self.weight
+
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
@@ -154,7 +159,7 @@ class GroupInteraction(Operator):
         y = convolve(_pad_to_multiple(x, r), r)
         count, channels, padded_height, padded_width = y.shape
         blocks = y.permute(0, 2, 3, 1).reshape(count, padded_height // r, r, padded_width // r, r, channels)
-        mixed = torch.einsum("abij,nhawbc->nhiwjc", self.weight.to(y.dtype).reshape(r, r, r, r), blocks)
+        mixed = torch.einsum("abij,nhawbc->nhiwjc", self.mixing().to(y.dtype).reshape(r, r, r, r), blocks)
         mixed = mixed.reshape(count, padded_height, padded_width, channels).permute(0, 3, 1, 2)
         return mixed[..., :height, :width]
 
@@ -163,7 +168,7 @@ class PreFilter(Operator):
     """Filter the input, the same for every channel, then convolve; your own overrides `kernel`."""
 
     def kernel(self) -> Tensor | None:
-        """The filter [k,k], k odd, or None where it changes nothing and is skipped."""
+        """The filter [k,k], or one per channel [C,1,k,k], k odd; None where it changes nothing and is skipped."""
         raise TypeError(f"{type(self).__name__} must define kernel()")
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
@@ -313,76 +318,3 @@ def _odd_size(rate: int, size: int | None) -> int:
     if size < 1 or size % 2 == 0:
         raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size}")
     return size
-
-
-Factory = Callable[[int], Operator]
-
-
-def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Factory:
-    """sigma: a number (fixed), "shared" (one learned for the network) or "layer" (one learned per layer)."""
-    if sigma == "shared":
-        shared = nn.Parameter(torch.zeros(()))
-        return lambda rate: Gaussian(rate, shared, size)
-    if sigma == "layer":
-        return lambda rate: Gaussian(rate, nn.Parameter(torch.zeros(())), size)
-    if isinstance(sigma, str):
-        raise UserError(f'sigma must be a number, "shared" or "layer", got "{sigma}"')
-    return lambda rate: Gaussian(rate, sigma, size)
-
-
-def _average_factory(size: int | None = None) -> Factory:
-    return lambda rate: Average(rate, size)
-
-
-def _aggregation_factory() -> Factory:
-    mix = nn.Parameter(torch.zeros(4))
-    return lambda rate: Aggregation(rate, mix)
-
-
-# Each row makes, from the options, a function from the rate to an operator; what the layers of one network share is
-# made once there.
-OPERATORS: dict[str, Callable[..., Factory]] = {
-    "regular": lambda: Regular,
-    "decompose": lambda: Decompose,
-    "gi": lambda: GroupInteraction,
-    "ssc": lambda: SeparableShared,
-    "average": _average_factory,
-    "gaussian": _gaussian_factory,
-    "aggregation": _aggregation_factory,
-    "tent": lambda: Tent,
-}
-
-# The names in the original code.
-_ALIASES = {
-    "smooth_GI": "gi",
-    "smooth_SSC": "ssc",
-    "average_filter": "average",
-    "gaussian_filter": "gaussian",
-}
-
-
-def operator_factory(operator: str | Factory, **options: Any) -> Factory:
-    """A function from the rate to an operator, for the layers of one network.
-
-    Args:
-        operator: a known name, an original name, "module:Class" (called with the rate and the options), or such a
-            function or class itself.
-        options: of the operator, such as sigma="shared".
-    Raises:
-        UserError: an unknown name or option.
-    """
-    if not isinstance(operator, str):
-        return (lambda rate: operator(rate, **options)) if options else operator
-    name = _ALIASES.get(operator, operator)
-    if ":" in name:
-        own: Callable[..., Operator] = lookup({}, name, "smoothing operator")
-        return lambda rate: own(rate, **options)
-    make = lookup(OPERATORS, name, "smoothing operator")
-    accepted = inspect.signature(make).parameters
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f'operator "{name}" has no option "{option}".{did_you_mean(option, accepted)} '
-                f"It takes: {', '.join(accepted) or 'none'}"
-            )
-    return make(**options)

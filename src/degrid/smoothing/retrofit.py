@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.smoothing.operators import Operator, operator_factory
+from degrid.smoothing.operators import Operator
+from degrid.smoothing.table import operator_factory
 from degrid.types import UserError
 
 Where = Callable[[str, nn.Conv2d], bool]
@@ -76,6 +77,8 @@ def smooth_dilated_convs(
     model: nn.Module,
     operator: str | Callable[[int], Operator],
     where: Where = rate_at_most(4),
+    *,
+    legacy: bool = False,
     **options: Any,
 ) -> SmoothingReport:
     """Smooth the dilated convolutions of any network, in place.
@@ -91,6 +94,8 @@ def smooth_dilated_convs(
         model: any module; convolutions anywhere inside are found.
         operator: a name ("ssc", "tent", ...), "module:Class", or a function from the rate to an Operator.
         where: which convolutions, by dotted name and module. The default takes rates up to 4.
+        legacy: compute what the papers' own code computes, slips included, for weights trained with it; see
+            `degrid.smoothing.legacy`.
         options: of the operator, such as sigma="shared" or size=3.
     Returns:
         What was smoothed, and what was skipped and why: 1x1 kernels, subclasses of nn.Conv2d (they have a forward of
@@ -98,7 +103,7 @@ def smooth_dilated_convs(
     Raises:
         UserError: nothing was replaced; the message lists what was skipped. The model is then as it was.
     """
-    make = operator_factory(operator, **options)
+    make = operator_factory(operator, legacy, **options)
     chosen: list[tuple[str, nn.Conv2d]] = []
     skipped: list[tuple[str, str]] = []
     for name, module in model.named_modules():
@@ -114,7 +119,7 @@ def smooth_dilated_convs(
             "build the network with a smaller output stride, or choose other layers with where="
         )
     # All operators are made before the first layer changes, so that a failure leaves the model as it was.
-    operators = [_on_device_of(conv, make(_rate(conv))) for _, conv in chosen]
+    operators = [_made_for(conv, make(_rate(conv))) for _, conv in chosen]
     for (_, conv), made in zip(chosen, operators, strict=True):
         # The object stays the same one, so whoever else holds it, its hooks and its parameters go on.
         conv.__class__ = SmoothedConv2d
@@ -159,8 +164,10 @@ def _rate(conv: nn.Conv2d) -> int:
     return max(rate for rate, size in zip(conv.dilation, conv.kernel_size, strict=True) if size > 1)
 
 
-def _on_device_of(conv: nn.Conv2d, operator: Operator) -> Operator:
+def _made_for(conv: nn.Conv2d, operator: Operator) -> Operator:
     """Double precision networks get double precision filters; half precision ones keep single."""
+    if isinstance(operator, Operator):  # any module with the right forward will do
+        operator.bind(conv)
     dtype = torch.float64 if conv.weight.dtype == torch.float64 else None
     return operator.to(conv.weight.device, dtype).train(conv.training)
 

@@ -1,0 +1,221 @@
+"""The ResNets of the original DeepLabs, as Caffe and TensorFlow's slim wrote them."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.catalog import did_you_mean
+from degrid.types import Preprocess, UserError
+
+CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), bgr=True)
+SLIM = Preprocess((123.68, 116.78, 103.94), (1.0, 1.0, 1.0))
+
+# Units per stage (He et al., arXiv 1512.03385 table 1; 200: arXiv 1603.05027). 152nd is what one re-implementation of
+# DeepLab v3 builds as ResNet-152: its second stage has four units.
+UNITS = {
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "152": (3, 8, 36, 3),
+    "152nd": (3, 4, 36, 3),
+    "200": (3, 24, 36, 3),
+}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1, each with batch norm; ReLU after the sum. The stride sits on the first 1x1 and the shortcut.
+
+    slim puts the stride on the 3x3 of the stage before: the same function, since a 1x1 of stride 2 only subsamples.
+
+    Source: He et al. (arXiv 1512.03385), as in Caffe.
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int, rate: int, eps: float) -> None:
+        super().__init__()
+        out = 4 * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=rate, dilation=rate, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, eps)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out, eps)
+        # Residual branches start at zero (Goyal et al., arXiv 1706.02677 section 5.1): without weights to start from a
+        # deep network with frozen batch norm would else begin with logits in the millions.
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(in_channels, out, 1, stride, bias=False), nn.BatchNorm2d(out, eps))
+            if in_channels != out
+            else None
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,H,W] -> [N,4*width,H/stride,W/stride]."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        joined: Tensor = self.relu(y + shortcut)
+        return joined
+
+
+class PreactBottleneck(nn.Module):
+    """Batch norm and ReLU first, then 1x1, 3x3, 1x1; nothing after the sum. The stride as in `Bottleneck`.
+
+    Source: He et al. (arXiv 1603.05027), as in slim: last 1x1 and shortcut have a bias and no batch norm.
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int, rate: int, eps: float) -> None:
+        super().__init__()
+        out = 4 * width
+        self.preact = nn.BatchNorm2d(in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=rate, dilation=rate, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, eps)
+        self.conv3 = nn.Conv2d(width, out, 1)
+        self.downsample = nn.Conv2d(in_channels, out, 1, stride) if in_channels != out else None
+        self.stride = stride
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,H,W] -> [N,4*width,H/stride,W/stride]."""
+        y = self.relu(self.preact(x))
+        shortcut: Tensor = x[..., :: self.stride, :: self.stride] if self.downsample is None else self.downsample(y)
+        y = self.relu(self.bn1(self.conv1(y)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        joined: Tensor = self.conv3(y) + shortcut
+        return joined
+
+
+class ResNet(nn.Module):
+    """A ResNet whose last stages trade stride for dilation, in every unit of the stage.
+
+    Features: the stem at stride 2 and the four stages. Parameter names are torchvision's.
+
+    Args:
+        variant: "caffe": DeepLab v2's; "slim_v1", "slim_v2" (pre-activation): DeepLab v3's in TensorFlow.
+        depth: a row of UNITS.
+        output_stride: 8, 16 or 32.
+        multi_grid: factors on the rates of the last stage's three units.
+        preprocess: overrides the variant's own.
+        legacy: as the TensorFlow code computes it: "same" padding with the odd row at the bottom and right in the
+            pooling, for caffe also in the stem, and there an epsilon of 1e-3 in batch norm; for slim_v2 no batch norm
+            after the last stage. Otherwise symmetric padding, for caffe with its rounding up in the pooling.
+    Source: DeepLab v2 (arXiv 1606.00915) and v3 (arXiv 1706.05587); rates of the stages 2 and 4 at output stride 8.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        depth: str,
+        output_stride: int = 8,
+        multi_grid: tuple[int, ...] | None = None,
+        preprocess: Preprocess | None = None,
+        legacy: bool = False,
+    ) -> None:
+        super().__init__()
+        units = UNITS[depth]
+        if multi_grid and len(multi_grid) != units[-1]:
+            raise UserError(
+                f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
+                f"this one has {units[-1]}"
+            )
+        self.variant, self.legacy = variant, legacy
+        self.preprocess = preprocess or (CAFFE if variant == "caffe" else SLIM)
+        self.channels = (64, 256, 512, 1024, 2048)
+        eps = 1e-3 if variant == "caffe" and legacy else 1e-5
+        v2 = variant == "slim_v2"
+        self.same_stem = variant == "caffe" and legacy
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
+        self.bn1 = nn.Identity() if v2 else nn.BatchNorm2d(64, eps)
+        self.relu = nn.Identity() if v2 else nn.ReLU(inplace=True)
+        unit = PreactBottleneck if v2 else Bottleneck
+        strides, rates = _strides_and_rates(output_stride)
+        in_channels = 64
+        for stage, count in enumerate(units):
+            width, layers = 64 * 2**stage, []
+            for index in range(count):
+                factor = multi_grid[index] if multi_grid and stage == 3 else 1
+                layers.append(unit(in_channels, width, strides[stage] if index == 0 else 1, rates[stage] * factor, eps))
+                in_channels = 4 * width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.norm = (
+            nn.Sequential(nn.BatchNorm2d(2048, eps), nn.ReLU(inplace=True)) if v2 and not legacy else nn.Identity()
+        )
+        self.reductions = tuple(itertools.accumulate((2, 2, *strides[1:]), operator.mul))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N,3,H,W], normalised -> features, fine to coarse."""
+        if self.same_stem:
+            image = F.pad(image, _same_padding(image, 7))
+        x = self.relu(self.bn1(self.conv1(image)))
+        features = [x]
+        if self.legacy:
+            # The padding must not win the maximum; before slim_v2's first batch norm values may be negative.
+            x = F.max_pool2d(F.pad(x, _same_padding(x, 3), value=float("-inf")), 3, 2)
+        else:
+            x = F.max_pool2d(x, 3, 2, padding=1, ceil_mode=self.variant == "caffe")
+        for stage in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{stage}")(x)
+            features.append(x)
+        features[-1] = self.norm(x)
+        return features
+
+
+def _same_padding(x: Tensor, kernel: int) -> tuple[int, int, int, int]:
+    """TensorFlow's "same" padding at stride 2: left, right, top, bottom; the odd one at the right and bottom."""
+    sides = []
+    for size in (x.shape[-1], x.shape[-2]):
+        total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
+        sides += [total // 2, total - total // 2]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def _strides_and_rates(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per stage: its stride, and the rate of its 3x3 convolutions."""
+    strides, rates, reached, rate = [], [], 4, 1
+    for wanted in (1, 2, 2, 2):
+        if reached * wanted > output_stride:
+            rate, wanted = rate * wanted, 1
+        reached *= wanted
+        strides.append(wanted)
+        rates.append(rate)
+    return tuple(strides), tuple(rates)
+
+
+RESNETS: dict[str, tuple[str, str]] = {
+    **{f"caffe:resnet{depth}": ("caffe", depth) for depth in ("50", "101", "152")},
+    **{f"slim:resnet_v1_{depth}": ("slim_v1", depth) for depth in ("50", "101", "152", "152nd")},
+    **{f"slim:resnet_v2_{depth}": ("slim_v2", depth) for depth in ("50", "101", "152", "200")},
+}
+"""Encoder names, with variant and depth."""
+
+ORIGINAL_NAMES = {"deeplab": "caffe:resnet101", "res50": "caffe:resnet50", "res101": "caffe:resnet101"}
+"""encoder_name in the original code."""
+
+
+def resnet(
+    name: str,
+    output_stride: int,
+    multi_grid: tuple[int, ...] | None = None,
+    preprocess: Preprocess | None = None,
+    legacy: bool = False,
+) -> ResNet:
+    """A ResNet by its name in RESNETS.
+
+    Raises:
+        UserError: no such network, or a multi_grid that does not fit.
+    """
+    if name not in RESNETS:
+        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, RESNETS)} Known: {", ".join(RESNETS)}')
+    variant, depth = RESNETS[name]
+    return ResNet(variant, depth, output_stride, multi_grid, preprocess, legacy)

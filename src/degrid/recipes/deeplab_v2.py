@@ -1,0 +1,153 @@
+"""DeepLab v2: the paper, and the code that followed it.
+
+Every recipe wants VOC 2012 with the 10,582 images of trainaug (or Cityscapes) at --data, and weights to start from:
+--init FOLDER for a converted segmentation model, or --set model.pretrained=FOLDER for converted ImageNet weights.
+
+With compat=true a recipe follows its system's code where that differs from what is meant: `model.legacy` (padding,
+resizing, batch norm, smoothing operators) and the numbers named in its docstring. Slips of the original training loops
+that are no settings (steps done twice at the border of cycles, the same augmented images in every cycle) are not
+repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, SmoothingConfig, TrainConfig
+
+_MULTI_SCALE = (0.75, 0.5)
+
+
+def _voc12(
+    name: str,
+    compat: bool,
+    *,
+    operator: str = "regular",
+    lr: float = 2.5e-4,
+    weight_decay: float = 5e-4,
+    multi_scale: bool = False,
+    init_head: bool = True,
+) -> RunConfig:
+    """What these systems share: ResNet-101 at output stride 8, summed ASPP, 20,000 steps of 10 crops.
+
+    Frozen batch norm, loss at the logits' size, poly 0.9, momentum 0.9, head 10x and its biases 20x, scale 0.5 to 1.5,
+    flip.
+
+    Source: DeepLab v2 (arXiv 1606.00915) sections 4.1 and 4.1.2.
+    """
+    return RunConfig(
+        name=name,
+        compat=compat,
+        model=ModelConfig(
+            network="deeplabv2",
+            encoder="caffe:resnet101",
+            output_stride=8,
+            smoothing=SmoothingConfig(operator),
+            scales=_MULTI_SCALE if multi_scale else (),
+            legacy=compat,
+        ),
+        data=DataConfig(path="VOC2012", train="trainaug", crop=(321, 321), scale=(0.5, 1.5), workers=2),
+        optim=OptimConfig(lr=lr, weight_decay=weight_decay),
+        train=TrainConfig(
+            init_head=init_head,
+            steps=20_000,
+            batch_size=1 if multi_scale else 10,
+            accumulate=10 if multi_scale else 1,
+            batch_norm="frozen",
+            loss_size="logits",
+            eval_every=2000,
+        ),
+    )
+
+
+def deeplabv2_voc12() -> RunConfig:
+    """DeepLab v2 with multi-scale input on VOC 2012: 76.35 val mIoU from MS-COCO weights (table 4).
+
+    Source: arXiv 1606.00915, section 4.1; resizing between scales as Caffe's Interp.
+    Command: degrid train deeplabv2_voc12 --data VOC2012 --init INIT
+    """
+    run = _voc12("deeplabv2_voc12", False, multi_scale=True)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, resize="align_corners"))
+
+
+def eth_voc12(compat: bool = False) -> RunConfig:
+    """Ziegler et al.: average filter before the dilated convolutions, learning rate 0.002, weight decay 1e-4.
+
+    Only the encoder is started from the given model. Time there: 24 h on a GTX 1080 Ti.
+    Source: arXiv 1903.07992; setup.sh and main.py of its code.
+    Command: degrid train eth_voc12 --data VOC2012 --init INIT [--operator ssc] [--set compat=true]
+    """
+    return _voc12("eth_voc12", compat, operator="average", lr=2e-3, weight_decay=1e-4, init_head=False)
+
+
+def eth_cityscapes(compat: bool = False) -> RunConfig:
+    """Ziegler et al. on Cityscapes: 3 crops of 719, learning rate 1e-4, 80,000 steps. 92 h on a GTX 1080 Ti.
+
+    Source: arXiv 1903.07992; setup.sh of its code.
+    Command: degrid train eth_cityscapes --data cityscapes --init INIT
+    """
+    run = eth_voc12(compat)
+    return dataclasses.replace(
+        run,
+        name="eth_cityscapes",
+        data=dataclasses.replace(run.data, path="cityscapes", train="train", crop=(719, 719)),
+        optim=dataclasses.replace(run.optim, lr=1e-4),
+        train=dataclasses.replace(run.train, steps=80_000, batch_size=3),
+    )
+
+
+def kdd_voc12(compat: bool = False) -> RunConfig:
+    """Wang & Ji: group interaction, learning rate 0.001: 75.4 val mIoU from MS-COCO weights, 72.3 from ImageNet's.
+
+    Source: KDD 2018 (arXiv 1808.08931) section 4.2 and table 1; main.py of its code.
+    Command: degrid train kdd_voc12 --data VOC2012 --init INIT [--operator ssc]
+    """
+    return _voc12("kdd_voc12", compat, operator="gi", lr=1e-3, init_head=False)
+
+
+def zw_voc12(compat: bool = False) -> RunConfig:
+    """zhengyang-wang/Deeplab-v2--ResNet-101--Tensorflow, single scale: 75.4 val mIoU reported by a user.
+
+    Command: degrid train zw_voc12 --data VOC2012 --init INIT
+    """
+    return _voc12("zw_voc12", compat, init_head=False)
+
+
+def zw_voc12_msc(compat: bool = False) -> RunConfig:
+    """The same with multi-scale input: losses at 1, 0.75, 0.5 and of their maximum, 10 accumulated images a step.
+
+    Command: degrid train zw_voc12_msc --data VOC2012 --init INIT
+    """
+    return _voc12("zw_voc12_msc", compat, multi_scale=True, init_head=False)
+
+
+def ds_voc12(compat: bool = False) -> RunConfig:
+    """DrSleep/tensorflow-deeplab-resnet. Its code (compat=true) neither scales nor flips unless asked to.
+
+    Command: degrid train ds_voc12 --data VOC2012 --init INIT
+    """
+    run = _voc12("ds_voc12", compat)
+    if not compat:
+        return run
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, scale=(1.0, 1.0), flip=0.0))
+
+
+def is_voc12_msc(compat: bool = False) -> RunConfig:
+    """isht7/pytorch-deeplab-resnet, multi-scale: 72.4 val mIoU (data-set level) of its published weights.
+
+    Meant: Caffe's protocol. Its code (compat=true): a tenth of the updates, biases at 10x, weight decay on everything
+    and no momentum between updates; of these the first two and the missing momentum are settings here.
+    Command: degrid train is_voc12_msc --data VOC2012 --init INIT
+    """
+    run = deeplabv2_voc12()
+    run = dataclasses.replace(
+        run, name="is_voc12_msc", compat=compat, data=dataclasses.replace(run.data, scale=(0.5, 1.3))
+    )
+    if not compat:
+        return run
+    # Its network is Caffe's: no TensorFlow padding, so model.legacy stays off.
+    return dataclasses.replace(
+        run,
+        optim=dataclasses.replace(run.optim, head_bias_factor=10.0, momentum=0.0),
+        train=dataclasses.replace(run.train, steps=2000),
+    )

@@ -1,0 +1,136 @@
+"""DeepLab v3 and v3+: the papers, and two TensorFlow re-implementations.
+
+VOC 2012 with trainaug (or Cityscapes) at --data. compat=true: see `deeplab_v2`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+
+_VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.5, 2.0), workers=4)
+
+
+def deeplabv3_voc12() -> RunConfig:
+    """DeepLab v3, first stage: output stride 16, batch norm trained, 30,000 steps of 16 crops: 77.21 val mIoU.
+
+    Source: arXiv 1706.05587, section 4 and table 5; weight decay from its authors' code (1e-4 for ResNets).
+    Command: degrid train deeplabv3_voc12 --data VOC2012, then deeplabv3_voc12_stage2
+    """
+    return RunConfig(
+        name="deeplabv3_voc12",
+        model=ModelConfig(
+            network="deeplabv3",
+            encoder="timm:resnet101",
+            output_stride=16,
+            multi_grid=(1, 2, 4),
+            uniform_rates=True,
+        ),
+        data=_VOC12,
+        optim=OptimConfig(lr=0.007, weight_decay=1e-4, head_factor=1.0, head_bias_factor=1.0),
+        train=TrainConfig(steps=30_000, batch_size=16),
+    )
+
+
+def deeplabv3_voc12_stage2() -> RunConfig:
+    """DeepLab v3, second stage: from the first, output stride 8, batch norm frozen, learning rate 0.001, trainval.
+
+    78.51 val mIoU where it is trained on trainaug (table 6).
+    Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init runs/deeplabv3_voc12
+    """
+    run = deeplabv3_voc12()
+    return dataclasses.replace(
+        run,
+        name="deeplabv3_voc12_stage2",
+        model=dataclasses.replace(run.model, output_stride=8),
+        data=dataclasses.replace(run.data, train="trainval"),
+        optim=dataclasses.replace(run.optim, lr=0.001),
+        train=dataclasses.replace(run.train, batch_norm="frozen"),
+    )
+
+
+def deeplabv3_cityscapes() -> RunConfig:
+    """DeepLab v3 on Cityscapes: 90,000 steps of crops of 769, whole images in evaluation: 77.23 val mIoU.
+
+    Source: arXiv 1706.05587, section A and table 12.
+    Command: degrid train deeplabv3_cityscapes --data cityscapes
+    """
+    run = deeplabv3_voc12()
+    return dataclasses.replace(
+        run,
+        name="deeplabv3_cityscapes",
+        data=dataclasses.replace(run.data, path="cityscapes", train="train", crop=(769, 769)),
+        train=dataclasses.replace(run.train, steps=90_000),
+    )
+
+
+def deeplabv3plus_voc12() -> RunConfig:
+    """DeepLab v3+: v3's first stage with the decoder: 78.85 val mIoU (table 3, output stride 16).
+
+    Source: arXiv 1802.02611, section 4.
+    Command: degrid train deeplabv3plus_voc12 --data VOC2012
+    """
+    run = deeplabv3_voc12()
+    return dataclasses.replace(
+        run, name="deeplabv3plus_voc12", model=dataclasses.replace(run.model, network="deeplabv3plus")
+    )
+
+
+def nd_voc12(compat: bool = False) -> RunConfig:
+    """NanqingD/DeepLabV3-Tensorflow: 600,000 steps of 4 crops from 0.01: 70.63 val mIoU in its README.
+
+    compat=true: BGR input for RGB weights, TensorFlow's padding and resizing.
+    Command: degrid train nd_voc12 --data VOC2012 --set model.pretrained=FOLDER (a converted resnet_v1_101.ckpt)
+    """
+    caffe_mean = (104.00698793, 116.66876762, 122.67891434)
+    model = ModelConfig(
+        network="deeplabv3",
+        encoder="slim:resnet_v1_101",
+        output_stride=16,
+        multi_grid=(1, 2, 4),
+        rates=(6, 12, 18),
+        dropout=0.0,
+        legacy=compat,
+    )
+    return RunConfig(
+        name="nd_voc12",
+        compat=compat,
+        model=dataclasses.replace(model, mean=caffe_mean, std=(1.0, 1.0, 1.0), bgr=True) if compat else model,
+        data=_VOC12,
+        optim=OptimConfig(lr=0.01, weight_decay=1e-4, head_factor=1.0, head_bias_factor=1.0),
+        train=TrainConfig(steps=600_000, batch_size=4),
+    )
+
+
+def st_voc12(compat: bool = False) -> RunConfig:
+    """sthalles/deeplab_v3: Adam at a constant 1e-5, colour distortion: about 74 by its per-image metric.
+
+    Its training never ends by itself; 100,000 steps are ours. compat=true: no weight decay (its regulariser is never
+    added to the loss), features before the last batch norm, a head without ReLU, TensorFlow's padding and resizing.
+    Its crops from the middle of the image are not repeated.
+    Command: degrid train st_voc12 --data VOC2012 --set model.pretrained=FOLDER (a converted resnet_v2_50.ckpt)
+    """
+    return RunConfig(
+        name="st_voc12",
+        compat=compat,
+        model=ModelConfig(
+            network="deeplabv3_linear" if compat else "deeplabv3",
+            encoder="slim:resnet_v2_50",
+            output_stride=16,
+            multi_grid=(1, 2, 4),
+            rates=(6, 12, 18),
+            dropout=0.0,
+            legacy=compat,
+        ),
+        data=dataclasses.replace(_VOC12, jitter=(0.125, 0.5, 0.5, 0.2)),
+        optim=OptimConfig(
+            name="adamw",
+            lr=1e-5,
+            power=0.0,
+            weight_decay=0.0 if compat else 1e-4,
+            head_factor=1.0,
+            head_bias_factor=1.0,
+        ),
+        train=TrainConfig(steps=100_000, batch_size=8),
+    )
