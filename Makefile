@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-original test-all lint bench docs clean
 
 demo: .venv/ready
 	$(BIN)/degrid demo -o demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-original: .venv/ready  ## the slow comparisons with numbers of the original code
+	$(BIN)/python -m pytest -m "original and slow"
 
 test-all: .venv/ready  ## also the tests marked slow
 	$(BIN)/python -m pytest -m ""

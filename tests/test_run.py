@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import originals
 import pytest
 import torch
 from PIL import Image
@@ -236,6 +237,79 @@ def test_smoothed_operators_with_shared_parameters_survive_saving(tmp_path):
 
 
 # ---- using the model ----------------------------------------------------------------------------------------
+
+
+def test_init_takes_weights_and_network_from_a_model(trained, photos, tmp_path):
+    """With a learning rate of 0 and frozen batch norm a run ends with the weights it started from."""
+    still = options(["optim.lr=0", "train.batch_norm=frozen", "train.steps=2", "data.crop=48,48", "train.batch_size=2"])
+    words = ["train", "--data", photos, *still, "-q"]
+    assert cli(*words, "--init", trained, "-o", tmp_path / "same")[0] == 0
+    before, after = (load_file(run / "model" / "model.safetensors") for run in (trained, tmp_path / "same"))
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.endswith("num_batches_tracked"))
+    assert json.loads((tmp_path / "same" / "run.json").read_text())["config"]["train"]["init"] == str(trained)
+
+    # Smoothing that the model did not have starts anew, and so does a head that is not wanted.
+    code, output = cli(*words, "--init", trained, "--operator", "gi", "-o", tmp_path / "smoothed")
+    assert code == 0, output
+    after = load_file(tmp_path / "smoothed" / "model" / "model.safetensors")
+    assert all(key in after or ".smoothing.residual" in key for key in before)
+    assert [key for key in after if key not in before]
+    shared = set(after) & set(before)
+    assert all(torch.equal(after[key], before[key]) for key in shared if not key.endswith("num_batches_tracked"))
+    fresh = ["--set", "train.init_head=false"]
+    assert cli(*words, "--init", trained, *fresh, "-o", tmp_path / "encoder")[0] == 0
+    after = load_file(tmp_path / "encoder" / "model" / "model.safetensors")
+    assert torch.equal(after["encoder.net.conv1.0.weight"], before["encoder.net.conv1.0.weight"])
+    assert not torch.equal(after["head.classifier.weight"], before["head.classifier.weight"])
+    assert "tensors start anew (head." in (tmp_path / "encoder" / "log.txt").read_text()
+
+
+def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
+    model = assemble.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
+    anew = assemble.start_from(model, trained)
+    assert sorted(anew) == ["head.classifier.bias", "head.classifier.weight"]
+    code, output = cli("train", "synthetic", *options(TINY), "--init", trained, "--set", "model.channels=32", "-q")
+    assert code == 2
+    assert "holds another network" in output
+    code, output = cli("train", "--data", photos, "--init", tmp_path, "-o", tmp_path / "run")
+    assert code == 2
+    assert "no model in" in output
+
+
+def test_converted_models_are_models(photos, tmp_path):
+    """An old file through the command line: convert, inspect, predict, evaluate, fine-tune."""
+    import torchvision
+
+    theirs = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None)
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "old.pth")
+    code, output = cli("convert", tmp_path / "old.pth", "-o", tmp_path / "model")
+    assert code == 0, output
+    assert "torchvision's DeepLab v3" in output
+    assert output.strip().splitlines()[-1].startswith(f"model: {tmp_path / 'model'}; try: degrid predict")
+    assert "21: background, aeroplane" in cli("info", tmp_path / "model")[1]
+    photo = photos / "images" / "p0.jpg"
+    assert cli("predict", tmp_path / "model", photo, "-o", tmp_path / "out")[0] == 0
+    small = options(["data.crop=48,48", "train.steps=1", "train.batch_size=2"])
+    words = ["train", "--data", photos, "--init", tmp_path / "model", *small, "-o", tmp_path / "tuned", "-q"]
+    code, output = cli(*words)
+    assert code == 0, output
+    assert cli("eval", tmp_path / "tuned", "--data", photos)[0] == 0
+    # Mistakes.
+    code, output = cli("convert", tmp_path / "none.ckpt", "-o", tmp_path / "x")
+    assert code == 2
+    assert "none.ckpt" in output
+    code, output = cli("convert", photo, "-o", tmp_path / "x")
+    assert code == 2
+    code, output = cli("convert", tmp_path / "model", "-o", tmp_path / "x", "--modernise")
+    assert code == 2
+    assert "not a legacy model" in output
+    code, output = cli("convert", tmp_path / "old.pth", "-o", tmp_path / "x", "--classes", tmp_path)
+    assert code == 2
+    assert "no classes.csv" in output
+    code, output = cli("predict", tmp_path / "old.pth", photo)
+    assert code == 2
+    assert "degrid convert" in output
+    assert not (tmp_path / "x").exists()
 
 
 def test_eval_prints_a_table_and_writes_json(trained, photos, tmp_path):
@@ -550,6 +624,8 @@ def test_every_command_has_help_with_examples():
         ["info"],
         ["data", "check"],
         ["data", "preview"],
+        ["data", "export"],
+        ["convert"],
         ["demo"],
     ):
         code, output = cli(*words, "--help")
@@ -567,9 +643,13 @@ def test_commands_in_the_readme_run(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_photos").symlink_to(photos)
     (tmp_path / "photos").symlink_to(photos / "images")
+    weights = originals.golden_weights(originals.shapes("eth/res50/regular"), "eth")
+    with (tmp_path / "model.ckpt-20000").open("wb") as file:  # what a file is shows in its content, not in its name
+        np.savez(file, **weights)
     for command in commands:
         words = command.split()[1:]
-        code, output = cli(*words, *(options(TINY) if words[0] == "train" else []))
+        small = [setting for setting in TINY if "--init" not in words or not setting.startswith("model.")]
+        code, output = cli(*words, *(options(small) if words[0] == "train" else []))
         assert code == 0, f"{command}: {output}"
     assert (tmp_path / "results" / "summary.json").exists()
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from degrid.cli import data, demo, evaluate, info, predict, train
+from degrid.cli import convert, data, demo, evaluate, info, predict, train
 from degrid.types import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)

@@ -1,0 +1,444 @@
+"""Whole networks of the original systems: their variables through the converter, and the logits their code computed."""
+
+import json
+
+import numpy as np
+import originals
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import degrid
+from degrid.conversion import convert, fill
+from degrid.convert.systems import plan_for
+from degrid.models import describe
+from degrid.modernisation import modernise
+from degrid.resize import resize
+from degrid.types import ConversionError, LabelSpace
+
+TYPES = ["regular", "decompose", "smooth_GI", "smooth_SSC", "average_filter", "gaussian_filter", "aggregation"]
+OPERATOR = {
+    "regular": "regular",
+    "decompose": "regular",  # the same variables, and the same function
+    "smooth_GI": "gi",
+    "smooth_SSC": "ssc",
+    "average_filter": "average",
+    "gaussian_filter": "gaussian",
+    "aggregation": "aggregation",
+}
+resnet101 = [pytest.mark.slow, pytest.mark.original]
+
+
+def converted(tmp_path, network, system, **options):
+    """A golden network's variables, written as .npz under their own names, and what the converter makes of them."""
+    weights = originals.golden_weights(originals.shapes(network), system)
+    np.savez(tmp_path / "weights.npz", **weights)
+    report = convert(tmp_path / "weights.npz", tmp_path / "model", **options)
+    (tmp_path / "weights.npz").unlink()
+    return degrid.load(tmp_path / "model"), report
+
+
+def image_of(name):
+    return torch.from_numpy(originals.array(name)).permute(2, 0, 1)[None]
+
+
+def assert_same_logits(ours, theirs):
+    """Both [1,h,w,C]: within 1e-3 of the largest logit is what is promised; it is 1e-5."""
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("encoder", "original"),
+    [
+        *(("res50", name) for name in TYPES),
+        *(pytest.param("deeplab", name, marks=resnet101) for name in TYPES),
+    ],
+)
+def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
+    network = f"eth/{encoder}/{original}"
+    model, report = converted(tmp_path, network, "eth")
+    assert model.config.smoothing.operator == OPERATOR[original]
+    # Every variable is accounted for: used, or left out for a reason.
+    variables = set(originals.shapes(network))
+    assert set(report.loaded.values()) | set(report.dropped) == variables
+    assert not set(report.loaded.values()) & set(report.dropped)
+    assert all("w_gauss_value" in name for name in report.dropped)
+    with torch.inference_mode():
+        logits = model(image_of("eth/image_65x97"))
+        encoding = model.encoder(model._normalised(image_of("eth/image_65x97")))[-1]
+    assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), originals.array(f"{network}/logits"))
+    mean_abs = encoding[0].abs().mean((1, 2)).numpy()
+    np.testing.assert_allclose(mean_abs, originals.array(f"{network}/encoding_mean_abs"), rtol=1e-3, atol=1e-5)
+    full = resize(logits, (65, 97), model.resize)
+    sample = originals.array(f"{network}/upsampled_sample")
+    np.testing.assert_allclose(full[0, :, ::8, ::8].permute(1, 2, 0).numpy(), sample, atol=1e-5 * np.abs(sample).max())
+    ids = degrid.Predictor(model)(originals.array("eth/image_65x97"))
+    assert (ids == originals.array(f"{network}/upsampled_argmax")[0]).mean() >= 0.999
+
+
+@pytest.mark.parametrize("original", TYPES)
+def test_what_the_original_trains_is_trained_here(original):
+    """Frozen batch norm: as many trainable tensors as the original has, biases and operators included."""
+    network = f"eth/res50/{original}"
+    model = degrid.deeplabv2("res50", 21, operator=OPERATOR[original], legacy=True)
+    degrid.models.freeze_batch_norm(model)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(trained) == originals.num_trainable(network)
+
+
+def test_deeplab_v3_on_slim_resnet_v1(tmp_path):
+    model, report = converted(tmp_path, "nd", "nd")
+    assert "ND" in report.system
+    with torch.inference_mode():
+        logits = model(image_of("nd/image")).permute(0, 2, 3, 1).numpy()
+    assert_same_logits(logits, originals.array("nd/ND/resnet_v1_50/aspp/logits"))
+    assert (logits.argmax(-1) == originals.array("nd/ND/resnet_v1_50/aspp/argmax")).all()
+
+
+def test_deeplab_v3_on_slim_resnet_v2(tmp_path):
+    model, report = converted(tmp_path, "st", "st")
+    assert all("postnorm" in name or "/logits/" in name for name in report.dropped)
+    with torch.inference_mode():
+        full = resize(model(image_of("st/image")), (65, 97), model.resize).permute(0, 2, 3, 1).numpy()
+    assert_same_logits(full[:, ::4, ::4], originals.array("st/ST/resnet_v2_50/os16/logits"))
+    assert (full.argmax(-1) == originals.array("st/ST/resnet_v2_50/os16/argmax")).mean() >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.original
+def test_multi_scale_deeplab_v2_in_pytorch(tmp_path):
+    model, _ = converted(tmp_path, "is", "is")
+    assert model.scales == (0.75, 0.5)
+    with torch.inference_mode():
+        scales = model.scale_logits(image_of("is/image"))
+        fused = model(image_of("is/image"))
+    ours = [scales[0], resize(scales[1], scales[0].shape[-2:], model.resize), scales[2], fused]
+    for index, logits in enumerate(ours):
+        theirs = originals.array(f"is/out{index}")
+        assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), theirs.transpose(0, 2, 3, 1))
+
+
+# Modernising
+
+
+@pytest.mark.parametrize("original", ["regular", "smooth_GI", "smooth_SSC", "gaussian_filter", "aggregation"])
+def test_modernised_models_compute_the_same(tmp_path, original):
+    if original == "aggregation":  # boxes that are no boxes any more have no equivalent: start from fresh ones
+        model = degrid.deeplabv2("res50", 21, operator="aggregation", legacy=True)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("smoothing.mix"):
+                    parameter.copy_(torch.tensor([0.3, 0.2, 0.4, 0.25]))
+                if name.endswith("smoothing.residual"):
+                    parameter.normal_(std=0.05)
+        degrid.save(model, tmp_path / "model")
+    else:
+        converted(tmp_path, f"eth/res50/{original}", "eth")
+    report = modernise(tmp_path / "model", tmp_path / "new")
+    old, new = degrid.load(tmp_path / "model"), degrid.load(tmp_path / "new")
+    assert not new.config.legacy
+    assert new.config.resize == "tf_legacy"
+    assert "4k + 1" in str(report)
+    image = torch.randint(0, 256, (1, 3, 65, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        a, b = old.eval()(image), new(image)
+    assert float((a - b).abs().max()) <= 2e-5 * float(a.abs().max())
+    modern = {type(module).__module__ for module in new.modules()}
+    assert "degrid.smoothing.legacy" not in modern
+
+
+def test_modernised_gains_move_into_the_weights(tmp_path):
+    model = degrid.deeplabv2("res50", 3, operator="average", legacy=True).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("smoothing.weight"):
+                parameter.mul_(torch.rand(len(parameter), 1, 1, 1) + 0.5)
+    degrid.save(model, tmp_path / "model")
+    modernise(tmp_path / "model", tmp_path / "new")
+    image = torch.randint(0, 256, (1, 3, 65, 65), dtype=torch.uint8)
+    with torch.inference_mode():
+        a, b = model(image), degrid.load(tmp_path / "new")(image)
+    assert float((a - b).abs().max()) <= 2e-5 * float(a.abs().max())
+
+
+def test_what_cannot_be_modernised_names_the_layers(tmp_path):
+    converted(tmp_path, "eth/res50/average_filter", "eth")
+    with pytest.raises(ConversionError, match=r"no boxes any more.*encoder\.layer4\.0\.conv2"):
+        modernise(tmp_path / "model", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model = degrid.deeplabv2("res50", 2, operator="aggregation", legacy=True)
+    with torch.no_grad():
+        model.encoder.layer3[0].conv2.smoothing.mix.copy_(torch.tensor([0.5, -0.1, 0.3, 0.3]))
+    degrid.save(model, tmp_path / "negative")
+    with pytest.raises(ConversionError, match=r"not all positive.*encoder\.layer3\.0\.conv2"):
+        modernise(tmp_path / "negative", tmp_path / "new")
+    degrid.save(degrid.deeplabv3("slim:resnet_v2_50", 2, legacy=True), tmp_path / "v2")
+    with pytest.raises(ConversionError, match="before the encoder's last batch norm"):
+        modernise(tmp_path / "v2", tmp_path / "new")
+    degrid.save(degrid.deeplabv2("res50", 2), tmp_path / "default")
+    with pytest.raises(degrid.UserError, match="not a legacy model"):
+        modernise(tmp_path / "default", tmp_path / "new")
+
+
+# Caffe, other PyTorch repositories, torchvision
+
+
+def random_state(model, seed=0):
+    """A state dict of plausible random values, batch norm statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in model.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim == 4:
+            state[name] = noise * (2 / value[0].numel()) ** 0.5
+        elif name.endswith("running_var"):
+            state[name] = 1 + 0.2 * noise.abs()
+        elif not value.is_floating_point():
+            state[name] = value
+        elif name.endswith("weight"):
+            state[name] = 0.7 + 0.1 * noise
+        else:
+            state[name] = 0.1 * noise
+    return state
+
+
+def test_caffe_names_and_batch_norm_in_two_layers(tmp_path):
+    """A Caffe model's blobs, made from a model of ours: statistics times a factor, and a copy per scale."""
+    model = degrid.deeplabv2("caffe:resnet50", 21, resize="align_corners", scales=(0.75, 0.5)).eval()
+    model.load_state_dict(random_state(model))
+    blobs = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            continue
+        layer = caffe_name(name)
+        if isinstance(module, nn.Conv2d):
+            blobs[f"{layer}/0"] = module.weight
+            if module.bias is not None:
+                blobs[f"{layer}/1"] = module.bias
+        else:
+            blobs[f"{layer}/0"], blobs[f"{layer}/1"] = 999.98 * module.running_mean, 999.98 * module.running_var
+            blobs[f"{layer}/2"] = torch.tensor([999.98])
+            scale = layer.replace("bn", "scale", 1)
+            blobs[f"{scale}/0"], blobs[f"{scale}/1"] = module.weight, module.bias
+    arrays = {name: value.detach().numpy() for name, value in blobs.items()}
+    for name in list(arrays):
+        layer, _, blob = name.rpartition("/")
+        head = layer.startswith("fc1")
+        for scale in ("_res075", "_res05"):
+            copy = layer.replace("_c", f"{scale}_c") if head else layer + scale
+            arrays[f"{copy}/{blob}"] = arrays[name]
+    plan = plan_for(arrays, None, "blobs")
+    assert plan.system == "DeepLab v2 in Caffe"
+    assert not plan.unexpected
+    again = degrid.deeplabv2("caffe:resnet50", 21)
+    fill(again, plan, tmp_path)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert plan.model["scales"] == (0.75, 0.5)
+    arrays["conv1_res05/0"] = arrays["conv1_res05/0"] + 1
+    with pytest.raises(ConversionError, match="do not share"):
+        plan_for(arrays, None, "blobs")
+
+
+def caffe_name(name):
+    """Our module's name -> Caffe's layer."""
+    parts = name.split(".")
+    if parts[0] == "head":
+        return f"fc1_voc12_c{parts[-1]}"
+    if parts[1] in ("conv1", "bn1"):
+        return "conv1" if parts[1] == "conv1" else "bn_conv1"
+    stage, unit = int(parts[1][-1]) + 1, int(parts[2])
+    letter = "abcdefgh"[unit] if stage in (2, 5) or unit == 0 else f"b{unit}"
+    branch = {"conv1": "2a", "bn1": "2a", "conv2": "2b", "bn2": "2b", "conv3": "2c", "bn3": "2c", "downsample": "1"}
+    norm = parts[3].startswith("bn") or parts[3:] == ["downsample", "1"]
+    return f"{'bn' if norm else 'res'}{stage}{letter}_branch{branch[parts[3]]}"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "shortcut", "head"), [("base.", "shortcut", "aspp.c"), ("", "proj", "aspp.stages.c")]
+)
+def test_kazuto1011_names(tmp_path, prefix, shortcut, head):
+    model = degrid.deeplabv2("caffe:resnet50", 21).eval()
+    state = random_state(model)
+    parts = {"conv1": "reduce.conv", "bn1": "reduce.bn", "conv2": "conv3x3.conv", "bn2": "conv3x3.bn"}
+    parts |= {"conv3": "increase.conv", "bn3": "increase.bn"}
+    theirs = {}
+    for name, value in state.items():
+        words = name.split(".")
+        if words[0] == "head":
+            new = f"{head}{words[2]}.{words[3]}"
+        elif words[1] in ("conv1", "bn1"):
+            new = f"layer1.conv1.{words[1][:-1]}.{words[2]}"
+        else:
+            place = f"layer{int(words[1][-1]) + 1}.block{int(words[2]) + 1}"
+            inner = parts.get(words[3]) or f"{shortcut}.{('conv', 'bn')[int(words[4])]}"
+            new = f"{place}.{inner}.{words[-1]}"
+        theirs[prefix + new] = value
+    torch.save(theirs, tmp_path / "msc.pth")
+    report = convert(tmp_path / "msc.pth", tmp_path / "model")
+    again = degrid.load(tmp_path / "model")
+    for name, value in again.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[name]), name
+    assert again.scales == ((0.75, 0.5) if prefix else ())
+    assert not report.unexpected
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])
+def test_torchvision(tmp_path, name):
+    theirs = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, aux_loss=True).eval()
+    theirs.load_state_dict(random_state(theirs))
+    torch.save(theirs.state_dict(), tmp_path / "tv.pth")
+    report = convert(tmp_path / "tv.pth", tmp_path / "model")
+    model = degrid.load(tmp_path / "model")
+    assert set(report.dropped.values()) >= {"second head, used for the training loss only"}
+    image = torch.randint(0, 256, (1, 3, 97, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    with torch.inference_mode():
+        expected = theirs((image - mean) / std)["out"]
+        ours = resize(model(image), (97, 130), model.resize)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert model.labels.names[15] == "person"
+
+
+@pytest.mark.parametrize("network", ["v3_resnet18", "v3plus_resnet18", "v3plus_resnet50"])
+def test_segmentation_models_pytorch(tmp_path, network):
+    image, shapes, expected = originals.smp_golden()
+    state = {name: torch.from_numpy(originals.smp_weight(name, tuple(s))) for name, s in shapes[network].items()}
+    torch.save(state, tmp_path / "smp.pth")
+    report = convert(tmp_path / "smp.pth", tmp_path / "model")
+    assert "defaults are assumed" in report.notes[0]
+    model = degrid.load(tmp_path / "model")
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None])
+        full = resize(logits, (64, 96), model.resize)[0, :, ::4, ::4].numpy()
+    theirs = expected[network]
+    assert np.abs(full - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_smp_with_another_encoder_is_refused(tmp_path):
+    state = {
+        "decoder.aspp.convs.0.0.weight": torch.zeros(256, 1280, 1, 1),
+        "encoder.features.0.0.weight": torch.zeros(1),
+    }
+    torch.save(state, tmp_path / "smp.pth")
+    with pytest.raises(ConversionError, match="an encoder that degrid cannot convert"):
+        convert(tmp_path / "smp.pth", tmp_path / "model")
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("resnet18", "timm:resnet18"), ("mobilenet_v2", "timm:mobilenetv2_100")])
+def test_imagenet_weights_become_an_encoder_folder(tmp_path, name, encoder):
+    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    theirs.load_state_dict(random_state(theirs))
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    report = convert(tmp_path / "net.pth", tmp_path / "encoder")
+    assert report.kind == "encoder"
+    assert report.config["encoder"] == encoder
+    model = degrid.deeplabv3(encoder, 2, output_stride=32, pretrained=str(tmp_path / "encoder")).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours = model.encoder(image)[-1]
+        if name == "mobilenet_v2":
+            expected = theirs.features[:18](image)
+        else:
+            expected = nn.Sequential(*list(theirs.children())[:-2])(image)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(degrid.UserError, match="not a whole model"):
+        degrid.load(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_slim_imagenet_weights(tmp_path, version):
+    """slim's variables, written from an encoder of ours."""
+    from degrid.models import EncoderSettings, build_encoder
+
+    net = build_encoder(f"slim:resnet_{version}_50", EncoderSettings(output_stride=32)).eval()
+    net.load_state_dict(random_state(net))
+    variables = slim_variables(net, version)
+    variables[f"resnet_{version}_50/logits/weights"] = np.zeros((1, 1, 2048, 1000), np.float32)
+    variables["global_step"] = np.array(5)
+    variables[f"resnet_{version}_50/conv1/weights/Momentum"] = np.zeros(3, np.float32)
+    np.savez(tmp_path / "slim.npz", **variables)
+    report = convert(tmp_path / "slim.npz", tmp_path / "encoder")
+    assert sorted(report.dropped.values()) == ["ImageNet classifier", "optimiser state", "step counter"]
+    settings = EncoderSettings(output_stride=32, pretrained=str(tmp_path / "encoder"))
+    again = build_encoder(f"slim:resnet_{version}_50", settings)
+    for name, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def slim_variables(net, version):
+    leaves = {"running_mean": "moving_mean", "running_var": "moving_variance"}
+    variables = {}
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            continue
+        norm = isinstance(module, nn.BatchNorm2d)
+        parts = name.split(".")
+        if parts[0] == "norm":
+            place = "postnorm"
+        elif parts[0] in ("conv1", "bn1"):
+            place = "conv1" + "/BatchNorm" * norm
+        else:
+            inner = "shortcut" if parts[2] == "downsample" else parts[2].replace("bn", "conv")
+            place = f"block{parts[0][-1]}/unit_{int(parts[1]) + 1}/bottleneck_{version}/{inner}"
+            place += "/BatchNorm" * (norm and inner != "preact")
+        for leaf, value in module.state_dict().items():
+            if leaf == "num_batches_tracked":
+                continue
+            if not norm:
+                new = "weights" if leaf == "weight" else "biases"
+            else:
+                new = leaves.get(leaf) or {"weight": "gamma", "bias": "beta"}[leaf]
+            array = value.numpy()
+            variables[f"resnet_{version}_50/{place}/{new}"] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    return variables
+
+
+# Reports and refusals
+
+
+def test_unknown_tensors_are_refused_unless_allowed(tmp_path):
+    weights = originals.golden_weights(originals.shapes("nd"), "nd")
+    weights["resnet_v1_50/surprise"] = np.zeros(3, np.float32)
+    np.savez(tmp_path / "weights.npz", **weights)
+    with pytest.raises(ConversionError, match=r"1 tensors that have no place.*surprise.*--allow-unused"):
+        convert(tmp_path / "weights.npz", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    report = convert(tmp_path / "weights.npz", tmp_path / "model", allow_unused=True)
+    assert report.unexpected == ("resnet_v1_50/surprise",)
+    saved = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    assert saved["unexpected"] == ["resnet_v1_50/surprise"]
+    assert len(saved["loaded"]) == len(report.loaded)
+
+
+def test_missing_tensors_and_wrong_systems_are_named(tmp_path):
+    weights = originals.golden_weights(originals.shapes("nd"), "nd")
+    np.savez(tmp_path / "weights.npz", **weights)
+    with pytest.raises(ConversionError, match=r"DeepLab v2 in Caffe; it fits NanqingD.*\(--as nd\)"):
+        convert(tmp_path / "weights.npz", tmp_path / "model", system="caffe")
+    with pytest.raises(degrid.UserError, match='unknown system "caffee".* Did you mean "caffe"'):
+        convert(tmp_path / "weights.npz", tmp_path / "model", system="caffee")
+    del weights["resnet_v1_50/fusion/1x1conv/weights"]
+    np.savez(tmp_path / "weights.npz", **weights)
+    with pytest.raises(ConversionError, match=r"1 missing \(head\.aspp\.project\.0\.weight\)"):
+        convert(tmp_path / "weights.npz", tmp_path / "model")
+    np.savez(tmp_path / "weights.npz", some=np.zeros(2))
+    with pytest.raises(ConversionError, match=r"no system that degrid can convert.*called some"):
+        convert(tmp_path / "weights.npz", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_settings_and_classes_can_be_given(tmp_path):
+    weights = originals.golden_weights(originals.shapes("st"), "st")
+    np.savez(tmp_path / "weights.npz", **weights)
+    labels = LabelSpace.of_size(21)
+    convert(tmp_path / "weights.npz", tmp_path / "model", settings=["output_stride=8"], labels=labels)
+    model = degrid.load(tmp_path / "model")
+    assert model.output_stride == 8
+    assert model.labels.names[0] == "class 0"
+    rates = [conv.rate[0] for conv in describe(model, (65, 65)).dilated if "encoder" in conv.name]
+    assert rates == [2] * 6 + [4, 8, 16]
