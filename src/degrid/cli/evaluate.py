@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
 
 if TYPE_CHECKING:
     from degrid.types import Scores
@@ -18,24 +21,36 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
+    scales: Scales = "1",
+    flip: Flip = False,
+    fusion: Fusion = "mean",
+    window: Window = None,
+    overlap: Overlap = 0.5,
+    crf: Crf = False,
 ) -> None:
     """Score a model: mIoU, accuracies, boundary IoU, and a table per class.
 
     \b
     degrid eval runs/my_photos --data my_photos
     degrid eval runs/my_photos --data my_photos --split test -o scores.json
+    degrid eval runs/my_photos --data my_photos --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
+    degrid eval runs/my_photos --data my_photos --window 512x512
     """
     import degrid
     from degrid.cli.progress import progress
     from degrid.files import write_json
 
+    how = inference(scales, flip, fusion, window, overlap, crf)
     network = degrid.load(model)
     dataset = degrid.open_dataset(data, split, labels=network.labels)
     with progress("evaluating", len(dataset)) as advance:
-        found = degrid.evaluate(network, dataset, device=device, precision=precision, on_image=lambda *_: advance())
+        found = degrid.evaluate(
+            network, dataset, device=device, precision=precision, how=how, on_image=lambda *_: advance()
+        )
     print_scores(found)
     if out is not None:
-        write_json(out, {"model": str(model), "data": data, "split": split, **found.to_dict()})
+        looks = dataclasses.asdict(how)
+        write_json(out, {"model": str(model), "data": data, "split": split, "inference": looks, **found.to_dict()})
         print(f"scores: {out}")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
 from degrid.types import UserError
 
 
@@ -20,6 +21,12 @@ def predict(
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Also NAME.logits.npy: float32 [C,h,w] before enlarging.")
     ] = False,
+    scales: Scales = "1",
+    flip: Flip = False,
+    fusion: Fusion = "mean",
+    window: Window = None,
+    overlap: Overlap = 0.5,
+    crf: Crf = False,
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
 
@@ -27,14 +34,19 @@ def predict(
     degrid predict runs/my_photos photo.jpg
     degrid predict runs/my_photos photos/ -o results
     degrid predict runs/my_photos "photos/**/*_left.png" -o results --save-logits
+    degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
+    degrid predict runs/my_photos map.tif --window 1024x1024
     """
     import degrid
     from degrid.cli.progress import progress
     from degrid.engine.outputs import find_images, write_prediction, write_summary
 
+    how = inference(scales, flip, fusion, window, overlap, crf)
+    if save_logits and not how.is_plain:
+        raise UserError("--save-logits writes the network's own logits; leave out --scales, --flip, --window and --crf")
     found = find_images(images, exclude=out)
     network = degrid.load(model)
-    predictor = degrid.Predictor(network, device=device, precision=precision)
+    predictor = degrid.Predictor(network, device=device, precision=precision, how=how)
     summary, failed = {}, []
     with progress("predicting", len(found)) as advance:
         for name, path in found.items():

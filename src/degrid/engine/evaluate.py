@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from degrid.engine.infer import Predictor
+from degrid.engine.looks import Inference
 from degrid.engine.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.types import Dataset, Sample, Scores, UserError
 
@@ -17,6 +18,7 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "float32",
+    how: Inference | None = None,
     boundary: bool = True,
     on_image: Callable[[int, Sample, Tensor], None] | None = None,
 ) -> Scores:
@@ -24,6 +26,7 @@ def evaluate(
 
     Args:
         model: from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]; its training mode is put back afterwards.
+        how: scales, flips and windows; by default each image once, whole.
         boundary: also boundary IoU (costs a few milliseconds per image).
         on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W].
     Raises:
@@ -33,19 +36,18 @@ def evaluate(
     if len(dataset) == 0:
         raise UserError("nothing to evaluate: the dataset holds no image")
     was_training = model.training
-    predictor = Predictor(model, device, precision)
+    predictor = Predictor(model, device, precision, how)
     confusion = ConfusionMatrix(num_classes)
     bands = BoundaryCounts(num_classes) if boundary else None
     try:
         for index in range(len(dataset)):
             sample = dataset[index]
-            logits = predictor.logits(sample.image)
-            if logits.shape[1] != num_classes:
+            ids = predictor.class_ids(sample.image).cpu()
+            if predictor.num_classes != num_classes:
                 raise UserError(
-                    f"the model predicts {logits.shape[1]} classes, the dataset has {num_classes} "
+                    f"the model predicts {predictor.num_classes} classes, the dataset has {num_classes} "
                     f"({', '.join(dataset.labels.names[:5])}{', ...' if num_classes > 5 else ''})"
                 )
-            ids = predictor.ids(logits, tuple(sample.label.shape)).cpu()
             confusion.update(ids, sample.label)
             if bands:
                 bands.update(ids, sample.label)

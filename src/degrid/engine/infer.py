@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from degrid.engine.device import autocast, pick_device
+from degrid.engine.looks import Inference, fused_scores, slide_in_bands
 from degrid.image import read_image, to_array
 from degrid.resize import convention_of, resize
 from degrid.types import UserError
@@ -20,10 +21,14 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """ids: uint8 [H,W], at the image's size; logits: float32 [C,h,w], at the head's stride; image: uint8 [H,W,3]."""
+    """What a model says of an image.
+
+    ids: uint8 [H,W], at the image's size. logits: float32 [C,h,w], see `Predictor.scores`; None where windows slide, so
+    that they are never all in memory. image: uint8 [H,W,3].
+    """
 
     ids: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
     image: np.ndarray
 
 
@@ -35,11 +40,18 @@ class Predictor:
             put in evaluation mode.
         device: "auto", "cpu", "cuda", ...
         precision: "float32", "bfloat16" (faster where the hardware has it, less exact) or "auto".
+        how: scales, flips and windows; by default the image is looked at once, as it is.
     """
 
-    def __init__(self, model: nn.Module, device: str = "auto", precision: str = "float32") -> None:
+    def __init__(
+        self, model: nn.Module, device: str = "auto", precision: str = "float32", how: Inference | None = None
+    ) -> None:
         self.device = pick_device(device)
         self.precision = precision
+        self.how = how or Inference()
+        self.num_classes: int | None = None
+        """Classes of the model's logits; known after the first image."""
+        self.stride = max(getattr(getattr(model, "encoder", None), "reductions", (1,)))
         self.resize = convention_of(model)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
@@ -56,21 +68,49 @@ class Predictor:
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
         pixels = _pixels(image)
-        logits = self.logits(torch.from_numpy(pixels).permute(2, 0, 1))
-        ids = self.ids(logits, pixels.shape[:2])
-        return Prediction(ids.cpu().numpy(), logits[0].float().cpu().numpy(), pixels)
+        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+        if self._in_bands(pixels.shape[:2]):
+            return Prediction(self.class_ids(image_tensor).cpu().numpy(), None, pixels)
+        found = self.scores(image_tensor)
+        ids = self.ids(found, pixels.shape[:2])
+        return Prediction(ids.cpu().numpy(), found[0].float().cpu().numpy(), pixels)
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Logits [1,C,h,w], float32, at the head's stride, of a uint8 image [3,H,W]."""
-        with torch.inference_mode(), autocast(self.device, self.precision):
+    def scores(self, image: Tensor) -> Tensor:
+        """Scores [1,C,h,w], float32, of a uint8 image [3,H,W].
+
+        Plainly: logits at the head's stride; with scales, flips or windows see `degrid.engine.looks.fused_scores`.
+        """
+        with torch.inference_mode():
             batch = image[None].to(self.device, memory_format=torch.channels_last)
+            plain = self.how.looks_once and self.how.crf is None
+            if plain and not self.how.slides_over(tuple(image.shape[-2:])):
+                return self._forward(batch)
+            return fused_scores(self._forward, batch, self.how, self.resize, self.stride)
+
+    def class_ids(self, image: Tensor) -> Tensor:
+        """Class ids, uint8 [H,W], of a uint8 image [3,H,W]; with windows in bounded memory."""
+        size = tuple(image.shape[-2:])
+        if not self._in_bands(size):
+            return self.ids(self.scores(image), size)
+        with torch.inference_mode():
+            batch = image[None].to(self.device, memory_format=torch.channels_last)
+            bands = slide_in_bands(self._forward, batch, self.how, self.resize)
+            return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
+
+    def _in_bands(self, size: tuple[int, ...]) -> bool:
+        """Whether the class ids of an image can come band by band, without all scores in memory."""
+        return self.how.looks_once and self.how.crf is None and self.how.slides_over(size)
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
             logits: Tensor = self.model(batch)
+        self.num_classes = logits.shape[1]
         return logits.float()
 
-    def ids(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Enlarge logits [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
+    def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
         with torch.inference_mode():
-            return resize(logits, size, self.resize)[0].argmax(0).to(torch.uint8)
+            return resize(scores, size, self.resize)[0].argmax(0).to(torch.uint8)
 
 
 def _pixels(image: ImageLike) -> np.ndarray:

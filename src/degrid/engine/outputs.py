@@ -83,7 +83,7 @@ def write_prediction(
         with atomic_write(out / f"{name}.overlay.jpg") as temporary:
             picture = overlay_classes(prediction.image, prediction.ids, labels)
             Image.fromarray(picture).save(temporary, format="JPEG", quality=92)
-    if logits:
+    if logits and prediction.logits is not None:
         with atomic_write(out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
             np.save(stream, prediction.logits)
     counts = np.bincount(prediction.ids.ravel(), minlength=len(labels))
