@@ -136,8 +136,18 @@ class TrainConfig:
     """train: batch statistics; frozen: statistics and affine parameters stay as loaded."""
     loss_size: str = "label"
     """label: logits are enlarged to the label; logits: labels are reduced (nearest) to the logits."""
+    loss: str = "cross_entropy"
+    """cross_entropy, ohem (hard pixels), focal, dice or lovasz; several joined by "+", such as cross_entropy+dice; or
+    "module:Name", a function of logits and label."""
+    label_smoothing: float = 0.0
+    """Share of the target that cross_entropy and ohem spread over all classes; 0: none."""
+    focal_gamma: float = 2.0
+    """How much less focal counts pixels that are right already; 0: cross-entropy."""
+    ohem_share: float = 0.25
+    """Share of each micro-batch's valid pixels, the hardest, that ohem keeps."""
     class_weights: str = "none"
-    """none, sqrt_median_frequency or median_frequency: rare classes weigh more."""
+    """sqrt_median_frequency or median_frequency: rare classes weigh more; numbers such as 1,2,0.5, one per class; or
+    none. Dice and lovasz count all classes the same whatever this says."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights that is evaluated and saved; 0: off."""
     precision: str = "auto"

@@ -20,12 +20,14 @@ import degrid
 from degrid import config as configs
 from degrid import recipes
 from degrid.assemble import build_model, save, start_from
-from degrid.config import RunConfig
+from degrid.config import RunConfig, TrainConfig
 from degrid.data import TrainTransform, open_dataset, training_batches
+from degrid.data.stats import class_pixels
 from degrid.engine.device import PRECISIONS, pick_device
 from degrid.engine.evaluate import evaluate
 from degrid.engine.log import RunLog
-from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, median_frequency_weights
+from degrid.engine.loss_table import make_losses, uses_class_weights
+from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, Loss, given_class_weights, median_frequency_weights
 from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule
 from degrid.engine.train import Training
 from degrid.engine.train import train as train_loop
@@ -66,6 +68,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     data, settings = config.data, config.train
     transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
     dataset = open_dataset(data.path, data.train)
+    _check_num_weights(settings.class_weights, dataset)
     held_out: Dataset | None = open_dataset(data.path, data.val, labels=dataset.labels) if data.val else None
     device = pick_device(settings.device)
     torch.manual_seed(settings.seed)
@@ -121,6 +124,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
             accumulate=settings.accumulate,
             loss_size=settings.loss_size,
             class_weights=_class_weights(settings.class_weights, dataset),
+            losses=_losses(settings),
             precision=settings.precision,
             eval_every=settings.eval_every,
             save_every=settings.save_every,
@@ -153,21 +157,40 @@ def _check(config: RunConfig) -> None:
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
         ("train.precision", settings.precision, PRECISIONS),
-        ("train.class_weights", settings.class_weights, tuple(CLASS_WEIGHTS)),
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
     if not 0 <= settings.ema < 1:
         raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
+    losses = _losses(settings)
+    if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
+        raise UserError(
+            f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
+            "train.class_weights=none, or add a loss of pixels, as in train.loss=cross_entropy+dice"
+        )
+
+
+def _losses(settings: TrainConfig) -> tuple[Loss, ...]:
+    return make_losses(settings.loss, settings.label_smoothing, settings.focal_gamma, settings.ohem_share)
+
+
+def _check_num_weights(text: str, dataset: Dataset) -> None:
+    given, names = given_class_weights(text), dataset.labels.names
+    if given and len(given) != len(names):
+        raise UserError(
+            f'setting "train.class_weights": expected {len(names)} numbers, one per class ({", ".join(names)}), '
+            f"got {len(given)}"
+        )
 
 
 def _class_weights(kind: str, dataset: Dataset) -> Tensor | None:
+    """Weights that are given, or those of a name from the training set's pixels."""
+    given = given_class_weights(kind)
+    if given:
+        return torch.tensor(given)
     if kind == "none":
         return None
-    pixels = torch.zeros(256, dtype=torch.int64)
-    for index in range(len(dataset)):
-        pixels += torch.bincount(dataset[index].label.reshape(-1).long(), minlength=256)
-    return median_frequency_weights(pixels[: len(dataset.labels)], CLASS_WEIGHTS[kind])
+    return median_frequency_weights(torch.tensor(class_pixels(dataset).class_pixels), CLASS_WEIGHTS[kind])
 
 
 def _provenance(config: RunConfig) -> dict[str, Any]:

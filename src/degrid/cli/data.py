@@ -1,4 +1,4 @@
-"""degrid data check, degrid data preview, degrid data export."""
+"""degrid data check, degrid data stats, degrid data preview, degrid data export."""
 
 from __future__ import annotations
 
@@ -33,6 +33,70 @@ def check(
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(2)
+
+
+@app.command()
+def stats(
+    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    split: Annotated[str, typer.Option(help="Split to count.")] = "train",
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """How often each class comes, and the class weights that makes (see train.class_weights).
+
+    Shares are of the valid pixels; "images" counts those with the class.
+
+    \b
+    degrid data stats my_photos
+    """
+    import json
+
+    from degrid.cli.progress import progress
+    from degrid.data import open_dataset
+    from degrid.data.stats import class_pixels
+
+    dataset = open_dataset(path, split)
+    with progress("counting") as advance:
+        report = class_pixels(dataset, advance)
+    rows = _class_rows(dataset.labels.names, report.class_pixels, report.class_images)
+    if json_output:
+        found = {"split": split, "num_images": report.num_images, "void_pixels": report.void_pixels, "classes": rows}
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{path}, {split}: {report.num_images} images, {report.void_pixels} void pixels")
+    width = max(len(name) for name in (*dataset.labels.names, "class"))
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    for name, *numbers in cells:
+        print(
+            f"{name:<{width}}"
+            + "".join(f"{number:>{max(10, len(key) + 2)}}" for key, number in zip(cells[0][1:], numbers, strict=True))
+        )
+
+
+def _class_rows(names: tuple[str, ...], pixels: list[int], images: list[int]) -> list[dict[str, str | int | float]]:
+    """One table row per class."""
+    import torch
+
+    from degrid.engine.losses import CLASS_WEIGHTS, median_frequency_weights
+
+    weights = {
+        kind: median_frequency_weights(torch.tensor(pixels), power).tolist()
+        for kind, power in CLASS_WEIGHTS.items()
+        if kind != "none"
+    }
+    return [
+        {
+            "class": name,
+            "pixels": pixels[index],
+            "share": pixels[index] / max(1, sum(pixels)),
+            "images": images[index],
+            **{kind: numbers[index] for kind, numbers in weights.items()},
+        }
+        for index, name in enumerate(names)
+    ]
+
+
+def _cell(value: str | int | float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 @app.command()

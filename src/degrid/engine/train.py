@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from degrid.engine.checkpoint import load_state, load_weights, save_state
 from degrid.engine.device import autocast
 from degrid.engine.log import RunLog
-from degrid.engine.losses import cross_entropy_sum, loss_weight
+from degrid.engine.losses import CrossEntropy, Loss, Objective
 from degrid.engine.optim import set_learning_rate
 from degrid.resize import convention_of
 from degrid.types import Batch, Scores, UserError
@@ -93,6 +93,7 @@ def train(
     accumulate: int = 1,
     loss_size: str = "label",
     class_weights: Tensor | None = None,
+    losses: tuple[Loss, ...] = (CrossEntropy(),),
     precision: str = "float32",
     eval_every: int = 1000,
     save_every: int = 0,
@@ -107,7 +108,8 @@ def train(
         folder: the run folder.
         lr_at: base learning rate at a step, from 0.
         accumulate: micro-batches per step; the gradient is that of the mean over all their valid pixels.
-        class_weights: [C], see `cross_entropy_sum`.
+        loss_size, class_weights: see `degrid.engine.losses.Objective`; class_weights [C].
+        losses: are added up; see `degrid.engine.loss_table.make_losses`.
         eval_every, save_every: in steps; save_every 0 saves at validations only. The last step does both.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
@@ -123,7 +125,7 @@ def train(
             lr = lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             micro = [next(batches) for _ in range(accumulate)]
-            loss = _step(state, micro, device, loss_size, class_weights, precision)
+            loss = _step(state, micro, device, loss_size, class_weights, precision, losses)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
@@ -150,38 +152,29 @@ def _step(
     loss_size: str,
     class_weights: Tensor | None,
     precision: str,
+    losses: tuple[Loss, ...] = (CrossEntropy(),),
 ) -> float:
-    """One optimiser step; the mean loss over the valid pixels of all micro-batches.
+    """One optimiser step; the mean loss over the valid pixels of all micro-batches, or over those batches.
 
     A multi-scale network has a loss for each scale and one for their maximum, which are added up (DeepLab v2, arXiv
     1606.00915 section 4.1.2); each is a mean over all micro-batches, however their void pixels are spread.
     """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    convention = convention_of(state.model)
-    sums: list[Tensor] = []
-    weights: list[Tensor] = []
-    for batch in micro:
+    objective = Objective(losses, loss_size, class_weights, convention_of(state.model))
+    total = weights = torch.zeros((), device=device)
+    for index, batch in enumerate(micro):
         image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
         with autocast(device, precision):
             maps = _maps(state.model, image)
-        if not weights:
+        if index == 0:
             # Known before the first backward pass, so that every gradient is divided by the final number.
-            labels = [other.label.to(device) for other in micro]
             sizes = [tuple(each.shape[-2:]) for each in maps]
-            weights = [
-                torch.stack([loss_weight(label, size, loss_size, class_weights, convention) for label in labels]).sum()
-                for size in sizes
-            ]
-            sums = [torch.zeros((), device=device) for _ in maps]
-        label = batch.label.to(device)
-        parts = [
-            cross_entropy_sum(each, label, loss_size, class_weights, convention) / weight.clamp(min=1e-12)
-            for each, weight in zip(maps, weights, strict=True)
-        ]
-        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
-        sums = [total + part.detach() for total, part in zip(sums, parts, strict=True)]
-    loss = float(torch.stack(sums).sum())  # a step without any valid pixel has loss and gradient 0
+            weights = torch.stack([objective.weights(sizes, other.label.to(device)) for other in micro]).sum(0)
+        part = (objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)).sum()
+        part.backward()  # type: ignore[no-untyped-call]
+        total = total + part.detach()
+    loss = float(total)  # a step without any valid pixel has loss and gradient 0
     if math.isfinite(loss):
         state.optimizer.step()
         if state.average:
