@@ -28,7 +28,8 @@ docs: .venv/ready  ## reference pages from the docstrings
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pdoc -o build/docs degrid degrid.types degrid.config degrid.recipes degrid.smoothing degrid.models \
 		degrid.data degrid.engine.train degrid.engine.evaluate degrid.engine.infer degrid.engine.losses \
-		degrid.engine.metrics degrid.engine.optim degrid.analysis
+		degrid.engine.metrics degrid.engine.optim degrid.engine.looks degrid.engine.crf degrid.analysis \
+		degrid.convert degrid.conversion degrid.modernisation
 	@echo "docs: build/docs/index.html"
 
 .venv/ready: pyproject.toml constraints.txt

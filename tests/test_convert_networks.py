@@ -415,6 +415,48 @@ def test_unknown_tensors_are_refused_unless_allowed(tmp_path):
     assert len(saved["loaded"]) == len(report.loaded)
 
 
+def test_early_names_and_training_state(tmp_path):
+    """Files of early 2017 name batch norm "bn../BatchNorm/..", and training checkpoints hold slots and a counter."""
+    weights = originals.golden_weights(originals.shapes("eth/res50/regular"), "eth")
+    convert_from(tmp_path / "a.npz", weights, tmp_path / "plain", settings=["scales=0.75,0.5"])
+    caffe = {}
+    stages = {"2": "abc", "3": ["a", "b1", "b2", "b3"], "4": ["a", "b1", "b2", "b3", "b4", "b5"], "5": "abc"}
+    parts = {"shortcut": "1", "conv1": "2a", "conv2": "2b", "conv3": "2c"}
+    for name, value in weights.items():
+        words = name.split("/")
+        leaf = words[-1]
+        norm = "BatchNorm" in words
+        if words[0] == "decoder":
+            layer = f"fc1_voc12_c{int(words[2][-1]) - 1}"
+        elif words[1] == "conv1":
+            layer = "bn_conv1" if norm else "conv1"
+        else:
+            stage = str(int(words[1][-1]) + 1)
+            unit = stages[stage][int(words[2].split("_")[1]) - 1]
+            layer = f"{'bn' if norm else 'res'}{stage}{unit}_branch{parts[words[4]]}"
+        caffe[f"{layer}/BatchNorm/{leaf}" if norm else f"{layer}/{leaf}"] = value
+        caffe[f"{layer}/{leaf}/Momentum"] = np.zeros(1, np.float32)
+    caffe["global_step"] = np.array(20000)
+    report = convert_from(tmp_path / "b.npz", caffe, tmp_path / "early")
+    assert set(report.dropped.values()) == {"optimiser state", "step counter"}
+    plain, early = degrid.load(tmp_path / "plain"), degrid.load(tmp_path / "early")
+    for name, value in early.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value), name
+    # The multi-scale network of the same weights is a setting: sizes and resizing as in TensorFlow.
+    image = image_of("eth/image_65x97")
+    with torch.inference_mode():
+        large = early(image)
+        x = early._normalised(image)
+        small = [early.head(early.encoder(resize(x, size, "tf_legacy"))) for size in ((48, 72), (32, 48))]
+        expected = torch.stack([large, *(resize(s, large.shape[-2:], "tf_legacy") for s in small)]).amax(0)
+        torch.testing.assert_close(plain(image), expected)
+
+
+def convert_from(file, weights, out, **options):
+    np.savez(file, **weights)
+    return convert(file, out, **options)
+
+
 def test_missing_tensors_and_wrong_systems_are_named(tmp_path):
     weights = originals.golden_weights(originals.shapes("nd"), "nd")
     np.savez(tmp_path / "weights.npz", **weights)

@@ -625,8 +625,11 @@ def test_every_command_has_help_with_examples():
         ["data", "check"],
         ["data", "preview"],
         ["data", "export"],
+        ["data", "stats"],
         ["convert"],
         ["demo"],
+        ["plot"],
+        ["collect"],
     ):
         code, output = cli(*words, "--help")
         assert code == 0

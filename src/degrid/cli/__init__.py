@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from degrid.cli import convert, data, demo, evaluate, info, predict, train
+from degrid.cli import collect, convert, data, demo, evaluate, info, plot, predict, train
 from degrid.types import UserError
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
+app.command("plot")(plot.plot)
+app.command("collect")(collect.collect)
 
 
 def run() -> None:
