@@ -16,7 +16,7 @@ from degrid.engine.optim import (
     make_optimizer,
     moving_average,
     parameter_groups,
-    poly_schedule,
+    schedule,
     set_learning_rate,
 )
 from degrid.engine.train import Stopped, Training, train
@@ -62,7 +62,7 @@ def go(state, folder, steps, **kwargs):
     accumulate = kwargs.get("accumulate", 1)
     source = kwargs.pop("source", batches)(state.step * accumulate)
     with RunLog(folder, kwargs.pop("total", steps), state.step, quiet=True) as log:
-        train(state, source, folder, log, steps=steps, lr_at=poly_schedule(0.1, 20, warmup=2), **kwargs)
+        train(state, source, folder, log, steps=steps, lr_at=schedule("poly", 0.1, 20, warmup=2), **kwargs)
 
 
 def losses(folder):
@@ -248,7 +248,7 @@ def test_groups_and_schedule():
         (20, 0),
     ]
     optimizer = make_optimizer("sgd", groups.values(), 1.0, 0.9)
-    at = poly_schedule(0.02, 100, power=0.9, warmup=4)
+    at = schedule("poly", 0.02, 100, power=0.9, warmup=4)
     assert at(0) == pytest.approx(0.02 / 5)
     assert at(50) == pytest.approx(0.02 * 0.5**0.9)
     assert at(100) == 0
@@ -256,6 +256,20 @@ def test_groups_and_schedule():
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([at(50), at(50), 10 * at(50), 20 * at(50)])
     with pytest.raises(UserError, match='unknown optimiser "adam"'):
         make_optimizer("adam", groups.values(), 1.0, 0.9)
+
+
+def test_schedules_by_hand():
+    poly, constant = schedule("poly", 0.1, 10), schedule("poly", 0.1, 10, power=0)
+    assert [poly(0), poly(5), poly(10)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
+    assert [constant(0), constant(9)] == [0.1, 0.1]
+    cosine = schedule("cosine", 0.1, 10)
+    assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([0.1, 0.05, 0])
+    step = schedule("step", 0.1, 10, every=4, factor=0.1)
+    assert [step(3), step(4), step(8)] == pytest.approx([0.1, 0.01, 0.001])
+    warm = schedule("step", 0.1, 10, every=4, factor=0.1, warmup=1)
+    assert [warm(0), warm(1)] == pytest.approx([0.05, 0.1])
+    with pytest.raises(UserError, match='unknown schedule "poli". Did you mean "poly"'):
+        schedule("poli", 0.1, 10)
 
 
 def test_smoothing_parameters_learn_at_the_encoders_rate_without_decay():

@@ -9,7 +9,7 @@ import torch
 from degrid import config, recipes
 from degrid.assemble import build_model
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.engine.optim import make_optimizer, parameter_groups, poly_schedule, set_learning_rate
+from degrid.engine.optim import make_optimizer, parameter_groups, schedule, set_learning_rate
 from degrid.engine.train import Training, _step
 from degrid.models import freeze_batch_norm
 from degrid.types import UserError
@@ -29,7 +29,9 @@ def step_once(run, crop=(49, 49)):
     optim = run.optim
     groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor)
     state = Training(model, make_optimizer(optim.name, groups, optim.lr, optim.momentum))
-    set_learning_rate(state.optimizer, poly_schedule(optim.lr, run.train.steps, optim.power, optim.warmup)(0))
+    set_learning_rate(
+        state.optimizer, schedule(optim.schedule, optim.lr, run.train.steps, power=optim.power, warmup=optim.warmup)(0)
+    )
     before = {name: value.clone() for name, value in model.named_parameters()}
     data = run.data
     batches = training_batches(scenes, TrainTransform(crop, data.scale, data.flip, data.jitter), 2, 0)

@@ -112,8 +112,14 @@ class OptimConfig:
     """Learning rate of the head's weights over the encoder's."""
     head_bias_factor: float = 20.0
     """Learning rate of the head's biases over the encoder's."""
+    schedule: str = "poly"
+    """poly, cosine or step."""
     power: float = 0.9
-    """Poly decay: lr * (1 - step / steps) ** power."""
+    """Poly decay: lr * (1 - step / steps) ** power; 0 keeps the rate constant."""
+    step_every: int = 2000
+    """Steps after which the schedule "step" lowers the rate."""
+    step_factor: float = 0.1
+    """What the schedule "step" multiplies the rate by."""
     warmup: int = 0
     """Steps of linear warm-up."""
 

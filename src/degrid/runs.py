@@ -28,7 +28,7 @@ from degrid.engine.evaluate import evaluate
 from degrid.engine.log import RunLog
 from degrid.engine.loss_table import make_losses, uses_class_weights
 from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, Loss, given_class_weights, median_frequency_weights
-from degrid.engine.optim import make_optimizer, moving_average, parameter_groups, poly_schedule
+from degrid.engine.optim import SCHEDULES, make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.train import Training
 from degrid.engine.train import train as train_loop
 from degrid.files import write_json
@@ -92,7 +92,16 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     batches = training_batches(
         dataset, transform, settings.batch_size, settings.seed, state.step * settings.accumulate, data.workers
     )
-    schedule = poly_schedule(config.optim.lr, settings.steps, config.optim.power, config.optim.warmup)
+    optim = config.optim
+    lr_at = schedule(
+        optim.schedule,
+        optim.lr,
+        settings.steps,
+        power=optim.power,
+        warmup=optim.warmup,
+        every=optim.step_every,
+        factor=optim.step_factor,
+    )
     with RunLog(folder, settings.steps, state.step, quiet) as log:
         log.say(_greeting(config, model, dataset, held_out, device, state.step))
         if settings.init and not interrupted:
@@ -120,7 +129,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
             folder,
             log,
             steps=settings.steps,
-            lr_at=schedule,
+            lr_at=lr_at,
             accumulate=settings.accumulate,
             loss_size=settings.loss_size,
             class_weights=_class_weights(settings.class_weights, dataset),
@@ -150,6 +159,7 @@ def _check(config: RunConfig) -> None:
         ("train.batch_size", settings.batch_size),
         ("train.accumulate", settings.accumulate),
         ("train.eval_every", settings.eval_every),
+        ("optim.step_every", config.optim.step_every),
     ):
         if value < 1:
             raise UserError(f'setting "{path}": expected at least 1, got {value}')
@@ -157,6 +167,7 @@ def _check(config: RunConfig) -> None:
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
         ("train.precision", settings.precision, PRECISIONS),
+        ("optim.schedule", config.optim.schedule, SCHEDULES),
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')

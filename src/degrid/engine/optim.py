@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from degrid.catalog import lookup
 from degrid.types import UserError
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -75,17 +77,62 @@ def make_optimizer(name: str, groups: Iterable[dict[str, object]], lr: float, mo
     raise UserError(f'unknown optimiser "{name}"; known: {", ".join(OPTIMIZERS)}')
 
 
-def poly_schedule(lr: float, steps: int, power: float = 0.9, warmup: int = 0) -> Callable[[int], float]:
-    """Learning rate at a step: lr * (1 - step / steps) ** power, rising linearly over the first `warmup` steps.
+def poly_schedule(lr: float, steps: int, power: float = 0.9) -> Callable[[int], float]:
+    """Learning rate at a step: lr * (1 - step / steps) ** power.
 
     Source: DeepLab v2 (arXiv 1606.00915) section 4.1.2; power 0.9.
     """
 
     def at(step: int) -> float:
-        rate: float = lr * max(0.0, 1 - step / steps) ** power
-        return rate * min(1.0, (step + 1) / (warmup + 1))
+        return float(lr * max(0.0, 1 - step / steps) ** power)
 
     return at
+
+
+def cosine_schedule(lr: float, steps: int) -> Callable[[int], float]:
+    """Learning rate at a step: lr * (1 + cos(pi * step / steps)) / 2.
+
+    Source: Loshchilov & Hutter (arXiv 1608.03983), equation 5, without restarts.
+    """
+
+    def at(step: int) -> float:
+        return lr * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+
+    return at
+
+
+def step_schedule(lr: float, every: int, factor: float) -> Callable[[int], float]:
+    """Learning rate at a step: lr times `factor` after each `every` steps.
+
+    Source: DeepLab v1 (arXiv 1412.7062) section 4: a tenth after every 2000 steps.
+    """
+
+    def at(step: int) -> float:
+        return float(lr * factor ** (step // every))
+
+    return at
+
+
+SCHEDULES = ("poly", "cosine", "step")
+
+
+def schedule(
+    name: str, lr: float, steps: int, *, power: float = 0.9, warmup: int = 0, every: int = 2000, factor: float = 0.1
+) -> Callable[[int], float]:
+    """Learning rate at a step, from 0, by the schedule's name, rising linearly over the first `warmup` steps.
+
+    Args:
+        power: of poly; 0 is a constant rate. every, factor: of step.
+    Raises:
+        UserError: an unknown schedule.
+    """
+    known: dict[str, Callable[[], Callable[[int], float]]] = {
+        "poly": lambda: poly_schedule(lr, steps, power),
+        "cosine": lambda: cosine_schedule(lr, steps),
+        "step": lambda: step_schedule(lr, every, factor),
+    }
+    at = lookup(known, name, "schedule")()
+    return lambda step: at(step) * min(1.0, (step + 1) / (warmup + 1))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
