@@ -264,6 +264,52 @@ def test_init_takes_weights_and_network_from_a_model(trained, photos, tmp_path):
     assert "tensors start anew (head." in (tmp_path / "encoder" / "log.txt").read_text()
 
 
+def test_a_recipe_can_have_a_second_stage(photos, tmp_path, monkeypatch):
+    """As DeepLab v3: the second goes on from the first at output stride 8 with frozen batch norm."""
+    (tmp_path / "two.py").write_text(
+        "from dataclasses import replace\n"
+        "from degrid import config, recipes\n"
+        "def first():\n"
+        f"    run = config.override(recipes.load('folder'), {TINY!r})\n"
+        "    return replace(run, name='first', then='two:second')\n"
+        "def second():\n"
+        "    run = config.override(first(), ['model.output_stride=8', 'train.batch_norm=frozen', 'then='])\n"
+        "    return replace(run, name='second')\n"
+        "def circle():\n"
+        "    return replace(first(), name='circle', then='two:circle')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "two:first", "--data", photos, "-q", "--operator", "tent"]
+    code, output = cli(*words, "--set", "optim.lr=0.001")
+    assert code == 0, output
+    assert str(Path("runs/first_stage2")) in output
+    first, second = (json.loads((tmp_path / "runs" / n / "run.json").read_text()) for n in ("first", "first_stage2"))
+    assert (first["config"]["model"]["output_stride"], second["config"]["model"]["output_stride"]) == (16, 8)
+    assert second["config"]["train"]["init"] == str((tmp_path / "runs" / "first").absolute())
+    assert second["config"]["data"]["path"] == first["config"]["data"]["path"]
+    assert second["config"]["model"]["smoothing"]["operator"] == "tent"
+    assert second["config"]["optim"]["lr"] == 0.001
+    before, after = (
+        load_file(tmp_path / "runs" / n / "model" / "model.safetensors") for n in ("first", "first_stage2")
+    )
+    norm = [key for key in before if key.endswith("running_mean")]
+    assert all(torch.equal(before[key], after[key]) for key in norm)
+    # What is there is not overwritten, and is noticed before the first stage.
+    code, output = cli(*words, "-o", "runs/other")
+    assert code == 0
+    code, output = cli("train", "--resume", "runs/other", "-q")
+    assert code == 0
+    (tmp_path / "runs" / "third_stage2").mkdir()
+    (tmp_path / "runs" / "third_stage2" / "run.json").write_text("{}")
+    code, output = cli(*words, "-o", "runs/third")
+    assert code == 2
+    assert "third_stage2 holds a run already" in output
+    assert not (tmp_path / "runs" / "third").exists()
+    code, output = cli("train", "two:circle", "--data", photos, "-q")
+    assert code == 2
+    assert "circle" in output
+
+
 def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
     model = assemble.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
     anew = assemble.start_from(model, trained)
@@ -620,6 +666,7 @@ def test_every_command_has_help_with_examples():
     for words in (
         ["train"],
         ["eval"],
+        ["compare"],
         ["predict"],
         ["info"],
         ["data", "check"],

@@ -176,6 +176,8 @@ class RunConfig:
 
     name: str = "run"
     """Names the run folder when none is given."""
+    then: str = ""
+    """A recipe that goes on from this run's best model, in a folder of its own beside this one; "": none."""
     compat: bool = False
     """true: a recipe follows the original's code where that differs from what its paper means."""
     model: ModelConfig = field(default_factory=ModelConfig)

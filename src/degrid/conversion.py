@@ -35,7 +35,7 @@ class ConversionReport:
     kind: "model" or "encoder".
     config: the settings of the network.
     loaded: our names to the file's. dropped: the file's names to the reason. unexpected: the file's names that were
-    left out only because the user allowed it. new: our names that the file has no values for, which start anew.
+    left out only because the user allowed it. notes: what the user should know.
     """
 
     source: str
@@ -46,7 +46,6 @@ class ConversionReport:
     loaded: dict[str, str]
     dropped: dict[str, str]
     unexpected: tuple[str, ...]
-    new: tuple[str, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,27 +53,25 @@ class ConversionReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        model = self.config
-        where = f"{model['encoder']}, output stride {model['output_stride']}" if self.kind == "model" else ""
-        operator = model["smoothing"]["operator"] if self.kind == "model" else ""
-        names = (
-            f"{model['network']} on {where}, {operator} dilated convolutions{', legacy' * model['legacy']}"
-            if self.kind == "model"
-            else f"encoder {model['encoder']}"
-        )
         lines = [
             f"file      {self.source} ({self.format})",
             f"system    {self.system}",
-            f"network   {names}",
+            f"network   {self._network()}",
             f"loaded    {len(set(self.loaded.values()))} tensors into {len(self.loaded)}",
+            *(f"dropped   {count}: {reason}" for reason, count in Counter(self.dropped.values()).most_common()),
         ]
-        for reason, count in Counter(self.dropped.values()).most_common():
-            lines.append(f"dropped   {count}: {reason}")
         if self.unexpected:
             lines.append(f"unused    {len(self.unexpected)}: {_some(self.unexpected)}")
-        if self.new:
-            lines.append(f"new       {len(self.new)} tensors are not in the file: {_some(self.new)}")
         return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
+
+    def _network(self) -> str:
+        model = self.config
+        if self.kind == "encoder":
+            return f"encoder {model['encoder']}"
+        return (
+            f"{model['network']} on {model['encoder']}, output stride {model['output_stride']}, "
+            f"{model['smoothing']['operator']} dilated convolutions{', legacy' if model['legacy'] else ''}"
+        )
 
 
 def convert(
@@ -111,10 +108,10 @@ def convert(
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), settings or [])
     folder = Path(out)
     if plan.kind == "encoder":
-        new = _write_encoder(plan, chosen, folder, read.path)
+        _write_encoder(plan, chosen, folder, read.path)
     else:
         model = build_model(chosen, labels or _labels(plan, read.path))
-        new = fill(model, plan, read.path)
+        fill(model, plan, read.path)
         save(model.eval(), folder)
     report = ConversionReport(
         str(source),
@@ -125,15 +122,14 @@ def convert(
         plan.origins,
         plan.dropped | dict.fromkeys(read.skipped, "no numbers"),
         tuple(plan.unexpected),
-        tuple(new),
         tuple(plan.notes),
     )
     write_json(folder / "conversion.json", report.to_dict())
     return report
 
 
-def fill(model: nn.Module, plan: Plan, file: Path, prefix: str = "") -> list[str]:
-    """Put a plan's tensors into a network; gives the names that the file has no values for, which it may lack.
+def fill(model: nn.Module, plan: Plan, file: Path, prefix: str = "") -> None:
+    """Put a plan's tensors into a network. Only batch norm's counters of batches may be missing.
 
     Args:
         prefix: of the plan's names, taken off.
@@ -159,7 +155,6 @@ def fill(model: nn.Module, plan: Plan, file: Path, prefix: str = "") -> list[str
     with torch.no_grad():
         for name, value in given.items():
             state[name].copy_(_tensor(value))
-    return missing
 
 
 def _tensor(value: np.ndarray) -> Tensor:
@@ -167,16 +162,15 @@ def _tensor(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(value, dtype=np.float32))
 
 
-def _write_encoder(plan: Plan, config: ModelConfig, folder: Path, file: Path) -> list[str]:
+def _write_encoder(plan: Plan, config: ModelConfig, folder: Path, file: Path) -> None:
     """encoder.safetensors under the encoder's own names, and what it is."""
     net = build_encoder(config.encoder, EncoderSettings(output_stride=32))
     inner: nn.Module = getattr(net, "net", net)
-    new = fill(inner, plan, file, "encoder.net." if inner is not net else "encoder.")
+    fill(inner, plan, file, "encoder.net." if inner is not net else "encoder.")
     weights = {key: value.contiguous() for key, value in inner.state_dict().items()}
     with atomic_write(folder / "encoder.safetensors") as temporary:
         save_file(weights, temporary)
     write_json(folder / "config.json", {"format": ENCODER_FORMAT, "encoder": config.encoder})
-    return new
 
 
 def _labels(plan: Plan, file: Path) -> LabelSpace:

@@ -143,6 +143,52 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     return RunResult(folder, state.best_miou if held_out is not None else None)
 
 
+def run_stages(
+    config: RunConfig, folder: Path, *, settings: list[str] | None = None, resume: bool = False, quiet: bool = False
+) -> RunResult:
+    """Train as a config says, and then as the recipes in `then` say, each from the best model of the one before.
+
+    A later stage takes data, smoothing, device and seed from the first; its folder is that of the first with "_stage2",
+    "_stage3", .. added. What could stop it is checked before the first stage begins.
+
+    Args:
+        settings: "a.b=c", applied to every later stage too.
+        resume: continue where it stopped, in whichever stage that was.
+    Raises:
+        UserError, Stopped: see `run`.
+    """
+    if resume:
+        config = recipes.load(str(folder / "run.json"))
+    stages = [(config, folder)]
+    while stages[-1][0].then:
+        following = _next_stage(*stages[-1], settings or [])
+        place = folder.with_name(f"{folder.name}_stage{len(stages) + 1}")
+        if following.name in [stage.name for stage, _ in stages]:
+            raise UserError(f'the recipes named by "then" go round in a circle: {following.name} comes twice')
+        if not resume and (place / "run.json").exists():
+            raise UserError(f"{place} holds a run already; move it, or choose another -o")
+        open_dataset(following.data.path, following.data.train)
+        stages.append((following, place))
+    for stage, place in stages:
+        result = run(stage, place, resume=resume and (place / "run.json").exists(), quiet=quiet)
+    return result
+
+
+def _next_stage(config: RunConfig, folder: Path, settings: list[str]) -> RunConfig:
+    found = recipes.load(config.then)
+    return configs.override(
+        dataclasses.replace(
+            found,
+            model=dataclasses.replace(found.model, smoothing=config.model.smoothing),
+            data=dataclasses.replace(found.data, path=config.data.path, val=config.data.val),
+            train=dataclasses.replace(
+                found.train, init=str(folder.absolute()), device=config.train.device, seed=config.train.seed
+            ),
+        ),
+        [setting for setting in settings if not setting.replace(" ", "").startswith(("name=", "then=", "train.init="))],
+    )
+
+
 def _training_state(config: RunConfig, model: Segmenter) -> Training:
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor)

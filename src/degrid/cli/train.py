@@ -45,7 +45,7 @@ def train(
     degrid train --data my_photos                  your folder, with good defaults
     degrid train --data my_photos --operator ssc   the same, with smoothed dilated convolutions
     degrid train camvid --data CamVid              a recipe on your copy of its data
-    degrid train --data my_photos --init models/voc     fine-tune a model, such as a converted one
+    degrid train --data my_photos --init models/voc   fine-tune a model, such as a converted one
     degrid train eth_voc12 --set compat=true       a paper's experiment as its code ran it
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
@@ -94,7 +94,7 @@ def train(
     from degrid.engine.train import Stopped
 
     try:
-        result = runs.run(chosen, folder, resume=resume is not None, quiet=quiet)
+        result = runs.run_stages(chosen, folder, settings=settings, resume=resume is not None, quiet=quiet)
     except Stopped:
         print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
         sys.exit(130)

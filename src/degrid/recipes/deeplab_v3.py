@@ -13,13 +13,18 @@ _VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.
 
 
 def deeplabv3_voc12() -> RunConfig:
-    """DeepLab v3, first stage: output stride 16, batch norm trained, 30,000 steps of 16 crops: 77.21 val mIoU.
+    """DeepLab v3 in two stages: output stride 16 with trained batch norm, then stride 8 with frozen batch norm.
 
+    The first: 30,000 steps of 16 crops, 77.21 val mIoU; the second follows by itself, see `deeplabv3_voc12_stage2`.
     Source: arXiv 1706.05587, section 4 and table 5; weight decay from its authors' code (1e-4 for ResNets).
-    Command: degrid train deeplabv3_voc12 --data VOC2012, then deeplabv3_voc12_stage2
+    Command: degrid train deeplabv3_voc12 --data VOC2012; the first stage alone: --set then=
     """
+    return dataclasses.replace(_voc12("deeplabv3_voc12"), then="deeplabv3_voc12_stage2")
+
+
+def _voc12(name: str) -> RunConfig:
     return RunConfig(
-        name="deeplabv3_voc12",
+        name=name,
         model=ModelConfig(
             network="deeplabv3",
             encoder="timm:resnet101",
@@ -37,12 +42,11 @@ def deeplabv3_voc12_stage2() -> RunConfig:
     """DeepLab v3, second stage: from the first, output stride 8, batch norm frozen, learning rate 0.001, trainval.
 
     78.51 val mIoU where it is trained on trainaug (table 6).
-    Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init runs/deeplabv3_voc12
+    Command: follows deeplabv3_voc12; alone: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL
     """
-    run = deeplabv3_voc12()
+    run = _voc12("deeplabv3_voc12_stage2")
     return dataclasses.replace(
         run,
-        name="deeplabv3_voc12_stage2",
         model=dataclasses.replace(run.model, output_stride=8),
         data=dataclasses.replace(run.data, train="trainval"),
         optim=dataclasses.replace(run.optim, lr=0.001),
@@ -56,10 +60,9 @@ def deeplabv3_cityscapes() -> RunConfig:
     Source: arXiv 1706.05587, section A and table 12.
     Command: degrid train deeplabv3_cityscapes --data cityscapes
     """
-    run = deeplabv3_voc12()
+    run = _voc12("deeplabv3_cityscapes")
     return dataclasses.replace(
         run,
-        name="deeplabv3_cityscapes",
         data=dataclasses.replace(run.data, path="cityscapes", train="train", crop=(769, 769)),
         train=dataclasses.replace(run.train, steps=90_000),
     )
@@ -71,10 +74,8 @@ def deeplabv3plus_voc12() -> RunConfig:
     Source: arXiv 1802.02611, section 4.
     Command: degrid train deeplabv3plus_voc12 --data VOC2012
     """
-    run = deeplabv3_voc12()
-    return dataclasses.replace(
-        run, name="deeplabv3plus_voc12", model=dataclasses.replace(run.model, network="deeplabv3plus")
-    )
+    run = _voc12("deeplabv3plus_voc12")
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, network="deeplabv3plus"))
 
 
 def nd_voc12(compat: bool = False) -> RunConfig:
