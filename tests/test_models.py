@@ -96,6 +96,30 @@ def test_original_resnets(name, output_stride):
     assert rates_by_stage(encoder) == rates
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("caffe:resnet50", 50),
+        ("caffe:resnet101", 101),
+        ("caffe:resnet152", 152),
+        ("slim:resnet_v1_50", 50),
+        ("slim:resnet_v1_101", 101),
+        ("slim:resnet_v1_152", 152),
+        ("slim:resnet_v1_152nd", 140),  # four units of three layers less
+        ("slim:resnet_v2_50", 50),
+        ("slim:resnet_v2_101", 101),
+        ("slim:resnet_v2_152", 152),
+        ("slim:resnet_v2_200", 200),
+    ],
+)
+def test_depths_of_the_original_resnets(name, layers):
+    """As they are counted: stem, three per unit, and the classifier that an encoder lacks; shortcuts do not count."""
+    with torch.device("meta"):
+        encoder = build_encoder(name, EncoderSettings(8))
+    convs = [path for path, module in encoder.named_modules() if isinstance(module, nn.Conv2d)]
+    assert len([path for path in convs if "downsample" not in path]) == layers - 1
+
+
 def test_original_resnets_at_even_sizes():
     """Caffe rounds up in the pooling; TensorFlow pads at the bottom and right, with the same sizes."""
     image = torch.randn(1, 3, 64, 96)
