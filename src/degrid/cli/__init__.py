@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from degrid.cli import collect, convert, data, demo, evaluate, info, plot, predict, train
+from degrid.cli import collect, compare, convert, data, demo, evaluate, info, plot, predict, train
 from degrid.types import UserError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

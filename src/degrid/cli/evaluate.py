@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,9 @@ import typer
 from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
 
 if TYPE_CHECKING:
-    from degrid.types import Scores
+    from degrid.engine.compare import ScoredImage
+    from degrid.engine.trimap import TrimapPoint
+    from degrid.types import LabelSpace, Scores
 
 
 def evaluate(
@@ -27,6 +30,8 @@ def evaluate(
     window: Window = None,
     overlap: Overlap = 0.5,
     crf: Crf = False,
+    trimap: Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")] = False,
+    worst: Annotated[int, typer.Option(min=0, help="List this many images of lowest mIoU; pictures with -o.")] = 0,
 ) -> None:
     """Score a model: mIoU, accuracies, boundary IoU, and a table per class.
 
@@ -35,32 +40,114 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --split test -o scores.json
     degrid eval runs/my_photos --data my_photos --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
     degrid eval runs/my_photos --data my_photos --window 512x512
+    degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     """
     import degrid
     from degrid.cli.progress import progress
+    from degrid.engine.compare import WorstImages
+    from degrid.engine.trimap import TrimapCounts
     from degrid.files import write_json
 
     how = inference(scales, flip, fusion, window, overlap, crf)
     network = degrid.load(model)
     dataset = degrid.open_dataset(data, split, labels=network.labels)
+    bands = TrimapCounts(len(dataset.labels))
+    lowest = WorstImages(len(dataset.labels), worst)
+    wanted: list[Callable[..., object]] = [*([bands] if trimap else []), *([lowest] if worst else [])]
     with progress("evaluating", len(dataset)) as advance:
-        found = degrid.evaluate(
-            network, dataset, device=device, precision=precision, how=how, on_image=lambda *_: advance()
-        )
+        hook = each_of([*wanted, lambda *_: advance()])
+        found = degrid.evaluate(network, dataset, device=device, precision=precision, how=how, on_image=hook)
     print_scores(found)
+    if trimap:
+        print_trimap(bands.curve())
+    if worst:
+        print_worst(lowest.found)
     if out is not None:
         looks = dataclasses.asdict(how)
-        write_json(out, {"model": str(model), "data": data, "split": split, "inference": looks, **found.to_dict()})
+        record = {"model": str(model), "data": data, "split": split, "inference": looks, **found.to_dict()}
+        if trimap:
+            record["trimap"] = [dataclasses.asdict(point) for point in bands.curve()]
+        if worst:
+            record["worst"] = [{"name": image.sample.name, "miou": image.miou} for image in lowest.found]
+        write_json(out, record)
+        if worst:
+            print(f"pictures: {write_worst(lowest.found, dataset.labels, out)}")
         print(f"scores: {out}")
+
+
+def each_of(hooks: Iterable[Callable[..., object]]) -> Callable[..., None]:
+    """One hook that calls several, in order, with its arguments."""
+    hooks = tuple(hooks)
+
+    def call(*arguments: object) -> None:
+        for hook in hooks:
+            hook(*arguments)
+
+    return call
+
+
+def percent(value: float | None) -> str:
+    """A share as percent with two decimals; a dash for None."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def write_worst(images: Sequence[ScoredImage], labels: LabelSpace, out: Path) -> Path:
+    """Write a picture per image, image | truth | prediction, into a folder beside the scores; its path.
+
+    Args:
+        images: the worst first; their rank begins the file's name.
+        out: the file of the scores; for scores.json the folder is scores_worst.
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from degrid.files import atomic_write
+    from degrid.image import overlay_classes
+
+    folder = out.with_name(f"{out.stem}_worst")
+    for rank, image in enumerate(images, start=1):
+        pixels = image.sample.image.permute(1, 2, 0).numpy()
+        shown = (overlay_classes(pixels, ids.numpy(), labels) for ids in (image.sample.label, image.ids))
+        # Names hold sub-folders; the pictures lie side by side.
+        name = f"{rank:03d}_{image.sample.name}.png".replace("/", "_")
+        with atomic_write(folder / name) as temporary:
+            Image.fromarray(np.concatenate([pixels, *shown], axis=1)).save(temporary, format="PNG")
+    return folder
+
+
+def print_trimap(curve: Sequence[TrimapPoint]) -> None:
+    """The mIoU per width of the band along the class borders."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("pixels from a class border", "mIoU %", "pixels counted")
+    for column in table.columns:
+        column.justify = "right"
+    for point in curve:
+        table.add_row(f"up to {point.width}", percent(point.miou) if point.pixels else "-", f"{point.pixels:,}")
+    Console().print(table)
+
+
+def print_worst(images: Sequence[ScoredImage]) -> None:
+    """The images of lowest mIoU, the worst first."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("worst images", "mIoU %")
+    table.columns[0].overflow = "fold"
+    table.columns[1].justify = "right"
+    for image in images:
+        table.add_row(escape(image.sample.name), percent(image.miou))
+    Console().print(table)
 
 
 def print_scores(found: Scores) -> None:
     """The table per class and the totals, in percent."""
     from rich.console import Console
     from rich.table import Table
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
 
     table = Table("class", "IoU %", "accuracy %", "boundary IoU %", "share of pixels %")
     for column in table.columns[1:]:

@@ -77,21 +77,41 @@ class BoundaryCounts:
         self.union += truth + guess - shared
 
 
-def contour_band(ids: Tensor, width: int) -> Tensor:
-    """Pixels within `width` pixels (chessboard distance) of another id or of the border; bool [H,W].
+def contour_band(ids: Tensor, width: int, image_border: bool = True) -> Tensor:
+    """Pixels within `width` pixels (chessboard distance) of another id or of the image's border; bool [H,W].
 
     Args:
         ids: integer [H,W].
+        image_border: whether the border of the image is a contour too.
     """
-    # A border of a foreign value makes the image edge a contour.
-    field = F.pad(ids[None, None].float(), (1, 1, 1, 1), value=-1.0)
+    # A frame of a foreign value makes the image's border a contour.
+    frame = 1 if image_border else 0
+    field = F.pad(ids[None, None].float(), (frame,) * 4, value=-1.0)
+    differs = (window_max(field, width) != field) | (-window_max(-field, width) != field)
+    height, length = ids.shape
+    return differs[0, 0, frame : frame + height, frame : frame + length]
 
-    def window_max(values: Tensor) -> Tensor:
-        rows = F.max_pool2d(values, (2 * width + 1, 1), stride=1, padding=(width, 0))
-        return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
 
-    differs = (window_max(field) != field) | (-window_max(-field) != field)
-    return differs[0, 0, 1:-1, 1:-1]
+def window_max(values: Tensor, width: int) -> Tensor:
+    """The largest value within `width` pixels (chessboard distance) of each pixel; float [N,C,H,W] to the same."""
+    rows = F.max_pool2d(values, (2 * width + 1, 1), stride=1, padding=(width, 0))
+    return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
+
+
+def hits_and_unions(confusions: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels in truth and prediction, and in truth or prediction; both [...,C] of counts [...,C,C].
+
+    Both are linear in the counts: those of a sum of matrices are the sums.
+    """
+    hit = confusions.diagonal(dim1=-2, dim2=-1)
+    return hit, confusions.sum(-1) + confusions.sum(-2) - hit
+
+
+def mean_iou(hit: Tensor, union: Tensor) -> Tensor:
+    """Mean over the classes of which there are pixels; float64 [...] of counts [...,C]. Without any it is 0."""
+    present = union > 0
+    ratios = hit.double() / union.double().clamp(min=1)
+    return (ratios * present).sum(-1) / present.sum(-1).clamp(min=1)
 
 
 def scores(
