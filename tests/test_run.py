@@ -672,6 +672,7 @@ def test_every_command_has_help_with_examples():
         ["data", "check"],
         ["data", "preview"],
         ["data", "export"],
+        ["data", "prepare"],
         ["data", "stats"],
         ["convert"],
         ["demo"],

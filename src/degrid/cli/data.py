@@ -1,4 +1,4 @@
-"""degrid data check, degrid data stats, degrid data preview, degrid data export."""
+"""degrid data check, degrid data stats, degrid data preview, degrid data export, degrid data prepare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at a dataset, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at a dataset, prepare it, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command()
@@ -150,3 +152,32 @@ def export(
         write_tfrecord(dataset, out, record_format, advance)
     classes = write_class_table(out.parent, dataset.labels)
     print(f"records: {out} ({len(dataset)} images); classes: {classes}")
+
+
+@app.command()
+def prepare(
+    benchmark: Annotated[str, typer.Argument(help="voc or cityscapes.")],
+    path: Annotated[Path, typer.Argument(help="The folder with JPEGImages, or with leftImg8bit and gtFine.")],
+) -> None:
+    """Make a downloaded benchmark ready: labels as train ids, lists, classes.csv; and count what is there.
+
+    voc: train.txt (trainaug, 10,582 images) and val.txt (1,449); SegmentationClassAug from SBD's .mat files if needed.
+
+    cityscapes: _gtFine_labelTrainIds.png, train.txt (2,975), val.txt (500) and test.txt (1,525).
+
+    Other counts are a warning.
+
+    \b
+    degrid data prepare voc VOCdevkit/VOC2012
+    degrid data prepare cityscapes cityscapes
+    """
+    from degrid.cli.progress import progress
+    from degrid.data import prepare_cityscapes, prepare_voc
+    from degrid.types import UserError
+
+    benchmarks = {"voc": prepare_voc, "cityscapes": prepare_cityscapes}
+    if benchmark not in benchmarks:
+        raise UserError(f'unknown benchmark "{benchmark}"; known: {", ".join(benchmarks)}')
+    with progress("making labels") as advance:
+        report = benchmarks[benchmark](path, advance)
+    print("\n".join(report))

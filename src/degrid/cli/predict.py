@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
 from degrid.types import UserError
+
+if TYPE_CHECKING:
+    from degrid.engine.benchmark_files import BenchmarkFiles
+
+_FORMATS = ("ids", "voc", "cityscapes")
 
 
 def predict(
@@ -17,7 +22,20 @@ def predict(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
-    overlay: Annotated[bool, typer.Option(help="Also write the image with its classes laid over.")] = True,
+    result_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="ids: class ids; voc: the tree and results.tgz for VOC's test server; cityscapes: label ids, "
+            "NAME_pred.png.",
+        ),
+    ] = "ids",
+    voc_comp: Annotated[
+        str, typer.Option(help="With --format voc: comp5 (trained on VOC alone) or comp6 (on other data too).")
+    ] = "comp6",
+    overlay: Annotated[
+        bool | None, typer.Option(help="Also write the image with its classes laid over (default with ids).")
+    ] = None,
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Also NAME.logits.npy: float32 [C,h,w] before enlarging.")
     ] = False,
@@ -30,12 +48,16 @@ def predict(
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
 
+    With --format voc or cityscapes: only the files that the benchmark takes.
+
     \b
     degrid predict runs/my_photos photo.jpg
     degrid predict runs/my_photos photos/ -o results
     degrid predict runs/my_photos "photos/**/*_left.png" -o results --save-logits
     degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
     degrid predict runs/my_photos map.tif --window 1024x1024
+    degrid predict runs/voc voc_test/ -o submission --format voc
+    degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     """
     import degrid
     from degrid.cli.progress import progress
@@ -44,8 +66,15 @@ def predict(
     how = inference(scales, flip, fusion, window, overlap, crf)
     if save_logits and not how.is_plain:
         raise UserError("--save-logits writes the network's own logits; leave out --scales, --flip, --window and --crf")
+    if result_format not in _FORMATS:
+        raise UserError(f'unknown format "{result_format}"; known: {", ".join(_FORMATS)}')
+    if result_format != "ids" and (overlay or save_logits):
+        raise UserError(
+            f"--format {result_format} writes no more than the benchmark takes; leave out --overlay and --save-logits"
+        )
     found = find_images(images, exclude=out)
     network = degrid.load(model)
+    benchmark = _benchmark_files(result_format, out, len(network.labels), list(found.values()), voc_comp)
     predictor = degrid.Predictor(network, device=device, precision=precision, how=how)
     summary, failed = {}, []
     with progress("predicting", len(found)) as advance:
@@ -55,12 +84,32 @@ def predict(
             except UserError as error:
                 failed.append(str(error))
             else:
-                summary[name] = write_prediction(
-                    prediction, network.labels, out, name, overlay=overlay, logits=save_logits
-                )
+                if benchmark:
+                    benchmark.write(path, prediction.ids)
+                else:
+                    summary[name] = write_prediction(
+                        prediction, network.labels, out, name, overlay=overlay is not False, logits=save_logits
+                    )
             advance()
     if summary:
         write_summary(summary, network.labels, out)
-        print(f"{len(summary)} images: masks{' and overlays' if overlay else ''} in {out}, {out / 'summary.json'}")
+        overlays = "" if overlay is False else " and overlays"
+        print(f"{len(summary)} images: masks{overlays} in {out}, {out / 'summary.json'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(found)} images could not be used: " + "; ".join(failed))
+    if benchmark:  # after the failures: a benchmark wants every image
+        print(benchmark.finish())
+
+
+def _benchmark_files(
+    result_format: str, out: Path, num_classes: int, images: list[Path], voc_comp: str
+) -> BenchmarkFiles | None:
+    """What writes the results for a benchmark; None for plain class ids."""
+    from degrid.data import CITYSCAPES_LABEL_IDS
+    from degrid.engine.benchmark_files import CityscapesFiles, VocFiles
+
+    if result_format == "voc":
+        return VocFiles(out, num_classes, images, voc_comp)
+    if result_format == "cityscapes":
+        return CityscapesFiles(out, num_classes, images, CITYSCAPES_LABEL_IDS)
+    return None

@@ -1,13 +1,26 @@
-"""The layouts and classes of PASCAL VOC, Cityscapes and CamVid."""
+"""The layouts and classes of PASCAL VOC, Cityscapes, CamVid and ADE20K."""
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 
 from degrid.data.classes import class_table
 from degrid.data.masks import MaskRule
-from degrid.data.pairs import DIVIDED, SPLIT_NAMES, Layout, Pair, divided, images_in, pair_up, select, split_files
-from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
+from degrid.data.pairs import (
+    DIVIDED,
+    SPLIT_NAMES,
+    Layout,
+    Pair,
+    divided,
+    images_in,
+    pair_up,
+    read_text,
+    select,
+    split_files,
+)
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _VOC_NAMES = [
     "background",
@@ -59,9 +72,12 @@ _CITYSCAPES = (
     (33, "bicycle", (119, 11, 32)),
 )
 CITYSCAPES = LabelSpace(tuple(row[1] for row in _CITYSCAPES), tuple(row[2] for row in _CITYSCAPES))
-_CITYSCAPES_RAW = MaskRule(
-    {**dict.fromkeys(range(256), IGNORE_INDEX), **{row[0]: train for train, row in enumerate(_CITYSCAPES)}}
+CITYSCAPES_LABEL_IDS = tuple(row[0] for row in _CITYSCAPES)
+"""The label id (0 to 33) of each train id, as cityscapesScripts' labels.py has them."""
+CITYSCAPES_RAW = MaskRule(
+    {**dict.fromkeys(range(256), IGNORE_INDEX), **{raw: train for train, raw in enumerate(CITYSCAPES_LABEL_IDS)}}
 )
+"""From label ids to train ids; every other id is void."""
 
 CAMVID = LabelSpace(
     (
@@ -93,10 +109,20 @@ CAMVID = LabelSpace(
 )
 
 
+_ADE_NAME = "ADEChallengeData2016"
+_ADE_CLASSES = 150
+_ADE_RULE = MaskRule({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX, **{raw + 1: raw for raw in range(_ADE_CLASSES)}})
+
+
+def voc_base(root: Path) -> Path | None:
+    """The folder with JPEGImages: `root`, or VOC2012 and the like below it; None where there is none."""
+    places = (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
+    return next((place for place in places if (place / "JPEGImages").is_dir()), None)
+
+
 def find_voc(root: Path) -> Layout | None:
     """JPEGImages, with the lists of ImageSets/Segmentation as splits."""
-    places = (root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*")))
-    base = next((place for place in places if (place / "JPEGImages").is_dir()), None)
+    base = voc_base(root)
     if base is None:
         return None
     folders = [base / name for name in _VOC_MASKS if (base / name).is_dir()]
@@ -141,7 +167,7 @@ def find_cityscapes(root: Path) -> Layout | None:
         splits.setdefault(_cityscapes_split(name), []).append(pair)
     undivided = splits.pop("", [])
     layout = Layout("Cityscapes", root, splits or divided(undivided), CITYSCAPES)
-    layout.rule = MaskRule.plain(CITYSCAPES) if by_train_id else _CITYSCAPES_RAW
+    layout.rule = MaskRule.plain(CITYSCAPES) if by_train_id else CITYSCAPES_RAW
     layout.note = "" if splits else DIVIDED
     return layout
 
@@ -164,3 +190,60 @@ def find_camvid(root: Path) -> Layout | None:
     orphans = [mask for _, found in splits.values() for mask in found]
     pairs = {split: found for split, (found, _) in splits.items()}
     return Layout("CamVid", root, pairs, CAMVID, MaskRule.plain(CAMVID, void=(11,)), orphans)
+
+
+def find_ade(root: Path) -> Layout | None:
+    """ADEChallengeData2016: images and annotations, each with training and validation; 0 is void, 1 to 150 classes.
+
+    Raises:
+        UserError: objectInfo150 beside the data is of another form.
+    """
+    base = next((place for place in (root / _ADE_NAME, root) if (place / "annotations").is_dir()), None)
+    if base is None or not (base / "images").is_dir():
+        return None
+    found = {
+        split: pair_up(base / "images" / folder, base / "annotations" / folder)
+        for split, folder in (("train", "training"), ("val", "validation"))
+        if (base / "images" / folder).is_dir() and (base / "annotations" / folder).is_dir()
+    }
+    splits = {split: pairs for split, (pairs, _) in found.items()}
+    if not _is_ade(base, [pair for pairs in splits.values() for pair in pairs]):
+        return None
+    labels, rule = class_table(base)
+    if labels is None or len(labels) == _ADE_CLASSES:
+        labels, rule = labels or LabelSpace(_ade_names(base), voc_palette(_ADE_CLASSES)), _ADE_RULE
+    return Layout("ADE20K", base, splits, labels, rule, [mask for _, lost in found.values() for mask in lost])
+
+
+def _is_ade(base: Path, pairs: list[Pair]) -> bool:
+    """Whether the folders are the benchmark's: other data may lie alike, and their id 0 is no void."""
+    named = bool(pairs) and all(pair.name.startswith(("ADE_train_", "ADE_val_")) for pair in pairs)
+    return bool(pairs) and (named or base.name == _ADE_NAME or _ade_table(base) is not None)
+
+
+def _ade_table(base: Path) -> Path | None:
+    return next(
+        (base / f"objectInfo150{end}" for end in (".txt", ".csv") if (base / f"objectInfo150{end}").is_file()), None
+    )
+
+
+def _ade_names(base: Path) -> tuple[str, ...]:
+    """The first name of each class in objectInfo150; without that file "object 1" to "object 150".
+
+    Not "class 0" and so on: so are classes called that were counted in the masks, whose ids are then taken as they are.
+    """
+    file = _ade_table(base)
+    if file is None:
+        return tuple(f"object {raw}" for raw in range(1, _ADE_CLASSES + 1))
+    text = read_text(file)
+    delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    try:
+        index, name = header.index("Idx"), header.index("Name")
+        names = {int(row[index]): re.split("[,;]", row[name])[0].strip() for row in rows[1:]}
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{file}: expected the columns Idx and Name, and a row per class ({error})") from error
+    if sorted(names) != list(range(1, _ADE_CLASSES + 1)):
+        raise UserError(f"{file}: expected the classes 1 to {_ADE_CLASSES}, got {len(names)} classes")
+    return tuple(names[raw] for raw in range(1, _ADE_CLASSES + 1))

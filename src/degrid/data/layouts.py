@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from degrid.data.classes import class_table
-from degrid.data.known import find_camvid, find_cityscapes, find_voc
+from degrid.data.known import find_ade, find_camvid, find_cityscapes, find_voc
 from degrid.data.pairs import (
     DIVIDED,
     MASK_ENDINGS,
@@ -55,7 +55,8 @@ def recognise(root: Path) -> Layout:
     Raises:
         UserError: none of the known ones; the message lists what was looked for.
     """
-    for find in (find_voc, find_cityscapes, find_camvid, _lists_in, _named_folders, _side_by_side, find_records):
+    finders = (find_voc, find_cityscapes, find_camvid, find_ade, _lists_in, _named_folders, _side_by_side, find_records)
+    for find in finders:
         layout = find(root)
         if layout is not None and (any(layout.splits.values()) or layout.records):
             layout.splits, layout.records = _ordered(layout.splits), _ordered(layout.records)
@@ -63,7 +64,7 @@ def recognise(root: Path) -> Layout:
     raise UserError(
         f"no images with masks found in {root}. Looked for: images/ and masks/ (or labels/, annotations/) with files "
         "of the same names, also below train/ and val/; NAME.jpg beside NAME_mask.png; list files with /image /mask "
-        "lines; the VOC, Cityscapes and CamVid layouts; TFRecord files such as train.tfrecord; dataset.yaml"
+        "lines; the VOC, Cityscapes, CamVid and ADE20K layouts; TFRecord files such as train.tfrecord; dataset.yaml"
     )
 
 
