@@ -42,7 +42,7 @@ def deeplabv3_voc12_stage2() -> RunConfig:
     """DeepLab v3, second stage: from the first, output stride 8, batch norm frozen, learning rate 0.001, trainval.
 
     78.51 val mIoU where it is trained on trainaug (table 6).
-    Command: follows deeplabv3_voc12; alone: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL
+    Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL (deeplabv3_voc12 goes on with it by itself)
     """
     run = _voc12("deeplabv3_voc12_stage2")
     return dataclasses.replace(
