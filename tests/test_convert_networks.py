@@ -484,3 +484,37 @@ def test_settings_and_classes_can_be_given(tmp_path):
     assert model.labels.names[0] == "class 0"
     rates = [conv.rate[0] for conv in describe(model, (65, 65)).dilated if "encoder" in conv.name]
     assert rates == [2] * 6 + [4, 8, 16]
+
+
+def test_mobilenet_v2_voc_equals_a_direct_build(tmp_path):
+    """Image pooling and a 1x1 branch on torchvision's MobileNetV2 at output stride 8, put together here by hand."""
+    features = torchvision.models.mobilenet_v2(weights=None).features[:18]
+    for index, block in enumerate(features):
+        for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
+            if index in (7, 14) and conv.stride == (2, 2):
+                conv.stride = (1, 1)
+            if index >= 8 and conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (2, 2) if index <= 14 else (4, 4)
+
+    def unit(inside, outside):
+        return nn.Sequential(nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
+
+    head = nn.ModuleDict(
+        {"aspp0": unit(320, 256), "image_pooling": unit(320, 256), "concat_projection": unit(512, 256)}
+    )
+    head["logits"] = nn.Conv2d(256, 21, 1)
+    theirs = nn.ModuleDict({"features": features, "head": head}).eval()
+    theirs.load_state_dict(random_state(theirs))
+    torch.save({name: value.half() for name, value in theirs.state_dict().items()}, tmp_path / "voc.pth")
+    theirs.load_state_dict({name: value.half().to(value.dtype) for name, value in theirs.state_dict().items()})
+    convert(tmp_path / "voc.pth", tmp_path / "model")
+    model = degrid.load(tmp_path / "model")
+    image = torch.randint(0, 256, (1, 3, 97, 130), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        wide = features(image / 127.5 - 1)
+        pooled = head["image_pooling"](wide.mean((2, 3), keepdim=True)).expand(-1, -1, *wide.shape[-2:])
+        expected = head["logits"](head["concat_projection"](torch.cat([pooled, head["aspp0"](wide)], 1)))
+        ours = model(image)
+    assert float((ours - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert model.resize == "align_corners"
+    assert model.labels.names[0] == "background"
