@@ -9,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "degrid"
 LEAVES = {"types", "catalog", "files", "image", "wire", "resize", "names"}
-PARTS = {"smoothing", "models", "data", "engine", "analysis", "convert"}
+PARTS = {"smoothing", "models", "data", "engine", "analysis", "convert", "kernels", "export"}
+FAST = {"smoothing", "models", "engine", "analysis", "export"}  # parts that may use the kernels
 ALLOWED = {
     "types": set(),
     "catalog": {"types"},
@@ -26,7 +27,7 @@ ALLOWED = {
     "runs": {*LEAVES, "models", "data", "engine", "config", "recipes", "assemble"},
     "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "conversion", "modernisation", "runs", "cli"},
     "__main__": {"cli"},
-    **{part: {*LEAVES, part} for part in PARTS},
+    **{part: {*LEAVES, part} | ({"kernels"} if part in FAST else set()) for part in PARTS},
 }
 
 

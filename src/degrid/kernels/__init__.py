@@ -1,0 +1,1 @@
+"""Fast paths, each with an exact PyTorch twin that runs where numba is not installed."""

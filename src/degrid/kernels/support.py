@@ -1,0 +1,27 @@
+"""Whether compiled kernels can run here."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+
+@functools.cache
+def numba_installed() -> bool:
+    """Whether numba can be imported; if not, one line on standard error says so, once."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        logging.getLogger("degrid").warning(
+            "numba is not installed: slower PyTorch code with the same results runs instead (pip install degrid[fast])"
+        )
+        return False
+    return True
+
+
+def use_torch_threads() -> None:
+    """Let compiled kernels use as many threads as PyTorch does."""
+    import numba
+    import torch
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
