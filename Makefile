@@ -21,15 +21,15 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready
-	$(BIN)/python benchmarks/operators.py
+bench: .venv/ready  ## speed and memory on this machine, in 10 minutes; more in benchmarks/
+	$(BIN)/degrid bench -o build/bench
 
 docs: .venv/ready  ## reference pages from the docstrings
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pdoc -o build/docs degrid degrid.types degrid.config degrid.recipes degrid.smoothing degrid.models \
 		degrid.data degrid.engine.train degrid.engine.evaluate degrid.engine.infer degrid.engine.losses \
 		degrid.engine.metrics degrid.engine.optim degrid.engine.looks degrid.engine.crf degrid.analysis \
-		degrid.convert degrid.conversion degrid.modernisation
+		degrid.convert degrid.conversion degrid.modernisation degrid.kernels degrid.export
 	@echo "docs: build/docs/index.html"
 
 .venv/ready: pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ ALLOWED = {
     "names": set(),
     "config": {"types", "catalog"},
     "recipes": {*LEAVES, "config", "recipes"},
-    "assemble": {*LEAVES, "models", "smoothing", "engine", "config", "recipes"},
+    "assemble": {*LEAVES, "models", "smoothing", "engine", "export", "config", "recipes"},
     "conversion": {*LEAVES, "convert", "data", "models", "config", "assemble", "smoothing"},
     "modernisation": {*LEAVES, "config", "assemble", "smoothing"},
     "runs": {*LEAVES, "models", "data", "engine", "config", "recipes", "assemble"},

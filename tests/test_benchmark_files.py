@@ -249,6 +249,7 @@ def test_prepare_voc_without_trainaug(tmp_path):
         f"warning: {root / 'train.txt'}: found 2 images, expected 10,582",
         f"warning: {root / 'val.txt'}: found 2 images, expected 1,449",
         f"classes: {root / 'classes.csv'}",
+        f"written to {root}: train.txt, val.txt, classes.csv; train on it: degrid train --data {root / 'train.txt'}",
     ]
     train = open_dataset(root / "train.txt")
     assert train.labels == VOC
@@ -271,8 +272,10 @@ def test_prepare_voc_with_trainaug(tmp_path, monkeypatch):
         f"warning: train.txt names 1 files that are not there, {lost} among them",
         f"{root / 'val.txt'}: found 2 images, expected 2",
         f"classes: {root / 'classes.csv'}",
+        f"written to {root}: train.txt, val.txt, classes.csv; not ready to train on: see the warnings",
     ]
-    assert prepare_voc(root) == report[:-1]  # again: the table is there
+    again = f"written to {root}: train.txt, val.txt; not ready to train on: see the warnings"
+    assert prepare_voc(root) == [*report[:-2], again]  # the table is there
 
 
 def test_prepare_voc_from_sbd(tmp_path, monkeypatch):
@@ -352,6 +355,8 @@ def test_prepare_cityscapes(tmp_path, monkeypatch):
         f"warning: {tmp_path / 'val.txt'}: found 1 images, expected 500",
         f"{tmp_path / 'test.txt'}: found 1 images, expected 1",
         f"classes: {tmp_path / 'classes.csv'}",
+        f"written to {tmp_path}: train.txt, val.txt, test.txt, classes.csv; "
+        f"train on it: degrid train --data {tmp_path / 'train.txt'}",
     ]
     val = open_dataset(tmp_path / "val.txt", "val")
     assert val.labels == CITYSCAPES
@@ -367,9 +372,10 @@ def test_mistakes_with_prepare(tmp_path):
         assert code == 2
         return output
 
-    assert 'unknown benchmark "coco"; known: voc, cityscapes' in fails("coco", tmp_path)
-    for benchmark in ("voc", "cityscapes"):
+    assert 'unknown benchmark "kitti"; known: voc, cityscapes, camvid, ade20k, coco' in fails("kitti", tmp_path)
+    for benchmark in ("voc", "cityscapes", "camvid", "ade20k", "coco"):
         assert f"no folder at {tmp_path / 'none'}" in fails(benchmark, tmp_path / "none")
+    assert "--classes chooses among those of coco" in fails("voc", tmp_path, "--classes", "all")
     assert "no JPEGImages in" in fails("voc", tmp_path)
     assert "no folder leftImg8bit in" in fails("cityscapes", tmp_path)
     root = voc(tmp_path / "VOC2012")

@@ -306,14 +306,16 @@ def test_plot_mistakes(tmp_path):
 
 def full_run(folder):
     make_run(folder)
-    for name in ("best.ckpt", "last.ckpt", "events.out.tfevents.1.host.2.0", "scores.json", "notes.md", ".half.json"):
+    for name in ("best.ckpt", "last.ckpt", "scores.json", "notes.md", ".half.json"):
         (folder / name).write_text(f"{folder} {name}")
+    write(folder / EVENTS, f"{folder} events")
     for name in ("config.json", "model.safetensors", "parts/part.bin", ".half.tmp"):
         write(folder / "model" / name, f"{folder} {name}")
     return folder
 
 
-KEPT = ["events.out.tfevents.1.host.2.0", "log.txt", "metrics.jsonl", "run.json", "scores.json"]
+EVENTS = "log/train/events.out.tfevents.1.host.2.0"
+KEPT = [EVENTS, "log.txt", "metrics.jsonl", "run.json", "scores.json"]
 WEIGHTS = ["model/config.json", "model/model.safetensors", "model/parts/part.bin"]
 
 

@@ -6,8 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
+from degrid.data import resample as resampling
+from degrid.data.loader import collate
+from degrid.data.resample import resample
 from degrid.types import LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng
@@ -60,7 +66,7 @@ def test_dataset_and_transform_can_be_sent_to_another_process():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("given_settings", "message"),
     [
         ({"crop": (0, 8)}, "crop: expected a height and width of at least 1 pixel"),
         ({"scale": (2, 1)}, "scale: expected 0 < smallest <= largest"),
@@ -70,6 +76,53 @@ def test_dataset_and_transform_can_be_sent_to_another_process():
         ({"jitter": (-1, 0, 0, 0)}, "jitter: expected brightness"),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range(given_settings, message):
     with pytest.raises(UserError, match=message):
-        TrainTransform(**{"crop": (8, 8), **settings})
+        TrainTransform(**{"crop": (8, 8), **given_settings})
+
+
+SIDE = st.integers(1, 40)
+PLACE = st.floats(-50, 50, allow_nan=False) | st.integers(-20, 45).map(float)
+STEP = st.floats(0.2, 3.0) | st.sampled_from([0.5, 1.0, 2.0])
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.tuples(PLACE, PLACE), st.tuples(STEP, STEP), st.booleans())
+def test_resampling_is_pillows_to_the_last_bit(image_size, size, start, step, mirrored):
+    image = RNG(0).integers(0, 256, (*image_size, 3), dtype=np.uint8)
+    step = (step[0], -step[1] if mirrored else step[1])
+    affine = (step[1], 0.0, start[1], 0.0, step[0], start[0])
+    expected = Image.fromarray(image).transform(
+        size[::-1], Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=(1, 2, 3)
+    )
+    assert np.array_equal(resample(image, size, start, step, (1, 2, 3)), np.asarray(expected))
+
+
+def test_a_row_worked_out_by_hand():
+    image = np.array([[[0, 0, 0], [100, 200, 255]]], np.uint8)
+    found = resample(image, (1, 5), (0.0, -0.5), (1.0, 0.5), (7, 8, 9))
+    # Columns -0.25, 0.25, 0.75, 1.25, 1.75: outside; before the first centre; a quarter and three quarters of the way
+    # between the centres, cut to whole numbers; after the last centre.
+    assert found[0].tolist() == [[7, 8, 9], [0, 0, 0], [25, 50, 63], [75, 150, 191], [100, 200, 255]]
+
+
+def test_without_numba_crops_are_the_same(monkeypatch):
+    scenes = SyntheticScenes("train", 2, (64, 80))
+    transform = TrainTransform((72, 48), jitter=(0.3, 0.3, 0.3, 0.05))
+    compiled = [transform(scenes[0], RNG(seed)) for seed in range(5)]
+    monkeypatch.setattr(resampling, "find_spec", lambda name: None)
+    for seed, expected in enumerate(compiled):
+        found = transform(scenes[0], RNG(seed))
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.label, expected.label)
+
+
+def test_a_batch_lies_in_memory_as_the_network_wants_it():
+    random = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 5, 7), generator=random, dtype=torch.uint8) for _ in range(3)]
+    images[1] = images[1].contiguous().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    batch = collate([Sample(image, torch.full((5, 7), i, dtype=torch.uint8), "") for i, image in enumerate(images)])
+    assert torch.equal(batch.image, torch.stack(images))
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+    assert batch.label.dtype == torch.int64
+    assert batch.label[:, 0, 0].tolist() == [0, 1, 2]

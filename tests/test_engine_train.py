@@ -365,19 +365,17 @@ def test_tensorboard_holds_everything(tmp_path):
         log.step(1, 2.0, 0.1, 1.0)
         log.validation(1, found)
         log.panel(1, "val/picture", np.zeros((4, 6, 3), np.uint8))
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    values = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
-    assert values == pytest.approx(
+    events = {part: EventAccumulator(str(tmp_path / "log" / part)).Reload() for part in ("train", "val")}
+    values = {part: {tag: e.Scalars(tag)[0].value for tag in e.Tags()["scalars"]} for part, e in events.items()}
+    assert values["train"] == pytest.approx({"loss": 2.0, "learning rate": 0.1})
+    assert values["val"] == pytest.approx(
         {
-            "train/loss": 2.0,
-            "train/lr": 0.1,
-            "val/mIoU": 0.5,
-            "val/pixel accuracy": 0.75,
-            "val/mean accuracy": 0.6,
-            "val IoU/sky": 0.4,
-            "val IoU/pole": 0.6,
+            "mIoU": 0.5,
+            "pixel accuracy": 0.75,
+            "mean accuracy": 0.6,
+            "IoU class sky": 0.4,
+            "IoU class pole": 0.6,
         }
     )
-    assert events.Tags()["images"] == ["val/picture"]
+    assert events["val"].Tags()["images"] == ["val/picture"]
     assert "val mIoU 50.00 %" in (tmp_path / "log.txt").read_text()

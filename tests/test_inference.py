@@ -95,13 +95,34 @@ def test_a_blend_of_constant_logits_has_no_seam(overlap):
     torch.testing.assert_close(whole, torch.full_like(whole, 3.25))
 
 
-def test_windows_are_blended_by_their_tents():
-    """Two windows of 4 over 6 columns: weights 1,2,2,1 each, by hand."""
+def test_a_window_fades_into_the_next():
+    """Two windows of 8 over 12 columns share 4; the outer one of these is idle on either side, by hand."""
     values = iter([0.0, 12.0])
-    how = Inference(window=(2, 4), overlap=0.5)
-    bands = slide_in_bands(lambda x: torch.full((1, 1, 2, 4), next(values)), torch.zeros(1, 3, 2, 6), how, "half_pixel")
+    how = Inference(window=(2, 8), overlap=0.5)
+    bands = slide_in_bands(
+        lambda x: torch.full((1, 1, 2, 8), next(values)), torch.zeros(1, 3, 2, 12), how, "half_pixel"
+    )
     row = torch.cat([band for _, band in bands], 2)[0, 0, 0]
-    assert row.tolist() == pytest.approx([0, 0, 12 * 1 / 3, 12 * 2 / 3, 12, 12])
+    assert row.tolist() == pytest.approx([0, 0, 0, 0, 0, 12 * 1 / 3, 12 * 2 / 3, 12, 12, 12, 12, 12])
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
+def test_windows_equal_the_whole_image_where_the_network_looks_no_further_than_a_quarter_of_the_overlap(overlap):
+    """Three 3x3 convolutions, one of rate 2 and one of stride 2, see 1 + 2 * (1 + 2) = 7 pixels to either side."""
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 3, 3, padding=1),
+        torch.nn.Upsample(scale_factor=2),  # its pixels do not mix, so that enlarging the logits changes nothing
+    )
+    image = torch.rand(1, 3, 192, 320) * 255
+    how = Inference(window=(128, 128), overlap=overlap)
+    with torch.no_grad():
+        found = torch.cat([band for _, band in slide_in_bands(net, image, how, "half_pixel")], 2)
+        torch.testing.assert_close(found, net(image), rtol=1e-5, atol=1e-4)
 
 
 def test_bands_hold_no_more_rows_than_a_window():

@@ -102,7 +102,8 @@ def same(a, b):
 def test_a_run_leaves_everything(trained, photos):
     names = {file.name for file in trained.iterdir()}
     assert {"run.json", "metrics.jsonl", "log.txt", "last.ckpt", "best.ckpt", "model"} <= names
-    assert any(name.startswith("events.out.tfevents") for name in names)
+    for part in ("train", "val"):
+        assert len(list((trained / "log" / part).glob("events.out.tfevents.*"))) == 1
     assert not any(name.endswith(".tmp") for name in names)
     run = json.loads((trained / "run.json").read_text())
     assert run["config"]["model"]["smoothing"]["operator"] == "ssc"

@@ -16,6 +16,7 @@ from degrid import config as configs
 from degrid import recipes
 from degrid.config import ModelConfig, SmoothingConfig
 from degrid.engine.checkpoint import load_weights
+from degrid.export import ENDINGS, ExportedModel
 from degrid.files import atomic_write, read_json, write_json
 from degrid.models import EncoderSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
@@ -188,6 +189,16 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     load_weights(model, weights, file)
     model.config = config
     return model.eval()
+
+
+def load_any(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
+    """The model in a model folder or run folder, or in a file that `degrid export` wrote; in evaluation mode.
+
+    Raises:
+        UserError: see `load` and `ExportedModel`.
+    """
+    file = Path(path)
+    return ExportedModel(file) if file.is_file() and file.suffix in ENDINGS else load(file)
 
 
 def model_settings(path: str | os.PathLike[str]) -> ModelConfig:

@@ -108,6 +108,8 @@ class OptimConfig:
     """SGD momentum."""
     weight_decay: float = 1e-4
     """On convolution weights only: not on biases, batch norm or smoothing parameters."""
+    decay_all: bool = False
+    """true: weight decay on every parameter."""
     head_factor: float = 10.0
     """Learning rate of the head's weights over the encoder's."""
     head_bias_factor: float = 20.0
@@ -134,6 +136,12 @@ class TrainConfig:
     """false: only the encoder takes its weights from there."""
     steps: int = 30_000
     """Optimiser steps."""
+    epochs: float = 0.0
+    """Passes over the training images, with a validation after each: then they count, not steps and eval_every; 0: off.
+    """
+    cyclic: bool = False
+    """true: cycles of eval_every steps and a validation; log.txt also has the lines of Ziegler et al.'s train_test and
+    its mIoU on the cycle's crops. With compat each cycle sees the same crops and repeats its last step."""
     batch_size: int = 8
     """Images per micro-batch."""
     accumulate: int = 1
@@ -158,6 +166,12 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights that is evaluated and saved; 0: off."""
     precision: str = "auto"
     """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware multiplies in it, else float32."""
+    checkpoint_activations: bool = False
+    """true: residual blocks keep their input only and are computed again for their gradient: large crops in the memory
+    of small ones, for a third more time."""
+    scales_in_turn: bool = False
+    """true: of multi-scale input, one scale's feature maps are in memory at a time; the same gradients, for a third
+    more time."""
     channels_last: bool = True
     """Memory layout of weights and images."""
     device: str = "auto"
@@ -166,6 +180,10 @@ class TrainConfig:
     """Steps between validations."""
     save_every: int = 0
     """Steps between checkpoints; 0: at every validation."""
+    keep_checkpoints: bool = False
+    """true: also keep the state of every validation, as step_N.ckpt, to go on from."""
+    trackers: str = ""
+    """Who else records the run: wandb or mlflow, or both joined by "+"; "": nobody."""
     seed: int = 0
     """Seed of initial weights, order of images and augmentation."""
 

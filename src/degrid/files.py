@@ -84,6 +84,7 @@ _REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.EISDIR: "a folder of that name is there",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EFBIG: "the file would be larger than allowed",
 }

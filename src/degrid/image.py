@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """File names that count as images, in lower case."""
 
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a file completely.
@@ -53,12 +55,13 @@ def to_array(image: Image.Image) -> np.ndarray:
     import numpy as np
     from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_to_bytes(np.asarray(image), image.mode)[..., None], 3, axis=2)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, PIL would warn
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy in any case
 
 
 def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:

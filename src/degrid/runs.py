@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,21 +22,23 @@ import degrid
 from degrid import config as configs
 from degrid import recipes
 from degrid.assemble import build_model, save, start_from
-from degrid.config import RunConfig, TrainConfig
+from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.data import TrainTransform, open_dataset, training_batches
 from degrid.data.stats import class_pixels
+from degrid.engine.cycles import Cycles, TrainingScore
 from degrid.engine.device import PRECISIONS, pick_device
 from degrid.engine.evaluate import evaluate
 from degrid.engine.log import RunLog
 from degrid.engine.loss_table import make_losses, uses_class_weights
 from degrid.engine.losses import CLASS_WEIGHTS, LOSS_SIZES, Loss, given_class_weights, median_frequency_weights
 from degrid.engine.optim import SCHEDULES, make_optimizer, moving_average, parameter_groups, schedule
-from degrid.engine.train import Training
+from degrid.engine.trackers import check_trackers, make_trackers
+from degrid.engine.train import Training, kept
 from degrid.engine.train import train as train_loop
 from degrid.files import write_json
 from degrid.image import overlay_classes
-from degrid.models import Segmenter, freeze_batch_norm
-from degrid.types import Dataset, Sample, Scores, UserError
+from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
+from degrid.types import Batch, Dataset, Sample, Scores, UserError
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,16 @@ class RunResult:
         return f"{score}model: {self.folder / 'model'}; try: degrid predict {self.folder} IMAGES"
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = False) -> RunResult:
+def run(
+    config: RunConfig, folder: Path, *, resume: bool = False, start_iteration: int | None = None, quiet: bool = False
+) -> RunResult:
     """Train as a config says; everything the run leaves is in `folder`.
 
     Args:
         folder: the run folder; must not hold a run already, unless `resume`.
         resume: continue the run in `folder` with its own settings; `config` is ignored.
+        start_iteration: with `resume`, go on after this many validations; their state was kept. The best model is that
+            of the validations from there on.
         quiet: nothing on the console.
     Raises:
         UserError: settings or data that cannot be used, or a folder that is taken.
@@ -65,9 +73,10 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
     elif (folder / "run.json").exists():
         raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
     _check(config)
-    data, settings = config.data, config.train
+    data = config.data
     transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
     dataset = open_dataset(data.path, data.train)
+    settings = _with_steps(config.train, len(dataset))
     _check_num_weights(settings.class_weights, dataset)
     held_out: Dataset | None = open_dataset(data.path, data.val, labels=dataset.labels) if data.val else None
     device = pick_device(settings.device)
@@ -83,27 +92,35 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
         model.to(memory_format=torch.channels_last)
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
+    if settings.checkpoint_activations:
+        checkpoint_activations(model)
+    model.scales_in_turn = settings.scales_in_turn
     state = _training_state(config, model)
-    if interrupted:
+    cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
+    updates = cycles.total(settings.steps) if cycles else settings.steps
+    eval_every = cycles.updates if cycles else settings.eval_every
+    if start_iteration is not None:
+        state.restore(_kept_state(folder, start_iteration, eval_every))
+        state.best_miou = -1.0
+    elif interrupted:
         state.restore(folder / "last.ckpt")
     if not resume:
         write_json(folder / "run.json", _provenance(config))
 
-    batches = training_batches(
-        dataset, transform, settings.batch_size, settings.seed, state.step * settings.accumulate, data.workers
+    def batches_from(number: int) -> Iterator[Batch]:
+        return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers)
+
+    batches = (
+        cycles.batches(batches_from, state.step, settings.accumulate)
+        if cycles
+        else batches_from(state.step * settings.accumulate)
     )
-    optim = config.optim
-    lr_at = schedule(
-        optim.schedule,
-        optim.lr,
-        settings.steps,
-        power=optim.power,
-        warmup=optim.warmup,
-        every=optim.step_every,
-        factor=optim.step_factor,
-    )
-    with RunLog(folder, settings.steps, state.step, quiet) as log:
-        log.say(_greeting(config, model, dataset, held_out, device, state.step))
+    lr_at = _schedule(config.optim, settings.steps)
+    trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), folder.name)
+    with RunLog(folder, updates, state.step, quiet, cycles, trackers) as log:
+        log.say(_greeting(config, model, dataset, held_out, device, state.step, settings.steps))
+        if not state.step:
+            log.graph(model, torch.zeros(1, 3, *data.crop, device=device))
         if settings.init and not interrupted:
             some = f" ({', '.join(anew[:3])}{', ...' * (len(anew) > 3)})" if anew else ""
             log.say(f"started from {settings.init}; {len(anew)} tensors start anew{some}")
@@ -128,23 +145,69 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, quiet: bool = 
             batches,
             folder,
             log,
-            steps=settings.steps,
-            lr_at=lr_at,
+            steps=updates,
+            lr_at=(lambda update: lr_at(cycles.step(update))) if cycles else lr_at,
             accumulate=settings.accumulate,
             loss_size=settings.loss_size,
             class_weights=_class_weights(settings.class_weights, dataset),
             losses=_losses(settings),
             precision=settings.precision,
-            eval_every=settings.eval_every,
+            eval_every=eval_every,
             save_every=settings.save_every,
+            keep=settings.keep_checkpoints,
+            score=TrainingScore(len(dataset.labels), cycles, model.resize) if cycles else None,
             validate=validate if held_out is not None else None,
             publish=lambda network: save(cast(Segmenter, network), folder / "model"),
         )
     return RunResult(folder, state.best_miou if held_out is not None else None)
 
 
+def _with_steps(settings: TrainConfig, num_images: int) -> TrainConfig:
+    """The settings with the steps that their epochs take, where epochs count."""
+    if not settings.epochs:
+        return settings
+    per_epoch = num_images / (settings.batch_size * settings.accumulate)
+    steps, eval_every = (max(1, math.ceil(count * per_epoch)) for count in (settings.epochs, 1))
+    return dataclasses.replace(settings, steps=steps, eval_every=eval_every)
+
+
+def _kept_state(folder: Path, iteration: int, eval_every: int) -> Path:
+    """The state after a number of validations.
+
+    Raises:
+        UserError: it was not kept.
+    """
+    file = kept(folder, iteration * eval_every)
+    if not file.exists():
+        steps = sorted(int(found.stem.removeprefix("step_")) for found in folder.glob("step_*.ckpt"))
+        there = ", ".join(str(step // eval_every) for step in steps) or "none"
+        raise UserError(
+            f"the state after iteration {iteration} was not kept: {file} is missing; kept iterations: {there} "
+            "(train.keep_checkpoints=true keeps them)"
+        )
+    return file
+
+
+def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:
+    return schedule(
+        optim.schedule,
+        optim.lr,
+        steps,
+        power=optim.power,
+        warmup=optim.warmup,
+        every=optim.step_every,
+        factor=optim.step_factor,
+    )
+
+
 def run_stages(
-    config: RunConfig, folder: Path, *, settings: list[str] | None = None, resume: bool = False, quiet: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    settings: list[str] | None = None,
+    resume: bool = False,
+    start_iteration: int | None = None,
+    quiet: bool = False,
 ) -> RunResult:
     """Train as a config says, and then as the recipes in `then` say, each from the best model of the one before.
 
@@ -154,6 +217,7 @@ def run_stages(
     Args:
         settings: "a.b=c", applied to every later stage too.
         resume: continue where it stopped, in whichever stage that was.
+        start_iteration: of the first stage, see `run`.
     Raises:
         UserError, Stopped: see `run`.
     """
@@ -170,7 +234,14 @@ def run_stages(
         open_dataset(following.data.path, following.data.train)
         stages.append((following, place))
     for stage, place in stages:
-        result = run(stage, place, resume=resume and (place / "run.json").exists(), quiet=quiet)
+        goes_on = resume and (place / "run.json").exists()
+        result = run(
+            stage,
+            place,
+            resume=goes_on,
+            start_iteration=start_iteration if place == folder else None,
+            quiet=quiet,
+        )
     return result
 
 
@@ -191,7 +262,7 @@ def _next_stage(config: RunConfig, folder: Path, settings: list[str]) -> RunConf
 
 def _training_state(config: RunConfig, model: Segmenter) -> Training:
     optim = config.optim
-    groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor)
+    groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor, optim.decay_all)
     optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum)
     average = moving_average(model, config.train.ema) if config.train.ema else None
     return Training(model, optimizer, average)
@@ -217,6 +288,14 @@ def _check(config: RunConfig) -> None:
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
+    check_trackers(settings.trackers)
+    if settings.epochs < 0:
+        raise UserError(f'setting "train.epochs": expected 0 (off) or more, got {settings.epochs}')
+    if settings.cyclic and (settings.epochs or settings.steps % settings.eval_every):
+        raise UserError(
+            'setting "train.cyclic": a cycle is train.eval_every steps, so train.steps must be a multiple of it and '
+            f"train.epochs 0; got {settings.steps}, {settings.eval_every} and {settings.epochs:g}"
+        )
     if not 0 <= settings.ema < 1:
         raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
     losses = _losses(settings)
@@ -296,6 +375,7 @@ def _greeting(
     held_out: Dataset | None,
     device: torch.device,
     start: int,
+    steps: int,
 ) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     at = f", from step {start}" if start else ""
@@ -303,7 +383,7 @@ def _greeting(
         f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
         f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "
         f"{len(dataset)} training and {len(held_out) if held_out is not None else 0} validation images, "
-        f"{len(dataset.labels)} classes; {config.train.steps} steps of "
+        f"{len(dataset.labels)} classes; {steps} steps of "
         f"{config.train.batch_size * config.train.accumulate} images on {device}{at}"
     )
 

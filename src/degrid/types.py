@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 IGNORE_INDEX = 255
 """The one void label. Datasets map every void or foreign id to it; losses and metrics never count it."""
 
+MSC_SCALES = (0.75, 0.5)
+"""DeepLab v2's multi-scale input: the scales beside the image as it is (arXiv 1606.00915 section 4.1.2)."""
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used: one clear sentence on what was expected, what came, what to do.
@@ -114,11 +117,25 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class ConfidenceBin:
+    """The pixels whose predicted class has a probability in one interval.
+
+    pixels: how many they are. confidence: mean probability of the predicted class, accuracy: share of them that is
+    right; both 0..1, None without a pixel.
+    """
+
+    pixels: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What an evaluation found, at dataset level: every number comes from one confusion matrix.
+    """What an evaluation found, at dataset level: every number comes from counts over all images.
 
     All scores are in 0..1. A class that is neither in truth nor in prediction has IoU None and is left out
-    of the means; `num_classes_counted` says how many were counted.
+    of the means; `num_classes_counted` says how many were counted. ece (expected calibration error) and reliability
+    (its bins, of equal width from 0 to 1) are None unless asked for.
     """
 
     miou: float
@@ -134,6 +151,8 @@ class Scores:
     num_classes_counted: int
     num_images: int
     confusion: tuple[tuple[int, ...], ...] = field(repr=False)
+    ece: float | None = None
+    reliability: tuple[ConfidenceBin, ...] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from degrid.cli import collect, compare, convert, data, demo, evaluate, info, plot, predict, train
+from degrid.cli import bench, collect, compare, convert, data, demo, evaluate, export, info, plot, predict, train
 from degrid.types import UserError
 
 app = typer.Typer(
@@ -24,11 +24,13 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("plot")(plot.plot)
+app.command("bench")(bench.bench)
 app.command("collect")(collect.collect)
 
 

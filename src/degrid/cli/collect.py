@@ -9,7 +9,7 @@ import typer
 
 from degrid.types import UserError
 
-PATTERNS = ("*.json", "log.txt", "metrics.jsonl", "events.out.tfevents.*")
+PATTERNS = ("*.json", "log.txt", "metrics.jsonl", "log/*/events.out.tfevents.*")
 """What is worth keeping of a run folder: settings and scores, records for people, for programs and TensorBoard."""
 
 

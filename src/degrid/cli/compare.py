@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from degrid.cli.evaluate import each_of, percent
-from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
+from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Precision, Scales, Window, inference
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def compare(
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the comparison as JSON here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
+    precision: Precision = "auto",
     draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     scales: Scales = "1",

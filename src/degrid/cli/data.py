@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +107,7 @@ def preview(
     path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write.")] = Path("preview.png"),
     split: Annotated[str, typer.Option(help="Split to show.")] = "train",
-    num: Annotated[int, typer.Option("-n", help="Number of images.")] = 12,
+    num: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 12,
 ) -> None:
     """Write a contact sheet: images with their labels laid over.
 
@@ -156,8 +157,12 @@ def export(
 
 @app.command()
 def prepare(
-    benchmark: Annotated[str, typer.Argument(help="voc or cityscapes.")],
-    path: Annotated[Path, typer.Argument(help="The folder with JPEGImages, or with leftImg8bit and gtFine.")],
+    benchmark: Annotated[str, typer.Argument(help="voc, cityscapes, camvid, ade20k or coco.")],
+    path: Annotated[Path, typer.Argument(help="The folder with the benchmark's files, as they were unpacked.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Of coco: voc (by default), the 20 classes of VOC; or all 80.", show_default=False),
+    ] = None,
 ) -> None:
     """Make a downloaded benchmark ready: labels as train ids, lists, classes.csv; and count what is there.
 
@@ -165,19 +170,42 @@ def prepare(
 
     cityscapes: _gtFine_labelTrainIds.png, train.txt (2,975), val.txt (500) and test.txt (1,525).
 
-    Other counts are a warning.
+    camvid: labels_11 from the colours of the 32 classes, train.txt (367), val.txt (101) and test.txt (233).
+
+    ade20k: annotations_train_ids, train.txt (20,210) and val.txt (2,000).
+
+    coco: masks of the instance annotations of 2017 in voc21 or coco81, train.txt (the images in which more than 1,000
+    pixels belong to the classes) and val.txt (5,000). Needs pycocotools: pip install degrid[coco].
+
+    Other counts are a warning. What is there stays, so that a run that was stopped goes on.
 
     \b
     degrid data prepare voc VOCdevkit/VOC2012
     degrid data prepare cityscapes cityscapes
+    degrid data prepare camvid CamVid
+    degrid data prepare ade20k ADEChallengeData2016
+    degrid data prepare coco coco
     """
+    from functools import partial
+
     from degrid.cli.progress import progress
-    from degrid.data import prepare_cityscapes, prepare_voc
+    from degrid.data.prepare import prepare_cityscapes, prepare_voc
+    from degrid.data.prepare_ade import prepare_ade20k
+    from degrid.data.prepare_camvid import prepare_camvid
+    from degrid.data.prepare_coco import prepare_coco
     from degrid.types import UserError
 
-    benchmarks = {"voc": prepare_voc, "cityscapes": prepare_cityscapes}
+    benchmarks: dict[str, Callable[..., list[str]]] = {
+        "voc": prepare_voc,
+        "cityscapes": prepare_cityscapes,
+        "camvid": prepare_camvid,
+        "ade20k": prepare_ade20k,
+        "coco": partial(prepare_coco, classes=classes or "voc"),
+    }
     if benchmark not in benchmarks:
         raise UserError(f'unknown benchmark "{benchmark}"; known: {", ".join(benchmarks)}')
+    if classes and benchmark != "coco":
+        raise UserError(f"--classes chooses among those of coco; {benchmark} has one set of classes")
     with progress("making labels") as advance:
         report = benchmarks[benchmark](path, advance)
     print("\n".join(report))

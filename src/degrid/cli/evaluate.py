@@ -9,28 +9,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
+from degrid.cli.looks import Crf, Flip, Fusion, Memory, Msc, Overlap, Precision, Scales, Window, inference, multi_scale
 
 if TYPE_CHECKING:
     from degrid.engine.compare import ScoredImage
     from degrid.engine.trimap import TrimapPoint
-    from degrid.types import LabelSpace, Scores
+    from degrid.types import ConfidenceBin, LabelSpace, Scores
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder or run folder.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, a run folder, or an exported model.")],
     data: Annotated[str, typer.Option(help="The data: a folder, dataset.yaml, list file or 'synthetic'.")],
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
+    precision: Precision = "auto",
     scales: Scales = "1",
     flip: Flip = False,
     fusion: Fusion = "mean",
     window: Window = None,
     overlap: Overlap = 0.5,
+    memory: Memory = None,
+    msc: Msc = False,
     crf: Crf = False,
     trimap: Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also the expected calibration error; a reliability diagram with -o.")
+    ] = False,
     worst: Annotated[int, typer.Option(min=0, help="List this many images of lowest mIoU; pictures with -o.")] = 0,
 ) -> None:
     """Score a model: mIoU, accuracies, boundary IoU, and a table per class.
@@ -41,22 +46,30 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
     degrid eval runs/my_photos --data my_photos --window 512x512
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
+    degrid eval runs/my_photos --data my_photos --calibration -o scores.json
     """
     import degrid
+    from degrid.assemble import load_any
     from degrid.cli.progress import progress
     from degrid.engine.compare import WorstImages
+    from degrid.engine.fast import keep_freed_memory
     from degrid.engine.trimap import TrimapCounts
     from degrid.files import write_json
 
-    how = inference(scales, flip, fusion, window, overlap, crf)
-    network = degrid.load(model)
+    keep_freed_memory()
+    how = inference(scales, flip, fusion, window, overlap, crf, memory)
+    network = load_any(model)
+    if msc:
+        multi_scale(network)
     dataset = degrid.open_dataset(data, split, labels=network.labels)
     bands = TrimapCounts(len(dataset.labels))
     lowest = WorstImages(len(dataset.labels), worst)
     wanted: list[Callable[..., object]] = [*([bands] if trimap else []), *([lowest] if worst else [])]
     with progress("evaluating", len(dataset)) as advance:
         hook = each_of([*wanted, lambda *_: advance()])
-        found = degrid.evaluate(network, dataset, device=device, precision=precision, how=how, on_image=hook)
+        found = degrid.evaluate(
+            network, dataset, device=device, precision=precision, how=how, calibration=calibration, on_image=hook
+        )
     print_scores(found)
     if trimap:
         print_trimap(bands.curve())
@@ -72,6 +85,8 @@ def evaluate(
         write_json(out, record)
         if worst:
             print(f"pictures: {write_worst(lowest.found, dataset.labels, out)}")
+        if found.reliability:
+            print(f"reliability diagram: {write_reliability(found.reliability, percent(found.ece), out)}")
         print(f"scores: {out}")
 
 
@@ -117,6 +132,42 @@ def write_worst(images: Sequence[ScoredImage], labels: LabelSpace, out: Path) ->
     return folder
 
 
+def write_reliability(bins: Sequence[ConfidenceBin], ece: str, out: Path) -> Path:
+    """Draw accuracy against confidence, and how the pixels spread over the bins, beside the scores; the file's path.
+
+    Args:
+        bins: of equal width, from 0 to 1.
+        ece: the expected calibration error in percent.
+        out: the file of the scores; for scores.json the picture is scores_reliability.png.
+    Raises:
+        UserError: the place cannot be written to.
+    Source: Guo et al. 2017, arXiv 1706.04599, figure 1.
+    """
+    from matplotlib.figure import Figure
+
+    from degrid.analysis.figures import COLORS, png
+    from degrid.files import atomic_write
+
+    edges = [100 * index / len(bins) for index in range(len(bins))]
+    width, total = 100 / len(bins), max(1, sum(each.pixels for each in bins))
+    figure = Figure(figsize=(5.0, 6.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    look = {"width": width, "align": "edge", "color": COLORS[0], "edgecolor": "white", "linewidth": 0.5}
+    upper.bar(edges, [100 * (each.accuracy or 0.0) for each in bins], **look, label="accuracy of a bin")
+    upper.plot([0, 100], [0, 100], color=COLORS[1], linestyle="--", label="as sure as right")
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %", title=f"expected calibration error {ece} %")
+    upper.legend(loc="upper left")
+    lower.bar(edges, [100 * each.pixels / total for each in bins], **look)
+    lower.set(xlabel="confidence, %", ylabel="pixels, %")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    path = out.with_name(f"{out.stem}_reliability.png")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(png(figure))
+    return path
+
+
 def print_trimap(curve: Sequence[TrimapPoint]) -> None:
     """The mIoU per width of the band along the class borders."""
     from rich.console import Console
@@ -160,11 +211,12 @@ def print_scores(found: Scores) -> None:
         table.add_row(name, percent(iou), percent(accuracy), percent(edge), percent(pixels / total))
     console = Console()
     console.print(table)
+    calibration = "" if found.ece is None else f"expected calibration error {percent(found.ece)} %   "
     console.print(
         f"mIoU {percent(found.miou)} %   pixel accuracy {percent(found.pixel_accuracy)} %   "
         f"mean accuracy {percent(found.mean_accuracy)} %   "
         f"frequency-weighted IoU {percent(found.frequency_weighted_iou)} %   "
-        f"boundary IoU {percent(found.boundary_iou)} %   "
+        f"boundary IoU {percent(found.boundary_iou)} %   {calibration}"
         f"({found.num_images} images, {found.num_classes_counted} of {len(found.class_names)} classes)",
         soft_wrap=True,
         highlight=False,

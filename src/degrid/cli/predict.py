@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Scales, Window, inference
+from degrid.cli.looks import (
+    Compiled,
+    Crf,
+    Flip,
+    Fusion,
+    Memory,
+    Msc,
+    Overlap,
+    Precision,
+    Scales,
+    Window,
+    inference,
+    multi_scale,
+)
 from degrid.types import UserError
 
 if TYPE_CHECKING:
     from degrid.engine.benchmark_files import BenchmarkFiles
+    from degrid.engine.infer import Prediction
 
 _FORMATS = ("ids", "voc", "cityscapes")
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model folder or run folder.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, a run folder, or an exported model.")],
     images: Annotated[list[str], typer.Argument(help="Images, folders (searched through) or quoted patterns.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
+    precision: Precision = "auto",
+    compiled: Compiled = False,
     result_format: Annotated[
         str,
         typer.Option(
@@ -42,8 +58,10 @@ def predict(
     scales: Scales = "1",
     flip: Flip = False,
     fusion: Fusion = "mean",
+    msc: Msc = False,
     window: Window = None,
     overlap: Overlap = 0.5,
+    memory: Memory = None,
     crf: Crf = False,
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
@@ -55,15 +73,20 @@ def predict(
     degrid predict runs/my_photos photos/ -o results
     degrid predict runs/my_photos "photos/**/*_left.png" -o results --save-logits
     degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
-    degrid predict runs/my_photos map.tif --window 1024x1024
+    degrid predict runs/my_photos map.tif --memory 2GiB
     degrid predict runs/voc voc_test/ -o submission --format voc
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     """
     import degrid
+    from degrid.assemble import load_any
     from degrid.cli.progress import progress
+    from degrid.engine.fast import keep_freed_memory
     from degrid.engine.outputs import find_images, write_prediction, write_summary
+    from degrid.engine.overlap import Background, ahead
+    from degrid.image import read_image
 
-    how = inference(scales, flip, fusion, window, overlap, crf)
+    keep_freed_memory()
+    how = inference(scales, flip, fusion, window, overlap, crf, memory)
     if save_logits and not how.is_plain:
         raise UserError("--save-logits writes the network's own logits; leave out --scales, --flip, --window and --crf")
     if result_format not in _FORMATS:
@@ -73,27 +96,36 @@ def predict(
             f"--format {result_format} writes no more than the benchmark takes; leave out --overlay and --save-logits"
         )
     found = find_images(images, exclude=out)
-    network = degrid.load(model)
+    network = load_any(model)
+    if msc:
+        multi_scale(network)
     benchmark = _benchmark_files(result_format, out, len(network.labels), list(found.values()), voc_comp)
-    predictor = degrid.Predictor(network, device=device, precision=precision, how=how)
-    summary, failed = {}, []
-    with progress("predicting", len(found)) as advance:
-        for name, path in found.items():
+    predictor = degrid.Predictor(network, device=device, precision=precision, how=how, compiled=compiled)
+    summary: dict[str, Any] = {}
+    failed: list[str] = []
+
+    def write(name: str, prediction: Prediction) -> None:
+        if benchmark:
+            benchmark.write(found[name], prediction.ids)
+        else:
+            summary[name] = write_prediction(
+                prediction, network.labels, out, name, overlay=overlay is not False, logits=save_logits
+            )
+
+    reads = ahead(functools.partial(read_image, path) for path in found.values())
+    with progress("predicting", len(found)) as advance, Background() as writer:
+        for name, read in zip(found, reads, strict=True):
             try:
-                prediction = predictor.predict(path)
+                prediction = predictor.predict(read())
             except UserError as error:
                 failed.append(str(error))
             else:
-                if benchmark:
-                    benchmark.write(path, prediction.ids)
-                else:
-                    summary[name] = write_prediction(
-                        prediction, network.labels, out, name, overlay=overlay is not False, logits=save_logits
-                    )
+                writer.run(functools.partial(write, name, prediction))
             advance()
     if summary:
         write_summary(summary, network.labels, out)
         overlays = "" if overlay is False else " and overlays"
+        print(f"computed in {predictor.network}")
         print(f"{len(summary)} images: masks{overlays} in {out}, {out / 'summary.json'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(found)} images could not be used: " + "; ".join(failed))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from degrid.types import UserError
+from degrid.types import MSC_SCALES, UserError
 
 
 def train(
@@ -34,6 +34,22 @@ def train(
         Path | None,
         typer.Option(help="Start from this model or run folder: its weights and, without a recipe, its network."),
     ] = None,
+    start_iteration: Annotated[
+        int | None,
+        typer.Option(
+            help="With --resume: go on after this many validations (train.keep_checkpoints keeps their state)."
+        ),
+    ] = None,
+    msc: Annotated[
+        bool, typer.Option("--msc", help="DeepLab v2's multi-scale input; short for --set model.scales=0.75,0.5.")
+    ] = False,
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint-activations", help="Less memory for more time, for large crops."),
+    ] = False,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the images, each validated; short for --set train.epochs=...")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the last line.")] = False,
@@ -47,6 +63,7 @@ def train(
     degrid train camvid --data CamVid              a recipe on your copy of its data
     degrid train --data my_photos --init models/voc   fine-tune a model, such as a converted one
     degrid train eth_voc12 --set compat=true       a paper's experiment as its code ran it
+    degrid train --data my_photos --epochs 50      passes instead of steps
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """
@@ -54,10 +71,12 @@ def train(
     from degrid import recipes
 
     if resume is not None:
-        if recipe or data or operator or settings or out or init or steps is not None or device:
+        if recipe or data or operator or settings or out or init or msc or steps or epochs or checkpoint or device:
             raise UserError("--resume continues a run with its own settings; give no others beside it")
         chosen, folder = configs.RunConfig(), resume
     else:
+        if start_iteration is not None:
+            raise UserError("--start-iteration goes on with an earlier run; give it beside --resume RUN")
         if recipe is None and data is None:
             raise UserError(
                 "say what to train: `degrid train --data FOLDER`, or a recipe: " + ", ".join(recipes.RECIPES)
@@ -74,7 +93,10 @@ def train(
                 # An absolute path, so that run.json works from any folder.
                 ("data.path", str(Path(data).absolute()) if data and Path(data).exists() else data),
                 ("model.smoothing.operator", operator),
+                ("model.scales", ",".join(map(str, MSC_SCALES)) if msc else None),
                 ("train.steps", steps),
+                ("train.epochs", epochs),
+                ("train.checkpoint_activations", "true" if checkpoint else None),
                 ("train.init", str(init.absolute()) if init else None),
                 ("train.device", device),
             )
@@ -91,10 +113,19 @@ def train(
         return
 
     from degrid import runs
+    from degrid.engine.fast import keep_freed_memory
     from degrid.engine.train import Stopped
 
+    keep_freed_memory()
     try:
-        result = runs.run_stages(chosen, folder, settings=settings, resume=resume is not None, quiet=quiet)
+        result = runs.run_stages(
+            chosen,
+            folder,
+            settings=settings,
+            resume=resume is not None,
+            start_iteration=start_iteration,
+            quiet=quiet,
+        )
     except Stopped:
         print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
         sys.exit(130)

@@ -143,6 +143,8 @@ def check(path: str | Path, on_image: Callable[[int, int], None] | None = None) 
     total, done = sum(map(len, found.values())), 0
     for split, part in found.items():
         checked.splits[split] = SplitReport.empty(len(part), layout.labels)
+        if not part:
+            checked.findings.add("splits without an image (add images, or take the split away)", split)
         for entry in part:
             if isinstance(entry, Record):
                 checked.record(entry, split)

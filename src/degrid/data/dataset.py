@@ -110,9 +110,9 @@ def open_dataset(
     """Open one split of a dataset.
 
     Args:
-        path: a folder (images and masks by name, VOC, Cityscapes, CamVid, list files, TFRecord files), a dataset.yaml,
-            a list file, a TFRecord file, "synthetic" for the built-in scenes ("synthetic:50" for 50 per split), or
-            "module:Dataset" of your own (called with the split).
+        path: a folder (images and masks by name, VOC, Cityscapes, CamVid, ADE20K, COCO as `degrid data prepare` leaves
+            it, list files, TFRecord files), a dataset.yaml, a list file, a TFRecord file, "synthetic" for the built-in
+            scenes ("synthetic:50" for 50 per split), or "module:Dataset" of your own (called with the split).
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.

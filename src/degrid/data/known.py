@@ -1,4 +1,4 @@
-"""The layouts and classes of PASCAL VOC, Cityscapes, CamVid and ADE20K."""
+"""The layouts and classes of PASCAL VOC, Cityscapes, CamVid, ADE20K and COCO."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from degrid.data.pairs import (
     divided,
     images_in,
     pair_up,
+    read_list,
     read_text,
     select,
     split_files,
@@ -110,8 +111,12 @@ CAMVID = LabelSpace(
 
 
 _ADE_NAME = "ADEChallengeData2016"
-_ADE_CLASSES = 150
-_ADE_RULE = MaskRule({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX, **{raw + 1: raw for raw in range(_ADE_CLASSES)}})
+ADE_CLASSES = 150
+ADE_RULE = MaskRule({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX, **{raw + 1: raw for raw in range(ADE_CLASSES)}})
+"""From ADE20K's ids to train ids: 0, "other", is void, 1 to 150 are the classes 0 to 149."""
+
+COCO_FOLDERS = {"voc": "voc21", "all": "coco81"}
+"""Where `degrid.data.prepare_coco` puts its lists and masks, per choice of classes."""
 
 
 def voc_base(root: Path) -> Path | None:
@@ -210,8 +215,8 @@ def find_ade(root: Path) -> Layout | None:
     if not _is_ade(base, [pair for pairs in splits.values() for pair in pairs]):
         return None
     labels, rule = class_table(base)
-    if labels is None or len(labels) == _ADE_CLASSES:
-        labels, rule = labels or LabelSpace(_ade_names(base), voc_palette(_ADE_CLASSES)), _ADE_RULE
+    if labels is None or len(labels) == ADE_CLASSES:
+        labels, rule = labels or LabelSpace(_ade_names(base), voc_palette(ADE_CLASSES)), ADE_RULE
     return Layout("ADE20K", base, splits, labels, rule, [mask for _, lost in found.values() for mask in lost])
 
 
@@ -234,7 +239,7 @@ def _ade_names(base: Path) -> tuple[str, ...]:
     """
     file = _ade_table(base)
     if file is None:
-        return tuple(f"object {raw}" for raw in range(1, _ADE_CLASSES + 1))
+        return tuple(f"object {raw}" for raw in range(1, ADE_CLASSES + 1))
     text = read_text(file)
     delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
@@ -244,6 +249,22 @@ def _ade_names(base: Path) -> tuple[str, ...]:
         names = {int(row[index]): re.split("[,;]", row[name])[0].strip() for row in rows[1:]}
     except (ValueError, IndexError) as error:
         raise UserError(f"{file}: expected the columns Idx and Name, and a row per class ({error})") from error
-    if sorted(names) != list(range(1, _ADE_CLASSES + 1)):
-        raise UserError(f"{file}: expected the classes 1 to {_ADE_CLASSES}, got {len(names)} classes")
-    return tuple(names[raw] for raw in range(1, _ADE_CLASSES + 1))
+    if sorted(names) != list(range(1, ADE_CLASSES + 1)):
+        raise UserError(f"{file}: expected the classes 1 to {ADE_CLASSES}, got {len(names)} classes")
+    return tuple(names[raw] for raw in range(1, ADE_CLASSES + 1))
+
+
+def find_coco(root: Path) -> Layout | None:
+    """COCO 2017 as `degrid data prepare coco` left it: instance annotations are no masks yet.
+
+    Raises:
+        UserError: it is not prepared, or with two choices of classes.
+    """
+    if not any((root / "annotations" / f"instances_{split}2017.json").is_file() for split in ("train", "val")):
+        return None
+    prepared = [root / name for name in COCO_FOLDERS.values() if any((root / name).glob("*.txt"))]
+    if len(prepared) != 1:
+        wanted = f"give one of {' and '.join(map(str, prepared))}" if prepared else f"degrid data prepare coco {root}"
+        raise UserError(f"{root} holds COCO's annotations, and training needs masks made of them: {wanted}")
+    splits = {file.stem: read_list(file, root) for file in sorted(prepared[0].glob("*.txt"))}
+    return Layout("COCO", prepared[0], splits, *class_table(prepared[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from degrid.data.classes import class_table
-from degrid.data.known import find_ade, find_camvid, find_cityscapes, find_voc
+from degrid.data.known import find_ade, find_camvid, find_cityscapes, find_coco, find_voc
 from degrid.data.pairs import (
     DIVIDED,
     MASK_ENDINGS,
@@ -55,7 +55,8 @@ def recognise(root: Path) -> Layout:
     Raises:
         UserError: none of the known ones; the message lists what was looked for.
     """
-    finders = (find_voc, find_cityscapes, find_camvid, find_ade, _lists_in, _named_folders, _side_by_side, find_records)
+    benchmarks = (find_coco, find_voc, find_cityscapes, find_camvid, find_ade)
+    finders = (*benchmarks, _lists_in, _named_folders, _side_by_side, find_records)
     for find in finders:
         layout = find(root)
         if layout is not None and (any(layout.splits.values()) or layout.records):
@@ -64,7 +65,7 @@ def recognise(root: Path) -> Layout:
     raise UserError(
         f"no images with masks found in {root}. Looked for: images/ and masks/ (or labels/, annotations/) with files "
         "of the same names, also below train/ and val/; NAME.jpg beside NAME_mask.png; list files with /image /mask "
-        "lines; the VOC, Cityscapes, CamVid and ADE20K layouts; TFRecord files such as train.tfrecord; dataset.yaml"
+        "lines; VOC, Cityscapes, CamVid, ADE20K and COCO; TFRecord files such as train.tfrecord; dataset.yaml"
     )
 
 
@@ -143,8 +144,11 @@ def _side_by_side(root: Path) -> Layout | None:
 def _lists_in(root: Path) -> Layout | None:
     """train.txt, val.txt with "/image /mask" lines."""
     files = {SPLIT_NAMES[file.stem]: file for file in sorted(root.glob("*.txt")) if file.stem in SPLIT_NAMES}
-    splits = {split: read_list(file) for split, file in files.items() if is_pair_list(file)}
-    return Layout("lists", root, splits, *class_table(root)) if splits else None
+    if not any(is_pair_list(file) for file in files.values()):
+        return None
+    # An empty list beside one of pairs is a split that lost its images, which read_list says.
+    splits = {split: read_list(file) for split, file in files.items() if is_pair_list(file) or not read_names(file)}
+    return Layout("lists", root, splits, *class_table(root))
 
 
 def _image_and_mask_folders(root: Path) -> tuple[Path, Path] | None:

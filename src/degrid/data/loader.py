@@ -82,7 +82,7 @@ class _Numbered(IterableDataset["Batch | UserError"]):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples of one size as a batch.
+    """Samples of one size as a batch; the images lie in memory as channels_last, as they were decoded.
 
     Raises:
         UserError: the sizes differ.
@@ -91,7 +91,7 @@ def collate(samples: list[Sample]) -> Batch:
     if len(sizes) > 1:
         raise UserError(f"the samples of a batch must be of one size, got {sorted(sizes)}; does the transform crop?")
     return Batch(
-        torch.stack([sample.image for sample in samples]),
+        torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2),
         torch.stack([sample.label for sample in samples]).long(),
         tuple(sample.name for sample in samples),
     )

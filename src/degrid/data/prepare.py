@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from degrid.data.classes import class_table, write_class_table
 from degrid.data.known import CITYSCAPES, CITYSCAPES_RAW, VOC, voc_base
 from degrid.data.masks import read_mask, unknown_message
 from degrid.data.pairs import images_in, read_names
-from degrid.files import atomic_write, write_text
-from degrid.types import LabelSpace, UserError
-
-OnImage = Callable[[int, int], None]
+from degrid.data.prepare_files import Lists, OnImage, folder_at, save_ids
+from degrid.files import atomic_write
+from degrid.types import UserError
 
 _VOC_COUNTS = {"train": 10_582, "val": 1_449}
 _CITYSCAPES_COUNTS = {"train": 2_975, "val": 500, "test": 1_525}
@@ -37,22 +34,24 @@ def prepare_voc(path: str | Path, on_image: OnImage | None = None) -> list[str]:
         path: the folder with JPEGImages, or one above it.
         on_image: called with (done, total) for each label made.
     Returns:
-        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ".
+        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
+        last line says what was written and how to train on it.
     Raises:
         UserError: a folder or list that it cannot do without is missing, or a file is damaged.
     """
-    base = voc_base(_folder(path))
+    base = voc_base(folder_at(path))
     if base is None:
         raise UserError(f"no JPEGImages in {path}, nor in VOC2012 below it")
     lists = base / "ImageSets" / "Segmentation"
     val = _ids(lists / "val.txt")
-    report = _augmented_masks(Path(path), base, on_image)
+    prepared = Lists(base, VOC, _VOC_COUNTS)
+    prepared.report += _augmented_masks(Path(path), base, on_image)
     augmented = base / "SegmentationClassAug"
     if (lists / "trainaug.txt").is_file():
         train = _ids(lists / "trainaug.txt")
     else:
         train = sorted({file.stem for file in augmented.glob("*.png")} - set(val))
-        report.append(f"no trainaug.txt in {lists}: train.txt has all of SegmentationClassAug but val")
+        prepared.report.append(f"no trainaug.txt in {lists}: train.txt has all of SegmentationClassAug but val")
     own = base / "SegmentationClass"
     # SBD drew some of val again, without void borders: scores are taken on VOC's masks.
     val_masks = [own if (own / f"{name}.png").is_file() else augmented for name in val]
@@ -62,8 +61,8 @@ def prepare_voc(path: str | Path, on_image: OnImage | None = None) -> list[str]:
             (base / "JPEGImages" / f"{name}.jpg", folder / f"{name}.png")
             for name, folder in zip(names, masks[split], strict=True)
         ]
-        report += _write_list(base, split, pairs, _VOC_COUNTS[split])
-    return [*report, *_classes(base, VOC)]
+        prepared.write(split, pairs)
+    return prepared.finish()
 
 
 def prepare_cityscapes(path: str | Path, on_image: OnImage | None = None) -> list[str]:
@@ -75,17 +74,19 @@ def prepare_cityscapes(path: str | Path, on_image: OnImage | None = None) -> lis
         path: the folder with leftImg8bit and gtFine.
         on_image: called with (done, total) for each label made.
     Returns:
-        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ".
+        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
+        last line says what was written and how to train on it.
     Raises:
         UserError: a folder is missing, a file is damaged, or a label is no picture of ids.
     """
-    root = _folder(path)
+    root = folder_at(path)
     for name in ("leftImg8bit", "gtFine"):
         if not (root / name).is_dir():
             raise UserError(f"no folder {name} in {root}; expected leftImg8bit and gtFine")
     made = _train_ids(root / "gtFine", on_image)
-    report = [f"{made} labels made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png"]
-    for split, expected in _CITYSCAPES_COUNTS.items():
+    prepared = Lists(root, CITYSCAPES, _CITYSCAPES_COUNTS)
+    prepared.report.append(f"{made} labels made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png")
+    for split in _CITYSCAPES_COUNTS:
         images = images_in(root / "leftImg8bit" / split)
         pairs: list[tuple[Path, Path | None]] = [(image, _label_of(root, image)) for image in images]
         unlabelled = [image for image, mask in pairs if mask and not mask.is_file()]
@@ -93,47 +94,16 @@ def prepare_cityscapes(path: str | Path, on_image: OnImage | None = None) -> lis
             pairs = [(image, None) for image in images]
         elif unlabelled:
             pairs = [(image, mask) for image, mask in pairs if mask and mask.is_file()]
-            report.append(f"warning: {split}: {len(unlabelled)} images have no label, {unlabelled[0]} among them")
-        report += _write_list(root, split, pairs, expected)
-    return [*report, *_classes(root, CITYSCAPES)]
-
-
-def _folder(path: str | Path) -> Path:
-    if not Path(path).is_dir():
-        raise UserError(f"no folder at {path}")
-    return Path(path)
+            prepared.report.append(
+                f"warning: {split}: {len(unlabelled)} images have no label, {unlabelled[0]} among them"
+            )
+        prepared.write(split, pairs)
+    return prepared.finish()
 
 
 def _ids(file: Path) -> list[str]:
     """The ids of a list; of "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png" lines too, as some copies have them."""
     return [Path(line.split()[0]).stem for line in read_names(file)]
-
-
-def _write_list(root: Path, split: str, pairs: Iterable[tuple[Path, Path | None]], expected: int) -> list[str]:
-    """Write a split's list; say how many lines it has, how many were expected, and whether the files are there."""
-    rows = [[file for file in pair if file] for pair in pairs]
-    if not rows:
-        return [f"warning: {split}.txt is not written: found no images, expected {expected:,}"]
-    lines = (" ".join(f"/{file.relative_to(root).as_posix()}" for file in row) for row in rows)
-    write_text(root / f"{split}.txt", "".join(f"{line}\n" for line in lines))
-    found = f"{root / f'{split}.txt'}: found {len(rows):,} images, expected {expected:,}"
-    report = [found if len(rows) == expected else f"warning: {found}"]
-    lost = [file for row in rows for file in row if not file.is_file()]
-    if lost:
-        report.append(f"warning: {split}.txt names {len(lost):,} files that are not there, {lost[0]} among them")
-    return report
-
-
-def _classes(root: Path, labels: LabelSpace) -> list[str]:
-    """Name the classes for who opens the lists; a table that is there stays."""
-    if class_table(root)[0] is not None:
-        return []
-    return [f"classes: {write_class_table(root, labels)}"]
-
-
-def _save_ids(ids: np.ndarray, file: Path) -> None:
-    with atomic_write(file) as temporary:
-        Image.fromarray(np.ascontiguousarray(ids, np.uint8)).save(temporary, format="PNG")
 
 
 # ---- Cityscapes ---------------------------------------------------------------------------------------------
@@ -155,7 +125,7 @@ def _train_ids(folder: Path, on_image: OnImage | None) -> int:
         ids, unknown = CITYSCAPES_RAW.apply(read_mask(source))
         if unknown:
             raise UserError(unknown_message(source, unknown, CITYSCAPES))
-        _save_ids(ids, target)
+        save_ids(ids, target, CITYSCAPES)
         if on_image:
             on_image(done, len(todo))
     return len(todo)
@@ -192,7 +162,7 @@ def _augmented_masks(root: Path, base: Path, on_image: OnImage | None) -> list[s
     todo |= {name: file for name, file in own.items() if not (target / f"{name}.png").exists()}
     for done, (name, file) in enumerate(sorted(todo.items()), 1):
         if file.suffix == ".mat":
-            _save_ids(_read_mat(load, file), target / f"{name}.png")
+            save_ids(_read_mat(load, file), target / f"{name}.png", VOC)
         else:
             with atomic_write(target / f"{name}.png") as temporary:
                 shutil.copyfile(file, temporary)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from degrid.data.resample import resample
 from degrid.types import IGNORE_INDEX, Sample, UserError
 
 # Where the crop reaches beyond the image: a colour near the mean of photographs, and void.
@@ -55,21 +56,22 @@ class TrainTransform:
         top = rng.integers(0, max(0, scaled_height - crop_height) + 1)
         left = rng.integers(0, max(0, scaled_width - crop_width) + 1)
         step_y, step_x = height / scaled_height, width / scaled_width
-        # Pillow maps the centre (i + 0.5, j + 0.5) of an output pixel to a place in the input, in the same convention.
-        start_x, dx = float(left * step_x), step_x
+        # The centre (i + 0.5, j + 0.5) of an output pixel is mapped to a place in the input, in the same convention.
+        start_y, start_x, dx = float(top * step_y), float(left * step_x), step_x
         if rng.random() < self.flip:
             # Read from right to left; padding stays on the right.
             start_x, dx = (left + min(crop_width, scaled_width)) * step_x, -step_x
-        affine = (dx, 0.0, start_x, 0.0, step_y, top * step_y)
-        image = Image.fromarray(np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()))
-        label = Image.fromarray(sample.label.numpy())
-        size = (crop_width, crop_height)
-        moved = image.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR, fillcolor=_FILL)
-        moved_label = label.transform(
-            size, Image.Transform.AFFINE, affine, Image.Resampling.NEAREST, fillcolor=IGNORE_INDEX
+        pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, (start_y, start_x), (step_y, dx), _FILL)
+        if any(self.jitter):
+            pixels = np.array(jitter_colors(Image.fromarray(pixels), self.jitter, rng))
+        label = Image.fromarray(sample.label.numpy()).transform(
+            (crop_width, crop_height),
+            Image.Transform.AFFINE,
+            (dx, 0.0, start_x, 0.0, step_y, start_y),
+            Image.Resampling.NEAREST,
+            fillcolor=IGNORE_INDEX,
         )
-        pixels = torch.from_numpy(np.array(jitter_colors(moved, self.jitter, rng))).permute(2, 0, 1)
-        return Sample(pixels, torch.from_numpy(np.array(moved_label)), sample.name)
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(np.array(label)), sample.name)
 
 
 # Weights of red, green and blue in brightness (ITU-R BT.601), and the two colour-difference axes of YIQ.

@@ -26,10 +26,10 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str = "float32") -> torch.autocast:
-    """A context in which convolutions run in bfloat16 if `precision` says so.
+def resolved_precision(device: torch.device, precision: str) -> str:
+    """ "bfloat16" or "float32".
 
-    "auto" takes bfloat16 where the hardware multiplies in it: recent GPUs, and CPUs with AVX-512 BF16 or AMX, on which
+    "auto" is bfloat16 where the hardware multiplies in it: recent GPUs, and CPUs with AVX-512 BF16 or AMX, on which
     training is 2 to 3 times faster; float32 elsewhere.
 
     Raises:
@@ -38,8 +38,14 @@ def autocast(device: torch.device, precision: str = "float32") -> torch.autocast
     if precision not in PRECISIONS:
         raise UserError(f'unknown precision "{precision}"; known: {", ".join(PRECISIONS)}')
     if precision == "auto":
-        precision = "bfloat16" if _multiplies_bfloat16(device) else "float32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+    return precision
+
+
+def autocast(device: torch.device, precision: str = "float32") -> torch.autocast:
+    """A context in which convolutions run in bfloat16 if `precision` says so; see `resolved_precision`."""
+    enabled = resolved_precision(device, precision) == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,12 +1,15 @@
-"""What a run tells: metrics.jsonl (one line per step), log.txt, TensorBoard, and a progress line."""
+"""What a run tells: metrics.jsonl (one line per step), log.txt, TensorBoard, trackers, and a progress line."""
 
 from __future__ import annotations
 
 import json
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from degrid.engine.cycles import Cycles
 from degrid.files import write_text
 from degrid.types import Scores
 
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import numpy as np
+    from torch import Tensor, nn
+
+    from degrid.engine.trackers import Tracker
+
+
+PARTS = ("train", "val")
 
 
 class RunLog:
@@ -35,9 +45,22 @@ class RunLog:
         start: the step the run (re)starts at. Records of later steps, left by a run that was stopped after
             its last checkpoint, are dropped: the run will write them again.
         quiet: nothing on the console.
+        cycles: of a cyclic training, whose log.txt also has the lines of Ziegler et al.'s code.
+        trackers: who else wants to know; they are closed with this.
+
+    TensorBoard's events are in log/train (`loss`, `learning rate`, in cycles `mIoU`) and log/val (`mIoU`,
+    `pixel accuracy`, `mean accuracy`, `IoU class NAME`), so that the curves of one tag lie over one another.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        start: int = 0,
+        quiet: bool = False,
+        cycles: Cycles | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +68,8 @@ class RunLog:
         _keep_until(self._metrics, start)
         self._jsonl = self._metrics.open("a", encoding="utf-8")
         self._text = (folder / "log.txt").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=start + 1)
+        self._boards = {part: SummaryWriter(str(folder / "log" / part), purge_step=start + 1) for part in PARTS}
+        self._cycles, self._trackers = cycles, trackers
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step"),
@@ -73,15 +97,26 @@ class RunLog:
         self._bar.stop()
         self._jsonl.close()
         self._text.close()
-        self._board.close()
+        for board in self._boards.values():
+            board.close()
+        for tracker in self._trackers:
+            tracker.close(failed=error is not None)
 
-    def step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
-        """Record one optimiser step, counted from 1."""
+    def step(self, step: int, loss: float, lr: float, images_per_second: float, miou: float | None = None) -> None:
+        """Record one optimiser step, counted from 1.
+
+        Args:
+            miou: of the training crops since the cycle began.
+        """
         self._loss = loss
-        self._write({"step": step, "loss": loss, "lr": lr, "images_per_second": round(images_per_second, 2)})
+        record = {"step": step, "loss": loss, "lr": lr, "images_per_second": round(images_per_second, 2)}
+        self._write(record if miou is None else {**record, "train_miou": miou})
+        if self._cycles and miou is not None:
+            if self._cycles.begins(step - 1):
+                self._text.write(f"Iteration: {self._cycles.cycle(step - 1)}\n")
+            self._text.write(f"{self._cycles.step(step - 1)}, {loss:.3f}, {miou:.3f}\n")
         if step == 1 or step % 10 == 0:
-            self._board.add_scalar("train/loss", loss, step)
-            self._board.add_scalar("train/lr", lr, step)
+            self._scalars("train", step, {"loss": loss, "learning rate": lr, "mIoU": miou})
         self._show(step)
 
     def validation(self, step: int, found: Scores) -> None:
@@ -99,14 +134,14 @@ class RunLog:
                 },
             }
         )
-        for tag, value in (
-            ("val/mIoU", found.miou),
-            ("val/pixel accuracy", found.pixel_accuracy),
-            ("val/mean accuracy", found.mean_accuracy),
-            *((f"val IoU/{name}", iou) for name, iou in classes.items()),
-        ):
-            if value is not None:
-                self._board.add_scalar(tag, value, step)
+        means = {"mIoU": found.miou, "pixel accuracy": found.pixel_accuracy, "mean accuracy": found.mean_accuracy}
+        self._scalars("val", step, {**means, **{f"IoU class {name}": iou for name, iou in classes.items()}})
+        if self._cycles:
+            ious = (float("nan") if iou is None else iou for iou in found.class_iou)
+            lines = [f"class {index}: {iou:.3f}" for index, iou in enumerate(ious)]
+            self._text.write("The checkpoint has been created.\n")
+            self._text.write(f"Pixel Accuracy: {found.pixel_accuracy:.3f}\n")
+            self._text.write("".join(f"{line}\n" for line in [*lines, f"mIoU: {found.miou:.3f}"]))
         self.say(
             f"step {step}: val mIoU {100 * found.miou:.2f} %, pixel accuracy {100 * found.pixel_accuracy:.2f} % "
             f"({found.num_images} images, {found.num_classes_counted} classes)"
@@ -114,7 +149,18 @@ class RunLog:
 
     def panel(self, step: int, name: str, picture: np.ndarray) -> None:
         """Record a picture, uint8 [H,W,3], such as image | truth | prediction."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._boards["val"].add_image(name, picture, step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.image(step, name, picture)
+
+    def graph(self, model: nn.Module, image: Tensor) -> None:
+        """Record the network's graph, traced on RGB images [N,3,H,W]; the model's mode stays as it is."""
+        training = model.training
+        with warnings.catch_warnings(), torch.no_grad():
+            # TensorBoard's writer traces with TorchScript, which warns of its age and of every size it takes as fixed.
+            warnings.simplefilter("ignore")
+            self._boards["train"].add_graph(model.eval(), image)
+        model.train(training)
 
     def say(self, line: str) -> None:
         """A line for people: on the console and in log.txt."""
@@ -125,6 +171,13 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> None:
         self._jsonl.write(json.dumps(record) + "\n")
         self._jsonl.flush()
+
+    def _scalars(self, part: str, step: int, values: dict[str, float | None]) -> None:
+        known = {tag: value for tag, value in values.items() if value is not None}
+        for tag, value in known.items():
+            self._boards[part].add_scalar(tag, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, {f"{part}/{tag}": value for tag, value in known.items()})
 
     def _show(self, step: int) -> None:
         miou = "" if self._miou != self._miou else f" mIoU {100 * self._miou:.1f} %"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +30,8 @@ class Inference:
     window: height and width of windows that slide over the image, in pixels; None: the whole image at once. A window
         that covers the image is the whole image.
     overlap: share of a window that the next one covers again, 0 to below 1.
+    memory: bytes that the network's feature maps may take; a larger image is looked at through windows. None: four
+        fifths of what is free, looked into for images of more than 2 million pixels only.
     crf: a dense conditional random field on the probabilities; None: none.
 
     Raises:
@@ -41,6 +43,7 @@ class Inference:
     fusion: str = "mean"
     window: tuple[int, int] | None = None
     overlap: float = 0.5
+    memory: int | None = None
     crf: CRF | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +55,10 @@ class Inference:
             raise UserError(f"window: expected a height and width of at least 1 pixel, got {self.window}")
         if not 0 <= self.overlap < 1:
             raise UserError(f"overlap: expected a share from 0 to below 1, got {self.overlap}")
+        if self.memory is not None and self.memory < 1:
+            raise UserError(f"memory: expected a number of bytes, at least 1, got {self.memory}")
+        if self.memory is not None and self.window is not None:
+            raise UserError("memory and window exclude one another: the limit chooses the window")
 
     @property
     def is_plain(self) -> bool:
@@ -126,18 +133,21 @@ def slide(forward: Forward, image: Tensor, how: Inference, convention: str) -> T
 def slide_in_bands(forward: Forward, image: Tensor, how: Inference, convention: str) -> Iterator[tuple[int, Tensor]]:
     """The same from top to bottom, in bands that are ready: (first row, logits [1,C,rows,W]).
 
-    Each window counts most in its middle and less towards its rim, so that no seam shows. Only as many rows of logits
-    are in memory as a window is high, whatever the height of the image.
+    Where windows overlap, each fades into the next, so that no seam shows; the quarter of the overlap next to a
+    window's rim does not count at all. So the result is that of the whole image, up to rounding, for a network that
+    looks no further than that around a pixel, where sides are multiples of 32 pixels. Only as many rows of logits are
+    in memory as a window is high, whatever the height of the image.
     """
     assert how.window is not None
     height, width = image.shape[-2:]
     tall, wide = min(how.window[0], height), min(how.window[1], width)
     rows, columns = _starts(height, tall, how.overlap), _starts(width, wide, how.overlap)
-    weight = (_ramp(tall)[:, None] * _ramp(wide)).to(image.device)
+    down, across = _fades(rows, tall, image.device), _fades(columns, wide, image.device)
     total: Tensor | None = None
     weights = torch.zeros(tall, width, device=image.device)
     for index, top in enumerate(rows):
-        for left in columns:
+        for column, left in enumerate(columns):
+            weight = down[index][:, None] * across[column]
             logits = resize(forward(image[..., top : top + tall, left : left + wide]), (tall, wide), convention)
             if total is None:
                 total = torch.zeros(1, logits.shape[1], tall, width, dtype=logits.dtype, device=image.device)
@@ -150,15 +160,33 @@ def slide_in_bands(forward: Forward, image: Tensor, how: Inference, convention: 
         weights = F.pad(weights[done:], (0, 0, 0, done))
 
 
+_GRID = 32
+"""Windows begin at multiples of this where they can, so that strides up to it sample the pixels they would anyway."""
+
+
 def _starts(size: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin: evenly spread, from the first pixel to the last, at least `overlap` shared."""
-    if window >= size:
+    """Where windows begin, so that neighbours share at least `overlap`; the last one ends with the image."""
+    last = size - window
+    if last <= 0:
         return [0]
-    steps = math.ceil((size - window) / max(1.0, window * (1 - overlap)))
-    return [round(index * (size - window) / steps) for index in range(steps + 1)]
+    step = max(1, int(window * (1 - overlap)))
+    step = step // _GRID * _GRID or step
+    return [*range(0, last, step), last]
 
 
-def _ramp(size: int) -> Tensor:
-    """Weights of a window along one axis: a tent, never zero."""
-    place = torch.arange(size, dtype=torch.float32)
-    return torch.minimum(place + 1, size - place) / ((size + 1) // 2)
+def _fades(starts: list[int], window: int, device: torch.device) -> list[Tensor]:
+    """Weights of each window along one axis, float32 [window]; those of two neighbours add up to 1."""
+    place = torch.arange(window, dtype=torch.float32, device=device)
+    shared = [first + window - second for first, second in itertools.pairwise(starts)]
+    weights = []
+    for before, after in zip([0, *shared], [*shared, 0], strict=True):
+        fade_in = _rise(place, before, window) if before > 0 else torch.ones_like(place)
+        fade_out = _rise(place.flip(0), after, window) if after > 0 else torch.ones_like(place)
+        weights.append(torch.minimum(fade_in, fade_out))
+    return weights
+
+
+def _rise(place: Tensor, shared: int, window: int) -> Tensor:
+    """From 0 to 1 over the pixels shared with a neighbour, and 0 on the quarter next to the rim."""
+    idle = min(shared // 4, (window - shared) // 2)
+    return ((place + 1 - idle) / (shared - 2 * idle + 1)).clamp(0, 1)

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from degrid.types import IGNORE_INDEX, LabelSpace, Scores, UserError
+
+if TYPE_CHECKING:
+    from degrid.engine.calibration import CalibrationCounts
+
+
+def summed_over_ranks(counts: Tensor) -> Tensor:
+    """The sum over the processes of `torch.distributed`, the same in each; `counts` itself where there is only one.
+
+    Every process must call it. Integers add up to the same bits in whatever order.
+
+    Args:
+        counts: on the CPU, of one shape in all processes.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    # NCCL reduces on the GPU only; a group that also has Gloo takes what is in the CPU's memory.
+    device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+    total = counts.to(device, copy=True)
+    dist.all_reduce(total)
+    return total.cpu()
 
 
 class ConfusionMatrix:
@@ -44,6 +67,12 @@ class ConfusionMatrix:
         counts = torch.bincount(truth * classes + guess, minlength=classes * classes)
         self.counts += counts.reshape(classes, classes).cpu()
 
+    def merged(self) -> ConfusionMatrix:
+        """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
+        whole = ConfusionMatrix(self.num_classes)
+        whole.counts = summed_over_ranks(self.counts)
+        return whole
+
 
 class BoundaryCounts:
     """Counts for boundary IoU: how well the contour bands of truth and prediction agree.
@@ -75,6 +104,12 @@ class BoundaryCounts:
         )
         self.intersection += shared
         self.union += truth + guess - shared
+
+    def merged(self) -> BoundaryCounts:
+        """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
+        whole = BoundaryCounts(len(self.union), self.width_share)
+        whole.intersection, whole.union = summed_over_ranks(self.intersection), summed_over_ranks(self.union)
+        return whole
 
 
 def contour_band(ids: Tensor, width: int, image_border: bool = True) -> Tensor:
@@ -115,7 +150,11 @@ def mean_iou(hit: Tensor, union: Tensor) -> Tensor:
 
 
 def scores(
-    confusion: ConfusionMatrix, labels: LabelSpace, num_images: int, boundary: BoundaryCounts | None = None
+    confusion: ConfusionMatrix,
+    labels: LabelSpace,
+    num_images: int,
+    boundary: BoundaryCounts | None = None,
+    calibration: CalibrationCounts | None = None,
 ) -> Scores:
     """Derive every score from the counts.
 
@@ -144,6 +183,8 @@ def scores(
         num_classes_counted=sum(iou is not None for iou in class_iou),
         num_images=num_images,
         confusion=tuple(tuple(row) for row in confusion.counts.tolist()),
+        ece=calibration.ece if calibration else None,
+        reliability=calibration.bins() if calibration else None,
     )
 
 

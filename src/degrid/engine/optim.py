@@ -16,12 +16,16 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, head_factor: float = 10.0, head_bias_factor: float = 20.0
+    model: nn.Module,
+    weight_decay: float,
+    head_factor: float = 10.0,
+    head_bias_factor: float = 20.0,
+    decay_all: bool = False,
 ) -> list[dict[str, object]]:
     """Five groups: encoder weights and rest, head weights, batch norm and biases.
 
-    Each has "name", "factor" (its learning rate over the base rate) and "weight_decay". Decay acts on the
-    weights of convolutions and linear layers only: never on biases, batch norm or smoothing parameters.
+    Each has "name", "factor" (its learning rate over the base rate) and "weight_decay". Decay acts on the weights of
+    convolutions and linear layers only, not on biases, batch norm or smoothing parameters, unless `decay_all` is set.
     Parameters under `model.head` are the head's; all others count as encoder, smoothing parameters included.
     Frozen parameters are left out.
 
@@ -42,12 +46,13 @@ def parameter_groups(
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm)
         for parameter in module.parameters(recurse=False)
     }
+    rest = weight_decay if decay_all else 0.0
     rows: dict[str, tuple[float, float]] = {
         "encoder weights": (1.0, weight_decay),
-        "encoder rest": (1.0, 0.0),
+        "encoder rest": (1.0, rest),
         "head weights": (head_factor, weight_decay),
-        "head norm": (head_factor, 0.0),
-        "head biases": (head_bias_factor, 0.0),
+        "head norm": (head_factor, rest),
+        "head biases": (head_bias_factor, rest),
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rows}
     for parameter in model.parameters():

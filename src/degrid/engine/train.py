@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from degrid.engine.checkpoint import load_state, load_weights, save_state
+from degrid.engine.cycles import TrainingScore
 from degrid.engine.device import autocast
 from degrid.engine.log import RunLog
 from degrid.engine.losses import CrossEntropy, Loss, Objective
@@ -97,6 +98,8 @@ def train(
     precision: str = "float32",
     eval_every: int = 1000,
     save_every: int = 0,
+    keep: bool = False,
+    score: TrainingScore | None = None,
     validate: Callable[[nn.Module, int], Scores] | None = None,
     publish: Callable[[nn.Module], None] = lambda model: None,
 ) -> None:
@@ -111,6 +114,8 @@ def train(
         loss_size, class_weights: see `degrid.engine.losses.Objective`; class_weights [C].
         losses: are added up; see `degrid.engine.loss_table.make_losses`.
         eval_every, save_every: in steps; save_every 0 saves at validations only. The last step does both.
+        keep: also save the state of every validation under a name of its own, see `kept`.
+        score: counts mIoU on the training crops.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
     Raises:
@@ -125,7 +130,9 @@ def train(
             lr = lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             micro = [next(batches) for _ in range(accumulate)]
-            loss = _step(state, micro, device, loss_size, class_weights, precision, losses)
+            if score:
+                score.restart(state.step)
+            loss = _step(state, micro, device, loss_size, class_weights, precision, losses, score)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
@@ -133,16 +140,24 @@ def train(
                 )
             state.step += 1
             seconds = time.monotonic() - began
-            log.step(state.step, loss, lr, sum(len(batch.image) for batch in micro) / seconds)
+            images_per_second = sum(len(batch.image) for batch in micro) / seconds
+            log.step(state.step, loss, lr, images_per_second, score.miou if score else None)
 
             finished = state.step == steps
             if finished or state.step % eval_every == 0:
                 _validate_and_publish(state, folder, log, validate, publish)
                 state.save(folder / "last.ckpt")
+                if keep:
+                    state.save(kept(folder, state.step))
             elif stop.is_set() or (save_every and state.step % save_every == 0):
                 state.save(folder / "last.ckpt")
             if stop.is_set() and not finished:
                 raise Stopped
+
+
+def kept(folder: Path, step: int) -> Path:
+    """Where the state after a step is kept."""
+    return folder / f"step_{step}.ckpt"
 
 
 def _step(
@@ -153,6 +168,7 @@ def _step(
     class_weights: Tensor | None,
     precision: str,
     losses: tuple[Loss, ...] = (CrossEntropy(),),
+    score: TrainingScore | None = None,
 ) -> float:
     """One optimiser step; the mean loss over the valid pixels of all micro-batches, or over those batches.
 
@@ -174,6 +190,8 @@ def _step(
         part = (objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)).sum()
         part.backward()  # type: ignore[no-untyped-call]
         total = total + part.detach()
+        if score:  # the last map is the maximum over the scales, or the only one
+            score.count(maps[-1], batch.label.to(device))
     loss = float(total)  # a step without any valid pixel has loss and gradient 0
     if math.isfinite(loss):
         state.optimizer.step()

@@ -24,5 +24,9 @@ def use_torch_threads() -> None:
     import numba
     import torch
 
+    wanted = torch.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    numba.set_num_threads(min(wanted, most))
+    # Numba starts its threads at the first call, and tells OpenMP, which PyTorch shares, how many there are to be.
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)

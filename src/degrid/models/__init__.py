@@ -5,6 +5,7 @@ from degrid.models.build import NETWORKS, HeadSettings, build_network
 from degrid.models.encoder import Encoder, EncoderSettings, TimmEncoder, TorchvisionEncoder, build_encoder
 from degrid.models.heads import ASPP, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead
 from degrid.models.info import ModelInfo, describe
+from degrid.models.memory import checkpoint_activations
 from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter
 from degrid.models.weights import read_weights
@@ -26,6 +27,7 @@ __all__ = [
     "TorchvisionEncoder",
     "build_encoder",
     "build_network",
+    "checkpoint_activations",
     "describe",
     "freeze_batch_norm",
     "read_weights",

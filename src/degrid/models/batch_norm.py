@@ -1,41 +1,150 @@
-"""Batch norm that stays as it was loaded."""
+"""Batch norm that stays as it was loaded, computed as part of the convolution before it."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any, cast
 
-from torch import nn
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
 
+from degrid.models.conv_bn import Norm, conv_bn_pairs
 from degrid.types import UserError
 
 
-def freeze_batch_norm(model: nn.Module) -> int:
+def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | None = None) -> int:
     """Fix statistics, scale and shift of every batch norm, whatever `model.train()` says later; in place.
 
-    Names in the state dict stay. Gives the number of layers frozen.
+    Names in the state dict stay, and so does what the network computes, up to rounding. Gives the number of layers
+    frozen. Smooth the network first: a folded convolution is not smoothed any more.
 
+    Args:
+        fold: compute a batch norm within the convolution whose output it alone reads, as one convolution with
+            weight * s and bias t, where s = scale / sqrt(variance + epsilon) and t = shift - mean * s. Both are taken
+            from the batch norm in every forward pass, and the gradient goes on to the weight, so that training,
+            loading and saving see the two layers as before. Neither the convolution's own output nor the batch norm's
+            is kept for the backward pass. Batch norms that follow anything else stay layers of their own.
+        example: an input that the network can take, to find those pairs; by default an image, [1,3,64,64].
     Raises:
-        UserError: the model has no batch norm.
+        UserError: the model has no batch norm, or cannot run on the example.
     Source: DeepLab v2 and v3 (stage 2) train with frozen batch norm.
     """
-    count = 0
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not hasattr(module, "frozen_batch_norm"):
-            module.__class__ = _frozen(type(module))  # type: ignore[assignment,arg-type]
-            module.eval()
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-            count += 1
-    if not count:
+    norms = [module for module in model.modules() if isinstance(module, Norm) and not _is_frozen(module)]
+    if not norms:
         raise UserError("there is no batch norm to freeze in this model")
-    return count
+    pairs = conv_bn_pairs(model, example) if fold else []
+    for norm in norms:
+        norm.__class__ = _frozen(type(norm))  # type: ignore[arg-type]
+        norm.eval()
+        for parameter in norm.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    for conv, norm in pairs:
+        if _can_fold(conv, norm):
+            conv.__class__ = _folding(type(conv))  # type: ignore[arg-type]
+            # Not a submodule: it keeps its own place and names. Deep copies point to the copy.
+            conv.__dict__["folded_norm"] = norm
+            norm.__class__ = _folded(type(norm))  # type: ignore[arg-type]
+    return len(norms)
+
+
+def _is_frozen(norm: nn.Module) -> bool:
+    return hasattr(norm, "frozen_batch_norm")
 
 
 @cache
-def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
+def _frozen(kind: type[nn.Module]) -> Any:
     """A subclass whose train() leaves it in evaluation mode; subclasses such as timm's keep their activation."""
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         return nn.Module.train(self, False)
 
     return type(f"Frozen{kind.__name__}", (kind,), {"train": train, "frozen_batch_norm": True})
+
+
+def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
+    """Whether both have a forward that we know, and the batch norm has statistics."""
+    plain = type(conv).forward is nn.Conv2d.forward or hasattr(conv, "convolve") or isinstance(conv, Conv2dSame)
+    known = type(norm).forward in (Norm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
+    return plain and known and norm.running_mean is not None and not hasattr(conv, "folded_norm")
+
+
+@cache
+def _folded(kind: type[nn.Module]) -> Any:
+    """A frozen batch norm whose convolution does its work: only timm's activation is left."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return cast(Tensor, self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x)
+
+    return type(f"Folded{kind.__name__}", (kind,), {"forward": forward})
+
+
+@cache
+def _folding(kind: type[nn.Conv2d]) -> Any:
+    """A convolution that does the work of the batch norm after it."""
+    own_forward = kind.forward is not nn.Conv2d.forward
+    own_convolution = own_forward or kind._conv_forward is not nn.Conv2d._conv_forward
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        scale, shift = scale_and_shift(self.folded_norm)
+        bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale)
+        scale = scale.reshape(-1, 1, 1, 1)
+        if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
+            geometry = self.stride, self.padding, self.dilation, self.groups
+            return cast(Tensor, _ScaledConvolution.apply(_as_autocast(x), self.weight, scale, bias, geometry))
+        weight = self.weight * scale
+        if not own_forward:
+            return cast(Tensor, self._conv_forward(x, weight, bias))
+        # A forward of its own, as of a smoothed layer, reads weight and bias from the layer: from a twin that has them.
+        twin = kind.__new__(kind)
+        twin.__dict__.update(self.__dict__)
+        twin._parameters = {**self._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
+        return kind.forward(twin, x)
+
+    return type(f"Folding{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """In the type that autocast gives a convolution."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    wanted = known and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
+
+
+class _ScaledConvolution(torch.autograd.Function):
+    """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass and not its scaled copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+        """Geometry: stride, padding, dilation, groups; the product is taken in the weight's type, then cast to x's."""
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry = geometry
+        ctx.bias_type = bias.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.conv2d(x, (weight * scale).to(x.dtype), bias.to(x.dtype), *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias."""
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
+        scaled = (weight * scale).to(x.dtype)
+        of_x, of_scaled, of_bias = torch.ops.aten.convolution_backward(
+            grad, x, scaled, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
+        )
+        of_weight = of_scaled.to(weight.dtype) * scale if wanted[1] else None
+        return of_x, of_weight, None, of_bias.to(ctx.bias_type) if wanted[2] else None, None
+
+
+def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies its channels with and adds then, by its running statistics; without gradient."""
+    with torch.no_grad():
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        scale = torch.rsqrt(variance + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        shift = -mean * scale
+        return scale, shift if norm.bias is None else shift + norm.bias

@@ -93,7 +93,11 @@ class ImagePooling(nn.Module):
         else:
             pooled = norm(pooled)
         # Broadcast, never interpolate: runtimes differ in how they enlarge a single pixel.
-        return cast(Tensor, relu(pooled)).expand(-1, -1, *x.shape[-2:])
+        spread = cast(Tensor, relu(pooled)).expand(-1, -1, *x.shape[-2:])
+        if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=torch.channels_last):
+            # An expanded map among channels_last ones would make their concatenation slow, and its result NCHW.
+            return spread.contiguous(memory_format=torch.channels_last)
+        return spread
 
 
 class ASPP(nn.Module):

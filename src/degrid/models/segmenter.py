@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.models.encoder import Encoder
+from degrid.models.memory import recomputed
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import LabelSpace, Preprocess, UserError
 
@@ -47,6 +48,9 @@ class Segmenter(nn.Module):
         self.labels = labels
         self.logit_stride = logit_stride
         self.preprocess: Preprocess = cast(Encoder, encoder).preprocess
+        self.scales_in_turn = False
+        """Of several scales, keep the feature maps of one at a time in training: each is computed again when its
+        gradient is due, with the same result."""
         self.config: Any = None
         """The settings the model was built from; set by whoever built it."""
         # Not in the state dict: they are settings, and the weights' names stay those of encoder and head.
@@ -76,7 +80,10 @@ class Segmenter(nn.Module):
         """
         x = self._normalised(image)
         sizes = [scaled_size(tuple(x.shape), scale, self.resize) for scale in self.scales]
-        return [self._logits(x), *(self._logits(resize(x, size, self.resize)) for size in sizes)]
+        inputs = [x, *(resize(x, size, self.resize) for size in sizes)]
+        if self.scales_in_turn and torch.is_grad_enabled():
+            return [recomputed(self, self._logits, scaled) for scaled in inputs]
+        return [self._logits(scaled) for scaled in inputs]
 
     def fused(self, scales: list[Tensor]) -> Tensor:
         """The maximum over the logits of all scales, at the size of the first."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from degrid.kernels.recompute import apply_and_forget, as_convolved, gradients_wanted
+from degrid.kernels.shared_filter import shared_filter_gradient
 
 
 def default_size(rate: int) -> int:
@@ -59,12 +66,59 @@ def embed(kernel: Tensor, size: int) -> Tensor:
 def filter_channels(x: Tensor, kernel: Tensor) -> Tensor:
     """Correlate every channel with a filter; zeros outside the image, not renormalised there.
 
-    A depthwise convolution with an expanded weight: the fastest way in both memory layouts, and free of copies.
+    A depthwise convolution with an expanded weight: the fastest way in both memory layouts, and free of copies. The
+    gradient of a filter that all channels share has a kernel of its own.
+
+    Args:
+        x: [N,C,H,W]; under autocast it is cast as for a convolution.
+        kernel: [k,k], or one per channel [C,1,k,k], k odd; cast to x's dtype.
+    """
+    x = as_convolved(x)
+    return _Filtered.apply(x, kernel) if gradients_wanted(x, kernel) else _correlate(x, kernel)
+
+
+def convolve_filtered(x: Tensor, kernel: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    """convolve(filter_channels(x, kernel)), without keeping the filtered map for the backward pass.
+
+    The convolution would keep it for the gradient of its weight. It is computed again from x instead, which costs a
+    small part of the convolution, so that no more is kept than without a filter: x, once.
 
     Args:
         x: [N,C,H,W].
-        kernel: [k,k], or one per channel [C,1,k,k], k odd; cast to x's dtype.
+        kernel: [k,k] or [C,1,k,k], k odd.
+        convolve: what is applied to the filtered map.
     """
+    x = as_convolved(x)
+    if not gradients_wanted(x, kernel):
+        return convolve(_correlate(x, kernel))
+    return apply_and_forget(_Filtered.apply(x, kernel), (x, kernel), _correlate, convolve)
+
+
+class _Filtered(torch.autograd.Function):
+    """`_correlate`, with a gradient of its own for a filter that all channels share."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, kernel)
+        return _correlate(x, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, kernel = ctx.saved_tensors
+        for_x = _correlate(grad, kernel.flip(-2, -1)) if ctx.needs_input_grad[0] else None
+        for_kernel = _kernel_gradient(grad, x, kernel) if ctx.needs_input_grad[1] else None
+        return for_x, for_kernel
+
+
+def _kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+    size = kernel.shape[-1]
+    if kernel.ndim == 2:
+        return shared_filter_gradient(grad, x, size).to(kernel.dtype)
+    weight: Tensor = conv2d_weight(x, kernel.shape, grad, padding=size // 2, groups=x.shape[1])  # type: ignore[no-untyped-call]
+    return weight.to(kernel.dtype)
+
+
+def _correlate(x: Tensor, kernel: Tensor) -> Tensor:
     channels, size = x.shape[1], kernel.shape[-1]
     weight = kernel.to(x.dtype).expand(channels, 1, size, size)
     return F.conv2d(x, weight, padding=size // 2, groups=channels)

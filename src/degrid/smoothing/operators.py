@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.kernels.group_mixing import mix_groups
+from degrid.kernels.recompute import apply_recomputed
 from degrid.smoothing import filters
 from degrid.types import UserError
 
@@ -89,9 +91,13 @@ class Decompose(Operator):
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
+        r = self.rate
         height, width = x.shape[-2:]
-        groups = periodic_subsample(x, self.rate)
-        return interlace(convolve(groups, 1), self.rate)[..., :height, :width]
+
+        def back(groups: Tensor) -> Tensor:
+            return interlace(groups, r)[..., :height, :width]
+
+        return back(apply_recomputed(x, lambda x: periodic_subsample(x, r), back, lambda groups: convolve(groups, 1)))
 
     def is_identity(self) -> bool:
         """True: only the order of the arithmetic differs."""
@@ -133,7 +139,8 @@ class GroupInteraction(Operator):
 
     Group k = i*r + j holds the outputs at rows i, i+r, .. and columns j, j+r, ..; out_i = sum_j weight[j, i] * f_j.
     So every r x r block of outputs is mixed within itself, which needs no subsampling: the input is padded with zeros
-    to a multiple of r, convolved, and mixed block by block.
+    to a multiple of r, convolved, and mixed block by block. The gradient of the weight needs those convolved maps, so
+    training keeps one more map per layer than without mixing.
 
     weight: [r^2, r^2], identity at the start, so the layer begins as the plain dilated convolution. r^4 parameters: 16
     at rate 2, 256 at rate 4, 20,736 at rate 12 (keep it out of ASPP).
@@ -156,12 +163,16 @@ class GroupInteraction(Operator):
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
         height, width = x.shape[-2:]
-        y = convolve(_pad_to_multiple(x, r), r)
-        count, channels, padded_height, padded_width = y.shape
-        blocks = y.permute(0, 2, 3, 1).reshape(count, padded_height // r, r, padded_width // r, r, channels)
-        mixed = torch.einsum("abij,nhawbc->nhiwjc", self.mixing().to(y.dtype).reshape(r, r, r, r), blocks)
-        mixed = mixed.reshape(count, padded_height, padded_width, channels).permute(0, 3, 1, 2)
-        return mixed[..., :height, :width]
+        if height % r == width % r == 0:
+            y = convolve(x, r)
+        else:
+            y = apply_recomputed(
+                x,
+                lambda x: _pad_to_multiple(x, r),
+                lambda padded: padded[..., :height, :width],
+                lambda padded: convolve(padded, r),
+            )
+        return mix_groups(y, self.mixing(), r, (height, width))
 
 
 class PreFilter(Operator):
@@ -174,7 +185,9 @@ class PreFilter(Operator):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         kernel = self.kernel()
-        return convolve(x if kernel is None else filters.filter_channels(x, kernel), self.rate)
+        if kernel is None:
+            return convolve(x, self.rate)
+        return filters.convolve_filtered(x, kernel, lambda filtered: convolve(filtered, self.rate))
 
 
 class FixedFilter(PreFilter):

@@ -1,0 +1,212 @@
+"""Fair timings on a machine whose speed drifts: cases in turn in one process, and ratios to a base of the same rounds.
+
+    rows = measure([Case("plain", plain, base=True), Case("fast", fast)])
+
+Each round calls every case once (A B C A B C ...). A case's ratio is the base's value over its own *in that round*: a
+machine that is slower for a minute is slower for both. The median of the ratios is the result, the quartiles are its
+spread.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median, quantiles
+from typing import Any
+
+from degrid.types import UserError
+
+MOST_ROUNDS = 200
+"""Short calls are repeated until their time is up, but not more often than this."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to do a job.
+
+    name: what it is called in the table.
+    run: does the job once; what it returns is dropped.
+    group: the job; cases are compared inside their group.
+    base: whether the ratios of the group are to this case; one of each group is.
+    items: how many things (images) one call handles.
+    notes: facts for the table, by name and unit ("saved MiB").
+    """
+
+    name: str
+    run: Callable[[], object]
+    group: str = ""
+    base: bool = False
+    items: int = 1
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """A median with the quartiles around it."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a case.
+
+    values: one per round, in `unit`; less is better.
+    ratios: of each round, base over own value: 2 is twice as fast, or half the memory.
+    repeats: the median ratio of each repeat of the whole measurement; see `merged`.
+    """
+
+    group: str
+    name: str
+    base: bool
+    unit: str
+    items: int
+    notes: Mapping[str, float]
+    values: tuple[float, ...]
+    ratios: tuple[float, ...]
+    repeats: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """Median over the rounds, in `unit`."""
+        return median(self.values)
+
+    @property
+    def ratio(self) -> Quartiles:
+        """Median and quartiles of the ratios to the base."""
+        return quartiles(self.ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the derived ones."""
+        ratio = self.ratio
+        return {
+            "group": self.group,
+            "case": self.name,
+            "base": self.base,
+            "ratio": {"low": ratio.low, "median": ratio.median, "high": ratio.high},
+            "median": self.value,
+            "unit": self.unit,
+            "items": self.items,
+            "notes": dict(self.notes),
+            "repeats": list(self.repeats),
+            "ratios": list(self.ratios),
+            "values": list(self.values),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Row:
+        """What `to_dict` gave."""
+        return cls(
+            record["group"],
+            record["case"],
+            record["base"],
+            record["unit"],
+            record["items"],
+            dict(record["notes"]),
+            tuple(record["values"]),
+            tuple(record["ratios"]),
+            tuple(record["repeats"]),
+        )
+
+
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Lower quartile, median and upper quartile, interpolated; of a single value, that value three times."""
+    if len(values) == 1:
+        return Quartiles(values[0], values[0], values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Quartiles(low, middle, high)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one call, without garbage collection in it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def measure(
+    cases: Sequence[Case],
+    rounds: int = 5,
+    seconds: float = 0.0,
+    *,
+    warmup: int = 2,
+    meter: Callable[[Callable[[], object]], float] = timed,
+    unit: str = "s",
+    clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[int, int], None] = lambda done, least: None,
+) -> list[Row]:
+    """Measure cases in turn, round by round.
+
+    Args:
+        cases: of one group or several, each with one base.
+        rounds: the least number of rounds, 1 or more.
+        seconds: rounds go on until this time has passed since the first, up to MOST_ROUNDS: for short calls.
+        warmup: rounds before that are not measured.
+        meter: from a function to its cost, in `unit`; above 0.
+        clock: seconds since any moment; tells when `seconds` are over.
+        on_round: called after each round, warm-up included, with the number done and the least number of all.
+    Returns:
+        A row per case, in order.
+    Raises:
+        UserError: no cases, no rounds, or a group without one base.
+    """
+    bases = _bases(cases)
+    if rounds < 1:
+        raise UserError(f"expected at least 1 round of measurements, got {rounds}")
+    for number in range(warmup):
+        for case in cases:
+            case.run()
+        on_round(number + 1, warmup + rounds)
+    values: list[list[float]] = [[] for _ in cases]
+    began, done = clock(), 0
+    while done < rounds or (done < MOST_ROUNDS and clock() - began < seconds):
+        for case, found in zip(cases, values, strict=True):
+            found.append(meter(case.run))
+        done += 1
+        on_round(warmup + done, max(done, rounds) + warmup)
+    return [_row(case, own, values[bases[case.group]], unit) for case, own in zip(cases, values, strict=True)]
+
+
+def _bases(cases: Sequence[Case]) -> dict[str, int]:
+    """The place of each group's base."""
+    if not cases:
+        raise UserError("nothing to measure: expected at least one case")
+    groups = {case.group: [i for i, other in enumerate(cases) if other.group == case.group] for case in cases}
+    bases = {group: [i for i in places if cases[i].base] for group, places in groups.items()}
+    for group, places in bases.items():
+        if len(places) != 1:
+            raise UserError(f'group "{group}": expected exactly one case that is the base, got {len(places)}')
+    return {group: places[0] for group, places in bases.items()}
+
+
+def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:
+    ratios = tuple(theirs / ours for theirs, ours in zip(base, own, strict=True))
+    return Row(
+        case.group, case.name, case.base, unit, case.items, case.notes, tuple(own), ratios, (quartiles(ratios).median,)
+    )
+
+
+def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of several repeats of one measurement as one: rounds together, and the median ratio of each repeat.
+
+    Args:
+        repeats: lists of rows of the same cases in the same order.
+    """
+    rows = []
+    for same in zip(*repeats, strict=True):
+        values = tuple(value for row in same for value in row.values)
+        ratios = tuple(ratio for row in same for ratio in row.ratios)
+        rows.append(
+            replace(same[0], values=values, ratios=ratios, repeats=tuple(part for row in same for part in row.repeats))
+        )
+    return rows

@@ -1,0 +1,119 @@
+"""What a timing depends on: the machine, the libraries, and how fast the threads are at the moment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+"""Instruction sets that decide which kernels oneDNN takes, as Linux spells them."""
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "openvino", "onnxruntime")
+_ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
+
+
+def machine_facts() -> dict[str, Any]:
+    """CPU, cores, threads, instruction sets, memory, allocator, versions: plain values, None where unknown."""
+    import torch
+
+    cpu = _cpu_info()
+    flags = cpu.get("flags", cpu.get("Features", "")).split()
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "threads": torch.get_num_threads(),
+        "instructions": [flag for flag in FLAGS if flag in flags],
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": _memory_gib(),
+        "allocator": allocator(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(LIBRARIES),
+    }
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str | None]:
+    """Version of each library; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in libraries:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def allocator() -> str:
+    """What gives out memory: an allocator loaded over the C library's, or that one, with its settings if any are set.
+
+    Settings made by a program through mallopt() cannot be seen from outside and are not in it.
+    """
+    maps = Path("/proc/self/maps")
+    mapped = maps.read_text(errors="replace") if maps.exists() else ""
+    loaded = [name for name in _ALLOCATORS if f"lib{name}" in mapped]
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("MALLOC_", "GLIBC_"))]
+    library = " ".join(platform.libc_ver()).strip() or "system"
+    return " ".join([*(loaded or [library]), *settings])
+
+
+def thread_state(
+    threads: Iterable[int] | None = None, size: int = 1024, times: int = 7, clock: Callable[[], float] | None = None
+) -> dict[int, float]:
+    """GFLOP/s of a float32 matrix product by number of threads: the best of several, so that it tells the state.
+
+    Virtual cores are sometimes two threads of one real core: then two threads are hardly faster than one.
+
+    Args:
+        threads: numbers of threads; by default 1, 2 and as many as PyTorch uses now, as far as there are cores.
+        size: rows and columns of the matrices.
+        times: products per number of threads, of which the best counts.
+        clock: seconds since any moment; by default the computer's.
+    """
+    import torch
+
+    clock = clock or time.perf_counter
+    before = torch.get_num_threads()
+    cores = os.cpu_count() or 1
+    counts = sorted({1, min(2, cores), before}) if threads is None else list(threads)
+    a = torch.ones(size, size)
+    out = torch.empty(size, size)
+    found = {}
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            torch.mm(a, a, out=out)
+            best = 0.0
+            for _ in range(times):
+                began = clock()
+                torch.mm(a, a, out=out)
+                best = max(best, 2 * size**3 / (clock() - began) / 1e9)
+            found[count] = best
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run over the last minute; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor in /proc/cpuinfo; nothing where there is no such file."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return {}
+    lines = file.read_text().split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return None

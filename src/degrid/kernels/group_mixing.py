@@ -1,0 +1,81 @@
+"""Every r x r block of a map mixed within itself, by one matrix for all channels and places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degrid.kernels.recompute import traced
+from degrid.kernels.support import numba_installed, use_torch_threads
+
+
+def mix_groups(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
+    """Pixel i of a block becomes the sum over its pixels j of weight[j,i] times pixel j; pixels count row by row.
+
+    This runs compiled for float32 on the CPU, where numba is installed; elsewhere as PyTorch. For its gradients it
+    keeps y, and no copy.
+
+    Args:
+        y: [N,C,H,W], H and W multiples of r; best in channels-last order, which needs no copy.
+        weight: [r^2,r^2], cast to y's type.
+        rate: r, pixels.
+        size: (h, w) of the result, at most (H, W): what lies beyond at the bottom and right is left out.
+    Returns:
+        [N,C,h,w].
+    """
+    weight = weight.to(y.dtype)
+    if y.device.type == "cpu" and y.dtype == torch.float32 and not traced(y, weight) and numba_installed():
+        return _Mixed.apply(y, weight, rate, size)  # type: ignore[no-any-return]
+    return _with_torch(y, weight, rate, size)
+
+
+def _with_torch(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
+    r = rate
+    count, channels, height, width = y.shape
+    blocks = y.permute(0, 2, 3, 1).reshape(count, height // r, r, width // r, r, channels)
+    mixed = torch.einsum("abij,nhawbc->nhiwjc", weight.reshape(r, r, r, r), blocks)
+    return mixed.reshape(count, height, width, channels).permute(0, 3, 1, 2)[..., : size[0], : size[1]]
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(y, weight)
+        ctx.rate, ctx.size = rate, size
+        return _mixed(y, weight, rate, size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        y, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            out = _with_torch(y, weight, ctx.rate, ctx.size)
+            first, second = torch.autograd.grad(out, (y, weight), grad, create_graph=True, allow_unused=True)
+            return first, second, None, None
+        for_y = _mixed(grad, weight.T, ctx.rate, y.shape[-2:]) if ctx.needs_input_grad[0] else None
+        for_weight = _products(y, grad, ctx.rate) if ctx.needs_input_grad[1] else None
+        return for_y, for_weight, None, None
+
+
+def _mixed(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
+    """`mix_groups`, compiled; size may also be larger than y, which counts as zero beyond its end."""
+    from degrid.kernels.group_mixing_numba import mix_groups
+
+    use_torch_threads()
+    out = y.new_empty(len(y), *size, y.shape[1])
+    mix_groups(_pixels(y), weight.detach().contiguous().numpy(), rate, out.numpy())
+    return out.permute(0, 3, 1, 2)
+
+
+def _products(y: Tensor, grad: Tensor, rate: int) -> Tensor:
+    """The gradient of the weight, [r^2,r^2]: the sum over blocks and channels of pixel j of y times pixel i of grad."""
+    from degrid.kernels.group_mixing_numba import group_products
+
+    use_torch_threads()
+    return torch.from_numpy(group_products(_pixels(y), _pixels(grad), rate)).float()
+
+
+def _pixels(x: Tensor) -> Any:
+    """A float32 array [N,H,W,C]."""
+    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()

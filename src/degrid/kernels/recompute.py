@@ -1,0 +1,100 @@
+"""Maps that are computed again in the backward pass rather than kept; and when own gradients can be used at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Map = Callable[[Tensor], Tensor]
+
+
+def traced(*tensors: Tensor) -> bool:
+    """Whether something is at work that must see PyTorch's own operations: a compiler, an exporter, torch.func or
+    forward-mode differentiation."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
+
+
+def gradients_wanted(*tensors: Tensor) -> bool:
+    """Whether any of them needs a gradient, and own backward passes can be used."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors) and not traced(*tensors)
+
+
+def as_convolved(x: Tensor) -> Tensor:
+    """x in the type that autocast gives a convolution's input, so that it is kept once, in that type."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def apply_recomputed(x: Tensor, make: Map, adjoint: Map, function: Map) -> Tensor:
+    """function(make(x)), which keeps x for the backward pass where it would keep make(x).
+
+    Args:
+        x: [N,C,H,W]; under autocast it is cast as for a convolution.
+        make: linear, and cheap beside `function`.
+        adjoint: from a gradient for make(x) to one for x, in operations that can be differentiated.
+        function: such as a convolution.
+    """
+    x = as_convolved(x)
+    if not gradients_wanted(x):
+        return function(make(x))
+    return apply_and_forget(_Made.apply(x, make, adjoint), (x,), make, function)
+
+
+class _Made(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, make: Map, adjoint: Map) -> Tensor:
+        ctx.adjoint = adjoint
+        return make(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.adjoint(grad), None, None
+
+
+def apply_and_forget(made: Tensor, parts: tuple[Tensor, ...], again: Callable[..., Tensor], function: Map) -> Tensor:
+    """function(made), which keeps `parts` for the backward pass where it would keep `made`.
+
+    Args:
+        made: again(*parts).
+        parts: tensors, at least one of which needs a gradient.
+        again: makes `made` anew.
+        function: of one map, such as a convolution.
+    """
+    kept = _Kept.apply(*parts)
+    # Numbers rather than the map, which the hooks would keep alive.
+    place, shape, stride = made.data_ptr(), made.shape, made.stride()
+
+    def pack(saved: Tensor) -> Tensor | tuple[Tensor]:
+        same = saved.data_ptr() == place and saved.shape == shape and saved.stride() == stride
+        return (kept,) if same else saved
+
+    def unpack(packed: Tensor | tuple[Any]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        with torch.no_grad():
+            return again(*packed[0].grad_fn.saved_tensors)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return function(made)
+
+
+class _Kept(torch.autograd.Function):
+    """Nothing, whose grad_fn holds tensors as an operation would hold them.
+
+    So changing them in place is noticed, and hooks on saved tensors (activation checkpoints, offloading) see them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(*parts)
+        return parts[0].new_empty(0)

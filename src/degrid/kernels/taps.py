@@ -1,0 +1,94 @@
+"""Dilated convolutions as sums of shifted 1x1 convolutions, where a library's own way is slow.
+
+Two cases on CPUs: an output of few channels, such as DeepLab v2's 21 logits, for which the wide vector units have no
+use; and bfloat16 at large rates on the 2048 channels of a ResNet, where oneDNN leaves its fast path.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NARROW = 32
+"""Most output channels that count as few."""
+_WIDTH = 16
+
+
+class TapConv2d(nn.Module):
+    """A size-keeping convolution, each of whose taps is a 1x1 convolution.
+
+    With few output channels all taps are one 1x1 convolution to k * k * K channels, whose parts are added up where
+    they belong; the input is read once. Otherwise each tap reads only the pixels from which it reaches into the image:
+    at rate 36 on 65 pixels less than half of them.
+
+    Args:
+        conv: what it stands for: any odd kernel, rate and bias; stride 1, one group, zeros "same" padding.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.kernel_size, self.rate, self.out_channels = conv.kernel_size, conv.dilation[0], conv.out_channels
+        taps = conv.weight.detach().permute(2, 3, 0, 1).flatten(0, 1)  # [k*k, K, C]
+        if conv.out_channels <= NARROW:
+            stacked = taps.flatten(0, 1)
+            taps = F.pad(stacked, (0, 0, 0, -len(stacked) % _WIDTH))[None]
+        layout = torch.channels_last
+        self.taps = nn.ParameterList(
+            nn.Parameter(tap[:, :, None, None].contiguous(memory_format=layout), requires_grad=False) for tap in taps
+        )
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,K,H,W], channels_last; added up in float32, which it stays where the outputs are few."""
+        height, width = x.shape[-2:]
+        total = x.new_zeros(len(x), height, width, self.out_channels, dtype=torch.float32).permute(0, 3, 1, 2)
+        if self.bias is not None:
+            total += self.bias[:, None, None]
+        stacked = F.conv2d(x, self.taps[0]) if self.out_channels <= NARROW else None
+        rows, columns = self.kernel_size
+        for index in range(rows * columns):
+            down = (index // columns - rows // 2) * self.rate
+            right = (index % columns - columns // 2) * self.rate
+            if abs(down) >= height or abs(right) >= width:
+                continue  # the tap reads zeros only
+            source, target = _shifted(down, height), _shifted(-down, height)
+            source_columns, target_columns = _shifted(right, width), _shifted(-right, width)
+            if stacked is None:
+                part = F.conv2d(x[..., source, source_columns], self.taps[index])
+            else:
+                first = index * self.out_channels
+                part = stacked[:, first : first + self.out_channels, source, source_columns]
+            total[..., target, target_columns] += part
+        return total if stacked is not None else total.to(part.dtype)
+
+
+def _shifted(by: int, size: int) -> slice:
+    """The part of an axis that is still inside when it is read `by` places further on."""
+    return slice(max(0, by), size - max(0, -by))
+
+
+def use_taps(model: nn.Module, dtype: torch.dtype) -> int:
+    """Replace, in place, the convolutions of an inference copy that are faster so; gives their number.
+
+    Args:
+        dtype: what the convolutions run in, float32 or bfloat16.
+    """
+    found = [(name, module) for name, module in model.named_modules() if _wins(module, dtype)]
+    for name, conv in found:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, TapConv2d(conv))
+    return len(found)
+
+
+def _wins(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Measured on 2 cores with AMX (docs/performance.md): ratios of 1.4 and more."""
+    if type(module) is not nn.Conv2d or module.stride != (1, 1) or module.groups != 1 or module.kernel_size == (1, 1):
+        return False
+    same = tuple(rate * (size // 2) for rate, size in zip(module.dilation, module.kernel_size, strict=True))
+    keeps_size = module.padding == same and module.padding_mode == "zeros" and all(k % 2 for k in module.kernel_size)
+    if not keeps_size or module.dilation[0] != module.dilation[1]:
+        return False
+    narrow = module.out_channels <= NARROW and module.in_channels >= 256
+    slow = dtype == torch.bfloat16 and module.in_channels >= 2048 and module.dilation[0] >= 4
+    return narrow or slow

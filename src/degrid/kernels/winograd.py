@@ -1,0 +1,329 @@
+"""Winograd's F(4x4,3x3) on the dilated grid: 3x3 convolutions in float32 with a quarter of the multiplications.
+
+A convolution of rate r is an ordinary 3x3 convolution on each of r² phase grids. Each grid is cut into tiles of 4x4
+outputs, gathered with stride r, so that the map itself is never rearranged. A tile needs 36 products per channel pair
+instead of 144.
+
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308, section 4.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.kernels.support import numba_installed, use_torch_threads
+from degrid.types import UserError
+
+INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+FILTER = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+"""The matrices B^T, G and A^T: a tile is A^T [(G g G^T) * (B^T d B)] A, of a filter g and a 6x6 patch d."""
+
+NARROWEST = 64
+"""Fewest channels in and out: with fewer, the transforms cost what the products save."""
+TRANSFORM = 100
+"""What transforming one number costs, in multiplications: 88 to 110 on a busy AVX-512 Xeon, about 68 on an idle one."""
+MARGIN = 0.9
+"""Largest cost, as a share of the direct convolution's, that is worth the lower exactness."""
+LIMIT = 1 << 23
+"""Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
+PACKINGS = 3
+"""Most map sizes for which a layer keeps its weight packed, each four times the size of the weight."""
+
+_Multiply = Callable[[Tensor], Tensor]
+
+
+def winograd_weight(weight: Tensor) -> Tensor:
+    """The transformed weight G g G^T, [K,C,3,3] -> [36*K,C,1,1]; computed in float64, given in the weight's type."""
+    matrix = torch.tensor(FILTER, dtype=torch.float64, device=weight.device)
+    transformed = torch.einsum("ia,kcab,jb->ijkc", matrix, weight.detach().double(), matrix)
+    return transformed.reshape(-1, weight.shape[1], 1, 1).to(weight.dtype).contiguous()
+
+
+def winograd_conv2d(
+    x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding; and ReLU after it, if wanted.
+
+    The largest error in float32 is 1e-5 to 2e-5 of the largest output; the direct convolution's is 1e-6. A NaN or an
+    infinity in the input reaches all 16 outputs of each tile that reads it. There is no gradient.
+
+    Compiled for float32 on the CPU, from 64 channels in and out on, where numba is installed; elsewhere as PyTorch.
+
+    Args:
+        x: [N,C,H,W], in any memory format; channels_last needs no copy.
+        transformed: the weight as `winograd_weight` gives it, of x's type.
+        rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
+        bias: [K].
+    Returns:
+        [N,K,H,W], channels_last.
+    """
+    return _convolve(x, lambda tiles: F.conv2d(tiles, transformed, groups=36), len(transformed) // 36, rate, bias, relu)
+
+
+def pays(shape: tuple[int, ...], out_channels: int, rate: int) -> bool:
+    """Whether the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W].
+
+    The direct convolution multiplies N (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips
+    taps outside the map; Winograd 36 times per tile. On top, each tile has 36 C numbers transformed on the way in and
+    36 K on the way out, each at the cost of TRANSFORM multiplications. It pays up to MARGIN of the direct cost.
+
+    Both channel counts must be multiples of 16 from 64 up, for which the products run at full speed.
+    """
+    batch, channels, height, width = shape
+    if min(channels, out_channels) < NARROWEST or channels % 16 or out_channels % 16:
+        return False
+    tiles = batch * len(_corners(height, rate)) * len(_corners(width, rate))
+    direct = batch * (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
+    return 36 * tiles * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= MARGIN * direct
+
+
+@functools.lru_cache(maxsize=256)
+def _corners(size: int, rate: int) -> np.ndarray:
+    """Where the tiles start along an axis: every fourth pixel of each phase grid; int64.
+
+    Phases with fewer pixels may need fewer tiles: 65 pixels at rate 4 are 17 tiles, not four times five.
+    """
+    return np.concatenate([np.arange(phase, size, 4 * rate) for phase in range(min(rate, size))])
+
+
+def _convolve(x: Tensor, multiply: _Multiply, count: int, rate: int, bias: Tensor | None, relu: bool) -> Tensor:
+    """`multiply` takes an image [1,36*C,n,1] of transformed tiles to one of [1,36*K,n,1]; K is `count`."""
+    pixels = x.detach().permute(0, 2, 3, 1).contiguous()
+    bias = x.new_zeros(count) if bias is None else bias.detach().contiguous()
+    wide = min(x.shape[1], count) >= NARROWEST
+    compiled = wide and x.device.type == "cpu" and x.dtype == torch.float32 and numba_installed()
+    return (_compiled if compiled else _in_torch)(pixels, multiply, bias, rate, relu).permute(0, 3, 1, 2)
+
+
+class _Workspace(threading.local):
+    """Memory for transformed tiles, one for all layers of a thread: new memory costs page faults at every call."""
+
+    memory = np.empty(0, np.float32)
+
+    def take(self, *shape: int) -> np.ndarray:
+        """Float32 of this shape, with arbitrary values; numpy asks for large pages, which strided access wants."""
+        count = math.prod(shape)
+        if self.memory.size < count:
+            self.memory = np.empty(count, np.float32)
+        return self.memory[:count].reshape(shape)
+
+
+_workspace = _Workspace()
+
+
+def _compiled(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool) -> Tensor:
+    """x: [N,H,W,C]. Gives [N,H,W,K]."""
+    from degrid.kernels.winograd_numba import transform_input, transform_output
+
+    use_torch_threads()
+    batch, height, width, channels = x.shape
+    out = x.new_empty(batch, height, width, len(bias))
+    rows, columns = _corners(height, rate), _corners(width, rate)
+    tiles = batch * len(rows) * len(columns)
+    parts = -(-tiles * 36 * max(channels, len(bias)) // LIMIT)
+    each = -(-tiles // max(parts, 1))
+    space = _workspace.take(each, 36, channels)
+    image = torch.from_numpy(space).view(1, each, 1, 36 * channels).permute(0, 3, 1, 2)
+    for part in range(parts):
+        first = min(part * each, tiles - each)  # the last part overlaps, so that all have one size and one packing
+        transform_input(x.numpy(), rows, columns, rate, first, space)
+        products = multiply(image).permute(0, 2, 3, 1).reshape(each, 36, len(bias))
+        transform_output(products.numpy(), rows, columns, rate, first, bias.numpy(), relu, out.numpy())
+    return out
+
+
+def _in_torch(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool) -> Tensor:
+    """The twin: the same tiles in the same order, all at once, in any floating type and on any device."""
+    batch, height, width, channels = x.shape
+    rows, columns = (torch.from_numpy(_corners(size, rate)).to(x.device) for size in (height, width))
+    into, back = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in (INPUT, OUTPUT))
+    six, four = rate * torch.arange(6, device=x.device), rate * torch.arange(4, device=x.device)
+    padded = F.pad(x, (0, 0, rate, 5 * rate, rate, 5 * rate))
+    patches = padded[:, (rows[:, None] + six).flatten()][:, :, (columns[:, None] + six).flatten()]
+    patches = patches.view(batch, len(rows), 6, len(columns), 6, channels)
+    tiles = torch.einsum("iu,nyuxvc,jv->nyxijc", into, patches, into)
+    products = multiply(tiles.reshape(1, -1, 1, 36 * channels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    products = products.reshape(batch, len(rows), len(columns), 6, 6, len(bias))
+    out = torch.einsum("iu,nyxuvk,jv->nyixjk", back, products, back) + bias
+    out = out.reshape(batch, 4 * len(rows), 4 * len(columns), len(bias))
+    # Each pixel is in one tile; sorted by place, those outside the map come last.
+    down = (rows[:, None] + four).flatten().argsort()[:height]
+    across = (columns[:, None] + four).flatten().argsort()[:width]
+    out = out[:, down][:, :, across]
+    return out.relu() if relu else out
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
+
+    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`) and autocast, if
+    numba is installed and `pays` says so for the input's size. Made by `from_conv` or `use_winograd`.
+
+    The transformed weight takes four times the memory of the weight, and as much again for each of up to PACKINGS map
+    sizes that come more than once. Neither is saved or copied; both are made anew when the weight changes.
+    """
+
+    _prepared: _Prepared | None = None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> WinogradConv2d:
+        """A layer with the parameters of `conv` itself, not copies.
+
+        Raises:
+            UserError: `conv` is not one that `use_winograd` replaces.
+        """
+        if not _eligible(conv):
+            raise UserError(
+                "expected a plain 3x3 nn.Conv2d of stride 1, one group, zero padding as wide as its rate, and channels "
+                f"in multiples of 16, from {NARROWEST} up; got {conv}; leave it as it is"
+            )
+        rate = cast(Any, conv.dilation[0])
+        layer = cls(conv.in_channels, conv.out_channels, 3, 1, rate, rate, bias=conv.bias is not None, device="meta")
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,K,H,W]; or without N."""
+        if not self._wins(x):
+            return super().forward(x)
+        if self._prepared is None or not self._prepared.is_of(self.weight):
+            self._prepared = _Prepared(self.weight)
+        return _convolve(x, self._prepared.multiply, self.out_channels, self.dilation[0], self.bias, relu=False)
+
+    def _wins(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or _recorded():
+            return False
+        fits = x.ndim == 4 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        return fits and pays(tuple(x.shape), self.out_channels, self.dilation[0]) and _can_win()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be computed again: packed weights can be neither copied nor saved."""
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+
+def use_winograd(model: nn.Module) -> int:
+    """Replace every 3x3 convolution of a model that Winograd may speed up by a `WinogradConv2d`, in place.
+
+    Names, parameters and what the network computes stay, the latter up to rounding. Fold batch norm before; the layer
+    still decides for each input. Left alone are subclasses of nn.Conv2d, as smoothed layers are, and what has hooks.
+
+    Returns:
+        How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
+    """
+    made: dict[nn.Module, WinogradConv2d] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and _eligible(child):
+                made[child] = made.get(child) or WinogradConv2d.from_conv(cast(nn.Conv2d, child))
+                setattr(parent, name, made[child])
+    return len(made)
+
+
+def _eligible(conv: nn.Module) -> bool:
+    if type(conv) is not nn.Conv2d or conv.kernel_size != (3, 3) or conv.stride != (1, 1) or conv.groups != 1:
+        return False
+    narrow = min(conv.in_channels, conv.out_channels) < NARROWEST or conv.in_channels % 16 or conv.out_channels % 16
+    same = conv.dilation[0] == conv.dilation[1] and conv.padding in (conv.dilation, "same")
+    hooked = conv._forward_hooks or conv._forward_pre_hooks
+    return not narrow and same and conv.padding_mode == "zeros" and not hooked
+
+
+def _recorded() -> bool:
+    """Whether the network is being compiled, exported or traced: compiled transforms cannot be recorded."""
+    return torch.compiler.is_compiling() or bool(cast(Any, torch.jit).is_tracing())
+
+
+def _can_win() -> bool:
+    """Whether what the measurements were made with is here; the PyTorch transforms are slower than they save."""
+    return numba_installed() and bool(cast(Any, torch.backends.mkldnn).is_available())
+
+
+class _Prepared:
+    """The transformed weight of a layer, and packed for the map sizes that come again.
+
+    Packing costs about ten products, so that the first image of a size goes without.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.mark = self._mark(weight)
+        self.transformed = winograd_weight(weight)
+        self.packings: OrderedDict[int, Tensor | None] = OrderedDict()
+        self.lock = threading.Lock()
+
+    @staticmethod
+    def _mark(weight: Tensor) -> tuple[int, int]:
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether it was made from this weight as it is now."""
+        return self.mark == self._mark(weight)
+
+    def multiply(self, tiles: Tensor) -> Tensor:
+        """[1,36*C,n,1] -> [1,36*K,n,1]: 36 matrix products as one grouped convolution, the fastest there is."""
+        packed = self._packed(tiles.shape[2])
+        return F.conv2d(tiles, self.transformed, groups=36) if packed is None else _packed_product(tiles, packed)
+
+    def _packed(self, tiles: int) -> Tensor | None:
+        if not _can_pack():
+            return None
+        with self.lock:
+            seen = tiles in self.packings
+            packed = self.packings.pop(tiles, None)
+            if seen and packed is None:
+                packed = _pack(self.transformed, tiles)
+            self.packings[tiles] = packed
+            if len(self.packings) > PACKINGS:
+                self.packings.popitem(last=False)
+        return packed
+
+
+def _pack(transformed: Tensor, tiles: int) -> Tensor:
+    """The weight in the order that oneDNN wants for this many tiles."""
+    shape = [1, 36 * transformed.shape[1], tiles, 1]
+    pack = cast(Any, torch._C._nn).mkldnn_reorder_conv2d_weight
+    return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], 36, shape))
+
+
+def _packed_product(tiles: Tensor, packed: Tensor) -> Tensor:
+    multiply = torch.ops.mkldnn._convolution_pointwise
+    return cast(Tensor, multiply(tiles, packed, None, [0, 0], [1, 1], [1, 1], 36, "none", [], ""))
+
+
+@functools.cache
+def _can_pack() -> bool:
+    """Whether this PyTorch has the private operators that `torch.compile` freezes weights with, and they are right."""
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randn(1, 36 * 16, 5, 1, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(36 * 16, 16, 1, 1, generator=generator)
+    try:
+        found = _packed_product(tiles, _pack(weight, 5))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logging.getLogger("degrid").info("Winograd goes on without packed weights, somewhat slower: %s", error)
+        return False
+    return torch.allclose(found, F.conv2d(tiles, weight, groups=36), atol=1e-4)

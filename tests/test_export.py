@@ -1,0 +1,290 @@
+"""Exported models: run by their own runtime at other sizes than traced, and equal to the model."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import degrid
+from degrid.assemble import load_any
+from degrid.cli import app
+from degrid.engine.infer import Predictor
+from degrid.engine.looks import Inference
+from degrid.export import Quantization, check, export_model, formats, graph
+from degrid.export.graph import ExportGraph, example_image
+from degrid.export.runtime import ExportedModel
+from degrid.export.smoothing import fix_smoothing
+from degrid.resize import resize
+from degrid.types import LabelSpace, Preprocess, UserError
+
+LABELS = LabelSpace(("sky", "road", "élan"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+
+
+class Tiny(nn.Module):
+    """Four layers of an encoder, output stride 8, the last one dilated."""
+
+    channels, reductions = (8, 12, 16, 16), (2, 4, 8, 8)
+
+    def __init__(self, output_stride, pretrained, multi_grid, preprocess):
+        super().__init__()
+        self.preprocess = preprocess or Preprocess(bgr=True)
+        widths = (3, *self.channels)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(widths[i], widths[i + 1], 3, 2 - i // 3, 1 + i // 3, 1 + i // 3, bias=False),
+                nn.BatchNorm2d(widths[i + 1]),
+                nn.ReLU(),
+            )
+            for i in range(4)
+        )
+
+    def forward(self, x):
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return found
+
+
+def network(build=degrid.deeplabv3, operator="ssc", **settings):
+    torch.manual_seed(0)
+    if build is degrid.deeplabv3:
+        settings["channels"] = 8
+    model = build("test_export:Tiny", LABELS, output_stride=8, operator=operator, **settings).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        for parameter in getattr(module, "smoothing", nn.Module()).parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network()
+
+
+def ids_of(model, image):
+    with torch.no_grad():
+        return resize(model(image), image.shape[-2:], model.resize).argmax(1)
+
+
+@pytest.mark.parametrize(
+    "operator", ["regular", "decompose", "gi", "ssc", "average", "gaussian", "aggregation", "tent"]
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_fixed_smoothing_equals_the_operators(operator, legacy):
+    model = network(degrid.deeplabv2, operator, legacy=legacy, resize="half_pixel")
+    exported = ExportGraph(model, "logits")
+    assert exported.fixed == (operator != "regular")
+    assert not any(hasattr(module, "smoothing") for module in exported.modules())
+    for size in ((1, 3, 40, 57), (2, 3, 33, 64)):
+        image = example_image(size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_operators_of_your_own_stay():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+
+        def forward(self, x, convolve):
+            return convolve(x, 2)
+
+    conv = nn.Conv2d(2, 2, 3, padding=2, dilation=2)
+    net = nn.Sequential(conv)
+    conv.smoothing = Own()
+    assert fix_smoothing(net) == 0
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
+def test_every_format_equals_the_model(model, tmp_path, kind):
+    path = tmp_path / f"model{formats.FORMATS[kind][0]}"
+    found = export_model(model, LABELS, path, kind, version="1.2")
+    assert [comparison.size for comparison in found] == list(check.SIZES)
+    assert all(comparison.agreement >= check.AGREEMENT for comparison in found)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in formats.files_of(path)}
+    loaded = load_any(path)
+    assert isinstance(loaded, ExportedModel)
+    assert loaded.labels == LABELS
+    assert loaded.facts.version == "1.2"
+    predictor = Predictor(loaded)
+    for size in ((70, 51), (31, 150)):  # neither traced nor compared
+        image = example_image((1, 3, *size), seed=9)[0]
+        assert (predictor.class_ids(image) == ids_of(model, image[None])[0]).float().mean() >= check.AGREEMENT
+    with pytest.raises(UserError, match="export it with --output logits"):
+        predictor.scores(image)
+    with pytest.raises(UserError, match="cannot be fused over scales"):
+        Predictor(loaded, how=Inference(flip=True))
+
+
+def test_multi_scale_logits_with_flips(tmp_path):
+    """int(0.75 * H) is worked out at every size; flips and scales are fused as with the model itself."""
+    model = network(degrid.deeplabv2, "tent", scales=(0.75, 0.5))
+    export_model(model, LABELS, tmp_path / "m.onnx", output="logits")
+    loaded = load_any(tmp_path / "m.onnx")
+    image = example_image((1, 3, 83, 59), seed=5)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image), model(image), rtol=1e-4, atol=1e-5)
+    how = Inference(flip=True, scales=(1.0, 1.5))
+    ours, theirs = (Predictor(each, precision="float32", how=how).class_ids(image[0]) for each in (loaded, model))
+    assert (ours == theirs).float().mean() >= check.AGREEMENT
+
+
+def test_a_scale_without_whole_sizes_is_refused():
+    with pytest.raises(UserError, match=r"scale 0\.70710678 of this multi-scale network cannot be exported"):
+        ExportGraph(network(degrid.deeplabv2, scales=(0.70710678,)))
+
+
+def test_a_wrong_export_leaves_no_file(tmp_path):
+    """The trap that the comparison is for: a tracer takes what it sees once as fixed."""
+
+    class Trap(nn.Module):
+        calls = 0
+
+        def forward(self, image):
+            self.calls += 1
+            return image.float() * self.calls
+
+    with pytest.raises(UserError, match="the exported model (computes something else|fails on images|gives )"):
+        export_model(Trap(), LABELS, tmp_path / "trap.onnx", output="logits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_by_hand():
+    logits = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2).clone()
+    made = logits.clone()
+    made[0, :, 0, 0] = torch.tensor([0.0, 0.5])
+    found = check._compared(logits, made, (1, 3, 2, 2), "logits", "half_pixel")
+    assert (found.difference, found.agreement) == (1.0, 0.75)
+    assert "1.0e+00 of the largest, same class on 75.00 %" in str(found)
+    with pytest.raises(UserError, match=r"gives \[1, 2, 2, 2\] for images of \[1, 3, 2, 2\], expected \[1, 2, 2\]"):
+        check._compared(logits, made, (1, 3, 2, 2), "ids", "half_pixel")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_int8_is_judged_and_refused(model, tmp_path, kind):
+    images = [example_image((1, 3, 64, 80), seed=seed)[0].permute(1, 2, 0).numpy() for seed in range(4)]
+    seen = []
+
+    def judge(exact, small):
+        picture = torch.from_numpy(images[0]).permute(2, 0, 1)[None]
+        seen.append((exact(picture) == small(picture)).float().mean().item())
+        if len(seen) > 1:
+            raise UserError("not good enough")
+
+    path = tmp_path / f"m{formats.FORMATS[kind][0]}"
+    export_model(model, LABELS, path, kind, int8=Quantization(images, judge))
+    assert 0.5 < seen[0] <= 1
+    assert load_any(path).labels == LABELS
+    assert _has_int8(path, kind)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="not good enough"):
+        export_model(model, LABELS, path, kind, int8=Quantization(images, judge))
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == len(formats.files_of(path))
+
+
+def _has_int8(path, kind):
+    if kind == "openvino":
+        return 'element_type="i8"' in path.read_text()
+    import onnx
+
+    return any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(path).graph.initializer)
+
+
+def test_extras_that_are_missing(tmp_path, monkeypatch):
+    real = importlib.import_module
+
+    def without(name, *rest):
+        if name.split(".")[0] in ("onnxscript", "onnxruntime", "openvino"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(UserError, match=r"onnxruntime is not installed; pip install degrid\[export\]"):
+        ExportedModel(tmp_path / "m.onnx")
+    monkeypatch.setattr("degrid.export.export.traced", lambda *_: None)
+    with pytest.raises(UserError, match=r"onnxscript is not installed; pip install degrid\[export\]"):
+        export_model(network(), LABELS, tmp_path / "n.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2"])
+def test_damaged_files(tmp_path, ending):
+    file = tmp_path / f"m{ending}"
+    with pytest.raises(UserError, match="no exported model"):
+        ExportedModel(file)
+    file.write_bytes(b"not a model")
+    with pytest.raises(UserError, match=f"cannot read the exported model {file}"):
+        ExportedModel(file)
+
+
+def test_a_file_of_somebody_else(tmp_path):
+    import onnx
+    from onnx import helper
+
+    value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    made = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(made, ir_version=10, opset_imports=opset), tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="was not written by degrid export"):
+        ExportedModel(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "tflite"], 'unknown format "tflite"'),
+        (["--output", "masks"], 'unknown output "masks"'),
+        (["--input", "uint16"], 'unknown input "uint16"'),
+        (["--int8"], "--int8 and --calibrate DATA go together"),
+        (["-o", "m.xml"], "expected a file name that ends in .onnx"),
+        (["--format", "torch-export", "--int8", "--calibrate", "synthetic:2"], "int8 is for onnx and openvino"),
+    ],
+)
+def test_the_command_refuses(tmp_path, words, message):
+    degrid.save(network(), tmp_path / "m")
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "m"), *words])
+    assert isinstance(result.exception, UserError), result.output
+    assert message in str(result.exception)
+
+
+def test_the_command_and_prediction_with_its_file(tmp_path):
+    from PIL import Image
+
+    model = network()
+    degrid.save(model, tmp_path / "m")
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "m")])
+    assert result.exception is None, result.output
+    assert f"try: degrid predict {tmp_path / 'm.onnx'} IMAGES" in result.output.replace("\n", "")
+    picture = example_image((1, 3, 50, 61), seed=2)
+    Image.fromarray(picture[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "m.onnx"), str(tmp_path / "a.png"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exception is None, result.output
+    ids = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    assert (ids == ids_of(model, picture)[0].numpy()).mean() >= check.AGREEMENT
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["classes"] == list(LABELS.names)
+
+
+@pytest.mark.slow
+def test_compiled_code(model, tmp_path):
+    import shutil
+
+    if shutil.which("g++") is None:
+        pytest.skip("aot-inductor needs a C++ compiler")
+    export_model(model, LABELS, tmp_path / "m.pt2", "aot-inductor")
+    assert load_any(tmp_path / "m.pt2").labels == LABELS
+
+
+def test_examples_are_the_same_for_the_same_seed():
+    assert torch.equal(example_image((1, 3, 9, 9), seed=1), example_image((1, 3, 9, 9), seed=1))
+    assert graph.TRACED not in check.SIZES

@@ -1,0 +1,102 @@
+"""How much memory networks take, and what takes less."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import degrid
+from degrid.engine.infer import Predictor
+from degrid.engine.looks import Inference
+from degrid.engine.memory import _LiveBytes, activation_bytes
+from degrid.types import UserError
+
+
+def test_live_bytes_by_hand():
+    """4 -> 8 channels of 10x10 float32: 1200 + 3200 bytes of maps; after the first is freed 3200 + 800."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 2, 1, bias=False))
+    image = 3 * 100 * 4
+    assert (
+        activation_bytes(net, (10, 10)) == image + 8 * 100 * 4 + 2 * 100 * 4
+    )  # nn.Sequential's caller holds the image
+    assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+
+
+def test_memory_grows_with_the_image():
+    model = degrid.deeplabv3("timm:resnet10t", 3, channels=16).eval()
+    small, large = activation_bytes(model, (128, 128)), activation_bytes(model, (256, 512))
+    assert large / small == pytest.approx(8, rel=0.05)
+
+
+def test_a_network_that_looks_at_its_values_is_refused():
+    class Curious(nn.Module):
+        def forward(self, x):
+            return x if x.sum().item() > 0 else -x
+
+    with pytest.raises(UserError, match="cannot tell how much memory this Curious needs"):
+        activation_bytes(Curious(), (8, 8))
+
+
+def test_a_memory_limit_chooses_windows_that_keep_it():
+    model = degrid.deeplabv2("timm:resnet10t", 3).eval()
+    limit = activation_bytes(model, (512, 512)) // 4
+    predictor = Predictor(model, precision="float32", how=Inference(memory=limit))
+    assert predictor._looks((192, 192)).window is None
+    window = predictor._looks((512, 640)).window
+    assert window is not None
+    assert limit / 2 < activation_bytes(model, window) <= limit
+    image = torch.randint(0, 256, (3, 512, 640), dtype=torch.uint8)
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
+    ids = Predictor(model, precision="float32", how=Inference(memory=limit)).class_ids(image)
+    assert ids.shape == (512, 640)
+    with pytest.raises(UserError, match=r"leaves windows of .* pixels; this network needs at least \d+ MiB"):
+        Predictor(model, how=Inference(memory=1000)).class_ids(image)
+
+
+def test_memory_and_window_exclude_one_another():
+    with pytest.raises(UserError, match="exclude one another"):
+        Inference(memory=10, window=(5, 5))
+
+
+def multi_scale(in_turn):
+    torch.manual_seed(0)
+    model = degrid.deeplabv2("timm:resnet10t", 5, scales=(0.75, 0.5)).train()
+    model.scales_in_turn = in_turn
+    return model
+
+
+def step(model, image):
+    scales = model.scale_logits(image)
+    sum(logits.square().mean() for logits in [*scales, model.fused(scales)]).backward()
+
+
+def test_scales_in_turn_give_the_same_gradients_and_statistics():
+    image = torch.randint(0, 255, (2, 3, 97, 97)).float()
+    once, in_turn = multi_scale(False), multi_scale(True)
+    step(once, image)
+    step(in_turn, image)
+    for a, b in zip(once.parameters(), in_turn.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.equal(a.grad, b.grad)
+    assert all(torch.equal(a, b) for a, b in zip(once.buffers(), in_turn.buffers(), strict=True))
+
+
+def test_scales_in_turn_take_the_memory_of_the_largest():
+    """1 + 0.75^2 + 0.5^2 = 1.81 times the feature maps of one scale, without it."""
+    peaks = {}
+    for in_turn in (False, True):
+        model, count = multi_scale(in_turn).to("meta"), _LiveBytes()
+        with count:
+            step(model, torch.empty(2, 3, 385, 385, device="meta"))
+        peaks[in_turn] = count.peak
+    weights = sum(p.numel() * 4 for p in model.parameters())  # their gradients
+    assert (peaks[True] - weights) / (peaks[False] - weights) < 0.75
+
+
+def test_deep_copies_are_independent():
+    model = multi_scale(True)
+    other = copy.deepcopy(model)
+    other.scales_in_turn = False
+    assert model.scales_in_turn

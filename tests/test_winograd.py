@@ -1,0 +1,353 @@
+"""The Winograd convolution against the direct one."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import degrid
+from degrid.kernels import winograd
+from degrid.kernels.winograd import WinogradConv2d, pays, use_winograd, winograd_conv2d, winograd_weight
+from degrid.types import UserError
+
+pytest.importorskip("numba")
+TOLERANCE = 1e-4  # of the largest output
+
+
+@pytest.fixture(params=["numba", "torch"])
+def way(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(winograd, "numba_installed", lambda: False)
+    return request.param
+
+
+def example(channels=64, out=64, size=(13, 17), batch=1, seed=0):
+    """Input, weight and bias of normal size."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, channels, *size, generator=generator)
+    weight = torch.randn(out, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    return x, weight, torch.randn(out, generator=generator)
+
+
+def exact(x, weight, bias, rate):
+    return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), 1, rate, rate)
+
+
+def error(found, truth):
+    assert found.shape == truth.shape
+    return ((found - truth).abs().max() / truth.abs().max()).item()
+
+
+@given(
+    rate=st.integers(1, 24),
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    batch=st.integers(1, 3),
+    channels=st.sampled_from([(64, 64), (64, 80), (112, 96), (64, 67), (16, 16), (3, 70)]),
+    compiled=st.booleans(),
+    biased=st.booleans(),
+    relu=st.booleans(),
+    planes_first=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_equals_the_direct_convolution(rate, height, width, batch, channels, compiled, biased, relu, planes_first):
+    x, weight, bias = example(*channels, (height, width), batch)
+    if not planes_first:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "numba_installed", lambda: compiled)
+        found = winograd_conv2d(x, winograd_weight(weight), rate, bias if biased else None, relu)
+    truth = exact(x, weight, bias if biased else None, rate)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, truth.relu() if relu else truth) <= TOLERANCE
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 4, 6, 12, 18, 24])
+def test_every_rate(way, rate):
+    x, weight, bias = example(size=(65, 41), batch=2)
+    found = winograd_conv2d(x, winograd_weight(weight), rate, bias)
+    assert error(found, exact(x, weight, bias, rate)) <= TOLERANCE
+
+
+def test_the_algorithm_is_exact():
+    """In float64 only rounding is left, so the float32 error is rounding as well."""
+    x, weight, bias = (part.double() for part in example(8, 5, (11, 9), 2))
+    found = winograd_conv2d(x, winograd_weight(weight), 2, bias)
+    assert error(found, F.conv2d(x, weight, bias, 1, 2, 2)) <= 1e-13
+
+
+def test_weight_of_a_single_tap():
+    """Only the middle tap: G g G^T is the outer product of G's middle column with itself."""
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1, 1] = 36
+    middle = torch.tensor([0, -1 / 6, 1 / 6, 1 / 12, -1 / 12, 0], dtype=torch.float64)
+    expected = 36 * torch.outer(middle, middle)
+    torch.testing.assert_close(winograd_weight(weight), expected.float().reshape(36, 1, 1, 1), rtol=0, atol=0)
+
+
+def test_values_by_hand(way):
+    """All ones, rate 3: each output counts the taps inside the map, times channels."""
+    x = torch.ones(1, 64, 5, 7)
+    found = winograd_conv2d(x, winograd_weight(torch.ones(64, 64, 3, 3)), 3)
+    rows, columns = [2, 2, 1, 2, 2], [2, 2, 2, 3, 2, 2, 2]  # such as row 2: neither -1 nor 5 is inside
+    expected = 64 * torch.tensor(rows)[:, None] * torch.tensor(columns)
+    torch.testing.assert_close(found[0, 7], expected.float(), rtol=1e-5, atol=0)
+
+
+def test_many_tiles_go_in_parts(monkeypatch):
+    """Parts of equal size, of which the last overlaps, give what one part gives."""
+    x, weight, bias = example(size=(37, 29), batch=2)
+    whole = winograd_conv2d(x, winograd_weight(weight), 2, bias)
+    monkeypatch.setattr(winograd, "LIMIT", 36 * 64 * 11)
+    parts = []
+    convolve = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda tiles, *a, **k: parts.append(tiles.shape[2]) or convolve(tiles, *a, **k))
+    torch.testing.assert_close(winograd_conv2d(x, winograd_weight(weight), 2, bias), whole, rtol=1e-5, atol=1e-5)
+    assert len(parts) > 10
+    assert len(set(parts)) == 1
+
+
+def test_relu_keeps_nan(way):
+    x, weight, bias = example()
+    x[0, 0, 0, 0] = torch.nan
+    assert winograd_conv2d(x, winograd_weight(weight), 1, bias, relu=True)[0, :, 0, 0].isnan().all()
+
+
+def test_tiles_of_uneven_phases():
+    """65 pixels at rate 4: phase 0 has 17 of them, five tiles; the others 16, four tiles each."""
+    corners = winograd._corners(65, 4)
+    assert corners.tolist() == [*range(0, 65, 16), *range(1, 65, 16), *range(2, 65, 16), *range(3, 65, 16)]
+    assert len(corners) == 17
+
+
+def test_pays_by_hand():
+    """512 channels, rate 4, 65x65: 17² tiles of 36 (1 + 100/256), which is 14468, against 0.9 (65 + 122)² = 31472."""
+    assert (winograd.TRANSFORM, winograd.MARGIN) == (100, 0.9)
+    assert pays((1, 512, 65, 65), 512, 4)
+    # rate 36: 36² tiles of 36 (1 + 100/2048 + 100/256) = 51.8 are 67151, the taps 0.9 (65 + 58)² = 13616
+    assert not pays((1, 2048, 65, 65), 256, 36)
+    # 4 x 4 at rate 1: one tile, 36 (1 + 100/32) = 148.5 against 0.9 (4 + 6)² = 90
+    assert not pays((1, 64, 4, 4), 64, 1)
+    # with 1024 channels the transforms weigh less: 36 (1 + 100/512) = 43.0; whatever the batch
+    assert pays((1, 1024, 4, 4), 1024, 1)
+    assert pays((3, 1024, 4, 4), 1024, 1)
+
+
+@pytest.mark.parametrize("channels", [(48, 64), (64, 48), (72, 64), (64, 72)])
+def test_odd_channels_do_not_pay(channels):
+    assert not pays((1, channels[0], 65, 65), channels[1], 2)
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 128, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, padding="same", dilation=4),
+        nn.Conv2d(128, 5, 1),
+    ).eval()
+
+
+def test_network_gives_the_same_classes(monkeypatch):
+    model = small_network()
+    fast = copy.deepcopy(model)
+    assert use_winograd(fast) == 2
+    used = []
+    convolve = winograd._convolve
+    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: used.append(1) or convolve(*a, **k))
+    images = torch.randn(2, 3, 61, 49).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for _ in range(3):  # the weights are packed the second time
+            logits = fast(images)
+            assert error(logits, model(images)) <= 1e-5
+            assert torch.equal(logits.argmax(1), model(images).argmax(1))
+    assert len(used) == 6
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert fast[2].weight.data_ptr() != model[2].weight.data_ptr()
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_with_and_without_packed_weights(monkeypatch, packs):
+    monkeypatch.setattr(winograd, "_can_pack", lambda: packs)
+    x, weight, bias = example(128, 64, (33, 31))
+    prepared = winograd._Prepared(weight)
+    for _ in range(2):
+        found = winograd._convolve(x, prepared.multiply, 64, 2, bias, False)
+        assert error(found, exact(x, weight, bias, 2)) <= TOLERANCE
+    assert [packed is not None for packed in prepared.packings.values()] == ([True] if packs else [])
+
+
+def test_this_pytorch_can_pack():
+    assert winograd._can_pack()
+
+
+def test_missing_private_operators_are_noticed(monkeypatch):
+    def gone(*args):
+        raise AttributeError("mkldnn_reorder_conv2d_weight")
+
+    monkeypatch.setattr(winograd, "_pack", gone)
+    assert not winograd._can_pack.__wrapped__()
+    monkeypatch.setattr(winograd, "_pack", lambda transformed, tiles: transformed)
+    monkeypatch.setattr(winograd, "_packed_product", lambda tiles, packed: tiles + 1)
+    assert not winograd._can_pack.__wrapped__()  # there, but wrong
+
+
+def test_packings_are_few(monkeypatch):
+    prepared = winograd._Prepared(example()[1])
+    sizes = [4, 4, 5, 5, 6, 4, 7, 8]
+    for size in sizes:
+        prepared.multiply(torch.zeros(1, 36 * 64, size, 1).contiguous(memory_format=torch.channels_last))
+    assert {size: packed is not None for size, packed in prepared.packings.items()} == {4: True, 7: False, 8: False}
+
+
+def wide_conv(**changes):
+    return nn.Conv2d(
+        **{"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 2, "dilation": 2, **changes}
+    )
+
+
+class OwnConv(nn.Conv2d):
+    pass
+
+
+def hooked():
+    conv = wide_conv()
+    conv.register_forward_hook(lambda *args: None)
+    return conv
+
+
+OTHERS = {
+    "1x1": wide_conv(kernel_size=1, padding=0),
+    "5x5": wide_conv(kernel_size=5, padding=4),
+    "stride": wide_conv(stride=2),
+    "groups": wide_conv(groups=2),
+    "narrow input": wide_conv(in_channels=48),
+    "narrow output": wide_conv(out_channels=21),
+    "odd channels": wide_conv(in_channels=72),
+    "less padding": wide_conv(padding=1),
+    "reflection": wide_conv(padding_mode="reflect"),
+    "unequal rates": wide_conv(padding=(2, 1), dilation=(2, 1)),
+    "subclass": OwnConv(64, 64, 3, padding=2, dilation=2),
+    "hooks": hooked(),
+    "1-D": nn.Conv1d(64, 64, 3, padding=1),
+    "transposed": nn.ConvTranspose2d(64, 64, 3, padding=1),
+}
+
+
+@pytest.mark.parametrize("conv", OTHERS.values(), ids=OTHERS)
+def test_other_convolutions_stay(conv):
+    model = nn.Sequential(conv)
+    assert use_winograd(model) == 0
+    assert model[0] is conv
+    with pytest.raises(UserError, match="expected a plain 3x3"):
+        WinogradConv2d.from_conv(conv)
+
+
+def test_smoothed_convolutions_stay():
+    model = nn.Sequential(wide_conv(), wide_conv(padding=1, dilation=1))
+    degrid.smooth_dilated_convs(model, "tent")
+    assert use_winograd(model) == 1
+    assert type(model[1]) is WinogradConv2d
+
+
+def test_a_shared_layer_stays_shared():
+    model = nn.ModuleDict()
+    model["a"] = model["b"] = wide_conv()
+    assert use_winograd(model) == 1
+    assert model["a"] is model["b"]
+    assert type(model["b"]) is WinogradConv2d
+
+
+def test_parameters_are_the_same_objects():
+    conv = wide_conv().train()
+    layer = WinogradConv2d.from_conv(conv)
+    assert (layer.weight, layer.bias, layer.training) == (conv.weight, conv.bias, True)
+    assert WinogradConv2d.from_conv(wide_conv(bias=False)).bias is None
+
+
+@pytest.fixture
+def layer(monkeypatch):
+    """A layer, and how often it went Winograd's way."""
+    layer = WinogradConv2d.from_conv(wide_conv(in_channels=128, out_channels=128))
+    layer.used = []
+    convolve = winograd._convolve
+    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: layer.used.append(1) or convolve(*a, **k))
+    return layer
+
+
+@torch.no_grad()
+def test_used_where_it_pays(layer):
+    assert layer(torch.randn(1, 128, 32, 32)).shape == (1, 128, 32, 32)
+    assert layer.used == [1]
+    layer(torch.randn(1, 128, 2, 2))  # a tile would be mostly outside
+    layer(torch.randn(128, 32, 32))  # no batch
+    assert layer.used == [1]
+
+
+def test_not_used_elsewhere(layer, monkeypatch):
+    x = torch.randn(1, 128, 32, 32)
+    layer(x).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert copy.deepcopy(layer).double()(x.double()).dtype == torch.float64
+        assert torch.export.export(layer, (x,)).module()(x).shape == x.shape
+        monkeypatch.setattr(winograd, "numba_installed", lambda: False)
+        layer(x)
+    assert layer.used == []
+
+
+@torch.no_grad()
+def test_a_changed_weight_is_seen(layer):
+    x = torch.randn(1, 128, 32, 32)
+    before = layer(x)
+    layer.weight.mul_(2)
+    layer.bias.mul_(2)
+    assert error(layer(x), 2 * before) <= 1e-5
+    layer.load_state_dict(wide_conv(in_channels=128, out_channels=128).state_dict())
+    assert error(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 2, 2)) <= TOLERANCE
+    assert len(layer.used) == 3
+
+
+@torch.no_grad()
+def test_copies_and_saves_after_use(layer):
+    x = torch.randn(1, 128, 32, 32)
+    for _ in range(2):
+        expected = layer(x)
+    del layer.used
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(twin.train().eval().requires_grad_(False).weight, layer.weight.detach())
+        layer.used = []
+        assert error(twin(x), expected) <= 1e-6
+
+
+def test_threads_share_a_layer(layer):
+    from concurrent.futures import ThreadPoolExecutor
+
+    maps = [torch.randn(1, 128, 24 + 8 * (i % 5), 32) for i in range(20)]
+
+    @torch.no_grad()
+    def run(x):
+        return error(layer(x), exact(x, layer.weight, layer.bias, 2))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(run, maps)) <= TOLERANCE
+    assert len(layer.used) == len(maps)
+
+
+def test_workspace_is_reused():
+    space = winograd._Workspace()
+    first = space.take(3, 36, 64)
+    assert first.shape == (3, 36, 64)
+    assert np.shares_memory(first, space.take(1, 36, 64))
+    assert space.take(4, 36, 64).size == 4 * 36 * 64
