@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -85,7 +86,8 @@ def wandb_records(file):
 
 
 def wandb_files(run):
-    return sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    """The files of a run and its resumptions in order: their folders are named by date and second."""
+    return sorted(run.glob("wandb/offline-run-*/*.wandb"))
 
 
 def wandb_history(file):
@@ -113,6 +115,7 @@ def wandb_ended():
 def test_wandb_has_every_value_and_a_resumed_run_goes_on(run):
     tell("wandb", run, [1, 2], failed=True)
     first = run_ids(run)
+    time.sleep(1.1)  # else the client takes the same folder again
     tell("wandb", run, [3, 4])
     assert run_ids(run) == first
     one, two = wandb_files(run)
@@ -334,6 +337,7 @@ def test_a_training_from_the_command_line_and_its_resumption(tmp_path):
     assert written[1, "train/loss"] == loss
     assert [(step, written[step, "val/mIoU"]) for step in (2, 4)] == mious
     # There is nothing left to do; but both go on with the run that they have.
+    time.sleep(1.1)
     code, output = cli("train", "--resume", folder, "-q")
     assert code == 0, output
     assert run_ids(folder) == ids

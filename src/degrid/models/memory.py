@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from degrid.kernels.recompute import checkpointed
 from degrid.types import UserError
 
 T = TypeVar("T")
@@ -56,7 +55,7 @@ def recomputed(owner: nn.Module, function: Callable[..., T], *args: Any, **kwarg
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return checkpointed(), _counted_already(owner)
+        return nullcontext(), _counted_already(owner)
 
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
@@ -113,8 +112,7 @@ def _counted_already(block: nn.Module) -> Iterator[None]:
         for norm in norms:
             norm.momentum = 0.0
             norm._buffers["num_batches_tracked"] = None
-        with checkpointed():
-            yield
+        yield
     finally:
         for norm, momentum, counted in kept:
             norm.momentum = momentum
