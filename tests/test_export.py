@@ -1,7 +1,10 @@
 """Exported models: run by their own runtime at other sizes than traced, and equal to the model."""
 
+import ctypes
 import importlib
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +192,29 @@ def test_int8_is_judged_and_refused(model, tmp_path, kind):
         export_model(model, LABELS, path, kind, int8=Quantization(images, judge))
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == len(formats.files_of(path))
+    assert _signal_stack_exists()
+
+
+def _signal_stack_exists():
+    """Whether the memory on which this thread handles signals is there: OpenVINO moves it."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    stack = Stack()
+    if sys.platform != "linux" or ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) or not stack.start:
+        return True
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return any(int(first, 16) <= stack.start < int(last, 16) for first, last in ranges)
+
+
+def test_a_runtime_that_crashes_is_an_error(tmp_path, monkeypatch):
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    with pytest.raises(UserError, match=r"crashes on this int8 model on this machine \(SIGSEGV\); nothing is written"):
+        check.must_run(tmp_path / "m.xml")
 
 
 def _has_int8(path, kind):

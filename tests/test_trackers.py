@@ -86,7 +86,13 @@ def wandb_records(file):
 
 
 def wandb_files(run):
-    """The files of a run and its resumptions in order: their folders are named by date and second."""
+    """The files of a run and its resumptions in order: their folders are named by date and second.
+
+    Its service may still be writing when a run has ended; it is done when it ends, as it does with our process.
+    """
+    import wandb
+
+    wandb.teardown()
     return sorted(run.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -115,6 +121,7 @@ def wandb_ended():
 def test_wandb_has_every_value_and_a_resumed_run_goes_on(run):
     tell("wandb", run, [1, 2], failed=True)
     first = run_ids(run)
+    assert len(wandb_files(run)) == 1
     time.sleep(1.1)  # else the client takes the same folder again
     tell("wandb", run, [3, 4])
     assert run_ids(run) == first

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +64,25 @@ def compared(model: nn.Module, exported: nn.Module, output: str, exact: bool = T
         if exact and wrong:
             raise UserError(f"the exported model computes something else ({found[-1]}); nothing is written")
     return found
+
+
+def must_run(path: Path) -> None:
+    """Run an exported model in a process of its own first: int8 code of a runtime may take the process down with it.
+
+    Raises:
+        UserError: that process crashed.
+    """
+    run = (
+        "import sys, pathlib, degrid.export.check as check, degrid.export.runtime as runtime; "
+        "model = runtime.ExportedModel(pathlib.Path(sys.argv[1])); "
+        "[model(check.example_image(size)) for size in check.SIZES]"
+    )
+    done = subprocess.run([sys.executable, "-c", run, str(path)], capture_output=True)
+    if done.returncode < 0:
+        raise UserError(
+            f"the runtime crashes on this int8 model on this machine ({signal.Signals(-done.returncode).name}); nothing "
+            "is written. Take the other of onnx and openvino, or stay with float32"
+        )
 
 
 def _compared(logits: Tensor, made: Tensor, size: tuple[int, ...], output: str, convention: str) -> Comparison:

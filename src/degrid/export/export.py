@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from degrid.export.check import Comparison, compared
+from degrid.export.check import Comparison, compared, must_run
 from degrid.export.formats import FORMATS, QUANTIZERS, as_json, files_of
 from degrid.export.graph import ExportGraph, traced
 from degrid.export.runtime import ExportedModel, Facts
@@ -80,6 +80,7 @@ def export_model(
             exact, made = made, place / f"int8{ending}"
             batches = (_as_input(image, input_type) for image in int8.images)
             QUANTIZERS[kind](exact, made, batches)
+            must_run(made)
             found = compared(model, ExportedModel(made), output, exact=False)
             int8.judge(ExportedModel(exact), ExportedModel(made))
         for file, target in zip(files_of(made), files_of(path), strict=True):

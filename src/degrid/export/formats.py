@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from degrid.export.graph import quiet
-from degrid.export.libraries import library
+from degrid.export.libraries import library, openvino_core
 from degrid.types import UserError
 
 KEY = "degrid"
@@ -128,7 +128,7 @@ def quantize_openvino(source: Path, path: Path, images: Iterable[np.ndarray]) ->
     calibration = list(images)
     with quiet():
         nncf.set_log_level("ERROR")
-        model = openvino.Core().read_model(str(source))
+        model = openvino_core().read_model(str(source))
         facts = model.get_rt_info(KEY).value
         made = nncf.quantize(
             model, nncf.Dataset(calibration), preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration)

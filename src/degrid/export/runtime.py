@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.export.formats import KEY
-from degrid.export.libraries import library
+from degrid.export.libraries import library, openvino_core
 from degrid.types import LabelSpace, UserError
 
 ENDINGS = (".onnx", ".xml", ".pt2")
@@ -102,8 +102,7 @@ def _open_onnx(path: Path) -> tuple[Any, str | None]:
 
 
 def _open_openvino(path: Path) -> tuple[Any, str | None]:
-    openvino = library("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(str(path))
     facts = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
     # A file computes what was compared: no silent bfloat16. int8 layers stay int8.

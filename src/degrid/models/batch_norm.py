@@ -122,8 +122,7 @@ class _ScaledConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
         ctx.bias_type = bias.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.conv2d(x, (weight * scale).to(x.dtype), bias.to(x.dtype), *geometry)
+        return torch.conv2d(x, (weight * scale).to(x.dtype), bias.to(x.dtype), *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
