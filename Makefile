@@ -7,14 +7,15 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/degrid demo -o demo
 
+# A process of tests for each core, with one thread each: threads of several would starve one another.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-original: .venv/ready  ## the slow comparisons with numbers of the original code
 	$(BIN)/python -m pytest -m "original and slow"
 
 test-all: .venv/ready  ## also the tests marked slow
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff check .
