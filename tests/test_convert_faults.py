@@ -44,7 +44,7 @@ WRITERS = {"v1": tf.write_v1, "v2": tf.write_v2}
 )
 def test_malformed_snappy(packed, problem):
     with pytest.raises(ConversionError, match=problem):
-        unpack_snappy(span(packed))
+        unpack_snappy(span(packed), 1 << 20)
 
 
 # --- damaged checkpoints of TensorFlow
@@ -337,6 +337,24 @@ def lie(path, values, size, zipped):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content.replace(small, large))
+
+
+def zeros_in_npz(path):
+    np.savez_compressed(path, a=np.zeros(1 << 20, np.float32), b=np.zeros(1 << 20, np.float32))
+
+
+def zeros_in_blocks(path):
+    tf.write_v1(path, {"a": np.zeros(1 << 20, np.float32)}, snappy=True)
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.npz", zeros_in_npz), ("a.ckpt", zeros_in_blocks)])
+def test_what_unpacks_to_more_than_twice_its_size_is_refused(tmp_path, name, write):
+    """Four or eight megabytes of zeros, packed to a hundredth."""
+    write(tmp_path / name)
+    assert (tmp_path / name).stat().st_size < MIB / 2
+    with pytest.raises(ConversionError, match="twice its"):
+        read_tensors(tmp_path / name)
+    assert peak_of(tmp_path / name) < 2 * (tmp_path / name).stat().st_size + 2 * MIB
 
 
 @pytest.mark.parametrize(("name", "write"), [pytest.param(*bomb, id=bomb[0]) for bomb in bombs()])

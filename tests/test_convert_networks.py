@@ -12,6 +12,7 @@ from torch import nn
 import degrid
 from degrid.conversion import convert, fill
 from degrid.convert.systems import plan_for
+from degrid.export import ExportedModel, export_model
 from degrid.models import describe
 from degrid.modernisation import modernise
 from degrid.resize import resize
@@ -27,7 +28,7 @@ OPERATOR = {
     "gaussian_filter": "gaussian",
     "aggregation": "aggregation",
 }
-resnet101 = [pytest.mark.slow, pytest.mark.original]
+resnet101 = [pytest.mark.slow, pytest.mark.original]  # and other slow ones
 
 
 def converted(tmp_path, network, system, **options):
@@ -79,6 +80,16 @@ def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
     assert (ids == originals.array(f"{network}/upsampled_argmax")[0]).mean() >= 0.999
 
 
+@pytest.mark.parametrize("original", ["smooth_GI", *(pytest.param(name, marks=resnet101) for name in TYPES[3:])])
+def test_converted_models_export(tmp_path, original):
+    """A legacy model in another runtime gives the logits that the original code gave, at a size it was not traced at."""
+    network = f"eth/res50/{original}"
+    model, _ = converted(tmp_path, network, "eth")
+    export_model(model, model.labels, tmp_path / "model.onnx", output="logits")
+    logits = ExportedModel(tmp_path / "model.onnx")(image_of("eth/image_65x97"))
+    assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), originals.array(f"{network}/logits"))
+
+
 @pytest.mark.parametrize("original", TYPES)
 def test_what_the_original_trains_is_trained_here(original):
     """Frozen batch norm: as many trainable tensors as the original has, biases and operators included."""
@@ -119,6 +130,9 @@ def test_multi_scale_deeplab_v2_in_pytorch(tmp_path):
     for index, logits in enumerate(ours):
         theirs = originals.array(f"is/out{index}")
         assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), theirs.transpose(0, 2, 3, 1))
+    export_model(model, model.labels, tmp_path / "model.onnx", output="logits")
+    exported = ExportedModel(tmp_path / "model.onnx")(image_of("is/image"))
+    assert_same_logits(exported.permute(0, 2, 3, 1).numpy(), originals.array("is/out3").transpose(0, 2, 3, 1))
 
 
 # Modernising

@@ -589,6 +589,20 @@ def test_flip_mirrors_and_padding_is_void():
         assert (padded.label[:, 30:] == IGNORE_INDEX).all()
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("crop", [(8, 13), (20, 30), (24, 41), (14, 35)])
+def test_centred_crops_and_padding(crop, flip):
+    """As TensorFlow's resize_image_with_crop_or_pad: of an odd rest, the smaller half comes first."""
+    sample = coded(20, 30)
+    pad = [(max(0, side - have) // 2, -(-max(0, side - have) // 2)) for side, have in zip(crop, (20, 30), strict=True)]
+    expected = np.pad(sample.label.numpy(), pad, constant_values=IGNORE_INDEX)
+    top, left = (max(0, have - side) // 2 for side, have in zip(crop, (20, 30), strict=True))
+    expected = expected[top : top + crop[0], left : left + crop[1]]
+    out = TrainTransform(crop, (1, 1), flip=flip, centred=True)(sample, RNG(0))
+    assert np.array_equal(out.label.numpy(), expected[:, ::-1] if flip else expected)
+    assert np.array_equal(out.image.numpy()[:, out.label == IGNORE_INDEX][0] == 124, np.ones((expected == 255).sum()))
+
+
 def test_half_size_takes_the_pixel_at_the_half_pixel_centre():
     label = torch.arange(64, dtype=torch.uint8).reshape(8, 8)
     out = TrainTransform((4, 4), (0.5, 0.5), flip=0.0)(Sample(label.expand(3, 8, 8).clone(), label, "x"), RNG(0))

@@ -77,6 +77,7 @@ def test_compat_is_the_original_code():
         assert meant != dataclasses.replace(coded, compat=False)
     assert recipes.load("ds_voc12", compat=True).data.flip == 0
     assert recipes.load("st_voc12", compat=True).optim.weight_decay == 0
+    assert [recipes.load("st_voc12", compat=code).data.centred for code in (False, True)] == [False, True]
     assert recipes.load("is_voc12_msc", compat=True).train.steps == 2000
     with pytest.raises(UserError, match=r"deeplabv3_voc12.*these do: eth_voc12"):
         recipes.load("deeplabv3_voc12", compat=True)

@@ -86,6 +86,8 @@ class DataConfig:
     """Split to validate on; "" for none."""
     crop: tuple[int, int] = (512, 512)
     """Height and width of the training crop, pixels."""
+    centred: bool = False
+    """true: crop around the middle of the image; false: anywhere."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale factor."""
     flip: float = 0.5

@@ -74,7 +74,7 @@ def run(
         raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
     _check(config)
     data = config.data
-    transform = TrainTransform(crop=data.crop, scale=data.scale, flip=data.flip, jitter=data.jitter)
+    transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred)
     dataset = open_dataset(data.path, data.train)
     settings = _with_steps(config.train, len(dataset))
     _check_num_weights(settings.class_weights, dataset)

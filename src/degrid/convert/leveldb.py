@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from degrid.convert.values import MAX_TENSORS
 from degrid.wire import Span, masked_checksum
@@ -12,7 +13,8 @@ MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 
 _FOOTER = 48
 _TRAILER = 5  # after each block: its type, and a checksum
-_KEY_GAIN, _KEY_GRACE = 8, 1 << 20  # keys share prefixes, which makes them two or three times longer, not endless
+_KEY_GAIN, _GRACE = 8, 1 << 20  # keys share prefixes, which makes them two or three times longer, not endless
+_MAX_GAIN = 2  # weights hardly shrink; TensorFlow packs only blocks that do
 
 
 def is_table(file: Span) -> bool:
@@ -24,7 +26,7 @@ def records(file: Span) -> Iterator[tuple[bytes, Span]]:
     """All keys with their values, in the order of the keys; values of uncompressed blocks are not copied.
 
     Raises:
-        ConversionError: no table, or damaged in any way.
+        ConversionError: no table, damaged in any way, or packed blocks of more than twice the file's size in all.
     """
     if not is_table(file):
         file.fail("no table of TensorFlow ends here: cut short, or another kind of file", len(file))
@@ -33,16 +35,17 @@ def records(file: Span) -> Iterator[tuple[bytes, Span]]:
     for _ in range(2):  # the block of meta data that comes first is not used by TensorFlow
         offset, at = footer.varint(at)
         size, at = footer.varint(at)
-    count, room = 0, _KEY_GRACE + _KEY_GAIN * len(file)
+    count, room = 0, _GRACE + _KEY_GAIN * len(file)
     end, previous = 0, None
-    for index_key, handle in _entries(_block(file, offset, size)):
+    unpacked = _Unpacked(_GRACE + _MAX_GAIN * len(file))
+    for index_key, handle in _entries(_block(file, offset, size, unpacked)):
         start, at = handle.varint(0)
         size, _ = handle.varint(at)
         if start < end:
             handle.fail("blocks overlap or are out of order")
         end = start + size + _TRAILER
         room -= len(index_key)
-        for key, value in _entries(_block(file, start, size)):
+        for key, value in _entries(_block(file, start, size, unpacked)):
             if previous is not None and key <= previous:
                 value.fail("keys are out of order")
             count, room, previous = count + 1, room - len(key), key
@@ -51,7 +54,14 @@ def records(file: Span) -> Iterator[tuple[bytes, Span]]:
             yield key, value
 
 
-def _block(file: Span, offset: int, size: int) -> Span:
+@dataclass
+class _Unpacked:
+    """How many bytes the blocks of a file may still unpack to."""
+
+    room: int
+
+
+def _block(file: Span, offset: int, size: int, unpacked: _Unpacked) -> Span:
     """The content of a block, checked and unpacked."""
     if offset + size + _TRAILER > len(file) - _FOOTER:
         file.fail(f"a block of {size} bytes is said to be at {offset}, beyond the end", len(file))
@@ -63,7 +73,9 @@ def _block(file: Span, offset: int, size: int) -> Span:
         return content
     if kind != 1:
         trailer.fail(f"a block of the unknown compression {kind}")
-    return Span(memoryview(unpack_snappy(content)), f"{file.file}, unpacked block of byte {content.offset}")
+    made = unpack_snappy(content, unpacked.room)
+    unpacked.room -= len(made)
+    return Span(memoryview(made), f"{file.file}, unpacked block of byte {content.offset}")
 
 
 def _entries(block: Span) -> Iterator[tuple[bytes, Span]]:
@@ -86,13 +98,15 @@ def _entries(block: Span) -> Iterator[tuple[bytes, Span]]:
         at = after + fresh + length
 
 
-def unpack_snappy(packed: Span) -> bytearray:
+def unpack_snappy(packed: Span, most: int) -> bytearray:
     """Undo the raw snappy format.
 
     Raises:
-        ConversionError: damaged, or said to unpack to more than the format allows.
+        ConversionError: damaged, or said to unpack to more than `most` bytes or than the format allows.
     """
     size, at = packed.varint(0)
+    if size > most:
+        packed.fail(f"said to unpack to {size} bytes, with which the file would be more than twice its size")
     if 3 * size > 64 * len(packed):  # the densest element: 64 bytes told by three
         packed.fail(f"packed data of {len(packed)} bytes is said to unpack to {size}")
     out = bytearray()

@@ -18,7 +18,7 @@ NPY_MAGIC = b"\x93NUMPY"
 """The first bytes of an .npy file."""
 
 _MAX_HEADER = 1 << 16
-_MAX_GAIN = 20  # weights hardly shrink; an archive that claims to have shrunk more is made to fill the memory
+_MAX_GAIN = 2  # weights hardly shrink; an archive that claims to have shrunk more is made to fill the memory
 _GRACE = 1 << 20  # bytes: small archives of zeros do shrink more
 
 
@@ -46,7 +46,10 @@ def _members(path: Path, size: int) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > _GRACE + _MAX_GAIN * size:
-                raise ConversionError(f"{path}: claims to unpack to far more than weights of {size} bytes can")
+                raise ConversionError(
+                    f"{path}: claims to unpack to more than twice its {size} bytes, which weights do not; if they do, "
+                    "save them unpacked: numpy.savez(file, **numpy.load(packed))"
+                )
             for member in members:
                 if member.compress_size > size:  # zipfile would make room for it before it reads
                     raise ConversionError(

@@ -24,7 +24,8 @@ class TrainTransform:
     than the crop, the rest is filled and void.
 
     crop: height and width, pixels; scale: smallest and largest factor; flip: probability, 0 to 1;
-    jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5).
+    jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5);
+    centred: crop, or pad evenly, around the middle of the image instead of at random.
 
     Raises:
         UserError: a value out of its range.
@@ -34,6 +35,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
@@ -53,14 +55,18 @@ class TrainTransform:
         crop_height, crop_width = self.crop
         factor = rng.uniform(*self.scale)
         scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
-        top = rng.integers(0, max(0, scaled_height - crop_height) + 1)
-        left = rng.integers(0, max(0, scaled_width - crop_width) + 1)
+        spare_height, spare_width = scaled_height - crop_height, scaled_width - crop_width
+        if self.centred:
+            top, left = int(spare_height / 2), int(spare_width / 2)
+        else:
+            top, left = rng.integers(0, max(0, spare_height) + 1), rng.integers(0, max(0, spare_width) + 1)
         step_y, step_x = height / scaled_height, width / scaled_width
         # The centre (i + 0.5, j + 0.5) of an output pixel is mapped to a place in the input, in the same convention.
         start_y, start_x, dx = float(top * step_y), float(left * step_x), step_x
         if rng.random() < self.flip:
-            # Read from right to left; padding stays on the right.
-            start_x, dx = (left + min(crop_width, scaled_width)) * step_x, -step_x
+            # Read from right to left; padding that is on the right stays there.
+            shown = crop_width if self.centred else min(crop_width, scaled_width)
+            start_x, dx = (left + shown) * step_x, -step_x
         pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, (start_y, start_x), (step_y, dx), _FILL)
         if any(self.jitter):
             pixels = np.array(jitter_colors(Image.fromarray(pixels), self.jitter, rng))

@@ -108,8 +108,8 @@ def st_voc12(compat: bool = False) -> RunConfig:
     """sthalles/deeplab_v3: Adam at a constant 1e-5, colour distortion: about 74 by its per-image metric.
 
     Its training never ends by itself; 100,000 steps are ours. compat=true: no weight decay (its regulariser is never
-    added to the loss), features before the last batch norm, a head without ReLU, TensorFlow's padding and resizing.
-    Its crops from the middle of the image are not repeated.
+    added to the loss), features before the last batch norm, a head without ReLU, TensorFlow's padding and resizing,
+    crops from the middle of the image.
     Command: degrid train st_voc12 --data VOC2012 --set model.pretrained=FOLDER (a converted resnet_v2_50.ckpt)
     """
     return RunConfig(
@@ -124,7 +124,7 @@ def st_voc12(compat: bool = False) -> RunConfig:
             dropout=0.0,
             legacy=compat,
         ),
-        data=dataclasses.replace(_VOC12, jitter=(0.125, 0.5, 0.5, 0.2)),
+        data=dataclasses.replace(_VOC12, jitter=(0.125, 0.5, 0.5, 0.2), centred=compat),
         optim=OptimConfig(
             name="adamw",
             lr=1e-5,
