@@ -82,7 +82,7 @@ def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
 
 @pytest.mark.parametrize("original", ["smooth_GI", *(pytest.param(name, marks=resnet101) for name in TYPES[3:])])
 def test_converted_models_export(tmp_path, original):
-    """A legacy model in another runtime gives the logits that the original code gave, at a size it was not traced at."""
+    """A legacy model in another runtime gives the logits of the original code, at a size it was not traced at."""
     network = f"eth/res50/{original}"
     model, _ = converted(tmp_path, network, "eth")
     export_model(model, model.labels, tmp_path / "model.onnx", output="logits")

@@ -80,7 +80,7 @@ def must_run(path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", run, str(path)], capture_output=True)
     if done.returncode < 0:
         raise UserError(
-            f"the runtime crashes on this int8 model on this machine ({signal.Signals(-done.returncode).name}); nothing "
+            f"the runtime crashes on this int8 model here ({signal.Signals(-done.returncode).name}); nothing "
             "is written. Take the other of onnx and openvino, or stay with float32"
         )
 

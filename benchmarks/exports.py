@@ -1,0 +1,87 @@
+"""Exported models beside eager networks: the same pictures, from RGB pixels to class ids.
+
+DeepLab v3 on ResNet-50 at output stride 8, 21 classes, random weights, one picture at a time. The base is torchvision's
+network as its documentation uses it: eager, NCHW, float32, `interpolate` and `argmax` by hand. All run in turn in one
+process. int8 is calibrated on other built-in scenes of the same size; how much mIoU it costs is for `degrid export` to
+say, on a trained network.
+
+    python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [-o FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from peers import NETWORKS, Normalised, print_results, state
+from torch import nn
+
+from degrid.analysis.bench import Case, measure, merged
+from degrid.analysis.bench_machine import machine_facts, versions
+from degrid.analysis.bench_report import Results, write_results
+from degrid.cli.bench_cases import CLASSES, Way, by_hand, by_predictor, cases_of, randomised
+from degrid.cli.bench_parts import scene
+from degrid.engine.fast import keep_freed_memory
+from degrid.export import FORMATS, QUANTIZERS, ExportedModel, Quantization, export_model
+from degrid.types import LabelSpace
+
+NETWORK = "DeepLab v3 ResNet-50 stride 8"
+
+
+def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int) -> nn.Module:
+    labels = LabelSpace(
+        tuple(f"class {index}" for index in range(CLASSES)), tuple((index, 0, 0) for index in range(CLASSES))
+    )
+    scenes = [scene((side, side), seed)[0] for seed in range(1, 9)]
+    path = folder / f"{kind}{'-int8' if int8 else ''}{FORMATS[kind][0]}"
+    export_model(model, labels, path, kind, int8=Quantization(scenes, lambda exact, small: None) if int8 else None)
+    return ExportedModel(path)
+
+
+def cases(side: int, folder: Path, kinds: list[str]) -> list[Case]:
+    picture = scene((side, side))[0]
+    torch.manual_seed(0)
+    peer = randomised(Normalised(NETWORKS[NETWORK]["torchvision deeplabv3_resnet50"]()))
+    torch.manual_seed(0)
+    ours = randomised(NETWORKS[NETWORK]["degrid"]())
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    ways: dict[str, Way] = {"torchvision deeplabv3_resnet50, eager": by_hand(peer, image)}
+    models = {f"degrid Predictor, {precision}": (ours, precision) for precision in ("float32", "bfloat16")}
+    for kind in kinds:
+        for int8 in (False, True) if kind in QUANTIZERS else (False,):
+            print(f"exporting {kind}{', int8' if int8 else ''} ..", file=sys.stderr)
+            name = f"degrid export, {kind}{', int8' if int8 else ''}"
+            models[name] = (exported(ours, folder, kind, int8, side), "float32")
+    for name, (model, precision) in models.items():
+        predict = by_predictor(model, precision)
+        ways[name] = lambda predict=predict: predict(picture)
+    return cases_of(f"{NETWORK}, {side}x{side}", ways, agreement=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[513])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=["onnx", "openvino"], choices=list(FORMATS))
+    parser.add_argument("-o", "--out", type=Path, default=Path("build/exports"))
+    args = parser.parse_args()
+    keep_freed_memory()
+    machine, before, rows = machine_facts(), state(), []
+    machine["versions"] |= versions(["openvino", "onnxruntime", "nncf"])
+    with tempfile.TemporaryDirectory() as folder:
+        for side in args.sizes:
+            made = cases(side, Path(folder), args.only)
+            rows += merged([measure(made, args.rounds) for _ in range(args.repeats)])
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    results = Results(machine, {"before": before, "after": state()}, settings, {"exports": rows})
+    write_results(args.out / "exports.json", results)
+    print_results(results)
+    print(f"results: {args.out / 'exports.json'}")
+
+
+if __name__ == "__main__":
+    main()
