@@ -33,6 +33,7 @@ from degrid.analysis.bench_report import Results, machine_lines, tables, write_p
 from degrid.cli.bench_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.cli.bench_parts import scene
 from degrid.image import IMAGE_SUFFIXES, read_image
+from degrid.models import freeze_batch_norm
 from degrid.types import Batch
 
 STRIDES = {"smp": 16}
@@ -160,9 +161,12 @@ def training_cases(comparison: str, pictures: list[np.ndarray], crop: int) -> li
         batch = training_batch(name, pictures, crop)
         label = title(name, (crop, crop), batch.label.shape[-2:])
         if name == "degrid":
-            for precision in ("float32", "bfloat16"):
-                model = make().to(memory_format=torch.channels_last)
-                cases.append((f"degrid, {precision}", model, training_step(model, batch, precision)))
+            for precision, frozen in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+                model = make().train().to(memory_format=torch.channels_last)
+                if frozen:
+                    freeze_batch_norm(model)
+                row = f"degrid, {'frozen batch norm, ' if frozen else ''}{precision}"
+                cases.append((row, model, training_step(model, batch, precision)))
         else:
             model = Normalised(make()).train()
             cases.append((label, model, step_by_hand(model, batch)))

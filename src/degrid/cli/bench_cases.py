@@ -176,10 +176,15 @@ def _nudged(model: nn.Module) -> nn.Module:
 
 
 def train(scope: Scope) -> list[Block]:
-    """One optimiser step of DeepLab v3 ResNet-50, stride 8, on two crops, and the activations it keeps."""
+    """One optimiser step of DeepLab v3 ResNet-50, stride 8, on two crops, and the activations it keeps; and of the
+    smoothed DeepLab v2 ResNet-101."""
     crop = 97 if scope.quick else 321
     name = f"training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
-    return [Block(name, 95, lambda stack: training_cases(name, crop), warmup=1)]
+    smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
+    return [
+        Block(name, 95, lambda stack: training_cases(name, crop), warmup=1),
+        Block(smoothed, 80, lambda stack: _smoothed_training_cases(smoothed, crop), rounds=4, warmup=1),
+    ]
 
 
 def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> list[Case]:
@@ -206,11 +211,24 @@ def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> 
     return cases
 
 
-def training_batch(crop: int) -> Batch:
-    """Two scenes as a batch."""
-    images, labels = zip(*(scene((crop, crop), seed) for seed in (0, 1)), strict=True)
+def _smoothed_training_cases(group: str, crop: int) -> list[Case]:
+    """A step with each operator, as fine-tuning with frozen batch norm takes it."""
+    batch = training_batch(crop, 1)
+    cases = []
+    for operator in OPERATORS:
+        model = _nudged(deeplabv2_resnet101(operator)).train().to(memory_format=torch.channels_last)
+        freeze_batch_norm(model)
+        run = training_step(model, batch, "float32")
+        notes = {"saved MiB": saved_activations(run, model) / MIB}
+        cases.append(Case(operator, run, group, operator == "regular", 1, notes))
+    return cases
+
+
+def training_batch(crop: int, count: int = 2) -> Batch:
+    """So many scenes as a batch."""
+    images, labels = zip(*(scene((crop, crop), seed) for seed in range(count)), strict=True)
     image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Batch(image, torch.from_numpy(np.stack(labels)).long(), ("a", "b"))
+    return Batch(image, torch.from_numpy(np.stack(labels)).long(), tuple(str(seed) for seed in range(count)))
 
 
 def _training_way(

@@ -174,14 +174,15 @@ def _loader_cases(stack: ExitStack, crop: int, count: int) -> list[Case]:
 
 
 def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
-    """Scenes as JPEG with palette PNG masks, under train/images and train/masks."""
-    files = []
+    """Scenes with the noise of a camera as JPEG, with palette PNG masks, under train/images and train/masks."""
+    files, rng = [], np.random.default_rng(0)
     for index in range(count):
         pair = (folder / "train/images" / f"{index:02d}.jpg", folder / "train/masks" / f"{index:02d}.png")
         for file in pair:
             file.parent.mkdir(parents=True, exist_ok=True)
         image, label = scene((375, 500), index)
-        Image.fromarray(image).save(pair[0], quality=90)
+        noisy = (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(pair[0], quality=90)
         palette_image(label, LABELS).save(pair[1])
         files.append(pair)
     return files

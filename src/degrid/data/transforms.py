@@ -56,13 +56,12 @@ class TrainTransform:
         factor = rng.uniform(*self.scale)
         scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
         spare_height, spare_width = scaled_height - crop_height, scaled_width - crop_width
-        if self.centred:
-            top, left = int(spare_height / 2), int(spare_width / 2)
-        else:
-            top, left = rng.integers(0, max(0, spare_height) + 1), rng.integers(0, max(0, spare_width) + 1)
+        top, left = int(spare_height / 2), int(spare_width / 2)
+        if not self.centred:
+            top, left = int(rng.integers(0, max(0, spare_height) + 1)), int(rng.integers(0, max(0, spare_width) + 1))
         step_y, step_x = height / scaled_height, width / scaled_width
         # The centre (i + 0.5, j + 0.5) of an output pixel is mapped to a place in the input, in the same convention.
-        start_y, start_x, dx = float(top * step_y), float(left * step_x), step_x
+        start_y, start_x, dx = top * step_y, left * step_x, step_x
         if rng.random() < self.flip:
             # Read from right to left; padding that is on the right stays there.
             shown = crop_width if self.centred else min(crop_width, scaled_width)

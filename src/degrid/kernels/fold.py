@@ -61,7 +61,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     Source: fixed batch norm is an affine map, Ioffe & Szegedy (arXiv 1502.03167) section 3.1.
     """
     copied = _as_two_layers(copy.deepcopy(model)).eval()
-    wiring = _wiring(copied, _image(copied) if example is None else example)
+    wiring = wiring_of(copied, _image(copied) if example is None else example)
     pairs, left = [], []
     for name, norm in copied.named_modules():
         if not isinstance(norm, _BatchNorm):
@@ -115,7 +115,8 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _wiring(model: nn.Module, example: Tensor) -> _Wiring:
+def wiring_of(model: nn.Module, example: Tensor) -> _Wiring:
+    """Run a model once on an example, and see which convolution feeds which batch norm."""
     wiring = _Wiring()
     made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id comes twice
     inside: list[nn.Module] = []

@@ -65,9 +65,14 @@ def _frozen(kind: type[nn.Module]) -> Any:
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
     """Whether both have a forward that we know, and the batch norm has statistics."""
-    plain = type(conv).forward is nn.Conv2d.forward or hasattr(conv, "convolve") or isinstance(conv, Conv2dSame)
+    plain = type(conv).forward is nn.Conv2d.forward or _is_smoothed(type(conv)) or isinstance(conv, Conv2dSame)
     known = type(norm).forward in (Norm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
     return plain and known and norm.running_mean is not None and not hasattr(conv, "folded_norm")
+
+
+def _is_smoothed(kind: type[nn.Conv2d]) -> bool:
+    """Whether its forward convolves by its own method, as `degrid.smoothing.SmoothedConv2d` does."""
+    return hasattr(kind, "convolve") and hasattr(kind, "geometry")
 
 
 @cache
@@ -83,20 +88,28 @@ def _folded(kind: type[nn.Module]) -> Any:
 @cache
 def _folding(kind: type[nn.Conv2d]) -> Any:
     """A convolution that does the work of the batch norm after it."""
-    own_forward = kind.forward is not nn.Conv2d.forward
-    own_convolution = own_forward or kind._conv_forward is not nn.Conv2d._conv_forward
+    own_convolution = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
 
     def forward(self: Any, x: Tensor) -> Tensor:
         scale, shift = scale_and_shift(self.folded_norm)
         bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale)
         scale = scale.reshape(-1, 1, 1, 1)
+        if _is_smoothed(kind):
+            # A twin whose convolution and bias are those of both layers, and which shares all else.
+            twin = kind.__new__(kind)
+            twin.__dict__.update(self.__dict__)
+            twin._parameters = {**self._parameters, "bias": bias}  # type: ignore[dict-item]
+            twin.__dict__["convolve"] = lambda x, rate: _ScaledConvolution.apply(
+                _as_autocast(x), self.weight, scale, None, self.geometry(rate)
+            )
+            return kind.forward(twin, x)
         if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
             geometry = self.stride, self.padding, self.dilation, self.groups
             return cast(Tensor, _ScaledConvolution.apply(_as_autocast(x), self.weight, scale, bias, geometry))
         weight = self.weight * scale
-        if not own_forward:
+        if kind.forward is nn.Conv2d.forward:
             return cast(Tensor, self._conv_forward(x, weight, bias))
-        # A forward of its own, as of a smoothed layer, reads weight and bias from the layer: from a twin that has them.
+        # timm's Conv2dSame reads weight and bias from the layer.
         twin = kind.__new__(kind)
         twin.__dict__.update(self.__dict__)
         twin._parameters = {**self._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
@@ -117,12 +130,14 @@ class _ScaledConvolution(torch.autograd.Function):
     """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass and not its scaled copy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]
+    ) -> Tensor:
         """Geometry: stride, padding, dilation, groups; the product is taken in the weight's type, then cast to x's."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
-        ctx.bias_type = bias.dtype
-        return torch.conv2d(x, (weight * scale).to(x.dtype), bias.to(x.dtype), *geometry)
+        ctx.bias_type = None if bias is None else bias.dtype
+        return torch.conv2d(x, (weight * scale).to(x.dtype), None if bias is None else bias.to(x.dtype), *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

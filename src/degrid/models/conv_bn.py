@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from degrid.kernels.fold import _wiring
+from degrid.kernels.fold import wiring_of
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -32,7 +32,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
         example = noise.to(like.device, like.dtype)
     try:
         with _evaluating(model):
-            wiring = _wiring(model, example)
+            wiring = wiring_of(model, example)
     except Exception as error:  # a network of the user's may fail in any way
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "

@@ -35,8 +35,11 @@ class SmoothedConv2d(nn.Conv2d):
 
     def convolve(self, x: Tensor, rate: int) -> Tensor:
         """The layer's kernel at a dilation rate: size-keeping, zeros outside, no bias."""
-        padding = [rate * (size // 2) for size in self.kernel_size]
-        return F.conv2d(x, self.weight, None, 1, padding, rate, self.groups)
+        return F.conv2d(x, self.weight, None, *self.geometry(rate))
+
+    def geometry(self, rate: int) -> tuple[list[int], list[int], list[int], int]:
+        """Stride, padding, dilation and groups at a dilation rate."""
+        return [1, 1], [rate * (size // 2) for size in self.kernel_size], [rate, rate], self.groups
 
 
 @dataclass(frozen=True)
