@@ -313,6 +313,17 @@ def test_one_map_per_convolution_is_kept():
     assert one_map * 4 <= saved_bytes(folded, image) <= one_map * 4 + 4 * channels
 
 
+def test_no_scaled_weights_are_kept():
+    """Of a layer whose operator is the identity as little as of a plain one: its input, and a number per channel."""
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(16)).train()
+    degrid.smooth_dilated_convs(model, "average")
+    image = torch.randn(1, 16, 6, 6)
+    freeze_batch_norm(model, example=image)
+    kept = saved_bytes(model, image)
+    assert image.nbytes <= kept <= image.nbytes + 4 * 16
+    assert kept < model[0].weight.nbytes
+
+
 @pytest.mark.parametrize("operator", ["regular", "gi", "ssc"])
 def test_compiled(operator):
     torch.manual_seed(0)
