@@ -1,9 +1,9 @@
 """Exported models beside eager networks: the same pictures, from RGB pixels to class ids.
 
 DeepLab v3 on ResNet-50 at output stride 8, 21 classes, random weights, one picture at a time. The base is torchvision's
-network as its documentation uses it: eager, NCHW, float32, `interpolate` and `argmax` by hand. All run in turn in one
-process. int8 is calibrated on other built-in scenes of the same size; how much mIoU it costs is for `degrid export` to
-say, on a trained network.
+network as its documentation uses it, in a process of its own: eager, NCHW, float32, `interpolate` and `argmax` by hand.
+All run in turn. int8 is calibrated on other built-in scenes of that size; `degrid export` says what it costs in mIoU, on
+a trained network.
 
     python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [-o FOLDER]
 """
@@ -16,19 +16,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peers import NETWORKS, Normalised, print_results, state
+from peers import NETWORKS, Apart, Made, as_cases, inference, print_results, state
 from torch import nn
 
 from degrid.analysis.bench import Case, measure, merged
 from degrid.analysis.bench_machine import machine_facts, versions
 from degrid.analysis.bench_report import Results, write_results
-from degrid.cli.bench_cases import CLASSES, Way, by_hand, by_predictor, cases_of, randomised
+from degrid.cli.bench_cases import CLASSES, by_predictor, randomised
 from degrid.cli.bench_parts import scene
 from degrid.engine.fast import keep_freed_memory
 from degrid.export import FORMATS, QUANTIZERS, ExportedModel, Quantization, export_model
 from degrid.types import LabelSpace
 
-NETWORK = "DeepLab v3 ResNet-50 stride 8"
+NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
 
 
 def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int) -> nn.Module:
@@ -43,12 +43,10 @@ def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int) -
 
 def cases(side: int, folder: Path, kinds: list[str]) -> list[Case]:
     picture = scene((side, side))[0]
-    torch.manual_seed(0)
-    peer = randomised(Normalised(NETWORKS[NETWORK]["torchvision deeplabv3_resnet50"]()))
+    peer = Apart(inference, NETWORK, PEER, [picture], "float32")
     torch.manual_seed(0)
     ours = randomised(NETWORKS[NETWORK]["degrid"]())
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
-    ways: dict[str, Way] = {"torchvision deeplabv3_resnet50, eager": by_hand(peer, image)}
+    ways: dict[str, Made] = {f"{PEER}, eager": (peer, {})}
     models = {f"degrid Predictor, {precision}": (ours, precision) for precision in ("float32", "bfloat16")}
     for kind in kinds:
         for int8 in (False, True) if kind in QUANTIZERS else (False,):
@@ -57,8 +55,8 @@ def cases(side: int, folder: Path, kinds: list[str]) -> list[Case]:
             models[name] = (exported(ours, folder, kind, int8, side), "float32")
     for name, (model, precision) in models.items():
         predict = by_predictor(model, precision)
-        ways[name] = lambda predict=predict: predict(picture)
-    return cases_of(f"{NETWORK}, {side}x{side}", ways, agreement=False)
+        ways[name] = (lambda predict=predict: predict(picture)), {}
+    return as_cases(f"{NETWORK}, {side}x{side}", ways, 1)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Compared are DeepLab v3 on ResNet-50 at output stride 8 and DeepLab v3+ on ResNet-50 at stride 16, v3 on MobileNet, each
 as the library builds it and as its documentation has it used: PyTorch eager, NCHW, float32, `interpolate` and `argmax`
-by hand. The base of every comparison is the first library that is installed. All run in turn in one process. Weights
-are random, 21 classes.
+by hand. The base of every comparison is the first library that is installed. All run in turn, each peer in a process of
+its own; that of degrid keeps freed memory, as `degrid predict` and `degrid train` do. Weights are random, 21 classes.
 
     python benchmarks/peers.py [--images FOLDER] [--sizes 321 513] [--rounds 5] [--repeats 1] [-o FOLDER]
 
@@ -15,7 +15,9 @@ picture at the next smaller such size, and the table says so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from degrid.analysis.bench_memory import MIB, saved_activations
 from degrid.analysis.bench_report import Results, machine_lines, tables, write_pictures, write_results
 from degrid.cli.bench_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.cli.bench_parts import scene
+from degrid.engine.fast import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.models import freeze_batch_norm
 from degrid.types import Batch
@@ -123,57 +126,95 @@ def title(name: str, given: Sequence[int], taken: Sequence[int]) -> str:
     return name if same else f"{name} (refuses this size; {taken[0]}x{taken[1]} instead)"
 
 
+Made = tuple[Callable[[], object], dict[str, float]]
+"""What is measured, and what is to be said about it."""
+
+
+def inference(comparison: str, name: str, pictures: list[np.ndarray], precision: str) -> Made:
+    """All pictures one after the other."""
+    torch.manual_seed(0)
+    made = NETWORKS[comparison][name]()
+    if name == "degrid":
+        predict = by_predictor(randomised(made), precision)
+        return lambda: [predict(picture) for picture in pictures], {}
+    model = randomised(Normalised(made))
+    images = [torch.from_numpy(usable(name, each)).permute(2, 0, 1)[None].contiguous() for each in pictures]
+    calls = [by_hand(model, image) for image in images]
+    return lambda: [call() for call in calls], {}
+
+
+def training(comparison: str, name: str, batch: Batch, precision: str, frozen: bool = False) -> Made:
+    """One step of SGD on two crops; with what it keeps for the backward pass."""
+    torch.manual_seed(0)
+    made = NETWORKS[comparison][name]()
+    if name == "degrid":
+        model = made.train().to(memory_format=torch.channels_last)
+        if frozen:
+            freeze_batch_norm(model)
+        run = training_step(model, batch, precision)
+    else:
+        model = Normalised(made).train()
+        run = step_by_hand(model, batch)
+    return run, {"saved MiB": saved_activations(run, model) / MIB}
+
+
+class Apart:
+    """Something that is measured in a process of its own, so that it has the C library's usual ways with memory."""
+
+    def __init__(self, make: Callable[..., Made], *args: object) -> None:
+        start = multiprocessing.get_context("spawn")
+        self.pipe, theirs = start.Pipe()
+        start.Process(target=_serve, args=(theirs, make, args), daemon=True).start()
+        self.notes = self.pipe.recv()
+
+    def __call__(self) -> None:
+        self.pipe.send(None)
+        self.pipe.recv()
+
+
+def _serve(pipe: Any, make: Callable[..., Made], args: tuple[object, ...]) -> None:
+    call, notes = make(*args)
+    pipe.send(notes)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            call()
+            pipe.send(None)
+
+
 def inference_cases(comparison: str, pictures: list[np.ndarray]) -> list[Case]:
-    """All pictures one after the other; a call is a run over all of them."""
+    """A call is a run over all pictures."""
     height, width = pictures[0].shape[:2]
-    group = f"inference, {comparison}, {height}x{width}"
-    ways: list[tuple[str, list[Callable[[], object]]]] = []
-    for name, make in NETWORKS[comparison].items():
-        if not installed(name):
-            continue
-        torch.manual_seed(0)
+    ways: dict[str, Made] = {}
+    for name in filter(installed, NETWORKS[comparison]):
         if name == "degrid":
-            model = randomised(make())
             for precision in ("float32", "bfloat16"):
-                predict = by_predictor(model, precision)
-                ways.append((f"degrid Predictor, {precision}", [lambda p=p, f=predict: f(p) for p in pictures]))
+                ways[f"degrid Predictor, {precision}"] = inference(comparison, name, pictures, precision)
         else:
-            model = randomised(Normalised(make()))
-            taken = [usable(name, picture) for picture in pictures]
-            images = [torch.from_numpy(each).permute(2, 0, 1)[None].contiguous() for each in taken]
-            ways.append(
-                (title(name, pictures[0].shape[:2], taken[0].shape[:2]), [by_hand(model, image) for image in images])
-            )
-    return [
-        Case(name, lambda calls=calls: [call() for call in calls], group, index == 0, len(pictures))
-        for index, (name, calls) in enumerate(ways)
-    ]
+            apart = Apart(inference, comparison, name, pictures, "float32")
+            ways[title(name, (height, width), usable(name, pictures[0]).shape[:2])] = apart, apart.notes
+    return as_cases(f"inference, {comparison}, {height}x{width}", ways, len(pictures))
 
 
 def training_cases(comparison: str, pictures: list[np.ndarray], crop: int) -> list[Case]:
-    """One step of SGD on two crops, with what each keeps for the backward pass."""
-    group = f"training step, {comparison}, 2 crops of {crop}"
-    cases = []
-    for name, make in NETWORKS[comparison].items():
-        if not installed(name):
-            continue
-        torch.manual_seed(0)
+    """A call is a step on two crops."""
+    ways: dict[str, Made] = {}
+    for name in filter(installed, NETWORKS[comparison]):
         batch = training_batch(name, pictures, crop)
-        label = title(name, (crop, crop), batch.label.shape[-2:])
         if name == "degrid":
             for precision, frozen in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
-                model = make().train().to(memory_format=torch.channels_last)
-                if frozen:
-                    freeze_batch_norm(model)
                 row = f"degrid, {'frozen batch norm, ' if frozen else ''}{precision}"
-                cases.append((row, model, training_step(model, batch, precision)))
+                ways[row] = training(comparison, name, batch, precision, frozen)
         else:
-            model = Normalised(make()).train()
-            cases.append((label, model, step_by_hand(model, batch)))
-    return [
-        Case(name, run, group, index == 0, 2, {"saved MiB": saved_activations(run, model) / MIB})
-        for index, (name, model, run) in enumerate(cases)
-    ]
+            apart = Apart(training, comparison, name, batch, "float32")
+            ways[title(name, (crop, crop), batch.label.shape[-2:])] = apart, apart.notes
+    return as_cases(f"training step, {comparison}, 2 crops of {crop}", ways, 2)
+
+
+def as_cases(group: str, ways: dict[str, Made], items: int) -> list[Case]:
+    """The first is the base."""
+    base = next(iter(ways))
+    return [Case(name, call, group, name == base, items, notes) for name, (call, notes) in ways.items()]
 
 
 def training_batch(name: str, pictures: list[np.ndarray], crop: int) -> Batch:
@@ -228,6 +269,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in sorted({name for rows in NETWORKS.values() for name in rows if not installed(name)}):
         print(f"left out: {name}, since segmentation_models_pytorch is not installed")
+    keep_freed_memory()
     pictures = read_pictures(args.images, args.count)
     parts = blocks(args, pictures)
     found: list[list[list[Row]]] = [[] for _ in parts]
