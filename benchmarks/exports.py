@@ -2,8 +2,7 @@
 
 DeepLab v3 on ResNet-50 at output stride 8, 21 classes, random weights, one picture at a time. The base is torchvision's
 network as its documentation uses it, in a process of its own: eager, NCHW, float32, `interpolate` and `argmax` by hand.
-All run in turn. int8 is calibrated on other built-in scenes of that size; `degrid export` says what it costs in mIoU, on
-a trained network.
+All run in turn. int8 is calibrated on other built-in scenes of that size; `degrid export` says what it costs in mIoU.
 
     python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [-o FOLDER]
 """

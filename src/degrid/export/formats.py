@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,48 +93,31 @@ FORMATS: dict[str, tuple[str, Callable[[Program, Path, str], None]]] = {
 
 
 def quantize_onnx(source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
-    """An ONNX file in int8: static, symmetric weights per output channel.
+    """An ONNX file in int8, by NNCF.
 
     Args:
         images: for calibration, uint8 or float32 [1,3,H,W].
     """
-    quantization = library("onnxruntime.quantization")
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            self.rest = iter(images)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.rest, None)
-            return None if image is None else {"image": image}
-
-    with quiet():
-        quantization.quantize_static(
-            str(source),
-            str(path),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            op_types_to_quantize=["Conv"],
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-        )
+    onnx = library("onnx")
+    onnx.save(_quantized(onnx.load(str(source)), [{"image": image} for image in images]), str(path))
 
 
 def quantize_openvino(source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
-    """OpenVINO files in int8: NNCF's post-training quantization, weights per output channel."""
-    openvino, nncf = library("openvino"), library("nncf")
-    calibration = list(images)
+    """OpenVINO files in int8, by NNCF; arguments as `quantize_onnx`."""
+    model = openvino_core().read_model(str(source))
+    facts = model.get_rt_info(KEY).value
+    made = _quantized(model, list(images))
+    made.set_rt_info(facts, KEY)
+    library("openvino").save_model(made, str(path), compress_to_fp16=False)
+
+
+def _quantized(model: Any, inputs: Sequence[Any]) -> Any:
+    """NNCF's post-training quantization: weights per output channel, biases corrected for what rounding shifts."""
+    nncf = library("nncf")
     with quiet():
         nncf.set_log_level("ERROR")
-        model = openvino_core().read_model(str(source))
-        facts = model.get_rt_info(KEY).value
-        made = nncf.quantize(
-            model, nncf.Dataset(calibration), preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration)
-        )
-    made.set_rt_info(facts, KEY)
-    openvino.save_model(made, str(path), compress_to_fp16=False)
+        preset = nncf.QuantizationPreset.MIXED
+        return nncf.quantize(model, nncf.Dataset(inputs), preset=preset, subset_size=len(inputs))
 
 
 QUANTIZERS: dict[str, Callable[[Path, Path, Iterable[np.ndarray]], None]] = {
