@@ -20,7 +20,7 @@ from torch import nn
 
 from degrid.analysis.bench import Case, measure, merged
 from degrid.analysis.bench_machine import machine_facts, versions
-from degrid.analysis.bench_report import Results, write_results
+from degrid.analysis.bench_report import Results, write_markdown, write_results
 from degrid.cli.bench_cases import CLASSES, by_predictor, randomised
 from degrid.cli.bench_parts import scene
 from degrid.engine.fast import keep_freed_memory
@@ -76,6 +76,7 @@ def main() -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     results = Results(machine, {"before": before, "after": state()}, settings, {"exports": rows})
     write_results(args.out / "exports.json", results)
+    write_markdown(args.out / "exports.md", results)
     print_results(results)
     print(f"results: {args.out / 'exports.json'}")
 

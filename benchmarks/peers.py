@@ -31,7 +31,7 @@ import degrid
 from degrid.analysis.bench import Case, Row, measure, merged
 from degrid.analysis.bench_machine import load_average, machine_facts, thread_state, versions
 from degrid.analysis.bench_memory import MIB, saved_activations
-from degrid.analysis.bench_report import Results, machine_lines, tables, write_pictures, write_results
+from degrid.analysis.bench_report import Results, machine_lines, tables, write_markdown, write_pictures, write_results
 from degrid.cli.bench_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.cli.bench_parts import scene
 from degrid.engine.fast import keep_freed_memory
@@ -283,6 +283,7 @@ def main() -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     results = Results(machine, {"before": before, "after": state()}, settings, {"peers": rows})
     write_results(args.out / "peers.json", results)
+    write_markdown(args.out / "peers.md", results)
     write_pictures(args.out, results)
     print_results(results)
     print(f"results: {args.out / 'peers.json'}, {args.out / 'peers.png'}")

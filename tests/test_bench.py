@@ -20,6 +20,7 @@ from degrid.analysis.bench_report import (
     picture,
     read_results,
     tables,
+    write_markdown,
     write_pictures,
     write_results,
 )
@@ -293,6 +294,13 @@ def test_tables_show_repeats_notes_and_memory():
     assert next(line for line in text.splitlines() if "2.00x" in line).split()[-2:] == ["4.0", "2.5"]
 
 
+def test_markdown_has_the_same_cells(tmp_path):
+    write_markdown(tmp_path / "bench.md", some_results())
+    text = (tmp_path / "bench.md").read_text()
+    assert "| fast_1 | 3.00x | 2.50..3.50 | -67 % | 1 s | 1 |" in text
+    assert "100 GFLOP/s with 1, 180 GFLOP/s with 2 threads" in text
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(1.234, "1.23 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 us")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
@@ -335,7 +343,9 @@ def cli(*words):
 def test_the_command_measures_and_writes(tmp_path):
     code, text = cli("bench", "post", "--quick", "--repeats", 2, "--rounds", 1, "-o", tmp_path / "out")
     assert code == 0, text
-    assert text.splitlines()[-1] == f"results: {tmp_path / 'out/bench.json'}; pictures: {tmp_path / 'out/post.png'}"
+    files = f"{tmp_path / 'out/bench.md'}, {tmp_path / 'out/post.png'}"
+    assert text.splitlines()[-1] == f"results: {tmp_path / 'out/bench.json'}; tables and pictures: {files}"
+    assert "| degrid: ConfusionMatrix |" in (tmp_path / "out/bench.md").read_text()
     results = read_results(tmp_path / "out/bench.json")
     assert results.settings["sets"] == ["post"]
     assert set(results.state) == {"before", "after"}

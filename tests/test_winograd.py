@@ -252,11 +252,32 @@ def test_other_convolutions_stay(conv):
         WinogradConv2d.from_conv(conv)
 
 
-def test_smoothed_convolutions_stay():
-    model = nn.Sequential(wide_conv(), wide_conv(padding=1, dilation=1))
+@pytest.mark.parametrize("operator", ["regular", "decompose", "gi", "ssc", "aggregation", "tent"])
+def test_smoothed_convolutions_take_that_way(operator, monkeypatch):
+    model = nn.Sequential(wide_conv(in_channels=128, out_channels=128), wide_conv(padding=1, dilation=1))
+    degrid.smooth_dilated_convs(model, operator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".smoothing." in name:
+                parameter.add_(0.1)
+    names, fast = list(model.state_dict()), copy.deepcopy(model)
+    assert use_winograd(fast) == 2
+    assert type(fast[0]) is type(model[0])
+    assert list(fast.state_dict()) == names
+    rates = []
+    convolve = winograd._convolve
+    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: rates.append(a[3]) or convolve(*a, **k))
+    x = torch.randn(2, 128, 32, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert error(fast[0](x), model[0](x)) <= TOLERANCE
+    assert rates == [1 if operator == "decompose" else 2]
+
+
+def test_smoothed_convolutions_of_few_channels_stay():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=2, dilation=2))
     degrid.smooth_dilated_convs(model, "tent")
-    assert use_winograd(model) == 1
-    assert type(model[1]) is WinogradConv2d
+    assert use_winograd(model) == 0
+    assert "convolve" not in vars(model[0])
 
 
 def test_a_shared_layer_stays_shared():

@@ -79,26 +79,46 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    found = Table(title=escape(name), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    heads, lines = _cells(rows)
+    found.add_column(heads[0], overflow="fold")
+    for head in heads[1:]:
+        found.add_column(escape(head), justify="right")
+    for line in lines:
+        found.add_row(*map(escape, line))
+    return found
+
+
+def write_markdown(path: str | Path, results: Results) -> None:
+    """Every table in Markdown, and the machine."""
+    parts = []
+    for name, rows in [item for each in results.sets.values() for item in groups(each).items()]:
+        heads, lines = _cells(rows)
+        rule = ["---", *["---:"] * (len(heads) - 1)]
+        parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines)))
+    parts.append("\n".join(f"- {line}" for line in machine_lines(results)))
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n")
+
+
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The heads and lines of a group's table."""
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     repeated = len(rows[0].repeats) > 1
     unit, handled = rows[0].unit, rows[0].items
-    better = "speed" if unit == "s" else "times less"
-    found = Table(title=escape(name), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    found.add_column("case", overflow="fold")
-    heads = [better, "quartiles", *(["repeats"] if repeated else []), "over base"]
-    heads += ["median", "per second"] if unit == "s" else [f"median {unit}"]
-    for head in [*heads, *notes]:
-        found.add_column(escape(head), justify="right")
+    heads = ["case", "speed" if unit == "s" else "times less", "quartiles", *(["repeats"] if repeated else [])]
+    heads += ["over base", *(["median", "per second"] if unit == "s" else [f"median {unit}"]), *notes]
+    lines = []
     for row in rows:
         ratio = row.ratio
-        cells = [f"{ratio.median:.2f}x", "base" if row.base else f"{ratio.low:.2f}..{ratio.high:.2f}"]
+        line = [row.name, f"{ratio.median:.2f}x", "base" if row.base else f"{ratio.low:.2f}..{ratio.high:.2f}"]
         if repeated:
-            cells.append(f"{min(row.repeats):.2f}..{max(row.repeats):.2f}")
-        cells.append(f"{100 / ratio.median - 100:+.0f} %")
-        cells += [duration(row.value), f"{handled / row.value:.3g}"] if unit == "s" else [f"{row.value:.1f}"]
-        cells += [f"{row.notes[note]:.4g}" if note in row.notes else "" for note in notes]
-        found.add_row(escape(row.name), *cells)
-    return found
+            line.append(f"{min(row.repeats):.2f}..{max(row.repeats):.2f}")
+        line.append(f"{100 / ratio.median - 100:+.0f} %")
+        line += [duration(row.value), f"{handled / row.value:.3g}"] if unit == "s" else [f"{row.value:.1f}"]
+        line += [f"{row.notes[note]:.4g}" if note in row.notes else "" for note in notes]
+        lines.append(line)
+    return heads, lines
 
 
 def duration(seconds: float) -> str:

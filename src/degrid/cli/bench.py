@@ -39,7 +39,7 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="[SET]...", help=f"What to measure: {', '.join(SETS)}. All of them by default."),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for bench.json and the pictures.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for bench.json, bench.md and the pictures.")] = Path(
         "build/bench"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Small images and few rounds: to see that it works.")] = False,
@@ -66,7 +66,7 @@ def bench(
     import torch
     from rich.console import Console
 
-    from degrid.analysis.bench_report import machine_lines, tables, write_pictures
+    from degrid.analysis.bench_report import machine_lines, tables, write_markdown, write_pictures
     from degrid.engine import fast
 
     makers = _makers(sets)
@@ -83,8 +83,10 @@ def bench(
         console.print(table)
     for line in machine_lines(results):
         print(line)
+    write_markdown(out / "bench.md", results)
     pictures = write_pictures(out, results)
-    print(f"results: {out / 'bench.json'}; pictures: {', '.join(str(file) for file in pictures)}")
+    files = ", ".join(str(file) for file in (out / "bench.md", *pictures))
+    print(f"results: {out / 'bench.json'}; tables and pictures: {files}")
 
 
 def _makers(sets: list[str] | None) -> dict[str, Callable[[Scope], list[Block]]]:

@@ -231,18 +231,58 @@ def use_winograd(model: nn.Module) -> int:
     """Replace every 3x3 convolution of a model that Winograd may speed up by a `WinogradConv2d`, in place.
 
     Names, parameters and what the network computes stay, the latter up to rounding. Fold batch norm before; the layer
-    still decides for each input. Left alone are subclasses of nn.Conv2d, as smoothed layers are, and what has hooks.
+    still decides for each input. Smoothed layers stay what they are, and take that way for their own convolution. Left
+    alone are other subclasses of nn.Conv2d, and what has hooks.
 
     Returns:
         How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
     """
     made: dict[nn.Module, WinogradConv2d] = {}
+    smoothed = [layer for layer in model.modules() if _is_smoothed(layer) and _eligible(_plain(layer, 1))]
+    for layer in smoothed:
+        layer.__dict__["convolve"] = _SmoothedConvolution(cast(nn.Conv2d, layer))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and _eligible(child):
                 made[child] = made.get(child) or WinogradConv2d.from_conv(cast(nn.Conv2d, child))
                 setattr(parent, name, made[child])
-    return len(made)
+    return len(made) + len(smoothed)
+
+
+class _SmoothedConvolution:
+    """What a smoothed layer convolves with, `SmoothedConv2d.convolve`: a `WinogradConv2d` for each rate it asks for."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer = layer
+        self.at: dict[int, WinogradConv2d] = {}
+
+    def __call__(self, x: Tensor, rate: int) -> Tensor:
+        if rate not in self.at:
+            self.at[rate] = WinogradConv2d.from_conv(_plain(self.layer, rate)).train(self.layer.training)
+        return cast(Tensor, self.at[rate](x))
+
+
+def _is_smoothed(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and hasattr(layer, "convolve") and hasattr(layer, "geometry")
+
+
+def _plain(layer: nn.Module, rate: int) -> nn.Conv2d:
+    """The convolution of a layer at a rate, with the layer's own weight and no bias."""
+    conv = cast(nn.Conv2d, layer)
+    stride, padding, dilation, groups = (cast(Any, each) for each in cast(Any, conv).geometry(rate))
+    made = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        cast(Any, conv.kernel_size),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        bias=False,
+        device="meta",
+    )
+    made.weight = conv.weight
+    return made
 
 
 def _eligible(conv: nn.Module) -> bool:
