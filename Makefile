@@ -9,13 +9,13 @@ demo: .venv/ready
 
 # A process of tests for each core, with one thread each: threads of several would starve one another.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-original: .venv/ready  ## the slow comparisons with numbers of the original code
 	$(BIN)/python -m pytest -m "original and slow"
 
 test-all: .venv/ready  ## also the tests marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff check .
