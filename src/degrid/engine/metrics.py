@@ -53,19 +53,37 @@ class ConfusionMatrix:
         """
         if prediction.shape != label.shape:
             raise UserError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
-        classes = self.num_classes
-        truth, guess = label.reshape(-1).long(), prediction.reshape(-1).long()
-        valid = truth != IGNORE_INDEX
-        truth, guess = truth[valid], guess[valid]
-        for what, ids in (("label", truth), ("prediction", guess)):
-            if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
-                foreign = sorted(set(ids[(ids < 0) | (ids >= classes)].tolist()))
-                raise UserError(
-                    f"{what} holds id {', '.join(map(str, foreign[:5]))}; expected 0 to {classes - 1}"
-                    + (f" or {IGNORE_INDEX} (void)" if what == "label" else "")
-                )
-        counts = torch.bincount(truth * classes + guess, minlength=classes * classes)
-        self.counts += counts.reshape(classes, classes).cpu()
+        truth, guess = label.reshape(-1), prediction.reshape(-1)
+        if guess.dtype != torch.uint8:
+            guess = guess.where(truth != IGNORE_INDEX, 0)  # where nothing is counted, anything may be
+        truth, guess = self._bytes("label", truth), self._bytes("prediction", guess)
+        # All pairs of bytes: cheaper than leaving out void and looking for foreign ids pixel by pixel.
+        pairs = torch.bincount(truth.int() * 256 + guess.int(), minlength=256 * 256).reshape(256, 256)
+        self._refuse("label", pairs[:IGNORE_INDEX].sum(1))
+        counts = pairs[: self.num_classes]
+        self._refuse("prediction", counts.sum(0))
+        self.counts += counts[:, : self.num_classes].cpu()
+
+    def _bytes(self, what: str, ids: Tensor) -> Tensor:
+        """Ids as uint8."""
+        if ids.dtype == torch.uint8:
+            return ids
+        wide = ids[(ids < 0) | (ids > 255)]
+        if wide.numel():
+            raise self._foreign(what, sorted(set(wide.tolist())))
+        return ids.to(torch.uint8)
+
+    def _refuse(self, what: str, pixels: Tensor) -> None:
+        """No id from C on may have pixels."""
+        found = pixels[self.num_classes :].nonzero().flatten().tolist()
+        if found:
+            raise self._foreign(what, [self.num_classes + index for index in found])
+
+    def _foreign(self, what: str, ids: list[int]) -> UserError:
+        return UserError(
+            f"{what} holds id {', '.join(map(str, ids[:5]))}; expected 0 to {self.num_classes - 1}"
+            + (f" or {IGNORE_INDEX} (void)" if what == "label" else "")
+        )
 
     def merged(self) -> ConfusionMatrix:
         """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
