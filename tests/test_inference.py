@@ -8,8 +8,10 @@ from torch import nn
 
 import degrid
 from degrid import UserError
+from degrid.engine import fast
 from degrid.engine.infer import Predictor
 from degrid.engine.looks import Inference, fused_scores, slide_in_bands
+from degrid.kernels.fold import folded
 
 
 class Pointwise(nn.Module):
@@ -186,3 +188,25 @@ def test_a_scale_that_leaves_nothing_is_refused(image):
         UserError, match=r"scale 0\.2 makes the image of 53x37 pixels 11x7, less than one feature of stride 16"
     ):
         Predictor(model, how=Inference(scales=(0.2, 1.0))).scores(image)
+
+
+@pytest.mark.parametrize(("picky", "sizes"), [(False, [(128, 128)]), (True, [(128, 128), (150, 140)])])
+def test_a_corner_of_the_image_shows_what_can_be_folded(monkeypatch, picky, sizes):
+    """The run that finds it keeps every map, which for a large image is many times what inference needs."""
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            if picky and x.shape[-2:] != (150, 140):
+                raise RuntimeError("expected 150 x 140")
+            return super().forward(x)
+
+    seen = []
+    monkeypatch.setattr(
+        fast, "folded", lambda model, example: seen.append(example.shape[-2:]) or folded(model, example)
+    )
+    model = Net(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)).eval()
+    image = torch.randint(0, 256, (3, 150, 140), dtype=torch.uint8)
+    found = Predictor(model, device="cpu", precision="float32").scores(image)
+    assert [tuple(size) for size in seen] == sizes
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(image[None].float()))

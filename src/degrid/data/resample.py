@@ -48,6 +48,20 @@ def resample(
     return out.reshape(*size, 3)
 
 
+def nearest(
+    label: np.ndarray, size: tuple[int, int], start: tuple[float, float], step: tuple[float, float], fill: int
+) -> np.ndarray:
+    """Class ids at the same places, each that of the pixel the place lies in; uint8 [h,w]. Arguments as `resample`."""
+    out = np.full(size, fill, np.uint8)
+    found = [step[axis] * (np.arange(size[axis]) + 0.5) + start[axis] for axis in (0, 1)]
+    inside = [np.flatnonzero((place >= 0) & (place < label.shape[axis])) for axis, place in enumerate(found)]
+    if len(inside[0]) and len(inside[1]):
+        rows, columns = (place[within].astype(np.int64) for place, within in zip(found, inside, strict=True))
+        window = tuple(slice(within[0], within[-1] + 1) for within in inside)
+        out[window] = label.take(rows, 0).take(columns, 1)
+    return out
+
+
 def _with_pillow(
     image: np.ndarray,
     size: tuple[int, int],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from degrid.data.resample import resample
+from degrid.data.resample import nearest, resample
 from degrid.types import IGNORE_INDEX, Sample, UserError
 
 # Where the crop reaches beyond the image: a colour near the mean of photographs, and void.
@@ -66,17 +66,12 @@ class TrainTransform:
             # Read from right to left; padding that is on the right stays there.
             shown = crop_width if self.centred else min(crop_width, scaled_width)
             start_x, dx = (left + shown) * step_x, -step_x
-        pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, (start_y, start_x), (step_y, dx), _FILL)
+        start, step = (start_y, start_x), (step_y, dx)
+        pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, start, step, _FILL)
         if any(self.jitter):
             pixels = np.array(jitter_colors(Image.fromarray(pixels), self.jitter, rng))
-        label = Image.fromarray(sample.label.numpy()).transform(
-            (crop_width, crop_height),
-            Image.Transform.AFFINE,
-            (dx, 0.0, start_x, 0.0, step_y, start_y),
-            Image.Resampling.NEAREST,
-            fillcolor=IGNORE_INDEX,
-        )
-        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(np.array(label)), sample.name)
+        label = nearest(sample.label.numpy(), self.crop, start, step, IGNORE_INDEX)
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label), sample.name)
 
 
 # Weights of red, green and blue in brightness (ITU-R BT.601), and the two colour-difference axes of YIQ.
