@@ -198,7 +198,7 @@ def test_a_corner_of_the_image_shows_what_can_be_folded(monkeypatch, picky, size
         def forward(self, x):
             if picky and x.shape[-2:] != (150, 140):
                 raise RuntimeError("expected 150 x 140")
-            return super().forward(x)
+            return super().forward(x.float())
 
     seen = []
     monkeypatch.setattr(
