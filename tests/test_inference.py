@@ -209,4 +209,4 @@ def test_a_corner_of_the_image_shows_what_can_be_folded(monkeypatch, picky, size
     found = Predictor(model, device="cpu", precision="float32").scores(image)
     assert [tuple(size) for size in seen] == sizes
     with torch.no_grad():
-        torch.testing.assert_close(found, model(image[None].float()))
+        torch.testing.assert_close(found, model(image[None]), rtol=1e-4, atol=1e-3)  # values to some hundreds
