@@ -4,7 +4,8 @@ DeepLab v3 on ResNet-50 at output stride 8, 21 classes, random weights, one pict
 network as its documentation uses it, in a process of its own: eager, NCHW, float32, `interpolate` and `argmax` by hand.
 All run in turn. int8 is calibrated on other built-in scenes of that size; `degrid export` says what it costs in mIoU.
 
-    python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [-o FOLDER]
+    python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [--output ids]
+        [-o FOLDER]
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ from degrid.types import LabelSpace
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
 
 
-def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int) -> nn.Module:
+def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> nn.Module:
     labels = LabelSpace(
         tuple(f"class {index}" for index in range(CLASSES)), tuple((index, 0, 0) for index in range(CLASSES))
     )
     scenes = [scene((side, side), seed)[0] for seed in range(1, 9)]
     path = folder / f"{kind}{'-int8' if int8 else ''}{FORMATS[kind][0]}"
-    export_model(model, labels, path, kind, int8=Quantization(scenes, lambda exact, small: None) if int8 else None)
+    quantization = Quantization(scenes, lambda exact, small: None) if int8 else None
+    export_model(model, labels, path, kind, output=output, int8=quantization)
     return ExportedModel(path)
 
 
-def cases(side: int, folder: Path, kinds: list[str]) -> list[Case]:
+def cases(side: int, folder: Path, kinds: list[str], output: str) -> list[Case]:
     picture = scene((side, side))[0]
     peer = Apart(inference, NETWORK, PEER, [picture], "float32")
     torch.manual_seed(0)
@@ -51,7 +53,7 @@ def cases(side: int, folder: Path, kinds: list[str]) -> list[Case]:
         for int8 in (False, True) if kind in QUANTIZERS else (False,):
             print(f"exporting {kind}{', int8' if int8 else ''} ..", file=sys.stderr)
             name = f"degrid export, {kind}{', int8' if int8 else ''}"
-            models[name] = (exported(ours, folder, kind, int8, side), "float32")
+            models[name] = (exported(ours, folder, kind, int8, side, output), "float32")
     for name, (model, precision) in models.items():
         predict = by_predictor(model, precision)
         ways[name] = (lambda predict=predict: predict(picture)), {}
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=["onnx", "openvino"], choices=list(FORMATS))
+    parser.add_argument("--output", default="ids", choices=["ids", "logits"], help="what the files give")
     parser.add_argument("-o", "--out", type=Path, default=Path("build/exports"))
     args = parser.parse_args()
     keep_freed_memory()
@@ -71,7 +74,7 @@ def main() -> None:
     machine["versions"] |= versions(["openvino", "onnxruntime", "nncf"])
     with tempfile.TemporaryDirectory() as folder:
         for side in args.sizes:
-            made = cases(side, Path(folder), args.only)
+            made = cases(side, Path(folder), args.only, args.output)
             rows += merged([measure(made, args.rounds) for _ in range(args.repeats)])
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     results = Results(machine, {"before": before, "after": state()}, settings, {"exports": rows})
