@@ -30,7 +30,7 @@ SETS = {
     "large": "degrid.cli.bench_cases:large",
 }
 """Name of a set to the function from a Scope to its blocks."""
-ROUNDS = 5
+ROUNDS = 3
 QUICK_ROUNDS = 2
 
 
@@ -43,7 +43,7 @@ def bench(
         "build/bench"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Small images and few rounds: to see that it works.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement; 5, or 2 with --quick.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each measurement; 3, or 2 with --quick.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Do everything so often; shows the spread over repeats.")] = 1,
     image: Annotated[
         str | None, typer.Option(help="A picture, or a size like 512x1024, for the sets that look at whole images.")
@@ -55,7 +55,7 @@ def bench(
 ) -> None:
     """Measure speed and memory on this machine, each way of doing a job in turn with the usual one.
 
-    About 8 minutes on 2 quiet CPU cores. The ratios are to be trusted, not the times: what is compared runs in the same
+    About 10 minutes on 2 quiet CPU cores. The ratios are to be trusted, not the times: what is compared runs in the same
     rounds of one process. Networks have random weights.
 
     \b
