@@ -273,6 +273,17 @@ def test_smoothed_convolutions_take_that_way(operator, monkeypatch):
     assert rates == [1 if operator == "decompose" else 2]
 
 
+def test_smoothed_convolutions_with_computed_weights_stay():
+    model = nn.Sequential(wide_conv())
+    degrid.smooth_dilated_convs(model, "tent")
+    nn.utils.parametrizations.weight_norm(model[0])
+    x = torch.randn(1, 64, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+        assert use_winograd(model) == 0
+        assert torch.equal(model(x), expected)
+
+
 def test_smoothed_convolutions_of_few_channels_stay():
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=2, dilation=2))
     degrid.smooth_dilated_convs(model, "tent")

@@ -20,8 +20,6 @@ CHECKS = 3
 """Images on which bfloat16 must prove itself, with precision "auto"."""
 AGREEMENT = 0.995
 """Share of an image's pixels that must get the same class in bfloat16 as in float32."""
-
-
 _CORNER = 128
 """Sides of the part of an image that a network is tried on, pixels."""
 

@@ -263,7 +263,10 @@ class _SmoothedConvolution:
 
 
 def _is_smoothed(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and hasattr(layer, "convolve") and hasattr(layer, "geometry")
+    """Whether it convolves by its own method, as `degrid.smoothing.SmoothedConv2d` does, with a weight that is stored
+    and not computed (torch.nn.utils.parametrize)."""
+    smoothed = isinstance(layer, nn.Conv2d) and hasattr(layer, "convolve") and hasattr(layer, "geometry")
+    return smoothed and "weight" in layer._parameters
 
 
 def _plain(layer: nn.Module, rate: int) -> nn.Conv2d:
