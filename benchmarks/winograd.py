@@ -18,6 +18,7 @@ import ctypes
 import platform
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median, quantiles
 
 import numpy as np
@@ -30,8 +31,17 @@ from degrid.kernels import winograd
 from degrid.kernels.fold import folded
 from degrid.kernels.support import use_torch_threads
 
-SHAPES = ((256, 2, 65, 1), (512, 4, 65, 1), (512, 4, 41, 1), (256, 2, 41, 2), (64, 1, 129, 1), (128, 1, 65, 1))
-"""Channels in and out, rate, side of the map, batch."""
+SHAPES = (
+    (256, 256, 2, 65, 1),
+    (512, 512, 4, 65, 1),
+    (512, 512, 4, 41, 1),
+    (256, 256, 2, 41, 2),
+    (128, 128, 1, 65, 1),
+    (64, 64, 1, 129, 1),
+    (2048, 256, 12, 65, 1),
+    (2048, 256, 24, 65, 1),
+)
+"""Channels in, channels out, rate, side of the map, batch."""
 
 
 def compare(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -54,33 +64,34 @@ def ratio(base: list[float], other: list[float]) -> str:
 
 
 def layers(rounds: int) -> None:
-    print(f"{'shape':<20}{'direct ms':>10}{'Winograd ms':>12}{'over channels_last':>26}{'over NCHW':>25}", end="")
-    print(f"{'without numba':>25}{'pays':>6}{'error':>9}")
-    for channels, rate, side, batch in SHAPES:
+    print(f"{'shape':<24}{'direct ms':>10}{'Winograd ms':>12}{'over channels_last':>26}{'over NCHW':>25}", end="")
+    print(f"{'without numba':>25}{'tile':>8}{'error':>9}")
+    for channels, count, rate, side, batch in SHAPES:
         torch.manual_seed(0)
-        conv = nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate)
+        conv = nn.Conv2d(channels, count, 3, padding=rate, dilation=rate)
         plain = torch.randn(batch, channels, side, side)
         x = plain.contiguous(memory_format=torch.channels_last)
         rows = conv.weight.contiguous(memory_format=torch.channels_last)
         fast = winograd.WinogradConv2d.from_conv(conv)
-        fast._wins = lambda x: True  # also where `pays` says no
+        tile = winograd.best_tile(tuple(plain.shape), count, rate) or (4, 4)
+        fast._tile = lambda x, t=tile: t  # also where it does not pay
         twin = winograd._Prepared(conv.weight)
         pixels, bias = x.permute(0, 2, 3, 1), conv.bias
         calls = {
             "direct": lambda x=x, w=rows, c=conv: F.conv2d(x, w, c.bias, 1, c.padding, c.dilation),
             "winograd": lambda f=fast, x=x: f(x),
             "nchw": lambda x=plain, c=conv: c(x),
-            "twin": lambda p=pixels, t=twin, b=bias, r=rate: winograd._in_torch(p, t.multiply, b, r, False),
+            "twin": partial(winograd._in_torch, pixels, partial(twin.multiply, tile=tile), bias, rate, False, tile),
         }
         with torch.inference_mode():
             exact = F.conv2d(plain.double(), conv.weight.double(), bias.double(), 1, rate, rate)
             error = ((fast(x) - exact).abs().max() / exact.abs().max()).item()
             times = compare(calls, rounds)
         own, direct = times["winograd"], times["direct"]
-        print(f"C{channels} r{rate} {batch}x{side}x{side}".ljust(20), end="")
+        print(f"{channels}>{count} r{rate} {batch}x{side}x{side}".ljust(24), end="")
         print(f"{1e3 * median(direct):>10.2f}{1e3 * median(own):>12.2f}{ratio(direct, own):>26}", end="")
         print(f"{ratio(times['nchw'], own):>25}{ratio(direct, times['twin']):>25}", end="")
-        print(f"{winograd.pays(tuple(x.shape), channels, rate)!s:>6}{error:>9.1e}", flush=True)
+        print(f"{winograd.best_tile(tuple(x.shape), count, rate)!s:>8}{error:>9.1e}", flush=True)
 
 
 def folded_network(size: int) -> nn.Module:

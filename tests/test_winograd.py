@@ -1,6 +1,7 @@
 """The Winograd convolution against the direct one."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import nn
 
 import degrid
 from degrid.kernels import winograd
-from degrid.kernels.winograd import WinogradConv2d, pays, use_winograd, winograd_conv2d, winograd_weight
+from degrid.kernels.winograd import WinogradConv2d, best_tile, use_winograd, winograd_conv2d, winograd_weight
 from degrid.types import UserError
 
 pytest.importorskip("numba")
 TOLERANCE = 1e-4  # of the largest output
+TILES = [(4, 4), (3, 3), (3, 4), (4, 3)]
 
 
 @pytest.fixture(params=["numba", "torch"])
@@ -54,15 +56,18 @@ def error(found, truth):
     biased=st.booleans(),
     relu=st.booleans(),
     planes_first=st.booleans(),
+    tile=st.sampled_from(TILES),
 )
 @settings(max_examples=20, deadline=None)
-def test_equals_the_direct_convolution(rate, height, width, batch, channels, compiled, biased, relu, planes_first):
+def test_equals_the_direct_convolution(
+    rate, height, width, batch, channels, compiled, biased, relu, planes_first, tile
+):
     x, weight, bias = example(*channels, (height, width), batch)
     if not planes_first:
         x = x.contiguous(memory_format=torch.channels_last)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "numba_installed", lambda: compiled)
-        found = winograd_conv2d(x, winograd_weight(weight), rate, bias if biased else None, relu)
+        found = winograd_conv2d(x, winograd_weight(weight, tile), rate, bias if biased else None, relu, tile)
     truth = exact(x, weight, bias if biased else None, rate)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -70,16 +75,18 @@ def test_equals_the_direct_convolution(rate, height, width, batch, channels, com
 
 
 @pytest.mark.parametrize("rate", [1, 2, 3, 4, 6, 12, 18, 24])
-def test_every_rate(way, rate):
+@pytest.mark.parametrize("tile", TILES)
+def test_every_rate(way, rate, tile):
     x, weight, bias = example(size=(65, 41), batch=2)
-    found = winograd_conv2d(x, winograd_weight(weight), rate, bias)
+    found = winograd_conv2d(x, winograd_weight(weight, tile), rate, bias, tile=tile)
     assert error(found, exact(x, weight, bias, rate)) <= TOLERANCE
 
 
-def test_the_algorithm_is_exact():
+@pytest.mark.parametrize("tile", TILES)
+def test_the_algorithm_is_exact(tile):
     """In float64 only rounding is left, so the float32 error is rounding as well."""
     x, weight, bias = (part.double() for part in example(8, 5, (11, 9), 2))
-    found = winograd_conv2d(x, winograd_weight(weight), 2, bias)
+    found = winograd_conv2d(x, winograd_weight(weight, tile), 2, bias, tile=tile)
     assert error(found, F.conv2d(x, weight, bias, 1, 2, 2)) <= 1e-13
 
 
@@ -90,6 +97,9 @@ def test_weight_of_a_single_tap():
     middle = torch.tensor([0, -1 / 6, 1 / 6, 1 / 12, -1 / 12, 0], dtype=torch.float64)
     expected = 36 * torch.outer(middle, middle)
     torch.testing.assert_close(winograd_weight(weight), expected.float().reshape(36, 1, 1, 1), rtol=0, atol=0)
+    three = torch.tensor([0, -1 / 2, 1 / 6, 1 / 3, 0], dtype=torch.float64)
+    expected = 36 * torch.outer(three, middle)
+    torch.testing.assert_close(winograd_weight(weight, (3, 4)), expected.float().reshape(30, 1, 1, 1), rtol=0, atol=0)
 
 
 def test_values_by_hand(way):
@@ -121,28 +131,34 @@ def test_relu_keeps_nan(way):
 
 
 def test_tiles_of_uneven_phases():
-    """65 pixels at rate 4: phase 0 has 17 of them, five tiles; the others 16, four tiles each."""
-    corners = winograd._corners(65, 4)
+    """65 pixels at rate 4: phase 0 has 17 of them, five tiles; the others 16, four tiles each. In threes, six each."""
+    corners = winograd._corners(65, 4, 4)
     assert corners.tolist() == [*range(0, 65, 16), *range(1, 65, 16), *range(2, 65, 16), *range(3, 65, 16)]
     assert len(corners) == 17
+    assert winograd._corners(65, 4, 3).tolist() == [start + 12 * tile for start in range(4) for tile in range(6)]
 
 
-def test_pays_by_hand():
-    """512 channels, rate 4, 65x65: 17² tiles of 36 (1 + 100/256), which is 14468, against 0.9 (65 + 122)² = 31472."""
-    assert (winograd.TRANSFORM, winograd.MARGIN) == (100, 0.9)
-    assert pays((1, 512, 65, 65), 512, 4)
-    # rate 36: 36² tiles of 36 (1 + 100/2048 + 100/256) = 51.8 are 67151, the taps 0.9 (65 + 58)² = 13616
-    assert not pays((1, 2048, 65, 65), 256, 36)
-    # 4 x 4 at rate 1: one tile, 36 (1 + 100/32) = 148.5 against 0.9 (4 + 6)² = 90
-    assert not pays((1, 64, 4, 4), 64, 1)
-    # with 1024 channels the transforms weigh less: 36 (1 + 100/512) = 43.0; whatever the batch
-    assert pays((1, 1024, 4, 4), 1024, 1)
-    assert pays((3, 1024, 4, 4), 1024, 1)
+def test_best_tile_by_hand():
+    """512 channels, rate 4, 65x65: 17² tiles of 36 (1 + 85/256), which is 13858, against 0.95 (65 + 122)² = 33221."""
+    assert (winograd.TRANSFORM, winograd.MARGIN) == (85, 0.95)
+    assert best_tile((1, 512, 65, 65), 512, 4) == (4, 4)
+    # rate 24: 24 tiles down and across, of either kind; those of three need (24 * 5)² (1 + 85/2048 + 85/256) = 19779,
+    # the taps 0.95 (65 + 82)² = 20529; along 96 pixels 24 tiles of four are enough, and 32 of three too many
+    assert best_tile((1, 2048, 65, 65), 256, 24) == (3, 3)
+    assert best_tile((2, 2048, 65, 96), 256, 24) == (3, 4)
+    assert best_tile((2, 2048, 96, 65), 256, 24) == (4, 3)
+    # rate 36: 36² tiles of 25 (1 + 85/2048 + 85/256) = 34.3 are 44502, the taps 0.95 (65 + 58)² = 14373
+    assert best_tile((1, 2048, 65, 65), 256, 36) is None
+    # 4 x 4 at rate 1: one tile, 36 (1 + 85/32) = 131.6 against 0.95 (4 + 6)² = 95
+    assert best_tile((1, 64, 4, 4), 64, 1) is None
+    # with 1024 channels the transforms weigh less: 36 (1 + 85/512) = 42.0; whatever the batch
+    assert best_tile((1, 1024, 4, 4), 1024, 1) == (4, 4)
+    assert best_tile((3, 1024, 4, 4), 1024, 1) == (4, 4)
 
 
 @pytest.mark.parametrize("channels", [(48, 64), (64, 48), (72, 64), (64, 72)])
 def test_odd_channels_do_not_pay(channels):
-    assert not pays((1, channels[0], 65, 65), channels[1], 2)
+    assert best_tile((1, channels[0], 65, 65), channels[1], 2) is None
 
 
 def small_network():
@@ -180,10 +196,13 @@ def test_with_and_without_packed_weights(monkeypatch, packs):
     monkeypatch.setattr(winograd, "_can_pack", lambda: packs)
     x, weight, bias = example(128, 64, (33, 31))
     prepared = winograd._Prepared(weight)
-    for _ in range(2):
-        found = winograd._convolve(x, prepared.multiply, 64, 2, bias, False)
-        assert error(found, exact(x, weight, bias, 2)) <= TOLERANCE
-    assert [packed is not None for packed in prepared.packings.values()] == ([True] if packs else [])
+    for tile in TILES:
+        multiply = functools.partial(prepared.multiply, tile=tile)
+        for _ in range(2):
+            found = winograd._convolve(x, multiply, 64, 2, bias, False, tile)
+            assert error(found, exact(x, weight, bias, 2)) <= TOLERANCE
+    packed = [packed is not None for packed in prepared.packings.values()]
+    assert packed == ([True] * winograd.PACKINGS if packs else [])
 
 
 def test_this_pytorch_can_pack():
@@ -196,17 +215,19 @@ def test_missing_private_operators_are_noticed(monkeypatch):
 
     monkeypatch.setattr(winograd, "_pack", gone)
     assert not winograd._can_pack.__wrapped__()
-    monkeypatch.setattr(winograd, "_pack", lambda transformed, tiles: transformed)
-    monkeypatch.setattr(winograd, "_packed_product", lambda tiles, packed: tiles + 1)
+    monkeypatch.setattr(winograd, "_pack", lambda transformed, *sizes: transformed)
+    monkeypatch.setattr(winograd, "_packed_product", lambda tiles, *packed: tiles + 1)
     assert not winograd._can_pack.__wrapped__()  # there, but wrong
 
 
 def test_packings_are_few(monkeypatch):
     prepared = winograd._Prepared(example()[1])
-    sizes = [4, 4, 5, 5, 6, 4, 7, 8]
-    for size in sizes:
-        prepared.multiply(torch.zeros(1, 36 * 64, size, 1).contiguous(memory_format=torch.channels_last))
-    assert {size: packed is not None for size, packed in prepared.packings.items()} == {4: True, 7: False, 8: False}
+    sizes = [((4, 4), 4), ((4, 4), 4), ((4, 4), 5), ((4, 4), 5), ((3, 3), 4), ((4, 4), 4), ((4, 4), 7), ((4, 4), 8)]
+    for tile, count in sizes:
+        tiles = torch.zeros(1, winograd._products(tile) * 64, count, 1)
+        prepared.multiply(tiles.contiguous(memory_format=torch.channels_last), tile)
+    kept = {size: packed is not None for size, packed in prepared.packings.items()}
+    assert kept == {((4, 4), 4): True, ((4, 4), 7): False, ((4, 4), 8): False}
 
 
 def wide_conv(**changes):

@@ -2,7 +2,8 @@
 
 A convolution of rate r is an ordinary 3x3 convolution on each of r² phase grids. Each grid is cut into tiles of 4x4
 outputs, gathered with stride r, so that the map itself is never rearranged. A tile needs 36 products per channel pair
-instead of 144.
+instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, leave less over where phases are short: 65
+pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308, section 4.
 """
@@ -25,30 +26,45 @@ from torch import Tensor, nn
 from degrid.kernels.support import numba_installed, use_torch_threads
 from degrid.types import UserError
 
-INPUT = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-FILTER = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-"""The matrices B^T, G and A^T: a tile is A^T [(G g G^T) * (B^T d B)] A, of a filter g and a 6x6 patch d."""
+Matrix = tuple[tuple[float, ...], ...]
+Tile = tuple[int, int]
+"""Outputs of a tile down and across, each 3 or 4."""
+
+MATRICES: dict[int, tuple[Matrix, Matrix, Matrix]] = {
+    3: (
+        ((2, -1, -2, 1, 0), (0, -2, -1, 1, 0), (0, 2, -3, 1, 0), (0, -1, 0, 1, 0), (0, 2, -1, -2, 1)),
+        ((1 / 2, 0, 0), (-1 / 2, -1 / 2, -1 / 2), (-1 / 6, 1 / 6, -1 / 6), (1 / 6, 1 / 3, 2 / 3), (0, 0, 1)),
+        ((1, 1, 1, 1, 0), (0, 1, -1, 2, 0), (0, 1, 1, 4, 1)),
+    ),
+    4: (
+        (
+            (4, 0, -5, 0, 1, 0),
+            (0, -4, -4, 1, 1, 0),
+            (0, 4, -4, -1, 1, 0),
+            (0, -2, -1, 2, 1, 0),
+            (0, 2, -1, -2, 1, 0),
+            (0, 4, 0, -5, 0, 1),
+        ),
+        (
+            (1 / 4, 0, 0),
+            (-1 / 6, -1 / 6, -1 / 6),
+            (-1 / 6, 1 / 6, -1 / 6),
+            (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6),
+            (0, 0, 1),
+        ),
+        ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+    ),
+}
+"""For each number of outputs m the matrices B^T, G and A^T: along an axis, m outputs are A^T [(G g) * (B^T d)] of a
+filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, and -2 for four outputs."""
 
 NARROWEST = 64
 """Fewest channels in and out: with fewer, the transforms cost what the products save."""
-TRANSFORM = 100
-"""What transforming one number costs, in multiplications: 88 to 110 on a busy AVX-512 Xeon, about 68 on an idle one."""
-MARGIN = 0.9
+TRANSFORM = 85
+"""What transforming one number costs, in multiplications: 88 to 110 on a busy AVX-512 Xeon, about 68 on an idle one,
+about 40 on a Zen 5."""
+MARGIN = 0.95
 """Largest cost, as a share of the direct convolution's, that is worth the lower exactness."""
 LIMIT = 1 << 23
 """Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
@@ -58,67 +74,85 @@ PACKINGS = 3
 _Multiply = Callable[[Tensor], Tensor]
 
 
-def winograd_weight(weight: Tensor) -> Tensor:
-    """The transformed weight G g G^T, [K,C,3,3] -> [36*K,C,1,1]; computed in float64, given in the weight's type."""
-    matrix = torch.tensor(FILTER, dtype=torch.float64, device=weight.device)
-    transformed = torch.einsum("ia,kcab,jb->ijkc", matrix, weight.detach().double(), matrix)
+def winograd_weight(weight: Tensor, tile: Tile = (4, 4)) -> Tensor:
+    """The transformed weight G g G^T of p x q products per tile, [K,C,3,3] -> [p*q*K,C,1,1].
+
+    Computed in float64, given in the weight's type.
+    """
+    down, across = (torch.tensor(MATRICES[m][1], dtype=torch.float64, device=weight.device) for m in tile)
+    transformed = torch.einsum("ia,kcab,jb->ijkc", down, weight.detach().double(), across)
     return transformed.reshape(-1, weight.shape[1], 1, 1).to(weight.dtype).contiguous()
 
 
 def winograd_conv2d(
-    x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None = None, relu: bool = False
+    x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None = None, relu: bool = False, tile: Tile = (4, 4)
 ) -> Tensor:
     """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding; and ReLU after it, if wanted.
 
     The largest error in float32 is 1e-5 to 2e-5 of the largest output; the direct convolution's is 1e-6. A NaN or an
-    infinity in the input reaches all 16 outputs of each tile that reads it. There is no gradient.
+    infinity in the input reaches all outputs of each tile that reads it. There is no gradient.
 
     Compiled for float32 on the CPU, from 64 channels in and out on, where numba is installed; elsewhere as PyTorch.
 
     Args:
         x: [N,C,H,W], in any memory format; channels_last needs no copy.
-        transformed: the weight as `winograd_weight` gives it, of x's type.
+        transformed: the weight as `winograd_weight` gives it for this tile, of x's type.
         rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
         bias: [K].
+        tile: outputs of a tile down and across, each 3 or 4.
     Returns:
         [N,K,H,W], channels_last.
     """
-    return _convolve(x, lambda tiles: F.conv2d(tiles, transformed, groups=36), len(transformed) // 36, rate, bias, relu)
+    count = _products(tile)
+    multiply = functools.partial(F.conv2d, weight=transformed, groups=count)
+    return _convolve(x, multiply, len(transformed) // count, rate, bias, relu, tile)
 
 
-def pays(shape: tuple[int, ...], out_channels: int, rate: int) -> bool:
-    """Whether the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W].
+def best_tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
+    """With which tiles the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W]; or None.
 
     The direct convolution multiplies N (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips
-    taps outside the map; Winograd 36 times per tile. On top, each tile has 36 C numbers transformed on the way in and
-    36 K on the way out, each at the cost of TRANSFORM multiplications. It pays up to MARGIN of the direct cost.
+    taps outside the map; Winograd m + 2 times along each axis of a tile of m outputs. On top, for each product C
+    numbers are transformed on the way in and K on the way out, each at the cost of TRANSFORM multiplications. It pays
+    up to MARGIN of the direct cost.
 
     Both channel counts must be multiples of 16 from 64 up, for which the products run at full speed.
     """
     batch, channels, height, width = shape
     if min(channels, out_channels) < NARROWEST or channels % 16 or out_channels % 16:
-        return False
-    tiles = batch * len(_corners(height, rate)) * len(_corners(width, rate))
+        return None
+    down, across = (
+        min((len(_corners(size, rate, outputs)) * (outputs + 2), outputs) for outputs in MATRICES)
+        for size in (height, width)
+    )
     direct = batch * (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    return 36 * tiles * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= MARGIN * direct
+    cost = batch * down[0] * across[0] * (1 + TRANSFORM / channels + TRANSFORM / out_channels)
+    return (down[1], across[1]) if cost <= MARGIN * direct else None
+
+
+def _products(tile: Tile) -> int:
+    """Products per tile and pair of channels."""
+    return (tile[0] + 2) * (tile[1] + 2)
 
 
 @functools.lru_cache(maxsize=256)
-def _corners(size: int, rate: int) -> np.ndarray:
-    """Where the tiles start along an axis: every fourth pixel of each phase grid; int64.
+def _corners(size: int, rate: int, outputs: int) -> np.ndarray:
+    """Where tiles of so many outputs start along an axis: in each phase grid the first pixel and so on; int64.
 
-    Phases with fewer pixels may need fewer tiles: 65 pixels at rate 4 are 17 tiles, not four times five.
+    Phases with fewer pixels may need fewer tiles: 65 pixels at rate 4 are 17 tiles of 4, not four times five.
     """
-    return np.concatenate([np.arange(phase, size, 4 * rate) for phase in range(min(rate, size))])
+    return np.concatenate([np.arange(phase, size, outputs * rate) for phase in range(min(rate, size))])
 
 
-def _convolve(x: Tensor, multiply: _Multiply, count: int, rate: int, bias: Tensor | None, relu: bool) -> Tensor:
-    """`multiply` takes an image [1,36*C,n,1] of transformed tiles to one of [1,36*K,n,1]; K is `count`."""
+def _convolve(
+    x: Tensor, multiply: _Multiply, count: int, rate: int, bias: Tensor | None, relu: bool, tile: Tile
+) -> Tensor:
+    """`multiply` takes an image [1,p*C,n,1] of transformed tiles of p products to one of [1,p*K,n,1]; K is `count`."""
     pixels = x.detach().permute(0, 2, 3, 1).contiguous()
     bias = x.new_zeros(count) if bias is None else bias.detach().contiguous()
     wide = min(x.shape[1], count) >= NARROWEST
     compiled = wide and x.device.type == "cpu" and x.dtype == torch.float32 and numba_installed()
-    return (_compiled if compiled else _in_torch)(pixels, multiply, bias, rate, relu).permute(0, 3, 1, 2)
+    return (_compiled if compiled else _in_torch)(pixels, multiply, bias, rate, relu, tile).permute(0, 3, 1, 2)
 
 
 class _Workspace(threading.local):
@@ -137,45 +171,50 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def _compiled(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool) -> Tensor:
+def _compiled(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool, tile: Tile) -> Tensor:
     """x: [N,H,W,C]. Gives [N,H,W,K]."""
     from degrid.kernels.winograd_numba import transform_input, transform_output
 
     use_torch_threads()
     batch, height, width, channels = x.shape
     out = x.new_empty(batch, height, width, len(bias))
-    rows, columns = _corners(height, rate), _corners(width, rate)
-    tiles = batch * len(rows) * len(columns)
-    parts = -(-tiles * 36 * max(channels, len(bias)) // LIMIT)
+    rows, columns = _corners(height, rate, tile[0]), _corners(width, rate, tile[1])
+    tiles, products = batch * len(rows) * len(columns), _products(tile)
+    parts = -(-tiles * products * max(channels, len(bias)) // LIMIT)
     each = -(-tiles // max(parts, 1))
-    space = _workspace.take(each, 36, channels)
-    image = torch.from_numpy(space).view(1, each, 1, 36 * channels).permute(0, 3, 1, 2)
+    space = _workspace.take(each, products, channels)
+    image = torch.from_numpy(space).view(1, each, 1, products * channels).permute(0, 3, 1, 2)
     for part in range(parts):
         first = min(part * each, tiles - each)  # the last part overlaps, so that all have one size and one packing
-        transform_input(x.numpy(), rows, columns, rate, first, space)
-        products = multiply(image).permute(0, 2, 3, 1).reshape(each, 36, len(bias))
-        transform_output(products.numpy(), rows, columns, rate, first, bias.numpy(), relu, out.numpy())
+        transform_input(x.numpy(), rows, columns, rate, tile, first, space)
+        found = multiply(image).permute(0, 2, 3, 1).reshape(each, products, len(bias))
+        transform_output(found.numpy(), rows, columns, rate, tile, first, bias.numpy(), relu, out.numpy())
     return out
 
 
-def _in_torch(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool) -> Tensor:
+def _in_torch(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: bool, tile: Tile) -> Tensor:
     """The twin: the same tiles in the same order, all at once, in any floating type and on any device."""
     batch, height, width, channels = x.shape
-    rows, columns = (torch.from_numpy(_corners(size, rate)).to(x.device) for size in (height, width))
-    into, back = (torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in (INPUT, OUTPUT))
-    six, four = rate * torch.arange(6, device=x.device), rate * torch.arange(4, device=x.device)
+    rows, columns = (
+        torch.from_numpy(_corners(size, rate, outputs)).to(x.device)
+        for size, outputs in zip((height, width), tile, strict=True)
+    )
+    (into_rows, _, from_rows), (into_columns, _, from_columns) = (
+        [torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in MATRICES[outputs]] for outputs in tile
+    )
+    down, across = (rate * torch.arange(outputs + 2, device=x.device) for outputs in tile)
     padded = F.pad(x, (0, 0, rate, 5 * rate, rate, 5 * rate))
-    patches = padded[:, (rows[:, None] + six).flatten()][:, :, (columns[:, None] + six).flatten()]
-    patches = patches.view(batch, len(rows), 6, len(columns), 6, channels)
-    tiles = torch.einsum("iu,nyuxvc,jv->nyxijc", into, patches, into)
-    products = multiply(tiles.reshape(1, -1, 1, 36 * channels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    products = products.reshape(batch, len(rows), len(columns), 6, 6, len(bias))
-    out = torch.einsum("iu,nyxuvk,jv->nyixjk", back, products, back) + bias
-    out = out.reshape(batch, 4 * len(rows), 4 * len(columns), len(bias))
+    patches = padded[:, (rows[:, None] + down).flatten()][:, :, (columns[:, None] + across).flatten()]
+    patches = patches.view(batch, len(rows), len(down), len(columns), len(across), channels)
+    tiles = torch.einsum("iu,nyuxvc,jv->nyxijc", into_rows, patches, into_columns)
+    image = tiles.reshape(1, -1, 1, _products(tile) * channels).permute(0, 3, 1, 2)
+    found = multiply(image).permute(0, 2, 3, 1)
+    found = found.reshape(batch, len(rows), len(columns), len(down), len(across), len(bias))
+    out = torch.einsum("iu,nyxuvk,jv->nyixjk", from_rows, found, from_columns) + bias
+    out = out.reshape(batch, tile[0] * len(rows), tile[1] * len(columns), len(bias))
     # Each pixel is in one tile; sorted by place, those outside the map come last.
-    down = (rows[:, None] + four).flatten().argsort()[:height]
-    across = (columns[:, None] + four).flatten().argsort()[:width]
-    out = out[:, down][:, :, across]
+    out = out[:, (rows[:, None] + down[: tile[0]]).flatten().argsort()[:height]]
+    out = out[:, :, (columns[:, None] + across[: tile[1]]).flatten().argsort()[:width]]
     return out.relu() if relu else out
 
 
@@ -183,10 +222,11 @@ class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
 
     It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`) and autocast, if
-    numba is installed and `pays` says so for the input's size. Made by `from_conv` or `use_winograd`.
+    numba is installed and `best_tile` has tiles for the input's size. Made by `from_conv` or `use_winograd`.
 
-    The transformed weight takes four times the memory of the weight, and as much again for each of up to PACKINGS map
-    sizes that come more than once. Neither is saved or copied; both are made anew when the weight changes.
+    For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
+    each of up to PACKINGS map sizes that come more than once. Neither is saved or copied; both are made anew when the
+    weight changes.
     """
 
     _prepared: _Prepared | None = None
@@ -210,17 +250,20 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,K,H,W]; or without N."""
-        if not self._wins(x):
+        tile = self._tile(x)
+        if tile is None:
             return super().forward(x)
         if self._prepared is None or not self._prepared.is_of(self.weight):
             self._prepared = _Prepared(self.weight)
-        return _convolve(x, self._prepared.multiply, self.out_channels, self.dilation[0], self.bias, relu=False)
+        multiply = functools.partial(self._prepared.multiply, tile=tile)
+        return _convolve(x, multiply, self.out_channels, self.dilation[0], self.bias, relu=False, tile=tile)
 
-    def _wins(self, x: Tensor) -> bool:
+    def _tile(self, x: Tensor) -> Tile | None:
+        """The tiles to go with, None for the direct convolution."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or _recorded():
-            return False
+            return None
         fits = x.ndim == 4 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        return fits and pays(tuple(x.shape), self.out_channels, self.dilation[0]) and _can_win()
+        return best_tile(tuple(x.shape), self.out_channels, self.dilation[0]) if fits and _can_win() else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be computed again: packed weights can be neither copied nor saved."""
@@ -308,15 +351,15 @@ def _can_win() -> bool:
 
 
 class _Prepared:
-    """The transformed weight of a layer, and packed for the map sizes that come again.
+    """The transformed weights of a layer, and packed for the map sizes that come again.
 
     Packing costs about ten products, so that the first image of a size goes without.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.mark = self._mark(weight)
-        self.transformed = winograd_weight(weight)
-        self.packings: OrderedDict[int, Tensor | None] = OrderedDict()
+        self.weight, self.mark = weight.detach(), self._mark(weight)
+        self.transformed: dict[Tile, Tensor] = {}
+        self.packings: OrderedDict[tuple[Tile, int], Tensor | None] = OrderedDict()
         self.lock = threading.Lock()
 
     @staticmethod
@@ -327,35 +370,43 @@ class _Prepared:
         """Whether it was made from this weight as it is now."""
         return self.mark == self._mark(weight)
 
-    def multiply(self, tiles: Tensor) -> Tensor:
-        """[1,36*C,n,1] -> [1,36*K,n,1]: 36 matrix products as one grouped convolution, the fastest there is."""
-        packed = self._packed(tiles.shape[2])
-        return F.conv2d(tiles, self.transformed, groups=36) if packed is None else _packed_product(tiles, packed)
+    def multiply(self, tiles: Tensor, tile: Tile) -> Tensor:
+        """[1,p*C,n,1] -> [1,p*K,n,1]: the p matrix products as one grouped convolution, the fastest there is."""
+        packed = self._packed(tile, tiles.shape[2])
+        if packed is None:
+            return F.conv2d(tiles, self._transformed(tile), groups=_products(tile))
+        return _packed_product(tiles, packed, _products(tile))
 
-    def _packed(self, tiles: int) -> Tensor | None:
+    def _transformed(self, tile: Tile) -> Tensor:
+        if tile not in self.transformed:
+            self.transformed[tile] = winograd_weight(self.weight, tile)
+        return self.transformed[tile]
+
+    def _packed(self, tile: Tile, count: int) -> Tensor | None:
         if not _can_pack():
             return None
+        size = tile, count
         with self.lock:
-            seen = tiles in self.packings
-            packed = self.packings.pop(tiles, None)
+            seen = size in self.packings
+            packed = self.packings.pop(size, None)
             if seen and packed is None:
-                packed = _pack(self.transformed, tiles)
-            self.packings[tiles] = packed
+                packed = _pack(self._transformed(tile), count, _products(tile))
+            self.packings[size] = packed
             if len(self.packings) > PACKINGS:
                 self.packings.popitem(last=False)
         return packed
 
 
-def _pack(transformed: Tensor, tiles: int) -> Tensor:
-    """The weight in the order that oneDNN wants for this many tiles."""
-    shape = [1, 36 * transformed.shape[1], tiles, 1]
+def _pack(transformed: Tensor, count: int, products: int) -> Tensor:
+    """The weight in the order that oneDNN wants for so many tiles."""
+    shape = [1, products * transformed.shape[1], count, 1]
     pack = cast(Any, torch._C._nn).mkldnn_reorder_conv2d_weight
-    return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], 36, shape))
+    return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], products, shape))
 
 
-def _packed_product(tiles: Tensor, packed: Tensor) -> Tensor:
+def _packed_product(tiles: Tensor, packed: Tensor, products: int) -> Tensor:
     multiply = torch.ops.mkldnn._convolution_pointwise
-    return cast(Tensor, multiply(tiles, packed, None, [0, 0], [1, 1], [1, 1], 36, "none", [], ""))
+    return cast(Tensor, multiply(tiles, packed, None, [0, 0], [1, 1], [1, 1], products, "none", [], ""))
 
 
 @functools.cache
@@ -365,7 +416,7 @@ def _can_pack() -> bool:
     tiles = torch.randn(1, 36 * 16, 5, 1, generator=generator).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(36 * 16, 16, 1, 1, generator=generator)
     try:
-        found = _packed_product(tiles, _pack(weight, 5))
+        found = _packed_product(tiles, _pack(weight, 5, 36), 36)
     except (AttributeError, RuntimeError, TypeError) as error:
         logging.getLogger("degrid").info("Winograd goes on without packed weights, somewhat slower: %s", error)
         return False

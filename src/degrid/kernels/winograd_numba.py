@@ -1,7 +1,7 @@
 """The compiled part of `winograd_conv2d`: both transforms.
 
-The arithmetic runs on a small buffer whose strides are constants, and the channel that a block starts with is visibly
-not negative; otherwise the compiler does not vectorise, and it takes two to four times as long.
+The arithmetic runs on a small buffer of constant strides, in loops of constant length, and the channel that a block
+starts with is visibly not negative; otherwise the compiler does not vectorise, and it takes two to four times as long.
 """
 
 from __future__ import annotations
@@ -12,45 +12,60 @@ from numba import njit, prange
 BLOCK = 64
 """Channels at a time, and the fewest there can be; a last block that would be narrower overlaps the one before."""
 ROW = 6 * BLOCK
-TWO, FOUR, FIVE, EIGHT = (np.float32(value) for value in (2, 4, 5, 8))
+TWO, THREE, FOUR, FIVE, EIGHT = (np.float32(value) for value in (2, 3, 4, 5, 8))
 
 
 @njit(inline="always", fastmath={"contract"})
-def _forward(d, start, step):  # type: ignore[no-untyped-def]
-    """B^T on six lines of a block, in place."""
-    for c in range(start, start + BLOCK):
-        a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
-        a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
-        u, v, w, s = a4 - FOUR * a2, a3 - FOUR * a1, a4 - a2, TWO * (a3 - a1)
-        d[c], d[c + step], d[c + 2 * step] = FOUR * a0 - FIVE * a2 + a4, u + v, u - v
-        d[c + 3 * step], d[c + 4 * step], d[c + 5 * step] = w + s, w - s, FOUR * a1 - FIVE * a3 + a5
+def _forward(points, d, start, step):  # type: ignore[no-untyped-def]
+    """B^T on so many lines of a block, in place."""
+    if points == 6:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
+            a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
+            u, v, w, s = a4 - FOUR * a2, a3 - FOUR * a1, a4 - a2, TWO * (a3 - a1)
+            d[c], d[c + step], d[c + 2 * step] = FOUR * a0 - FIVE * a2 + a4, u + v, u - v
+            d[c + 3 * step], d[c + 4 * step], d[c + 5 * step] = w + s, w - s, FOUR * a1 - FIVE * a3 + a5
+    else:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2, a3, a4 = d[c], d[c + step], d[c + 2 * step], d[c + 3 * step], d[c + 4 * step]
+            w = a3 - a1
+            d[c], d[c + step], d[c + 2 * step] = TWO * (a0 - a2) + w, a3 - a2 - TWO * a1, w + THREE * (a1 - a2)
+            d[c + 3 * step], d[c + 4 * step] = w, a4 - a2 - TWO * w
 
 
 @njit(inline="always", fastmath={"contract"})
-def _backward(d, start, step):  # type: ignore[no-untyped-def]
-    """A^T on six lines of a block, in place: the first four are the result."""
-    for c in range(start, start + BLOCK):
-        a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
-        a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
-        u, v, w, s = a1 + a2, a1 - a2, a3 + a4, a3 - a4
-        d[c], d[c + step], d[c + 2 * step], d[c + 3 * step] = a0 + u + w, v + TWO * s, u + FOUR * w, v + EIGHT * s + a5
+def _backward(points, d, start, step):  # type: ignore[no-untyped-def]
+    """A^T on so many lines of a block, in place: all but the last two are the result."""
+    if points == 6:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
+            a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
+            u, v, w, s = a1 + a2, a1 - a2, a3 + a4, a3 - a4
+            d[c], d[c + step] = a0 + u + w, v + TWO * s
+            d[c + 2 * step], d[c + 3 * step] = u + FOUR * w, v + EIGHT * s + a5
+    else:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2, a3, a4 = d[c], d[c + step], d[c + 2 * step], d[c + 3 * step], d[c + 4 * step]
+            u = a1 + a2
+            d[c], d[c + step], d[c + 2 * step] = a0 + u + a3, a1 - a2 + TWO * a3, u + FOUR * a3 + a4
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
-def transform_input(x, rows, columns, rate, first, tiles):  # type: ignore[no-untyped-def]
-    """Fill tiles, float32 [n,36,C], with B^T d B of n tiles from number `first`; x is float32 [N,H,W,C], C >= BLOCK."""
+def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore[no-untyped-def]
+    """Fill tiles, float32 [n,p,C], with B^T d B of n tiles from number `first`; x is float32 [N,H,W,C], C >= BLOCK."""
     _, height, width, channels = x.shape
+    down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
-        d = np.empty(36 * BLOCK, np.float32)
-        tile = first + n
-        image = tile // (rows.size * columns.size)
-        top = rows[tile // columns.size % rows.size] - rate
-        left = columns[tile % columns.size] - rate
+        d = np.empty(6 * ROW, np.float32)
+        number = first + n
+        image = number // (rows.size * columns.size)
+        top = rows[number // columns.size % rows.size] - rate
+        left = columns[number % columns.size] - rate
         for block in range(0, channels, BLOCK):
             at = max(0, min(block, channels - BLOCK))
-            for i in range(6):
+            for i in range(down):
                 y = top + i * rate
-                for j in range(6):
+                for j in range(across):
                     z = left + j * rate
                     line = i * ROW + j * BLOCK
                     if 0 <= y < height and 0 <= z < width:
@@ -60,36 +75,42 @@ def transform_input(x, rows, columns, rate, first, tiles):  # type: ignore[no-un
                         for c in range(BLOCK):
                             d[line + c] = 0
             for j in range(6):
-                _forward(d, j * BLOCK, ROW)
+                if j < across:
+                    _forward(down, d, j * BLOCK, ROW)
             for i in range(6):
-                _forward(d, i * ROW, BLOCK)
-            for k in range(36):
-                for c in range(BLOCK):
-                    tiles[n, k, at + c] = d[k * BLOCK + c]
+                if i < down:
+                    _forward(across, d, i * ROW, BLOCK)
+            for i in range(down):
+                for j in range(across):
+                    for c in range(BLOCK):
+                        tiles[n, i * across + j, at + c] = d[i * ROW + j * BLOCK + c]
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
-def transform_output(tiles, rows, columns, rate, first, bias, relu, out):  # type: ignore[no-untyped-def]
-    """Fill n tiles from number `first` of out, float32 [N,H,W,K], with A^T m A + bias; tiles is float32 [n,36,K]."""
+def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out):  # type: ignore[no-untyped-def]
+    """Fill n tiles from number `first` of out, float32 [N,H,W,K], with A^T m A + bias; tiles is float32 [n,p,K]."""
     _, height, width, channels = out.shape
+    down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
-        d = np.empty(36 * BLOCK, np.float32)
-        tile = first + n
-        image = tile // (rows.size * columns.size)
-        top = rows[tile // columns.size % rows.size]
-        left = columns[tile % columns.size]
+        d = np.empty(6 * ROW, np.float32)
+        number = first + n
+        image = number // (rows.size * columns.size)
+        top = rows[number // columns.size % rows.size]
+        left = columns[number % columns.size]
         for block in range(0, channels, BLOCK):
             at = max(0, min(block, channels - BLOCK))
-            for k in range(36):
-                for c in range(BLOCK):
-                    d[k * BLOCK + c] = tiles[n, k, at + c]
+            for i in range(down):
+                for j in range(across):
+                    for c in range(BLOCK):
+                        d[i * ROW + j * BLOCK + c] = tiles[n, i * across + j, at + c]
             for j in range(6):
-                _backward(d, j * BLOCK, ROW)
+                if j < across:
+                    _backward(down, d, j * BLOCK, ROW)
             for i in range(4):
                 y = top + i * rate
-                if y < height:
-                    _backward(d, i * ROW, BLOCK)
-                    for j in range(4):
+                if i < tile[0] and y < height:
+                    _backward(across, d, i * ROW, BLOCK)
+                    for j in range(tile[1]):
                         z = left + j * rate
                         line = i * ROW + j * BLOCK
                         if z < width:
