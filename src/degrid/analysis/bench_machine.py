@@ -12,7 +12,7 @@ from typing import Any
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 """Instruction sets that decide which kernels oneDNN takes, as Linux spells them."""
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "openvino", "onnxruntime")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "simplejpeg", "openvino", "onnxruntime")
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 

@@ -20,7 +20,7 @@ from degrid.data.scan import BINARY_LABELS, resolve_classes
 from degrid.data.shards import is_record_file, records_beside
 from degrid.data.synthetic import SyntheticScenes
 from degrid.data.tfrecord import TFRecordDataset
-from degrid.image import open_image
+from degrid.image import open_image, read_jpeg
 from degrid.types import Dataset, LabelSpace, Sample, UserError
 
 
@@ -64,7 +64,8 @@ class PairDataset:
 
 def read_image_like(path: Path, size: tuple[int, ...]) -> np.ndarray:
     """An image as RGB uint8 [H,W,3]; turned by its EXIF orientation, unless only the unturned image fits `size`."""
-    return rgb_like(open_image(path), size)
+    pixels = read_jpeg(path)
+    return rgb_like(open_image(path), size) if pixels is None else pixels
 
 
 def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:

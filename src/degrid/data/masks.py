@@ -58,6 +58,9 @@ class MaskRule:
 
     def _apply_ids(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
         if raw.dtype == np.uint8:
+            kept, shift = self._kept
+            if (raw + shift).max(initial=0) < kept:  # nearly always, and much the fastest
+                return raw.copy(), {}
             # As bytes: looking them up, and leaving out the known ones, are single passes in C.
             data = raw.tobytes()
             table, known = self._byte_table
@@ -71,6 +74,12 @@ class MaskRule:
         wide = np.array([self.ids.get(int(value), IGNORE_INDEX) for value in values], np.uint8)
         unknown = {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids}
         return wide[inverse.reshape(raw.shape)], unknown
+
+    @cached_property
+    def _kept(self) -> tuple[int, np.uint8]:
+        """(n, s): a byte stays what it is if it is below n after adding s, which makes 255 a 0 where it stays too."""
+        first = next(value for value in range(257) if self.ids.get(value) != value)
+        return (first + 1, np.uint8(1)) if self.ids.get(255) == 255 else (first, np.uint8(0))
 
     @cached_property
     def _byte_table(self) -> tuple[bytes, bytes]:
@@ -112,8 +121,8 @@ def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
     if image.mode == "F":
         return _whole_numbers(np.asarray(image), name)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
-        raw = np.asarray(image)
-        return raw.astype(np.uint8) if raw.dtype == bool else raw // _brightening(image, head)
+        raw, factor = np.asarray(image), _brightening(image, head)
+        return raw.astype(np.uint8) if raw.dtype == bool else raw if factor == 1 else raw // factor
     if image.mode in ("LA", "PA"):
         return np.asarray(image)[..., 0]
     return np.asarray(image.convert("RGB"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 
 import numpy as np
@@ -28,7 +29,7 @@ def resample(
         step: picture pixels per output pixel, down and to the right; below 0 it is read backwards.
         fill: what lies outside of the picture.
     """
-    if find_spec("numba") is None:
+    if not _numba_installed():
         return _with_pillow(image, size, start, step, fill)
     from degrid.data.resample_numba import fill_in
 
@@ -56,10 +57,21 @@ def nearest(
     found = [step[axis] * (np.arange(size[axis]) + 0.5) + start[axis] for axis in (0, 1)]
     inside = [np.flatnonzero((place >= 0) & (place < label.shape[axis])) for axis, place in enumerate(found)]
     if len(inside[0]) and len(inside[1]):
-        rows, columns = (place[within].astype(np.int64) for place, within in zip(found, inside, strict=True))
-        window = tuple(slice(within[0], within[-1] + 1) for within in inside)
-        out[window] = label.take(rows, 0).take(columns, 1)
+        rows, columns = (place[within].astype(np.uint64) for place, within in zip(found, inside, strict=True))
+        top, left = (int(within[0]) for within in inside)
+        if _numba_installed():
+            from degrid.data.resample_numba import pick
+
+            pick(label, rows, columns, out, top, left)
+        else:
+            part = label.take(rows.astype(np.intp), 0).take(columns.astype(np.intp), 1)
+            out[top : top + len(rows), left : left + len(columns)] = part
     return out
+
+
+@functools.cache
+def _numba_installed() -> bool:
+    return find_spec("numba") is not None
 
 
 def _with_pillow(

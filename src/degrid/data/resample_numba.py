@@ -1,4 +1,4 @@
-"""The compiled part of `resample`; the arithmetic and its order are Pillow's, in double precision."""
+"""The compiled part of `resample` and `nearest`; the arithmetic and its order are Pillow's, in double precision."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def fill_in(image, rows, row_shares, begin, count, left, right, shares, out, top
         share, target = row_shares[i], out[top + i][start : start + width]
         for k in range(width):
             target[k] = np.uint8(np.int32(upper[k] + (lower[k] - upper[k]) * share))
+
+
+@njit(cache=True, nogil=True)
+def pick(label, rows, columns, out, top, left):  # type: ignore[no-untyped-def]
+    """Write the part of out, uint8 [h,w], that begins at (top, left): label at unsigned rows and columns."""
+    for i in range(len(rows)):
+        line, target = label[rows[i]], out[top + i][left : left + len(columns)]
+        for j in range(len(columns)):
+            target[j] = line[columns[j]]
