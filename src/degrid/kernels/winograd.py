@@ -299,7 +299,9 @@ class _SmoothedConvolution:
         self.layer = layer
         self.at: dict[int, WinogradConv2d] = {}
 
-    def __call__(self, x: Tensor, rate: int) -> Tensor:
+    def __call__(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
+        if margin:
+            x = F.pad(x, [margin] * 4)
         if rate not in self.at:
             self.at[rate] = WinogradConv2d.from_conv(_plain(self.layer, rate)).train(self.layer.training)
         return cast(Tensor, self.at[rate](x))

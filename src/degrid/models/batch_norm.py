@@ -99,8 +99,8 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
             twin = kind.__new__(kind)
             twin.__dict__.update(self.__dict__)
             twin._parameters = {**self._parameters, "bias": bias}  # type: ignore[dict-item]
-            twin.__dict__["convolve"] = lambda x, rate: _ScaledConvolution.apply(
-                _as_autocast(x), self.weight, scale, None, self.geometry(rate)
+            twin.__dict__["convolve"] = lambda x, rate, margin=0: _ScaledConvolution.apply(
+                _as_autocast(x), self.weight, scale, None, self.geometry(rate, margin)
             )
             return kind.forward(twin, x)
         if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):

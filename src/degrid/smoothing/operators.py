@@ -2,7 +2,8 @@
 
 An operator is a module with one method, `forward(x, convolve)`: it decides what the layer's own convolution is applied
 to, and what is done with the result. `convolve(x, rate)` is the layer's kernel at that dilation rate, size-keeping,
-zeros outside, without bias; the layer adds its bias afterwards.
+zeros outside, without bias; the layer adds its bias afterwards. `convolve(x, rate, margin)` gives so many more outputs
+on each side, where the kernel still reaches into the map.
 
 The defaults do what the papers mean; where their code does something else, the docstring says so.
 """
@@ -22,7 +23,7 @@ from degrid.kernels.recompute import apply_recomputed
 from degrid.smoothing import filters
 from degrid.types import UserError
 
-Convolve = Callable[[Tensor, int], Tensor]
+Convolve = Callable[..., Tensor]
 
 
 class Operator(nn.Module):
@@ -51,7 +52,7 @@ class Operator(nn.Module):
 
         Args:
             x: the layer's input.
-            convolve: (x, rate) -> the layer's convolution, without bias.
+            convolve: (x, rate, margin=0) -> the layer's convolution, without bias.
         """
         raise TypeError(f"{type(self).__name__} must define forward(x, convolve)")
 
@@ -138,9 +139,9 @@ class GroupInteraction(Operator):
     """Mix the r^2 groups of outputs, one learned weight per pair of groups, the same for all channels and places.
 
     Group k = i*r + j holds the outputs at rows i, i+r, .. and columns j, j+r, ..; out_i = sum_j weight[j, i] * f_j.
-    So every r x r block of outputs is mixed within itself, which needs no subsampling: the input is padded with zeros
-    to a multiple of r, convolved, and mixed block by block. The gradient of the weight needs those convolved maps, so
-    training keeps one more map per layer than without mixing.
+    So every r x r block of outputs is mixed within itself, which needs no subsampling. Where r does not divide the map,
+    the convolution goes on beyond its bottom and right until the last blocks are whole, over zeros. The gradient of the
+    weight needs the convolved map, so training keeps one more per layer than without mixing.
 
     weight: [r^2, r^2], identity at the start, so the layer begins as the plain dilated convolution. r^4 parameters: 16
     at rate 2, 256 at rate 4, 20,736 at rate 12 (keep it out of ASPP).
@@ -163,15 +164,20 @@ class GroupInteraction(Operator):
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
         height, width = x.shape[-2:]
-        if height % r == width % r == 0:
+        bottom, right = -height % r, -width % r
+        if not (bottom or right):
             y = convolve(x, r)
-        else:
+        elif torch.is_grad_enabled():
             y = apply_recomputed(
                 x,
                 lambda x: _pad_to_multiple(x, r),
                 lambda padded: padded[..., :height, :width],
                 lambda padded: convolve(padded, r),
             )
+        else:
+            # Symmetric padding costs half of what a padded copy does, but gradients through it cost more.
+            margin = max(bottom, right)
+            y = convolve(x, r, margin)[..., margin : margin + height + bottom, margin : margin + width + right]
         return mix_groups(y, self.mixing(), r, (height, width))
 
 

@@ -33,13 +33,13 @@ class SmoothedConv2d(nn.Conv2d):
         y: Tensor = self.smoothing(x, self.convolve)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
-    def convolve(self, x: Tensor, rate: int) -> Tensor:
-        """The layer's kernel at a dilation rate: size-keeping, zeros outside, no bias."""
-        return F.conv2d(x, self.weight, None, *self.geometry(rate))
+    def convolve(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
+        """The layer's kernel at a dilation rate: zeros outside, no bias, and `margin` outputs more on each side."""
+        return F.conv2d(x, self.weight, None, *self.geometry(rate, margin))
 
-    def geometry(self, rate: int) -> tuple[list[int], list[int], list[int], int]:
+    def geometry(self, rate: int, margin: int = 0) -> tuple[list[int], list[int], list[int], int]:
         """Stride, padding, dilation and groups at a dilation rate."""
-        return [1, 1], [rate * (size // 2) for size in self.kernel_size], [rate, rate], self.groups
+        return [1, 1], [rate * (size // 2) + margin for size in self.kernel_size], [rate, rate], self.groups
 
 
 @dataclass(frozen=True)
