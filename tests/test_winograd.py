@@ -130,6 +130,37 @@ def test_relu_keeps_nan(way):
     assert winograd_conv2d(x, winograd_weight(weight), 1, bias, relu=True)[0, :, 0, 0].isnan().all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    rate=st.integers(1, 24),
+    beyond=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    batch=st.integers(1, 3),
+    biased=st.booleans(),
+    relu=st.booleans(),
+    double=st.booleans(),
+)
+def test_pairs_equal_the_direct_convolution(rate, beyond, batch, biased, relu, double):
+    """On every map with sides from rate + 1 to twice the rate."""
+    height, width = (rate + min(each, rate) for each in beyond)
+    x, weight, bias = (each.double() if double else each for each in example(7, 5, (height, width), batch))
+    bias = bias if biased else None
+    found = winograd_conv2d(x, winograd_weight(weight, winograd.PAIRS), rate, bias, relu, winograd.PAIRS)
+    truth = exact(x, weight, bias, rate)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, truth.relu() if relu else truth) <= (1e-13 if double else 1e-5)
+
+
+@torch.no_grad()
+def test_a_layer_takes_pairs(monkeypatch):
+    layer = WinogradConv2d.from_conv(wide_conv(in_channels=512, out_channels=256, padding=6, dilation=6))
+    used = []
+    in_pairs = winograd._in_pairs
+    monkeypatch.setattr(winograd, "_in_pairs", lambda *a, **k: used.append(1) or in_pairs(*a, **k))
+    x = torch.randn(2, 512, 11, 12).contiguous(memory_format=torch.channels_last)
+    assert error(layer(x), exact(x, layer.weight, layer.bias, 6)) <= 1e-5
+    assert used == [1]
+
+
 def test_tiles_of_uneven_phases():
     """65 pixels at rate 4: phase 0 has 17 of them, five tiles; the others 16, four tiles each. In threes, six each."""
     corners = winograd._corners(65, 4, 4)
@@ -147,8 +178,13 @@ def test_best_tile_by_hand():
     assert best_tile((1, 2048, 65, 65), 256, 24) == (3, 3)
     assert best_tile((2, 2048, 65, 96), 256, 24) == (3, 4)
     assert best_tile((2, 2048, 96, 65), 256, 24) == (4, 3)
-    # rate 36: 36² tiles of 25 (1 + 85/2048 + 85/256) = 34.3 are 44502, the taps 0.95 (65 + 58)² = 14373
-    assert best_tile((1, 2048, 65, 65), 256, 36) is None
+    # rate 36: pairs need (36 + 2 * 29)² (1 + 85/2048 + 85/256) = 12137, the taps 0.95 (65 + 58)² = 14373; at rate 56
+    # there are fewer: (56 + 2 * 9)² 1.37 = 7521 against 0.95 (65 + 18)² = 6545
+    assert best_tile((1, 2048, 65, 65), 256, 36) == winograd.PAIRS
+    assert best_tile((1, 2048, 65, 65), 256, 56) is None
+    # none at all from the map's size on; along the longer side of this map phases have three pixels
+    assert best_tile((1, 2048, 65, 65), 256, 65) is None
+    assert best_tile((1, 2048, 65, 75), 256, 36) is None
     # 4 x 4 at rate 1: one tile, 36 (1 + 85/32) = 131.6 against 0.95 (4 + 6)² = 95
     assert best_tile((1, 64, 4, 4), 64, 1) is None
     # with 1024 channels the transforms weigh less: 36 (1 + 85/512) = 42.0; whatever the batch

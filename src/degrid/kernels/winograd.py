@@ -3,7 +3,8 @@
 A convolution of rate r is an ordinary 3x3 convolution on each of r² phase grids. Each grid is cut into tiles of 4x4
 outputs, gathered with stride r, so that the map itself is never rearranged. A tile needs 36 products per channel pair
 instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, leave less over where phases are short: 65
-pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind.
+pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind. Where the rate is at least half the map, no
+phase has more than 2 pixels; with nothing but zeros around, 3 products give both, instead of 4.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308, section 4.
 """
@@ -28,9 +29,12 @@ from degrid.types import UserError
 
 Matrix = tuple[tuple[float, ...], ...]
 Tile = tuple[int, int]
-"""Outputs of a tile down and across, each 3 or 4."""
+"""Outputs of a tile down and across, each 3 or 4; or PAIRS."""
+PAIRS: Tile = (2, 2)
+"""Tiles of two outputs with zeros around, for rates from half the map on."""
 
 MATRICES: dict[int, tuple[Matrix, Matrix, Matrix]] = {
+    2: (((1, 1), (0, 1), (1, 0)), ((0, 1, 0), (0, -1, 1), (1, -1, 0)), ((1, 1, 0), (1, 0, 1))),
     3: (
         ((2, -1, -2, 1, 0), (0, -2, -1, 1, 0), (0, 2, -3, 1, 0), (0, -1, 0, 1, 0), (0, 2, -1, -2, 1)),
         ((1 / 2, 0, 0), (-1 / 2, -1 / 2, -1 / 2), (-1 / 6, 1 / 6, -1 / 6), (1 / 6, 1 / 3, 2 / 3), (0, 0, 1)),
@@ -57,7 +61,8 @@ MATRICES: dict[int, tuple[Matrix, Matrix, Matrix]] = {
     ),
 }
 """For each number of outputs m the matrices B^T, G and A^T: along an axis, m outputs are A^T [(G g) * (B^T d)] of a
-filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, and -2 for four outputs."""
+filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, and -2 for four outputs. For 2 outputs there are 2
+inputs, and 3 products by Karatsuba's method."""
 
 NARROWEST = 64
 """Fewest channels in and out: with fewer, the transforms cost what the products save."""
@@ -99,11 +104,13 @@ def winograd_conv2d(
         transformed: the weight as `winograd_weight` gives it for this tile, of x's type.
         rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
         bias: [K].
-        tile: outputs of a tile down and across, each 3 or 4.
+        tile: outputs of a tile down and across, each 3 or 4; or PAIRS, where H and W are from `rate` + 1 to twice that.
     Returns:
         [N,K,H,W], channels_last.
     """
     count = _products(tile)
+    if tile == PAIRS:
+        return _in_pairs(x, transformed, rate, bias, relu)
     multiply = functools.partial(F.conv2d, weight=transformed, groups=count)
     return _convolve(x, multiply, len(transformed) // count, rate, bias, relu, tile)
 
@@ -111,28 +118,31 @@ def winograd_conv2d(
 def best_tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
     """With which tiles the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W]; or None.
 
-    The direct convolution multiplies N (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips
-    taps outside the map; Winograd m + 2 times along each axis of a tile of m outputs. On top, for each product C
-    numbers are transformed on the way in and K on the way out, each at the cost of TRANSFORM multiplications. It pays
-    up to MARGIN of the direct cost.
+    The direct convolution multiplies (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips taps
+    outside the map; Winograd m + 2 times along each axis of a tile of m outputs, or 3 times per pair and once per
+    pixel without a partner. On top, for each product C numbers are transformed on the way in and K on the way out, each
+    at the cost of TRANSFORM multiplications. It pays up to MARGIN of the direct cost.
 
     Both channel counts must be multiples of 16 from 64 up, for which the products run at full speed.
     """
-    batch, channels, height, width = shape
+    _, channels, height, width = shape
     if min(channels, out_channels) < NARROWEST or channels % 16 or out_channels % 16:
         return None
-    down, across = (
-        min((len(_corners(size, rate, outputs)) * (outputs + 2), outputs) for outputs in MATRICES)
-        for size in (height, width)
-    )
-    direct = batch * (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    cost = batch * down[0] * across[0] * (1 + TRANSFORM / channels + TRANSFORM / out_channels)
-    return (down[1], across[1]) if cost <= MARGIN * direct else None
+    if all(rate < size <= 2 * rate for size in (height, width)):
+        tile, products = PAIRS, (2 * height - rate) * (2 * width - rate)
+    else:
+        down, across = (
+            min((len(_corners(size, rate, outputs)) * (outputs + 2), outputs) for outputs in (3, 4))
+            for size in (height, width)
+        )
+        tile, products = (down[1], across[1]), down[0] * across[0]
+    direct = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
+    return tile if products * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= MARGIN * direct else None
 
 
 def _products(tile: Tile) -> int:
     """Products per tile and pair of channels."""
-    return (tile[0] + 2) * (tile[1] + 2)
+    return len(MATRICES[tile[0]][0]) * len(MATRICES[tile[1]][0])
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,6 +228,39 @@ def _in_torch(x: Tensor, multiply: _Multiply, bias: Tensor, rate: int, relu: boo
     return out.relu() if relu else out
 
 
+def _in_pairs(x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None, relu: bool) -> Tensor:
+    """With tiles of two outputs: pixels that are `rate` apart, so whole parts of the map are multiplied at once.
+
+    A pixel without a partner is multiplied by the filter's middle alone, as is the sum of two that have each other.
+    """
+    weights = iter(transformed.view(9, -1, *transformed.shape[1:]))
+    found = []
+    for rows in _as_pairs(x.detach(), rate, 2):
+        products = [F.conv2d(columns, next(weights)) for columns in _as_pairs(rows, rate, 3)]
+        found.append(_from_pairs(products, 3))
+    out = _from_pairs(found, 2).contiguous(memory_format=torch.channels_last)
+    if bias is not None:
+        out += bias.detach()[:, None, None]
+    return out.relu_() if relu else out
+
+
+def _as_pairs(x: Tensor, rate: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """B^T along an axis: the sum of partners, and between them pixels that have none; the second ones; the first."""
+    pairs = x.shape[axis] - rate
+    first, second = x.narrow(axis, 0, pairs), x.narrow(axis, rate, pairs)
+    sums = x.narrow(axis, 0, rate).clone(memory_format=torch.channels_last)
+    sums.narrow(axis, 0, pairs).add_(second)
+    return sums, second, first
+
+
+def _from_pairs(products: list[Tensor], axis: int) -> Tensor:
+    """A^T along an axis."""
+    sums, second, first = products
+    pairs = first.shape[axis]
+    both, alone = sums.narrow(axis, 0, pairs), sums.narrow(axis, pairs, sums.shape[axis] - pairs)
+    return torch.cat([both + second, alone, both + first], axis)
+
+
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
 
@@ -255,6 +298,8 @@ class WinogradConv2d(nn.Conv2d):
             return super().forward(x)
         if self._prepared is None or not self._prepared.is_of(self.weight):
             self._prepared = _Prepared(self.weight)
+        if tile == PAIRS:
+            return _in_pairs(x, self._prepared.weight_for(tile), self.dilation[0], self.bias, relu=False)
         multiply = functools.partial(self._prepared.multiply, tile=tile)
         return _convolve(x, multiply, self.out_channels, self.dilation[0], self.bias, relu=False, tile=tile)
 
@@ -376,10 +421,11 @@ class _Prepared:
         """[1,p*C,n,1] -> [1,p*K,n,1]: the p matrix products as one grouped convolution, the fastest there is."""
         packed = self._packed(tile, tiles.shape[2])
         if packed is None:
-            return F.conv2d(tiles, self._transformed(tile), groups=_products(tile))
+            return F.conv2d(tiles, self.weight_for(tile), groups=_products(tile))
         return _packed_product(tiles, packed, _products(tile))
 
-    def _transformed(self, tile: Tile) -> Tensor:
+    def weight_for(self, tile: Tile) -> Tensor:
+        """As `winograd_weight` gives it."""
         if tile not in self.transformed:
             self.transformed[tile] = winograd_weight(self.weight, tile)
         return self.transformed[tile]
@@ -392,7 +438,7 @@ class _Prepared:
             seen = size in self.packings
             packed = self.packings.pop(size, None)
             if seen and packed is None:
-                packed = _pack(self._transformed(tile), count, _products(tile))
+                packed = _pack(self.weight_for(tile), count, _products(tile))
             self.packings[size] = packed
             if len(self.packings) > PACKINGS:
                 self.packings.popitem(last=False)
