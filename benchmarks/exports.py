@@ -2,7 +2,8 @@
 
 DeepLab v3 on ResNet-50 at output stride 8, 21 classes, random weights, one picture at a time. The base is torchvision's
 network as its documentation uses it, in a process of its own: eager, NCHW, float32, `interpolate` and `argmax` by hand.
-All run in turn. int8 is calibrated on other built-in scenes of that size; `degrid export` says what it costs in mIoU.
+Files run in processes of their own too, as `degrid predict` runs them. All run in turn. int8 is calibrated on other
+built-in scenes of that size; `degrid export` says what it costs in mIoU.
 
     python benchmarks/exports.py [--sizes 513] [--rounds 5] [--repeats 3] [--only onnx openvino] [--output ids]
         [-o FOLDER]
@@ -11,10 +12,12 @@ All run in turn. int8 is calibrated on other built-in scenes of that size; `degr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from peers import NETWORKS, Apart, Made, as_cases, inference, print_results, state
 from torch import nn
@@ -31,7 +34,7 @@ from degrid.types import LabelSpace
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
 
 
-def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> nn.Module:
+def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> Path:
     labels = LabelSpace(
         tuple(f"class {index}" for index in range(CLASSES)), tuple((index, 0, 0) for index in range(CLASSES))
     )
@@ -39,7 +42,13 @@ def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, o
     path = folder / f"{kind}{'-int8' if int8 else ''}{FORMATS[kind][0]}"
     quantization = Quantization(scenes, lambda exact, small: None) if int8 else None
     export_model(model, labels, path, kind, output=output, int8=quantization)
-    return ExportedModel(path)
+    return path
+
+
+def from_file(path: Path, picture: np.ndarray) -> Made:
+    keep_freed_memory()
+    predict = by_predictor(ExportedModel(path), "float32")
+    return lambda: predict(picture), {}
 
 
 def cases(side: int, folder: Path, kinds: list[str], output: str) -> list[Case]:
@@ -48,15 +57,15 @@ def cases(side: int, folder: Path, kinds: list[str], output: str) -> list[Case]:
     torch.manual_seed(0)
     ours = randomised(NETWORKS[NETWORK]["degrid"]())
     ways: dict[str, Made] = {f"{PEER}, eager": (peer, {})}
-    models = {f"degrid Predictor, {precision}": (ours, precision) for precision in ("float32", "bfloat16")}
+    for precision in ("float32", "bfloat16"):
+        predict = by_predictor(ours, precision)
+        ways[f"degrid Predictor, {precision}"] = (lambda predict=predict: predict(picture)), {}
+    os.environ["GOMP_SPINCOUNT"] = "0"  # for the processes that are started from here on
     for kind in kinds:
         for int8 in (False, True) if kind in QUANTIZERS else (False,):
             print(f"exporting {kind}{', int8' if int8 else ''} ..", file=sys.stderr)
             name = f"degrid export, {kind}{', int8' if int8 else ''}"
-            models[name] = (exported(ours, folder, kind, int8, side, output), "float32")
-    for name, (model, precision) in models.items():
-        predict = by_predictor(model, precision)
-        ways[name] = (lambda predict=predict: predict(picture)), {}
+            ways[name] = Apart(from_file, exported(ours, folder, kind, int8, side, output), picture), {}
     return as_cases(f"{NETWORK}, {side}x{side}", ways, 1)
 
 

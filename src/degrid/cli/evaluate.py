@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.cli.looks import Crf, Flip, Fusion, Memory, Msc, Overlap, Precision, Scales, Window, inference, multi_scale
+from degrid.cli.looks import (
+    Crf,
+    Flip,
+    Fusion,
+    Memory,
+    Msc,
+    Overlap,
+    Precision,
+    Scales,
+    Window,
+    inference,
+    multi_scale,
+    rest_idle_threads,
+)
 
 if TYPE_CHECKING:
     from degrid.engine.compare import ScoredImage
@@ -48,6 +61,7 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     degrid eval runs/my_photos --data my_photos --calibration -o scores.json
     """
+    rest_idle_threads(model)
     import degrid
     from degrid.assemble import load_any
     from degrid.cli.progress import progress

@@ -21,6 +21,7 @@ from degrid.cli.looks import (
     Window,
     inference,
     multi_scale,
+    rest_idle_threads,
 )
 from degrid.types import UserError
 
@@ -77,6 +78,7 @@ def predict(
     degrid predict runs/voc voc_test/ -o submission --format voc
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     """
+    rest_idle_threads(model)
     import degrid
     from degrid.assemble import load_any
     from degrid.cli.progress import progress
