@@ -53,13 +53,13 @@ def network():
 
 
 def test_only_where_it_wins(monkeypatch):
-    monkeypatch.setattr(taps, "_has_matrix_units", lambda: True)
+    monkeypatch.setattr(taps, "has_matrix_units", lambda: True)
     exact, rough = network(), network()
     assert use_taps(exact, torch.float32) == 1
     assert [isinstance(layer, TapConv2d) for layer in exact] == [False, False, False, True, False]
     assert use_taps(rough, torch.bfloat16) == 2
     assert [isinstance(layer, TapConv2d) for layer in rough] == [True, False, False, True, False]
-    monkeypatch.setattr(taps, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(taps, "has_matrix_units", lambda: False)
     plain = network()
     assert use_taps(plain, torch.bfloat16) == 1
     assert [isinstance(layer, TapConv2d) for layer in plain] == [False, False, False, True, False]

@@ -396,6 +396,31 @@ def test_not_used_elsewhere(layer, monkeypatch):
     assert layer.used == []
 
 
+@pytest.mark.parametrize("matrix_units", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_bfloat16_only_where_it_saves_most(monkeypatch, matrix_units, autocast):
+    """Half of the direct cost is not enough; and exact beside the rounding of the result to bfloat16."""
+    monkeypatch.setattr(winograd, "has_matrix_units", lambda: matrix_units)
+    winograd._margins.cache_clear()
+    used = []
+    convolve = winograd._convolve
+    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: used.append(1) or convolve(*a, **k))
+    try:
+        wide = WinogradConv2d.from_conv(wide_conv(in_channels=512, out_channels=512)).to(torch.bfloat16)
+        narrow = WinogradConv2d.from_conv(wide_conv(in_channels=128, out_channels=128)).to(torch.bfloat16)
+        x = torch.randn(1, 512, 32, 32).bfloat16().contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found, _ = wide(x), narrow(x[:, :128])
+            if autocast:
+                narrow(x[:, :128].float())
+        assert found.dtype == torch.bfloat16
+        assert used == ([] if matrix_units else [1])
+        assert error(found.double(), exact(x, wide.weight.double(), wide.bias.double(), 2)) <= 2**-8
+    finally:
+        winograd._margins.cache_clear()
+
+
 @torch.no_grad()
 def test_a_changed_weight_is_seen(layer):
     x = torch.randn(1, 128, 32, 32)

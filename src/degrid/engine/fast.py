@@ -96,8 +96,7 @@ class FastNetwork:
         kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
         if self.device.type == "cpu":
             use_taps(network, kind)
-            if kind == torch.float32:
-                use_winograd(network)
+            use_winograd(network)
         for module in network.modules():
             # Autocast then finds the weights in its type already, and casts the first layer's input only.
             if kind == torch.bfloat16 and isinstance(module, nn.Conv2d | nn.Linear | TapConv2d):

@@ -1,4 +1,4 @@
-"""Whether compiled kernels can run here."""
+"""What this machine has: compiled kernels, threads, matrix units."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def use_torch_threads() -> None:
     # Numba starts its threads at the first call, and tells OpenMP, which PyTorch shares, how many there are to be.
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
+
+
+def has_matrix_units() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 as such (AMX), and PyTorch uses it."""
+    import torch
+
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private: may go
+    return ask is not None and bool(ask())

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.kernels.support import has_matrix_units
+
 NARROW = 32
 """Most output channels that count as few."""
 _WIDTH = 16
@@ -92,9 +94,4 @@ def _wins(module: nn.Module, dtype: torch.dtype) -> bool:
         return False
     narrow = module.out_channels <= NARROW and module.in_channels >= 256
     slow = dtype == torch.bfloat16 and module.in_channels >= 2048 and module.dilation[0] >= 4
-    return narrow or (slow and _has_matrix_units())
-
-
-def _has_matrix_units() -> bool:
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private: may go
-    return ask is not None and bool(ask())
+    return narrow or (slow and has_matrix_units())

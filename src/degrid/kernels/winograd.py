@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.kernels.support import numba_installed, use_torch_threads
+from degrid.kernels.support import has_matrix_units, numba_installed, use_torch_threads
 from degrid.types import UserError
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -71,6 +71,8 @@ TRANSFORM = 85
 about 40 on a Zen 5."""
 MARGIN = 0.95
 """Largest cost, as a share of the direct convolution's, that is worth the lower exactness."""
+MARGIN_BFLOAT16 = 0.48
+"""The same beside a direct convolution in bfloat16 by vector units, which takes about half of float32's time."""
 LIMIT = 1 << 23
 """Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
 PACKINGS = 3
@@ -115,13 +117,13 @@ def winograd_conv2d(
     return _convolve(x, multiply, len(transformed) // count, rate, bias, relu, tile)
 
 
-def best_tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
+def best_tile(shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN) -> Tile | None:
     """With which tiles the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W]; or None.
 
     The direct convolution multiplies (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips taps
     outside the map; Winograd m + 2 times along each axis of a tile of m outputs, or 3 times per pair and once per
     pixel without a partner. On top, for each product C numbers are transformed on the way in and K on the way out, each
-    at the cost of TRANSFORM multiplications. It pays up to MARGIN of the direct cost.
+    at the cost of TRANSFORM multiplications. It pays up to `margin` of the direct cost.
 
     Both channel counts must be multiples of 16 from 64 up, for which the products run at full speed.
     """
@@ -137,7 +139,7 @@ def best_tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | No
         )
         tile, products = (down[1], across[1]), down[0] * across[0]
     direct = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    return tile if products * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= MARGIN * direct else None
+    return tile if products * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= margin * direct else None
 
 
 def _products(tile: Tile) -> int:
@@ -265,7 +267,8 @@ class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
 
     It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`) and autocast, if
-    numba is installed and `best_tile` has tiles for the input's size. Made by `from_conv` or `use_winograd`.
+    numba is installed and `best_tile` has tiles for the input's size. For bfloat16 too where it saves so much that its
+    float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
     For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
     each of up to PACKINGS map sizes that come more than once. Neither is saved or copied; both are made anew when the
@@ -298,17 +301,24 @@ class WinogradConv2d(nn.Conv2d):
             return super().forward(x)
         if self._prepared is None or not self._prepared.is_of(self.weight):
             self._prepared = _Prepared(self.weight)
-        if tile == PAIRS:
-            return _in_pairs(x, self._prepared.weight_for(tile), self.dilation[0], self.bias, relu=False)
-        multiply = functools.partial(self._prepared.multiply, tile=tile)
-        return _convolve(x, multiply, self.out_channels, self.dilation[0], self.bias, relu=False, tile=tile)
+        bias, rate = None if self.bias is None else self.bias.float(), self.dilation[0]
+        with torch.autocast("cpu", enabled=False):
+            if tile == PAIRS:
+                found = _in_pairs(x.float(), self._prepared.weight_for(tile), rate, bias, relu=False)
+            else:
+                multiply = functools.partial(self._prepared.multiply, tile=tile)
+                found = _convolve(x.float(), multiply, self.out_channels, rate, bias, relu=False, tile=tile)
+        return found.to(x.dtype)
 
     def _tile(self, x: Tensor) -> Tile | None:
         """The tiles to go with, None for the direct convolution."""
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or _recorded():
+        if torch.is_grad_enabled() or _recorded() or x.ndim != 4 or x.device.type != "cpu" or not _can_win():
             return None
-        fits = x.ndim == 4 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        return best_tile(tuple(x.shape), self.out_channels, self.dilation[0]) if fits and _can_win() else None
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        margin = _margins().get(kind)
+        if margin is None or not kind == x.dtype == self.weight.dtype:
+            return None
+        return best_tile(tuple(x.shape), self.out_channels, self.dilation[0], margin)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be computed again: packed weights can be neither copied nor saved."""
@@ -387,6 +397,12 @@ def _eligible(conv: nn.Module) -> bool:
     return not narrow and same and conv.padding_mode == "zeros" and not hooked
 
 
+@functools.cache
+def _margins() -> dict[torch.dtype, float]:
+    """By type, what share of the direct convolution's cost is still worth it."""
+    return {torch.float32: MARGIN} | ({} if has_matrix_units() else {torch.bfloat16: MARGIN_BFLOAT16})
+
+
 def _recorded() -> bool:
     """Whether the network is being compiled, exported or traced: compiled transforms cannot be recorded."""
     return torch.compiler.is_compiling() or bool(cast(Any, torch.jit).is_tracing())
@@ -404,7 +420,7 @@ class _Prepared:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight, self.mark = weight.detach(), self._mark(weight)
+        self.weight, self.mark = weight.detach().float(), self._mark(weight)
         self.transformed: dict[Tile, Tensor] = {}
         self.packings: OrderedDict[tuple[Tile, int], Tensor | None] = OrderedDict()
         self.lock = threading.Lock()
