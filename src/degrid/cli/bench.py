@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SETS = {
     "operators": "degrid.cli.bench_parts:operators",
+    "winograd": "degrid.cli.bench_parts:winograd",
     "networks": "degrid.cli.bench_cases:networks",
     "train": "degrid.cli.bench_cases:train",
     "loader": "degrid.cli.bench_parts:loader",

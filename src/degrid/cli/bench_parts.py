@@ -1,12 +1,14 @@
-"""Cases of `degrid bench` on parts of the work: smoothing operators, the loader, and what follows the network."""
+"""Cases of `degrid bench` on parts of the work: operators, convolutions, the loader, and what follows the network."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from degrid.data.synthetic import LABELS, draw_scene
 from degrid.engine.metrics import ConfusionMatrix
 from degrid.image import palette_image
 from degrid.kernels.upsample_argmax import upsample_argmax
+from degrid.kernels.winograd import WinogradConv2d
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
 from degrid.types import IGNORE_INDEX
@@ -141,6 +144,52 @@ def _training(conv: nn.Module, x: Tensor) -> Callable[[], object]:
         return conv(x).backward(gradient)
 
     return call
+
+
+# ---- 3x3 convolutions ---------------------------------------------------------------------------------------
+
+
+def winograd(scope: Scope) -> list[Block]:
+    """Convolutions in float32, direct and Winograd's way; "direct" again where Winograd's would not pay."""
+    shapes = [  # channels in and out, rate, batch, side of the map
+        (256, 256, 2, 1, 65),
+        (512, 512, 4, 1, 65),
+        (512, 512, 4, 1, 41),
+        (256, 256, 2, 2, 41),
+        (128, 128, 1, 1, 65),
+        (64, 64, 1, 1, 129),
+        *((2048, 256, rate, 1, 65) for rate in (12, 24, 36)),
+    ]
+    blocks = []
+    for shape in [(64, 64, 2, 1, 16)] if scope.quick else shapes:
+        inputs, outputs, rate, batch, side = shape
+        name = f"{inputs} to {outputs} channels, rate {rate}, {batch}x{side}x{side}"
+        blocks.append(Block(name, 4, _winograd_block(name, shape)))
+    return blocks
+
+
+def _winograd_block(name: str, shape: tuple[int, int, int, int, int]) -> Callable[[ExitStack], list[Case]]:
+    def cases(stack: ExitStack) -> list[Case]:
+        inputs, outputs, rate, batch, side = shape
+        torch.manual_seed(0)
+        conv = nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate)
+        x = torch.randn(batch, inputs, side, side)
+        truth = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), 1, rate, rate)  # type: ignore[union-attr]
+        last = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+        image = x.contiguous(memory_format=torch.channels_last)
+        runs = {
+            "direct, NCHW": _inference(conv, x),
+            "direct, channels_last": _inference(last, image),
+            "degrid": _inference(WinogradConv2d.from_conv(last), image),
+        }
+        found = {case: cast(Tensor, run()) for case, run in runs.items()}
+        errors = {case: ((y - truth).abs().max() / truth.abs().max()).item() for case, y in found.items()}
+        return [
+            Case(case, run, name, case == "direct, channels_last", batch, {"largest error, ppm": 1e6 * errors[case]})
+            for case, run in runs.items()
+        ]
+
+    return cases
 
 
 # ---- loader -------------------------------------------------------------------------------------------------
