@@ -93,12 +93,16 @@ def test_other_jpegs_are_left_to_pillow(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     photo().save(tmp_path / "turned.jpg", exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
+    photo().save(tmp_path / "turned_by_xmp.jpg", xmp=xmp)
     photo().convert("L").save(tmp_path / "grey.jpg")
     photo().convert("CMYK").save(tmp_path / "four.jpg")
     photo().save(tmp_path / "png.jpg", "png")
     for file in tmp_path.iterdir():
         assert read_jpeg(file) is None, file
         assert np.array_equal(read_image(file), to_array(open_image(file))), file
+    upright = to_array(photo())
+    assert np.abs(read_image(tmp_path / "turned_by_xmp.jpg")[::-1, ::-1].astype(int) - upright).mean() < 10
     exif[0x0112] = 1
     photo().save(tmp_path / "upright.jpg", exif=exif)
     assert read_jpeg(tmp_path / "upright.jpg") is not None

@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 """File names that count as images, in lower case."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_ORIENTED = (b"Exif\0", b"tiff:Orientation")
+"""One of these is in a JPEG that says how it is turned, as EXIF or as XMP."""
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -67,7 +69,7 @@ def read_jpeg(path: str | os.PathLike[str]) -> np.ndarray | None:
     try:
         data = Path(path).read_bytes()
         height, width, colors, _ = library.decode_jpeg_header(data)
-        turned = b"Exif\0" in data and _orientation(path) != 1
+        turned = any(mark in data for mark in _ORIENTED) and _orientation(path) != 1
         if turned or colors not in ("YCbCr", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
         pixels: np.ndarray = library.decode_jpeg(data)

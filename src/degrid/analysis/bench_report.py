@@ -186,7 +186,13 @@ def _bars(axes: Axes, name: str, rows: Sequence[Row], color: str) -> None:
     axes.barh(places, middle, 0.7, xerr=spread, color=color, alpha=0.75, error_kw={"capsize": 3, "ecolor": "black"})
     for place, ratio in zip(places, found, strict=True):
         axes.annotate(
-            f"{ratio.median:.2f}", (ratio.high, place), (5, 0), textcoords="offset points", va="center", fontsize=8
+            f"{ratio.median:.2f}",
+            (ratio.high, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # over the line at 1
         )
     axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     axes.set_yticks(places, [row.name for row in rows], parse_math=False)
