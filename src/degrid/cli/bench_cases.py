@@ -183,7 +183,7 @@ def train(scope: Scope) -> list[Block]:
     smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
     return [
         Block(name, 95, lambda stack: training_cases(name, crop), warmup=1),
-        Block(smoothed, 80, lambda stack: _smoothed_training_cases(smoothed, crop), rounds=4, warmup=1),
+        Block(smoothed, 60, lambda stack: _smoothed_training_cases(smoothed, crop), rounds=2, warmup=1),
     ]
 
 
