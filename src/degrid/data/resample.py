@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
@@ -71,7 +70,12 @@ def nearest(
 
 @functools.cache
 def _numba_installed() -> bool:
-    return find_spec("numba") is not None
+    """Whether it can be imported, too: with a numpy that is too new for it, numba refuses."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _with_pillow(
