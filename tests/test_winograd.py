@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import degrid
-from degrid.kernels import winograd
-from degrid.kernels.winograd import WinogradConv2d, best_tile, use_winograd, winograd_conv2d, winograd_weight
+from degrid.kernels import winograd, winograd_layer
+from degrid.kernels.winograd import best_tile, winograd_conv2d, winograd_weight
+from degrid.kernels.winograd_layer import WinogradConv2d, use_winograd
 from degrid.types import UserError
 
 pytest.importorskip("numba")
@@ -154,8 +155,8 @@ def test_pairs_equal_the_direct_convolution(rate, beyond, batch, biased, relu, d
 def test_a_layer_takes_pairs(monkeypatch):
     layer = WinogradConv2d.from_conv(wide_conv(in_channels=512, out_channels=256, padding=6, dilation=6))
     used = []
-    in_pairs = winograd._in_pairs
-    monkeypatch.setattr(winograd, "_in_pairs", lambda *a, **k: used.append(1) or in_pairs(*a, **k))
+    in_pairs = winograd_layer.convolve_pairs
+    monkeypatch.setattr(winograd_layer, "convolve_pairs", lambda *a, **k: used.append(1) or in_pairs(*a, **k))
     x = torch.randn(2, 512, 11, 12).contiguous(memory_format=torch.channels_last)
     assert error(layer(x), exact(x, layer.weight, layer.bias, 6)) <= 1e-5
     assert used == [1]
@@ -214,8 +215,8 @@ def test_network_gives_the_same_classes(monkeypatch):
     fast = copy.deepcopy(model)
     assert use_winograd(fast) == 2
     used = []
-    convolve = winograd._convolve
-    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: used.append(1) or convolve(*a, **k))
+    convolve = winograd_layer.convolve_tiles
+    monkeypatch.setattr(winograd_layer, "convolve_tiles", lambda *a, **k: used.append(1) or convolve(*a, **k))
     images = torch.randn(2, 3, 61, 49).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         for _ in range(3):  # the weights are packed the second time
@@ -229,38 +230,38 @@ def test_network_gives_the_same_classes(monkeypatch):
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_with_and_without_packed_weights(monkeypatch, packs):
-    monkeypatch.setattr(winograd, "_can_pack", lambda: packs)
+    monkeypatch.setattr(winograd_layer, "_can_pack", lambda: packs)
     x, weight, bias = example(128, 64, (33, 31))
-    prepared = winograd._Prepared(weight)
+    prepared = winograd_layer._Prepared(weight)
     for tile in TILES:
         multiply = functools.partial(prepared.multiply, tile=tile)
         for _ in range(2):
-            found = winograd._convolve(x, multiply, 64, 2, bias, False, tile)
+            found = winograd.convolve_tiles(x, multiply, 64, 2, bias, False, tile)
             assert error(found, exact(x, weight, bias, 2)) <= TOLERANCE
     packed = [packed is not None for packed in prepared.packings.values()]
-    assert packed == ([True] * winograd.PACKINGS if packs else [])
+    assert packed == ([True] * winograd_layer.PACKINGS if packs else [])
 
 
 def test_this_pytorch_can_pack():
-    assert winograd._can_pack()
+    assert winograd_layer._can_pack()
 
 
 def test_missing_private_operators_are_noticed(monkeypatch):
     def gone(*args):
         raise AttributeError("mkldnn_reorder_conv2d_weight")
 
-    monkeypatch.setattr(winograd, "_pack", gone)
-    assert not winograd._can_pack.__wrapped__()
-    monkeypatch.setattr(winograd, "_pack", lambda transformed, *sizes: transformed)
-    monkeypatch.setattr(winograd, "_packed_product", lambda tiles, *packed: tiles + 1)
-    assert not winograd._can_pack.__wrapped__()  # there, but wrong
+    monkeypatch.setattr(winograd_layer, "_pack", gone)
+    assert not winograd_layer._can_pack.__wrapped__()
+    monkeypatch.setattr(winograd_layer, "_pack", lambda transformed, *sizes: transformed)
+    monkeypatch.setattr(winograd_layer, "_packed_product", lambda tiles, *packed: tiles + 1)
+    assert not winograd_layer._can_pack.__wrapped__()  # there, but wrong
 
 
 def test_packings_are_few(monkeypatch):
-    prepared = winograd._Prepared(example()[1])
+    prepared = winograd_layer._Prepared(example()[1])
     sizes = [((4, 4), 4), ((4, 4), 4), ((4, 4), 5), ((4, 4), 5), ((3, 3), 4), ((4, 4), 4), ((4, 4), 7), ((4, 4), 8)]
     for tile, count in sizes:
-        tiles = torch.zeros(1, winograd._products(tile) * 64, count, 1)
+        tiles = torch.zeros(1, winograd.products_of(tile) * 64, count, 1)
         prepared.multiply(tiles.contiguous(memory_format=torch.channels_last), tile)
     kept = {size: packed is not None for size, packed in prepared.packings.items()}
     assert kept == {((4, 4), 4): True, ((4, 4), 7): False, ((4, 4), 8): False}
@@ -322,8 +323,8 @@ def test_smoothed_convolutions_take_that_way(operator, monkeypatch):
     assert type(fast[0]) is type(model[0])
     assert list(fast.state_dict()) == names
     rates = []
-    convolve = winograd._convolve
-    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: rates.append(a[3]) or convolve(*a, **k))
+    convolve = winograd_layer.convolve_tiles
+    monkeypatch.setattr(winograd_layer, "convolve_tiles", lambda *a, **k: rates.append(a[3]) or convolve(*a, **k))
     x = torch.randn(2, 128, 32, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert error(fast[0](x), model[0](x)) <= TOLERANCE
@@ -368,8 +369,8 @@ def layer(monkeypatch):
     """A layer, and how often it went Winograd's way."""
     layer = WinogradConv2d.from_conv(wide_conv(in_channels=128, out_channels=128))
     layer.used = []
-    convolve = winograd._convolve
-    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: layer.used.append(1) or convolve(*a, **k))
+    convolve = winograd_layer.convolve_tiles
+    monkeypatch.setattr(winograd_layer, "convolve_tiles", lambda *a, **k: layer.used.append(1) or convolve(*a, **k))
     return layer
 
 
@@ -391,7 +392,7 @@ def test_not_used_elsewhere(layer, monkeypatch):
             assert layer(x).dtype == torch.bfloat16
         assert copy.deepcopy(layer).double()(x.double()).dtype == torch.float64
         assert torch.export.export(layer, (x,)).module()(x).shape == x.shape
-        monkeypatch.setattr(winograd, "numba_installed", lambda: False)
+        monkeypatch.setattr(winograd_layer, "numba_installed", lambda: False)
         layer(x)
     assert layer.used == []
 
@@ -401,11 +402,11 @@ def test_not_used_elsewhere(layer, monkeypatch):
 @torch.no_grad()
 def test_bfloat16_only_where_it_saves_most(monkeypatch, matrix_units, autocast):
     """Half of the direct cost is not enough; and exact beside the rounding of the result to bfloat16."""
-    monkeypatch.setattr(winograd, "has_matrix_units", lambda: matrix_units)
-    winograd._margins.cache_clear()
+    monkeypatch.setattr(winograd_layer, "has_matrix_units", lambda: matrix_units)
+    winograd_layer._margins.cache_clear()
     used = []
-    convolve = winograd._convolve
-    monkeypatch.setattr(winograd, "_convolve", lambda *a, **k: used.append(1) or convolve(*a, **k))
+    convolve = winograd_layer.convolve_tiles
+    monkeypatch.setattr(winograd_layer, "convolve_tiles", lambda *a, **k: used.append(1) or convolve(*a, **k))
     try:
         wide = WinogradConv2d.from_conv(wide_conv(in_channels=512, out_channels=512)).to(torch.bfloat16)
         narrow = WinogradConv2d.from_conv(wide_conv(in_channels=128, out_channels=128)).to(torch.bfloat16)
@@ -418,7 +419,7 @@ def test_bfloat16_only_where_it_saves_most(monkeypatch, matrix_units, autocast):
         assert used == ([] if matrix_units else [1])
         assert error(found.double(), exact(x, wide.weight.double(), wide.bias.double(), 2)) <= 2**-8
     finally:
-        winograd._margins.cache_clear()
+        winograd_layer._margins.cache_clear()
 
 
 @torch.no_grad()

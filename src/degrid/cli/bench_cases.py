@@ -22,7 +22,7 @@ from degrid.engine.device import autocast
 from degrid.engine.looks import Inference
 from degrid.engine.train import Training, _step
 from degrid.kernels.fold import folded
-from degrid.kernels.winograd import use_winograd
+from degrid.kernels.winograd_layer import use_winograd
 from degrid.models import freeze_batch_norm
 from degrid.models.memory import checkpoint_activations
 from degrid.smoothing.table import OPERATORS

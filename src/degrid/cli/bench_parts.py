@@ -23,7 +23,7 @@ from degrid.data.synthetic import LABELS, draw_scene
 from degrid.engine.metrics import ConfusionMatrix
 from degrid.image import palette_image
 from degrid.kernels.upsample_argmax import upsample_argmax
-from degrid.kernels.winograd import WinogradConv2d
+from degrid.kernels.winograd_layer import WinogradConv2d
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
 from degrid.types import IGNORE_INDEX

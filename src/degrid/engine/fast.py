@@ -14,7 +14,7 @@ from degrid.engine.device import autocast, resolved_precision
 from degrid.kernels.fold import folded
 from degrid.kernels.taps import TapConv2d, use_taps
 from degrid.kernels.upsample_argmax import upsample_argmax
-from degrid.kernels.winograd import use_winograd
+from degrid.kernels.winograd_layer import use_winograd
 
 CHECKS = 3
 """Images on which bfloat16 must prove itself, with precision "auto"."""

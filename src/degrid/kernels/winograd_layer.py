@@ -1,0 +1,256 @@
+"""The convolution that takes Winograd's way where it pays, with its weight packed for map sizes that come again."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import OrderedDict
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.kernels.support import has_matrix_units, numba_installed
+from degrid.kernels.winograd import (
+    MARGIN,
+    NARROWEST,
+    PAIRS,
+    Tile,
+    best_tile,
+    convolve_pairs,
+    convolve_tiles,
+    products_of,
+    winograd_weight,
+)
+from degrid.types import UserError
+
+MARGIN_BFLOAT16 = 0.48
+"""As MARGIN, beside a direct convolution in bfloat16 by vector units, which takes about half of float32's time."""
+PACKINGS = 3
+"""Most map sizes for which a layer keeps its weight packed, each four times the size of the weight."""
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
+
+    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`) and autocast, if
+    numba is installed and `best_tile` has tiles for the input's size. For bfloat16 too where it saves so much that its
+    float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
+
+    For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
+    each of up to PACKINGS map sizes that come more than once. Neither is saved or copied; both are made anew when the
+    weight changes.
+    """
+
+    _prepared: _Prepared | None = None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> WinogradConv2d:
+        """A layer with the parameters of `conv` itself, not copies.
+
+        Raises:
+            UserError: `conv` is not one that `use_winograd` replaces.
+        """
+        if not _eligible(conv):
+            raise UserError(
+                "expected a plain 3x3 nn.Conv2d of stride 1, one group, zero padding as wide as its rate, and channels "
+                f"in multiples of 16, from {NARROWEST} up; got {conv}; leave it as it is"
+            )
+        rate = cast(Any, conv.dilation[0])
+        layer = cls(conv.in_channels, conv.out_channels, 3, 1, rate, rate, bias=conv.bias is not None, device="meta")
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,K,H,W]; or without N."""
+        tile = self._tile(x)
+        if tile is None:
+            return super().forward(x)
+        if self._prepared is None or not self._prepared.is_of(self.weight):
+            self._prepared = _Prepared(self.weight)
+        bias, rate = None if self.bias is None else self.bias.float(), self.dilation[0]
+        with torch.autocast("cpu", enabled=False):
+            if tile == PAIRS:
+                found = convolve_pairs(x.float(), self._prepared.weight_for(tile), rate, bias, relu=False)
+            else:
+                multiply = functools.partial(self._prepared.multiply, tile=tile)
+                found = convolve_tiles(x.float(), multiply, self.out_channels, rate, bias, relu=False, tile=tile)
+        return found.to(x.dtype)
+
+    def _tile(self, x: Tensor) -> Tile | None:
+        """The tiles to go with, None for the direct convolution."""
+        if torch.is_grad_enabled() or _recorded() or x.ndim != 4 or x.device.type != "cpu" or not _can_win():
+            return None
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        margin = _margins().get(kind)
+        if margin is None or not kind == x.dtype == self.weight.dtype:
+            return None
+        return best_tile(tuple(x.shape), self.out_channels, self.dilation[0], margin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be computed again: packed weights can be neither copied nor saved."""
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+
+def use_winograd(model: nn.Module) -> int:
+    """Replace every 3x3 convolution of a model that Winograd may speed up by a `WinogradConv2d`, in place.
+
+    Names, parameters and what the network computes stay, the latter up to rounding. Fold batch norm before; the layer
+    still decides for each input. Smoothed layers stay what they are, and take that way for their own convolution. Left
+    alone are other subclasses of nn.Conv2d, and what has hooks.
+
+    Returns:
+        How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
+    """
+    made: dict[nn.Module, WinogradConv2d] = {}
+    smoothed = [layer for layer in model.modules() if _is_smoothed(layer) and _eligible(_plain(layer, 1))]
+    for layer in smoothed:
+        layer.__dict__["convolve"] = _SmoothedConvolution(cast(nn.Conv2d, layer))
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and _eligible(child):
+                made[child] = made.get(child) or WinogradConv2d.from_conv(cast(nn.Conv2d, child))
+                setattr(parent, name, made[child])
+    return len(made) + len(smoothed)
+
+
+class _SmoothedConvolution:
+    """What a smoothed layer convolves with, `SmoothedConv2d.convolve`: a `WinogradConv2d` for each rate it asks for."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer = layer
+        self.at: dict[int, WinogradConv2d] = {}
+
+    def __call__(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
+        if margin:
+            x = F.pad(x, [margin] * 4)
+        if rate not in self.at:
+            self.at[rate] = WinogradConv2d.from_conv(_plain(self.layer, rate)).train(self.layer.training)
+        return cast(Tensor, self.at[rate](x))
+
+
+def _is_smoothed(layer: nn.Module) -> bool:
+    """Whether it convolves by its own method, as `degrid.smoothing.SmoothedConv2d` does, with a weight that is stored
+    and not computed (torch.nn.utils.parametrize)."""
+    smoothed = isinstance(layer, nn.Conv2d) and hasattr(layer, "convolve") and hasattr(layer, "geometry")
+    return smoothed and "weight" in layer._parameters
+
+
+def _plain(layer: nn.Module, rate: int) -> nn.Conv2d:
+    """The convolution of a layer at a rate, with the layer's own weight and no bias."""
+    conv = cast(nn.Conv2d, layer)
+    stride, padding, dilation, groups = (cast(Any, each) for each in cast(Any, conv).geometry(rate))
+    made = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        cast(Any, conv.kernel_size),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        bias=False,
+        device="meta",
+    )
+    made.weight = conv.weight
+    return made
+
+
+def _eligible(conv: nn.Module) -> bool:
+    if type(conv) is not nn.Conv2d or conv.kernel_size != (3, 3) or conv.stride != (1, 1) or conv.groups != 1:
+        return False
+    narrow = min(conv.in_channels, conv.out_channels) < NARROWEST or conv.in_channels % 16 or conv.out_channels % 16
+    same = conv.dilation[0] == conv.dilation[1] and conv.padding in (conv.dilation, "same")
+    hooked = conv._forward_hooks or conv._forward_pre_hooks
+    return not narrow and same and conv.padding_mode == "zeros" and not hooked
+
+
+@functools.cache
+def _margins() -> dict[torch.dtype, float]:
+    """By type, what share of the direct convolution's cost is still worth it."""
+    return {torch.float32: MARGIN} | ({} if has_matrix_units() else {torch.bfloat16: MARGIN_BFLOAT16})
+
+
+def _recorded() -> bool:
+    """Whether the network is being compiled, exported or traced: compiled transforms cannot be recorded."""
+    return torch.compiler.is_compiling() or bool(cast(Any, torch.jit).is_tracing())
+
+
+def _can_win() -> bool:
+    """Whether what the measurements were made with is here; the PyTorch transforms are slower than they save."""
+    return numba_installed() and bool(cast(Any, torch.backends.mkldnn).is_available())
+
+
+class _Prepared:
+    """The transformed weights of a layer, and packed for the map sizes that come again.
+
+    Packing costs about ten products, so that the first image of a size goes without.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.mark = weight.detach().float(), self._mark(weight)
+        self.transformed: dict[Tile, Tensor] = {}
+        self.packings: OrderedDict[tuple[Tile, int], Tensor | None] = OrderedDict()
+        self.lock = threading.Lock()
+
+    @staticmethod
+    def _mark(weight: Tensor) -> tuple[int, int]:
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether it was made from this weight as it is now."""
+        return self.mark == self._mark(weight)
+
+    def multiply(self, tiles: Tensor, tile: Tile) -> Tensor:
+        """[1,p*C,n,1] -> [1,p*K,n,1]: the p matrix products as one grouped convolution, the fastest there is."""
+        packed = self._packed(tile, tiles.shape[2])
+        if packed is None:
+            return F.conv2d(tiles, self.weight_for(tile), groups=products_of(tile))
+        return _packed_product(tiles, packed, products_of(tile))
+
+    def weight_for(self, tile: Tile) -> Tensor:
+        """As `winograd_weight` gives it."""
+        if tile not in self.transformed:
+            self.transformed[tile] = winograd_weight(self.weight, tile)
+        return self.transformed[tile]
+
+    def _packed(self, tile: Tile, count: int) -> Tensor | None:
+        if not _can_pack():
+            return None
+        size = tile, count
+        with self.lock:
+            seen = size in self.packings
+            packed = self.packings.pop(size, None)
+            if seen and packed is None:
+                packed = _pack(self.weight_for(tile), count, products_of(tile))
+            self.packings[size] = packed
+            if len(self.packings) > PACKINGS:
+                self.packings.popitem(last=False)
+        return packed
+
+
+def _pack(transformed: Tensor, count: int, products: int) -> Tensor:
+    """The weight in the order that oneDNN wants for so many tiles."""
+    shape = [1, products * transformed.shape[1], count, 1]
+    pack = cast(Any, torch._C._nn).mkldnn_reorder_conv2d_weight
+    return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], products, shape))
+
+
+def _packed_product(tiles: Tensor, packed: Tensor, products: int) -> Tensor:
+    multiply = torch.ops.mkldnn._convolution_pointwise
+    return cast(Tensor, multiply(tiles, packed, None, [0, 0], [1, 1], [1, 1], products, "none", [], ""))
+
+
+@functools.cache
+def _can_pack() -> bool:
+    """Whether this PyTorch has the private operators that `torch.compile` freezes weights with, and they are right."""
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randn(1, 36 * 16, 5, 1, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(36 * 16, 16, 1, 1, generator=generator)
+    try:
+        found = _packed_product(tiles, _pack(weight, 5, 36), 36)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logging.getLogger("degrid").info("Winograd goes on without packed weights, somewhat slower: %s", error)
+        return False
+    return torch.allclose(found, F.conv2d(tiles, weight, groups=36), atol=1e-4)
