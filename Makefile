@@ -22,7 +22,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## speed and memory on this machine, in 10 minutes; more in benchmarks/
+bench: .venv/ready  ## speed and memory on this machine, in 10 to 12 minutes; more in benchmarks/
 	$(BIN)/degrid bench -o build/bench
 
 docs: .venv/ready  ## reference pages from the docstrings

@@ -56,7 +56,7 @@ def bench(
 ) -> None:
     """Measure speed and memory on this machine, each way of doing a job in turn with the usual one.
 
-    About 10 minutes on 2 quiet CPU cores. The ratios are to be trusted, not the times: what is compared runs in the
+    10 to 12 minutes on 2 quiet CPU cores. The ratios are to be trusted, not the times: what is compared runs in the
     same rounds of one process. Networks have random weights.
 
     \b

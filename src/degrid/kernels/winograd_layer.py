@@ -35,9 +35,9 @@ PACKINGS = 3
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
 
-    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`) and autocast, if
-    numba is installed and `best_tile` has tiles for the input's size. For bfloat16 too where it saves so much that its
-    float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
+    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`), if numba is installed
+    and `best_tile` has tiles for the input's size. For bfloat16, also under autocast, only where it saves so much that
+    its float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
     For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
     each of up to PACKINGS map sizes that come more than once. Neither is saved or copied; both are made anew when the
