@@ -35,7 +35,7 @@ PACKINGS = 3
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
 
-    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`), if numba is installed
+    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`), if numba is there
     and `best_tile` has tiles for the input's size. For bfloat16, also under autocast, only where it saves so much that
     its float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
