@@ -28,9 +28,9 @@ bench: .venv/ready  ## speed and memory on this machine, in 10 to 12 minutes; mo
 docs: .venv/ready  ## reference pages from the docstrings
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pdoc -o build/docs degrid degrid.types degrid.config degrid.recipes degrid.smoothing degrid.models \
-		degrid.data degrid.engine.train degrid.engine.evaluate degrid.engine.infer degrid.engine.losses \
-		degrid.engine.metrics degrid.engine.optim degrid.engine.looks degrid.engine.crf degrid.analysis \
-		degrid.convert degrid.conversion degrid.modernisation degrid.kernels degrid.export
+		degrid.data degrid.engine.training.loop degrid.engine.evaluation.evaluate degrid.engine.inference.predictor degrid.engine.training.losses \
+		degrid.engine.evaluation.metrics degrid.engine.training.optim degrid.engine.inference.tta degrid.engine.inference.crf degrid.analysis \
+		degrid.checkpoints degrid.verbs.convert degrid.verbs.modernise degrid.kernels degrid.exporters
 	@echo "docs: build/docs/index.html"
 
 .venv/ready: pyproject.toml constraints.txt

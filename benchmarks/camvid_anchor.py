@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from degrid.engine.metrics import ConfusionMatrix, scores
+from degrid.engine.evaluation.metrics import ConfusionMatrix, scores
 from degrid.types import IGNORE_INDEX, LabelSpace
 
 CROP, BATCH, CLASSES = 320, 8, 11

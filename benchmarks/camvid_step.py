@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 import degrid
 from degrid.engine.device import autocast
-from degrid.engine.losses import cross_entropy_sum, loss_weight
-from degrid.engine.optim import make_optimizer, moving_average, parameter_groups
+from degrid.engine.training.losses import cross_entropy_sum, loss_weight
+from degrid.engine.training.optim import make_optimizer, moving_average, parameter_groups
 
 CLASSES = 11
 

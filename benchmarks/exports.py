@@ -22,13 +22,13 @@ import torch
 from peers import NETWORKS, Apart, Made, as_cases, inference, print_results, state
 from torch import nn
 
-from degrid.analysis.bench import Case, measure, merged
-from degrid.analysis.bench_machine import machine_facts, versions
-from degrid.analysis.bench_report import Results, write_markdown, write_results
-from degrid.cli.bench_cases import CLASSES, by_predictor, randomised
-from degrid.cli.bench_parts import scene
-from degrid.engine.fast import keep_freed_memory
-from degrid.export import FORMATS, QUANTIZERS, ExportedModel, Quantization, export_model
+from degrid.bench.machine import machine_facts, versions
+from degrid.bench.measure import Case, measure, merged
+from degrid.bench.network_cases import CLASSES, by_predictor, randomised
+from degrid.bench.part_cases import scene
+from degrid.bench.report import Results, write_markdown, write_results
+from degrid.engine.inference.fast_network import keep_freed_memory
+from degrid.exporters import FORMATS, QUANTIZERS, ExportedModel, Quantization, export_model
 from degrid.types import LabelSpace
 
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"

@@ -28,13 +28,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import degrid
-from degrid.analysis.bench import Case, Row, measure, merged
-from degrid.analysis.bench_machine import load_average, machine_facts, thread_state, versions
-from degrid.analysis.bench_memory import MIB, saved_activations
-from degrid.analysis.bench_report import Results, machine_lines, tables, write_markdown, write_pictures, write_results
-from degrid.cli.bench_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
-from degrid.cli.bench_parts import scene
-from degrid.engine.fast import keep_freed_memory
+from degrid.bench.machine import load_average, machine_facts, thread_state, versions
+from degrid.bench.measure import Case, Row, measure, merged
+from degrid.bench.memory import MIB, saved_activations
+from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
+from degrid.bench.part_cases import scene
+from degrid.bench.report import Results, machine_lines, tables, write_markdown, write_pictures, write_results
+from degrid.engine.inference.fast_network import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.models import freeze_batch_norm
 from degrid.types import Batch

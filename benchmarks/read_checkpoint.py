@@ -23,7 +23,7 @@ def memory(what: str) -> int:
 
 
 def read(path: str) -> None:
-    from degrid.convert.readers import read_tensors
+    from degrid.checkpoints.readers.files import read_tensors
 
     Path("/proc/self/clear_refs").write_text("5")  # start counting the most in use anew
     before, began = memory("VmRSS"), time.perf_counter()

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from degrid.wire import Span
+from degrid.protobuf import Span
 
 
 def span(data: bytes) -> Span:

@@ -8,7 +8,7 @@ from torch import nn
 
 import degrid
 from degrid.models import EncoderSettings, build_network, freeze_batch_norm
-from degrid.models.memory import blocks, checkpoint_activations
+from degrid.models.activation_checkpointing import blocks, checkpoint_activations
 from degrid.types import LabelSpace, UserError
 
 

@@ -8,26 +8,25 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "degrid"
-LEAVES = {"types", "catalog", "files", "image", "wire", "resize", "names"}
-PARTS = {"smoothing", "models", "data", "engine", "analysis", "convert", "kernels", "export"}
-FAST = {"smoothing", "models", "engine", "analysis", "export"}  # parts that may use the kernels
+LEAVES = {"types", "lookup", "files", "image", "protobuf", "resize", "weight_names", "version", "contracts"}
+# The rooms: smoothing and models, data and what is done with it do not know one another.
+FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
+ROOMS = {"smoothing", "models", "data", "engine", "analysis", "checkpoints", "exporters", "acceleration", "kernels"}
+JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
-    "types": set(),
-    "catalog": {"types"},
-    "files": {"types"},
-    "image": {"types"},
-    "wire": {"types"},
-    "resize": {"types"},
-    "names": set(),
-    "config": {"types", "catalog"},
+    **{leaf: {"types"} for leaf in LEAVES},
+    **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
+    "acceleration": {*LEAVES, "kernels", "acceleration"},
+    "data": {*LEAVES, "kernels", "data"},
+    **{room: {*LEAVES, "kernels", "acceleration", room} for room in FAST},
+    "config": {"types", "lookup"},
     "recipes": {*LEAVES, "config", "recipes"},
-    "assemble": {*LEAVES, "models", "smoothing", "engine", "export", "config", "recipes"},
-    "conversion": {*LEAVES, "convert", "data", "models", "config", "assemble", "smoothing"},
-    "modernisation": {*LEAVES, "config", "assemble", "smoothing"},
-    "runs": {*LEAVES, "models", "data", "engine", "config", "recipes", "assemble"},
-    "cli": {*LEAVES, *PARTS, "config", "recipes", "assemble", "conversion", "modernisation", "runs", "cli"},
+    "networks": {*LEAVES, "config", "models", "smoothing"},
+    "model_folder": {*LEAVES, "config", "networks", "models", "engine", "exporters"},
+    "verbs": {*LEAVES, *ROOMS, *JOINTS, "verbs"},
+    "bench": {*LEAVES, *ROOMS, *JOINTS, "verbs", "bench"},
+    "cli": {*LEAVES, *ROOMS, *JOINTS, "verbs", "bench", "cli"},
     "__main__": {"cli"},
-    **{part: {*LEAVES, part} | ({"kernels"} if part in FAST else set()) for part in PARTS},
 }
 
 
@@ -65,6 +64,20 @@ def loaded_by(code: str) -> set[str]:
     code += "\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_no_module_is_hidden_by_a_name_that_its_package_hands_on():
+    import importlib
+    import types
+
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+        if parts[-1] in ("__init__", "__main__"):
+            continue
+        module = importlib.import_module(".".join(parts))
+        package = importlib.import_module(".".join(parts[:-1]))
+        assert isinstance(module, types.ModuleType)
+        assert getattr(package, parts[-1]) is module, f"{'.'.join(parts)} is hidden by a name of its package"
 
 
 HEAVY = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard"}

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from degrid.analysis.bench import MOST_ROUNDS, Case, Quartiles, Row, measure, merged, quartiles, timed
-from degrid.analysis.bench_machine import FLAGS, machine_facts, thread_state, versions
-from degrid.analysis.bench_memory import MIB, can_sample_memory, peak_memory, saved_activations
-from degrid.analysis.bench_report import (
+from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
+from degrid.bench.measure import MOST_ROUNDS, Case, Quartiles, Row, measure, merged, quartiles, timed
+from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
+from degrid.bench.report import (
     Results,
     duration,
     machine_lines,
@@ -210,7 +210,7 @@ def test_peak_memory_lets_errors_through():
 
 
 def test_peak_memory_without_proc_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("degrid.analysis.bench_memory._STATM", tmp_path / "none")
+    monkeypatch.setattr("degrid.bench.memory._STATM", tmp_path / "none")
     with pytest.raises(UserError, match="only Linux"):
         peak_memory(lambda: None)
 
@@ -368,8 +368,8 @@ def test_an_unknown_set_is_refused_and_the_known_ones_are_named(tmp_path):
 
 def test_a_set_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_sets.py").write_text(
-        "from degrid.analysis.bench import Case\n"
-        "from degrid.cli.bench_parts import Block\n"
+        "from degrid.bench.measure import Case\n"
+        "from degrid.bench.part_cases import Block\n"
         "def mine(scope):\n"
         "    return [Block('sums', 1, lambda stack: [Case('a', lambda: sum(range(9)), 'sums', True)])]\n"
     )
@@ -390,7 +390,7 @@ def test_pictures_and_sizes_that_are_none(tmp_path, image):
 
 
 def test_the_ways_to_post_process_agree():
-    from degrid.cli.bench_parts import _confusion_cases, interpolate_argmax, smooth_logits
+    from degrid.bench.part_cases import _confusion_cases, interpolate_argmax, smooth_logits
     from degrid.kernels.upsample_argmax import upsample_argmax
 
     logits = smooth_logits(5, 13, 13)
@@ -406,7 +406,7 @@ def test_the_ways_to_post_process_agree():
 def test_both_loaders_make_crops_of_the_same_photos(tmp_path):
     import numpy as np
 
-    from degrid.cli.bench_parts import _write_photos, resize_then_crop
+    from degrid.bench.part_cases import _write_photos, resize_then_crop
     from degrid.data import open_dataset
 
     files = _write_photos(tmp_path, 2)
@@ -421,8 +421,8 @@ def test_both_loaders_make_crops_of_the_same_photos(tmp_path):
 
 @pytest.mark.slow
 def test_the_ways_through_a_network_agree():
-    from degrid.cli.bench_cases import deeplabv3_resnet50, inference_ways, same_ids
-    from degrid.cli.bench_parts import scene
+    from degrid.bench.network_cases import deeplabv3_resnet50, inference_ways, same_ids
+    from degrid.bench.part_cases import scene
 
     torch.manual_seed(0)
     ways = inference_ways(deeplabv3_resnet50(), scene((97, 97))[0])

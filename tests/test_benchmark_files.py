@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.data import CITYSCAPES_LABEL_IDS, check, open_dataset, prepare_cityscapes, prepare_voc
-from degrid.data.known import CITYSCAPES, CITYSCAPES_RAW, VOC
-from degrid.engine.benchmark_files import CityscapesFiles, VocFiles
+from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_cityscapes, prepare_voc
+from degrid.data.formats.benchmarks import CITYSCAPES, CITYSCAPES_RAW, VOC
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
+from degrid.verbs.benchmark_files import CityscapesFiles, VocFiles
 
 
 def cli(*words):
@@ -176,7 +176,7 @@ def test_ade_ids(tmp_path):
             assert dataset[0].name == f"ADE_{split}_00000001"
         assert (dataset.labels.names[0], dataset.labels.names[149]) == ("object 1", "object 150")
         assert dataset.labels.colors == voc_palette(150)
-    assert check(root).kind == "ADE20K"
+    assert check_data(root).kind == "ADE20K"
     # Recognised by its file names in another folder.
     assert open_dataset(ade(tmp_path / "renamed"))[0].label.tolist() == [[IGNORE_INDEX, 0, 1, 149]]
 
@@ -257,7 +257,7 @@ def test_prepare_voc_without_trainaug(tmp_path):
 
 
 def test_prepare_voc_with_trainaug(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare._VOC_COUNTS", {"train": 2, "val": 2})
+    monkeypatch.setattr("degrid.data.prepare.voc._VOC_COUNTS", {"train": 2, "val": 2})
     root = voc(tmp_path)
     for name in ("t1", "v2"):
         put(root / "SegmentationClassAug" / f"{name}.png", [[1, 2, 0]])
@@ -322,7 +322,7 @@ def test_prepare_voc_from_sbd(tmp_path, monkeypatch):
 
 
 def test_prepare_cityscapes(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare._CITYSCAPES_COUNTS", {"train": 2, "val": 500, "test": 1})
+    monkeypatch.setattr("degrid.data.prepare.voc._CITYSCAPES_COUNTS", {"train": 2, "val": 500, "test": 1})
     raw = [[*range(34)]]
     truth = [[CITYSCAPES_LABEL_IDS.index(k) if k in CITYSCAPES_LABEL_IDS else IGNORE_INDEX for k in range(34)]]
     for split, name in (("train", "ulm_0_2"), ("train", "ulm_0_1"), ("val", "bonn_0_1"), ("val", "bonn_0_2")):

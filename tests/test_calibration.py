@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.engine import calibration
-from degrid.engine.calibration import UNIT, CalibrationCounts, gives_probabilities, row_bands
-from degrid.engine.crf import CRF
-from degrid.engine.infer import Predictor
-from degrid.engine.looks import Inference
+from degrid.engine.evaluation import calibration
+from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts, gives_probabilities, row_bands
+from degrid.engine.inference.crf import CRF
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions
 from degrid.resize import RESIZES, resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin, LabelSpace, Sample
 
@@ -130,11 +130,11 @@ def test_bands_are_the_whole(monkeypatch, convention, size):
 @pytest.mark.parametrize(
     ("how", "probabilities"),
     [
-        (Inference(), False),
-        (Inference(fusion="max", flip=True), False),
-        (Inference(flip=True, scales=(1.0, 1.5)), True),
-        (Inference(window=(16, 16)), False),
-        (Inference(crf=CRF(bi_xy_std=10, bi_rgb_std=20, iterations=1)), True),
+        (InferenceOptions(), False),
+        (InferenceOptions(fusion="max", flip=True), False),
+        (InferenceOptions(flip=True, scales=(1.0, 1.5)), True),
+        (InferenceOptions(window=(16, 16)), False),
+        (InferenceOptions(crf=CRF(bi_xy_std=10, bi_rgb_std=20, iterations=1)), True),
     ],
 )
 def test_evaluation_against_a_softmax_at_full_size(monkeypatch, how, probabilities):

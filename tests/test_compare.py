@@ -9,11 +9,11 @@ from PIL import Image
 from test_run import TINY, cli, options
 
 import degrid
-from degrid import assemble
-from degrid.engine import compare
-from degrid.engine.compare import ImageConfusions, WorstImages, paired_bootstrap
-from degrid.engine.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, scores
-from degrid.engine.trimap import WIDTHS, TrimapCounts
+from degrid import model_folder
+from degrid.engine.evaluation import image_scores as compare
+from degrid.engine.evaluation.image_scores import ImageConfusions, WorstImages, paired_bootstrap
+from degrid.engine.evaluation.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, scores
+from degrid.engine.evaluation.trimap import WIDTHS, TrimapCounts
 from degrid.image import overlay_classes
 from degrid.types import LabelSpace, Sample, UserError
 
@@ -229,7 +229,7 @@ def test_compare_wants_two_models_of_the_same_classes(models, tmp_path):
     assert (code, "two models or more" in output) == (2, True)
     network = degrid.load(models[1])
     network.labels = LabelSpace(tuple(reversed(network.labels.names)), network.labels.colors)
-    assemble.save(network, tmp_path / "other")
+    model_folder.save(network, tmp_path / "other")
     code, output = cli("compare", models[0], tmp_path / "other", "--data", "synthetic:4")
     assert (code, "do not predict the same classes" in output) == (2, True)
 

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from degrid.convert.leveldb import unpack_snappy
-from degrid.convert.readers import Source, read_tensors
+from degrid.checkpoints.readers.files import Source, read_tensors
+from degrid.checkpoints.readers.leveldb import unpack_snappy
+from degrid.protobuf import encode_field, encode_varint
 from degrid.types import ConversionError, UserError
-from degrid.wire import encode_field, encode_varint
 
 MIB = 1 << 20
 WRITERS = {"v1": tf.write_v1, "v2": tf.write_v2}
@@ -467,7 +467,7 @@ def test_mutations(tmp_path_factory, kind, trusting, edits):
             rewrite(folder / name, data)
     with ExitStack() as stack:
         for part in ("leveldb", "tensorflow") if trusting else ():
-            stack.enter_context(mock.patch(f"degrid.convert.{part}.masked_checksum", return_value=mock.ANY))
+            stack.enter_context(mock.patch(f"degrid.checkpoints.readers.{part}.masked_checksum", return_value=mock.ANY))
         check(folder / kind, len(files[kind]))
 
 

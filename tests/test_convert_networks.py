@@ -10,13 +10,13 @@ import torchvision
 from torch import nn
 
 import degrid
-from degrid.conversion import convert, fill
-from degrid.convert.systems import plan_for
-from degrid.export import ExportedModel, export_model
+from degrid.checkpoints.systems.table import plan_for
+from degrid.exporters import ExportedModel, export_model
 from degrid.models import describe
-from degrid.modernisation import modernise
 from degrid.resize import resize
 from degrid.types import ConversionError, LabelSpace
+from degrid.verbs.convert import convert, fill
+from degrid.verbs.modernise import modernise
 
 TYPES = ["regular", "decompose", "smooth_GI", "smooth_SSC", "average_filter", "gaussian_filter", "aggregation"]
 OPERATOR = {

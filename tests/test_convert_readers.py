@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from degrid.convert.leveldb import unpack_snappy
-from degrid.convert.readers import read_tensors
-from degrid.convert.slices import slice_key
+from degrid.checkpoints.readers.files import read_tensors
+from degrid.checkpoints.readers.leveldb import unpack_snappy
+from degrid.checkpoints.readers.slices import slice_key
 from degrid.types import ConversionError, UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "tf_formats"

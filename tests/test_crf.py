@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from degrid import UserError
-from degrid.engine.crf import CRF, Lattice, _blur, refine
+from degrid.engine.inference.crf import CRF, Lattice, _blur, refine
 
 
 def exact_mean_field(probabilities, image, crf):

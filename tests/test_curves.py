@@ -17,7 +17,7 @@ from degrid.analysis.curves import LOG_EPOCH_STEPS, distinct, read_curves
 from degrid.analysis.figures import epoch_means, smoothed
 from degrid.analysis.plots import plot_runs
 from degrid.cli import app
-from degrid.engine.log import RunLog
+from degrid.engine.training.log import RunLog
 from degrid.types import Scores, UserError
 
 KDD = "0, 3.250\n1, 2.500\n2, nan\n3, 1.125\n"

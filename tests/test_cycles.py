@@ -6,11 +6,12 @@ import re
 import pytest
 import torch
 
-from degrid import config, recipes, runs
+from degrid import config, recipes
 from degrid.analysis.curves import read_curves
-from degrid.engine.cycles import Cycles, TrainingScore
-from degrid.engine.log import read_metrics
+from degrid.engine.training.cycles import Cycles, TrainingScore
+from degrid.engine.training.log import read_metrics
 from degrid.types import IGNORE_INDEX, UserError
+from degrid.verbs import train as runs
 
 TINY = [
     "model.encoder=timm:resnet10t",
@@ -157,7 +158,7 @@ def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path):
 
 
 def test_weight_decay_on_everything():
-    from degrid.engine.optim import parameter_groups
+    from degrid.engine.training.optim import parameter_groups
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     assert {group["weight_decay"] for group in parameter_groups(model, 0.1)} == {0.1, 0.0}

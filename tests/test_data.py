@@ -13,16 +13,16 @@ from PIL import Image
 from degrid.data import (
     SyntheticScenes,
     TrainTransform,
-    check,
+    check_data,
     check_dataset,
     collate,
     open_dataset,
-    preview,
     training_batches,
+    write_preview,
 )
-from degrid.data.known import CAMVID, CITYSCAPES, VOC
-from degrid.data.pairs import read_list
-from degrid.data.transforms import jitter_colors
+from degrid.data.formats.benchmarks import CAMVID, CITYSCAPES, VOC
+from degrid.data.formats.pairs import read_list
+from degrid.data.training.transforms import jitter_colors
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng
@@ -171,7 +171,7 @@ def test_cityscapes(tmp_path, ending):
     assert val.labels.names[13] == "car"
     assert val[0].label.tolist() == [[0, 1, 18, 255, 255, 13]]
     assert val[0].name == "val/ulm/ulm_000"
-    assert check(tmp_path).ok
+    assert check_data(tmp_path).ok
 
 
 def test_segnet_camvid(tmp_path):
@@ -427,7 +427,7 @@ def test_check_counts_by_hand(tmp_path):
     (tmp_path / "train.txt").write_text("a\nb\n")
     (tmp_path / "val.txt").write_text("c\n")
     calls = []
-    report = check(tmp_path, lambda done, total: calls.append((done, total)))
+    report = check_data(tmp_path, lambda done, total: calls.append((done, total)))
     assert report.ok
     assert calls == [(1, 3), (2, 3), (3, 3)]
     train = report.splits["train"]
@@ -453,7 +453,7 @@ def test_check_finds_everything_at_once(tmp_path):
     (root / "train.txt").write_text("\n".join("abcdefg"))
     (root / "val.txt").write_text("h\n")
     (root / "images" / "h.png").write_bytes((root / "images" / "g.png").read_bytes())
-    report = check(root)
+    report = check_data(root)
     text = str(report)
     assert not report.ok
     for message in (
@@ -474,7 +474,7 @@ def test_check_finds_everything_at_once(tmp_path):
 
 def test_preview_shows_labels(tmp_path):
     folder(tmp_path)
-    preview(open_dataset(tmp_path, "train"), tmp_path / "out" / "sheet.png", 3)
+    write_preview(open_dataset(tmp_path, "train"), tmp_path / "out" / "sheet.png", 3)
     sheet = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))
     colors = {tuple(c) for c in sheet.reshape(-1, 3).tolist()}
     assert set(LabelSpace.of_size(3).colors) <= colors  # the legend

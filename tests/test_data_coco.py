@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from test_benchmark_files import cli
 
-from degrid.data import check, open_dataset
-from degrid.data.coco import CocoImage, class_mask, read_instances
-from degrid.data.known import VOC
-from degrid.data.prepare_coco import prepare_coco
+from degrid.data import check_data, open_dataset
+from degrid.data.formats.benchmarks import VOC
+from degrid.data.prepare.coco import prepare_coco
+from degrid.data.prepare.coco_masks import CocoImage, class_mask, read_instances
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 
 # COCO's 80 categories, as in instances_val2017.json.
@@ -219,7 +219,7 @@ def test_all_categories(root):
 
 
 def test_prepare_coco(root, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare_coco._COUNTS", {"train": 118_287, "val": 2})
+    monkeypatch.setattr("degrid.data.prepare.coco._COUNTS", {"train": 118_287, "val": 2})
     steps = []
     report = prepare_coco(root, lambda done, total: steps.append((done, total)))
     assert steps == [*((k, 4) for k in range(1, 5)), (1, 2), (2, 2)]
@@ -247,8 +247,8 @@ def test_prepare_coco(root, monkeypatch):
         assert train[1].label.tolist() == np.where(box(0, 0, 40, 40), 11, 0).tolist()  # bananas are background
         assert val[0].label.tolist() == np.where(box(1, 1, 3, 3), 15, 0).tolist()
         assert not val[1].label.any()
-    assert check(root).ok
-    assert check(root).kind == "COCO"
+    assert check_data(root).ok
+    assert check_data(root).kind == "COCO"
     with Image.open(out / "masks" / "val2017" / "000000000009.png") as mask:
         assert mask.mode == "P"
         assert mask.getpalette()[: 3 * 21] == [value for color in voc_palette(21) for value in color]

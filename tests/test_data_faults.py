@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from degrid.data import check, check_dataset, open_dataset
-from degrid.data.masks import MaskRule, read_mask
+from degrid.data import check_data, check_dataset, open_dataset
+from degrid.data.formats.masks import MaskRule, read_mask
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 MASK = (np.arange(80, dtype=np.uint8).reshape(8, 10)) % 3
@@ -68,7 +68,7 @@ def test_a_listed_image_that_is_not_there(root):
     (root / "train.txt").write_text("x0\nzz\n")
     with pytest.raises(UserError, match=r'1 of 2 images in the split "train" .* are not there, .*zz\.jpg among them'):
         open_dataset(root)
-    report = check(root)
+    report = check_data(root)
     assert report.problems == [f"1 images that cannot be read (get them again): no such image: {root}/images/zz.jpg"]
 
 
@@ -112,7 +112,7 @@ def test_hidden_files_are_passed_over(root):
     put(root / "images" / ".ipynb_checkpoints" / "x0-checkpoint.png", MASK)
     put(root / "__MACOSX" / "images" / "x0.png", MASK)
     assert sorted(names(root) + names(root, "val")) == [f"x{k}" for k in range(6)]
-    assert check(root).ok
+    assert check_data(root).ok
 
 
 def test_folder_names_in_any_case(tmp_path):
@@ -260,7 +260,7 @@ def test_unknown_values_are_counted(root):
         put_pair(root, f"x{k}", np.where(MASK == 1, 7, MASK))
     with pytest.raises(UserError, match=r"has the ids 7; expected 0 to 2 or 255 \(void\); 27 pixels have such ids"):
         open_dataset(root)[0]
-    report = check(root)
+    report = check_data(root)
     assert report.unknown == {"7": (6, 6 * 27)}
     assert "values without a class: 7 (6 masks, 162 pixels)" in report.notes
     assert json.loads(json.dumps(report.to_dict()))["unknown"] == {"7": [6, 162]}
@@ -307,7 +307,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
     put(root / "images" / "x0.bmp", np.zeros((8, 10, 3), np.uint8))
     for k in range(6):
         put_pair(root, f"y{k}", np.full((8, 10), 2, np.uint8))
-    report = check(root)
+    report = check_data(root)
     assert report.problems == ["1 names in val that come twice (rename or remove one of each): x0"]
     assert any(
         note.startswith("6 masks that are one class all over: ") and "(class 2)" in note for note in report.notes
@@ -316,7 +316,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
 
 def test_check_of_datasets_without_files(tmp_path, monkeypatch):
     calls = []
-    report = check("synthetic:2", lambda done, total: calls.append((done, total)))
+    report = check_data("synthetic:2", lambda done, total: calls.append((done, total)))
     assert report.ok
     assert {split: found.num_images for split, found in report.splits.items()} == {"train": 2, "val": 2, "test": 2}
     assert sum(report.splits["val"].class_pixels) + report.splits["val"].void_pixels == 2 * 144 * 192
@@ -333,7 +333,7 @@ def test_check_of_datasets_without_files(tmp_path, monkeypatch):
         "        return Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), label, 'a')\n"
     )
     monkeypatch.chdir(tmp_path)
-    report = check("faulty_set:Set")
+    report = check_data("faulty_set:Set")
     assert list(report.splits) == ["train"]
     assert "label holds the ids [9]" in report.problems[0]
 

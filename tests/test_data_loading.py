@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.data import resample as resampling
-from degrid.data.loader import collate
-from degrid.data.resample import resample
+from degrid.data.training import resample as resampling
+from degrid.data.training.loader import collate
+from degrid.data.training.resample import resample
 from degrid.types import LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from test_benchmark_files import ade, cli, files_below, pixels, put, put_image
 
-from degrid.data import check, open_dataset
-from degrid.data.known import CAMVID
-from degrid.data.prepare_ade import prepare_ade20k
-from degrid.data.prepare_camvid import CAMVID_GROUPS, camvid_split, prepare_camvid
+from degrid.data import check_data, open_dataset
+from degrid.data.formats.benchmarks import CAMVID
+from degrid.data.prepare.ade20k import prepare_ade20k
+from degrid.data.prepare.camvid import CAMVID_GROUPS, camvid_split, prepare_camvid
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 
 # ---- CamVid -------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_camvid_split_has_segnets_counts():
 
 
 def test_prepare_camvid(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare_camvid._COUNTS", {"train": 2, "val": 1, "test": 233})
+    monkeypatch.setattr("degrid.data.prepare.camvid._COUNTS", {"train": 2, "val": 1, "test": 233})
     root = camvid(tmp_path, FRAMES)
     put_image(root / "701_StillsRaw_full" / "0001TP_006690.png")
     put(root / "LabeledApproved_full" / "0001TP_006720_L.png", label("Sky"))
@@ -105,7 +105,7 @@ def test_prepare_camvid(tmp_path, monkeypatch):
         assert train[1].label.tolist() == [expected["0006R0_f00930"]]
         assert len(open_dataset(path, "val")) == 1
         assert len(open_dataset(path, "test")) == 2
-    assert check(root).ok
+    assert check_data(root).ok
     # Again: the labels are there; one is missing.
     (root / "labels_11" / "0016E5_07959.png").unlink()
     assert "1 labels of 11 classes made in labels_11" in prepare_camvid(root)
@@ -187,7 +187,7 @@ def names_of(root, first="wall"):
 
 
 def test_prepare_ade20k(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare_ade._COUNTS", {"train": 1, "val": 2_000})
+    monkeypatch.setattr("degrid.data.prepare.ade20k._COUNTS", {"train": 1, "val": 2_000})
     root = ade(tmp_path / "ADEChallengeData2016")
     names_of(root)
     bare = root / "images" / "validation" / "ADE_val_00000002.jpg"

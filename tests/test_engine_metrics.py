@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from degrid.engine.losses import cross_entropy_sum, loss_weight, median_frequency_weights
-from degrid.engine.metrics import BoundaryCounts, ConfusionMatrix, contour_band, scores
+from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, contour_band, scores
+from degrid.engine.training.losses import cross_entropy_sum, loss_weight, median_frequency_weights
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from degrid.engine import checkpoint
-from degrid.engine.log import RunLog, read_metrics
-from degrid.engine.optim import (
+from degrid.engine.training import training_state as checkpoint
+from degrid.engine.training.log import RunLog, read_metrics
+from degrid.engine.training.loop import Stopped, Training, train
+from degrid.engine.training.optim import (
     make_optimizer,
     moving_average,
     parameter_groups,
     schedule,
     set_learning_rate,
 )
-from degrid.engine.train import Stopped, Training, train
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
 
 

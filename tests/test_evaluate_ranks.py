@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from degrid.engine.evaluate import evaluate
-from degrid.engine.metrics import ConfusionMatrix, summed_over_ranks
+from degrid.engine.evaluation.evaluate import evaluate
+from degrid.engine.evaluation.metrics import ConfusionMatrix, summed_over_ranks
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 WORLDS = (1, 2, 3)

@@ -14,15 +14,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 import degrid
-from degrid.assemble import load_any
 from degrid.cli import app
-from degrid.cli.looks import rest_idle_threads
-from degrid.engine.infer import Predictor
-from degrid.engine.looks import Inference
-from degrid.export import Quantization, check, export_model, formats, graph
-from degrid.export.graph import ExportGraph, example_image
-from degrid.export.runtime import ExportedModel
-from degrid.export.smoothing import fix_smoothing
+from degrid.cli.options import rest_idle_threads
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.exporters import Quantization, check, export_model, formats, graph
+from degrid.exporters.graph import ExportGraph, example_image
+from degrid.exporters.runtime import ExportedModel
+from degrid.exporters.smoothing import fix_smoothing
+from degrid.model_folder import load_any
 from degrid.resize import resize
 from degrid.types import LabelSpace, Preprocess, UserError
 
@@ -126,7 +126,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
     with pytest.raises(UserError, match="export it with --output logits"):
         predictor.scores(image)
     with pytest.raises(UserError, match="cannot be fused over scales"):
-        Predictor(loaded, how=Inference(flip=True))
+        Predictor(loaded, how=InferenceOptions(flip=True))
 
 
 def test_multi_scale_logits_with_flips(tmp_path):
@@ -137,7 +137,7 @@ def test_multi_scale_logits_with_flips(tmp_path):
     image = example_image((1, 3, 83, 59), seed=5)
     with torch.no_grad():
         torch.testing.assert_close(loaded(image), model(image), rtol=1e-4, atol=1e-5)
-    how = Inference(flip=True, scales=(1.0, 1.5))
+    how = InferenceOptions(flip=True, scales=(1.0, 1.5))
     ours, theirs = (Predictor(each, precision="float32", how=how).class_ids(image[0]) for each in (loaded, model))
     assert (ours == theirs).float().mean() >= check.AGREEMENT
 
@@ -239,7 +239,7 @@ def test_extras_that_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(UserError, match=r"onnxruntime is not installed; pip install degrid\[export\]"):
         ExportedModel(tmp_path / "m.onnx")
-    monkeypatch.setattr("degrid.export.export.traced", lambda *_: None)
+    monkeypatch.setattr("degrid.exporters.export.traced", lambda *_: None)
     with pytest.raises(UserError, match=r"onnxscript is not installed; pip install degrid\[export\]"):
         export_model(network(), LABELS, tmp_path / "n.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]

@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, StdConv2d
 from torch import nn
 
 import degrid
-from degrid.kernels.fold import fold_batch_norm, folded
+from degrid.acceleration.fold import fold_batch_norm, folded
 from degrid.models import freeze_batch_norm
 from degrid.smoothing import smooth_dilated_convs
 

@@ -8,10 +8,10 @@ from torch import nn
 
 import degrid
 from degrid import UserError
-from degrid.engine import fast
-from degrid.engine.infer import Predictor
-from degrid.engine.looks import Inference, fused_scores, slide_in_bands
-from degrid.kernels.fold import folded
+from degrid.acceleration.fold import folded
+from degrid.engine.inference import fast_network as fast
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
 
 
 class Pointwise(nn.Module):
@@ -35,16 +35,20 @@ def test_flips_and_windows_of_a_pointwise_network_change_nothing(image):
     model = Pointwise()
     plain = Predictor(model).scores(image)
     for how in (
-        Inference(window=(16, 20)),
-        Inference(window=(10, 53), overlap=0.0),
-        Inference(window=(37, 8), overlap=0.8),
+        InferenceOptions(window=(16, 20)),
+        InferenceOptions(window=(10, 53), overlap=0.0),
+        InferenceOptions(window=(37, 8), overlap=0.8),
     ):
         torch.testing.assert_close(Predictor(model, how=how).scores(image), plain, rtol=1e-5, atol=1e-5)
-    flipped = Predictor(model, how=Inference(flip=True)).scores(image)
+    flipped = Predictor(model, how=InferenceOptions(flip=True)).scores(image)
     torch.testing.assert_close(flipped / 2, plain.softmax(1))
-    largest = Predictor(model, how=Inference(flip=True, fusion="max")).scores(image)
+    largest = Predictor(model, how=InferenceOptions(flip=True, fusion="max")).scores(image)
     torch.testing.assert_close(largest, plain)
-    for how in (Inference(flip=True), Inference(window=(16, 20)), Inference(flip=True, window=(16, 20))):
+    for how in (
+        InferenceOptions(flip=True),
+        InferenceOptions(window=(16, 20)),
+        InferenceOptions(flip=True, window=(16, 20)),
+    ):
         assert torch.equal(Predictor(model, how=how).class_ids(image), Predictor(model).class_ids(image))
 
 
@@ -52,7 +56,7 @@ def test_scales_of_an_image_without_detail_change_nothing():
     """A network that is the same at every scale: pointwise, on an image whose resized versions are itself."""
     image = torch.tensor([30, 120, 200], dtype=torch.uint8)[:, None, None].expand(3, 40, 24).contiguous()
     model = Pointwise()
-    how = Inference(scales=(0.5, 0.75, 1.0, 1.25, 1.75), flip=True)
+    how = InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.75), flip=True)
     found = Predictor(model, how=how).scores(image)
     torch.testing.assert_close(found / 10, Predictor(model).scores(image).softmax(1), rtol=1e-4, atol=1e-6)
 
@@ -71,8 +75,8 @@ def test_fusions_equal_a_direct_computation(image):
     with torch.inference_mode():
         looks = [look(size, flip) for size in ((18, 26), (37, 53), (56, 80)) for flip in (False, True)]
         scales = (0.5, 1.0, 1.5)
-        mean = fused_scores(model, x, Inference(scales, True), "half_pixel")
-        largest = fused_scores(model, x, Inference(scales, True, "max"), "half_pixel")
+        mean = fused_scores(model, x, InferenceOptions(scales, True), "half_pixel")
+        largest = fused_scores(model, x, InferenceOptions(scales, True, "max"), "half_pixel")
     torch.testing.assert_close(mean, sum(logits.softmax(1) for logits in looks))
     torch.testing.assert_close(largest, torch.stack(looks).amax(0))
 
@@ -81,15 +85,15 @@ def test_a_window_that_covers_the_image_is_the_whole_image(image):
     torch.manual_seed(3)
     model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
     plain = Predictor(model).scores(image)
-    how = Inference(window=(64, 64))
+    how = InferenceOptions(window=(64, 64))
     assert torch.equal(Predictor(model, how=how).class_ids(image), Predictor(model).class_ids(image))
-    assert torch.equal(Predictor(model, how=Inference(window=(37, 53))).scores(image), plain)
+    assert torch.equal(Predictor(model, how=InferenceOptions(window=(37, 53))).scores(image), plain)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
 def test_a_blend_of_constant_logits_has_no_seam(overlap):
     image = torch.zeros(1, 3, 50, 70)
-    how = Inference(window=(16, 24), overlap=overlap)
+    how = InferenceOptions(window=(16, 24), overlap=overlap)
     bands = list(slide_in_bands(lambda x: torch.full((1, 2, 4, 6), 3.25), image, how, "half_pixel"))
     assert [first for first, _ in bands] == [sum(b.shape[2] for _, b in bands[:i]) for i in range(len(bands))]
     whole = torch.cat([band for _, band in bands], 2)
@@ -100,7 +104,7 @@ def test_a_blend_of_constant_logits_has_no_seam(overlap):
 def test_a_window_fades_into_the_next():
     """Two windows of 8 over 12 columns share 4; the outer one of these is idle on either side, by hand."""
     values = iter([0.0, 12.0])
-    how = Inference(window=(2, 8), overlap=0.5)
+    how = InferenceOptions(window=(2, 8), overlap=0.5)
     bands = slide_in_bands(
         lambda x: torch.full((1, 1, 2, 8), next(values)), torch.zeros(1, 3, 2, 12), how, "half_pixel"
     )
@@ -121,7 +125,7 @@ def test_windows_equal_the_whole_image_where_the_network_looks_no_further_than_a
         torch.nn.Upsample(scale_factor=2),  # its pixels do not mix, so that enlarging the logits changes nothing
     )
     image = torch.rand(1, 3, 192, 320) * 255
-    how = Inference(window=(128, 128), overlap=overlap)
+    how = InferenceOptions(window=(128, 128), overlap=overlap)
     with torch.no_grad():
         found = torch.cat([band for _, band in slide_in_bands(net, image, how, "half_pixel")], 2)
         torch.testing.assert_close(found, net(image), rtol=1e-5, atol=1e-4)
@@ -129,18 +133,22 @@ def test_windows_equal_the_whole_image_where_the_network_looks_no_further_than_a
 
 def test_bands_hold_no_more_rows_than_a_window():
     image = torch.zeros(1, 3, 400, 40)
-    rows = [b.shape[2] for _, b in slide_in_bands(Pointwise(), image, Inference(window=(64, 40)), "half_pixel")]
+    rows = [b.shape[2] for _, b in slide_in_bands(Pointwise(), image, InferenceOptions(window=(64, 40)), "half_pixel")]
     assert sum(rows) == 400
     assert max(rows) <= 64
 
 
 def test_crf_is_applied_to_the_fused_probabilities(image):
-    from degrid.engine.crf import CRF, refine
+    from degrid.engine.inference.crf import CRF, refine
 
     model = Pointwise()
     crf = CRF(bi_xy_std=10, bi_rgb_std=20, iterations=2)
     plain = Predictor(model).scores(image)[0].softmax(0)
-    for how in (Inference(crf=crf), Inference(flip=True, crf=crf), Inference(window=(20, 20), crf=crf)):
+    for how in (
+        InferenceOptions(crf=crf),
+        InferenceOptions(flip=True, crf=crf),
+        InferenceOptions(window=(20, 20), crf=crf),
+    ):
         found = Predictor(model, how=how).scores(image)[0]
         torch.testing.assert_close(found, refine(plain, image, crf), rtol=1e-3, atol=1e-4)
         assert torch.equal(Predictor(model, how=how).class_ids(image), found.argmax(0).to(torch.uint8))
@@ -159,10 +167,10 @@ def test_evaluation_and_predictor_use_them(image):
             picture = image.roll(index, 2)
             return Sample(picture, Predictor(Pointwise()).class_ids(picture), f"s{index}")
 
-    for how in (None, Inference(flip=True), Inference(window=(20, 20))):
+    for how in (None, InferenceOptions(flip=True), InferenceOptions(window=(20, 20))):
         assert degrid.evaluate(Pointwise(), Two(), how=how).miou == 1.0
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    prediction = Predictor(Pointwise(), how=Inference(window=(20, 20))).predict(pixels)
+    prediction = Predictor(Pointwise(), how=InferenceOptions(window=(20, 20))).predict(pixels)
     assert prediction.logits is None
     assert np.array_equal(prediction.ids, Predictor(Pointwise())(pixels))
 
@@ -179,7 +187,7 @@ def test_evaluation_and_predictor_use_them(image):
 )
 def test_values_out_of_range(settings, message):
     with pytest.raises(UserError, match=message):
-        Inference(**settings)
+        InferenceOptions(**settings)
 
 
 def test_a_scale_that_leaves_nothing_is_refused(image):
@@ -187,7 +195,7 @@ def test_a_scale_that_leaves_nothing_is_refused(image):
     with pytest.raises(
         UserError, match=r"scale 0\.2 makes the image of 53x37 pixels 11x7, less than one feature of stride 16"
     ):
-        Predictor(model, how=Inference(scales=(0.2, 1.0))).scores(image)
+        Predictor(model, how=InferenceOptions(scales=(0.2, 1.0))).scores(image)
 
 
 @pytest.mark.parametrize(("picky", "sizes"), [(False, [(128, 128)]), (True, [(128, 128), (150, 140)])])

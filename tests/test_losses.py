@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from degrid import config
 from degrid.cli import app
 from degrid.data import SyntheticScenes
-from degrid.data.stats import class_pixels
-from degrid.engine.loss_regions import BatchMean, dice, lovasz_softmax
-from degrid.engine.loss_table import make_losses
-from degrid.engine.losses import (
+from degrid.data.inspection.stats import class_pixels
+from degrid.engine.training.loop import Training, _step
+from degrid.engine.training.loss_table import make_losses
+from degrid.engine.training.losses import (
     CrossEntropy,
     Focal,
     HardPixels,
@@ -25,9 +25,9 @@ from degrid.engine.losses import (
     given_class_weights,
     median_frequency_weights,
 )
-from degrid.engine.train import Training, _step
-from degrid.runs import _check
+from degrid.engine.training.region_losses import BatchMean, dice, lovasz_softmax
 from degrid.types import IGNORE_INDEX, Batch, UserError
+from degrid.verbs.train import _check
 
 ALL = ["cross_entropy", "ohem", "focal", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"]
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])

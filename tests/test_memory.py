@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import degrid
-from degrid.engine.infer import Predictor
-from degrid.engine.looks import Inference
-from degrid.engine.memory import _LiveBytes, activation_bytes
+from degrid.engine.inference.activation_memory import _LiveBytes, activation_bytes
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions
 from degrid.types import UserError
 
 
@@ -41,7 +41,7 @@ def test_a_network_that_looks_at_its_values_is_refused():
 def test_a_memory_limit_chooses_windows_that_keep_it():
     model = degrid.deeplabv2("timm:resnet10t", 3).eval()
     limit = activation_bytes(model, (512, 512)) // 4
-    predictor = Predictor(model, precision="float32", how=Inference(memory=limit))
+    predictor = Predictor(model, precision="float32", how=InferenceOptions(memory=limit))
     assert predictor._looks((192, 192)).window is None
     window = predictor._looks((512, 640)).window
     assert window is not None
@@ -49,15 +49,15 @@ def test_a_memory_limit_chooses_windows_that_keep_it():
     image = torch.randint(0, 256, (3, 512, 640), dtype=torch.uint8)
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
-    ids = Predictor(model, precision="float32", how=Inference(memory=limit)).class_ids(image)
+    ids = Predictor(model, precision="float32", how=InferenceOptions(memory=limit)).class_ids(image)
     assert ids.shape == (512, 640)
     with pytest.raises(UserError, match=r"leaves windows of .* pixels; this network needs at least \d+ MiB"):
-        Predictor(model, how=Inference(memory=1000)).class_ids(image)
+        Predictor(model, how=InferenceOptions(memory=1000)).class_ids(image)
 
 
 def test_memory_and_window_exclude_one_another():
     with pytest.raises(UserError, match="exclude one another"):
-        Inference(memory=10, window=(5, 5))
+        InferenceOptions(memory=10, window=(5, 5))
 
 
 def multi_scale(in_turn):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
-from degrid.engine.metrics import ConfusionMatrix, hits_and_unions, mean_iou, scores
+from degrid.engine.evaluation.metrics import ConfusionMatrix, hits_and_unions, mean_iou, scores
 from degrid.types import IGNORE_INDEX, LabelSpace
 
 

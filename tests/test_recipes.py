@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from degrid import config, recipes
-from degrid.assemble import build_model
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.engine.optim import make_optimizer, parameter_groups, schedule, set_learning_rate
-from degrid.engine.train import Training, _step
+from degrid.engine.training.loop import Training, _step
+from degrid.engine.training.optim import make_optimizer, parameter_groups, schedule, set_learning_rate
 from degrid.models import freeze_batch_norm
+from degrid.networks import build_model
 from degrid.types import UserError
 
 PUBLISHED = [name for name in recipes.RECIPES if name not in ("folder", "synthetic", "camvid")]

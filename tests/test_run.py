@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import degrid
-from degrid import assemble, config, recipes
+from degrid import config, model_folder, networks, recipes
 from degrid.cli import app
 from degrid.data import SyntheticScenes
-from degrid.engine.log import read_metrics
+from degrid.engine.training.log import read_metrics
 from degrid.image import open_image
 from degrid.types import LabelSpace, UserError
 
@@ -210,7 +210,7 @@ def test_frozen_batch_norm_accumulation_and_class_weights(photos, tmp_path):
     code, output = cli("train", "--data", photos, *options(settings), "-o", tmp_path / "r")
     assert code == 0, output
     torch.manual_seed(0)
-    fresh = assemble.build_model(
+    fresh = networks.build_model(
         config.override(recipes.load("folder"), TINY).model, LabelSpace.of_size(len(SyntheticScenes.labels))
     )
     after = degrid.load(tmp_path / "r").state_dict()
@@ -312,8 +312,8 @@ def test_a_recipe_can_have_a_second_stage(photos, tmp_path, monkeypatch):
 
 
 def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
-    model = assemble.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
-    anew = assemble.start_from(model, trained)
+    model = networks.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
+    anew = model_folder.start_from(model, trained)
     assert sorted(anew) == ["head.classifier.bias", "head.classifier.weight"]
     code, output = cli("train", "synthetic", *options(TINY), "--init", trained, "--set", "model.channels=32", "-q")
     assert code == 2
@@ -607,7 +607,7 @@ def test_disk_full_keeps_the_old_model(trained, tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(assemble, "save_file", full)
+    monkeypatch.setattr(model_folder, "save_file", full)
     with pytest.raises(UserError, match="the disk is full; what was there before is unchanged"):
         degrid.save(model, tmp_path / "m")
     assert {f.name: f.read_bytes() for f in (tmp_path / "m").iterdir()} == before

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from degrid.kernels import taps
-from degrid.kernels.taps import TapConv2d, use_taps
+from degrid.acceleration import taps
+from degrid.acceleration.taps import TapConv2d, use_taps
 
 
 @pytest.mark.parametrize("rate", range(1, 25))

@@ -20,16 +20,16 @@ from degrid.data import (
     SyntheticScenes,
     TFRecordDataset,
     TrainTransform,
-    check,
+    check_data,
     check_dataset,
     open_dataset,
     training_batches,
     write_tfrecord,
 )
-from degrid.data.masks import MaskRule
-from degrid.data.records import encode_example, framed, records_in
-from degrid.data.shards import is_record_file
-from degrid.data.tfrecord import read_record
+from degrid.data.formats.masks import MaskRule
+from degrid.data.tfrecord.dataset import read_record
+from degrid.data.tfrecord.records import encode_example, framed, records_in
+from degrid.data.tfrecord.shards import is_record_file
 from degrid.types import IGNORE_INDEX, ConversionError, LabelSpace, Sample, UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "tfrecord"
@@ -352,7 +352,7 @@ def test_check_counts_and_names_places(tmp_path):
     with (tmp_path / "val.tfrecord").open("ab") as stream:
         stream.write(b"half a header")
     (tmp_path / "classes.txt").write_text("x\ny\n")
-    report = check(tmp_path)
+    report = check_data(tmp_path)
     assert report.splits["train"].class_pixels == [2, 2]
     assert report.splits["train"].void_pixels == 2
     assert report.splits["train"].sizes == {"2x1": 3}

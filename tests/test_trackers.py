@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from degrid.engine import trackers
-from degrid.engine.trackers import check_trackers, flattened, make_trackers, mlflow_name
+from degrid.engine.training import trackers
+from degrid.engine.training.trackers import check_trackers, flattened, make_trackers, mlflow_name
 from degrid.types import UserError
 
 CONFIG = {"name": "tiny", "optim": {"lr": 0.007, "head": {"factor": 10}}, "data": {"crop": (48, 64)}}

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import degrid
-from degrid.engine.infer import Predictor
-from degrid.engine.log import RunLog
-from degrid.engine.looks import Inference
-from degrid.engine.optim import make_optimizer, moving_average, parameter_groups
-from degrid.engine.train import Training, _step, train
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.training.log import RunLog
+from degrid.engine.training.loop import Training, _step, train
+from degrid.engine.training.optim import make_optimizer, moving_average, parameter_groups
 from degrid.models import Segmenter, freeze_batch_norm
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import IGNORE_INDEX, MSC_SCALES, Batch, LabelSpace, Sample
@@ -218,12 +218,12 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 @pytest.mark.parametrize(
     "how",
     [
-        Inference(SCALES, flip=True),
-        Inference(SCALES, flip=True, fusion="max"),
-        Inference(SCALES, flip=True, window=(32, 32)),
-        Inference(window=(16, 20), overlap=0.3),
-        Inference(window=SIZE),
-        Inference(window=(500, 500), overlap=0.0),
+        InferenceOptions(SCALES, flip=True),
+        InferenceOptions(SCALES, flip=True, fusion="max"),
+        InferenceOptions(SCALES, flip=True, window=(32, 32)),
+        InferenceOptions(window=(16, 20), overlap=0.3),
+        InferenceOptions(window=SIZE),
+        InferenceOptions(window=(500, 500), overlap=0.0),
     ],
 )
 def test_a_constant_network_is_the_same_in_every_look(how):
@@ -238,7 +238,9 @@ def test_a_constant_network_is_the_same_in_every_look(how):
     assert many.ece == pytest.approx(plain.ece, abs=1e-6)
 
 
-@pytest.mark.parametrize("how", [Inference(flip=True), Inference(window=SIZE), Inference(window=(20, 24))])
+@pytest.mark.parametrize(
+    "how", [InferenceOptions(flip=True), InferenceOptions(window=SIZE), InferenceOptions(window=(20, 24))]
+)
 def test_a_pointwise_network_is_the_same_in_flips_and_windows(how):
     plain = degrid.evaluate(Pointwise(), Random(), device="cpu", calibration=True)
     many = degrid.evaluate(Pointwise(), Random(), device="cpu", how=how, calibration=True)

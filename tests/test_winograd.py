@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import degrid
-from degrid.kernels import winograd, winograd_layer
+from degrid.acceleration import winograd_layer
+from degrid.acceleration.winograd_layer import WinogradConv2d, use_winograd
+from degrid.kernels import winograd
 from degrid.kernels.winograd import best_tile, winograd_conv2d, winograd_weight
-from degrid.kernels.winograd_layer import WinogradConv2d, use_winograd
 from degrid.types import UserError
 
 pytest.importorskip("numba")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.wire import encode_field, encode_varint, masked_checksum
+from degrid.protobuf import encode_field, encode_varint, masked_checksum
 
 Extents = Sequence[tuple[int, int] | None]
 Parts = dict[str, list[Extents]]

@@ -9,31 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Sample, Scores, UserError
+from degrid.version import VERSION
 
 if TYPE_CHECKING:
-    from degrid.assemble import (
-        deeplabv2,
-        deeplabv3,
-        deeplabv3plus,
-        load,
-        save,
-    )
     from degrid.data import open_dataset
-    from degrid.engine.evaluate import evaluate
-    from degrid.engine.infer import Predictor
+    from degrid.engine.evaluation.evaluate import evaluate
+    from degrid.engine.inference.predictor import Predictor
+    from degrid.model_folder import load, save
+    from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOME = {
-    "deeplabv2": "degrid.assemble",
-    "deeplabv3": "degrid.assemble",
-    "deeplabv3plus": "degrid.assemble",
-    "load": "degrid.assemble",
-    "save": "degrid.assemble",
+    "deeplabv2": "degrid.networks",
+    "deeplabv3": "degrid.networks",
+    "deeplabv3plus": "degrid.networks",
+    "load": "degrid.model_folder",
+    "save": "degrid.model_folder",
     "open_dataset": "degrid.data",
-    "evaluate": "degrid.engine.evaluate",
-    "Predictor": "degrid.engine.infer",
+    "evaluate": "degrid.engine.evaluation.evaluate",
+    "Predictor": "degrid.engine.inference.predictor",
     "SmoothingReport": "degrid.smoothing",
     "smooth_dilated_convs": "degrid.smoothing",
 }

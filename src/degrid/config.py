@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from degrid.catalog import did_you_mean
+from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
 C = TypeVar("C")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,34 @@ class UserError(ValueError):
 
 class ConversionError(UserError):
     """A file of another framework is damaged, or holds something that cannot be converted; names file and place."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long piece of work has come.
+
+    Attributes:
+        task: what is being done, such as "predicting".
+        done: items finished.
+        total: items in all, None where nobody knows.
+        status: what to show beside it, such as "loss 0.412"; may be empty.
+    """
+
+    task: str
+    done: int
+    total: int | None = None
+    status: str = ""
+
+    def __str__(self) -> str:
+        total = "" if self.total is None else f"/{self.total}"
+        return f"{self.task} {self.done}{total}" + (f": {self.status}" if self.status else "")
+
+
+OnProgress = Callable[[Progress], None]
+"""Called as a long piece of work goes on: `print`, a progress bar, a notebook's widget."""
+
+Tell = Callable[[str], None]
+"""Called with a sentence for people: what was decided for them, or how a run is doing."""
 
 
 @dataclass(frozen=True)

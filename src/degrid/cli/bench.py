@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from degrid.catalog import lookup
 from degrid.cli.progress import progress
+from degrid.lookup import lookup
 
 if TYPE_CHECKING:
-    from degrid.analysis.bench import Row
-    from degrid.analysis.bench_report import Results
-    from degrid.cli.bench_parts import Block, Scope
+    from degrid.bench.measure import Row
+    from degrid.bench.part_cases import Block, Scope
+    from degrid.bench.report import Results
 
 SETS = {
-    "operators": "degrid.cli.bench_parts:operators",
-    "winograd": "degrid.cli.bench_parts:winograd",
-    "networks": "degrid.cli.bench_cases:networks",
-    "train": "degrid.cli.bench_cases:train",
-    "loader": "degrid.cli.bench_parts:loader",
-    "post": "degrid.cli.bench_parts:post",
-    "memory": "degrid.cli.bench_cases:memory",
-    "large": "degrid.cli.bench_cases:large",
+    "operators": "degrid.bench.part_cases:operators",
+    "winograd": "degrid.bench.part_cases:winograd",
+    "networks": "degrid.bench.network_cases:networks",
+    "train": "degrid.bench.network_cases:train",
+    "loader": "degrid.bench.part_cases:loader",
+    "post": "degrid.bench.part_cases:post",
+    "memory": "degrid.bench.network_cases:memory",
+    "large": "degrid.bench.network_cases:large",
 }
 """Name of a set to the function from a Scope to its blocks."""
 ROUNDS = 3
@@ -67,8 +67,8 @@ def bench(
     import torch
     from rich.console import Console
 
-    from degrid.analysis.bench_report import machine_lines, tables, write_markdown, write_pictures
-    from degrid.engine import fast
+    from degrid.bench.report import machine_lines, tables, write_markdown, write_pictures
+    from degrid.engine.inference import fast_network as fast
 
     makers = _makers(sets)
     scope = _scope(quick, image)
@@ -96,7 +96,7 @@ def _makers(sets: list[str] | None) -> dict[str, Callable[[Scope], list[Block]]]
     Raises:
         UserError: an unknown set.
     """
-    from degrid.analysis.bench_memory import can_sample_memory
+    from degrid.bench.memory import can_sample_memory
 
     if not sets and not can_sample_memory():
         print("memory is left out: only Linux tells how much memory a process holds", file=sys.stderr)
@@ -114,8 +114,8 @@ def _scope(quick: bool, image: str | None) -> Scope:
     Raises:
         UserError: neither a picture nor a size.
     """
-    from degrid.assemble import parse_size
-    from degrid.cli.bench_parts import Scope
+    from degrid.bench.part_cases import Scope
+    from degrid.cli.options import parse_size
     from degrid.image import read_image
 
     if image is None:
@@ -129,9 +129,9 @@ def _measure(
     blocks: dict[str, list[Block]], rounds: int, repeats: int, settings: dict[str, Any], file: Path
 ) -> Results:
     """Measure everything, so often, and write what is known after each block, so that stopping loses little."""
-    from degrid.analysis.bench import merged
-    from degrid.analysis.bench_machine import machine_facts
-    from degrid.analysis.bench_report import Results, write_results
+    from degrid.bench.machine import machine_facts
+    from degrid.bench.measure import merged
+    from degrid.bench.report import Results, write_results
 
     found: dict[str, list[list[list[Row]]]] = {name: [[] for _ in parts] for name, parts in blocks.items()}
     machine, state = machine_facts(), {"before": _state()}
@@ -172,8 +172,8 @@ def _run(block: Block, rounds: int, quick: bool, on_part: Callable[[float], None
     """
     import torch
 
-    from degrid.analysis.bench import measure, timed
-    from degrid.analysis.bench_memory import peak_memory
+    from degrid.bench.measure import measure, timed
+    from degrid.bench.memory import peak_memory
 
     threads = torch.get_num_threads()
     with ExitStack() as stack:
@@ -192,6 +192,6 @@ def _run(block: Block, rounds: int, quick: bool, on_part: Callable[[float], None
 
 def _state() -> dict[str, Any]:
     """How fast and how busy the machine is at the moment."""
-    from degrid.analysis.bench_machine import load_average, thread_state
+    from degrid.bench.machine import load_average, thread_state
 
     return {"load": load_average(), "threads": {str(count): speed for count, speed in thread_state().items()}}

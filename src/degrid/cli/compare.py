@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from degrid.cli.evaluate import each_of, percent
-from degrid.cli.looks import Crf, Flip, Fusion, Overlap, Precision, Scales, Window, inference
+from degrid.cli.options import Crf, Flip, Fusion, Overlap, Precision, Scales, Window, inference
 from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from degrid.engine.compare import Difference
+    from degrid.engine.evaluation.image_scores import Difference
     from degrid.types import LabelSpace, Scores
 
 
@@ -42,7 +42,7 @@ def compare(
     """
     import degrid
     from degrid.cli.progress import progress
-    from degrid.engine.compare import ImageConfusions, paired_bootstrap
+    from degrid.engine.evaluation.image_scores import ImageConfusions, paired_bootstrap
     from degrid.files import write_json
 
     if len(models) < 2:

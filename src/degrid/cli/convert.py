@@ -37,9 +37,10 @@ def convert(
     degrid convert resnet_v1_101.ckpt -o models/resnet101
     degrid convert models/voc -o models/voc_new --modernise
     """
-    from degrid import conversion, modernisation
     from degrid.data import class_table
     from degrid.types import UserError
+    from degrid.verbs import convert as conversion
+    from degrid.verbs import modernise as modernisation
 
     if modernise:
         print(modernisation.modernise(source, out))

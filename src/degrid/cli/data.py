@@ -29,7 +29,7 @@ def check(
     import json
 
     from degrid.cli.progress import progress
-    from degrid.data import check as check_data
+    from degrid.data import check_data
 
     with progress("checking") as advance:
         report = check_data(path, advance)
@@ -55,7 +55,7 @@ def stats(
 
     from degrid.cli.progress import progress
     from degrid.data import open_dataset
-    from degrid.data.stats import class_pixels
+    from degrid.data.inspection.stats import class_pixels
 
     dataset = open_dataset(path, split)
     with progress("counting") as advance:
@@ -79,7 +79,7 @@ def _class_rows(names: tuple[str, ...], pixels: list[int], images: list[int]) ->
     """One table row per class."""
     import torch
 
-    from degrid.engine.losses import CLASS_WEIGHTS, median_frequency_weights
+    from degrid.engine.training.losses import CLASS_WEIGHTS, median_frequency_weights
 
     weights = {
         kind: median_frequency_weights(torch.tensor(pixels), power).tolist()
@@ -114,8 +114,7 @@ def preview(
     \b
     degrid data preview my_photos -o preview.png
     """
-    from degrid.data import open_dataset
-    from degrid.data import preview as write_preview
+    from degrid.data import open_dataset, write_preview
 
     write_preview(open_dataset(path, split), out, num)
     print(f"preview: {out}")
@@ -145,7 +144,7 @@ def export(
     """
     from degrid.cli.progress import progress
     from degrid.data import open_dataset, write_tfrecord
-    from degrid.data.classes import table_in, write_class_table
+    from degrid.data.formats.classes import table_in, write_class_table
 
     dataset = open_dataset(path, split)
     table_in(out.parent, dataset.labels)  # before the long work, since the records would be read with that table
@@ -189,10 +188,10 @@ def prepare(
     from functools import partial
 
     from degrid.cli.progress import progress
-    from degrid.data.prepare import prepare_cityscapes, prepare_voc
-    from degrid.data.prepare_ade import prepare_ade20k
-    from degrid.data.prepare_camvid import prepare_camvid
-    from degrid.data.prepare_coco import prepare_coco
+    from degrid.data.prepare.ade20k import prepare_ade20k
+    from degrid.data.prepare.camvid import prepare_camvid
+    from degrid.data.prepare.coco import prepare_coco
+    from degrid.data.prepare.voc import prepare_cityscapes, prepare_voc
     from degrid.types import UserError
 
     benchmarks: dict[str, Callable[..., list[str]]] = {

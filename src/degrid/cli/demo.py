@@ -72,11 +72,11 @@ def _train_and_score(config: RunConfig, folder: Path, held_out: Dataset, shown: 
     import time
 
     import degrid
-    from degrid import runs
     from degrid.analysis import dilated_stage_receptive_field, gridding_score
     from degrid.analysis.report import ReportRun
     from degrid.cli.progress import progress
-    from degrid.engine.log import read_metrics
+    from degrid.engine.training.log import read_metrics
+    from degrid.verbs import train as runs
 
     began = time.monotonic()
     runs.run(config, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.cli.looks import (
+from degrid.cli.options import (
     Crf,
     Flip,
     Fusion,
@@ -25,8 +25,8 @@ from degrid.cli.looks import (
 )
 
 if TYPE_CHECKING:
-    from degrid.engine.compare import ScoredImage
-    from degrid.engine.trimap import TrimapPoint
+    from degrid.engine.evaluation.image_scores import ScoredImage
+    from degrid.engine.evaluation.trimap import TrimapPoint
     from degrid.types import ConfidenceBin, LabelSpace, Scores
 
 
@@ -63,12 +63,12 @@ def evaluate(
     """
     rest_idle_threads(model)
     import degrid
-    from degrid.assemble import load_any
     from degrid.cli.progress import progress
-    from degrid.engine.compare import WorstImages
-    from degrid.engine.fast import keep_freed_memory
-    from degrid.engine.trimap import TrimapCounts
+    from degrid.engine.evaluation.image_scores import WorstImages
+    from degrid.engine.evaluation.trimap import TrimapCounts
+    from degrid.engine.inference.fast_network import keep_freed_memory
     from degrid.files import write_json
+    from degrid.model_folder import load_any
 
     keep_freed_memory()
     how = inference(scales, flip, fusion, window, overlap, crf, memory)

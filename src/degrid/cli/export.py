@@ -12,7 +12,7 @@ from degrid.types import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from degrid.export import Quantization
+    from degrid.exporters import Quantization
     from degrid.types import Dataset, LabelSpace, Sample
 
 
@@ -44,7 +44,7 @@ def export(
     import sys
 
     import degrid
-    from degrid.export import FORMATS, QUANTIZERS, export_model
+    from degrid.exporters import FORMATS, QUANTIZERS, export_model
     from degrid.models import Segmenter
 
     network = degrid.load(model)
@@ -76,7 +76,7 @@ def export(
 def _quantization(data: str, split: str, count: int, max_drop: float, labels: LabelSpace) -> Quantization:
     """Every other image calibrates, the others measure: neighbours in a sequence are alike, halves are not."""
     from degrid.data import open_dataset
-    from degrid.export import Quantization
+    from degrid.exporters import Quantization
 
     dataset = open_dataset(data, split, labels=labels)
     if len(dataset) < 2:
@@ -116,6 +116,6 @@ class _Part:
 
 
 def _size(path: Path) -> str:
-    from degrid.export.formats import files_of
+    from degrid.exporters.formats import files_of
 
     return f"{sum(file.stat().st_size for file in files_of(path)) / 2**20:.1f} MiB"

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from degrid.cli.options import parse_size
+
 
 def info(
     model: Annotated[str, typer.Argument(help="A model folder, run folder, recipe name or run.json.")],
@@ -21,9 +23,7 @@ def info(
     """
     import json
 
-    from degrid import assemble
-    from degrid.models import describe
+    from degrid.verbs.describe import describe
 
-    network = assemble.open_model(model, classes)
-    found = describe(network, assemble.parse_size(size))
+    found = describe(model, size=parse_size(size), num_classes=classes)
     print(json.dumps(found.to_dict(), indent=2) if json_output else found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from degrid.cli.looks import (
+from degrid.cli.options import (
     Compiled,
     Crf,
     Flip,
@@ -26,8 +26,8 @@ from degrid.cli.looks import (
 from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from degrid.engine.benchmark_files import BenchmarkFiles
-    from degrid.engine.infer import Prediction
+    from degrid.engine.inference.predictor import Prediction
+    from degrid.verbs.benchmark_files import BenchmarkFiles
 
 _FORMATS = ("ids", "voc", "cityscapes")
 
@@ -80,12 +80,12 @@ def predict(
     """
     rest_idle_threads(model)
     import degrid
-    from degrid.assemble import load_any
     from degrid.cli.progress import progress
-    from degrid.engine.fast import keep_freed_memory
-    from degrid.engine.outputs import find_images, write_prediction, write_summary
-    from degrid.engine.overlap import Background, ahead
+    from degrid.engine.inference.fast_network import keep_freed_memory
     from degrid.image import read_image
+    from degrid.model_folder import load_any
+    from degrid.verbs.outputs import find_images, write_prediction, write_summary
+    from degrid.verbs.overlap import Background, ahead
 
     keep_freed_memory()
     how = inference(scales, flip, fusion, window, overlap, crf, memory)
@@ -140,7 +140,7 @@ def _benchmark_files(
 ) -> BenchmarkFiles | None:
     """What writes the results for a benchmark; None for plain class ids."""
     from degrid.data import CITYSCAPES_LABEL_IDS
-    from degrid.engine.benchmark_files import CityscapesFiles, VocFiles
+    from degrid.verbs.benchmark_files import CityscapesFiles, VocFiles
 
     if result_format == "voc":
         return VocFiles(out, num_classes, images, voc_comp)

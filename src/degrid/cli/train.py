@@ -84,7 +84,7 @@ def train(
         compat = any(setting.replace(" ", "").lower() == "compat=true" for setting in settings or [])
         chosen = recipes.load(recipe or "folder", compat=compat)
         if init is not None and recipe is None:
-            from degrid.assemble import model_settings
+            from degrid.model_folder import model_settings
 
             chosen = dataclasses.replace(chosen, model=model_settings(init))
         assignments = [
@@ -112,9 +112,9 @@ def train(
         print(json.dumps(configs.to_dict(chosen), indent=2))
         return
 
-    from degrid import runs
-    from degrid.engine.fast import keep_freed_memory
-    from degrid.engine.train import Stopped
+    from degrid.engine.inference.fast_network import keep_freed_memory
+    from degrid.engine.training.loop import Stopped
+    from degrid.verbs import train as runs
 
     keep_freed_memory()
     try:

@@ -10,17 +10,17 @@ from typing import cast
 import numpy as np
 import torch
 
-from degrid.catalog import did_you_mean, lookup
-from degrid.data.classes import class_table
-from degrid.data.description import read_description
-from degrid.data.layouts import recognise
-from degrid.data.masks import MaskRule, read_mask, rgb_like, unknown_message
-from degrid.data.pairs import Layout, Pair, read_list, split_of
-from degrid.data.scan import BINARY_LABELS, resolve_classes
-from degrid.data.shards import is_record_file, records_beside
+from degrid.data.formats.classes import class_table
+from degrid.data.formats.description import read_description
+from degrid.data.formats.layouts import recognise
+from degrid.data.formats.masks import MaskRule, read_mask, rgb_like, unknown_message
+from degrid.data.formats.pairs import Layout, Pair, read_list, split_of
+from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
 from degrid.data.synthetic import SyntheticScenes
-from degrid.data.tfrecord import TFRecordDataset
+from degrid.data.tfrecord.dataset import TFRecordDataset
+from degrid.data.tfrecord.shards import is_record_file, records_beside
 from degrid.image import open_image, read_jpeg
+from degrid.lookup import did_you_mean, lookup
 from degrid.types import Dataset, LabelSpace, Sample, UserError
 
 

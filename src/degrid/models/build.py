@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from degrid.catalog import lookup
+from degrid.lookup import lookup
 from degrid.models.encoder import Encoder, EncoderSettings, build_encoder
 from degrid.models.heads import (
     ASPP,

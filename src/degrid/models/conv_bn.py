@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from degrid.kernels.fold import wiring_of
+from degrid.acceleration.fold import wiring_of
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from degrid.catalog import did_you_mean, lookup
+from degrid.lookup import did_you_mean, lookup
 from degrid.models.resnet import ORIGINAL_NAMES, resnet
 from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError

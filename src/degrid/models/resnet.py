@@ -8,7 +8,7 @@ import operator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.catalog import did_you_mean
+from degrid.lookup import did_you_mean
 from degrid.types import Preprocess, UserError
 
 CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), bgr=True)

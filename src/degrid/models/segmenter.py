@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from degrid.models.activation_checkpointing import recomputed
 from degrid.models.encoder import Encoder
-from degrid.models.memory import recomputed
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import LabelSpace, Preprocess, UserError
 

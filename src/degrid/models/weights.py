@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from degrid.names import mobilenet_v2_name
 from degrid.types import UserError
+from degrid.weight_names import mobilenet_v2_name
 
 BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")

@@ -6,17 +6,15 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from degrid import catalog, config
-from degrid.recipes import deeplab_v2, deeplab_v3
-from degrid.recipes.camvid import camvid
-from degrid.recipes.folder import folder
-from degrid.recipes.synthetic import synthetic
+from degrid import config
+from degrid.lookup import lookup
+from degrid.recipes import camvid, deeplab_v2, deeplab_v3, folder, synthetic
 from degrid.types import UserError
 
 RECIPES: dict[str, Callable[..., config.RunConfig]] = {
-    "folder": folder,
-    "synthetic": synthetic,
-    "camvid": camvid,
+    "folder": folder.folder,
+    "synthetic": synthetic.synthetic,
+    "camvid": camvid.camvid,
     "deeplabv2_voc12": deeplab_v2.deeplabv2_voc12,
     "deeplabv3_voc12": deeplab_v3.deeplabv3_voc12,
     "deeplabv3_voc12_stage2": deeplab_v3.deeplabv3_voc12_stage2,
@@ -50,7 +48,7 @@ def load(name: str, compat: bool = False) -> config.RunConfig:
         if isinstance(values, dict) and "config" in values:  # a run.json holds more than the settings
             values = values["config"]
         return config.from_dict(config.RunConfig, values)
-    make = catalog.lookup(RECIPES, name, "recipe")
+    make = lookup(RECIPES, name, "recipe")
     if compat and "compat" not in inspect.signature(make).parameters:
         with_code = ", ".join(key for key, row in RECIPES.items() if "compat" in inspect.signature(row).parameters)
         raise UserError(f'recipe "{name}" follows no code that it could be compatible with; these do: {with_code}')

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from degrid.catalog import did_you_mean, lookup
+from degrid.lookup import did_you_mean, lookup
 from degrid.smoothing import legacy as originals
 from degrid.smoothing.operators import (
     Aggregation,

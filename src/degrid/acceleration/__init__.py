@@ -1,0 +1,1 @@
+"""Networks made faster: batch norm folded into convolutions, and convolutions computed in another way."""

@@ -1,0 +1,1 @@
+"""Speed and memory: fair timings, the cases of `degrid bench`, and its tables and pictures."""

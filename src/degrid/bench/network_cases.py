@@ -1,0 +1,324 @@
+"""Cases of `degrid bench` on whole networks: inference, training, memory, large images. Weights are random."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import degrid
+from degrid.acceleration.fold import folded
+from degrid.acceleration.winograd_layer import use_winograd
+from degrid.bench.measure import Case
+from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
+from degrid.bench.part_cases import Block, Scope, interpolate_argmax, scene
+from degrid.engine.device import autocast
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.training.loop import Training, _step
+from degrid.models import freeze_batch_norm
+from degrid.models.activation_checkpointing import checkpoint_activations
+from degrid.smoothing.table import OPERATORS
+from degrid.types import IGNORE_INDEX, Batch
+
+CLASSES = 21
+Way = Callable[[], Tensor]
+"""One way from an image to its class ids, [H,W]."""
+
+
+def deeplabv3_resnet50(classes: int = CLASSES) -> nn.Module:
+    """DeepLab v3 on ResNet-50 at output stride 8, the most measured one."""
+    return randomised(degrid.deeplabv3("timm:resnet50", classes, output_stride=8))
+
+
+def deeplabv2_resnet101(operator: str = "regular") -> nn.Module:
+    """DeepLab v2 on ResNet-101 at output stride 8."""
+    return randomised(degrid.deeplabv2("timm:resnet101", CLASSES, operator=operator))
+
+
+def deeplabv3plus_mobilenetv2() -> nn.Module:
+    """DeepLab v3+ on MobileNetV2 at output stride 16."""
+    return randomised(degrid.deeplabv3plus("timm:mobilenetv2_100", CLASSES))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Batch norms with random statistics, scale and shift, so that they are worth folding; evaluation mode."""
+    rng = torch.Generator().manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.uniform_(0.5, 1.5, generator=rng)
+            norm.bias.data.normal_(0, 0.1, generator=rng)
+            for buffers, values in ((norm.running_mean, (-0.1, 0.1)), (norm.running_var, (0.5, 1.5))):
+                if buffers is not None:
+                    buffers.uniform_(*values, generator=rng)
+    return model.eval()
+
+
+def by_hand(model: nn.Module, image: Tensor, precision: str = "float32") -> Way:
+    """The usual way: the network in inference mode, then interpolate and argmax."""
+
+    def call() -> Tensor:
+        with torch.inference_mode(), autocast(image.device, precision):
+            logits = model(image).float()
+        return interpolate_argmax(logits, tuple(image.shape[-2:]))[0]
+
+    return call
+
+
+def by_predictor(
+    model: nn.Module, precision: str, how: InferenceOptions | None = None
+) -> Callable[[np.ndarray], Tensor]:
+    """As the library's user does it: from a picture, uint8 [H,W,3], to its class ids.
+
+    Not with the precision "auto": it compares bfloat16 with float32 on the first images, and random weights are less
+    sure of a class than trained ones.
+    """
+    predict = degrid.Predictor(model, device="cpu", precision=precision, how=how)
+    return lambda picture: torch.from_numpy(predict(picture))
+
+
+def cases_of(group: str, ways: dict[str, Way], agreement: bool = True) -> list[Case]:
+    """Ways to the same class ids, the first of which is the base; with the share of pixels that are as the base's."""
+    base = next(iter(ways))
+    wanted = ways[base]() if agreement else None
+    return [
+        Case(name, way, group, name == base, notes={} if wanted is None else {"same ids %": same_ids(way(), wanted)})
+        for name, way in ways.items()
+    ]
+
+
+def same_ids(found: Tensor, wanted: Tensor) -> float:
+    """Pixels with the same class id, in percent."""
+    return 100 * (found.long() == wanted.long()).double().mean().item()
+
+
+# ---- inference ----------------------------------------------------------------------------------------------
+
+
+def networks(scope: Scope) -> list[Block]:
+    """From a picture to class ids at its size: by hand and as `degrid.Predictor` does it; and the smoothed networks."""
+    rows: list[tuple[str, Callable[[], nn.Module], list[tuple[int, int]], float]] = [
+        ("DeepLab v3 ResNet-50 stride 8", deeplabv3_resnet50, scope.sizes((513, 513), (321, 321)), 50),
+        ("DeepLab v2 ResNet-101 stride 8", deeplabv2_resnet101, scope.sizes((321, 321)), 26),
+        ("DeepLab v3+ MobileNetV2 stride 16", deeplabv3plus_mobilenetv2, scope.sizes((513, 513)), 8),
+    ]
+    blocks = []
+    for title, make, sizes, cost in rows:
+        for size in sizes:
+            name = f"{title}, {size[0]}x{size[1]}"
+            share = size[0] * size[1] / (sizes[0][0] * sizes[0][1])
+            blocks.append(Block(name, cost * share, _inference_block(name, make, scope.picture(size))))
+    size = scope.sizes((321, 321))[0]
+    name = f"DeepLab v2 ResNet-101 stride 8, {size[0]}x{size[1]}, smoothed, Predictor in float32"
+    return [*blocks, Block(name, 28, _smoothed_block(name, scope.picture(size)))]
+
+
+def _inference_block(
+    name: str, make: Callable[[], nn.Module], picture: np.ndarray
+) -> Callable[[ExitStack], list[Case]]:
+    return lambda stack: cases_of(name, inference_ways(make(), picture))
+
+
+def inference_ways(model: nn.Module, picture: np.ndarray) -> dict[str, Way]:
+    """The ways that are compared, the base first."""
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    last = image.contiguous(memory_format=torch.channels_last)
+    plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    merged = folded(plain)
+    winograd = copy.deepcopy(merged)
+    use_winograd(winograd)
+    return {
+        "eager, NCHW": by_hand(model, image),
+        "channels_last": by_hand(plain, last),
+        "channels_last, folded": by_hand(merged, last),
+        "channels_last, folded, Winograd": by_hand(winograd, last),
+        "bfloat16 autocast, NCHW": by_hand(model, image, "bfloat16"),
+        "bfloat16, channels_last, folded": by_hand(_halved(merged), last, "bfloat16"),
+        "Predictor, float32": partial(by_predictor(model, "float32"), picture),
+        "Predictor, bfloat16": partial(by_predictor(model, "bfloat16"), picture),
+    }
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    """A copy with the convolutions' weights in bfloat16, for autocast to find them so."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
+    return copied
+
+
+def _smoothed_block(name: str, picture: np.ndarray) -> Callable[[ExitStack], list[Case]]:
+    def cases(stack: ExitStack) -> list[Case]:
+        ways: dict[str, Way] = {
+            each: partial(by_predictor(_nudged(deeplabv2_resnet101(each)), "float32"), picture) for each in OPERATORS
+        }
+        return cases_of(name, ways, agreement=False)
+
+    return cases
+
+
+def _nudged(model: nn.Module) -> nn.Module:
+    """Learned filters away from their start, where they could be skipped."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".smoothing." in key:
+                parameter.add_(0.01)
+    return model
+
+
+# ---- training -----------------------------------------------------------------------------------------------
+
+
+def train(scope: Scope) -> list[Block]:
+    """One optimiser step of DeepLab v3 ResNet-50, stride 8, on two crops, and the activations it keeps; and of the
+    smoothed DeepLab v2 ResNet-101."""
+    crop = 97 if scope.quick else 321
+    name = f"training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
+    smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
+    return [
+        Block(name, 95, lambda stack: training_cases(name, crop), warmup=1),
+        Block(smoothed, 60, lambda stack: _smoothed_training_cases(smoothed, crop), rounds=2, warmup=1),
+    ]
+
+
+def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> list[Case]:
+    """The ways to take a step that are compared, the base first.
+
+    Args:
+        only: names of the ways to make; all by default.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "eager, NCHW": {"ours": False},
+        "degrid, float32": {},
+        "degrid, bfloat16": {"precision": "bfloat16"},
+        "degrid, frozen, float32": {"frozen": True},
+        "degrid, frozen, bfloat16": {"frozen": True, "precision": "bfloat16"},
+        "degrid, frozen, bfloat16, checkpointed": {"frozen": True, "precision": "bfloat16", "checkpoint": True},
+    }
+    batch = training_batch(crop)
+    cases = []
+    for name in only or ways:
+        model, run = _training_way(batch, **ways[name])
+        inputs = [module for module in model.modules() if hasattr(module, "checkpointed")]
+        notes = {"saved MiB": saved_activations(run, model, inputs) / MIB}
+        cases.append(Case(name, run, group, name == "eager, NCHW", len(batch.image), notes))
+    return cases
+
+
+def _smoothed_training_cases(group: str, crop: int) -> list[Case]:
+    """A step with each operator, as fine-tuning with frozen batch norm takes it."""
+    batch = training_batch(crop, 1)
+    cases = []
+    for operator in OPERATORS:
+        model = _nudged(deeplabv2_resnet101(operator)).train().to(memory_format=torch.channels_last)
+        freeze_batch_norm(model)
+        run = training_step(model, batch, "float32")
+        notes = {"saved MiB": saved_activations(run, model) / MIB}
+        cases.append(Case(operator, run, group, operator == "regular", 1, notes))
+    return cases
+
+
+def training_batch(crop: int, count: int = 2) -> Batch:
+    """So many scenes as a batch."""
+    images, labels = zip(*(scene((crop, crop), seed) for seed in range(count)), strict=True)
+    image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Batch(image, torch.from_numpy(np.stack(labels)).long(), tuple(str(seed) for seed in range(count)))
+
+
+def _training_way(
+    batch: Batch, ours: bool = True, precision: str = "float32", frozen: bool = False, checkpoint: bool = False
+) -> tuple[nn.Module, Callable[[], object]]:
+    """A network and one step of its training."""
+    model = deeplabv3_resnet50().train()
+    if not ours:
+        return model, step_by_hand(model, batch)
+    model.to(memory_format=torch.channels_last)
+    if frozen:
+        freeze_batch_norm(model)
+    if checkpoint:
+        checkpoint_activations(model)
+    return model, training_step(model, batch, precision)
+
+
+def training_step(model: nn.Module, batch: Batch, precision: str) -> Callable[[], object]:
+    """A step as `degrid train` does it."""
+    state = Training(model, _sgd(model))
+    return lambda: _step(state, [batch], batch.image.device, "label", None, precision)
+
+
+def step_by_hand(model: nn.Module, batch: Batch) -> Callable[[], object]:
+    """The usual step by hand: enlarge the logits, cross-entropy, backward, SGD."""
+    optimizer = _sgd(model)
+
+    def call() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        found = F.interpolate(model(batch.image), batch.label.shape[-2:], mode="bilinear")
+        loss = F.cross_entropy(found, batch.label, ignore_index=IGNORE_INDEX)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return call
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """So slow that the network stays what it is, however often it is measured."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(trained, lr=1e-7, momentum=0.9)
+
+
+# ---- memory and large images --------------------------------------------------------------------------------
+
+
+def memory(scope: Scope) -> list[Block]:
+    """By how many MiB the process grows, at its largest, during inference and during a training step."""
+    size, crop = scope.sizes((513, 513))[0], 97 if scope.quick else 321
+    inference = f"growth during inference, DeepLab v3 ResNet-50 stride 8, {size[0]}x{size[1]}"
+    training = f"growth during a training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
+    picture = scope.picture(size)
+
+    def inference_cases(stack: ExitStack) -> list[Case]:
+        return cases_of(inference, inference_ways(deeplabv3_resnet50(), picture), agreement=False)
+
+    return [
+        Block(inference, 24, inference_cases, rounds=3, warmup=1, seconds=0, memory=True),
+        Block(training, 40, lambda stack: training_cases(training, crop), rounds=2, warmup=0, seconds=0, memory=True),
+    ]
+
+
+def large(scope: Scope) -> list[Block]:
+    """A street scene of Cityscapes' size, whole and in windows: time, and how much the process grows in a first run."""
+    size = scope.sizes((1024, 2048))[0]
+    name = f"DeepLab v3 ResNet-50 stride 8, 19 classes, {size[0]}x{size[1]}"
+    return [Block(name, 120, _large_block(name, scope.picture(size)), rounds=1, warmup=0, seconds=0)]
+
+
+def _large_block(name: str, picture: np.ndarray) -> Callable[[ExitStack], list[Case]]:
+    def cases(stack: ExitStack) -> list[Case]:
+        model = deeplabv3_resnet50(19)
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+        side = min(769, *(max(2, 3 * length // 4) for length in picture.shape[:2]))
+        windows = InferenceOptions(window=(side, side), overlap=1 / 3)
+        ways: dict[str, Way] = {
+            "eager, NCHW": by_hand(model, image),
+            "Predictor, float32": partial(by_predictor(model, "float32"), picture),
+            "Predictor, bfloat16": partial(by_predictor(model, "bfloat16"), picture),
+            f"Predictor, bfloat16, windows of {side}": partial(by_predictor(model, "bfloat16", windows), picture),
+        }
+        return [_with_peak(case) for case in cases_of(name, ways, agreement=False)]
+
+    return cases
+
+
+def _with_peak(case: Case) -> Case:
+    """The case with its peak memory among the notes, where the system tells it."""
+    if not can_sample_memory():
+        return case
+    return dataclasses.replace(case, notes={**case.notes, "growth MiB": peak_memory(case.run)})

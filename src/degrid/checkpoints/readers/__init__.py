@@ -1,0 +1,1 @@
+"""Checkpoint files of TensorFlow, Caffe, PyTorch and numpy, read without those frameworks."""

@@ -1,0 +1,64 @@
+"""Weights of Caffe (.caffemodel), read without Caffe. Format: `src/caffe/proto/caffe.proto`, NetParameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from degrid.checkpoints.readers.values import MAX_TENSORS, joined, numbers, raw_values, shaped
+from degrid.protobuf import Span, only_bytes, only_int
+
+# Field of a layer in NetParameter -> fields of the name and of the blobs in the layer.
+_LAYERS = {100: (1, 7), 2: (4, 6)}
+_SHAPE, _FLOATS, _DOUBLES = 7, 5, 8
+_MAX_SHAPE = 1024  # bytes
+
+
+def read_caffe(file: Span) -> dict[str, np.ndarray]:
+    """The blobs of every layer as float32: "conv1/0", "conv1/1", ... (the number of the blob after the slash).
+
+    Layers of the present kind and of V1 are read; blobs of V1 keep their four axes. Floats in one piece are views of
+    the mapped file.
+
+    Raises:
+        ConversionError: no caffemodel, or a damaged one.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for field, value in file.fields():
+        if field not in _LAYERS:
+            continue
+        layer = only_bytes(value, file, field)
+        name_field, blob_field = _LAYERS[field]
+        name = next((only_bytes(v, layer, n).text("a layer's name") for n, v in layer.fields() if n == name_field), "")
+        for index, found in enumerate(v for n, v in layer.fields() if n == blob_field):
+            key, blob = f"{name}/{index}", only_bytes(found, layer, blob_field)
+            if key in tensors:
+                blob.fail(f"a second {key}")
+            if len(tensors) == MAX_TENSORS:
+                blob.fail(f"more than {MAX_TENSORS} blobs")
+            tensors[key] = _blob(blob, key)
+    if not tensors:
+        file.fail("no layers with weights: no caffemodel, or one without weights")
+    return tensors
+
+
+def _blob(blob: Span, name: str) -> np.ndarray:
+    """BlobProto."""
+
+    def field(wanted: int) -> Iterator[int | Span]:
+        return (value for number, value in blob.fields() if number == wanted)
+
+    shape = [only_int(size, blob, axis) for axis in (1, 2, 3, 4) for size in [next(field(axis), 1)]]
+    for found in field(_SHAPE):
+        message = only_bytes(found, blob, _SHAPE)
+        if len(message) > _MAX_SHAPE:
+            message.fail(f"{name} has an absurd shape")
+        dims = (value for number, value in message.fields() if number == 1)
+        shape = numbers(dims, np.dtype(np.int64), message).tolist()
+    for number, code in ((_DOUBLES, "<f8"), (_FLOATS, "<f4")):
+        values = raw_values(joined(only_bytes(found, blob, number) for found in field(number)), code, blob, name)
+        if values.size:
+            break
+    with np.errstate(all="ignore"):  # a double beyond float32 becomes infinite, as in Caffe
+        return shaped(values.astype(np.float32, copy=False), shape, blob, name)

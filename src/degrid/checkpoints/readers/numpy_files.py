@@ -1,0 +1,107 @@
+"""Arrays by name from .npz archives and from .npy files that hold a dictionary."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from degrid.checkpoints.readers.pickles import read_pickle
+from degrid.checkpoints.readers.values import MAX_TENSORS, NUMBERS, map_file, native, ordered, raw_values
+from degrid.protobuf import Span
+from degrid.types import ConversionError
+
+NPY_MAGIC = b"\x93NUMPY"
+"""The first bytes of an .npy file."""
+
+_MAX_HEADER = 1 << 16
+_MAX_GAIN = 2  # weights hardly shrink; an archive that claims to have shrunk more is made to fill the memory
+_GRACE = 1 << 20  # bytes: small archives of zeros do shrink more
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of an archive by name, and the names of members that hold no numbers.
+
+    A member that holds a dictionary is flattened: its entries follow its name and a slash.
+
+    Raises:
+        UserError: there is no such file.
+        ConversionError: no archive, damaged, or made to unpack to far more than its size.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    skipped: list[str] = []
+    for member, content in _members(path, len(map_file(path))):
+        found, other = _read_array(Span(memoryview(content), f"{path}, {member}"), member.removesuffix(".npy"))
+        tensors |= found
+        skipped += other
+    return tensors, skipped
+
+
+def _members(path: Path, size: int) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an archive of `size` bytes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > _GRACE + _MAX_GAIN * size:
+                raise ConversionError(
+                    f"{path}: claims to unpack to more than twice its {size} bytes, which weights do not; if they do, "
+                    "save them unpacked: numpy.savez(file, **numpy.load(packed))"
+                )
+            for member in members:
+                if member.compress_size > size:  # zipfile would make room for it before it reads
+                    raise ConversionError(
+                        f"{path}: {member.filename} claims {member.compress_size} bytes, beyond the end"
+                    )
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ConversionError(f"{path}: {member.filename} is packed in a way that numpy does not write")
+                yield member.filename, archive.read(member)
+    except ConversionError:
+        raise
+    except Exception as error:  # zipfile lets through many types where an archive is malformed
+        raise ConversionError(f"{path}: a damaged archive ({str(error) or type(error).__name__})") from error
+
+
+def read_npy(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of the dictionary in an .npy file by name, and the names of entries that hold no numbers.
+
+    Raises:
+        ConversionError: it holds no dictionary, refers to more than arrays and plain values, or is damaged.
+    """
+    return _read_array(file, "")
+
+
+def _read_array(file: Span, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """An array under `name`; a dictionary under the names of its entries."""
+    descr, fortran, shape, body = _header(file)
+    if descr == "|O":
+        tensors, skipped = read_pickle(body)
+        start = f"{name}/" if name else ""
+        return {start + key: value for key, value in tensors.items()}, [start + key for key in skipped]
+    if not name:
+        file.fail("one array without a name; expected a dictionary of arrays by name")
+    if not NUMBERS.fullmatch(descr):
+        return {}, [name]
+    return {name: native(ordered(raw_values(body.data, descr, body, name), shape, fortran, body, name))}, []
+
+
+def _header(file: Span) -> tuple[str, bool, tuple[int, ...], Span]:
+    """Type ("" where it is structured), order and shape that an .npy file states, and the bytes that follow.
+
+    Format: `numpy/lib/format.py`. The header is Python's text of a dictionary, always written in the same way.
+    """
+    if bytes(file.data[: len(NPY_MAGIC)]) != NPY_MAGIC:
+        file.fail("no array of numpy begins here")
+    width = 2 if file.part(6, 1).number() == 1 else 4
+    length = file.part(8, width).number()
+    header = bytes(file.part(8 + width, length, "a header").data[:_MAX_HEADER]).decode("latin1")
+    order = re.search(r"'fortran_order': *(True|False)", header)
+    shape = re.search(r"'shape': *\(([0-9L, ]*)\)", header)  # Python 2 may write 3L
+    if order is None or shape is None:
+        file.fail("the header of an array of numpy is damaged", 8 + width)
+    descr = re.search(r"'descr': *'([^']*)'", header)
+    sizes = tuple(int(size) for size in re.findall(r"[0-9]{1,20}", shape[1]))
+    start = 8 + width + length
+    return descr[1] if descr else "", order[1] == "True", sizes, file.part(start, len(file) - start)

@@ -1,0 +1,108 @@
+"""What `degrid eval` and `degrid predict` have in common: how often an image is looked at, and by how busy threads."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from degrid.types import MSC_SCALES, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from degrid.engine.inference.tta import InferenceOptions
+
+Precision = Annotated[
+    str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast and agrees with float32.")
+]
+Compiled = Annotated[bool, typer.Option("--compile", help="Also torch.compile: for many images of the same size.")]
+Scales = Annotated[str, typer.Option(help="Scales of the image to fuse, such as 0.5,0.75,1,1.25,1.5,1.75.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Also look at the mirrored image.")]
+Fusion = Annotated[str, typer.Option(help="mean of the probabilities (v3), or max of the logits (v2).")]
+Window = Annotated[str | None, typer.Option(help="Slide a window of HEIGHTxWIDTH over the image, for large images.")]
+Overlap = Annotated[float, typer.Option(help="Share of a window that the next one covers again.")]
+Msc = Annotated[
+    bool, typer.Option("--msc", help="DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Most memory for feature maps, such as 2GiB or 500MiB; larger images are seen through windows."),
+]
+Crf = Annotated[bool, typer.Option("--crf", help="Sharpen by a dense CRF, with DeepLab v2's parameters.")]
+
+
+def rest_idle_threads(model: Path) -> None:
+    """For a model that another runtime computes: PyTorch's threads wait asleep rather than spinning beside it.
+
+    They have little to do then, and spinning takes 4 % of two cores. Only OpenMP of GNU knows the setting, and reads it
+    when PyTorch is loaded; so this comes first.
+    """
+    if model.suffix in (".onnx", ".xml"):
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def multi_scale(network: nn.Module) -> None:
+    """Give a network DeepLab v2's multi-scale input.
+
+    Raises:
+        UserError: it is not one of degrid's own, such as an exported one.
+    """
+    from degrid.models import Segmenter
+
+    if not isinstance(network, Segmenter):
+        raise UserError("--msc changes a network's input scales, which are fixed in an exported model; export it anew")
+    network.scales = MSC_SCALES
+
+
+def inference(
+    scales: str, flip: bool, fusion: str, window: str | None, overlap: float, crf: bool, memory: str | None = None
+) -> InferenceOptions:
+    """The options as one value.
+
+    Raises:
+        UserError: a value of another form, or out of its range.
+    """
+    from degrid.engine.inference.crf import CRF
+    from degrid.engine.inference.tta import InferenceOptions
+
+    try:
+        factors = tuple(float(part) for part in scales.split(","))
+    except ValueError as error:
+        raise UserError(
+            f'--scales: expected numbers separated by commas, such as 0.75,1,1.25; got "{scales}"'
+        ) from error
+    return InferenceOptions(
+        factors,
+        flip,
+        fusion,
+        parse_size(window) if window else None,
+        overlap,
+        _bytes(memory) if memory else None,
+        CRF() if crf else None,
+    )
+
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.I)
+    if not found or found[2].upper() not in _UNITS:
+        raise UserError(f'--memory: expected a size such as 2GiB or 500MiB, got "{text}"')
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x1024" -> (512, 1024): height, width.
+
+    Raises:
+        UserError: another form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f'expected a size like 512x1024 (height x width), got "{text}"')
+    return int(parts[0]), int(parts[1])

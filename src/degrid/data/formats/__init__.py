@@ -1,0 +1,1 @@
+"""Datasets of files: recognised, described, and their masks read as train ids."""

@@ -1,0 +1,106 @@
+"""The table of classes that lies beside the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.pairs import read_names, read_text
+from degrid.files import write_text
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+
+_TABLES = ("classes.csv", "class_dict.csv")
+_NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
+_VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
+
+
+def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+    """Classes from classes.csv (id,name,r,g,b; class_dict.csv likewise) or from a text file with one name per line.
+
+    Rows with the id 255 are void and give its colours. Without a column id the rows count from 0, and rows called void,
+    ignore or unlabelled are void.
+
+    Returns:
+        The classes and how masks are read with them; None twice where there is no table.
+    Raises:
+        UserError: other columns, values that are no numbers, or ids with gaps.
+    """
+    for name in _TABLES:
+        if (root / name).is_file():
+            return _read_table(root / name)
+    for name in _NAME_FILES:
+        if (root / name).is_file():
+            names = tuple(line for line in read_names(root / name) if line != "__ignore__")
+            if not names:
+                raise UserError(f"{root / name} is empty; expected one class name per line")
+            labels = LabelSpace(names, voc_palette(len(names)))
+            return labels, MaskRule.plain(labels)
+    return None, None
+
+
+def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
+    classes: list[tuple[int, str, Color]] = []
+    void: dict[Color, int] = {}
+    try:
+        for row in csv.DictReader(read_text(file).splitlines()):
+            name, color = row["name"].strip(), _color(row)
+            is_void = int(row["id"]) == IGNORE_INDEX if "id" in row else name.lower() in _VOID_NAMES
+            if is_void:
+                void[color] = IGNORE_INDEX
+            else:
+                classes.append((int(row.get("id", len(classes))), name, color))
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: expected the columns id,name,r,g,b with whole numbers ({error!r})") from error
+    classes.sort()
+    if not classes:
+        raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
+    if [row[0] for row in classes] != list(range(len(classes))):
+        raise UserError(f"{file}: ids must run from 0 without a gap; 255 is void")
+    labels = LabelSpace(tuple(row[1] for row in classes), tuple(row[2] for row in classes))
+    rule = MaskRule.plain(labels)
+    return labels, MaskRule(rule.ids, {**void, **rule.colors})
+
+
+def _color(row: Mapping[str, str]) -> Color:
+    red, green, blue = (int(row[key]) for key in "rgb")
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"colour {red},{green},{blue}: expected 0 to 255")
+    return red, green, blue
+
+
+def table_in(folder: Path, labels: LabelSpace) -> Path | None:
+    """The table of these classes that lies in a folder, if there is one.
+
+    Raises:
+        UserError: a table of other classes lies there, or one that cannot be read.
+    """
+    found = next((folder / name for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()), None)
+    if found:
+        there = class_table(folder)[0]
+        if there is None or there.names != labels.names:
+            raise UserError(f"{found} names other classes than the data have; choose another folder to write to")
+    return found
+
+
+def write_class_table(folder: Path, labels: LabelSpace) -> Path:
+    """Write classes.csv for the data in a folder, unless a table of the same classes is there.
+
+    Returns:
+        The table's file.
+    Raises:
+        UserError: see `table_in`; or the place cannot be written to.
+    """
+    found = table_in(folder, labels)
+    if found:
+        return found
+    stream = io.StringIO()
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("id", "name", "r", "g", "b"))
+    rows.writerows((index, name, *labels.colors[index]) for index, name in enumerate(labels.names))
+    write_text(folder / _TABLES[0], stream.getvalue())
+    return folder / _TABLES[0]

@@ -1,0 +1,159 @@
+"""dataset.yaml: where the files are, and what the values in the masks mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from degrid.data.formats.layouts import pairs_by_name, recognise
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.pairs import Layout, Pair, is_pair_list, pair_up, read_list, read_text
+from degrid.lookup import did_you_mean
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+
+# Other toolkits' words for the same.
+_ALIASES = {
+    "names": "classes",
+    "masks_dir": "masks",
+    "label_mapping": "ids",
+    "ignore_classes": "void",
+    "root": "path",
+}
+_KEYS = ("path", "train", "val", "test", "masks", "classes", "void", "ids")
+_IGNORED = ("nc", "download")
+
+
+def read_description(file: Path) -> Layout:
+    """Read a dataset.yaml.
+
+    Keys: path (the root, relative to the file), train, val, test (a folder of images, a list file of "/image /mask" or
+    of names, or {images, masks}),
+    masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
+    or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder's own layout is used.
+
+    Raises:
+        UserError: not YAML, an unknown key, or values of another form.
+    """
+    if not file.is_file():
+        raise UserError(f"no dataset description at {file}")
+    try:
+        values = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys such as path, train, val and classes")
+    given: dict[str, Any] = {}
+    for written, value in values.items():
+        key = _ALIASES.get(str(written), str(written))
+        if key not in _KEYS and key not in _IGNORED:
+            known = [*_KEYS, *_ALIASES]
+            raise UserError(f'{file}: unknown key "{key}".{did_you_mean(key, known)} Known: {", ".join(_KEYS)}')
+        if key in given:
+            raise UserError(f'{file}: "{written}" is another word for "{key}", which is there already; keep one')
+        given[key] = value
+    root = file.parent / str(given.get("path", "."))
+    if not root.is_dir():
+        raise UserError(f"{file}: path {root} is not a folder")
+    layout = Layout("dataset.yaml", root, {})
+    for split in ("train", "val", "test"):
+        if given.get(split):
+            layout.splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
+            layout.orphans += lost
+    if not layout.splits:
+        layout = recognise(root)
+    if "classes" in given:
+        layout.labels, layout.rule = _classes(given, file)
+    elif "ids" in given or "void" in given:
+        raise UserError(f"{file}: ids and void need classes beside them")
+    return layout
+
+
+def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[list[Pair], list[Path]]:
+    if isinstance(value, dict) and set(value) == {"images", "masks"}:
+        return pair_up(_folder(root, value["images"], file), _folder(root, value["masks"], file))
+    if not isinstance(value, str):
+        raise UserError(f"{file}: {split} must be a folder, a list file or {{images: .., masks: ..}}, got {value!r}")
+    if value.endswith(".txt"):
+        by_name = (root / value).is_file() and not is_pair_list(root / value)
+        pairs = pairs_by_name(root, root / value) if by_name else None
+        return (read_list(root / value, root) if pairs is None else pairs), []
+    images = _folder(root, value, file)
+    if masks is not None:
+        # masks/train beside images/train, or one folder for all splits.
+        inside = root / str(masks) / images.name
+        pairs, lost = pair_up(images, inside if inside.is_dir() else _folder(root, masks, file))
+        return pairs, lost if inside.is_dir() else []
+    for name in ("masks", "labels", "annotations"):
+        parts = [name if part in ("images", "imgs", "img") else part for part in Path(value).parts]
+        if tuple(parts) != Path(value).parts and root.joinpath(*parts).is_dir():
+            return pair_up(images, root.joinpath(*parts))
+    raise UserError(f"{file}: where are the masks for {split}: {value}? Add masks: FOLDER")
+
+
+def _folder(root: Path, value: Any, file: Path) -> Path:
+    if not (root / str(value)).is_dir():
+        raise UserError(f"{file}: {root / str(value)} is not a folder")
+    return root / str(value)
+
+
+def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
+    rows = given["classes"]
+    if isinstance(rows, list):
+        rows = dict(enumerate(rows))
+    if not isinstance(rows, dict) or sorted(rows) != list(range(len(rows))):
+        raise UserError(f"{file}: classes must be a list of names, or a table with the ids 0, 1, 2, .. without a gap")
+    palette = voc_palette(len(rows))
+    names: list[str] = []
+    colors: list[Color] = []
+    ids: dict[int, int] = {}
+    for train in range(len(rows)):
+        row = {"name": rows[train]} if not isinstance(rows[train], dict) else rows[train]
+        unknown = set(row) - {"name", "color", "ids", "labels"}
+        if unknown or "name" not in row:
+            raise UserError(f"{file}: class {train}: expected name, and if wanted color and ids; got {', '.join(row)}")
+        names.append(str(row["name"]))
+        colors.append(_color(row.get("color", list(palette[train])), file))
+        # With a table of ids, that table says everything.
+        raw = _listed(row.get("ids", row.get("labels", [] if given.get("ids") else [train])))
+        if not all(_is_id(value) for value in raw):
+            raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
+        ids |= dict.fromkeys(raw, train)
+    labels = LabelSpace(tuple(names), tuple(colors))
+    rule = MaskRule.plain(labels)
+    mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX}
+    table = given.get("ids") or {}
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{file}: ids must be a table from raw ids to classes, such as {{7: 0, 19: void}}; got {table!r}"
+        )
+    for raw, train in table.items():
+        is_void = train in ("void", "ignore", "ignore_label", IGNORE_INDEX, -1)
+        if not _is_id(raw) or not (is_void or (_is_id(train) and 0 <= train < len(labels))):
+            raise UserError(
+                f"{file}: ids: {raw}: {train}: expected a raw id and a class 0 to {len(labels) - 1} or void"
+            )
+        mapped[raw] = IGNORE_INDEX if is_void else train
+    colors_rule: dict[Color, int] = dict(rule.colors)
+    void = given.get("void")
+    for value in [] if void is None else _listed(void):
+        if _is_id(value):
+            mapped[value] = IGNORE_INDEX
+        else:
+            colors_rule[_color(value, file)] = IGNORE_INDEX
+    return labels, MaskRule(mapped, colors_rule)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _color(value: Any, file: Path) -> Color:
+    if isinstance(value, list) and len(value) == 3 and all(_is_id(v) and 0 <= v <= 255 for v in value):
+        return (value[0], value[1], value[2])
+    raise UserError(f"{file}: a colour is three whole numbers from 0 to 255, such as [128, 64, 128]; got {value!r}")

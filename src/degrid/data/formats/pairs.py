@@ -1,0 +1,223 @@
+"""Pairs of image and mask files, and the lists that say how they are divided."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from degrid.data.formats.masks import MaskRule
+from degrid.image import IMAGE_SUFFIXES
+from degrid.types import LabelSpace, UserError
+
+MASK_ENDINGS = (
+    "_mask",
+    "_masks",
+    "_label",
+    "_labels",
+    "_gt",
+    "_seg",
+    "_segmentation",
+    "-mask",
+    "-label",
+    "_L",
+)
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+DIVIDED = "no split given: every fifth image or so, by its name, is kept for validation"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file, its mask (None where it is missing), and its name in the dataset."""
+
+    name: str
+    image: Path
+    mask: Path | None
+
+
+@dataclass
+class Layout:
+    """A recognised dataset.
+
+    labels: None where the masks must be scanned to find the classes; rule: None likewise.
+    orphans: masks without an image. note: what was decided for the user, in words. records: TFRecord files by split, in
+    place of pairs.
+    """
+
+    kind: str
+    root: Path
+    splits: dict[str, list[Pair]]
+    labels: LabelSpace | None = None
+    rule: MaskRule | None = None
+    orphans: list[Path] = field(default_factory=list)
+    note: str = ""
+    records: dict[str, list[Path]] = field(default_factory=dict)
+
+
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, with or without the byte order mark that Windows programs put in front.
+
+    Raises:
+        UserError: missing, or another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def read_names(file: Path) -> list[str]:
+    """The lines of a list that are not empty."""
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def split_of(name: str) -> str:
+    """The split that a file or folder name stands for: "Validation" is "val"; unknown names are splits of their own."""
+    return SPLIT_NAMES.get(name.lower(), name)
+
+
+def read_list(file: Path, root: Path | None = None) -> list[Pair]:
+    """Pairs from lines of "/image /mask", the paths starting at `root`; a line with an image alone has no mask.
+
+    Args:
+        root: where the leading slash points; by default the list's folder, or the nearest one above it in which the
+            first image exists.
+    Raises:
+        UserError: missing or empty, a line of another form, or no folder in which the first image exists.
+    """
+    if not file.is_file():
+        raise UserError(f"no list file at {file}")
+    lines = read_names(file)
+    if not lines:
+        raise UserError(f"the list {file} is empty")
+    entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
+    root = root or _root_of(file, entries[0][0])
+    return [
+        # The originals' lists for testing name the image as its own mask.
+        Pair(Path(image).with_suffix("").as_posix(), root / image, root / mask if mask and mask != image else None)
+        for image, mask in entries
+    ]
+
+
+def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
+    parts = line.split()
+    if not 1 <= len(parts) <= 2 or not all(map(_is_image_name, parts)):
+        parts = re.split(r"\s+(?=/)", line)  # names with spaces: the slash tells where the mask's path begins
+    if len(parts) > 2 or not all(map(_is_image_name, parts)):
+        raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
+    return parts[0].lstrip("/"), parts[1].lstrip("/") if len(parts) == 2 else None
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _root_of(file: Path, image: str) -> Path:
+    root = next((place for place in file.resolve().parents if (place / image).exists()), None)
+    if root is None:
+        raise UserError(f"{file}: {image} is in none of the folders above the list; give the root in dataset.yaml")
+    return root
+
+
+def is_pair_list(file: Path) -> bool:
+    """Whether a list begins with "/image /mask", and not with a bare name."""
+    try:
+        return any(_entry(line, file, 1)[1] is not None for line in read_names(file)[:1])
+    except UserError:
+        return False
+
+
+def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
+    """Pair the images of one folder with the masks of another by name; and the masks left over."""
+    return match_names(images_in(image_folder), image_folder, images_in(mask_folder), mask_folder)
+
+
+def match_names(
+    images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
+) -> tuple[list[Pair], list[Path]]:
+    """Pairs by the names below the roots, where a mask's may end in _mask and the like; and the masks left over."""
+
+    def key(file: Path, root: Path) -> str:
+        return file.relative_to(root).with_suffix("").as_posix()
+
+    by_name = {key(mask, mask_root): mask for mask in masks}
+    pairs, used = [], set()
+    for image in images:
+        name = key(image, image_root)
+        base = next((name.removesuffix(e) for e in ("_image", "_img", "_sat") if name.endswith(e)), name)
+        candidates = [
+            name,
+            *(stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS)),
+        ]
+        mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
+        used.add(mask)
+        pairs.append(Pair(name, image, mask))
+    return pairs, [mask for mask in masks if mask not in used]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files in a folder and below, sorted; without the hidden ones that macOS and Jupyter leave."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if _is_image_name(file.name)
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+
+def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
+    """Names of images from train.txt, val.txt, ..; one per line.
+
+    Args:
+        any_name: files with other names, such as trainaug.txt, are splits too.
+    Raises:
+        UserError: the list of a split is empty.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.txt")):
+        if not (any_name or file.stem.lower() in SPLIT_NAMES) or is_pair_list(file):
+            continue
+        found[split_of(file.stem)] = read_names(file)
+        if not found[split_of(file.stem)]:
+            raise UserError(f"the list {file} is empty; fill it, or delete it")
+    return found
+
+
+def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
+    """The pairs that a list names, in its order.
+
+    Args:
+        names: as in Pair.name, or as paths, with or without suffix and the folder in front.
+        folder: where the images are. A name that no image has gives a pair whose image is missing there.
+    """
+    known = {pair.name: pair for pair in pairs}
+    chosen = []
+    for name in names:
+        bare = name.removeprefix("./").lstrip("/").removeprefix(f"{folder.name}/")
+        file = bare if _is_image_name(bare) else f"{bare}.jpg"
+        stem = Path(file).with_suffix("").as_posix()
+        chosen.append(known.get(name) or known.get(bare) or known.get(stem) or Pair(stem, folder / file, None))
+    return chosen
+
+
+def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    """About one image in five for validation, chosen by its name, so that the choice is the same everywhere."""
+    val = [pair for pair in pairs if zlib.crc32(pair.name.encode()) % 5 == 0]
+    if not val and len(pairs) > 1:
+        val = pairs[-1:]
+    chosen = {pair.name for pair in val}
+    train = [pair for pair in pairs if pair.name not in chosen] or val
+    return {"train": train, "val": val or train}

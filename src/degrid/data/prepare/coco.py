@@ -1,0 +1,147 @@
+"""Make COCO 2017 ready to train on: class masks of its instance annotations, lists, and a count of what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from degrid.data.formats.benchmarks import COCO_FOLDERS
+from degrid.data.formats.classes import table_in
+from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, mask_tools, read_instances
+from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids
+from degrid.types import IGNORE_INDEX, UserError
+
+_COUNTS = {"train": 118_287, "val": 5_000}
+_LEAST_PIXELS = 1_000
+
+
+def prepare_coco(path: str | Path, on_image: OnImage | None = None, classes: str = "voc") -> list[str]:
+    """Draw class masks for train2017 and val2017, and write train.txt, val.txt and classes.csv.
+
+    They come to lie in a folder of the given one: voc21 (VOC's ids, names and colours) or coco81. train has the images
+    in which more than 1,000 pixels belong to the classes; crowds are void and do not count. val has all images. Masks
+    that are there stay, so that a run that was stopped goes on.
+
+    Source: DeepLab v3, arXiv 1706.05587, "Pretrained on COCO": the images of trainval without minival, which is
+    train2017, "that have annotation regions larger than 1000 pixels and contain the classes defined in PASCAL VOC
+    2012", about 60K, with all other classes as background; how it counted is not said. torchvision's
+    references/segmentation/coco_utils.py, which likewise leaves val whole, adds up the areas that the file states,
+    where overlaps count twice and crowds count.
+
+    Args:
+        path: the folder with annotations/instances_train2017.json, instances_val2017.json and the images in train2017
+            and val2017, or in images/train2017 and images/val2017.
+        on_image: called with (done, total) for each image of a split.
+        classes: "voc" (20 and background), or "all" (80 and background).
+    Returns:
+        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
+        last line says what was written and how to train on it.
+    Raises:
+        UserError: pycocotools is not installed, a folder or both annotation files are missing, an annotation is
+            damaged, or the two files differ in their categories.
+    """
+    root = folder_at(path)
+    if classes not in COCO_CHOICES:
+        raise UserError(f'unknown classes "{classes}"; known: {", ".join(COCO_CHOICES)}')
+    mask_tools()
+    notes, found = _sources(root)
+    prepared: Lists | None = None
+    for split, (file, images) in found.items():
+        instances = read_instances(file)
+        labels, ids = instances.classes(classes)
+        if prepared is None:
+            prepared = Lists(root, labels, {}, root / COCO_FOLDERS[classes])
+            prepared.report += notes
+            table_in(prepared.folder, labels)  # before the long work
+        elif prepared.labels != labels:
+            raise UserError(f"{file} has other categories than {next(iter(found.values()))[0].name}")
+        work = _Masks(split, images, prepared, ids)
+        prepared.write(split, work.pairs(instances, on_image))
+    assert prepared is not None
+    return prepared.finish()
+
+
+def _sources(root: Path) -> tuple[list[str], dict[str, tuple[Path, Path]]]:
+    """The annotation file and the folder of images of each split that is there; and what is missing.
+
+    Raises:
+        UserError: no split is there.
+    """
+    found: dict[str, tuple[Path, Path]] = {}
+    notes = []
+    for split, expected in _COUNTS.items():
+        file = root / "annotations" / f"instances_{split}2017.json"
+        places = (root / f"{split}2017", root / "images" / f"{split}2017")
+        images = next((place for place in places if place.is_dir()), None)
+        if file.is_file() and images:
+            found[split] = file, images
+        else:
+            lost = f"no folder {places[0]}" if file.is_file() else f"no {file}"
+            notes.append(f"warning: {split}.txt is not written: {lost}; expected {expected:,} images")
+    if not found:
+        raise UserError(
+            f"no COCO in {root}; expected annotations/instances_train2017.json and instances_val2017.json, and the "
+            "folders train2017 and val2017"
+        )
+    return notes, found
+
+
+class _Masks:
+    """Draws the masks of one split.
+
+    Args:
+        images: the folder of the split's images.
+        prepared: where masks and lists go.
+        ids: train id of each category id that is a class.
+    """
+
+    def __init__(self, split: str, images: Path, prepared: Lists, ids: dict[int, int]) -> None:
+        self.split, self.images, self.prepared, self.ids = split, images, prepared, ids
+        self.folder = prepared.folder / "masks" / images.name
+
+    def pairs(self, instances: Instances, on_image: OnImage | None) -> list[tuple[Path, Path]]:
+        """Draw what is missing; the images to be listed, and their masks. Notes what was found in the report."""
+        there = {file.name for file in self.images.iterdir()}
+        present = [image for image in instances.images if image.file_name in there]
+        self._note_counts(instances, present)
+        pairs, made = [], 0
+        for done, image in enumerate(present, 1):
+            mask = self.folder / f"{Path(image.file_name).stem}.png"
+            was_there = mask.exists()
+            if was_there or self._draw(image, mask, instances.file):
+                pairs.append((self.images / image.file_name, mask))
+                made += not was_there
+            if on_image:
+                on_image(done, len(present))
+        left_out = len(present) - len(pairs)
+        self.prepared.report.append(
+            f"{self.split}: {made:,} masks made in {self.folder}, {len(pairs) - made:,} were there"
+        )
+        if left_out:
+            few = f"{left_out:,} images have at most {_LEAST_PIXELS:,} pixels of the classes and are left out"
+            self.prepared.report.append(f"{self.split}: {few}")
+        return pairs
+
+    def _note_counts(self, instances: Instances, present: list[CocoImage]) -> None:
+        report, expected = self.prepared.report, _COUNTS[self.split]
+        named = f"{instances.file}: names {len(instances.images):,} images, expected {expected:,}"
+        report.append(named if len(instances.images) == expected else f"warning: {named}")
+        if len(present) < len(instances.images):
+            names = {image.file_name for image in present}
+            lost = [image.file_name for image in instances.images if image.file_name not in names]
+            report.append(
+                f"warning: {self.split}: {len(lost):,} of these are not in {self.images}, {lost[0]} among them"
+            )
+
+    def _draw(self, image: CocoImage, file: Path, source: Path) -> bool:
+        """Write a mask, unless it is one for training with too little in it."""
+        try:
+            mask = class_mask(image, self.ids)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        drawn = int(np.count_nonzero((mask > 0) & (mask != IGNORE_INDEX)))
+        if self.split == "train" and drawn <= _LEAST_PIXELS:
+            return False
+        save_ids(mask, file, self.prepared.labels)
+        return True

@@ -1,0 +1,166 @@
+"""TFRecord files as they lie on disk: where the records are, and the tables of values inside them.
+
+A file is a row of records: length uint64, its checksum uint32, the payload, its checksum uint32, all little-endian
+(tensorflow/core/lib/io/record_writer.h). A payload is a tf.train.Example (tensorflow/core/example/example.proto): a
+table of named lists of bytes, floats or integers.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from degrid.protobuf import Span, encode_field, encode_varint, masked_checksum, only_bytes
+from degrid.types import ConversionError, UserError
+
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+# Field numbers of the lists in a tf.train.Feature.
+_BYTES_LIST, _INT_LIST = 1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where one record lies.
+
+    offset: of its header in the file, bytes; length: of its payload, bytes; number: its place in the file, from 0.
+    """
+
+    file: Path
+    offset: int
+    length: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, record {self.number} (byte {self.offset})"
+
+    def payload(self) -> Span:
+        """The record's bytes. The file is opened anew for each, so that processes share nothing.
+
+        Raises:
+            ConversionError: the checksum does not fit, or the file has become shorter.
+            UserError: the file cannot be read.
+        """
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(self.offset + _HEADER.size)
+                data = memoryview(stream.read(self.length + _CHECKSUM.size))
+        except OSError as error:
+            raise UserError(f"cannot read {self.file}: {error.strerror}") from error
+        span = Span(data, str(self.file), self.offset + _HEADER.size)
+        payload = span.part(0, self.length, "a record")
+        if span.part(self.length, _CHECKSUM.size, "a checksum").number() != masked_checksum(payload.data):
+            span.fail("the record has changed since it was written (its checksum does not fit),")
+        return payload
+
+
+def records_in(file: Path) -> Iterator[Record]:
+    """Where the records of a file lie. Their headers are read and checked, the payloads are not.
+
+    Raises:
+        ConversionError: at the first header that is damaged, or whose record reaches beyond the end of the file.
+        UserError: the file cannot be read.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb", buffering=0) as stream:  # a buffer would read more than the headers
+            offset = number = 0
+            while offset < size:
+                stream.seek(offset)
+                length = _length(Span(memoryview(stream.read(_HEADER.size)), str(file), offset))
+                end = offset + _HEADER.size + length + _CHECKSUM.size
+                if end > size:
+                    raise ConversionError(f"{file}: cut short within record {number}, which begins at byte {offset}")
+                yield Record(file, offset, length, number)
+                offset, number = end, number + 1
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _length(header: Span) -> int:
+    length, checksum = _HEADER.unpack(header.part(0, _HEADER.size, "the header of a record").data)
+    if checksum != masked_checksum(header.data[:8]):
+        packed = header.offset == 0 and bytes(header.data[:2]) == b"\x1f\x8b"
+        header.fail("compressed by gzip (unpack it first)" if packed else "no TFRecord header, or a damaged one,")
+    return int(length)
+
+
+def without_suffix(file: Path) -> str:
+    """The name of a TFRecord file without .tfrecord, which may stand before the shard's number."""
+    return re.sub(r"\.tfrecords?", "", file.name, flags=re.IGNORECASE)
+
+
+def framed(payload: bytes) -> bytes:
+    """A payload as a record: with its length and checksums."""
+    length = _HEADER.pack(len(payload), 0)[:8]
+    return b"".join(
+        (length, _CHECKSUM.pack(masked_checksum(length)), payload, _CHECKSUM.pack(masked_checksum(payload)))
+    )
+
+
+class Features:
+    """The table in a tf.train.Example. Nothing but its keys is looked at before it is asked for.
+
+    Args:
+        example: the bytes of the message.
+    Raises:
+        ConversionError: not such a message.
+    """
+
+    def __init__(self, example: Span) -> None:
+        self.example = example
+        self._found: dict[str, Span] = {}
+        for number, features in example.fields():
+            for inner, entry in only_bytes(features, example, 1).fields() if number == 1 else ():
+                if inner == 1:
+                    key, value = _entry(only_bytes(entry, example, 1))
+                    self._found[key] = value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._found
+
+    def keys(self) -> list[str]:
+        """In order of the alphabet."""
+        return sorted(self._found)
+
+    def bytes_of(self, key: str) -> Span:
+        """The first entry of a list of bytes.
+
+        Raises:
+            ConversionError: no such key, or another kind of list, or an empty one.
+        """
+        return only_bytes(self._first(key, _BYTES_LIST, "bytes"), self._found[key], 1)
+
+    def int_of(self, key: str) -> int:
+        """The first entry of a list of integers, as an unsigned number; errors as above."""
+        value = self._first(key, _INT_LIST, "whole numbers")
+        return value if isinstance(value, int) else value.varint(0)[0]  # single or packed: both are in use
+
+    def _first(self, key: str, kind: int, kind_name: str) -> int | Span:
+        if key not in self._found:
+            self.example.fail(f'the key "{key}" is missing in the record')
+        for number, values in self._found[key].fields():
+            for inner, value in only_bytes(values, self._found[key], kind).fields() if number == kind else ():
+                if inner == 1:
+                    return value
+        self._found[key].fail(f'"{key}" holds no {kind_name}')
+
+
+def _entry(entry: Span) -> tuple[str, Span]:
+    """Key and value of a row of the table."""
+    parts = {number: only_bytes(value, entry, number) for number, value in entry.fields() if number in (1, 2)}
+    return parts[1].text("a key") if 1 in parts else "", parts.get(2, entry.part(len(entry), 0))
+
+
+def encode_example(features: Mapping[str, int | bytes]) -> bytes:
+    """A tf.train.Example with one value per key, in the order given; the same bytes every time."""
+    rows = []
+    for key, value in features.items():
+        # Numbers go into a packed list, as TensorFlow writes them.
+        kind, item = (_BYTES_LIST, value) if isinstance(value, bytes) else (_INT_LIST, encode_varint(value))
+        feature = encode_field(kind, encode_field(1, item))
+        rows.append(encode_field(1, encode_field(1, key.encode()) + encode_field(2, feature)))
+    return encode_field(1, b"".join(rows))

@@ -1,0 +1,1 @@
+"""Batches for training: augmented, shuffled, and addressable by position."""

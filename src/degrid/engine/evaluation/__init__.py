@@ -1,0 +1,1 @@
+"""Scores: how right, how sharp and how sure a network is."""

@@ -1,0 +1,112 @@
+"""Score a model on a dataset: every image whole, at its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from degrid.engine.evaluation.calibration import CalibrationCounts, gives_probabilities
+from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores, summed_over_ranks
+from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.types import Dataset, Sample, Scores, UserError
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    how: InferenceOptions | None = None,
+    boundary: bool = True,
+    calibration: bool = False,
+    on_image: Callable[[int, Sample, Tensor], None] | None = None,
+) -> Scores:
+    """Predict every image of a dataset and count.
+
+    Where `torch.distributed` is initialised every process must call this: each takes its share of the images (rank,
+    rank + processes, ..), the counts are added up, and all return the same scores.
+
+    Args:
+        model: from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]; its training mode is put back afterwards. Of
+            `DistributedDataParallel` the module inside, since shares may be uneven.
+        how: scales, flips and windows; by default each image once, whole.
+        boundary: also boundary IoU (costs a few milliseconds per image).
+        calibration: also the expected calibration error and its bins (costs a softmax at the size of the image).
+        on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W]; in each process
+            for its own share.
+    Raises:
+        UserError: an empty dataset, an image that cannot be read, or a model with another number of classes than the
+            dataset; in the other processes that one of them failed.
+    """
+    if len(dataset) == 0:
+        raise UserError("nothing to evaluate: the dataset holds no image")
+    was_training = model.training
+    predictor = Predictor(model, device, precision, how)
+    confusion = ConfusionMatrix(len(dataset.labels))
+    bands = BoundaryCounts(len(dataset.labels)) if boundary else None
+    sureness = CalibrationCounts() if calibration else None
+    try:
+        with _all_or_none():
+            for index in _own_share(len(dataset)):
+                sample = dataset[index]
+                ids = _predict(predictor, sample, sureness)
+                _check_classes(predictor, dataset)
+                confusion.update(ids, sample.label)
+                if bands:
+                    bands.update(ids, sample.label)
+                if on_image:
+                    on_image(index, sample, ids)
+    finally:
+        model.train(was_training)
+    return scores(
+        confusion.merged(),
+        dataset.labels,
+        len(dataset),
+        bands.merged() if bands else None,
+        sureness.merged() if sureness else None,
+    )
+
+
+def _predict(predictor: Predictor, sample: Sample, sureness: CalibrationCounts | None) -> Tensor:
+    """Class ids, uint8 [H,W]; their confidence is counted where wanted."""
+    if sureness is None:
+        return predictor.class_ids(sample.image).cpu()
+    found = predictor.scores(sample.image)
+    ids = predictor.ids(found, tuple(sample.label.shape))
+    with torch.inference_mode():
+        sureness.add_image(found, ids, sample.label, predictor.resize, gives_probabilities(predictor.how))
+    return ids.cpu()
+
+
+def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
+    names = dataset.labels.names
+    if predictor.num_classes != len(names):
+        raise UserError(
+            f"the model predicts {predictor.num_classes} classes, the dataset has {len(names)} "
+            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        )
+
+
+def _own_share(num_images: int) -> range:
+    """The images that this process predicts."""
+    if dist.is_available() and dist.is_initialized():
+        return range(dist.get_rank(), num_images, dist.get_world_size())
+    return range(num_images)
+
+
+@contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Leave together: where one process fails the others fail too, instead of waiting for its counts for ever."""
+    try:
+        yield
+    except Exception:
+        summed_over_ranks(torch.tensor(1))
+        raise
+    if int(summed_over_ranks(torch.tensor(0))):
+        raise UserError("another process could not evaluate its share of the images; its message says why")

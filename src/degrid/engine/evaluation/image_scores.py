@@ -1,0 +1,151 @@
+"""What single images tell: whether one model beats another by more than chance, and where a model fails."""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from degrid.engine.evaluation.metrics import ConfusionMatrix, hits_and_unions, mean_iou
+from degrid.types import Sample, UserError
+
+CHUNK_VALUES = 2_000_000
+"""Values of the largest array of the bootstrap at a time; some such arrays of eight bytes are alive together."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the second of two models is than the first, on the same images. All in 0..1.
+
+    miou_a, miou_b: over all images. difference: miou_b - miou_a. low, high: its 95 % interval, between the percentiles
+    2.5 and 97.5 of the draws. p: share of draws in which the difference is zero or has the other sign.
+    """
+
+    miou_a: float
+    miou_b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class ImageConfusions:
+    """Collects a confusion matrix per image; an instance is the `on_image` of `degrid.evaluate`."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._matrices: list[Tensor] = []
+
+    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+        """Add an image with its prediction, integer [H,W]."""
+        self._matrices.append(image_confusion(ids, sample.label, self.num_classes))
+
+    def stacked(self) -> Tensor:
+        """int64 [num_images,C,C] in the order of the images; rows are truth, columns prediction.
+
+        Raises:
+            UserError: no image was added.
+        """
+        if not self._matrices:
+            raise UserError("no image was evaluated, so there is nothing to compare")
+        return torch.stack(self._matrices)
+
+
+def image_confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The matrix of one image, int64 [C,C]; see `degrid.engine.evaluation.metrics.ConfusionMatrix`."""
+    matrix = ConfusionMatrix(num_classes)
+    matrix.update(prediction, label)
+    return matrix.counts
+
+
+def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -> Difference:
+    """Compare the mIoU of two models by drawing images with replacement, the same ones for both.
+
+    The mIoU of a draw is that of the summed matrices, without the classes absent from truth and prediction. The draws
+    are rows of `numpy.random.default_rng(seed).integers(num_images, size=(draws, num_images))`.
+
+    Args:
+        a, b: int64 [num_images,C,C], see `ImageConfusions`.
+    Raises:
+        UserError: no image or draw, matrices of different shape, or of different images.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile intervals.
+    """
+    _check_pair(a, b, draws)
+    images, classes = a.shape[:2]
+    # All that the mIoU needs of a sum of matrices, and far smaller than they: [num_images, 4 C].
+    parts = torch.cat([*hits_and_unions(a), *hits_and_unions(b)], dim=1).double()
+    miou_a, miou_b = _mious(parts.sum(0, keepdim=True), classes)
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK_VALUES // max(images, 4 * classes))
+    found = []
+    for start in range(0, draws, rows):
+        weights = _draw(generator, min(rows, draws - start), images)
+        of_a, of_b = _mious(weights @ parts, classes)
+        found.append(of_b - of_a)
+    drawn = torch.cat(found).numpy()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    difference = (miou_b - miou_a).item()
+    flipped = float(np.mean(drawn * np.sign(difference) <= 0))
+    return Difference(miou_a.item(), miou_b.item(), difference, float(low), float(high), flipped)
+
+
+def _check_pair(a: Tensor, b: Tensor, draws: int) -> None:
+    if a.shape != b.shape or a.ndim != 3 or a.shape[1] != a.shape[2]:
+        raise UserError(f"expected two stacks of matrices [images,C,C] of one shape, got {[*a.shape]} and {[*b.shape]}")
+    if a.shape[0] == 0 or draws < 1:
+        raise UserError(f"a bootstrap needs images and draws, got {a.shape[0]} images and {draws} draws")
+    if not torch.equal(a.sum(2), b.sum(2)):
+        raise UserError("the two models were not scored on the same images in the same order: the truths differ")
+
+
+def _draw(generator: np.random.Generator, rows: int, images: int) -> Tensor:
+    """How often each image is drawn, float64 [rows,images]."""
+    chosen = generator.integers(images, size=(rows, images))
+    chosen += images * np.arange(rows)[:, None]
+    counts = np.bincount(chosen.reshape(-1), minlength=rows * images)
+    return torch.from_numpy(counts).reshape(rows, images).double()
+
+
+def _mious(sums: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The mIoU of both models, two float64 [rows], of sums [rows, 4 C]."""
+    hit_a, union_a, hit_b, union_b = sums.reshape(-1, 4, classes).unbind(1)
+    return mean_iou(hit_a, union_a), mean_iou(hit_b, union_b)
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """An image with its own mIoU, 0 to 1, over the classes in its truth or prediction.
+
+    index: in the dataset. ids: the prediction, uint8 [H,W].
+    """
+
+    index: int
+    miou: float
+    sample: Sample
+    ids: Tensor
+
+
+class WorstImages:
+    """Keeps the images of lowest mIoU; an instance is the `on_image` of `degrid.evaluate`.
+
+    Only they are in memory. Of images with the same score the first are kept; images without a valid pixel never.
+
+    found: at most `count` images, the worst first.
+    """
+
+    def __init__(self, num_classes: int, count: int) -> None:
+        self.num_classes = num_classes
+        self.count = count
+        self.found: list[ScoredImage] = []
+
+    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+        """Look at an image with its prediction, integer [H,W]."""
+        counts = image_confusion(ids, sample.label, self.num_classes)
+        if not counts.any():
+            return
+        miou = mean_iou(*hits_and_unions(counts)).item()
+        insort(self.found, ScoredImage(index, miou, sample, ids), key=lambda image: (image.miou, image.index))
+        del self.found[self.count :]

@@ -1,0 +1,70 @@
+"""Scores near the borders of the truth: how sharp a network's contours are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from degrid.engine.evaluation.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, window_max
+from degrid.types import IGNORE_INDEX, Sample, UserError
+
+WIDTHS = (1, 2, 4, 8, 16, 40)
+"""Half widths of the bands, in pixels; up to 40 as in the DeepLab papers."""
+
+
+@dataclass(frozen=True)
+class TrimapPoint:
+    """One point of the curve.
+
+    width: pixels count up to this distance from a border. miou: over them, 0 to 1. pixels: how many they are.
+    """
+
+    width: int
+    miou: float
+    pixels: int
+
+
+class TrimapCounts:
+    """Counts of (truth, prediction) in bands along the class borders of the truth, void pixels never counted.
+
+    A pixel is in the band of width w if another id lies within w pixels of it (chessboard distance) in the truth.
+    Void is an id of its own there, because many data sets draw a strip of void between two classes. The image's border
+    is no class border; an image of one class alone has no band.
+
+    Args:
+        widths: in pixels, rising, from 1 on.
+    Raises:
+        UserError: widths of another kind.
+    Source: Kohli et al., Robust Higher Order Potentials (IJCV 2009); DeepLab v1 (arXiv 1412.7062), "Mean Pixel IOU
+    along Object Boundaries", where the band lies along the void strips of PASCAL VOC.
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
+        if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
+            raise UserError(f"trimap widths: expected rising numbers of pixels from 1 on, got {list(widths)}")
+        self.confusions = {width: ConfusionMatrix(num_classes) for width in widths}
+
+    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+        """Add an image; made for the `on_image` of `degrid.engine.evaluation.evaluate.evaluate`."""
+        self.update(ids, sample.label)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Add one image; both integer [H,W]."""
+        # Any path to another id crosses a border, so growing the narrowest band gives the wider ones.
+        band, grown = contour_band(label, 1, image_border=False).float()[None, None], 1
+        for width, confusion in self.confusions.items():
+            if width > grown:
+                band, grown = window_max(band, width - grown), width
+            counted = (band[0, 0] > 0) & (label != IGNORE_INDEX)
+            confusion.update(prediction[counted], label[counted])
+
+    def curve(self) -> tuple[TrimapPoint, ...]:
+        """The mIoU of each width, over the classes in truth or prediction there; 0 where no pixel counted."""
+        return tuple(_point(width, confusion.counts) for width, confusion in self.confusions.items())
+
+
+def _point(width: int, counts: Tensor) -> TrimapPoint:
+    return TrimapPoint(width, mean_iou(*hits_and_unions(counts)).item(), int(torch.sum(counts)))

@@ -1,0 +1,1 @@
+"""Inference: from an image to class ids, at the image's own size."""

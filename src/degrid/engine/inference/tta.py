@@ -1,0 +1,194 @@
+"""More than one look at an image: scales, flips, and windows that slide over it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degrid.engine.inference.crf import CRF, refine
+from degrid.resize import resize
+from degrid.types import UserError
+
+FUSIONS = ("mean", "max")
+Forward = Callable[[Tensor], Tensor]
+"""From RGB images [N,3,H,W] (0-255) to logits [N,C,h,w]."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How often, and in which pieces, a network looks at an image.
+
+    scales: of the image; 1 alone is the image as it is.
+    flip: also the image from right to left.
+    fusion: "mean" of the probabilities (DeepLab v3, arXiv 1706.05587 section 4.1) or "max" of the logits (v2, arXiv
+        1606.00915 section 4.1.2) over scales and flips.
+    window: height and width of windows that slide over the image, in pixels; None: the whole image at once. A window
+        that covers the image is the whole image.
+    overlap: share of a window that the next one covers again, 0 to below 1.
+    memory: bytes that the network's feature maps may take; a larger image is looked at through windows. None: four
+        fifths of what is free, looked into for images of more than 2 million pixels only.
+    crf: a dense conditional random field on the probabilities; None: none.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    fusion: str = "mean"
+    window: tuple[int, int] | None = None
+    overlap: float = 0.5
+    memory: int | None = None
+    crf: CRF | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
+            raise UserError(f"scales: expected factors above 0, up to 8, such as 0.75,1,1.25; got {self.scales}")
+        if self.fusion not in FUSIONS:
+            raise UserError(f'fusion: expected {" or ".join(FUSIONS)}, got "{self.fusion}"')
+        if self.window is not None and min(self.window) < 1:
+            raise UserError(f"window: expected a height and width of at least 1 pixel, got {self.window}")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap: expected a share from 0 to below 1, got {self.overlap}")
+        if self.memory is not None and self.memory < 1:
+            raise UserError(f"memory: expected a number of bytes, at least 1, got {self.memory}")
+        if self.memory is not None and self.window is not None:
+            raise UserError("memory and window exclude one another: the limit chooses the window")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the image is looked at once, as it is, and nothing is done to the result."""
+        return self.looks_once and self.window is None and self.crf is None
+
+    def slides_over(self, size: tuple[int, ...]) -> bool:
+        """Whether an image of this height and width needs more than one window."""
+        return self.window is not None and (self.window[0] < size[0] or self.window[1] < size[1])
+
+    @property
+    def looks_once(self) -> bool:
+        """Whether there is nothing to fuse."""
+        return self.scales == (1.0,) and not self.flip
+
+
+def fused_scores(forward: Forward, image: Tensor, how: InferenceOptions, convention: str, stride: int = 1) -> Tensor:
+    """Scores at the image's size, [1,C,H,W]: sums of probabilities for the fusion "mean" of several looks, logits
+    otherwise; with a CRF its marginals.
+
+    Args:
+        forward: the network.
+        image: RGB [1,3,H,W], 0-255.
+        convention: of resizing, a name in `degrid.resize.RESIZES`.
+        stride: of the network's coarsest feature, to refuse scales that leave less than one of its pixels.
+    Raises:
+        UserError: a scale makes the image too small.
+    """
+    size = tuple(image.shape[-2:])
+    total: Tensor | None = None
+    for look in _looks(image, how, convention, stride):
+        flipped, pixels = look
+        logits = slide(forward, pixels, how, convention)
+        logits = resize(logits.flip(-1) if flipped else logits, size, convention)
+        part = logits.softmax(1) if _sums_probabilities(how) else logits
+        join = torch.add if how.fusion == "mean" else torch.maximum
+        total = part if total is None else join(total, part)
+    assert total is not None
+    if how.crf is None:
+        return total
+    probabilities = total / total.sum(1, keepdim=True) if _sums_probabilities(how) else total.softmax(1)
+    return refine(probabilities[0].cpu(), image[0].cpu(), how.crf)[None].to(total.device)
+
+
+def _sums_probabilities(how: InferenceOptions) -> bool:
+    return how.fusion == "mean" and not how.looks_once
+
+
+def _looks(image: Tensor, how: InferenceOptions, convention: str, stride: int) -> Iterator[tuple[bool, Tensor]]:
+    height, width = image.shape[-2:]
+    for scale in how.scales:
+        size = (round(height * scale), round(width * scale))
+        if min(size) < min(stride, height, width):
+            raise UserError(
+                f"scale {scale:g} makes the image of {width}x{height} pixels {size[1]}x{size[0]}, less than one "
+                f"feature of stride {stride}; leave that scale out"
+            )
+        pixels = image if size == (height, width) else resize(image.float(), size, convention)
+        yield False, pixels
+        if how.flip:
+            yield True, pixels.flip(-1)
+
+
+def slide(forward: Forward, image: Tensor, how: InferenceOptions, convention: str) -> Tensor:
+    """Logits [1,C,H,W] of an image, window by window; where it is whole, at the head's stride."""
+    if not how.slides_over(tuple(image.shape[-2:])):
+        return forward(image)
+    bands = [band for _, band in slide_in_bands(forward, image, how, convention)]
+    return torch.cat(bands, dim=2)
+
+
+def slide_in_bands(
+    forward: Forward, image: Tensor, how: InferenceOptions, convention: str
+) -> Iterator[tuple[int, Tensor]]:
+    """The same from top to bottom, in bands that are ready: (first row, logits [1,C,rows,W]).
+
+    Where windows overlap, each fades into the next, so that no seam shows; the quarter of the overlap next to a
+    window's rim does not count at all. So the result is that of the whole image, up to rounding, for a network that
+    looks no further than that around a pixel, where sides are multiples of 32 pixels. Only as many rows of logits are
+    in memory as a window is high, whatever the height of the image.
+    """
+    assert how.window is not None
+    height, width = image.shape[-2:]
+    tall, wide = min(how.window[0], height), min(how.window[1], width)
+    rows, columns = _starts(height, tall, how.overlap), _starts(width, wide, how.overlap)
+    down, across = _fades(rows, tall, image.device), _fades(columns, wide, image.device)
+    total: Tensor | None = None
+    weights = torch.zeros(tall, width, device=image.device)
+    for index, top in enumerate(rows):
+        for column, left in enumerate(columns):
+            weight = down[index][:, None] * across[column]
+            logits = resize(forward(image[..., top : top + tall, left : left + wide]), (tall, wide), convention)
+            if total is None:
+                total = torch.zeros(1, logits.shape[1], tall, width, dtype=logits.dtype, device=image.device)
+            total[..., left : left + wide] += logits * weight
+            weights[:, left : left + wide] += weight
+        assert total is not None
+        done = (rows[index + 1] if index + 1 < len(rows) else height) - top
+        yield top, total[:, :, :done] / weights[:done]
+        total = F.pad(total[:, :, done:], (0, 0, 0, done))
+        weights = F.pad(weights[done:], (0, 0, 0, done))
+
+
+_GRID = 32
+"""Windows begin at multiples of this where they can, so that strides up to it sample the pixels they would anyway."""
+
+
+def _starts(size: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin, so that neighbours share at least `overlap`; the last one ends with the image."""
+    last = size - window
+    if last <= 0:
+        return [0]
+    step = max(1, int(window * (1 - overlap)))
+    step = step // _GRID * _GRID or step
+    return [*range(0, last, step), last]
+
+
+def _fades(starts: list[int], window: int, device: torch.device) -> list[Tensor]:
+    """Weights of each window along one axis, float32 [window]; those of two neighbours add up to 1."""
+    place = torch.arange(window, dtype=torch.float32, device=device)
+    shared = [first + window - second for first, second in itertools.pairwise(starts)]
+    weights = []
+    for before, after in zip([0, *shared], [*shared, 0], strict=True):
+        fade_in = _rise(place, before, window) if before > 0 else torch.ones_like(place)
+        fade_out = _rise(place.flip(0), after, window) if after > 0 else torch.ones_like(place)
+        weights.append(torch.minimum(fade_in, fade_out))
+    return weights
+
+
+def _rise(place: Tensor, shared: int, window: int) -> Tensor:
+    """From 0 to 1 over the pixels shared with a neighbour, and 0 on the quarter next to the rim."""
+    idle = min(shared // 4, (window - shared) // 2)
+    return ((place + 1 - idle) / (shared - 2 * idle + 1)).clamp(0, 1)

@@ -1,0 +1,193 @@
+"""Model folders: a network as model.safetensors and config.json, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from degrid import config as configs
+from degrid.config import ModelConfig
+from degrid.engine.training.training_state import load_weights
+from degrid.exporters import ENDINGS, ExportedModel
+from degrid.files import atomic_write, read_json, write_json
+from degrid.models import Segmenter
+from degrid.networks import build_model
+from degrid.types import LabelSpace, Preprocess, UserError
+from degrid.version import VERSION
+
+MODEL_FORMAT = "degrid model 1"
+CLASSIFIERS = ("head.classifier.", "head.branches.")
+"""Beginnings of the names of classifiers, in v3 and v2 heads."""
+
+
+def save(model: Segmenter, path: str | os.PathLike[str]) -> None:
+    """Write a model folder: model.safetensors and config.json, which `load` reads anywhere, without pickle.
+
+    Raises:
+        UserError: not a model of degrid, or the place cannot be written to.
+    """
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        raise UserError("only models built by degrid can be saved as a model folder; use torch.save for others")
+    folder = Path(path)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    for alias, key in _aliases(model).items():  # safetensors holds each shared tensor once
+        if key != alias:
+            del weights[alias]
+    preprocess = dataclasses.asdict(model.preprocess)
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary)
+    write_json(
+        folder / "config.json",
+        {
+            "format": MODEL_FORMAT,
+            "degrid": VERSION,
+            "model": {**configs.to_dict(model.config), "pretrained": False},
+            "preprocess": preprocess,
+            "classes": [
+                {"name": name, "color": color}
+                for name, color in zip(model.labels.names, model.labels.colors, strict=True)
+            ],
+        },
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Segmenter:
+    """The model in a model folder, or in the model/ of a run folder; in evaluation mode.
+
+    Raises:
+        UserError: no such folder, a damaged file, or weights that belong to another model.
+    """
+    folder = find_model(path)
+    config, preprocess, labels = _read_config(folder)
+    model = build_model(_with_preprocess(config, preprocess), labels)
+    file = folder / "model.safetensors"
+    weights = _read_weights(file)
+    weights |= {alias: weights[key] for alias, key in _aliases(model).items() if key in weights}
+    load_weights(model, weights, file)
+    model.config = config
+    return model.eval()
+
+
+def load_any(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
+    """The model in a model folder or run folder, or in a file that `degrid export` wrote; in evaluation mode.
+
+    Raises:
+        UserError: see `load` and `ExportedModel`.
+    """
+    file = Path(path)
+    return ExportedModel(file) if file.is_file() and file.suffix in ENDINGS else load(file)
+
+
+def model_settings(path: str | os.PathLike[str]) -> ModelConfig:
+    """The settings of the network in a model folder or run folder, its input's mean and deviation included.
+
+    Raises:
+        UserError: see `load`.
+    """
+    config, preprocess, _ = _read_config(find_model(path))
+    return _with_preprocess(config, preprocess)
+
+
+def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True) -> list[str]:
+    """Give a network the weights in a model folder or run folder, except where it is meant to differ.
+
+    Gives the names that start anew: the classifier, where the number of classes differs, and smoothing parameters that
+    the folder's network does not have.
+
+    Args:
+        head: false leaves the whole head as it is.
+    Raises:
+        UserError: the folder holds another network; see also `load`.
+    """
+    file = find_model(path) / "model.safetensors"
+    given, state = _read_weights(file), model.state_dict()
+    if not head:
+        given = {key: value for key, value in given.items() if not key.startswith("head.")}
+    given |= {alias: given[key] for alias, key in _aliases(model).items() if key in given}
+    fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
+    anew = [key for key in state if key not in fits]
+    wrong = [key for key in anew if not (key.startswith(CLASSIFIERS if head else "head.") or ".smoothing." in key)]
+    wrong += [key for key in given if key not in state and ".smoothing." not in key]
+    if wrong:
+        raise UserError(
+            f"{file} holds another network: {len(wrong)} tensors do not fit, {wrong[0]} among them; "
+            "degrid info shows what is in a folder"
+        )
+    model.load_state_dict(fits, strict=False)
+    return anew
+
+
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """The folder that holds config.json and model.safetensors.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(
+            f"expected a model folder or run folder, got the file {folder}; try {folder.parent}, or turn a checkpoint "
+            "into a model folder with degrid convert"
+        )
+    if (folder / "model" / "config.json").exists():
+        return folder / "model"
+    if (folder / "run.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"the run in {folder} has no model yet: it saves the first one at its first validation")
+    if (folder / "encoder.safetensors").exists():
+        raise UserError(
+            f"{folder} holds ImageNet weights of an encoder, not a whole model; train with "
+            f"--set model.pretrained={folder}"
+        )
+    if not (folder / "config.json").exists():
+        raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder")
+    return folder
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
+    values = read_json(folder / "config.json", "model config")
+    if not isinstance(values, dict) or values.get("format") != MODEL_FORMAT:
+        raise UserError(f"{folder / 'config.json'} is not a model config of degrid")
+    try:
+        labels = LabelSpace(
+            tuple(row["name"] for row in values["classes"]),
+            tuple(tuple(row["color"]) for row in values["classes"]),
+        )
+        config = configs.from_dict(ModelConfig, values["model"], "model")
+        preprocess = Preprocess(
+            tuple(values["preprocess"]["mean"]),
+            tuple(values["preprocess"]["std"]),
+            values["preprocess"]["bgr"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} lacks or garbles a part of the model config: {error}") from error
+    return config, preprocess, labels
+
+
+def _with_preprocess(config: ModelConfig, preprocess: Preprocess) -> ModelConfig:
+    """The input belongs to the weights: what the folder says, not what the encoder would want by default."""
+    return dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std, bgr=preprocess.bgr)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(file))
+    except FileNotFoundError as error:
+        raise UserError(f"no weights: {file} is missing") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read the weights {file}: the file is damaged or not safetensors") from error
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """For each name in the state dict the first name of the same tensor, where it has several."""
+    first: dict[tuple[int, int], str] = {}
+    names = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        owner = first.setdefault((value.data_ptr(), id(value)), key) if value.numel() else key
+        if owner != key:
+            names[key] = owner
+    return names

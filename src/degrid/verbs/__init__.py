@@ -1,0 +1,1 @@
+"""What degrid does: each verb is one function, with the defaults of the command of its name."""

@@ -1,0 +1,36 @@
+"""What a model, or the network of a recipe, is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from degrid import recipes
+from degrid.model_folder import load
+from degrid.models import ModelInfo, Segmenter
+from degrid.models import describe as describe_network
+from degrid.networks import build_model
+from degrid.types import LabelSpace
+
+
+def describe(
+    model: Segmenter | str | os.PathLike[str], *, size: tuple[int, int] = (512, 512), num_classes: int = 21
+) -> ModelInfo:
+    """Layers, rates, parameters, multiply-adds, and what is smoothed.
+
+    Args:
+        model: a network, a model folder, a run folder, or the name of a recipe or run.json, whose network is built.
+        size: height and width of the image that the multiply-adds are counted for, in pixels.
+        num_classes: number of classes, where the model does not say it.
+    Raises:
+        UserError: no such model or recipe.
+    """
+    if not isinstance(model, Segmenter):
+        model = load(model) if Path(model).is_dir() else _untrained(str(model), num_classes)
+    return describe_network(model, size)
+
+
+def _untrained(recipe: str, num_classes: int) -> Segmenter:
+    settings = dataclasses.replace(recipes.load(recipe).model, pretrained=False)
+    return build_model(settings, LabelSpace.of_size(num_classes))
