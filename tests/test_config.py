@@ -61,6 +61,43 @@ def test_pretrained_takes_a_switch_or_a_path():
     assert config.override(config.RunConfig(), ["model.pretrained=a/b.pth"]).model.pretrained == "a/b.pth"
 
 
+def test_none_is_a_word_where_text_is_expected():
+    assert config.override(config.RunConfig(), ["train.class_weights=none"]) == config.RunConfig()
+
+
+def leaves(values, path=""):
+    for key, value in values.items():
+        inner = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and key != "options":
+            yield from leaves(value, inner)
+        else:
+            yield inner
+
+
+def test_every_setting_is_described():
+    rows = list(config.describe_settings())
+    settings = [row for row in rows if row.type != "group"]
+    assert {row.path for row in settings} == set(leaves(config.to_dict(config.RunConfig())))
+    assert [row.path for row in rows if row.type == "group"] == [
+        "",
+        "model",
+        "model.smoothing",
+        "data",
+        "optim",
+        "train",
+    ]
+    assert all(row.text.endswith(".") and "\n" not in row.text for row in rows)
+    by_path = {row.path: row for row in rows}
+    assert by_path["train.steps"] == config.Setting("train.steps", "a whole number", "30000", "Optimiser steps.")
+    assert by_path["data.crop"].type == "2 numbers separated by commas"
+    assert by_path["model.rates"].type == "numbers separated by commas or none"
+
+
+def test_defaults_are_described_as_they_are_given():
+    given = [f"{row.path}={row.default}" for row in config.describe_settings() if row.type != "group" and row.default]
+    assert config.override(config.RunConfig(), given) == config.RunConfig()
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_is_complete(name, tmp_path):
     chosen = recipes.load(name)

@@ -1,14 +1,19 @@
-"""Every knob of a run: frozen dataclasses, strict reading, overrides "a.b=c", JSON round trip.
+"""Every setting of a run: frozen dataclasses, strict reading, overrides "a.b=c", JSON and back.
 
-Standard library only, so that the command line answers at once. The line below a field says what it does.
+Uses the standard library only, so that the command line answers at once. The text below a field explains it;
+`describe_settings` collects these texts.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,187 +28,251 @@ class SmoothingConfig:
     """Which dilated convolutions are smoothed, and how."""
 
     operator: str = "regular"
-    """A smoothing operator ("ssc", "average", "tent", ...), or "module:Class"; "regular" changes nothing."""
+    """The smoothing operator: `decompose`, `gi`, `ssc`, `average`, `gaussian`, `aggregation` or `tent`; `regular`
+    leaves the convolutions as they are; or a class of your own, `my_module:MyOperator`."""
     max_rate: int = 4
-    """Convolutions of a larger rate stay as they are."""
+    """Convolutions with a larger dilation rate are left alone."""
     part: str = "encoder"
-    """encoder: leaves ASPP alone, as both papers do; all: ASPP too, up to max_rate."""
+    """Where to look for them: `encoder` leaves ASPP alone, as both papers do; `all` includes it, up to `max_rate`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the operator, such as {"sigma": "shared"}."""
+    """Options of the operator: `sigma` (`gaussian`) and `size` (`gaussian`, `average`), as in
+    `--set model.smoothing.options.sigma=shared`."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network; together with the class names it rebuilds the model of a model folder."""
+    """The network. Together with the class names, these settings rebuild the model of a model folder."""
 
     network: str = "deeplabv3plus"
-    """deeplabv2, deeplabv2_largefov, deeplabv3 or deeplabv3plus."""
+    """The head: `deeplabv2` (summed ASPP), `deeplabv2_largefov` (one rate), `deeplabv3`, `deeplabv3plus` (with a
+    decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3), `deeplabv3plus_smp` (as
+    segmentation_models.pytorch builds v3+), `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a
+    function of your own, `my_module:my_head`."""
     encoder: str = "timm:resnet50"
-    """timm:<name> of any timm network that supports the output stride; caffe:resnet101, slim:resnet_v1_50,
-    slim:resnet_v2_50, .. as the original DeepLabs had them; or "module:Encoder"."""
+    """The network below the head: `timm:NAME`, for any network of timm that supports the output stride;
+    `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
+    ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; or a class of your own,
+    `my_module:MyEncoder`."""
     pretrained: bool | str = True
-    """True: timm's ImageNet weights; a path: a local .safetensors or .pth file; False: random."""
+    """`true`: download timm's ImageNet weights; a path: a local .safetensors or .pth file, or a folder made by
+    `degrid convert`; `false`: random weights."""
     output_stride: int = 16
-    """Image size over feature size where dilation takes over: 8, 16 or 32."""
+    """Image size over the size of the encoder's last feature map: 8, 16 or 32. Stages beyond it keep their resolution
+    and are dilated."""
     rates: tuple[int, ...] | None = None
-    """ASPP rates; none: the paper's for this output stride."""
+    """Dilation rates of ASPP, such as `6,12,18`; `none`: those of the paper for this output stride."""
     multi_grid: tuple[int, ...] | None = None
-    """Factors on the rates of the last stage's units, such as 1,2,4; none: no multi-grid."""
+    """Factors on the dilation rates of the units in the encoder's last stage, such as `1,2,4`; `none`: all 1."""
     uniform_rates: bool = False
-    """true: every unit of a dilated stage has the stage's rate, as in the papers; false: the first unit keeps the rate
-    before, as timm and torchvision do. caffe: and slim: encoders are always uniform."""
+    """`true`: every unit of a dilated stage has the stage's rate, as in the papers; `false`: the first unit keeps the
+    rate of the stage before, as in timm and torchvision. `caffe:` and `slim:` encoders are always uniform."""
     channels: int = 256
-    """Width of ASPP and decoder."""
+    """Channels of ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     dropout: float = 0.1
-    """Share of channels' values dropped before the classifier, 0 to 1."""
+    """Fraction of values dropped after ASPP, 0 to 1 (`deeplabv3` and `deeplabv3plus`)."""
     separable: bool = False
-    """Depthwise-separable convolutions in ASPP and decoder."""
+    """`true`: depthwise-separable convolutions in ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     mean: tuple[float, float, float] | None = None
-    """Input mean on the 0-255 scale, in the encoder's channel order; none: the encoder's own."""
+    """Mean of the input, 0 to 255, one value per channel in the encoder's channel order; `none`: the encoder's own."""
     std: tuple[float, float, float] | None = None
-    """Input deviation on the 0-255 scale; none: the encoder's own."""
+    """Standard deviation of the input, likewise; `none`: the encoder's own."""
     bgr: bool | None = None
-    """Whether the encoder reads blue first; none: the encoder's own order."""
+    """`true`: the encoder reads blue, green, red; needs `mean` and `std`. `none`: the encoder's own order."""
     resize: str | None = None
-    """How logits are enlarged: half_pixel, align_corners or tf_legacy; none: half_pixel, with legacy tf_legacy."""
+    """How logits are enlarged: `half_pixel`, `align_corners` or `tf_legacy`; `none`: `tf_legacy` where `legacy` is
+    set, else `half_pixel`."""
     scales: tuple[float, ...] = ()
-    """Further scales of multi-scale input, such as 0.75,0.5; the maximum over the scales is taken."""
+    """Multi-scale input: further scales beside 1, such as `0.75,0.5`; the network takes the maximum of their
+    logits."""
     legacy: bool = False
-    """true: padding, resizing, batch norm and smoothing as the original TensorFlow code computes them, slips included,
-    for weights that were trained with it; false: as the papers mean it."""
+    """`true`: padding, resizing, batch norm and smoothing as the original TensorFlow code computes them, mistakes
+    included, for weights trained with it; `false`: as the papers describe them."""
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images and labels come from, and what training does with them."""
+    """The dataset, and how training crops and augments its images."""
 
     path: str = "synthetic"
-    """A folder, dataset.yaml or list file; "synthetic" for the built-in scenes; or "module:Dataset"."""
+    """A folder, a dataset.yaml or a list file; `synthetic` for the built-in scenes; or a dataset of your own,
+    `my_module:MyDataset`."""
     train: str = "train"
     """Split to train on."""
     val: str = "val"
-    """Split to validate on; "" for none."""
+    """Split to validate on; empty for none."""
     crop: tuple[int, int] = (512, 512)
-    """Height and width of the training crop, pixels."""
+    """Height and width of the training crop, in pixels."""
     centred: bool = False
-    """true: crop around the middle of the image; false: anywhere."""
+    """`true`: crop the middle of the image; `false`: a random place."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale factor."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5) changes."""
+    """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5)."""
     workers: int = 0
-    """Processes that load training images; 0 loads in the training process."""
+    """Number of processes that load training images; 0: the training process loads them itself."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule."""
+    """Optimiser and learning-rate schedule."""
 
     name: str = "sgd"
-    """sgd or adamw."""
+    """Optimiser: `sgd` or `adamw`."""
     lr: float = 0.007
-    """Learning rate of the encoder at step 0 (after warm-up)."""
+    """Learning rate of the encoder at the first step after the warm-up."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """Momentum of `sgd`."""
     weight_decay: float = 1e-4
-    """On convolution weights only: not on biases, batch norm or smoothing parameters."""
+    """Weight decay of convolution weights; biases, batch norm and smoothing parameters have none."""
     decay_all: bool = False
-    """true: weight decay on every parameter."""
+    """`true`: weight decay acts on every parameter."""
     head_factor: float = 10.0
-    """Learning rate of the head's weights over the encoder's."""
+    """Learning rate of the head's weights over that of the encoder."""
     head_bias_factor: float = 20.0
-    """Learning rate of the head's biases over the encoder's."""
+    """Learning rate of the head's biases over that of the encoder."""
     schedule: str = "poly"
-    """poly, cosine or step."""
+    """How the learning rate falls: `poly`, `cosine` or `step`."""
     power: float = 0.9
-    """Poly decay: lr * (1 - step / steps) ** power; 0 keeps the rate constant."""
+    """Exponent of `poly`: the rate is `lr * (1 - step / steps) ** power`; 0 keeps it constant."""
     step_every: int = 2000
-    """Steps after which the schedule "step" lowers the rate."""
+    """Interval, in steps, at which `step` lowers the rate."""
     step_factor: float = 0.1
-    """What the schedule "step" multiplies the rate by."""
+    """Factor by which `step` multiplies the rate."""
     warmup: int = 0
-    """Steps of linear warm-up."""
+    """Steps over which the rate rises linearly at the start."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how."""
+    """Length, loss, precision and memory of training, and what is saved."""
 
     init: str = ""
-    """A model folder or run folder whose weights to start from; "": none."""
+    """Model folder or run folder whose weights to start from; empty for none."""
     init_head: bool = True
-    """false: only the encoder takes its weights from there."""
+    """`false`: only the encoder takes its weights from `init`; the head starts from random ones."""
     steps: int = 30_000
     """Optimiser steps."""
     epochs: float = 0.0
-    """Passes over the training images, with a validation after each: then they count, not steps and eval_every; 0: off.
-    """
+    """Passes over the training images, with a validation after each; replaces `steps` and `eval_every`. 0: off."""
     cyclic: bool = False
-    """true: cycles of eval_every steps and a validation; log.txt also has the lines of Ziegler et al.'s train_test and
-    its mIoU on the cycle's crops. With compat each cycle sees the same crops and repeats its last step."""
+    """`true`: train in cycles of `eval_every` steps and a validation, as in Ziegler et al.'s code; log.txt then also
+    has the lines of that code, with the mIoU on the crops of the cycle. With `compat`, every cycle sees the same crops
+    and repeats its last step."""
     batch_size: int = 8
     """Images per micro-batch."""
     accumulate: int = 1
     """Micro-batches per optimiser step; the loss is the mean over the valid pixels of all of them."""
     batch_norm: str = "train"
-    """train: batch statistics; frozen: statistics and affine parameters stay as loaded."""
+    """`train`: normalise by the statistics of the batch; `frozen`: statistics, scale and shift stay as loaded."""
     loss_size: str = "label"
-    """label: logits are enlarged to the label; logits: labels are reduced (nearest) to the logits."""
+    """Where the loss is computed: `label` enlarges the logits to the label's size; `logits` reduces the label to
+    theirs, by nearest neighbour."""
     loss: str = "cross_entropy"
-    """cross_entropy, ohem (hard pixels), focal, dice or lovasz; several joined by "+", such as cross_entropy+dice; or
-    "module:Name", a function of logits and label."""
+    """`cross_entropy`, `ohem` (hard pixels), `focal`, `dice` or `lovasz`; several joined by +, such as
+    `cross_entropy+dice`; or your own, `my_module:my_loss`, a function of logits and label."""
     label_smoothing: float = 0.0
-    """Share of the target that cross_entropy and ohem spread over all classes; 0: none."""
+    """Fraction of the target that `cross_entropy` and `ohem` spread over all classes; 0: none."""
     focal_gamma: float = 2.0
-    """How much less focal counts pixels that are right already; 0: cross-entropy."""
+    """How strongly `focal` discounts pixels that are right already; 0: not at all, which is cross-entropy."""
     ohem_share: float = 0.25
-    """Share of each micro-batch's valid pixels, the hardest, that ohem keeps."""
+    """Fraction of each micro-batch's valid pixels that `ohem` keeps: those with the largest loss."""
     class_weights: str = "none"
-    """sqrt_median_frequency or median_frequency: rare classes weigh more; numbers such as 1,2,0.5, one per class; or
-    none. Dice and lovasz count all classes the same whatever this says."""
+    """`median_frequency` or `sqrt_median_frequency`: rare classes weigh more; numbers such as `1,2,0.5`, one per class;
+    or `none`. `dice` and `lovasz` count all classes the same in any case."""
     ema: float = 0.0
-    """Decay of the exponential moving average of the weights that is evaluated and saved; 0: off."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: off."""
     precision: str = "auto"
-    """float32, bfloat16 (autocast), or auto: bfloat16 where the hardware multiplies in it, else float32."""
+    """`float32`; `bfloat16` (autocast); or `auto`: bfloat16 where the hardware multiplies in it, else float32."""
     checkpoint_activations: bool = False
-    """true: residual blocks keep their input only and are computed again for their gradient: large crops in the memory
-    of small ones, for a third more time."""
+    """`true`: residual blocks keep only their input, and run again for their gradient: much less memory, for about a
+    third more time."""
     scales_in_turn: bool = False
-    """true: of multi-scale input, one scale's feature maps are in memory at a time; the same gradients, for a third
-    more time."""
+    """`true`: with multi-scale input, keep the feature maps of one scale at a time: the same gradients with less
+    memory, for about a third more time."""
     channels_last: bool = True
-    """Memory layout of weights and images."""
+    """`true`: the channels_last memory layout for weights and images; `false`: contiguous."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one."""
     eval_every: int = 1000
     """Steps between validations."""
     save_every: int = 0
-    """Steps between checkpoints; 0: at every validation."""
+    """Steps between checkpoints; 0: one at every validation."""
     keep_checkpoints: bool = False
-    """true: also keep the state of every validation, as step_N.ckpt, to go on from."""
+    """`true`: keep the checkpoint of every validation, as step_N.ckpt, so that training can resume from any of
+    them."""
     trackers: str = ""
-    """Who else records the run: wandb or mlflow, or both joined by "+"; "": nobody."""
+    """Experiment trackers: `wandb`, `mlflow` or `wandb+mlflow`; empty for none."""
     seed: int = 0
-    """Seed of initial weights, order of images and augmentation."""
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One complete run. `degrid train` writes it to run.json; that file repeats the run."""
+    """One complete run. `degrid train` writes it to run.json, and `degrid train run.json` repeats the run."""
 
     name: str = "run"
-    """Names the run folder when none is given."""
+    """Name of the run folder where none is given."""
     then: str = ""
-    """A recipe that goes on from this run's best model, in a folder of its own beside this one; "": none."""
+    """Recipe that continues from this run's best model, in a folder of its own beside this one; empty for none."""
     compat: bool = False
-    """true: a recipe follows the original's code where that differs from what its paper means."""
+    """`true`: a recipe follows the original code where that differs from what its paper describes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of `describe_settings`.
+
+    Attributes:
+        path: such as "train.steps"; of a group "train", of a whole run "".
+        type: what may be given, in words; "group" for a group of settings.
+        default: as it is written in `--set`; empty for a group.
+        text: the explanation, on one line, with names and values in backticks.
+    """
+
+    path: str
+    type: str
+    default: str
+    text: str
+
+
+def describe_settings(kind: type = RunConfig, path: str = "") -> Iterator[Setting]:
+    """Every setting with its explanation, in order; each group comes before its settings."""
+    yield Setting(path, "group", "", " ".join(inspect.getdoc(kind).split()))  # type: ignore[union-attr]
+    hints, texts = typing.get_type_hints(kind), _texts(kind)
+    defaults = dataclasses.asdict(kind())
+    for key in sorted(hints, key=lambda key: dataclasses.is_dataclass(hints[key])):
+        inner = f"{path}.{key}".lstrip(".")
+        if dataclasses.is_dataclass(hints[key]):
+            yield from describe_settings(typing.cast(type, hints[key]), inner)
+        else:
+            yield Setting(inner, _in_words(hints[key]), _as_given(defaults[key]), texts[key])
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """The string below each field of a class, on one line."""
+    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(kind)).body[0]).body
+    return {
+        declared.target.id: " ".join(text.value.value.split())
+        for declared, text in itertools.pairwise(body)
+        if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def _as_given(value: object) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, bool | None):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -212,10 +281,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[C], values: object, where: str = "") -> C:
-    """Build a config from plain values; keys that are not given keep their defaults.
+    """Build a config from plain values; settings that are not given keep their defaults.
 
     Raises:
-        UserError: an unknown key (with the closest known one) or a value of the wrong type.
+        UserError: an unknown setting (the message names the closest one) or a value of the wrong type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where or 'config'}: expected a table of settings, got {values!r}")
@@ -230,7 +299,7 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
 
 
 def override(config: C, assignments: list[str]) -> C:
-    """Apply "a.b=c" settings; the value is JSON, or else taken as text, or a comma list for a tuple.
+    """Apply settings like "a.b=c", whose value is JSON, plain text, or numbers separated by commas.
 
     Raises:
         UserError: no "=", an unknown setting, or a value of the wrong type.
@@ -286,25 +355,25 @@ def _parse(text: str) -> object:
 
 def _convert(hint: Any, value: object, path: str) -> Any:
     """Check `value` against a type hint; JSON lists and comma texts become tuples."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
+    kind = typing.get_origin(hint) or hint
+    if kind in (typing.Union, types.UnionType):
         return _convert_union(typing.get_args(hint), value, path)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast("type[Any]", hint), value, path)
-    if origin is tuple:
+    if kind is tuple:
         return _convert_tuple(typing.get_args(hint), value, path)
-    if origin is dict:
-        if isinstance(value, dict):
-            return dict(value)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    raise UserError(f'setting "{path}": expected {_describe(hint)}, got {value!r}')
+    if kind is str and value is None:
+        return "none"  # the word, where a setting is text anyway
+    if isinstance(value, bool) != (kind is bool):
+        fits = False
+    elif isinstance(value, int | float):
+        fits = kind is not int or isinstance(value, int) or value.is_integer()
+        fits = fits and kind is not dict
+    else:
+        fits = isinstance(value, kind)
+    if not fits:
+        raise UserError(f'setting "{path}": expected {_in_words(hint)}, got {value!r}')
+    return kind(value)
 
 
 def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
@@ -316,7 +385,7 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
                 return _convert(option, value, path)
             except UserError:
                 continue
-    expected = " or ".join("none" if option is type(None) else _describe(option) for option in options)
+    expected = " or ".join(map(_in_words, options))
     raise UserError(f'setting "{path}": expected {expected}, got {value!r}')
 
 
@@ -333,8 +402,13 @@ def _convert_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[An
     return tuple(_convert(hint, item, path) for hint, item in zip(each, value, strict=True))
 
 
-def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+def _in_words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
     if hint in names:
         return names[hint]
-    return "numbers separated by commas" if typing.get_origin(hint) is tuple else "a table"
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"{'' if Ellipsis in parts else f'{len(parts)} '}numbers separated by commas"
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(_in_words, parts))
+    return "a table"
