@@ -25,13 +25,9 @@ lint: .venv/ready
 bench: .venv/ready  ## speed and memory on this machine, in 10 to 12 minutes; more in benchmarks/
 	$(BIN)/degrid bench -o build/bench
 
-docs: .venv/ready  ## reference pages from the docstrings
+docs: .venv/ready  ## API pages from the docstrings, in build/docs
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m pdoc -o build/docs degrid degrid.types degrid.config degrid.recipes degrid.smoothing degrid.models \
-		degrid.data degrid.engine.training.loop degrid.engine.evaluation.evaluate degrid.engine.inference.predictor degrid.engine.training.losses \
-		degrid.engine.evaluation.metrics degrid.engine.training.optim degrid.engine.inference.tta degrid.engine.inference.crf degrid.analysis \
-		degrid.checkpoints degrid.verbs.convert degrid.verbs.modernise degrid.kernels degrid.exporters
-	@echo "docs: build/docs/index.html"
+	$(BIN)/python docs/api.py build/docs
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "degrid needs Python 3.11 or newer; set PYTHON=python3.x")'

@@ -1,6 +1,6 @@
-"""Draw docs/gridding.png: what an output of a ResNet-50's last stage sees, before and after smoothing.
+"""Draw docs/images/gridding.png: what an output of a ResNet-50's last stage sees, before and after smoothing.
 
-python docs/gridding.py
+python docs/images/gridding.py
 """
 
 from pathlib import Path

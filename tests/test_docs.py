@@ -1,0 +1,202 @@
+"""The pages name nothing that does not exist: links, files, Python names, settings, commands, options, make targets."""
+
+import ast
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from degrid import recipes
+from degrid.cli import app
+from degrid.config import RunConfig, to_dict
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCE = ROOT / "src" / "degrid"
+page = pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
+
+sys.path.insert(0, str(ROOT / "docs"))
+import api  # noqa: E402  (docs/api.py writes the API pages)
+
+
+def prose(text: str) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(text: str) -> list[str]:
+    """Pieces of inline code; a line break inside counts as a space."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def anchor(title: str) -> str:
+    """The fragment that GitHub makes of a heading."""
+    title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title)
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+def anchors(text: str) -> set[str]:
+    return {anchor(title) for title in re.findall(r"^#+ (.*)$", prose(text), flags=re.MULTILINE)}
+
+
+def broken_links(file: Path, text: str) -> list[str]:
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"https?://", target):
+            continue
+        path, _, fragment = target.partition("#")
+        place = (file.parent / path).resolve() if path else file
+        if not place.exists() or (fragment and fragment not in anchors(place.read_text())):
+            found.append(target)
+    return found
+
+
+def missing_files(text: str) -> list[str]:
+    """Files that inline code names, relative to the repository, its docs or the package."""
+    named = {span for span in spans(text) if re.fullmatch(r"(\w+/)+[\w.]+\.(py|md|sh|toml)", span)}
+    return sorted(name for name in named if not any((base / name).exists() for base in (ROOT, SOURCE)))
+
+
+def dead_names(text: str) -> list[str]:
+    """Dotted names below `degrid` that cannot be resolved."""
+    code = "\n".join([*spans(text), *blocks(text, "python")])
+    dead = []
+    for name in sorted(set(re.findall(r"(?<![\w/.\"])degrid(?:\.[A-Za-z]\w*)+", code))):
+        try:
+            api.resolve(name)
+        except AttributeError:
+            dead.append(name)
+    return dead
+
+
+def dead_imports(text: str) -> list[str]:
+    """`from degrid.x import y` in Python blocks that would fail."""
+    dead = []
+    for block in blocks(text, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "degrid":
+                module = importlib.import_module(node.module)
+                dead += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
+    return dead
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Settings, such as train.steps in inline code or in `--set train.steps=..`, that the config does not have."""
+    groups = to_dict(RunConfig())
+    code = "\n".join([*spans(text), *blocks(text, "bash")])
+    named = re.findall(r"(?<![\w./:])((?:model|data|optim|train)(?:\.[a-z_]+)+)=", code)
+    named += [
+        span
+        for span in spans(text)
+        if re.fullmatch(r"(model|data|optim|train)\.(?!txt|md|json|safetensors)\w+(\.\w+)?", span)
+    ]
+    return sorted({name for name in named if not _has(groups, name.split("."))})
+
+
+def _has(node: object, parts: list[str]) -> bool:
+    if not parts or node == {}:  # the options of an operator are free
+        return True
+    return isinstance(node, dict) and parts[0] in node and _has(node[parts[0]], parts[1:])
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The words of every line that calls degrid, in bash blocks and in inline code."""
+    lines = [line for block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines += spans(text)
+    calls = [shlex.split(line.replace("..", ""), comments=True) for line in lines if line.startswith("degrid ")]
+    return [words[1:] for words in calls if words[1:] and not words[1].isupper()]
+
+
+def faults_of_command(words: list[str]) -> list[str]:
+    """Commands, options and recipes in a call of degrid that do not exist."""
+    command = typer.main.get_command(app)
+    used = []
+    while hasattr(command, "commands") and words:
+        name, *words = words
+        if name.startswith("-"):
+            words = [name, *words]
+            break
+        used.append(name)
+        if name not in command.commands:
+            return [f"no command: degrid {' '.join(used)}"]
+        command = command.commands[name]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    faults = [
+        f"degrid {' '.join(used)} has no {word.partition('=')[0]}"
+        for word in words
+        if re.match(r"--?[A-Za-z]", word) and word.partition("=")[0] not in {*known, "--help"}
+    ]
+    if used == ["train"] and words and re.fullmatch(r"[a-z_0-9]+", words[0]) and words[0] not in recipes.RECIPES:
+        faults.append(f"no recipe: {words[0]}")
+    return faults
+
+
+@page
+def test_links_lead_somewhere(file):
+    assert broken_links(file, file.read_text()) == []
+
+
+@page
+def test_files_that_are_named_exist(file):
+    assert missing_files(file.read_text()) == []
+
+
+@page
+def test_python_names_exist(file):
+    text = file.read_text()
+    assert dead_names(text) == []
+    assert dead_imports(text) == []
+
+
+@page
+def test_settings_exist(file):
+    assert unknown_settings(file.read_text()) == []
+
+
+@page
+def test_commands_and_options_exist(file):
+    assert [fault for words in command_lines(file.read_text()) for fault in faults_of_command(words)] == []
+
+
+@page
+def test_make_targets_exist(file):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    text = file.read_text()
+    code = "\n".join([*spans(text), *blocks(text, "bash")])
+    assert set(re.findall(r"^make ([a-z-]+)", code, flags=re.MULTILINE)) <= targets
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {str(file.relative_to(ROOT / "docs")) for file in PAGES if (ROOT / "docs") in file.parents}
+    assert {name for name in pages if f"({name})" not in index} <= {"README.md"}
+
+
+@pytest.mark.parametrize("name", api.public_modules())
+def test_docstrings_name_only_what_exists(name):
+    assert api.faults(importlib.import_module(name)) == []
+
+
+def test_these_tests_see_faults():
+    text = (
+        "[a](nowhere.md) [b](data.md#no-such-title) [c](data.md#dataset-yaml) `tests/test_no.py` `degrid.no_such` "
+        "`train.stepps` `degrid eval --nope` `degrid nope` `degrid train nope_voc`\n"
+        "```python\nfrom degrid.data import nope\n```\n"
+        "```bash\ndegrid train --set optim.lrr=1 --set train.steps=2\n```\n"
+    )
+    assert broken_links(ROOT / "docs" / "x.md", text) == ["nowhere.md", "data.md#no-such-title", "data.md#dataset-yaml"]
+    assert missing_files(text) == ["tests/test_no.py"]
+    assert dead_names(text) == ["degrid.no_such"]
+    assert dead_imports(text) == ["degrid.data.nope"]
+    assert unknown_settings(text) == ["optim.lrr", "train.stepps"]
+    faults = [fault for words in command_lines(text) for fault in faults_of_command(words)]
+    assert faults == ["degrid eval has no --nope", "no command: degrid nope", "no recipe: nope_voc"]
