@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from degrid.model_folder import load, save
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
+    from degrid.verbs.export import Int8, export
 
 __version__ = VERSION
 
@@ -32,11 +33,14 @@ _HOME = {
     "Predictor": "degrid.engine.inference.predictor",
     "SmoothingReport": "degrid.smoothing",
     "smooth_dilated_convs": "degrid.smoothing",
+    "Int8": "degrid.verbs.export",
+    "export": "degrid.verbs.export",
 }
 
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
+    "Int8",
     "LabelSpace",
     "Predictor",
     "Sample",
@@ -47,6 +51,7 @@ __all__ = [
     "deeplabv3",
     "deeplabv3plus",
     "evaluate",
+    "export",
     "load",
     "open_dataset",
     "save",

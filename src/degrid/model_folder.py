@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from degrid import config as configs
 from degrid.config import ModelConfig
 from degrid.engine.training.training_state import load_weights
-from degrid.exporters import ENDINGS, ExportedModel
+from degrid.exporters.runtime import ExportedModel
+from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, read_json, write_json
 from degrid.models import Segmenter
 from degrid.networks import build_model
@@ -76,11 +77,13 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
 def load_any(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
     """The model in a model folder or run folder, or in a file that `degrid export` wrote; in evaluation mode.
 
+    Args:
+        path: the folder or file; for a format of your own "module:Class=FILE".
     Raises:
         UserError: see `load` and `ExportedModel`.
     """
-    file = Path(path)
-    return ExportedModel(file) if file.is_file() and file.suffix in ENDINGS else load(file)
+    found = find_opener(path)
+    return ExportedModel(path) if found and found[1].exists() else load(path)
 
 
 def model_settings(path: str | os.PathLike[str]) -> ModelConfig:

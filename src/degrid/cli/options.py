@@ -36,12 +36,15 @@ Crf = Annotated[bool, typer.Option("--crf", help="Sharpen by a dense CRF, with D
 
 
 def rest_idle_threads(model: Path) -> None:
-    """For a model that another runtime computes: PyTorch's threads wait asleep rather than spinning beside it.
+    """For a model that another runtime computes: let PyTorch's idle threads sleep rather than spin beside it.
 
-    They have little to do then, and spinning takes 4 % of two cores. Only OpenMP of GNU knows the setting, and reads it
+    They have little to do then, and spinning takes 4 % of two cores. Only GNU's OpenMP knows the setting, and reads it
     when PyTorch is loaded; so this comes first.
     """
-    if model.suffix in (".onnx", ".xml"):
+    from degrid.exporters.table import find_opener
+
+    found = find_opener(model)
+    if found and found[0].own_threads:
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 

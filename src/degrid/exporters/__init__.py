@@ -1,8 +1,4 @@
-"""Models for other runtimes; each export is run and compared before it counts."""
+"""Networks as files for other runtimes: one class and one row of `table.EXPORTERS` per format.
 
-from degrid.exporters.check import Comparison
-from degrid.exporters.export import Quantization, export_model
-from degrid.exporters.formats import FORMATS, QUANTIZERS
-from degrid.exporters.runtime import ENDINGS, ExportedModel
-
-__all__ = ["ENDINGS", "FORMATS", "QUANTIZERS", "Comparison", "ExportedModel", "Quantization", "export_model"]
+A file is run and compared with the network before it counts; see `export.export_model`.
+"""

@@ -1,12 +1,12 @@
-"""Whether an exported model says what the model says, at sizes that it was not traced at."""
+"""Whether an exported model computes what the network computes, at sizes other than the traced one."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,19 @@ from degrid.types import UserError
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
 """Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size."""
 TOLERANCE = 1e-4
-"""Most difference of logits, over the largest logit."""
+"""Largest difference of logits that is accepted, relative to the largest logit."""
 AGREEMENT = 0.999
-"""Least share of pixels with the same class; the others have two classes that are as good as equal."""
+"""Smallest fraction of pixels that must get the same class; on the others two classes are practically equal."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One size: what came out differs by at most `difference` (logits, over the largest; None for class ids), and the
-    best class is the same on a share `agreement` of the pixels."""
+    """What was found on images of one size.
+
+    size: of the images, N, C, H, W.
+    difference: the largest difference of logits, relative to the largest logit; None where the file gives class ids.
+    agreement: the fraction of pixels with the same best class, 0..1.
+    """
 
     size: tuple[int, ...]
     difference: float | None
@@ -38,19 +42,22 @@ class Comparison:
         return f"{count} x {height}x{width}: {logits}same class on {100 * self.agreement:.2f} % of the pixels"
 
 
-def compared(model: nn.Module, exported: nn.Module, output: str, exact: bool = True) -> list[Comparison]:
+def compared(
+    model: nn.Module, exported: nn.Module, output: str, sizes: Sequence[tuple[int, ...]] = SIZES, exact: bool = True
+) -> list[Comparison]:
     """Run both on images of several sizes.
 
     Args:
-        model: the model in PyTorch, in evaluation mode.
-        exported: what its file gives.
-        output: "ids" or "logits".
-        exact: refuse more difference than rounding makes; int8 is judged by its mIoU instead.
+        model: the network in PyTorch, in evaluation mode.
+        exported: what was read from the file.
+        output: what the file gives, "ids" or "logits".
+        sizes: of the images, each N, C, H, W.
+        exact: refuse a difference larger than rounding makes; int8 is judged by its mIoU instead.
     Raises:
-        UserError: the exported model fails at a size, gives another shape, or other numbers.
+        UserError: the exported model fails at a size, or its output has another shape or other values.
     """
     found = []
-    for seed, size in enumerate(SIZES):
+    for seed, size in enumerate(sizes):
         image = example_image(size, seed=seed)
         with torch.no_grad():
             logits = model(image)
@@ -66,22 +73,24 @@ def compared(model: nn.Module, exported: nn.Module, output: str, exact: bool = T
     return found
 
 
-def must_run(path: Path) -> None:
+def must_run(model: str) -> None:
     """Run an exported model in a process of its own first: int8 code of a runtime may take the process down with it.
 
+    Args:
+        model: the file, as `runtime.ExportedModel` takes it.
     Raises:
         UserError: that process crashed.
     """
     run = (
-        "import sys, pathlib, degrid.exporters.check as check, degrid.exporters.runtime as runtime; "
-        "model = runtime.ExportedModel(pathlib.Path(sys.argv[1])); "
+        "import sys, degrid.exporters.check as check, degrid.exporters.runtime as runtime; "
+        "model = runtime.ExportedModel(sys.argv[1]); "
         "[model(check.example_image(size)) for size in check.SIZES]"
     )
-    done = subprocess.run([sys.executable, "-c", run, str(path)], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", run, model], capture_output=True)
     if done.returncode < 0:
         raise UserError(
             f"the runtime crashes on this int8 model here ({signal.Signals(-done.returncode).name}); nothing "
-            "is written. Take the other of onnx and openvino, or stay with float32"
+            "is written. Try another format with int8, or stay with float32"
         )
 
 

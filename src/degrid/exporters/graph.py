@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
+from degrid.exporters.exporter import quiet
 from degrid.exporters.smoothing import fix_smoothing
-from degrid.resize import convention_of, resize
+from degrid.resize import convention_of, resize, scaled_size
 from degrid.types import UserError
 
 OUTPUTS = ("ids", "logits")
@@ -75,8 +76,6 @@ def _scaled(side: int, fraction: Fraction, convention: str) -> int:
 
 def _fraction(scale: float, convention: str) -> Fraction:
     """A scale as a fraction that gives the same whole sizes."""
-    from degrid.resize import scaled_size
-
     fraction = Fraction(scale).limit_denominator(1000)
     for side in range(-(-fraction.denominator // fraction.numerator), _LARGEST_SIDE):
         if _scaled(side, fraction, convention) != scaled_size((side, side), scale, convention)[0]:
@@ -89,8 +88,6 @@ def _fraction(scale: float, convention: str) -> Fraction:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     """The model itself where it is on the CPU in single precision."""
-    import copy
-
     state = [*model.parameters(), *model.buffers()]
     fits = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
     return model if fits else copy.deepcopy(model).cpu().float()
@@ -106,41 +103,49 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
     return pixels if input_type == "uint8" else pixels.float()
 
 
-def traced(graph: ExportGraph, input_type: str = "uint8") -> torch.export.ExportedProgram:
-    """Trace a graph for any batch, height and width.
+@dataclass(frozen=True)
+class Source:
+    """A network that is ready to be written.
 
-    Args:
-        input_type: "uint8" or "float32".
-    Raises:
-        UserError: it cannot be traced.
+    graph: the module, from images [N,3,H,W] to what the file shall give.
+    example: images of the type that the file shall take, to trace it with.
+    any_size: whether the file shall take images of any number and size; otherwise one of the example's.
     """
-    if input_type not in INPUTS:
-        raise UserError(f'unknown input "{input_type}"; known: {", ".join(INPUTS)}')
-    free = torch.export.Dim.DYNAMIC
-    image = example_image(TRACED, input_type)
-    try:
-        with torch.no_grad(), quiet():
-            return torch.export.export(
-                graph.eval(), (image,), dynamic_shapes={"image": {0: free, 2: free, 3: free}}, strict=False
-            )
-    except Exception as error:  # the tracer has exceptions of many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UserError(
-            f"this network cannot be exported: tracing it failed ({type(error).__name__}: {reason[:160]}); its "
-            "forward must use tensor operations only"
-        ) from error
 
+    graph: ExportGraph
+    example: Tensor
+    any_size: bool
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' own warnings: what counts is the comparison afterwards."""
-    import logging
+    @classmethod
+    def of(cls, model: nn.Module, output: str, input_type: str, size: tuple[int, int] | None = None) -> Source:
+        """From a network; see `ExportGraph`.
 
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        Args:
+            input_type: "uint8" or "float32".
+            size: height and width of the one image that the file shall take; None: any number of any size.
+        Raises:
+            UserError: an unknown output or type, or a scale without whole sizes.
+        """
+        graph = ExportGraph(model, output).eval()
+        if input_type not in INPUTS:
+            raise UserError(f'unknown input "{input_type}"; known: {", ".join(INPUTS)}')
+        return cls(graph, example_image((1, 3, *size) if size else TRACED, input_type), size is None)
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The traced network.
+
+        Raises:
+            UserError: it cannot be traced.
+        """
+        free = torch.export.Dim.DYNAMIC
+        shapes = {"image": {0: free, 2: free, 3: free}} if self.any_size else None
+        try:
+            with torch.no_grad(), quiet():
+                return torch.export.export(self.graph, (self.example,), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # the tracer has exceptions of many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise UserError(
+                f"this network cannot be exported: tracing it failed ({type(error).__name__}: {reason[:160]}); its "
+                "forward must use tensor operations only"
+            ) from error

@@ -1,28 +1,30 @@
-"""Exported models as modules: run by their own runtime, used like any model."""
+"""Exported models as modules: run by their own runtime, used like any network."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from degrid.exporters.formats import KEY
-from degrid.exporters.libraries import library, openvino_core
+from degrid.contracts import ExportedNetwork
+from degrid.exporters.exporter import Exporter
+from degrid.exporters.table import EXPORTERS, find_opener
 from degrid.types import LabelSpace, UserError
-
-ENDINGS = (".onnx", ".xml", ".pt2")
+from degrid.version import VERSION
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of its model.
+    """What a file says about its network.
 
-    output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w]; input: "uint8" or "float32", RGB
-    [N,3,H,W], 0-255; resize: how logits are enlarged; version: of degrid.
+    classes: name and colour of each. output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w].
+    input: "uint8" or "float32", RGB [N,3,H,W], 0-255. resize: how logits are enlarged. version: of degrid. size: height
+    and width of the one image that it takes; None where it takes any number of any size.
     """
 
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
@@ -31,26 +33,39 @@ class Facts:
     resize: str
     version: str
     kind: str = "model"
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(
+        cls, labels: LabelSpace, output: str, input_type: str, resize: str, size: tuple[int, int] | None = None
+    ) -> Facts:
+        """The facts about a network that this version of degrid exports."""
+        classes = tuple(zip(labels.names, labels.colors, strict=True))
+        return cls(classes, output, input_type, resize, VERSION, size=size)
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Facts:
         """From the JSON in a file.
 
         Raises:
-            UserError: none, or of another form.
+            UserError: there is none, or it has another form.
         """
         try:
             values = json.loads(text or "")
             classes = tuple((name, tuple(color)) for name, color in values.pop("classes"))
-            return cls(classes, **values)
+            size = values.pop("size", None)
+            return cls(classes, **values, size=size and (size[0], size[1]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} was not written by degrid export: it does not say its classes and output"
             ) from error
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+    def to_json(self) -> str:
+        """ASCII; without the size where there is none, so that earlier versions read it too."""
+        values = asdict(self)
+        if self.size is None:
+            del values["size"]
+        return json.dumps(values, ensure_ascii=True)
 
     @property
     def labels(self) -> LabelSpace:
@@ -58,74 +73,51 @@ class Facts:
         return LabelSpace(tuple(name for name, _ in self.classes), tuple(color for _, color in self.classes))
 
 
-class ExportedModel(nn.Module):
-    """A model in a file, from RGB images [N,3,H,W] (0-255) to logits or class ids, on the CPU.
+class ExportedModel(ExportedNetwork):
+    """A network in a file, from RGB images [N,3,H,W] (0-255) to logits or class ids, on the CPU.
 
     Args:
-        path: NAME.onnx, NAME.xml or NAME.pt2.
+        path: the file, such as NAME.onnx; with the format before it where its ending does not tell, as in
+            "my_module:MyExporter=FILE".
     Raises:
         UserError: no such file, a damaged one, one that degrid did not write, or the runtime is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        if not path.is_file():
-            raise UserError(f"no exported model {path}")
-        if path.suffix not in _OPENERS:
-            raise UserError(f"expected an exported model that ends in {', '.join(ENDINGS)}, got {path}")
-        try:
-            self._run, text = _OPENERS[path.suffix](path)
-        except UserError:
-            raise
-        except Exception as error:  # the runtimes have exceptions of many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot read the exported model {path}: {reason[:200]}") from error
-        self.facts = Facts.read(text, path)
+        found = find_opener(path)
+        if found is None:
+            endings = dict.fromkeys(each.ending for each in EXPORTERS.values())
+            raise UserError(f"expected an exported model that ends in {', '.join(endings)}, got {path}")
+        exporter, file = found
+        if not file.exists():
+            raise UserError(f"no exported model {file}")
+        self._run, text = _opened(exporter, file)
+        self.facts = Facts.read(text, file)
         self.labels, self.output, self.resize = self.facts.labels, self.facts.output, self.facts.resize
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w]."""
+        """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w].
+
+        Raises:
+            UserError: the file is for one image of another size.
+        """
+        size = self.facts.size
+        if size and (len(image), *image.shape[-2:]) != (1, *size):
+            raise UserError(
+                f"this exported model takes one image of {size[0]}x{size[1]}, got {len(image)} of "
+                f"{image.shape[-2]}x{image.shape[-1]}; resize it, or export the model for that size"
+            )
         kind = torch.uint8 if self.facts.input == "uint8" else torch.float32
         with torch.no_grad():
-            return cast(Tensor, self._run(image.detach().cpu().to(kind).contiguous()))
+            return self._run(image.detach().cpu().to(kind).contiguous())
 
 
-def _open_onnx(path: Path) -> tuple[Any, str | None]:
-    onnxruntime = library("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    facts = session.get_modelmeta().custom_metadata_map.get(KEY)
-    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0]), facts
-
-
-def _open_openvino(path: Path) -> tuple[Any, str | None]:
-    core = openvino_core()
-    model = core.read_model(str(path))
-    facts = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
-    # A file computes what was compared: no silent bfloat16. int8 layers stay int8.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(model, "CPU", settings)
-    return lambda image: torch.from_numpy(compiled(image.numpy())[0].copy()), facts
-
-
-def _open_program(path: Path) -> tuple[Any, str | None]:
-    """A torch.export file, or a package of compiled code."""
-    import zipfile
-
-    with zipfile.ZipFile(path) as archive:
-        compiled = any("/data/aotinductor/" in name for name in archive.namelist())
-    if compiled:
-        from torch._inductor import aoti_load_package
-
-        package: Any = aoti_load_package(str(path))
-        return package, package.get_metadata().get(KEY)
-    extra = {KEY: ""}
-    # Its guards are those of the traced sizes; what other sizes give was compared when it was written.
-    program = torch.export.load(str(path), extra_files=extra).module(check_guards=False)
-    return lambda image: program(image), extra[KEY]
-
-
-_OPENERS = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_program}
+def _opened(exporter: Exporter, file: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    try:
+        return exporter.open(file)
+    except UserError:
+        raise
+    except Exception as error:  # the runtimes have exceptions of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read the exported model {file}: {reason[:200]}") from error

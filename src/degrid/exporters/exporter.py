@@ -1,0 +1,120 @@
+"""What a format is: one class that writes a network to files and, where that is possible, runs them again.
+
+Imports no torch, so that the command line can ask a format what it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from degrid.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from degrid.exporters.graph import Source
+
+KEY = "degrid"
+"""Under this name a file holds the facts about its network, as JSON; see `runtime.Facts`."""
+
+
+class Exporter:
+    """A format. A new one sets the attributes and defines `write`; and `open`, unless its files cannot be run here.
+
+    Attributes:
+        ending: of the file's name, such as ".onnx"; of several files, the ending of the one that users name.
+        note: what the command line's help says about it, such as "needs a C++ compiler".
+        packages: the packages that writing and running need, by the names under which they are imported.
+        int8_packages: those that `quantize` needs as well.
+        install: what to install with pip for these packages.
+        any_size: whether a file can take images of any number and size; otherwise it is for one image of one size.
+        own_threads: whether its runtime computes on threads of its own, beside which PyTorch's had better sleep.
+    """
+
+    ending: ClassVar[str]
+    note: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ()
+    int8_packages: ClassVar[tuple[str, ...]] = ()
+    install: ClassVar[str] = "degrid[export]"
+    any_size: ClassVar[bool] = True
+    own_threads: ClassVar[bool] = False
+
+    def write(self, source: Source, path: Path, facts: str) -> None:
+        """Write a network to `files(path)`.
+
+        Args:
+            source: the network; `source.program` is its torch.export program, `source.graph` the module itself.
+            facts: to be stored in the file or beside it, for `open` to return; ASCII.
+        Raises:
+            UserError: this network cannot be written in this format.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define write(source, path, facts)")
+
+    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+        """Make a file ready to run.
+
+        Returns:
+            A function from images [N,3,H,W] on the CPU, of the type that the network was exported with, to its output;
+            and the facts that `write` stored, None where the file has none.
+        Raises:
+            UserError: the runtime is not installed. Other exceptions mean that the file is damaged.
+        """
+        raise UserError(f"{path} cannot be run here: degrid writes files of this kind, but does not run them")
+
+    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
+        """Write the file `source` anew with int8 weights and activations.
+
+        Args:
+            path: where to.
+            images: to choose the ranges by, [1,3,H,W], of the type that the network was exported with.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no int8")
+
+    def files(self, path: Path) -> list[Path]:
+        """All files (or folders) that make up the model called `path`, which comes last."""
+        return [path]
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is, or would be, a file of this format."""
+        return path.name.endswith(self.ending) and not path.is_dir()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether `open` is defined."""
+        return type(self).open is not Exporter.open
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether `quantize` is defined."""
+        return type(self).quantize is not Exporter.quantize
+
+    def library(self, name: str) -> Any:
+        """Import a package that not everybody has.
+
+        Raises:
+            UserError: it is not installed.
+        """
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{name.split('.')[0]} is not installed; pip install {self.install}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings of exporting libraries: what counts is the comparison afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

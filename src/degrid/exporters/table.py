@@ -1,0 +1,63 @@
+"""The formats by name, and which of them a file belongs to. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from degrid.exporters.aot_inductor import AotInductor
+from degrid.exporters.exporter import Exporter
+from degrid.exporters.onnx import Onnx
+from degrid.exporters.openvino import OpenVino
+from degrid.exporters.torch_export import TorchExport
+from degrid.lookup import lookup
+from degrid.types import UserError
+
+EXPORTERS: dict[str, type[Exporter]] = {
+    "onnx": Onnx,
+    "openvino": OpenVino,
+    "torch-export": TorchExport,
+    "aot-inductor": AotInductor,
+}
+"""`--format` to its class. Where two formats have the same ending, each recognises its own files by their content."""
+
+
+def find_exporter(format: str | type[Exporter]) -> Exporter:
+    """The format that is called so.
+
+    Args:
+        format: a name in `EXPORTERS`, "module:Class", or such a class itself.
+    Raises:
+        UserError: nothing is called so, or something else than a format.
+    """
+    found = lookup(EXPORTERS, format, "format") if isinstance(format, str) else format
+    if not (isinstance(found, type) and issubclass(found, Exporter)):
+        raise UserError(f"format {format}: expected a class derived from degrid.exporters.exporter.Exporter")
+    return found()
+
+
+def find_opener(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
+    """What runs a file, and the file; None where `path` is not called like an exported model.
+
+    Args:
+        path: a file that one of `EXPORTERS` recognises, or a format and a file, as in "my_module:MyExporter=FILE".
+    Raises:
+        UserError: no such format.
+    """
+    text, file = os.fspath(path), Path(path)
+    format, equals, rest = text.partition("=")
+    if equals and rest and (format in EXPORTERS or ":" in format) and not file.exists():
+        return find_exporter(format), Path(rest)
+    return next(((each(), file) for each in EXPORTERS.values() if each().recognises(file)), None)
+
+
+def name_of(exporter: Exporter) -> str:
+    """What a format is called on the command line."""
+    kind = type(exporter)
+    own = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, each in EXPORTERS.items() if each is kind), own)
+
+
+def formats_with_int8() -> list[str]:
+    """The names of the formats that can be quantized."""
+    return [name for name, each in EXPORTERS.items() if each().has_int8]

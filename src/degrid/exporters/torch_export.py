@@ -1,0 +1,48 @@
+"""PyTorch's own file of a traced network."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from degrid.exporters.exporter import KEY, Exporter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from degrid.exporters.graph import Source
+
+
+class TorchExport(Exporter):
+    """NAME.pt2, which `torch.export.load` reads."""
+
+    ending = ".pt2"
+
+    def write(self, source: Source, path: Path, facts: str) -> None:
+        """Write NAME.pt2."""
+        import torch
+
+        torch.export.save(source.program, str(path), extra_files={KEY: facts})
+
+    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+        """Run by PyTorch."""
+        import torch
+
+        extra = {KEY: ""}
+        # Its guards are those of the traced sizes; what other sizes give was compared when it was written.
+        program = torch.export.load(str(path), extra_files=extra).module(check_guards=False)
+        return lambda image: program(image), extra[KEY]
+
+    def recognises(self, path: Path) -> bool:
+        """A .pt2 file without compiled code."""
+        return super().recognises(path) and not holds_compiled_code(path)
+
+
+def holds_compiled_code(path: Path) -> bool:
+    """Whether a .pt2 file is a package of machine code by AOTInductor."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/data/aotinductor/" in name for name in archive.namelist())
