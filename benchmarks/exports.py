@@ -28,7 +28,9 @@ from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.part_cases import scene
 from degrid.bench.report import Results, write_markdown, write_results
 from degrid.engine.inference.fast_network import keep_freed_memory
-from degrid.exporters import FORMATS, QUANTIZERS, ExportedModel, Quantization, export_model
+from degrid.exporters.export import Quantization, export_model
+from degrid.exporters.runtime import ExportedModel
+from degrid.exporters.table import EXPORTERS, find_exporter
 from degrid.types import LabelSpace
 
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
@@ -39,7 +41,7 @@ def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, o
         tuple(f"class {index}" for index in range(CLASSES)), tuple((index, 0, 0) for index in range(CLASSES))
     )
     scenes = [scene((side, side), seed)[0] for seed in range(1, 9)]
-    path = folder / f"{kind}{'-int8' if int8 else ''}{FORMATS[kind][0]}"
+    path = folder / f"{kind}{'-int8' if int8 else ''}{find_exporter(kind).ending}"
     quantization = Quantization(scenes, lambda exact, small: None) if int8 else None
     export_model(model, labels, path, kind, output=output, int8=quantization)
     return path
@@ -62,7 +64,7 @@ def cases(side: int, folder: Path, kinds: list[str], output: str) -> list[Case]:
         ways[f"degrid Predictor, {precision}"] = (lambda predict=predict: predict(picture)), {}
     os.environ["GOMP_SPINCOUNT"] = "0"  # for the processes that are started from here on
     for kind in kinds:
-        for int8 in (False, True) if kind in QUANTIZERS else (False,):
+        for int8 in (False, True) if find_exporter(kind).has_int8 else (False,):
             print(f"exporting {kind}{', int8' if int8 else ''} ..", file=sys.stderr)
             name = f"degrid export, {kind}{', int8' if int8 else ''}"
             ways[name] = Apart(from_file, exported(ours, folder, kind, int8, side, output), picture), {}
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[513])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=["onnx", "openvino"], choices=list(FORMATS))
+    parser.add_argument("--only", nargs="+", default=["onnx", "openvino"], choices=list(EXPORTERS))
     parser.add_argument("--output", default="ids", choices=["ids", "logits"], help="what the files give")
     parser.add_argument("-o", "--out", type=Path, default=Path("build/exports"))
     args = parser.parse_args()

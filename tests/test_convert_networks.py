@@ -11,7 +11,8 @@ from torch import nn
 
 import degrid
 from degrid.checkpoints.systems.table import plan_for
-from degrid.exporters import ExportedModel, export_model
+from degrid.exporters.export import export_model
+from degrid.exporters.runtime import ExportedModel
 from degrid.models import describe
 from degrid.resize import resize
 from degrid.types import ConversionError, LabelSpace

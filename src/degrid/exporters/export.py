@@ -62,7 +62,7 @@ def export_model(
             that differs.
     """
     exporter = find_exporter(format)
-    _check(exporter, path, size, int8)
+    check_can_export(exporter, path, size, int8 is not None)
     source = Source.of(model, output, input_type, size)
     tell(f"{source.graph.folded} batch norms folded, {source.graph.fixed} smoothed convolutions with fixed filters")
     facts = Facts.of(labels, output, input_type, convention_of(model), size).to_json()
@@ -92,11 +92,11 @@ def export_model(
     return found
 
 
-def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: Quantization | None) -> None:
-    """Whether the format can do what is wanted, and all that it needs is here: before any long work.
+def check_can_export(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: bool) -> None:
+    """Before any long work: whether the format can do what is wanted, and whether all that it needs is installed.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot, or something is missing.
     """
     name = name_of(exporter)
     if not path.name.endswith(exporter.ending):

@@ -92,7 +92,9 @@ class ExportedModel(ExportedNetwork):
         exporter, file = found
         if not file.exists():
             raise UserError(f"no exported model {file}")
-        self._run, text = _opened(exporter, file)
+        run, text = _opened(exporter, file)
+        # Wrapped: a program of torch.export is a module, but cannot be put into evaluation mode as a part of this one.
+        self._run: Callable[[Tensor], Tensor] = lambda image: run(image)
         self.facts = Facts.read(text, file)
         self.labels, self.output, self.resize = self.facts.labels, self.facts.output, self.facts.resize
 

@@ -33,7 +33,7 @@ class TorchExport(Exporter):
         extra = {KEY: ""}
         # Its guards are those of the traced sizes; what other sizes give was compared when it was written.
         program = torch.export.load(str(path), extra_files=extra).module(check_guards=False)
-        return lambda image: program(image), extra[KEY]
+        return program, extra[KEY]
 
     def recognises(self, path: Path) -> bool:
         """A .pt2 file without compiled code."""

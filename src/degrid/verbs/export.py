@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from degrid.data import open_dataset
 from degrid.engine.evaluation.evaluate import evaluate
 from degrid.exporters.check import Comparison
-from degrid.exporters.export import Quantization, export_model
+from degrid.exporters.export import Quantization, check_can_export, export_model
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.table import find_exporter, find_opener, name_of
 from degrid.model_folder import load
@@ -110,6 +109,7 @@ def export(
     """
     exporter = find_exporter(format)
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
+    check_can_export(exporter, path, size, int8 is not None)
     network = _network(model)
     judge = _Judge(int8, network.labels, progress) if int8 else None
     found = export_model(
@@ -151,11 +151,14 @@ class _Judge:
     """Holds the images of an `Int8`, and refuses a model that loses too much on those that did not calibrate it."""
 
     def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress | None) -> None:
-        data = how.data
-        dataset = open_dataset(data, how.split, labels=labels) if isinstance(data, str | os.PathLike) else data
+        dataset = how.data
+        if isinstance(dataset, str | os.PathLike):
+            dataset = open_dataset(os.fspath(dataset), how.split, labels=labels)
         count = len(dataset)
         if count < 2:
-            raise UserError(f'the split "{how.split}" of {data} has {count} images; int8 needs one half to measure on')
+            raise UserError(
+                f'the split "{how.split}" of {how.data} has {count} images; int8 needs one half to measure on'
+            )
         step = max(2, count // how.images)
         chosen = range(0, count, step)[: how.images]
         rest = [index for index in range(count) if index % step == 1]
