@@ -16,6 +16,7 @@ from degrid.data import (
     check_data,
     check_dataset,
     collate,
+    notes_of,
     open_dataset,
     training_batches,
     write_preview,
@@ -313,7 +314,7 @@ def test_black_and_white_masks(tmp_path, mode):
     assert dataset[0].label.tolist() == [[0, 1, 1], [0, 0, 0]]
     if mode != "1":  # one-bit masks hold 0 and 1 already
         assert dataset.labels.names == ("background", "foreground")
-        assert "taken as background and foreground" in dataset.note
+        assert "taken as background and foreground" in " ".join(notes_of(dataset))
 
 
 def test_jpeg_masks_are_refused_with_a_hint(tmp_path):

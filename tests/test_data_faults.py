@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from degrid.data import check_data, check_dataset, open_dataset
+from degrid.data import check_data, check_dataset, notes_of, open_dataset
 from degrid.data.formats.masks import MaskRule, read_mask
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
@@ -61,7 +61,7 @@ def test_lists_may_name_files(root):
     (root / "train.txt").write_text("x0.png\n./images/x1.png\n/images/x3\n")
     (root / "val.txt").write_text("x2\n")
     assert names(root) == ["x0", "x1", "x3"]
-    assert open_dataset(root).note.startswith("2 images are in none of the lists")
+    assert notes_of(open_dataset(root))[0].startswith("2 images are in none of the lists")
 
 
 def test_a_listed_image_that_is_not_there(root):
@@ -225,7 +225,7 @@ def test_a_rare_class_is_found_in_one_mask_of_many(tmp_path):
         put_pair(tmp_path, f"x{k}", np.where(MASK == 1, 5, MASK) if k == 401 else MASK)
     dataset = open_dataset(tmp_path)
     assert len(dataset.labels) == 6
-    assert "ids up to 5 found in 450 of 450 masks" in dataset.note
+    assert "ids up to 5 found in 450 of 450 masks" in " ".join(notes_of(dataset))
 
 
 def test_two_classes_with_void_are_not_black_and_white(tmp_path):
@@ -240,7 +240,7 @@ def test_two_classes_with_void_are_not_black_and_white(tmp_path):
     put_pair(tmp_path, "x17", np.where(MASK == 1, 255, 0).astype(np.uint8))
     black_and_white = open_dataset(tmp_path)
     assert black_and_white[0].label.unique().tolist() == [0, 1]
-    assert "taken as background and foreground" in black_and_white.note
+    assert "taken as background and foreground" in " ".join(notes_of(black_and_white))
 
 
 def test_black_and_white_masks_take_the_names_of_a_model(tmp_path):

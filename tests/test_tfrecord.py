@@ -22,6 +22,7 @@ from degrid.data import (
     TrainTransform,
     check_data,
     check_dataset,
+    notes_of,
     open_dataset,
     training_batches,
     write_tfrecord,
@@ -321,7 +322,7 @@ def test_a_file_brings_its_shards_and_the_other_splits(tmp_path):
         put(tmp_path / "d" / f"{split}.tfrecord", raw())
     assert [len(open_dataset(tmp_path / "d" / "train_aug.tfrecord", s)) for s in ("train", "val")] == [3, 1]
     (tmp_path / "a_train-00000-of-00002").unlink()
-    assert "train: only 1 of 2 shards are there" in open_dataset(tmp_path / "a_val.tfrecord", "val").note
+    assert "train: only 1 of 2 shards are there" in notes_of(open_dataset(tmp_path / "a_val.tfrecord", "val"))
     assert not is_record_file(Path("._train.tfrecord"))
     put(tmp_path / "e.tfrecord")
     with pytest.raises(UserError, match='the split "train" of .* is empty'):

@@ -1,6 +1,6 @@
 """Images and labels: datasets, the checker, transforms, the loader, and the built-in scenes."""
 
-from degrid.data.dataset import PairDataset, open_dataset
+from degrid.data.dataset import PairDataset, notes_of, open_dataset
 from degrid.data.formats.benchmarks import CITYSCAPES, CITYSCAPES_LABEL_IDS, VOC
 from degrid.data.formats.classes import class_table
 from degrid.data.inspection.check import DataReport, check_data
@@ -26,6 +26,7 @@ __all__ = [
     "check_dataset",
     "class_table",
     "collate",
+    "notes_of",
     "open_dataset",
     "prepare_cityscapes",
     "prepare_voc",

@@ -31,11 +31,11 @@ class PairDataset:
         pairs: the files.
         labels: the classes.
         rule: how the masks' values become train ids.
-        note: what was decided for the user when the dataset was opened.
+        notes: what was decided for the user when the dataset was opened, one sentence each.
     """
 
-    def __init__(self, pairs: Sequence[Pair], labels: LabelSpace, rule: MaskRule, note: str = "") -> None:
-        self.pairs, self.labels, self.rule, self.note = list(pairs), labels, rule, note
+    def __init__(self, pairs: Sequence[Pair], labels: LabelSpace, rule: MaskRule, notes: Sequence[str] = ()) -> None:
+        self.pairs, self.labels, self.rule, self.notes = list(pairs), labels, rule, list(notes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -132,14 +132,19 @@ def open_dataset(
     return found
 
 
+def notes_of(dataset: Dataset) -> list[str]:
+    """What was decided for the user when a dataset was opened, one sentence each; none for a dataset of their own."""
+    return list(dataset.notes) if isinstance(dataset, PairDataset | TFRecordDataset) else []
+
+
 def _open_split(layout: Layout, split: str, path: str | Path) -> PairDataset | TFRecordDataset:
     assert layout.labels is not None
     assert layout.rule is not None
     if split in layout.splits:
         _check_masks(layout.splits[split], path, split)
-        return PairDataset(layout.splits[split], layout.labels, layout.rule, layout.note)
+        return PairDataset(layout.splits[split], layout.labels, layout.rule, layout.notes)
     if split in layout.records:
-        found = TFRecordDataset(layout.records[split], layout.labels, layout.rule, layout.note)
+        found = TFRecordDataset(layout.records[split], layout.labels, layout.rule, layout.notes)
         if not found.records:
             raise UserError(f'the split "{split}" of {path} is empty')
         return found

@@ -142,7 +142,7 @@ def find_voc(root: Path) -> Layout | None:
     everything = [Pair(name, images[name], mask) for name, mask in sorted(masks.items()) if name in images]
     layout = Layout("VOC", base, pairs or divided(everything))
     layout.orphans = [mask for name, mask in masks.items() if name not in images]
-    layout.note = "" if pairs else DIVIDED
+    layout.notes += [] if pairs else [DIVIDED]
     layout.labels, layout.rule = class_table(base)
     if layout.labels is None:
         layout.labels, layout.rule = VOC, MaskRule.plain(VOC)
@@ -173,7 +173,7 @@ def find_cityscapes(root: Path) -> Layout | None:
     undivided = splits.pop("", [])
     layout = Layout("Cityscapes", root, splits or divided(undivided), CITYSCAPES)
     layout.rule = MaskRule.plain(CITYSCAPES) if by_train_id else CITYSCAPES_RAW
-    layout.note = "" if splits else DIVIDED
+    layout.notes += [] if splits else [DIVIDED]
     return layout
 
 

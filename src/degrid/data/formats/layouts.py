@@ -107,14 +107,15 @@ def _one_folder(root: Path) -> Layout | None:
         layout.splits = {split: select(names, pairs, folders[0]) for split, names in listed.items()}
         chosen = {pair.name for split in layout.splits.values() for pair in split}
         unlisted = sum(pair.name not in chosen for pair in pairs)
-        layout.note = f"{unlisted} images are in none of the lists" if unlisted else ""
+        if unlisted:
+            layout.notes.append(f"{unlisted} images are in none of the lists and are left out")
     elif any(top in SPLIT_NAMES for top in tops):
         for pair in pairs:
             split = SPLIT_NAMES.get(pair.name.split("/")[0].lower())
             if split:
                 layout.splits.setdefault(split, []).append(pair)
     else:
-        layout.splits, layout.note = divided(pairs), DIVIDED
+        layout.splits, layout.notes = divided(pairs), [DIVIDED]
     return layout
 
 
@@ -138,7 +139,7 @@ def _side_by_side(root: Path) -> Layout | None:
     pairs, orphans = match_names([file for file in files if file not in masks], root, sorted(masks), root)
     if 2 * sum(pair.mask is not None for pair in pairs) < max(1, len(pairs)):
         return None  # a few names that happen to fit are no dataset
-    return Layout("folder", root, divided(pairs), *class_table(root), orphans, DIVIDED)
+    return Layout("folder", root, divided(pairs), *class_table(root), orphans, [DIVIDED])
 
 
 def _lists_in(root: Path) -> Layout | None:

@@ -33,7 +33,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 
-DIVIDED = "no split given: every fifth image or so, by its name, is kept for validation"
+DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Layout:
     """A recognised dataset.
 
     labels: None where the masks must be scanned to find the classes; rule: None likewise.
-    orphans: masks without an image. note: what was decided for the user, in words. records: TFRecord files by split, in
-    place of pairs.
+    orphans: masks without an image. notes: what was decided for the user, one sentence each. records: TFRecord files by
+    split, in place of pairs.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Layout:
     labels: LabelSpace | None = None
     rule: MaskRule | None = None
     orphans: list[Path] = field(default_factory=list)
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     records: dict[str, list[Path]] = field(default_factory=dict)
 
 

@@ -50,26 +50,22 @@ def resolve_classes(layout: Layout) -> Layout:
         layout.rule = layout.rule or MaskRule.plain(layout.labels)
         if len(layout.labels) == 2 and _black_and_white(layout):
             layout.rule = _BINARY
-            _note(layout, _BINARY_NOTE)
+            layout.notes.append(_BINARY_NOTE)
         return layout
     masks = _masks(layout)
     scanned = _spread(masks)
     values = set().union(*(_values_of(mask, layout.root) for mask in scanned))
     if values == {0, IGNORE_INDEX}:
         layout.labels, layout.rule = BINARY_LABELS, _BINARY
-        _note(layout, _BINARY_NOTE)
+        layout.notes.append(_BINARY_NOTE)
         return layout
     highest = max((value for value in values if value != IGNORE_INDEX), default=0)
     layout.labels = LabelSpace.of_size(highest + 1)
     layout.rule = MaskRule.plain(layout.labels)
     where = f"{len(scanned)} of {len(masks)} masks"
     found = f"ids up to {highest} found in {where}" if values else "and no mask can be read"
-    _note(layout, f"no table of classes: {found}")
+    layout.notes.append(f"no table of classes: {found}")
     return layout
-
-
-def _note(layout: Layout, text: str) -> None:
-    layout.note = f"{layout.note}; {text}" if layout.note else text
 
 
 def _masks(layout: Layout) -> list[Path | Record]:

@@ -155,7 +155,7 @@ def check_data(path: str | Path, on_image: Callable[[int, int], None] | None = N
                 on_image(done, total)
     for orphan in layout.orphans:
         checked.findings.add("masks without an image (remove them, or add the images)", orphan)
-    report = _report(str(path), layout.kind, layout.labels, checked.splits, checked.findings, layout.note)
+    report = _report(str(path), layout.kind, layout.labels, checked.splits, checked.findings, layout.notes)
     report.unknown = {str(value): (masks, checked.pixels[value]) for value, masks in checked.masks.most_common()}
     if report.unknown:
         rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
@@ -185,16 +185,16 @@ def _check_by_name(name: str, on_image: Callable[[int, int], None] | None) -> Da
                     on_image(done, total)
         except UserError as error:
             findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
-    return _report(name, "dataset", labels, splits, findings, "")
+    return _report(name, "dataset", labels, splits, findings, [])
 
 
 def _report(
-    path: str, kind: str, labels: LabelSpace, splits: dict[str, SplitReport], findings: _Findings, note: str
+    path: str, kind: str, labels: LabelSpace, splits: dict[str, SplitReport], findings: _Findings, notes: list[str]
 ) -> DataReport:
     for index, name in enumerate(labels.names):
         if not any(report.class_pixels[index] for report in splits.values()):
             findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
-    notes = ([note] if note else []) + findings.sentences(problem=False)
+    notes = notes + findings.sentences(problem=False)
     return DataReport(path, kind, list(labels.names), splits, findings.sentences(problem=True), notes)
 
 

@@ -72,14 +72,16 @@ class TFRecordDataset:
         files: all files of the split.
         labels: the classes.
         rule: how the labels' values become train ids.
-        note: what was decided for the user when the dataset was opened.
+        notes: what was decided for the user when the dataset was opened, one sentence each.
     Raises:
         ConversionError: a file that is no TFRecord file, is damaged, or cut short.
         UserError: a file that cannot be read.
     """
 
-    def __init__(self, files: Sequence[str | Path], labels: LabelSpace, rule: MaskRule, note: str = "") -> None:
-        self.labels, self.rule, self.note = labels, rule, note
+    def __init__(
+        self, files: Sequence[str | Path], labels: LabelSpace, rule: MaskRule, notes: Sequence[str] = ()
+    ) -> None:
+        self.labels, self.rule, self.notes = labels, rule, list(notes)
         self.records = [record for file in files for record in records_in(Path(file))]
 
     def __len__(self) -> int:

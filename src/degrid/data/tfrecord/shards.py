@@ -83,7 +83,7 @@ def _layout(folder: Path, split_of_file: dict[Path, str]) -> Layout:
     layout = Layout("TFRecord", root, {}, labels, rule)
     for file, split in split_of_file.items():
         layout.records.setdefault(split, []).append(file)
-    layout.note = "; ".join(filter(None, (_incomplete(split, files) for split, files in layout.records.items())))
+    layout.notes += filter(None, (_incomplete(split, files) for split, files in layout.records.items()))
     return layout
 
 
