@@ -20,9 +20,8 @@ from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.exporters import check, graph
 from degrid.exporters.export import Quantization, export_model
-from degrid.exporters.graph import ExportGraph, example_image
+from degrid.exporters.graph import ExportGraph, example_image, fix_smoothing
 from degrid.exporters.runtime import ExportedModel
-from degrid.exporters.smoothing import fix_smoothing
 from degrid.exporters.table import find_exporter
 from degrid.model_folder import load_any
 from degrid.resize import resize

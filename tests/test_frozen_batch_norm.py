@@ -12,8 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import degrid
 from degrid.models import EncoderSettings, build_network, freeze_batch_norm
-from degrid.models.batch_norm import _ScaledConvolution
-from degrid.models.conv_bn import conv_bn_pairs
+from degrid.models.batch_norm import _ScaledConvolution, conv_bn_pairs
 from degrid.types import LabelSpace, UserError
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from degrid.data import open_dataset
     from degrid.engine.evaluation.evaluate import evaluate
     from degrid.engine.inference.predictor import Predictor
+    from degrid.engine.inference.tta import InferenceOptions
     from degrid.model_folder import load, save
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
@@ -30,6 +31,7 @@ _HOME = {
     "save": "degrid.model_folder",
     "open_dataset": "degrid.data",
     "evaluate": "degrid.engine.evaluation.evaluate",
+    "InferenceOptions": "degrid.engine.inference.tta",
     "Predictor": "degrid.engine.inference.predictor",
     "SmoothingReport": "degrid.smoothing",
     "smooth_dilated_convs": "degrid.smoothing",
@@ -40,6 +42,7 @@ _HOME = {
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
+    "InferenceOptions",
     "Int8",
     "LabelSpace",
     "Predictor",

@@ -1,22 +1,32 @@
-"""What one part of degrid may expect of a network or layer of another: base classes, so that nothing is guessed.
+"""What one part of degrid may expect of another's network or layer, as base classes.
 
-A user's own network may have attributes of any name (`output`, `scales`, `resize`, `encoder`, ...). Only classes that
-derive from one of these are taken for what they say.
+A user's own network may have attributes of any name (`output`, `scales`, `resize`, `encoder`, ...). Only a class that
+derives from one of these is treated accordingly.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.types import LabelSpace
 
+Geometry = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation and groups, as `torch.nn.functional.conv2d` takes them."""
+Convolve = Callable[..., Tensor]
+"""(x [N,C,H,W], rate, margin=0) -> [N,out,H+2*margin,W+2*margin]; see `ExchangeableConv2d.convolve`."""
+
 
 class SegmentationNetwork(nn.Module):
-    """A network that says which classes it predicts and how its logits are enlarged.
+    """A network that declares its classes and how its logits are enlarged.
 
     Attributes:
         labels: the classes.
-        resize: how logits are enlarged to the image's size; one of the conventions of `degrid.resize`.
+        resize: how logits are enlarged to the image's size, a name in `degrid.resize.RESIZES`.
     """
 
     labels: LabelSpace
@@ -24,33 +34,85 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Images whose sides are multiples of this many pixels need no padding inside the network."""
+        """Side of the image over side of the coarsest feature map: a smaller image leaves less than one feature."""
         return 1
 
 
 class MultiScaleNetwork(SegmentationNetwork):
-    """A network that looks at an image at several scales (DeepLab v2, arXiv 1606.00915 section 4.1.2).
+    """A network that can run at several scales of the image (DeepLab v2, arXiv 1606.00915 section 4.1.2).
 
     Attributes:
-        scales: the scales beside the image as it is; empty where the network looks once.
+        scales: the scales beside the original one; empty where there is none.
     """
 
     scales: tuple[float, ...]
 
-    def scale_logits(self, image: Tensor) -> list[Tensor]:
-        """The logits [N,C,h,w] of every scale, those of the image as it is first."""
+    def scale_logits(self, image: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
+        """The logits [N,C,h,w] of every scale, the original one first.
+
+        Args:
+            image: RGB [N,3,H,W], 0-255.
+            sizes: height and width for each of `scales`, in place of those that follow from the image.
+        """
         raise NotImplementedError
 
     def fused(self, logits: list[Tensor]) -> Tensor:
-        """The logits [N,C,h,w] of all scales together."""
+        """One map of logits [N,C,h,w] out of those of all scales."""
         raise NotImplementedError
 
 
 class ExportedNetwork(SegmentationNetwork):
-    """A network that another runtime computes, as it was written.
+    """A network that another runtime computes, exactly as it was written to a file.
 
     Attributes:
         output: "logits" [N,C,h,w], or "ids": class ids [N,H,W], uint8, at the image's size.
     """
 
     output: str
+
+
+class ExchangeableConv2d(nn.Conv2d):
+    """A convolution whose forward calls `convolve` for the convolution itself and does something around it.
+
+    What computes that convolution can be exchanged: Winograd's algorithm, or one that includes a batch norm. The layer
+    is size-keeping with stride 1, and pads with zeros.
+    """
+
+    def convolve(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
+        """The layer's kernel at a dilation rate: zeros outside, no bias, and `margin` more outputs on each side."""
+        return F.conv2d(x, self.weight, None, *self.geometry(rate, margin))
+
+    def geometry(self, rate: int, margin: int = 0) -> Geometry:
+        """Stride, padding, dilation and groups at a dilation rate."""
+        return [1, 1], [rate * (size // 2) + margin for size in self.kernel_size], [rate, rate], self.groups
+
+    def exchange(self, convolve: Convolve) -> None:
+        """Compute the convolution by another function, which gives what `convolve` gives."""
+        self.__dict__["convolve"] = convolve
+
+    def as_plain_layers(self) -> nn.Module | None:
+        """Layers of PyTorch alone that compute the same, with what was learned as constants; None if unknown."""
+        return None
+
+
+class FoldingConv2d(nn.Conv2d):
+    """A convolution that also does the work of the batch norm after it, computed anew in every forward pass."""
+
+    def take_apart(self) -> None:
+        """Make the two layers independent again, in place."""
+        raise NotImplementedError
+
+
+def declared(model: nn.Module) -> SegmentationNetwork | None:
+    """The model, without the wrapper of `torch.compile`, if it is a SegmentationNetwork; None for any other."""
+    # Only a program that compiled something has loaded this module, which is slow to import.
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and isinstance(model, compiler.OptimizedModule):
+        model = model._orig_mod
+    return model if isinstance(model, SegmentationNetwork) else None
+
+
+def convention_of(model: nn.Module) -> str:
+    """How a model's logits are enlarged, a name in `degrid.resize.RESIZES`; half_pixel if it does not declare it."""
+    network = declared(model)
+    return "half_pixel" if network is None else network.resize

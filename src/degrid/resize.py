@@ -40,12 +40,6 @@ def _tf_legacy(x: Tensor, size: int, axis: int) -> Tensor:
     return low + share * (high - low)
 
 
-def convention_of(model: object) -> str:
-    """How a model wants its logits resized; half_pixel for one that does not say."""
-    found = getattr(model, "resize", None)
-    return found if found in RESIZES else "half_pixel"
-
-
 def scaled_size(size: tuple[int, ...], scale: float, convention: str = "half_pixel") -> tuple[int, int]:
     """The size of an image at a scale of multi-scale input.
 

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from degrid.contracts import FoldingConv2d
 
 # How much a folded layer may differ, relative to its largest output: float rounding, and nothing more.
 _TOLERANCE = 1e-4
@@ -60,7 +63,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         The copy, without gradients for what was folded, and what was folded and left.
     Source: fixed batch norm is an affine map, Ioffe & Szegedy (arXiv 1502.03167) section 3.1.
     """
-    copied = _as_two_layers(copy.deepcopy(model)).eval()
+    copied = copy.deepcopy(model).eval()
+    for module in list(copied.modules()):
+        if isinstance(module, FoldingConv2d):
+            module.take_apart()
     wiring = wiring_of(copied, _image(copied) if example is None else example)
     pairs, left = [], []
     for name, norm in copied.named_modules():
@@ -76,18 +82,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     return Folding(copied, tuple(pairs), tuple(left))
 
 
-def _as_two_layers(model: nn.Module) -> nn.Module:
-    """Take apart, in place, what `freeze_batch_norm` folds anew in every forward pass."""
-    for conv in model.modules():
-        norm = conv.__dict__.pop("folded_norm", None)
-        if norm is not None:
-            conv.__class__ = type(conv).__bases__[0]
-            norm.__class__ = type(norm).__bases__[0]
-    return model
-
-
 @dataclass
-class _Wiring:
+class Wiring:
     """What goes where in one run of a model.
 
     sources: of each batch norm the convolutions whose output it got, None for anything else. targets: of each
@@ -115,9 +111,9 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def wiring_of(model: nn.Module, example: Tensor) -> _Wiring:
+def wiring_of(model: nn.Module, example: Tensor) -> Wiring:
     """Run a model once on an example, and see which convolution feeds which batch norm."""
-    wiring = _Wiring()
+    wiring = Wiring()
     made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id comes twice
     inside: list[nn.Module] = []
 
@@ -153,7 +149,7 @@ def wiring_of(model: nn.Module, example: Tensor) -> _Wiring:
     return wiring
 
 
-def _reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: _Wiring) -> str | None:
+def _reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
     if norm not in wiring.sources:
         return "not used in the forward"
     if conv is None:
@@ -162,12 +158,12 @@ def _reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: _Wiring) 
         return "the convolution's output is used elsewhere too"
     if norm.running_mean is None or norm.running_var is None:
         return "it keeps no running statistics"
-    if "weight" not in conv._parameters or hasattr(conv, "parametrizations"):
+    if "weight" not in conv._parameters or is_parametrized(conv):
         return "the convolution's weight is computed, not stored"
     return None
 
 
-def _fold(model: nn.Module, conv: nn.Conv2d | None, norm: _BatchNorm, name: str, wiring: _Wiring) -> str | None:
+def _fold(model: nn.Module, conv: nn.Conv2d | None, norm: _BatchNorm, name: str, wiring: Wiring) -> str | None:
     """Fold one pair in place; or leave it and say why."""
     assert conv is not None
     rest = _without_affine(norm)
@@ -208,11 +204,12 @@ def _without_affine(norm: _BatchNorm) -> nn.Module | None:
     """What is left of a batch norm without its factor and shift; None where that is not known."""
     if type(norm).forward is _BatchNorm.forward:
         return nn.Identity().eval()
-    drop, act = getattr(norm, "drop", None), getattr(norm, "act", None)  # timm's BatchNormAct2d
-    if isinstance(drop, nn.Module) and isinstance(act, nn.Module):
-        parts = [part for part in (drop, act) if not isinstance(part, nn.Identity)]
-        return nn.Sequential(*parts).eval() if parts else nn.Identity().eval()
-    return None
+    from timm.layers.norm_act import BatchNormAct2d  # here, because few networks need it, and it is slow to import
+
+    if type(norm).forward is not BatchNormAct2d.forward:
+        return None
+    parts: list[Any] = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
+    return nn.Sequential(*parts).eval() if parts else nn.Identity().eval()
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.contracts import ExchangeableConv2d
 from degrid.kernels.support import has_matrix_units, numba_installed
 from degrid.kernels.winograd import (
     MARGIN,
@@ -105,21 +106,23 @@ def use_winograd(model: nn.Module) -> int:
         How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
     """
     made: dict[nn.Module, WinogradConv2d] = {}
-    smoothed = [layer for layer in model.modules() if _is_smoothed(layer) and _eligible(_plain(layer, 1))]
-    for layer in smoothed:
-        layer.__dict__["convolve"] = _SmoothedConvolution(cast(nn.Conv2d, layer))
+    layers = [layer for layer in model.modules() if isinstance(layer, ExchangeableConv2d)]
+    # A weight that is computed (torch.nn.utils.parametrize) changes without notice.
+    inner = [layer for layer in layers if "weight" in layer._parameters and _eligible(_plain(layer, 1))]
+    for layer in inner:
+        layer.exchange(_InnerConvolution(layer))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and _eligible(child):
                 made[child] = made.get(child) or WinogradConv2d.from_conv(cast(nn.Conv2d, child))
                 setattr(parent, name, made[child])
-    return len(made) + len(smoothed)
+    return len(made) + len(inner)
 
 
-class _SmoothedConvolution:
-    """What a smoothed layer convolves with, `SmoothedConv2d.convolve`: a `WinogradConv2d` for each rate it asks for."""
+class _InnerConvolution:
+    """The convolution inside an `ExchangeableConv2d`, by a `WinogradConv2d` for each rate that it asks for."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: ExchangeableConv2d) -> None:
         self.layer = layer
         self.at: dict[int, WinogradConv2d] = {}
 
@@ -131,21 +134,13 @@ class _SmoothedConvolution:
         return cast(Tensor, self.at[rate](x))
 
 
-def _is_smoothed(layer: nn.Module) -> bool:
-    """Whether it convolves by its own method, as `degrid.smoothing.SmoothedConv2d` does, with a weight that is stored
-    and not computed (torch.nn.utils.parametrize)."""
-    smoothed = isinstance(layer, nn.Conv2d) and hasattr(layer, "convolve") and hasattr(layer, "geometry")
-    return smoothed and "weight" in layer._parameters
-
-
-def _plain(layer: nn.Module, rate: int) -> nn.Conv2d:
+def _plain(layer: ExchangeableConv2d, rate: int) -> nn.Conv2d:
     """The convolution of a layer at a rate, with the layer's own weight and no bias."""
-    conv = cast(nn.Conv2d, layer)
-    stride, padding, dilation, groups = (cast(Any, each) for each in cast(Any, conv).geometry(rate))
+    stride, padding, dilation, groups = (cast(Any, each) for each in layer.geometry(rate))
     made = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        cast(Any, conv.kernel_size),
+        layer.in_channels,
+        layer.out_channels,
+        cast(Any, layer.kernel_size),
         tuple(stride),
         tuple(padding),
         tuple(dilation),
@@ -153,7 +148,7 @@ def _plain(layer: nn.Module, rate: int) -> nn.Conv2d:
         bias=False,
         device="meta",
     )
-    made.weight = conv.weight
+    made.weight = layer.weight
     return made
 
 

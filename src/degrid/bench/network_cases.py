@@ -24,7 +24,7 @@ from degrid.engine.device import autocast
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.loop import Training, _step
 from degrid.models import freeze_batch_norm
-from degrid.models.activation_checkpointing import checkpoint_activations
+from degrid.models.activation_checkpointing import CheckpointedBlock, checkpoint_activations
 from degrid.smoothing.table import OPERATORS
 from degrid.types import IGNORE_INDEX, Batch
 
@@ -207,7 +207,7 @@ def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> 
     cases = []
     for name in only or ways:
         model, run = _training_way(batch, **ways[name])
-        inputs = [module for module in model.modules() if hasattr(module, "checkpointed")]
+        inputs = [module for module in model.modules() if isinstance(module, CheckpointedBlock)]
         notes = {"saved MiB": saved_activations(run, model, inputs) / MIB}
         cases.append(Case(name, run, group, name == "eager, NCHW", len(batch.image), notes))
     return cases

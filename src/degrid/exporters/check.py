@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from degrid.contracts import convention_of
 from degrid.exporters.graph import example_image
-from degrid.resize import convention_of, resize
+from degrid.resize import resize
 from degrid.types import UserError
 
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from degrid.contracts import convention_of
 from degrid.exporters.check import SIZES, Comparison, compared, must_run
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import ExportedModel, Facts
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of
-from degrid.resize import convention_of
 from degrid.types import LabelSpace, Tell, UserError
 
 

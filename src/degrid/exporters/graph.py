@@ -6,15 +6,15 @@ import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
+from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, convention_of
 from degrid.exporters.exporter import quiet
-from degrid.exporters.smoothing import fix_smoothing
-from degrid.resize import convention_of, resize, scaled_size
+from degrid.resize import resize, scaled_size
 from degrid.types import UserError
 
 OUTPUTS = ("ids", "logits")
@@ -45,7 +45,7 @@ class ExportGraph(nn.Module):
         self.fixed = fix_smoothing(self.network)
         self.folded = len(folding.pairs)
         self.output, self.resize = output, convention_of(model)
-        scales: tuple[float, ...] = tuple(getattr(model, "scales", ()))
+        scales = model.scales if isinstance(model, MultiScaleNetwork) else ()
         self.fractions = tuple(_fraction(scale, self.resize) for scale in scales)
         self.network.requires_grad_(False)
 
@@ -60,13 +60,27 @@ class ExportGraph(nn.Module):
 
     def _multi_scale(self, image: Tensor) -> Tensor:
         """As the `Segmenter`, with sizes worked out in whole numbers: tracers fix int(0.75 * H) to what they see."""
-        network: Any = self.network
-        x = network._normalised(image)
-        found = [network._logits(x)]
-        for fraction in self.fractions:
-            size = [_scaled(side, fraction, self.resize) for side in x.shape[-2:]]
-            found.append(network._logits(resize(x, tuple(size), self.resize)))
-        return cast(Tensor, network.fused(found))
+        network = cast(MultiScaleNetwork, self.network)
+        height, width = image.shape[-2:]
+        sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
+        return network.fused(network.scale_logits(image, sizes))
+
+
+def fix_smoothing(model: nn.Module) -> int:
+    """Replace every smoothed convolution by plain layers with constant filters, in place; gives their number.
+
+    A layer that has no such form stays as it is, and has to be traceable. The numbers are the same up to rounding.
+    """
+    fixed: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        with torch.no_grad():
+            layer = module.as_plain_layers() if isinstance(module, ExchangeableConv2d) else None
+        if layer is not None:
+            fixed.append((name, layer))
+    for name, layer in fixed:
+        parent, _, leaf = name.rpartition(".")
+        model.get_submodule(parent).add_module(leaf, layer)
+    return len(fixed)
 
 
 def _scaled(side: int, fraction: Fraction, convention: str) -> int:

@@ -85,7 +85,13 @@ def _is_block(module: nn.Module) -> bool:
     inner = [each for each in module.modules() if each is not module]
     layers = sum(isinstance(each, nn.Conv2d | nn.Linear) for each in inner)
     hooked = any(each._forward_hooks or each._forward_pre_hooks for each in inner)
-    return layers > 1 and not isinstance(module, _CONTAINERS) and not hooked and not hasattr(module, "checkpointed")
+    return (
+        layers > 1 and not isinstance(module, _CONTAINERS) and not hooked and not isinstance(module, CheckpointedBlock)
+    )
+
+
+class CheckpointedBlock(nn.Module):
+    """A block that keeps its input only and computes the rest again; see `checkpoint_activations`."""
 
 
 @functools.cache
@@ -97,7 +103,7 @@ def _checkpointed(kind: type[nn.Module]) -> Any:
             return kind.forward(self, *args, **kwargs)
         return recomputed(self, functools.partial(kind.forward, self), *args, **kwargs)
 
-    return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward, "checkpointed": True})
+    return type(f"Checkpointed{kind.__name__}", (CheckpointedBlock, kind), {"forward": forward})
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -10,8 +12,11 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from degrid.models.conv_bn import Norm, conv_bn_pairs
+from degrid.acceleration.fold import wiring_of
+from degrid.contracts import ExchangeableConv2d, FoldingConv2d
 from degrid.types import UserError
+
+Norm = nn.modules.batchnorm._BatchNorm
 
 
 def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | None = None) -> int:
@@ -31,7 +36,7 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
         UserError: the model has no batch norm, or cannot run on the example.
     Source: DeepLab v2 and v3 (stage 2) train with frozen batch norm.
     """
-    norms = [module for module in model.modules() if isinstance(module, Norm) and not _is_frozen(module)]
+    norms = [each for each in model.modules() if isinstance(each, Norm) and not isinstance(each, FrozenBatchNorm)]
     if not norms:
         raise UserError("there is no batch norm to freeze in this model")
     pairs = conv_bn_pairs(model, example) if fold else []
@@ -49,30 +54,25 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
     return len(norms)
 
 
-def _is_frozen(norm: nn.Module) -> bool:
-    return hasattr(norm, "frozen_batch_norm")
+class FrozenBatchNorm(nn.Module):
+    """A batch norm that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        """Evaluation mode, whatever `mode` says."""
+        return super().train(False)
 
 
 @cache
-def _frozen(kind: type[nn.Module]) -> Any:
-    """A subclass whose train() leaves it in evaluation mode; subclasses such as timm's keep their activation."""
-
-    def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        return nn.Module.train(self, False)
-
-    return type(f"Frozen{kind.__name__}", (kind,), {"train": train, "frozen_batch_norm": True})
+def _frozen(kind: type[Norm]) -> Any:
+    """The frozen subclass of a class of batch norm; subclasses such as timm's keep their activation."""
+    return type(f"Frozen{kind.__name__}", (FrozenBatchNorm, kind), {})
 
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
     """Whether both have a forward that we know, and the batch norm has statistics."""
-    plain = type(conv).forward is nn.Conv2d.forward or _is_smoothed(type(conv)) or isinstance(conv, Conv2dSame)
+    plain = type(conv).forward is nn.Conv2d.forward or isinstance(conv, ExchangeableConv2d | Conv2dSame)
     known = type(norm).forward in (Norm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
-    return plain and known and norm.running_mean is not None and not hasattr(conv, "folded_norm")
-
-
-def _is_smoothed(kind: type[nn.Conv2d]) -> bool:
-    """Whether its forward convolves by its own method, as `degrid.smoothing.SmoothedConv2d` does."""
-    return hasattr(kind, "convolve") and hasattr(kind, "geometry")
+    return plain and known and norm.running_mean is not None and not isinstance(conv, FoldingConv2d)
 
 
 @cache
@@ -82,25 +82,29 @@ def _folded(kind: type[nn.Module]) -> Any:
     def forward(self: Any, x: Tensor) -> Tensor:
         return cast(Tensor, self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x)
 
-    return type(f"Folded{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Folded{kind.__name__}", (kind,), {"forward": forward, "unfolded": kind})
 
 
 @cache
 def _folding(kind: type[nn.Conv2d]) -> Any:
-    """A convolution that does the work of the batch norm after it."""
+    """The subclass of a class of convolution that also does the work of the batch norm after it."""
     own_convolution = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
+
+    def take_apart(self: Any) -> None:
+        norm = self.__dict__.pop("folded_norm")
+        norm.__class__ = norm.unfolded
+        self.__class__ = kind
 
     def forward(self: Any, x: Tensor) -> Tensor:
         scale, shift = scale_and_shift(self.folded_norm)
         bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale)
         scale = scale.reshape(-1, 1, 1, 1)
-        if _is_smoothed(kind):
-            # A twin whose convolution and bias are those of both layers, and which shares all else.
-            twin = kind.__new__(kind)
-            twin.__dict__.update(self.__dict__)
-            twin._parameters = {**self._parameters, "bias": bias}  # type: ignore[dict-item]
-            twin.__dict__["convolve"] = lambda x, rate, margin=0: _ScaledConvolution.apply(
-                _as_autocast(x), self.weight, scale, None, self.geometry(rate, margin)
+        if isinstance(self, ExchangeableConv2d):
+            twin = _twin(kind, self, bias=bias)
+            twin.exchange(
+                lambda x, rate, margin=0: _ScaledConvolution.apply(
+                    _as_autocast(x), self.weight, scale, None, self.geometry(rate, margin)
+                )
             )
             return kind.forward(twin, x)
         if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
@@ -110,12 +114,17 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
         if kind.forward is nn.Conv2d.forward:
             return cast(Tensor, self._conv_forward(x, weight, bias))
         # timm's Conv2dSame reads weight and bias from the layer.
-        twin = kind.__new__(kind)
-        twin.__dict__.update(self.__dict__)
-        twin._parameters = {**self._parameters, "weight": weight, "bias": bias}  # type: ignore[dict-item]
-        return kind.forward(twin, x)
+        return kind.forward(_twin(kind, self, weight=weight, bias=bias), x)
 
-    return type(f"Folding{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Folding{kind.__name__}", (FoldingConv2d, kind), {"forward": forward, "take_apart": take_apart})
+
+
+def _twin(kind: type[nn.Conv2d], layer: nn.Conv2d, **parameters: Tensor) -> Any:
+    """A layer of class `kind` that shares all with `layer` but these parameters, which may be results of operations."""
+    twin = kind.__new__(kind)
+    twin.__dict__.update(layer.__dict__)
+    twin._parameters = {**layer._parameters, **parameters}  # type: ignore[dict-item]
+    return twin
 
 
 def _as_autocast(x: Tensor) -> Tensor:
@@ -162,3 +171,47 @@ def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
             scale = scale * norm.weight
         shift = -mean * scale
         return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple[nn.Conv2d, Norm]]:
+    """Pairs of a convolution and the batch norm that reads its output, found by running the network once.
+
+    A pair counts if the batch norm's input is always the very tensor that the convolution gave, and nothing else ever
+    reads that tensor, so that the two may be computed as one. The network runs in evaluation mode, without gradients,
+    and is left as it was.
+
+    Args:
+        example: an input of the network; by default noise, [1,3,64,64], 0 to 255.
+    Raises:
+        UserError: the network cannot run on the example.
+    """
+    if example is None:
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
+        example = noise.to(like.device, like.dtype)
+    try:
+        with _evaluating(model):
+            wiring = wiring_of(model, example)
+    except Exception as error:  # a network of the user's may fail in any way
+        raise UserError(
+            f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "
+            f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "
+            "leave the batch norms unfolded (fold=False)"
+        ) from error
+    return [
+        (conv, norm)
+        for norm, sources in wiring.sources.items()
+        for conv in sources
+        if isinstance(norm, Norm) and conv is not None and len(sources) == 1 and wiring.targets[conv] == {norm}
+    ]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from degrid.contracts import MultiScaleNetwork
 from degrid.models.activation_checkpointing import recomputed
 from degrid.models.encoder import Encoder
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import LabelSpace, Preprocess, UserError
 
 
-class Segmenter(nn.Module):
+class Segmenter(MultiScaleNetwork):
     """Encoder and head, with the normalisation and channel order that the encoder's weights want.
 
     Args:
@@ -67,28 +69,37 @@ class Segmenter(nn.Module):
         """Image size over the size of the encoder's last feature."""
         return cast(Encoder, self.encoder).reductions[-1]
 
+    @property
+    def stride(self) -> int:
+        """Image size over the size of the coarsest of the encoder's features."""
+        return max(cast(Encoder, self.encoder).reductions)
+
     def forward(self, image: Tensor) -> Tensor:
         """RGB images [N,3,H,W], uint8 or float, 0-255, any size -> logits [N,C,h,w] at the head's stride."""
         if not self.scales:
             return self._logits(self._normalised(image))
         return self.fused(self.scale_logits(image))
 
-    def scale_logits(self, image: Tensor) -> list[Tensor]:
-        """The logits of each scale, [N,C,h_s,w_s]: the image as it is first, then `scales` in order.
+    def scale_logits(self, image: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
+        """The logits of each scale, [N,C,h_s,w_s]: the original one first, then `scales` in order.
 
+        Args:
+            image: see `forward`.
+            sizes: height and width for each of `scales`, by default those of `degrid.resize.scaled_size`.
         Source: DeepLab v2 (arXiv 1606.00915) section 4.1.2: one shared network at several scales.
         """
         x = self._normalised(image)
-        sizes = [scaled_size(tuple(x.shape), scale, self.resize) for scale in self.scales]
+        if sizes is None:
+            sizes = [scaled_size(tuple(x.shape), scale, self.resize) for scale in self.scales]
         inputs = [x, *(resize(x, size, self.resize) for size in sizes)]
         if self.scales_in_turn and torch.is_grad_enabled():
             return [recomputed(self, self._logits, scaled) for scaled in inputs]
         return [self._logits(scaled) for scaled in inputs]
 
-    def fused(self, scales: list[Tensor]) -> Tensor:
+    def fused(self, logits: list[Tensor]) -> Tensor:
         """The maximum over the logits of all scales, at the size of the first."""
-        size = tuple(scales[0].shape[-2:])
-        return torch.stack([resize(logits, size, self.resize) for logits in scales]).amax(0)
+        size = tuple(logits[0].shape[-2:])
+        return torch.stack([resize(each, size, self.resize) for each in logits]).amax(0)
 
     def _normalised(self, image: Tensor) -> Tensor:
         x = image.flip(1) if self.preprocess.bgr else image

@@ -11,19 +11,18 @@ The defaults do what the papers mean; where their code does something else, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.contracts import Convolve
 from degrid.kernels.group_mixing import mix_groups
 from degrid.kernels.recompute import apply_recomputed
 from degrid.smoothing import filters
+from degrid.smoothing.plain_layers import MixedBlocks, filter_conv, plain_conv
 from degrid.types import UserError
-
-Convolve = Callable[..., Tensor]
 
 
 class Operator(nn.Module):
@@ -59,6 +58,14 @@ class Operator(nn.Module):
     def is_identity(self) -> bool:
         """Whether the layer is, whatever is learned, a plain dilated convolution."""
         return False
+
+    def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module | None:
+        """Layers of PyTorch alone that compute what this operator does with a layer, for export.
+
+        None, unless the operator is an identity or your own overrides this: it is then exported as it is, and has to be
+        traceable.
+        """
+        return plain_conv(conv, self.rate) if self.is_identity() else None
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""
@@ -160,6 +167,10 @@ class GroupInteraction(Operator):
         """[r^2, r^2]: how much of group j (row) goes into group i (column)."""
         return self.weight
 
+    def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module:
+        """The convolution, then one per block of outputs."""
+        return MixedBlocks(plain_conv(conv, self.rate), self.mixing().detach(), self.rate)
+
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
@@ -194,6 +205,11 @@ class PreFilter(Operator):
         if kernel is None:
             return convolve(x, self.rate)
         return filters.convolve_filtered(x, kernel, lambda filtered: convolve(filtered, self.rate))
+
+    def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module:
+        """A depthwise convolution with the filter, unless that changes nothing, then the convolution."""
+        kernel, plain = self.kernel(), plain_conv(conv, self.rate)
+        return plain if kernel is None else nn.Sequential(filter_conv(conv, kernel), plain)
 
 
 class FixedFilter(PreFilter):

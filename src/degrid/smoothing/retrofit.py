@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.contracts import ExchangeableConv2d
 from degrid.smoothing.operators import Operator
 from degrid.smoothing.table import operator_factory
 from degrid.types import UserError
@@ -18,7 +18,7 @@ from degrid.types import UserError
 Where = Callable[[str, nn.Conv2d], bool]
 
 
-class SmoothedConv2d(nn.Conv2d):
+class SmoothedConv2d(ExchangeableConv2d):
     """A dilated convolution with a smoothing operator; otherwise the nn.Conv2d that it was.
 
     Made by `smooth_dilated_convs` only. weight and bias keep their names; the operator's are under `smoothing.`.
@@ -33,13 +33,9 @@ class SmoothedConv2d(nn.Conv2d):
         y: Tensor = self.smoothing(x, self.convolve)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
-    def convolve(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
-        """The layer's kernel at a dilation rate: zeros outside, no bias, and `margin` outputs more on each side."""
-        return F.conv2d(x, self.weight, None, *self.geometry(rate, margin))
-
-    def geometry(self, rate: int, margin: int = 0) -> tuple[list[int], list[int], list[int], int]:
-        """Stride, padding, dilation and groups at a dilation rate."""
-        return [1, 1], [rate * (size // 2) + margin for size in self.kernel_size], [rate, rate], self.groups
+    def as_plain_layers(self) -> nn.Module | None:
+        """See `degrid.smoothing.operators.Operator.as_plain_layers`."""
+        return self.smoothing.as_plain_layers(self) if isinstance(self.smoothing, Operator) else None
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def smooth_dilated_convs(
         conv.__class__ = SmoothedConv2d
         conv.smoothing = made
     unchanged = {_rate(conv) for (_, conv), made in zip(chosen, operators, strict=True) if _is_identity(made)}
-    name = getattr(operators[0], "name", type(operators[0]).__name__)
+    name = _name(operators[0])
     replaced = tuple((name, _rate(conv)) for name, conv in chosen)
     return SmoothingReport(name, replaced, tuple(skipped), tuple(sorted(unchanged)))
 
@@ -138,7 +134,7 @@ def _reason_to_skip(name: str, module: nn.Module, where: Where) -> str | None:
     if not isinstance(module, nn.modules.conv._ConvNd) or max(module.dilation) == 1:
         return ""
     if isinstance(module, SmoothedConv2d):
-        return f"already smoothed by {module.smoothing.name}"
+        return f"already smoothed by {_name(module.smoothing)}"
     if not isinstance(module, nn.Conv2d):
         return f"{type(module).__name__} is not a 2-D convolution"
     if max(module.kernel_size) == 1:
@@ -173,6 +169,10 @@ def _made_for(conv: nn.Conv2d, operator: Operator) -> Operator:
         operator.bind(conv)
     dtype = torch.float64 if conv.weight.dtype == torch.float64 else None
     return operator.to(conv.weight.device, dtype).train(conv.training)
+
+
+def _name(operator: nn.Module) -> str:
+    return operator.name if isinstance(operator, Operator) else type(operator).__name__
 
 
 def _is_identity(operator: nn.Module) -> bool:

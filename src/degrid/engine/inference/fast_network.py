@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, use_taps
 from degrid.acceleration.winograd_layer import use_winograd
+from degrid.contracts import ExportedNetwork
 from degrid.engine.device import autocast, resolved_precision
 from degrid.kernels.upsample_argmax import upsample_argmax
 
@@ -49,7 +50,7 @@ class FastNetwork:
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
         self._model = model
         # An exported model computes as it was written.
-        self._as_it_is = hasattr(model, "output")
+        self._as_it_is = isinstance(model, ExportedNetwork)
         self._base: nn.Module | None = None
         self._networks: dict[str, nn.Module] = {}
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from degrid.contracts import ExportedNetwork, convention_of, declared
 from degrid.engine.device import pick_device
 from degrid.engine.inference.activation_memory import activation_bytes, available_bytes
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
 from degrid.image import read_image, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
-from degrid.resize import convention_of
 from degrid.types import UserError
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -69,10 +69,11 @@ class Predictor:
         self.how = how or InferenceOptions()
         self.num_classes: int | None = None
         """Classes of the model's logits; known after the first image."""
-        self.stride = max(getattr(getattr(model, "encoder", None), "reductions", (1,)))
+        network = declared(model)
+        self.stride = 1 if network is None else network.stride
         self.resize = convention_of(model)
         self.model = model.to(self.device).eval()
-        self.gives_ids = getattr(model, "output", "logits") == "ids"
+        self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
         """Whether it is an exported model that gives class ids at the image's size, and no logits."""
         if self.gives_ids and not (self.how.is_plain and self.how.memory is None):
             raise UserError(
@@ -143,7 +144,7 @@ class Predictor:
         """
         how, scale = self.how, max(self.how.scales)
         pixels = size[0] * size[1] * scale**2
-        exported = hasattr(self.model, "output")  # whose memory its own runtime rules
+        exported = isinstance(self.model, ExportedNetwork)  # whose memory its own runtime rules
         if how.window or exported or (how.memory is None and pixels < _LARGE):
             return how
         if self._bytes_per_pixel is None:
@@ -166,7 +167,8 @@ class Predictor:
 
     def _forward(self, batch: Tensor) -> Tensor:
         logits = self.network(batch)
-        self.num_classes = len(self.model.labels) if self.gives_ids else logits.shape[1]  # type: ignore[arg-type]
+        network = declared(self.model)
+        self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
 
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:

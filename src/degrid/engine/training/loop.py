@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from degrid.contracts import MultiScaleNetwork, convention_of
 from degrid.engine.device import autocast
 from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.losses import CrossEntropy, Loss, Objective
 from degrid.engine.training.optim import set_learning_rate
 from degrid.engine.training.training_state import load_state, load_weights, save_state
-from degrid.resize import convention_of
 from degrid.types import Batch, Scores, UserError
 
 
@@ -202,11 +202,10 @@ def _step(
 
 def _maps(model: nn.Module, image: Tensor) -> list[Tensor]:
     """The logits that the loss is taken of: of every scale and of their maximum, or the model's only ones."""
-    if not getattr(model, "scales", ()):
+    if not (isinstance(model, MultiScaleNetwork) and model.scales):
         return [model(image)]
-    multi = cast(Any, model)
-    scales = multi.scale_logits(image)
-    return [*scales, multi.fused(scales)]
+    scales = model.scale_logits(image)
+    return [*scales, model.fused(scales)]
 
 
 def _validate_and_publish(

@@ -1,49 +1,13 @@
-"""Smoothed convolutions with what they have learned as constants, in layers that any runtime has."""
+"""Layers that any runtime has, which compute what a smoothed convolution does with what it learned as constants."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def fix_smoothing(model: nn.Module) -> int:
-    """Replace every smoothed convolution by plain layers with constant filters, in place; gives their number.
-
-    Known by what an operator offers: one that is an identity becomes the plain dilated convolution; one with a `kernel`
-    a depthwise convolution before it; one with a `mixing` a convolution per block of outputs after it. Any other stays
-    as it is, and has to be traceable itself. The numbers are the same up to rounding.
-    """
-    fixed: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        operator = getattr(module, "smoothing", None)
-        if isinstance(module, nn.Conv2d) and isinstance(operator, nn.Module):
-            layer = _fixed(module, operator)
-            if layer is not None:
-                fixed.append((name, layer))
-    for name, layer in fixed:
-        parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).add_module(leaf, layer)
-    return len(fixed)
-
-
-def _fixed(conv: nn.Conv2d, operator: Any) -> nn.Module | None:
-    with torch.no_grad():
-        if operator.is_identity() if hasattr(operator, "is_identity") else False:
-            return _plain(conv, operator.rate)
-        if hasattr(operator, "kernel"):
-            kernel = operator.kernel()
-            plain = _plain(conv, operator.rate)
-            return plain if kernel is None else nn.Sequential(_filter(conv, kernel), plain)
-        if hasattr(operator, "mixing"):
-            return MixedBlocks(_plain(conv, operator.rate), operator.mixing().detach(), operator.rate)
-    return None
-
-
-def _plain(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
-    """The layer's kernel at a rate: size-keeping, zeros outside, with its bias."""
+def plain_conv(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
+    """A layer's kernel at a dilation rate: size-keeping, zeros outside, with its bias."""
     height, width = conv.kernel_size
     padding = (rate * (height // 2), rate * (width // 2))
     made = nn.Conv2d(
@@ -61,8 +25,8 @@ def _plain(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
     return made
 
 
-def _filter(conv: nn.Conv2d, kernel: Tensor) -> nn.Conv2d:
-    """A filter [k,k] or [C,1,k,k] on every channel of the layer's input."""
+def filter_conv(conv: nn.Conv2d, kernel: Tensor) -> nn.Conv2d:
+    """A depthwise convolution of a layer's input with a filter [k,k], or one filter per channel [C,1,k,k]."""
     channels, size = conv.in_channels, kernel.shape[-1]
     made = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
     weight = kernel.detach().to(conv.weight.dtype).expand(channels, 1, size, size)
@@ -73,8 +37,9 @@ def _filter(conv: nn.Conv2d, kernel: Tensor) -> nn.Conv2d:
 class MixedBlocks(nn.Module):
     """A dilated convolution whose outputs are mixed within each block of r x r, as group interaction does.
 
-    The mixing is a convolution of side and stride r from each channel to its r^2 places, and those places put back into
-    space: no division of sizes into groups, which tracers fix to the size that they see.
+    The mixing is a convolution of side and stride r from each channel to r^2 channels, one per place in the block,
+    which a pixel shuffle puts back into space. Sizes are not divided into groups: a tracer would record the size that
+    it sees.
 
     Args:
         conv: with its bias, which is added after the mixing.
