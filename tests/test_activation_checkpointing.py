@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import degrid
-from degrid.models import EncoderSettings, build_network, freeze_batch_norm
+from degrid.models import EncoderSettings, HeadSettings, build_network, freeze_batch_norm
 from degrid.models.activation_checkpointing import blocks, checkpoint_activations
 from degrid.types import LabelSpace, UserError
 
@@ -74,7 +74,7 @@ NETWORKS = [
 @pytest.mark.parametrize("frozen", [False, True])
 def test_networks(network, encoder, count, frozen):
     torch.manual_seed(0)
-    plain = build_network(network, encoder, LabelSpace.of_size(3), body=EncoderSettings(16), channels=8)
+    plain = build_network(network, encoder, LabelSpace.of_size(3), EncoderSettings(16), HeadSettings(channels=8))
     if frozen:
         freeze_batch_norm(plain)
     saving = copy.deepcopy(plain)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,33 @@ def test_every_setting_is_described():
 def test_defaults_are_described_as_they_are_given():
     given = [f"{row.path}={row.default}" for row in config.describe_settings() if row.type != "group" and row.default]
     assert config.override(config.RunConfig(), given) == config.RunConfig()
+
+
+def test_texts_name_every_row_of_their_tables():
+    from degrid.models import ENCODERS, NETWORKS
+    from degrid.resize import RESIZES
+    from degrid.smoothing import OPERATORS
+
+    texts = {row.path: row.text for row in config.describe_settings()}
+    tables = {
+        "model.network": NETWORKS,
+        "model.encoder": [f"{family}:" for family in ENCODERS],
+        "model.resize": RESIZES,
+        "model.smoothing.operator": OPERATORS,
+    }
+    for path, rows in tables.items():
+        for row in rows:
+            assert f"`{row}" in texts[path], f"{path} does not name {row}"
+    for page in ("README.md", "docs/operators.md"):
+        text = (Path(__file__).parents[1] / page).read_text()
+        assert [row for row in OPERATORS if f"`{row}`" not in text] == [], page
+
+
+def test_constructors_take_every_setting_of_a_network():
+    from degrid.networks import NetworkSettings
+
+    fields = set(config.to_dict(config.ModelConfig())) - {"network", "encoder", "smoothing"}
+    assert set(NetworkSettings.__annotations__) == fields | {"operator", "max_rate", "operator_options"}
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

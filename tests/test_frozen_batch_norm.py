@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import degrid
-from degrid.models import EncoderSettings, build_network, freeze_batch_norm
+from degrid.models import EncoderSettings, HeadSettings, build_network, freeze_batch_norm
 from degrid.models.batch_norm import _ScaledConvolution, conv_bn_pairs
 from degrid.types import LabelSpace, UserError
 
@@ -64,7 +64,9 @@ NETWORKS = [
 @pytest.mark.parametrize(("network", "encoder", "count"), NETWORKS)
 def test_loss_gradients_and_state_are_those_of_separate_layers(network, encoder, count):
     torch.manual_seed(0)
-    plain = randomised(build_network(network, encoder, LabelSpace.of_size(3), body=EncoderSettings(16), channels=16))
+    plain = randomised(
+        build_network(network, encoder, LabelSpace.of_size(3), EncoderSettings(16), HeadSettings(channels=16))
+    )
     image = 255 * torch.rand(1, 3, 33, 35, dtype=torch.float64)
     separate, folded = frozen(plain, False), frozen(plain, True)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules())

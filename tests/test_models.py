@@ -15,6 +15,7 @@ from degrid.models import (
     RESNETS,
     DeepLabV2Head,
     EncoderSettings,
+    HeadSettings,
     Segmenter,
     TimmEncoder,
     build_encoder,
@@ -139,14 +140,14 @@ def test_names_of_the_original_resnets():
         build_encoder("caffe:resnet51", EncoderSettings(8))
     with pytest.raises(UserError, match="there is no download for caffe:resnet50: convert"):
         build_encoder("caffe:resnet50", EncoderSettings(8, pretrained=True))
-    with pytest.raises(UserError, match="multi_grid=1,2 needs a last stage of 2 units; this one has 3"):
+    with pytest.raises(UserError, match="multi_grid=1,2 needs a last stage of 2 units; slim:resnet_v1_50 has 3"):
         build_encoder("slim:resnet_v1_50", EncoderSettings(16, multi_grid=(1, 2)))
     with pytest.raises(UserError, match="output stride 16 or 32, with its own rates"):
         build_encoder("torchvision:mobilenet_v3_large", EncoderSettings(8))
 
 
 def test_multi_scale_is_the_maximum_over_scales():
-    model = build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), scales=(0.75, 0.5)).eval()
+    model = build_network("deeplabv2", "timm:resnet10t", VOC, EncoderSettings(8), scales=(0.75, 0.5)).eval()
     image = torch.randint(0, 256, (2, 3, 64, 80), dtype=torch.uint8)
     with torch.inference_mode():
         scales, fused = model.scale_logits(image), model(image)
@@ -154,9 +155,9 @@ def test_multi_scale_is_the_maximum_over_scales():
         large = [F.interpolate(s, (8, 10), mode="bilinear", align_corners=False) for s in scales]
         torch.testing.assert_close(fused, torch.stack(large).amax(0))
     with pytest.raises(UserError, match="factors above 0 and below 4"):
-        build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), scales=(0.0,))
+        build_network("deeplabv2", "timm:resnet10t", VOC, EncoderSettings(8), scales=(0.0,))
     with pytest.raises(UserError, match='"model.resize": expected half_pixel, align_corners, tf_legacy, got "cubic"'):
-        build_network("deeplabv2", "timm:resnet10t", VOC, body=EncoderSettings(8), resize="cubic")
+        build_network("deeplabv2", "timm:resnet10t", VOC, EncoderSettings(8), resize="cubic")
 
 
 def test_multi_grid_multiplies_the_stage_rate():
@@ -173,8 +174,8 @@ def test_multi_grid_multiplies_the_stage_rate():
 @pytest.mark.parametrize(
     ("name", "output_stride", "message"),
     [
-        ("timm:vgg11", 16, "vgg11 cannot have output stride 16; it can do 32"),
-        ("timm:densenet121", 8, "cannot have output stride 8; it gives no features that can be dilated"),
+        ("timm:vgg11", 16, "vgg11 does not support output stride 16; it supports 32"),
+        ("timm:densenet121", 8, "does not support output stride 8; it has no features that can be dilated"),
         ("timm:resnet81", 16, 'timm knows no network "resnet81". Did you mean "resnet18"'),
         ("resnet50", 16, 'unknown encoder "resnet50". Did you mean "timm:resnet50"'),
         ("timm:resnet18", 7, "output stride 7: expected 8, 16 or 32"),
@@ -189,7 +190,7 @@ def test_impossible_encoders(name, output_stride, message):
 @pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus"])
 def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     assert v3_rates(output_stride) == rates
-    model = build_network(network, "timm:resnet18", VOC, body=EncoderSettings(output_stride))
+    model = build_network(network, "timm:resnet18", VOC, EncoderSettings(output_stride))
     found = [m.dilation[0] for m in model.head.aspp.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
     assert tuple(found) == rates
 
@@ -199,7 +200,7 @@ def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
     [("deeplabv2", 8), ("deeplabv2_largefov", 8), ("deeplabv3", 8), ("deeplabv3plus", 4)],
 )
 def test_logits_at_the_heads_stride_for_any_size(network, stride):
-    model = build_network(network, "timm:resnet18", VOC, body=EncoderSettings(8)).eval()
+    model = build_network(network, "timm:resnet18", VOC, EncoderSettings(8)).eval()
     assert (model.output_stride, model.logit_stride, model.num_classes) == (8, stride, 21)
     for height, width in ((64, 64), (65, 81), (33, 50), (9, 7)):
         with torch.no_grad():
@@ -213,7 +214,7 @@ def test_published_parameter_counts():
 
     assert count(DeepLabV2Head(2048, 21)) == 1_548_372
     assert count(DeepLabV2Head(2048, 19)) == 1_400_908
-    ours = build_network("deeplabv3", "timm:resnet50", VOC, body=EncoderSettings(8))
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, EncoderSettings(8))
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
     # torchvision has a further 3x3 256 -> 256 with batch norm between projection and classifier.
     assert count(ours) == count(theirs) - (256 * 256 * 9 + 512)
@@ -238,7 +239,7 @@ def test_v3_equals_torchvision_with_its_weights():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    ours = build_network("deeplabv3", "timm:resnet50", VOC, body=EncoderSettings(8))
+    ours = build_network("deeplabv3", "timm:resnet50", VOC, EncoderSettings(8))
     ours.encoder.net.load_state_dict(theirs.backbone.state_dict())
     aspp, classifier = theirs.classifier[0], theirs.classifier
     for branch, other in zip(ours.head.aspp.branches[:4], aspp.convs[:4], strict=True):
@@ -284,7 +285,7 @@ def test_one_image_in_training_works_and_leaves_the_statistics():
     assert torch.allclose(y, pooling.eval()(x), atol=1e-6)
     y.sum().backward()
     assert all(torch.equal(before[k], v) for k, v in pooling.state_dict().items())
-    model = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16)).train()
+    model = build_network("deeplabv3plus", "timm:resnet18", VOC, EncoderSettings(16)).train()
     model(torch.zeros(1, 3, 65, 65)).sum().backward()
 
 
@@ -292,8 +293,8 @@ def test_separable_convolutions():
     aspp = ASPP(16, 8, (6, 12), separable=True)
     groups = [(m.groups, m.kernel_size[0], m.dilation[0]) for m in aspp.modules() if isinstance(m, nn.Conv2d)]
     assert groups == [(1, 1, 1), (16, 3, 6), (1, 1, 1), (16, 3, 12), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
-    plain = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16))
-    light = build_network("deeplabv3plus", "timm:resnet18", VOC, body=EncoderSettings(16), separable=True)
+    plain = build_network("deeplabv3plus", "timm:resnet18", VOC, EncoderSettings(16))
+    light = build_network("deeplabv3plus", "timm:resnet18", VOC, EncoderSettings(16), HeadSettings(separable=True))
     assert describe(light).multiply_adds < 0.5 * describe(plain).multiply_adds
 
 
@@ -334,7 +335,7 @@ def test_timm_normalisation_is_on_the_255_scale():
 
 
 def test_frozen_batch_norm_stays():
-    model = build_network("deeplabv3", "timm:mobilenetv2_100", VOC, body=EncoderSettings(16))
+    model = build_network("deeplabv3", "timm:mobilenetv2_100", VOC, EncoderSettings(16))
     keys = list(model.state_dict())
     count = freeze_batch_norm(model)
     assert count == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -426,14 +427,14 @@ def test_unusable_weight_files(tmp_path):
 
 
 def test_describe_counts():
-    model = build_network("deeplabv2", "timm:resnet18", LabelSpace.of_size(5), body=EncoderSettings(8))
+    model = build_network("deeplabv2", "timm:resnet18", LabelSpace.of_size(5), EncoderSettings(8))
     found = describe(model, (64, 96))
     assert found.parameters["head"] == 4 * (512 * 9 * 5 + 5)
     assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
     assert found.parameters["smoothing"] == 0
     head_macs = 4 * 512 * 9 * 5 * 8 * 12
     encoder_macs = describe(
-        build_network("deeplabv2_largefov", "timm:resnet18", LabelSpace.of_size(5), body=EncoderSettings(8)), (64, 96)
+        build_network("deeplabv2_largefov", "timm:resnet18", LabelSpace.of_size(5), EncoderSettings(8)), (64, 96)
     )
     assert found.multiply_adds - encoder_macs.multiply_adds == head_macs * 3 // 4
     assert [c.rate[0] for c in found.dilated][-4:] == [6, 12, 18, 24]
@@ -457,7 +458,7 @@ def test_own_encoder(tmp_path, monkeypatch):
         "    def __init__(self, **kwargs): super().__init__()\n"
     )
     monkeypatch.chdir(tmp_path)
-    model = build_network("deeplabv3plus", "enc:Tiny", VOC, body=EncoderSettings(16), channels=16).eval()
+    model = build_network("deeplabv3plus", "enc:Tiny", VOC, EncoderSettings(16), HeadSettings(channels=16)).eval()
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 21, 16, 16)
     with pytest.raises(UserError, match="must be an nn.Module with channels, reductions and preprocess"):
         build_encoder("enc:Wrong", EncoderSettings(16))

@@ -471,7 +471,7 @@ def test_info(trained):
         (["train", "synthetic", "--set", "model.output_stride=4"], "output stride 4: expected 8, 16 or 32"),
         (
             ["train", "synthetic", "--set", "model.encoder=timm:vgg11"],
-            "vgg11 cannot have output stride 8; it can do 32",
+            "vgg11 does not support output stride 8; it supports 32",
         ),
         (["train", "synthetic", "--set", "model.network=deeplabv4"], 'unknown network "deeplabv4"'),
         (["train", "synthetic", "--operator", "scc"], 'unknown smoothing operator "scc". Did you mean "ssc"'),

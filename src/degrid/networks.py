@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from degrid import config as configs
-from degrid.config import ModelConfig, SmoothingConfig
-from degrid.models import EncoderSettings, Segmenter, build_network
+from degrid.config import ModelConfig
+from degrid.models import EncoderSettings, HeadSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import LabelSpace, Preprocess, UserError
 
 
+class NetworkSettings(TypedDict, total=False):
+    """Keyword arguments of `deeplabv2`, `deeplabv3` and `deeplabv3plus`.
+
+    operator, max_rate and operator_options are the operator, max_rate and options of `degrid.config.SmoothingConfig`;
+    the others are fields of `degrid.config.ModelConfig`, which explains them. pretrained is False by default here.
+    """
+
+    operator: str
+    max_rate: int
+    operator_options: dict[str, Any]
+    pretrained: bool | str
+    output_stride: int
+    rates: tuple[int, ...] | None
+    multi_grid: tuple[int, ...] | None
+    uniform_rates: bool
+    channels: int
+    dropout: float
+    separable: bool
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    bgr: bool | None
+    resize: str | None
+    scales: tuple[float, ...]
+    legacy: bool
+
+
 def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
-    """The network that a config describes, smoothed by the public retrofit.
+    """The network that the settings describe, smoothed.
 
     Raises:
         UserError: an unknown name or an impossible combination.
     """
-    preprocess = None
-    if config.mean is not None or config.std is not None:
-        if config.mean is None or config.std is None:
-            raise UserError("model.mean and model.std go together; only one is set")
-        preprocess = Preprocess(config.mean, config.std, bool(config.bgr))
-    elif config.bgr is not None:
-        raise UserError("model.bgr needs model.mean and model.std beside it, in that order of channels")
     model = build_network(
         config.network,
         config.encoder,
         labels,
-        body=EncoderSettings(
+        EncoderSettings(
             config.output_stride,
             config.pretrained,
             config.multi_grid,
             config.uniform_rates,
-            preprocess,
+            _preprocess(config),
             config.legacy,
         ),
-        rates=config.rates,
-        channels=config.channels,
-        dropout=config.dropout,
-        separable=config.separable,
+        HeadSettings(config.rates, config.channels, config.dropout, config.separable),
         resize=config.resize or ("tf_legacy" if config.legacy else "half_pixel"),
         scales=config.scales,
     )
@@ -54,74 +70,53 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     return model
 
 
-def _network(
-    name: str, encoder: str, num_classes: int | LabelSpace, operator: str, settings: dict[str, Any]
-) -> Segmenter:
+def _preprocess(config: ModelConfig) -> Preprocess | None:
+    if config.mean is not None and config.std is not None:
+        return Preprocess(config.mean, config.std, bool(config.bgr))
+    if config.mean is not None or config.std is not None:
+        raise UserError("model.mean and model.std go together; only one is set")
+    if config.bgr is not None:
+        raise UserError("model.bgr needs model.mean and model.std, in that order of channels")
+    return None
+
+
+def _network(name: str, encoder: str, num_classes: int | LabelSpace, settings: NetworkSettings) -> Segmenter:
+    values: dict[str, Any] = {"network": name, "encoder": encoder, "pretrained": False, **settings}
+    rows = (("operator", "operator"), ("max_rate", "max_rate"), ("operator_options", "options"))
+    values["smoothing"] = {field: values.pop(key) for key, field in rows if key in values}
     labels = num_classes if isinstance(num_classes, LabelSpace) else LabelSpace.of_size(num_classes)
-    smoothing = SmoothingConfig(
-        operator,
-        settings.pop("max_rate", SmoothingConfig.max_rate),
-        options=settings.pop("operator_options", {}),
-    )
-    values = {"network": name, "encoder": encoder, "smoothing": configs.to_dict(smoothing), **settings}
     return build_model(configs.from_dict(ModelConfig, values), labels)
 
 
 def deeplabv2(
-    encoder: str,
-    num_classes: int | LabelSpace,
-    *,
-    output_stride: int = 8,
-    operator: str = "regular",
-    pretrained: bool | str = False,
-    large_fov: bool = False,
-    **settings: Any,
+    encoder: str, num_classes: int | LabelSpace, *, large_fov: bool = False, **settings: Unpack[NetworkSettings]
 ) -> Segmenter:
-    """DeepLab v2: an encoder and the summed ASPP, or LargeFOV.
+    """DeepLab v2: an encoder and the summed ASPP, or LargeFOV; output stride 8 by default.
 
     Args:
-        encoder: "timm:<name>".
+        encoder: "timm:NAME" or another encoder that `degrid.config.ModelConfig` names.
         num_classes: the number of classes, or their names and colours.
-        output_stride: 8, 16 or 32.
-        operator: smoothing operator for the dilated convolutions of rate `max_rate` (default 4) or less.
-        pretrained: True for timm's ImageNet weights, or a local file.
-        settings: the other fields of `degrid.config.ModelConfig`; `max_rate` and `operator_options`.
+        large_fov: one rate instead of ASPP's four.
+        settings: see `NetworkSettings`.
+    Raises:
+        UserError: an unknown name or setting, or an impossible combination.
     Source: arXiv 1606.00915, section 3.
     """
-    name = "deeplabv2_largefov" if large_fov else "deeplabv2"
-    settings |= {"output_stride": output_stride, "pretrained": pretrained}
-    return _network(name, encoder, num_classes, operator, settings)
+    settings.setdefault("output_stride", 8)
+    return _network("deeplabv2_largefov" if large_fov else "deeplabv2", encoder, num_classes, settings)
 
 
-def deeplabv3(
-    encoder: str,
-    num_classes: int | LabelSpace,
-    *,
-    output_stride: int = 16,
-    operator: str = "regular",
-    pretrained: bool | str = False,
-    **settings: Any,
-) -> Segmenter:
-    """DeepLab v3: an encoder and the concatenated ASPP with image pooling. Arguments as `deeplabv2`.
+def deeplabv3(encoder: str, num_classes: int | LabelSpace, **settings: Unpack[NetworkSettings]) -> Segmenter:
+    """DeepLab v3: an encoder and the concatenated ASPP with image pooling. Arguments as for `deeplabv2`.
 
     Source: arXiv 1706.05587, section 3.
     """
-    settings |= {"output_stride": output_stride, "pretrained": pretrained}
-    return _network("deeplabv3", encoder, num_classes, operator, settings)
+    return _network("deeplabv3", encoder, num_classes, settings)
 
 
-def deeplabv3plus(
-    encoder: str,
-    num_classes: int | LabelSpace,
-    *,
-    output_stride: int = 16,
-    operator: str = "regular",
-    pretrained: bool | str = False,
-    **settings: Any,
-) -> Segmenter:
-    """DeepLab v3+: v3 with a decoder that adds detail from the features at stride 4. Arguments as `deeplabv2`.
+def deeplabv3plus(encoder: str, num_classes: int | LabelSpace, **settings: Unpack[NetworkSettings]) -> Segmenter:
+    """DeepLab v3+: v3 with a decoder that adds detail from the features at stride 4. Arguments as for `deeplabv2`.
 
     Source: arXiv 1802.02611, section 3.
     """
-    settings |= {"output_stride": output_stride, "pretrained": pretrained}
-    return _network("deeplabv3plus", encoder, num_classes, operator, settings)
+    return _network("deeplabv3plus", encoder, num_classes, settings)

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.lookup import did_you_mean
+from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
 
 CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), bgr=True)
 SLIM = Preprocess((123.68, 116.78, 103.94), (1.0, 1.0, 1.0))
 
-# Units per stage (He et al., arXiv 1512.03385 table 1; 200: arXiv 1603.05027). 152nd is what one re-implementation of
-# DeepLab v3 builds as ResNet-152: its second stage has four units.
+# Units per stage (He et al., arXiv 1512.03385 table 1; 200: arXiv 1603.05027). One re-implementation of DeepLab v3
+# (NanqingD's) builds 152nd as its ResNet-152: the second stage has four units.
 UNITS = {
     "50": (3, 4, 6, 3),
     "101": (3, 4, 23, 3),
@@ -28,7 +29,8 @@ UNITS = {
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1, each with batch norm; ReLU after the sum. The stride sits on the first 1x1 and the shortcut.
 
-    slim puts the stride on the 3x3 of the stage before: the same function, since a 1x1 of stride 2 only subsamples.
+    slim puts the stride on the last 3x3 of the stage before. That is the same function, since a 1x1 convolution of
+    stride 2 only subsamples.
 
     Source: He et al. (arXiv 1512.03385), as in Caffe.
     """
@@ -42,8 +44,8 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width, eps)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out, eps)
-        # Residual branches start at zero (Goyal et al., arXiv 1706.02677 section 5.1): without weights to start from a
-        # deep network with frozen batch norm would else begin with logits in the millions.
+        # Residual branches start at zero (Goyal et al., arXiv 1706.02677 section 5.1). Otherwise a deep network that
+        # starts from random weights with frozen batch norm would have logits in the millions.
         nn.init.zeros_(self.bn3.weight)
         self.downsample = (
             nn.Sequential(nn.Conv2d(in_channels, out, 1, stride, bias=False), nn.BatchNorm2d(out, eps))
@@ -63,9 +65,9 @@ class Bottleneck(nn.Module):
 
 
 class PreactBottleneck(nn.Module):
-    """Batch norm and ReLU first, then 1x1, 3x3, 1x1; nothing after the sum. The stride as in `Bottleneck`.
+    """Batch norm and ReLU first, then 1x1, 3x3, 1x1; nothing after the sum. The stride sits where `Bottleneck` has it.
 
-    Source: He et al. (arXiv 1603.05027), as in slim: last 1x1 and shortcut have a bias and no batch norm.
+    Source: He et al. (arXiv 1603.05027), as in slim: the last 1x1 and the shortcut have a bias and no batch norm.
     """
 
     def __init__(self, in_channels: int, width: int, stride: int, rate: int, eps: float) -> None:
@@ -97,61 +99,53 @@ class ResNet(nn.Module):
     Features: the stem at stride 2 and the four stages. Parameter names are torchvision's.
 
     Args:
-        variant: "caffe": DeepLab v2's; "slim_v1", "slim_v2" (pre-activation): DeepLab v3's in TensorFlow.
-        depth: a row of UNITS.
+        name: a row of RESNETS. "caffe": DeepLab v2's; "slim" v1, v2 (pre-activation): DeepLab v3's in TensorFlow.
         output_stride: 8, 16 or 32.
+        pretrained: a local file, or a folder that `degrid convert` made; False for random weights.
         multi_grid: factors on the rates of the last stage's three units.
-        preprocess: overrides the variant's own.
-        legacy: as the TensorFlow code computes it: "same" padding with the odd row at the bottom and right in the
-            pooling, for caffe also in the stem, and there an epsilon of 1e-3 in batch norm; for slim_v2 no batch norm
-            after the last stage. Otherwise symmetric padding, for caffe with its rounding up in the pooling.
-    Source: DeepLab v2 (arXiv 1606.00915) and v3 (arXiv 1706.05587); rates of the stages 2 and 4 at output stride 8.
+        preprocess: replaces the network's own.
+        uniform_rates: has no effect, since the rates of these networks are always uniform.
+        legacy: compute as the TensorFlow code does. Its pooling pads to "same" size with the odd row and column at the
+            bottom and right; with caffe so does its stem, and the epsilon of batch norm is 1e-3; with slim_v2 there is
+            no batch norm after the last stage. Otherwise padding is symmetric, and the pooling of caffe rounds up.
+    Raises:
+        UserError: an unknown name, a multi_grid or weights that do not fit, or a download, which does not exist.
+    Source: DeepLab v2 (arXiv 1606.00915) and v3 (arXiv 1706.05587); rates 2 and 4 at output stride 8.
     """
 
     def __init__(
         self,
-        variant: str,
-        depth: str,
-        output_stride: int = 8,
+        name: str,
+        output_stride: int = 16,
+        pretrained: bool | str = False,
         multi_grid: tuple[int, ...] | None = None,
         preprocess: Preprocess | None = None,
+        uniform_rates: bool = False,
         legacy: bool = False,
     ) -> None:
         super().__init__()
-        units = UNITS[depth]
-        if multi_grid and len(multi_grid) != units[-1]:
-            raise UserError(
-                f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
-                f"this one has {units[-1]}"
-            )
+        variant, units = _variant_and_units(name, multi_grid)
         self.variant, self.legacy = variant, legacy
         self.preprocess = preprocess or (CAFFE if variant == "caffe" else SLIM)
         self.channels = (64, 256, 512, 1024, 2048)
-        eps = 1e-3 if variant == "caffe" and legacy else 1e-5
-        v2 = variant == "slim_v2"
         self.same_stem = variant == "caffe" and legacy
+        eps = 1e-3 if self.same_stem else 1e-5
+        v2 = variant == "slim_v2"
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
         self.bn1 = nn.Identity() if v2 else nn.BatchNorm2d(64, eps)
         self.relu = nn.Identity() if v2 else nn.ReLU(inplace=True)
-        unit = PreactBottleneck if v2 else Bottleneck
         strides, rates = _strides_and_rates(output_stride)
-        in_channels = 64
-        for stage, count in enumerate(units):
-            width, layers = 64 * 2**stage, []
-            for index in range(count):
-                factor = multi_grid[index] if multi_grid and stage == 3 else 1
-                layers.append(unit(in_channels, width, strides[stage] if index == 0 else 1, rates[stage] * factor, eps))
-                in_channels = 4 * width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.norm = (
-            nn.Sequential(nn.BatchNorm2d(2048, eps), nn.ReLU(inplace=True)) if v2 and not legacy else nn.Identity()
-        )
+        factors = [*((1,) * count for count in units[:-1]), multi_grid or (1,) * units[-1]]
+        for stage, (in_channels, stride, rate) in enumerate(zip(self.channels, strides, rates, strict=False)):
+            blocks = _stage(v2, in_channels, 64 * 2**stage, stride, [rate * factor for factor in factors[stage]], eps)
+            self.add_module(f"layer{stage + 1}", blocks)
+        self.norm: nn.Module = nn.Identity()
+        if v2 and not legacy:
+            self.norm = nn.Sequential(nn.BatchNorm2d(2048, eps), nn.ReLU(inplace=True))
         self.reductions = tuple(itertools.accumulate((2, 2, *strides[1:]), operator.mul))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _initialise(self)
+        if pretrained:
+            _load(self, name, pretrained)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,3,H,W], normalised -> features, fine to coarse."""
@@ -171,8 +165,45 @@ class ResNet(nn.Module):
         return features
 
 
+def _variant_and_units(name: str, multi_grid: tuple[int, ...] | None) -> tuple[str, tuple[int, ...]]:
+    if name not in RESNETS:
+        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, RESNETS)} Known: {", ".join(RESNETS)}')
+    variant, depth = RESNETS[name]
+    units = UNITS[depth]
+    if multi_grid and len(multi_grid) != units[-1]:
+        raise UserError(
+            f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
+            f"{name} has {units[-1]}"
+        )
+    return variant, units
+
+
+def _stage(preact: bool, in_channels: int, width: int, stride: int, rates: list[int], eps: float) -> nn.Sequential:
+    unit = PreactBottleneck if preact else Bottleneck
+    first = unit(in_channels, width, stride, rates[0], eps)
+    return nn.Sequential(first, *(unit(4 * width, width, 1, rate, eps) for rate in rates[1:]))
+
+
+def _load(net: nn.Module, name: str, pretrained: bool | str) -> None:
+    if isinstance(pretrained, bool):
+        raise UserError(
+            f"there is no download for {name}: convert its ImageNet file with degrid convert, and give the result "
+            "(--set model.pretrained=FOLDER), or train from random weights (--set model.pretrained=false)"
+        )
+    spare = {"fc.weight", "fc.bias", *(f"norm.0.{leaf}" for leaf in BATCH_NORM_LEAVES)}
+    load_encoder_weights(net, spare, read_weights(pretrained), pretrained)
+
+
+def _initialise(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _same_padding(x: Tensor, kernel: int) -> tuple[int, int, int, int]:
-    """TensorFlow's "same" padding at stride 2: left, right, top, bottom; the odd one at the right and bottom."""
+    """TensorFlow's "same" padding at stride 2: left, right, top, bottom, with the odd pixel at the right and bottom."""
     sides = []
     for size in (x.shape[-1], x.shape[-2]):
         total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
@@ -181,7 +212,7 @@ def _same_padding(x: Tensor, kernel: int) -> tuple[int, int, int, int]:
 
 
 def _strides_and_rates(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per stage: its stride, and the rate of its 3x3 convolutions."""
+    """The stride of each stage, and the rate of its 3x3 convolutions."""
     strides, rates, reached, rate = [], [], 4, 1
     for wanted in (1, 2, 2, 2):
         if reached * wanted > output_stride:
@@ -197,25 +228,7 @@ RESNETS: dict[str, tuple[str, str]] = {
     **{f"slim:resnet_v1_{depth}": ("slim_v1", depth) for depth in ("50", "101", "152", "152nd")},
     **{f"slim:resnet_v2_{depth}": ("slim_v2", depth) for depth in ("50", "101", "152", "200")},
 }
-"""Encoder names, with variant and depth."""
+"""Encoder names, with variant and depth (a row of UNITS)."""
 
 ORIGINAL_NAMES = {"deeplab": "caffe:resnet101", "res50": "caffe:resnet50", "res101": "caffe:resnet101"}
-"""encoder_name in the original code."""
-
-
-def resnet(
-    name: str,
-    output_stride: int,
-    multi_grid: tuple[int, ...] | None = None,
-    preprocess: Preprocess | None = None,
-    legacy: bool = False,
-) -> ResNet:
-    """A ResNet by its name in RESNETS.
-
-    Raises:
-        UserError: no such network, or a multi_grid that does not fit.
-    """
-    if name not in RESNETS:
-        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, RESNETS)} Known: {", ".join(RESNETS)}')
-    variant, depth = RESNETS[name]
-    return ResNet(variant, depth, output_stride, multi_grid, preprocess, legacy)
+"""Values of encoder_name in the original code."""
