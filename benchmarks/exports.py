@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import NETWORKS, Apart, Made, as_cases, inference, print_results, state
+from peers import NETWORKS, Apart, Made, as_cases, inference
 from torch import nn
 
-from degrid.bench.machine import machine_facts, versions
+from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Case, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.part_cases import scene
@@ -37,9 +37,7 @@ NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50
 
 
 def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> Path:
-    labels = LabelSpace(
-        tuple(f"class {index}" for index in range(CLASSES)), tuple((index, 0, 0) for index in range(CLASSES))
-    )
+    labels = LabelSpace.of_size(CLASSES)
     scenes = [scene((side, side), seed)[0] for seed in range(1, 9)]
     path = folder / f"{kind}{'-int8' if int8 else ''}{find_exporter(kind).ending}"
     quantization = Quantization(scenes, lambda exact, small: None) if int8 else None
@@ -81,17 +79,17 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("build/exports"))
     args = parser.parse_args()
     keep_freed_memory()
-    machine, before, rows = machine_facts(), state(), []
+    machine, before, rows = machine_facts(), machine_state(), []
     machine["versions"] |= versions(["openvino", "onnxruntime", "nncf"])
     with tempfile.TemporaryDirectory() as folder:
         for side in args.sizes:
             made = cases(side, Path(folder), args.only, args.output)
             rows += merged([measure(made, args.rounds) for _ in range(args.repeats)])
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    results = Results(machine, {"before": before, "after": state()}, settings, {"exports": rows})
+    results = Results(machine, {"before": before, "after": machine_state()}, settings, {"exports": rows})
     write_results(args.out / "exports.json", results)
     write_markdown(args.out / "exports.md", results)
-    print_results(results)
+    print((args.out / "exports.md").read_text())
     print(f"results: {args.out / 'exports.json'}")
 
 

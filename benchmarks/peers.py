@@ -28,12 +28,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import degrid
-from degrid.bench.machine import load_average, machine_facts, thread_state, versions
+from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Case, Row, measure, merged
 from degrid.bench.memory import MIB, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.bench.part_cases import scene
-from degrid.bench.report import Results, machine_lines, tables, write_markdown, write_pictures, write_results
+from degrid.bench.report import Results, write_markdown, write_pictures, write_results
 from degrid.engine.inference.fast_network import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.models import freeze_batch_norm
@@ -238,10 +238,6 @@ def read_pictures(folder: Path | None, count: int) -> list[np.ndarray]:
     return [read_image(file) for file in files[:count]]
 
 
-def state() -> dict[str, Any]:
-    return {"load": load_average(), "threads": {str(count): speed for count, speed in thread_state().items()}}
-
-
 def blocks(args: argparse.Namespace, pictures: list[np.ndarray]) -> list[Callable[[], list[Case]]]:
     """What is measured together, made only when its turn comes."""
     found: list[Callable[[], list[Case]]] = []
@@ -273,7 +269,7 @@ def main() -> None:
     pictures = read_pictures(args.images, args.count)
     parts = blocks(args, pictures)
     found: list[list[list[Row]]] = [[] for _ in parts]
-    machine, before = machine_facts(), state()
+    machine, before = machine_facts(), machine_state()
     machine["versions"] |= versions(["segmentation-models-pytorch"])
     for _ in range(args.repeats):
         for index, make in enumerate(parts):
@@ -281,21 +277,12 @@ def main() -> None:
             print(f"measured: {found[index][0][0].group}", flush=True)
     rows = [row for part in found for row in merged(part)]
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    results = Results(machine, {"before": before, "after": state()}, settings, {"peers": rows})
+    results = Results(machine, {"before": before, "after": machine_state()}, settings, {"peers": rows})
     write_results(args.out / "peers.json", results)
     write_markdown(args.out / "peers.md", results)
     write_pictures(args.out, results)
-    print_results(results)
+    print((args.out / "peers.md").read_text())
     print(f"results: {args.out / 'peers.json'}, {args.out / 'peers.png'}")
-
-
-def print_results(results: Results) -> None:
-    from rich.console import Console
-
-    console = Console(width=max(120, Console().width))
-    for table in tables(results):
-        console.print(table)
-    print("\n".join(machine_lines(results)))
 
 
 if __name__ == "__main__":

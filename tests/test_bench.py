@@ -16,16 +16,16 @@ from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activ
 from degrid.bench.report import (
     Results,
     duration,
+    groups,
     machine_lines,
     picture,
-    read_results,
-    tables,
     write_markdown,
     write_pictures,
     write_results,
 )
+from degrid.bench.suite import SETS, run
 from degrid.cli import app
-from degrid.cli.bench import SETS
+from degrid.cli.bench import _table
 from degrid.types import UserError
 
 
@@ -251,34 +251,29 @@ def some_results(threads=(100.0, 150.0), load=0.0):
     return Results(machine_facts(), state, {"rounds": 3}, {"own:set": rows})
 
 
-def test_results_come_back_from_json(tmp_path):
+def test_results_as_json(tmp_path):
     results = some_results()
     write_results(tmp_path / "bench.json", results)
-    assert read_results(tmp_path / "bench.json") == results
     record = json.loads((tmp_path / "bench.json").read_text())
+    assert (record["format"], record["settings"]) == ("degrid bench 1", {"rounds": 3})
+    assert (record["machine"], record["state"]) == (results.machine, results.state)
     fast = record["sets"]["own:set"][1]
     assert fast["ratio"] == {"low": 2.5, "median": 3.0, "high": 3.5}  # of 2, 4, 3
     assert fast["median"] == 1.0
+    assert (fast["case"], fast["values"], fast["ratios"]) == ("fast_1", [1.0, 1.0, 3.0], [2.0, 4.0, 3.0])
 
 
-@pytest.mark.parametrize("text", ["[]", '{"format": "other"}', '{"format": "degrid bench 1", "sets": {"a": [{}]}}'])
-def test_other_files_are_refused(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match="results"):
-        read_results(tmp_path / "x.json")
-
-
-def rendered(table):
+def rendered(rows):
     from rich.console import Console
 
     console = Console(width=140)
     with console.capture() as capture:
-        console.print(table)
+        console.print(_table(rows[0].group, rows))
     return capture.get()
 
 
 def test_tables_have_the_ratio_first():
-    first, second = (rendered(table) for table in tables(some_results()))
+    first, second = (rendered(rows) for rows in groups(some_results().sets["own:set"]).values())
     line = next(line for line in first.splitlines() if "fast_1" in line)
     assert line.split() == ["fast_1", "3.00x", "2.50..3.50", "-67", "%", "1", "s", "1"]
     assert "other" in second
@@ -287,7 +282,7 @@ def test_tables_have_the_ratio_first():
 
 def test_tables_show_repeats_notes_and_memory():
     row = Row("g", "a", False, "MiB", 1, {"saved MiB": 2.5}, (4.0, 4.0), (2.0, 2.0), (1.9, 2.1))
-    text = rendered(tables(Results({}, {}, {}, {"s": [row]}))[0])
+    text = rendered([row])
     assert "times less" in text
     assert "1.90..2.10" in text
     assert "per second" not in text
@@ -346,15 +341,28 @@ def test_the_command_measures_and_writes(tmp_path):
     files = f"{tmp_path / 'out/bench.md'}, {tmp_path / 'out/post.png'}"
     assert text.splitlines()[-1] == f"results: {tmp_path / 'out/bench.json'}; tables and pictures: {files}"
     assert "| degrid: ConfusionMatrix |" in (tmp_path / "out/bench.md").read_text()
-    results = read_results(tmp_path / "out/bench.json")
-    assert results.settings["sets"] == ["post"]
-    assert set(results.state) == {"before", "after"}
-    assert [row.name for row in results.sets["post"] if row.base] == [
+    results = json.loads((tmp_path / "out/bench.json").read_text())
+    assert results["settings"]["sets"] == ["post"]
+    assert set(results["state"]) == {"before", "after"}
+    rows = results["sets"]["post"]
+    assert [row["case"] for row in rows if row["base"]] == [
         "interpolate and argmax, NCHW",
         "numpy bincount, masked",
     ]
-    assert all(len(row.repeats) == 2 and len(row.values) == 2 for row in results.sets["post"])
+    assert all(len(row["repeats"]) == 2 and len(row["values"]) == 2 for row in rows)
     assert (tmp_path / "out/post.png").stat().st_size > 1000
+
+
+def test_the_library_measures_as_the_command_does(tmp_path):
+    threads, seen = torch.get_num_threads(), []
+    results, files = run(["post"], tmp_path, quick=True, rounds=1, image=(50, 60), threads=1, progress=seen.append)
+    assert torch.get_num_threads() == threads
+    assert files == [tmp_path / "bench.json", tmp_path / "bench.md", tmp_path / "post.png"]
+    assert all(file.exists() for file in files)
+    assert (results.machine["threads"], results.settings["image"]) == (1, "50x60")
+    assert [row.name for row in results.sets["post"]][-1] == "degrid: ConfusionMatrix"
+    assert [now.done for now in seen] == sorted(now.done for now in seen)
+    assert (seen[-1].done, seen[-1].status) == (seen[-1].total, "post: confusion matrix")
 
 
 def test_an_unknown_set_is_refused_and_the_known_ones_are_named(tmp_path):
@@ -369,9 +377,9 @@ def test_an_unknown_set_is_refused_and_the_known_ones_are_named(tmp_path):
 def test_a_set_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_sets.py").write_text(
         "from degrid.bench.measure import Case\n"
-        "from degrid.bench.part_cases import Block\n"
+        "from degrid.bench.suite import Block\n"
         "def mine(scope):\n"
-        "    return [Block('sums', 1, lambda stack: [Case('a', lambda: sum(range(9)), 'sums', True)])]\n"
+        "    return [Block('sums', 1, lambda: [Case('a', lambda: sum(range(9)), 'sums', True)])]\n"
     )
     monkeypatch.chdir(tmp_path)
     code, text = cli("bench", "my_sets:mine", "--quick", "-o", "out")
@@ -439,4 +447,4 @@ def test_every_set_runs(tmp_path):
     names = [name for name in SETS if name != "memory" or can_sample_memory()]
     code, text = cli("bench", *names, "--quick", "--rounds", 1, "-o", tmp_path)
     assert code == 0, text
-    assert list(read_results(tmp_path / "bench.json").sets) == names
+    assert list(json.loads((tmp_path / "bench.json").read_text())["sets"]) == names

@@ -1,4 +1,4 @@
-"""What a timing depends on: the machine, the libraries, and how fast the threads are at the moment."""
+"""What a timing depends on: the machine, the libraries, and how fast and how busy the machine is at the moment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
-"""Instruction sets that decide which kernels oneDNN takes, as Linux spells them."""
+"""Instruction sets that decide which kernels oneDNN uses, as Linux spells them."""
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "simplejpeg", "openvino", "onnxruntime")
+_CPUINFO = Path("/proc/cpuinfo")
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
@@ -20,8 +21,11 @@ def machine_facts() -> dict[str, Any]:
     """CPU, cores, threads, instruction sets, memory, allocator, versions: plain values, None where unknown."""
     import torch
 
-    cpu = _cpu_info()
+    # The first processor; Linux only.
+    lines = _CPUINFO.read_text().split("\n\n")[0].splitlines() if _CPUINFO.exists() else []
+    cpu = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = cpu.get("flags", cpu.get("Features", "")).split()
+    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()) else None
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -29,7 +33,7 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instructions": [flag for flag in FLAGS if flag in flags],
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": pages and round(os.sysconf("SC_PAGE_SIZE") * pages / 2**30, 1),
         "allocator": allocator(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -49,9 +53,9 @@ def versions(libraries: Iterable[str]) -> dict[str, str | None]:
 
 
 def allocator() -> str:
-    """What gives out memory: an allocator loaded over the C library's, or that one, with its settings if any are set.
+    """The memory allocator: one loaded over the C library's, or that one; with its settings from the environment.
 
-    Settings made by a program through mallopt() cannot be seen from outside and are not in it.
+    Settings that a program makes by mallopt() cannot be seen from outside, and are missing.
     """
     maps = Path("/proc/self/maps")
     mapped = maps.read_text(errors="replace") if maps.exists() else ""
@@ -61,30 +65,39 @@ def allocator() -> str:
     return " ".join([*(loaded or [library]), *settings])
 
 
+def machine_state() -> dict[str, Any]:
+    """How busy and how fast the machine is at the moment: plain values.
+
+    load: processes that wanted to run over the last minute; None where the system does not say. threads: GFLOP/s by
+    number of threads, see `thread_state`.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"load": load, "threads": {str(count): speed for count, speed in thread_state().items()}}
+
+
 def thread_state(
-    threads: Iterable[int] | None = None, size: int = 1024, times: int = 7, clock: Callable[[], float] | None = None
+    threads: Iterable[int] | None = None,
+    size: int = 1024,
+    times: int = 7,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
-    """GFLOP/s of a float32 matrix product by number of threads: the best of several, so that it tells the state.
+    """GFLOP/s of a float32 matrix product by number of threads: the best of several, to see what the machine can do.
 
     Virtual cores are sometimes two threads of one real core: then two threads are hardly faster than one.
 
     Args:
         threads: numbers of threads; by default 1, 2 and as many as PyTorch uses now, as far as there are cores.
         size: rows and columns of the matrices.
-        times: products per number of threads, of which the best counts.
-        clock: seconds since any moment; by default the computer's.
+        times: products per number of threads.
+        clock: seconds since any moment.
     """
     import torch
 
-    clock = clock or time.perf_counter
     before = torch.get_num_threads()
-    cores = os.cpu_count() or 1
-    counts = sorted({1, min(2, cores), before}) if threads is None else list(threads)
-    a = torch.ones(size, size)
-    out = torch.empty(size, size)
+    a, out = torch.ones(size, size), torch.empty(size, size)
     found = {}
     try:
-        for count in counts:
+        for count in threads or sorted({1, min(2, os.cpu_count() or 1), before}):
             torch.set_num_threads(count)
             torch.mm(a, a, out=out)
             best = 0.0
@@ -96,24 +109,3 @@ def thread_state(
     finally:
         torch.set_num_threads(before)
     return found
-
-
-def load_average() -> float | None:
-    """Processes that wanted to run over the last minute; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor in /proc/cpuinfo; nothing where there is no such file."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {}
-    lines = file.read_text().split("\n\n")[0].splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError):
-        return None

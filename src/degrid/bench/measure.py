@@ -1,10 +1,10 @@
-"""Fair timings on a machine whose speed drifts: cases in turn in one process, and ratios to a base of the same rounds.
+"""Fair timings on a machine whose speed drifts: cases in turn in one process, compared within the same round.
 
     rows = measure([Case("plain", plain, base=True), Case("fast", fast)])
 
-Each round calls every case once (A B C A B C ...). A case's ratio is the base's value over its own *in that round*: a
-machine that is slower for a minute is slower for both. The median of the ratios is the result, the quartiles are its
-spread.
+Each round calls every case once (A B C A B C ...). The ratio of a case is the base's value over its own *in that
+round*: a machine that is slower for a minute is slower for both. The median of the ratios is the result, and the
+quartiles are its spread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from degrid.types import UserError
 
 MOST_ROUNDS = 200
-"""Short calls are repeated until their time is up, but not more often than this."""
+"""Most rounds, also of calls that are so short that more would fit into the time."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Case:
     """One way to do a job.
 
     name: what it is called in the table.
-    run: does the job once; what it returns is dropped.
-    group: the job; cases are compared inside their group.
-    base: whether the ratios of the group are to this case; one of each group is.
+    run: does the job once; its result is dropped.
+    group: the job; cases are compared within their group.
+    base: whether the others of the group are compared with this case; true of exactly one.
     items: how many things (images) one call handles.
-    notes: facts for the table, by name and unit ("saved MiB").
+    notes: further columns of the table, by name and unit ("saved MiB").
     """
 
     name: str
@@ -53,10 +53,10 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case.
+    """What was measured for a case.
 
     values: one per round, in `unit`; less is better.
-    ratios: of each round, base over own value: 2 is twice as fast, or half the memory.
+    ratios: one per round, the base's value over its own: 2 is twice as fast, or half the memory.
     repeats: the median ratio of each repeat of the whole measurement; see `merged`.
     """
 
@@ -97,21 +97,6 @@ class Row:
             "values": list(self.values),
         }
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Row:
-        """What `to_dict` gave."""
-        return cls(
-            record["group"],
-            record["case"],
-            record["base"],
-            record["unit"],
-            record["items"],
-            dict(record["notes"]),
-            tuple(record["values"]),
-            tuple(record["ratios"]),
-            tuple(record["repeats"]),
-        )
-
 
 def quartiles(values: Sequence[float]) -> Quartiles:
     """Lower quartile, median and upper quartile, interpolated; of a single value, that value three times."""
@@ -150,11 +135,11 @@ def measure(
     Args:
         cases: of one group or several, each with one base.
         rounds: the least number of rounds, 1 or more.
-        seconds: rounds go on until this time has passed since the first, up to MOST_ROUNDS: for short calls.
-        warmup: rounds before that are not measured.
+        seconds: rounds go on until this time has passed since the first, up to MOST_ROUNDS; for short calls.
+        warmup: rounds before these, which are not measured.
         meter: from a function to its cost, in `unit`; above 0.
-        clock: seconds since any moment; tells when `seconds` are over.
-        on_round: called after each round, warm-up included, with the number done and the least number of all.
+        clock: seconds since any moment, for `seconds`.
+        on_round: called after each round, warm-up included, with the rounds done and the least number of all.
     Returns:
         A row per case, in order.
     Raises:
@@ -178,7 +163,7 @@ def measure(
 
 
 def _bases(cases: Sequence[Case]) -> dict[str, int]:
-    """The place of each group's base."""
+    """The index of each group's base."""
     if not cases:
         raise UserError("nothing to measure: expected at least one case")
     groups = {case.group: [i for i, other in enumerate(cases) if other.group == case.group] for case in cases}
@@ -197,7 +182,7 @@ def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:
 
 
 def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of several repeats of one measurement as one: rounds together, and the median ratio of each repeat.
+    """Join the rows of several repeats of one measurement: all rounds together, and the median ratio of each repeat.
 
     Args:
         repeats: lists of rows of the same cases in the same order.

@@ -1,4 +1,4 @@
-"""How much memory a call needs: saved activations, counted exactly, and the process's peak, sampled."""
+"""How much memory a call needs: saved activations, counted exactly, and the peak of the process, sampled."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _STATM = Path("/proc/self/statm")
 def saved_activations(
     run: Callable[[], object], model: nn.Module | None = None, checkpointed: Iterable[nn.Module] = ()
 ) -> int:
-    """Bytes that autograd keeps for the backward pass while `run` runs: each storage once.
+    """Bytes that autograd keeps for the backward pass while `run` runs, counting each storage once.
 
-    Storages of parameters and of the model's buffers do not count; the input and copies of weights in another type do.
+    The input counts, and so do copies of weights in another type; parameters and the model's buffers do not.
 
     Args:
         model: whose parameters and buffers are left out; nn.Parameters of other modules are left out as well.
-        checkpointed: modules that keep their inputs by other means than autograd's saved tensors, as activation
-            checkpointing does; these count too.
+        checkpointed: modules whose inputs count too, since they keep them by other means than autograd's saved
+            tensors, as activation checkpointing does.
     """
     own = [] if model is None else [*model.parameters(), *model.buffers()]
     left_out = {tensor.untyped_storage().data_ptr() for tensor in own}
-    seen: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used again while we count
+    seen: dict[int, torch.UntypedStorage] = {}  # holds them, so that no address is used twice in the meantime
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -56,18 +56,18 @@ def saved_activations(
 
 
 def can_sample_memory() -> bool:
-    """Whether this system tells how much memory the process holds; only Linux does, in /proc."""
+    """Whether this system reports how much memory the process holds; only Linux does, in /proc."""
     return _STATM.exists()
 
 
 def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
-    """MiB by which the process was larger, at its largest, while `run` ran than before; at least one page.
+    """Peak increase of resident memory during `run`, in MiB; at least one page.
 
-    A thread looks every `every` seconds, so a peak that is shorter may be missed. Memory that was freed but kept by the
-    C library is given back first, where the library can; what `run` returns is held until the last look.
+    Sampled by a thread every `every` seconds: a shorter peak may be missed. Memory that the C library keeps after it
+    was freed is given back first, where possible; the result of `run` is held until the last sample.
 
     Raises:
-        UserError: the system does not tell; see `can_sample_memory`.
+        UserError: the system does not report it; see `can_sample_memory`.
     """
     if not can_sample_memory():
         raise UserError(f"peak memory is read from {_STATM}, which only Linux has; leave the memory measurements out")
@@ -98,13 +98,13 @@ def _resident() -> int:
 
 
 def _page() -> float:
-    """MiB of a page."""
+    """Size of a page in MiB."""
     return os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def _give_back() -> None:
     """Return freed memory to the system, where the C library has a function for it (glibc)."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

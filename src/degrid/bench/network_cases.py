@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,8 @@ from degrid.acceleration.fold import folded
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.bench.measure import Case
 from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
-from degrid.bench.part_cases import Block, Scope, interpolate_argmax, scene
+from degrid.bench.part_cases import interpolate_argmax, nudged, scene
+from degrid.bench.suite import Block, Scope
 from degrid.engine.device import autocast
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.loop import Training, _step
@@ -34,7 +34,7 @@ Way = Callable[[], Tensor]
 
 
 def deeplabv3_resnet50(classes: int = CLASSES) -> nn.Module:
-    """DeepLab v3 on ResNet-50 at output stride 8, the most measured one."""
+    """DeepLab v3 on ResNet-50 at output stride 8, which most sets use."""
     return randomised(degrid.deeplabv3("timm:resnet50", classes, output_stride=8))
 
 
@@ -49,7 +49,7 @@ def deeplabv3plus_mobilenetv2() -> nn.Module:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Batch norms with random statistics, scale and shift, so that they are worth folding; evaluation mode."""
+    """Give batch norms random statistics, scale and shift, so that folding has work to do; in evaluation mode."""
     rng = torch.Generator().manual_seed(0)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -62,7 +62,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def by_hand(model: nn.Module, image: Tensor, precision: str = "float32") -> Way:
-    """The usual way: the network in inference mode, then interpolate and argmax."""
+    """The usual code: the network in inference mode, then interpolate and argmax."""
 
     def call() -> Tensor:
         with torch.inference_mode(), autocast(image.device, precision):
@@ -75,17 +75,17 @@ def by_hand(model: nn.Module, image: Tensor, precision: str = "float32") -> Way:
 def by_predictor(
     model: nn.Module, precision: str, how: InferenceOptions | None = None
 ) -> Callable[[np.ndarray], Tensor]:
-    """As the library's user does it: from a picture, uint8 [H,W,3], to its class ids.
+    """As users of the library do it: from a picture, uint8 [H,W,3], to its class ids.
 
-    Not with the precision "auto": it compares bfloat16 with float32 on the first images, and random weights are less
-    sure of a class than trained ones.
+    Not with the precision "auto": it compares bfloat16 with float32 on the first images, and random weights separate
+    the classes less clearly than trained ones.
     """
     predict = degrid.Predictor(model, device="cpu", precision=precision, how=how)
     return lambda picture: torch.from_numpy(predict(picture))
 
 
 def cases_of(group: str, ways: dict[str, Way], agreement: bool = True) -> list[Case]:
-    """Ways to the same class ids, the first of which is the base; with the share of pixels that are as the base's."""
+    """Ways to the same class ids, the first of which is the base; with the percentage of pixels that agree with it."""
     base = next(iter(ways))
     wanted = ways[base]() if agreement else None
     return [
@@ -113,17 +113,17 @@ def networks(scope: Scope) -> list[Block]:
     for title, make, sizes, cost in rows:
         for size in sizes:
             name = f"{title}, {size[0]}x{size[1]}"
-            share = size[0] * size[1] / (sizes[0][0] * sizes[0][1])
-            blocks.append(Block(name, cost * share, _inference_block(name, make, scope.picture(size))))
+            part = size[0] * size[1] / (sizes[0][0] * sizes[0][1])
+            blocks.append(Block(name, cost * part, partial(_inference_cases, name, make, scope.picture(size))))
     size = scope.sizes((321, 321))[0]
     name = f"DeepLab v2 ResNet-101 stride 8, {size[0]}x{size[1]}, smoothed, Predictor in float32"
-    return [*blocks, Block(name, 28, _smoothed_block(name, scope.picture(size)))]
+    return [*blocks, Block(name, 28, partial(_smoothed_cases, name, scope.picture(size)))]
 
 
-def _inference_block(
-    name: str, make: Callable[[], nn.Module], picture: np.ndarray
-) -> Callable[[ExitStack], list[Case]]:
-    return lambda stack: cases_of(name, inference_ways(make(), picture))
+def _inference_cases(
+    name: str, make: Callable[[], nn.Module], picture: np.ndarray, agreement: bool = True
+) -> list[Case]:
+    return cases_of(name, inference_ways(make(), picture), agreement)
 
 
 def inference_ways(model: nn.Module, picture: np.ndarray) -> dict[str, Way]:
@@ -147,7 +147,7 @@ def inference_ways(model: nn.Module, picture: np.ndarray) -> dict[str, Way]:
 
 
 def _halved(model: nn.Module) -> nn.Module:
-    """A copy with the convolutions' weights in bfloat16, for autocast to find them so."""
+    """A copy with the convolutions' weights in bfloat16, which autocast then need not convert."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, nn.Conv2d):
@@ -155,46 +155,30 @@ def _halved(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _smoothed_block(name: str, picture: np.ndarray) -> Callable[[ExitStack], list[Case]]:
-    def cases(stack: ExitStack) -> list[Case]:
-        ways: dict[str, Way] = {
-            each: partial(by_predictor(_nudged(deeplabv2_resnet101(each)), "float32"), picture) for each in OPERATORS
-        }
-        return cases_of(name, ways, agreement=False)
-
-    return cases
-
-
-def _nudged(model: nn.Module) -> nn.Module:
-    """Learned filters away from their start, where they could be skipped."""
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if ".smoothing." in key:
-                parameter.add_(0.01)
-    return model
+def _smoothed_cases(name: str, picture: np.ndarray) -> list[Case]:
+    ways: dict[str, Way] = {
+        each: partial(by_predictor(nudged(deeplabv2_resnet101(each)), "float32"), picture) for each in OPERATORS
+    }
+    return cases_of(name, ways, agreement=False)
 
 
 # ---- training -----------------------------------------------------------------------------------------------
 
 
 def train(scope: Scope) -> list[Block]:
-    """One optimiser step of DeepLab v3 ResNet-50, stride 8, on two crops, and the activations it keeps; and of the
-    smoothed DeepLab v2 ResNet-101."""
+    """One optimiser step, and the activations it keeps: of DeepLab v3 ResNet-50 on two crops, and of DeepLab v2
+    ResNet-101 with each smoothing operator."""
     crop = 97 if scope.quick else 321
     name = f"training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
     smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
     return [
-        Block(name, 95, lambda stack: training_cases(name, crop), warmup=1),
-        Block(smoothed, 60, lambda stack: _smoothed_training_cases(smoothed, crop), rounds=2, warmup=1),
+        Block(name, 95, partial(training_cases, name, crop), warmup=1),
+        Block(smoothed, 60, partial(_smoothed_training_cases, smoothed, crop), rounds=2, warmup=1),
     ]
 
 
-def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> list[Case]:
-    """The ways to take a step that are compared, the base first.
-
-    Args:
-        only: names of the ways to make; all by default.
-    """
+def training_cases(group: str, crop: int) -> list[Case]:
+    """The ways to take a step that are compared, the base first."""
     ways: dict[str, dict[str, Any]] = {
         "eager, NCHW": {"ours": False},
         "degrid, float32": {},
@@ -205,8 +189,8 @@ def training_cases(group: str, crop: int, only: Sequence[str] | None = None) -> 
     }
     batch = training_batch(crop)
     cases = []
-    for name in only or ways:
-        model, run = _training_way(batch, **ways[name])
+    for name, settings in ways.items():
+        model, run = _training_way(batch, **settings)
         inputs = [module for module in model.modules() if isinstance(module, CheckpointedBlock)]
         notes = {"saved MiB": saved_activations(run, model, inputs) / MIB}
         cases.append(Case(name, run, group, name == "eager, NCHW", len(batch.image), notes))
@@ -218,7 +202,7 @@ def _smoothed_training_cases(group: str, crop: int) -> list[Case]:
     batch = training_batch(crop, 1)
     cases = []
     for operator in OPERATORS:
-        model = _nudged(deeplabv2_resnet101(operator)).train().to(memory_format=torch.channels_last)
+        model = nudged(deeplabv2_resnet101(operator)).train().to(memory_format=torch.channels_last)
         freeze_batch_norm(model)
         run = training_step(model, batch, "float32")
         notes = {"saved MiB": saved_activations(run, model) / MIB}
@@ -227,7 +211,7 @@ def _smoothed_training_cases(group: str, crop: int) -> list[Case]:
 
 
 def training_batch(crop: int, count: int = 2) -> Batch:
-    """So many scenes as a batch."""
+    """Built-in scenes as a batch."""
     images, labels = zip(*(scene((crop, crop), seed) for seed in range(count)), strict=True)
     image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Batch(image, torch.from_numpy(np.stack(labels)).long(), tuple(str(seed) for seed in range(count)))
@@ -255,7 +239,7 @@ def training_step(model: nn.Module, batch: Batch, precision: str) -> Callable[[]
 
 
 def step_by_hand(model: nn.Module, batch: Batch) -> Callable[[], object]:
-    """The usual step by hand: enlarge the logits, cross-entropy, backward, SGD."""
+    """The usual code: enlarge the logits, cross-entropy, backward, SGD."""
     optimizer = _sgd(model)
 
     def call() -> None:
@@ -269,7 +253,7 @@ def step_by_hand(model: nn.Module, batch: Batch) -> Callable[[], object]:
 
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """So slow that the network stays what it is, however often it is measured."""
+    """At a learning rate so low that the network stays practically the same, however often it is measured."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.SGD(trained, lr=1e-7, momentum=0.9)
 
@@ -278,47 +262,41 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def memory(scope: Scope) -> list[Block]:
-    """By how many MiB the process grows, at its largest, during inference and during a training step."""
+    """The peak growth of the process, in MiB, during inference and during a training step."""
     size, crop = scope.sizes((513, 513))[0], 97 if scope.quick else 321
     inference = f"growth during inference, DeepLab v3 ResNet-50 stride 8, {size[0]}x{size[1]}"
     training = f"growth during a training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
-    picture = scope.picture(size)
-
-    def inference_cases(stack: ExitStack) -> list[Case]:
-        return cases_of(inference, inference_ways(deeplabv3_resnet50(), picture), agreement=False)
-
+    cases = partial(_inference_cases, inference, deeplabv3_resnet50, scope.picture(size), agreement=False)
     return [
-        Block(inference, 24, inference_cases, rounds=3, warmup=1, seconds=0, memory=True),
-        Block(training, 40, lambda stack: training_cases(training, crop), rounds=2, warmup=0, seconds=0, memory=True),
+        Block(inference, 24, cases, rounds=3, warmup=1, seconds=0, memory=True),
+        Block(training, 40, partial(training_cases, training, crop), rounds=2, warmup=0, seconds=0, memory=True),
     ]
 
 
 def large(scope: Scope) -> list[Block]:
-    """A street scene of Cityscapes' size, whole and in windows: time, and how much the process grows in a first run."""
+    """A scene of the size of Cityscapes' images, whole and in windows: time, and peak growth of the process in a first
+    run."""
     size = scope.sizes((1024, 2048))[0]
     name = f"DeepLab v3 ResNet-50 stride 8, 19 classes, {size[0]}x{size[1]}"
-    return [Block(name, 120, _large_block(name, scope.picture(size)), rounds=1, warmup=0, seconds=0)]
+    return [Block(name, 120, partial(_large_cases, name, scope.picture(size)), rounds=1, warmup=0, seconds=0)]
 
 
-def _large_block(name: str, picture: np.ndarray) -> Callable[[ExitStack], list[Case]]:
-    def cases(stack: ExitStack) -> list[Case]:
-        model = deeplabv3_resnet50(19)
-        image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
-        side = min(769, *(max(2, 3 * length // 4) for length in picture.shape[:2]))
-        windows = InferenceOptions(window=(side, side), overlap=1 / 3)
-        ways: dict[str, Way] = {
-            "eager, NCHW": by_hand(model, image),
-            "Predictor, float32": partial(by_predictor(model, "float32"), picture),
-            "Predictor, bfloat16": partial(by_predictor(model, "bfloat16"), picture),
-            f"Predictor, bfloat16, windows of {side}": partial(by_predictor(model, "bfloat16", windows), picture),
-        }
-        return [_with_peak(case) for case in cases_of(name, ways, agreement=False)]
-
-    return cases
+def _large_cases(name: str, picture: np.ndarray) -> list[Case]:
+    model = deeplabv3_resnet50(19)
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    side = min(769, *(max(2, 3 * length // 4) for length in picture.shape[:2]))
+    windows = InferenceOptions(window=(side, side), overlap=1 / 3)
+    ways: dict[str, Way] = {
+        "eager, NCHW": by_hand(model, image),
+        "Predictor, float32": partial(by_predictor(model, "float32"), picture),
+        "Predictor, bfloat16": partial(by_predictor(model, "bfloat16"), picture),
+        f"Predictor, bfloat16, windows of {side}": partial(by_predictor(model, "bfloat16", windows), picture),
+    }
+    return [_with_peak(case) for case in cases_of(name, ways, agreement=False)]
 
 
 def _with_peak(case: Case) -> Case:
-    """The case with its peak memory among the notes, where the system tells it."""
+    """The case with its peak memory among the notes, where the system reports it."""
     if not can_sample_memory():
         return case
     return dataclasses.replace(case, notes={**case.notes, "growth MiB": peak_memory(case.run)})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from degrid.acceleration.winograd_layer import WinogradConv2d
 from degrid.bench.measure import Case
 from degrid.bench.memory import MIB, saved_activations
+from degrid.bench.suite import Block, Scope
 from degrid.data import TrainTransform, open_dataset
 from degrid.data.synthetic import LABELS, draw_scene
 from degrid.engine.evaluation.metrics import ConfusionMatrix
@@ -29,57 +31,20 @@ from degrid.smoothing.table import OPERATORS
 from degrid.types import IGNORE_INDEX
 
 
-@dataclass(frozen=True)
-class Block:
-    """Cases that are measured together, in turn.
-
-    name: of the job, for the progress.
-    cost: seconds that it takes on two quiet cores, roughly; for the time that is left.
-    cases: makes them; what must be closed afterwards goes on the stack.
-    rounds: at most so many, for long calls; warmup: rounds before the measurement.
-    seconds: short calls are repeated for this long.
-    threads: of PyTorch; None: all.
-    memory: measure the peak memory instead of the time.
-    """
-
-    name: str
-    cost: float
-    cases: Callable[[ExitStack], list[Case]]
-    rounds: int | None = None
-    warmup: int = 2
-    seconds: float = 2.0
-    threads: int | None = None
-    memory: bool = False
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What the cases run on.
-
-    quick: small images, to see that everything works.
-    size: height and width of the images instead of the usual ones; image: uint8 [H,W,3], a picture to use.
-    """
-
-    quick: bool = False
-    size: tuple[int, int] | None = None
-    image: np.ndarray | None = None
-
-    def sizes(self, *usual: tuple[int, int]) -> list[tuple[int, int]]:
-        """The sizes to measure at, where `usual` is what the set would take."""
-        if self.image is not None:
-            return [(self.image.shape[0], self.image.shape[1])]
-        return [self.size] if self.size else [(97, 97)] if self.quick else list(usual)
-
-    def picture(self, size: tuple[int, int]) -> np.ndarray:
-        """The user's picture, or a built-in scene of that size; uint8 [H,W,3]."""
-        return self.image if self.image is not None else scene(size)[0]
-
-
 def scene(size: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A built-in scene of any size: image uint8 [H,W,3], label uint8 [H,W]."""
     height, width = size
     image, label = draw_scene(np.random.default_rng(seed), max(64, height), max(64, width))
     return np.ascontiguousarray(image[:height, :width]), np.ascontiguousarray(label[:height, :width])
+
+
+def nudged(model: nn.Module) -> nn.Module:
+    """Move learned filters away from their start, where they could be skipped; in place."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".smoothing." in key:
+                parameter.add_(0.01)
+    return model
 
 
 # ---- smoothing operators ------------------------------------------------------------------------------------
@@ -94,37 +59,25 @@ def operators(scope: Scope) -> list[Block]:
             training = batch == 2
             doing = "training step" if training else "forward"
             name = f"{doing}, {shape[0]} channels, rate {rate}, {shape[2]}x{shape[3]}x{shape[3]}"
-            blocks.append(Block(name, 10, _operator_block(name, shape, training), seconds=8.0))
+            blocks.append(Block(name, 10, partial(_operator_cases, name, shape, training), seconds=8.0))
     return blocks
 
 
-def _operator_block(name: str, shape: tuple[int, int, int, int], training: bool) -> Callable[[ExitStack], list[Case]]:
-    def cases(stack: ExitStack) -> list[Case]:
-        channels, rate, batch, side = shape
-        x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
-        return [_operator_case(name, operator, channels, rate, x, training) for operator in OPERATORS]
-
+def _operator_cases(name: str, shape: tuple[int, int, int, int], training: bool) -> list[Case]:
+    channels, rate, batch, side = shape
+    x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+    cases = []
+    for operator in OPERATORS:
+        torch.manual_seed(0)
+        conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate, bias=False))
+        if operator != "regular":
+            smooth_dilated_convs(conv, operator)
+        nudged(conv).to(memory_format=torch.channels_last)
+        # Without smoothing, nothing in front of the convolution needs the input's gradient: every case computes it.
+        run = _training(conv, x.clone().requires_grad_()) if training else _inference(conv, x)
+        notes = {"saved MiB": saved_activations(run, conv) / MIB} if training else {}
+        cases.append(Case(operator, run, name, operator == "regular", batch, notes))
     return cases
-
-
-def _operator_case(name: str, operator: str, channels: int, rate: int, x: Tensor, training: bool) -> Case:
-    conv = _layer(operator, channels, rate)
-    # Without smoothing there is nothing in front that needs the input's gradient, so it is asked for in every case.
-    run = _training(conv, x.clone().requires_grad_()) if training else _inference(conv, x)
-    notes = {"saved MiB": saved_activations(run, conv) / MIB} if training else {}
-    return Case(operator, run, name, operator == "regular", len(x), notes)
-
-
-def _layer(operator: str, channels: int, rate: int) -> nn.Module:
-    torch.manual_seed(0)
-    conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate, bias=False))
-    if operator != "regular":
-        smooth_dilated_convs(conv, operator)
-        with torch.no_grad():  # learned filters away from their start, where they could be skipped
-            for key, parameter in conv.named_parameters():
-                if ".smoothing." in key:
-                    parameter.add_(0.01)
-    return conv.to(memory_format=torch.channels_last)
 
 
 def _inference(conv: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -150,7 +103,7 @@ def _training(conv: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def winograd(scope: Scope) -> list[Block]:
-    """Convolutions in float32, direct and Winograd's way; "direct" again where Winograd's would not pay."""
+    """3x3 convolutions in float32, by the direct method and as degrid does them: by Winograd's where that is faster."""
     shapes = [  # channels in and out, rate, batch, side of the map
         (256, 256, 2, 1, 65),
         (512, 512, 4, 1, 65),
@@ -164,31 +117,28 @@ def winograd(scope: Scope) -> list[Block]:
     for shape in [(64, 64, 2, 1, 16)] if scope.quick else shapes:
         inputs, outputs, rate, batch, side = shape
         name = f"{inputs} to {outputs} channels, rate {rate}, {batch}x{side}x{side}"
-        blocks.append(Block(name, 4, _winograd_block(name, shape)))
+        blocks.append(Block(name, 4, partial(_winograd_cases, name, shape)))
     return blocks
 
 
-def _winograd_block(name: str, shape: tuple[int, int, int, int, int]) -> Callable[[ExitStack], list[Case]]:
-    def cases(stack: ExitStack) -> list[Case]:
-        inputs, outputs, rate, batch, side = shape
-        torch.manual_seed(0)
-        conv = nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate)
-        x = torch.randn(batch, inputs, side, side)
-        truth = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), 1, rate, rate)  # type: ignore[union-attr]
-        last = copy.deepcopy(conv).to(memory_format=torch.channels_last)
-        image = x.contiguous(memory_format=torch.channels_last)
-        runs = {
-            "direct, NCHW": _inference(conv, x),
-            "direct, channels_last": _inference(last, image),
-            "degrid": _inference(WinogradConv2d.from_conv(last), image),
-        }
-        found = {case: cast(Tensor, run()) for case, run in runs.items()}
-        errors = {case: ((y - truth).abs().max() / truth.abs().max()).item() for case, y in found.items()}
-        return [
-            Case(case, run, name, case == "direct, channels_last", batch, {"largest error, ppm": 1e6 * errors[case]})
-            for case, run in runs.items()
-        ]
-
+def _winograd_cases(name: str, shape: tuple[int, int, int, int, int]) -> list[Case]:
+    inputs, outputs, rate, batch, side = shape
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate)
+    x = torch.randn(batch, inputs, side, side)
+    truth = cast(Tensor, copy.deepcopy(conv).double()(x.double())).detach()
+    last = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+    image = x.contiguous(memory_format=torch.channels_last)
+    runs = {
+        "direct, NCHW": _inference(conv, x),
+        "direct, channels_last": _inference(last, image),
+        "degrid": _inference(WinogradConv2d.from_conv(last), image),
+    }
+    cases = []
+    for case, run in runs.items():
+        error = (cast(Tensor, run()) - truth).abs().max() / truth.abs().max()
+        notes = {"largest error, ppm": 1e6 * error.item()}
+        cases.append(Case(case, run, name, case == "direct, channels_last", batch, notes))
     return cases
 
 
@@ -197,13 +147,12 @@ def _winograd_block(name: str, shape: tuple[int, int, int, int, int]) -> Callabl
 
 def loader(scope: Scope) -> list[Block]:
     """Decode, scale, flip and crop; on one thread, so that images per second are per core."""
-    crop = 97 if scope.quick else 321
-    count = 4 if scope.quick else 16
-    return [Block(f"JPEG 500x375 to crop {crop}", 6, lambda stack: _loader_cases(stack, crop, count), threads=1)]
+    crop, count = (97, 4) if scope.quick else (321, 16)
+    return [Block(f"JPEG 500x375 to crop {crop}", 6, partial(_loader_cases, crop, count), threads=1)]
 
 
-def _loader_cases(stack: ExitStack, crop: int, count: int) -> list[Case]:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+def _loader_cases(crop: int, count: int) -> list[Case]:
+    folder = Path(tempfile.mkdtemp())
     files = _write_photos(folder, count)
     dataset, transform = open_dataset(folder, "train"), TrainTransform((crop, crop))
 
@@ -215,6 +164,7 @@ def _loader_cases(stack: ExitStack, crop: int, count: int) -> list[Case]:
         for index, (image, mask) in enumerate(files):
             resize_then_crop(image, mask, crop, np.random.default_rng(index))
 
+    weakref.finalize(ours, shutil.rmtree, folder)
     group = f"JPEG 500x375 to crop {crop}, one core"
     return [
         Case("PIL: resize, flip, crop", by_hand, group, True, count),
@@ -223,7 +173,7 @@ def _loader_cases(stack: ExitStack, crop: int, count: int) -> list[Case]:
 
 
 def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
-    """Scenes with the noise of a camera as JPEG, with palette PNG masks, under train/images and train/masks."""
+    """Scenes with camera noise as JPEG files, and masks as palette PNG files, in train/images and train/masks."""
     files, rng = [], np.random.default_rng(0)
     for index in range(count):
         pair = (folder / "train/images" / f"{index:02d}.jpg", folder / "train/masks" / f"{index:02d}.png")
@@ -238,7 +188,7 @@ def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
 
 
 def resize_then_crop(image_file: Path, mask_file: Path, crop: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The usual way by hand: scale both pictures by 0.5 to 2, flip, pad, crop; uint8 [3,h,w] and [h,w]."""
+    """The usual code: scale both pictures by 0.5 to 2, flip, pad, crop; uint8 [3,crop,crop] and [crop,crop]."""
     image: Image.Image = Image.open(image_file).convert("RGB")
     mask: Image.Image = Image.open(mask_file)
     factor = rng.uniform(0.5, 2.0)
@@ -260,29 +210,22 @@ def resize_then_crop(image_file: Path, mask_file: Path, crop: int, rng: np.rando
 
 def post(scope: Scope) -> list[Block]:
     """From logits to class ids at the image's size, and from ids to a confusion matrix."""
-    shapes = [(21, 65, 65, 513, 513), (19, 128, 256, 1024, 2048)]
-    if scope.quick:
-        shapes = [(5, 13, 13, 97, 97)]
+    shapes = [(5, 13, 13, 97, 97)] if scope.quick else [(21, 65, 65, 513, 513), (19, 128, 256, 1024, 2048)]
     blocks = []
-    for shape in shapes:
-        name = f"logits {shape[0]}x{shape[1]}x{shape[2]} to ids {shape[3]}x{shape[4]}"
-        blocks.append(Block(name, 5, _argmax_block(name, shape)))
-    size = (97, 97) if scope.quick else (500, 500)
-    return [*blocks, Block("confusion matrix", 3, lambda stack: _confusion_cases(size))]
+    for classes, height, width, *size in shapes:
+        name = f"logits {classes}x{height}x{width} to ids {size[0]}x{size[1]}"
+        blocks.append(Block(name, 5, partial(_argmax_cases, name, smooth_logits(classes, height, width), size)))
+    size = [97, 97] if scope.quick else [500, 500]
+    return [*blocks, Block("confusion matrix", 3, partial(_confusion_cases, size))]
 
 
-def _argmax_block(name: str, shape: tuple[int, int, int, int, int]) -> Callable[[ExitStack], list[Case]]:
-    def cases(stack: ExitStack) -> list[Case]:
-        classes, height, width, *size = shape
-        logits = smooth_logits(classes, height, width)
-        last = logits.contiguous(memory_format=torch.channels_last)
-        return [
-            Case("interpolate and argmax, NCHW", lambda: interpolate_argmax(logits, size), name, True),
-            Case("interpolate and argmax, channels_last", lambda: interpolate_argmax(last, size), name),
-            Case("degrid: upsample_argmax", lambda: upsample_argmax(last, (size[0], size[1]), "half_pixel"), name),
-        ]
-
-    return cases
+def _argmax_cases(name: str, logits: Tensor, size: Sequence[int]) -> list[Case]:
+    last = logits.contiguous(memory_format=torch.channels_last)
+    return [
+        Case("interpolate and argmax, NCHW", partial(interpolate_argmax, logits, size), name, True),
+        Case("interpolate and argmax, channels_last", partial(interpolate_argmax, last, size), name),
+        Case("degrid: upsample_argmax", partial(upsample_argmax, last, (size[0], size[1]), "half_pixel"), name),
+    ]
 
 
 def smooth_logits(classes: int, height: int, width: int) -> Tensor:
@@ -293,19 +236,19 @@ def smooth_logits(classes: int, height: int, width: int) -> Tensor:
     return F.interpolate(coarse, (height, width), mode="bilinear") * 3 + noise * 0.1
 
 
-def interpolate_argmax(logits: Tensor, size: list[int] | tuple[int, ...]) -> Tensor:
-    """The usual way by hand; int64 [1,H,W]."""
+def interpolate_argmax(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The usual code; int64 [1,H,W]."""
     with torch.inference_mode():
-        return F.interpolate(logits, size, mode="bilinear").argmax(1)
+        return F.interpolate(logits, list(size), mode="bilinear").argmax(1)
 
 
-def _confusion_cases(size: tuple[int, int]) -> list[Case]:
-    classes = 21
+def _confusion_cases(size: Sequence[int], classes: int = 21) -> list[Case]:
     rng = np.random.default_rng(0)
-    # Regions of 10 pixels, some of them void; the prediction is wrong in a tenth of the pixels.
+    # Squares of 10 pixels, some of them void; the prediction is wrong on a tenth of the pixels.
     coarse = rng.integers(0, classes + 1, (size[0] // 10 + 1, size[1] // 10 + 1))
     truth = np.kron(coarse, np.ones((10, 10), np.int64))[: size[0], : size[1]].astype(np.uint8)
-    guess = np.where(rng.random(size) < 0.1, rng.integers(0, classes, size), truth % classes).astype(np.uint8)
+    wrong, other = rng.random(truth.shape) < 0.1, rng.integers(0, classes, truth.shape)
+    guess = np.where(wrong, other, truth % classes).astype(np.uint8)
     truth[truth == classes] = IGNORE_INDEX
     prediction, label = torch.from_numpy(guess), torch.from_numpy(truth)
 

@@ -1,4 +1,4 @@
-"""The results of `degrid bench`: as JSON and back, as tables and as pictures."""
+"""The results of `degrid bench` as JSON, as tables and as pictures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.analysis.figures import COLORS, png
 from degrid.bench.measure import Row
-from degrid.files import atomic_write, read_json, write_json
-from degrid.types import UserError
+from degrid.files import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 FORMAT = "degrid bench 1"
 STEADY = 0.2
@@ -26,10 +24,10 @@ STEADY = 0.2
 class Results:
     """All that one run of the benchmarks found.
 
-    sets: rows by the name of their set.
     machine: see `degrid.bench.machine.machine_facts`.
-    state: "before" and "after": the load average, and GFLOP/s by number of threads.
+    state: "before" and "after", see `degrid.bench.machine.machine_state`.
     settings: what was asked for.
+    sets: rows by the name of their set.
     """
 
     machine: Mapping[str, Any]
@@ -45,22 +43,6 @@ def write_results(path: str | Path, results: Results) -> None:
     write_json(path, {**record, "sets": sets})
 
 
-def read_results(path: str | Path) -> Results:
-    """What `write_results` wrote.
-
-    Raises:
-        UserError: no such file, or another kind of file.
-    """
-    record = read_json(path, "benchmark results")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f'{path} holds no results of degrid bench: expected the format "{FORMAT}"')
-    try:
-        sets = {name: [Row.from_dict(row) for row in rows] for name, rows in record["sets"].items()}
-        return Results(record["machine"], record["state"], record["settings"], sets)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} lacks or garbles a part of the benchmark results: {error}") from error
-
-
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by group, in order."""
     found: dict[str, list[Row]] = {}
@@ -69,40 +51,19 @@ def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def tables(results: Results) -> list[Table]:
-    """A table per group: ratio and quartiles first, then the overhead, the value and the notes."""
-    return [_table(name, part) for rows in results.sets.values() for name, part in groups(rows).items()]
-
-
-def _table(name: str, rows: Sequence[Row]) -> Table:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    found = Table(title=escape(name), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    heads, lines = _cells(rows)
-    found.add_column(heads[0], overflow="fold")
-    for head in heads[1:]:
-        found.add_column(escape(head), justify="right")
-    for line in lines:
-        found.add_row(*map(escape, line))
-    return found
-
-
 def write_markdown(path: str | Path, results: Results) -> None:
     """Every table in Markdown, and the machine."""
     parts = []
     for name, rows in [item for each in results.sets.values() for item in groups(each).items()]:
-        heads, lines = _cells(rows)
+        heads, lines = cells(rows)
         rule = ["---", *["---:"] * (len(heads) - 1)]
         parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines)))
     parts.append("\n".join(f"- {line}" for line in machine_lines(results)))
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n")
+    write_text(path, "\n\n".join(parts) + "\n")
 
 
-def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The heads and lines of a group's table."""
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The heads and lines of a group's table: the ratio and its quartiles first, then overhead, value and notes."""
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     repeated = len(rows[0].repeats) > 1
     unit, handled = rows[0].unit, rows[0].items
@@ -122,7 +83,7 @@ def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: 1.5 s, 12.0 ms, 3.4 us."""
+    """A time in a suitable unit: 1.5 s, 12.0 ms, 3.4 us."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

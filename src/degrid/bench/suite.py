@@ -1,0 +1,229 @@
+"""All of `degrid bench`: the sets, what they are measured on, and the run through them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from degrid.bench.measure import Case, Row, measure, merged, timed
+from degrid.lookup import lookup
+from degrid.types import OnProgress, Progress, Tell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from degrid.bench.report import Results
+
+SETS = {
+    "operators": "degrid.bench.part_cases:operators",
+    "winograd": "degrid.bench.part_cases:winograd",
+    "networks": "degrid.bench.network_cases:networks",
+    "train": "degrid.bench.network_cases:train",
+    "loader": "degrid.bench.part_cases:loader",
+    "post": "degrid.bench.part_cases:post",
+    "memory": "degrid.bench.network_cases:memory",
+    "large": "degrid.bench.network_cases:large",
+}
+"""Name of a set to the function from a `Scope` to its blocks."""
+ROUNDS = 3
+QUICK_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """Cases that are measured together, in turn.
+
+    name: of the job, for the progress.
+    cost: seconds that it takes on two quiet cores, roughly, from which the remaining time is estimated.
+    cases: makes them.
+    rounds: the most, for long calls; warmup: rounds before the measurement.
+    seconds: short calls are repeated for this long.
+    threads: of PyTorch; None: all.
+    memory: measure the peak memory instead of the time.
+    """
+
+    name: str
+    cost: float
+    cases: Callable[[], list[Case]]
+    rounds: int | None = None
+    warmup: int = 2
+    seconds: float = 2.0
+    threads: int | None = None
+    memory: bool = False
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the cases run on.
+
+    quick: small images, to see that everything works.
+    size: height and width of the images instead of the usual ones; image: uint8 [H,W,3], a picture to use.
+    """
+
+    quick: bool = False
+    size: tuple[int, int] | None = None
+    image: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, quick: bool, image: str | Path | tuple[int, int] | None) -> Scope:
+        """The scope for a picture file, for a size, or for the usual sizes.
+
+        Raises:
+            UserError: no such picture.
+        """
+        from degrid.image import read_image
+
+        if image is None or isinstance(image, tuple):
+            return cls(quick, image)
+        return cls(quick, image=read_image(Path(image)))
+
+    def sizes(self, *usual: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sizes to measure at; `usual` unless something else is asked for."""
+        if self.image is not None:
+            return [(self.image.shape[0], self.image.shape[1])]
+        return [self.size] if self.size else [(97, 97)] if self.quick else list(usual)
+
+    def picture(self, size: tuple[int, int]) -> np.ndarray:
+        """The user's picture, or a built-in scene of that size; uint8 [H,W,3]."""
+        from degrid.bench.part_cases import scene
+
+        return self.image if self.image is not None else scene(size)[0]
+
+
+def run(
+    sets: Sequence[str] | None = None,
+    out: str | Path = "build/bench",
+    *,
+    quick: bool = False,
+    rounds: int | None = None,
+    repeats: int = 1,
+    image: str | Path | tuple[int, int] | None = None,
+    threads: int | None = None,
+    keep_freed_memory: bool = False,
+    progress: OnProgress | None = None,
+    tell: Tell | None = None,
+) -> tuple[Results, list[Path]]:
+    """Measure speed and memory on this machine, each way of doing a job in turn with the usual one.
+
+    What is known is written after each block, so that stopping loses little.
+
+    Args:
+        sets: names in `SETS`, or "module:function" for one of your own; by default all.
+        out: folder for bench.json, bench.md and a picture per set.
+        quick: small images and few rounds, to see that everything works.
+        rounds: of each measurement; by default 3, or 2 if quick.
+        repeats: how often the whole benchmark is run.
+        image: a picture file, or height and width, for the sets that measure whole images.
+        threads: of PyTorch; by default its own choice.
+        keep_freed_memory: keep freed memory in the process, as `degrid predict` does; it stays so afterwards.
+        progress: called as the benchmark goes on, in estimated seconds.
+        tell: called with what was left out.
+    Returns:
+        What was found, and the files written.
+    Raises:
+        UserError: an unknown set, or no such picture.
+    """
+    from degrid.bench.report import write_markdown, write_pictures
+    from degrid.engine.inference.fast_network import keep_freed_memory as keep
+
+    scope = Scope.of(quick, image)
+    blocks = {name: make(scope) for name, make in _makers(sets, tell or (lambda line: None)).items()}
+    settings = {
+        "sets": list(blocks),
+        "quick": quick,
+        "rounds": rounds or (QUICK_ROUNDS if quick else ROUNDS),
+        "repeats": repeats,
+        "image": f"{image[0]}x{image[1]}" if isinstance(image, tuple) else image and str(image),
+        "keep_freed_memory": keep_freed_memory and keep(),
+    }
+    file = Path(out) / "bench.json"
+    with _threads(threads):
+        results = _measured(blocks, settings, file, progress or (lambda now: None))
+    write_markdown(file.with_suffix(".md"), results)
+    return results, [file, file.with_suffix(".md"), *write_pictures(out, results)]
+
+
+def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope], list[Block]]]:
+    """The functions that make the blocks of each set.
+
+    Raises:
+        UserError: an unknown set.
+    """
+    from degrid.bench.memory import can_sample_memory
+
+    if not sets and not can_sample_memory():
+        tell("memory is left out: only Linux tells how much memory a process holds")
+    makers: dict[str, Any] = {}
+    for name in sets or [name for name in SETS if name != "memory" or can_sample_memory()]:
+        found = lookup(SETS, name, "benchmark set")  # of one's own it is the function itself
+        makers[name] = lookup({}, found, "benchmark set") if isinstance(found, str) else found
+    return makers
+
+
+def _measured(blocks: dict[str, list[Block]], settings: dict[str, Any], file: Path, progress: OnProgress) -> Results:
+    """Measure everything, as often as the settings say, and write what is known after each block."""
+    from degrid.bench.machine import machine_facts, machine_state
+    from degrid.bench.report import Results, write_results
+
+    found: dict[str, list[list[list[Row]]]] = {name: [[] for _ in parts] for name, parts in blocks.items()}
+    machine, state = machine_facts(), {"before": machine_state()}
+    total, done = settings["repeats"] * sum(block.cost for parts in blocks.values() for block in parts), 0.0
+
+    def results() -> Results:
+        sets = {name: [row for part in parts if part for row in merged(part)] for name, parts in found.items()}
+        known = Results(machine, state, settings, {name: rows for name, rows in sets.items() if rows})
+        write_results(file, known)
+        return known
+
+    def moved(status: str, seconds: float) -> None:
+        progress(Progress("measuring", round(seconds), round(total), status))
+
+    results()
+    for _ in range(settings["repeats"]):
+        for name, parts in blocks.items():
+            for block, repeats in zip(parts, found[name], strict=True):
+                repeats.append(_run(block, settings, partial(moved, f"{name}: {block.name}"), done))
+                done += block.cost
+                results()
+    state["after"] = machine_state()
+    return results()
+
+
+def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None], done: float) -> list[Row]:
+    """Make a block's cases and measure them; called quick, with at most one round to warm up.
+
+    Args:
+        moved: called with the seconds that are over, of the whole benchmark.
+        done: these seconds before this block.
+    """
+    from degrid.bench.memory import peak_memory
+
+    rounds, quick = settings["rounds"], settings["quick"]
+    moved(done)
+    with _threads(block.threads):
+        return measure(
+            block.cases(),
+            min(rounds, block.rounds or rounds),
+            0 if quick else block.seconds * rounds / ROUNDS,
+            warmup=min(block.warmup, 1) if quick else block.warmup,
+            meter=peak_memory if block.memory else timed,
+            unit="MiB" if block.memory else "s",
+            on_round=lambda round, least: moved(done + block.cost * round / least),
+        )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use so many threads in the meantime; None: as many as now."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
