@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 import degrid
 from degrid.engine.device import autocast
-from degrid.engine.training.losses import cross_entropy_sum, loss_weight
-from degrid.engine.training.optim import make_optimizer, moving_average, parameter_groups
+from degrid.engine.training.losses import Objective
+from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
 
 CLASSES = 11
 
@@ -28,13 +28,13 @@ def ours(x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
     model.to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     optimizer = make_optimizer("adamw", parameter_groups(model, 0.02, 3, 3), 1e-4, 0.9)
-    average = moving_average(model, 0.99)
+    average, objective = moving_average(model, 0.99), Objective()
 
     def step() -> None:
         with autocast(x.device, "auto"):
             logits = model(x)
         optimizer.zero_grad()
-        (cross_entropy_sum(logits, y) / loss_weight(y, tuple(logits.shape[-2:]))).backward()
+        (objective.totals([logits], y) / objective.weights([tuple(logits.shape[-2:])], y)).sum().backward()
         optimizer.step()
         average.update_parameters(model)
 

@@ -69,7 +69,7 @@ def test_none_is_a_word_where_text_is_expected():
 def leaves(values, path=""):
     for key, value in values.items():
         inner = f"{path}.{key}".lstrip(".")
-        if isinstance(value, dict) and key != "options":
+        if isinstance(value, dict) and not key.endswith("options"):
             yield from leaves(value, inner)
         else:
             yield inner

@@ -18,6 +18,7 @@ from degrid.analysis.figures import epoch_means, smoothed
 from degrid.analysis.plots import plot_runs
 from degrid.cli import app
 from degrid.engine.training.log import RunLog
+from degrid.engine.training.recorder import StepRecord
 from degrid.types import Scores, UserError
 
 KDD = "0, 3.250\n1, 2.500\n2, nan\n3, 1.125\n"
@@ -98,9 +99,9 @@ def test_run_folder(tmp_path):
 
 def test_what_a_run_writes_is_what_is_read(tmp_path):
     scores = Scores(0.5, 0.8, 0.6, 0.7, None, ("a", "b"), (0.5, None), (0.5, None), None, (3, 0), 1, 1, ((3,),))
-    with RunLog(tmp_path / "run", 2, quiet=True) as log:
-        log.step(1, 2.5, 0.01, 7)
-        log.step(2, float("nan"), 0.02, 7)
+    with RunLog(tmp_path / "run", 2) as log:
+        log.step(StepRecord(1, 2.5, 0.01, 7))
+        log.step(StepRecord(2, float("nan"), 0.02, 7))
         log.validation(2, scores)
     found = read_curves(tmp_path / "run")
     assert (found.steps, found.lr, found.loss[0]) == ((1, 2), (0.01, 0.02), 2.5)

@@ -11,7 +11,7 @@ from degrid.analysis.curves import read_curves
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import read_metrics
 from degrid.types import IGNORE_INDEX, UserError
-from degrid.verbs import train as runs
+from degrid.verbs import run as runs
 
 TINY = [
     "model.encoder=timm:resnet10t",
@@ -89,7 +89,7 @@ def test_training_score_is_counted_from_the_start_of_a_cycle():
 
 
 def test_log_has_the_lines_of_the_original(tmp_path):
-    runs.run(tiny("train.cyclic=true", "compat=true"), tmp_path / "run", quiet=True)
+    runs.run(tiny("train.cyclic=true", "compat=true"), tmp_path / "run")
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     told = [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d ", line)]
     steps = [line for line in told if re.fullmatch(r"\d+, \d+\.\d{3}, \d\.\d{3}", line)]
@@ -113,19 +113,19 @@ def test_log_has_the_lines_of_the_original(tmp_path):
 
 def test_a_run_goes_on_after_any_kept_iteration(tmp_path):
     chosen = tiny("train.cyclic=true", "train.keep_checkpoints=true", "train.steps=9")
-    runs.run(chosen, tmp_path / "run", quiet=True)
+    runs.run(chosen, tmp_path / "run")
     before = [r for r in read_metrics(tmp_path / "run") if "loss" in r]
-    runs.run(chosen, tmp_path / "run", resume=True, start_iteration=1, quiet=True)
+    runs.run(chosen, tmp_path / "run", resume=True, start_iteration=1)
     after = [r for r in read_metrics(tmp_path / "run") if "loss" in r]
     assert [r["loss"] for r in after] == [r["loss"] for r in before]
     assert len(after) == 9
     with pytest.raises(UserError, match=r"iteration 7 was not kept.*kept iterations: 1, 2, 3"):
-        runs.run(chosen, tmp_path / "run", resume=True, start_iteration=7, quiet=True)
+        runs.run(chosen, tmp_path / "run", resume=True, start_iteration=7)
 
 
 def test_epochs_count_passes_over_the_images(tmp_path):
     """8 images in steps of 2 * 2: 1.5 epochs are 3 steps, with a validation after every 2."""
-    runs.run(tiny("train.epochs=1.5", "train.accumulate=2"), tmp_path / "run", quiet=True)
+    runs.run(tiny("train.epochs=1.5", "train.accumulate=2"), tmp_path / "run")
     records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3]
     assert [r["step"] for r in records if "val" in r] == [2, 3]
@@ -136,14 +136,14 @@ def test_epochs_count_passes_over_the_images(tmp_path):
 @pytest.mark.parametrize("setting", ["train.eval_every=4", "train.epochs=2"])
 def test_cycles_that_do_not_fit_are_refused(tmp_path, setting):
     with pytest.raises(UserError, match=r'"train.cyclic": a cycle is train.eval_every steps'):
-        runs.run(tiny("train.cyclic=true", setting), tmp_path / "run", quiet=True)
+        runs.run(tiny("train.cyclic=true", setting), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runs.run(tiny("train.cyclic=true", "train.steps=3"), tmp_path / "run", quiet=True)
+    runs.run(tiny("train.cyclic=true", "train.steps=3"), tmp_path / "run")
     parts = {part: EventAccumulator(str(tmp_path / "run" / "log" / part)).Reload() for part in ("train", "val")}
     assert parts["train"].Tags()["scalars"] == ["loss", "learning rate", "mIoU"]
     names = [f"IoU class {name}" for name in runs.open_dataset("", "val").labels.names]
@@ -158,7 +158,7 @@ def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path):
 
 
 def test_weight_decay_on_everything():
-    from degrid.engine.training.optim import parameter_groups
+    from degrid.engine.training.optimizers import parameter_groups
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     assert {group["weight_decay"] for group in parameter_groups(model, 0.1)} == {0.1, 0.0}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, contour_band, scores
-from degrid.engine.training.losses import cross_entropy_sum, loss_weight, median_frequency_weights
+from degrid.engine.training.losses import Objective, median_frequency_weights
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
@@ -124,10 +124,8 @@ def test_boundary_iou_never_counts_void():
 
 
 def sum_and_weight(logits, label, size="label", class_weights=None):
-    return (
-        cross_entropy_sum(logits, label, size, class_weights),
-        loss_weight(label, logits.shape[-2:], size, class_weights),
-    )
+    objective = Objective(size=size, class_weights=class_weights)
+    return objective.totals([logits], label)[0], objective.weights([logits.shape[-2:]], label)[0]
 
 
 def test_loss_is_the_mean_over_valid_pixels_and_void_changes_nothing():

@@ -12,14 +12,11 @@ from torch import nn
 
 from degrid.engine.training import training_state as checkpoint
 from degrid.engine.training.log import RunLog, read_metrics
-from degrid.engine.training.loop import Stopped, Training, train
-from degrid.engine.training.optim import (
-    make_optimizer,
-    moving_average,
-    parameter_groups,
-    schedule,
-    set_learning_rate,
-)
+from degrid.engine.training.loop import Plan, Stopped, Training, train
+from degrid.engine.training.losses import Objective
+from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, set_learning_rate
+from degrid.engine.training.recorder import StepRecord
+from degrid.engine.training.schedules import schedule
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
 
 
@@ -58,11 +55,11 @@ def new_state(ema=0.9, optimizer="sgd", lr=0.1):
     return Training(model, make_optimizer(optimizer, groups, lr, 0.9), average)
 
 
-def go(state, folder, steps, **kwargs):
-    accumulate = kwargs.get("accumulate", 1)
-    source = kwargs.pop("source", batches)(state.step * accumulate)
-    with RunLog(folder, kwargs.pop("total", steps), state.step, quiet=True) as log:
-        train(state, source, folder, log, steps=steps, lr_at=schedule("poly", 0.1, 20, warmup=2), **kwargs)
+def go(state, folder, steps, source=batches, validate=None, publish=lambda model: None, tell=None, **plan):
+    chosen = Plan(steps, schedule("poly", 0.1, 20, warmup=2), **plan)
+    with RunLog(folder, steps, state.step, tell=tell) as log:
+        first = source(state.step * chosen.accumulate)
+        train(state, first, folder, log, Objective(), chosen, validate=validate, publish=publish)
 
 
 def losses(folder):
@@ -134,8 +131,8 @@ def test_overfits_one_batch(tmp_path):
         while True:
             yield batch(0)
 
-    with RunLog(tmp_path, 300, quiet=True) as log:
-        train(state, same(0), tmp_path, log, steps=300, lr_at=lambda step: 0.01, eval_every=10**6)
+    with RunLog(tmp_path, 300) as log:
+        train(state, same(0), tmp_path, log, Objective(), Plan(300, lambda step: 0.01, eval_every=10**6))
     assert losses(tmp_path)[-1] < 0.05
 
 
@@ -178,9 +175,10 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
             yield batch(k)
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped):
-        go(state, tmp_path, 10, source=interrupted)
+    before, told = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(Stopped, match=f"continue with: degrid train --resume {tmp_path}"):
+        go(state, tmp_path, 10, source=interrupted, tell=told.append)
+    assert told == ["stopping after this step, and saving; once more stops at once, without saving"]
     assert signal.getsignal(signal.SIGINT) is before
     again = new_state()
     again.restore(tmp_path / "last.ckpt")
@@ -264,9 +262,9 @@ def test_schedules_by_hand():
     assert [constant(0), constant(9)] == [0.1, 0.1]
     cosine = schedule("cosine", 0.1, 10)
     assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([0.1, 0.05, 0])
-    step = schedule("step", 0.1, 10, every=4, factor=0.1)
+    step = schedule("step", 0.1, 10, step_every=4, step_factor=0.1)
     assert [step(3), step(4), step(8)] == pytest.approx([0.1, 0.01, 0.001])
-    warm = schedule("step", 0.1, 10, every=4, factor=0.1, warmup=1)
+    warm = schedule("step", 0.1, 10, step_every=4, step_factor=0.1, warmup=1)
     assert [warm(0), warm(1)] == pytest.approx([0.05, 0.1])
     with pytest.raises(UserError, match='unknown schedule "poli". Did you mean "poly"'):
         schedule("poli", 0.1, 10)
@@ -349,8 +347,8 @@ def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     lines = [{"step": k, "loss": float(k)} for k in range(1, 6)]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
-    with RunLog(tmp_path, 10, start=3, quiet=True) as log:
-        log.step(4, 9.0, 0.1, 1.0)
+    with RunLog(tmp_path, 10, start=3) as log:
+        log.step(StepRecord(4, 9.0, 0.1, 1.0))
     assert losses(tmp_path) == [1, 2, 3, 9]
 
 
@@ -361,10 +359,10 @@ def test_tensorboard_holds_everything(tmp_path):
     found = Scores(
         0.5, 0.75, 0.6, 0.7, None, labels.names, (0.4, 0.6), (0.5, 0.7), None, (1, 1), 2, 1, ((1, 0), (0, 1))
     )
-    with RunLog(tmp_path, 10, quiet=True) as log:
-        log.step(1, 2.0, 0.1, 1.0)
+    with RunLog(tmp_path, 10) as log:
+        log.step(StepRecord(1, 2.0, 0.1, 1.0))
         log.validation(1, found)
-        log.panel(1, "val/picture", np.zeros((4, 6, 3), np.uint8))
+        log.image(1, "val/picture", np.zeros((4, 6, 3), np.uint8))
     events = {part: EventAccumulator(str(tmp_path / "log" / part)).Reload() for part in ("train", "val")}
     values = {part: {tag: e.Scalars(tag)[0].value for tag in e.Tags()["scalars"]} for part, e in events.items()}
     assert values["train"] == pytest.approx({"loss": 2.0, "learning rate": 0.1})

@@ -11,7 +11,8 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from degrid.engine.evaluation.evaluate import evaluate
-from degrid.engine.evaluation.metrics import ConfusionMatrix, summed_over_ranks
+from degrid.engine.evaluation.metrics import ConfusionMatrix
+from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 WORLDS = (1, 2, 3)

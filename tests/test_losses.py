@@ -15,7 +15,7 @@ from degrid import config
 from degrid.cli import app
 from degrid.data import SyntheticScenes
 from degrid.data.inspection.stats import class_pixels
-from degrid.engine.training.loop import Training, _step
+from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.loss_table import make_losses
 from degrid.engine.training.losses import (
     CrossEntropy,
@@ -27,7 +27,7 @@ from degrid.engine.training.losses import (
 )
 from degrid.engine.training.region_losses import BatchMean, dice, lovasz_softmax
 from degrid.types import IGNORE_INDEX, Batch, UserError
-from degrid.verbs.train import _check
+from degrid.verbs.run_settings import check_settings
 
 ALL = ["cross_entropy", "ohem", "focal", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"]
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0])
@@ -286,7 +286,7 @@ def test_every_loss_trains(name):
     image = torch.stack([(label == c) * 120 + 60 for c in range(3)], 1).to(torch.uint8)
     label[:, 0] = IGNORE_INDEX
     micro = [Batch(image[:2], label[:2], ()), Batch(image[2:], label[2:], ())]
-    losses = [_step(state, micro, torch.device("cpu"), "label", None, "float32", make_losses(name)) for _ in range(10)]
+    losses = [train_step(state, micro, Objective(make_losses(name))) for _ in range(10)]
     assert losses[-1] < 0.9 * losses[0]
     # Bounded, with every term's mean taken: the gradient of a sum would have made the first loss far larger.
     assert losses[0] < 2.5
@@ -303,7 +303,7 @@ def test_terms_of_a_sum_are_means_of_their_own():
 
 
 def check(*assignments):
-    _check(config.override(config.RunConfig(), [f"train.{assignment}" for assignment in assignments]))
+    check_settings(config.override(config.RunConfig(), [f"train.{assignment}" for assignment in assignments]))
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,7 @@ def test_settings_that_can():
 
 OWN = """
 import torch
+from degrid.engine.training.losses import Loss
 
 def brier(logits, label):
     valid = label != 255
@@ -351,7 +352,7 @@ class Module(torch.nn.Module):
     def forward(self, logits, label):
         return brier(logits, label)
 
-class Counted:
+class Counted(Loss):
     def total(self, logits, label, class_weights):
         return brier(logits, label) * 3
 

@@ -14,7 +14,8 @@ from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, SegmentationNetwork, convention_of
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.inference.fast_network import FastNetwork
-from degrid.engine.training.loop import Training, _step
+from degrid.engine.training.loop import Training, train_step
+from degrid.engine.training.losses import Objective
 from degrid.exporters.graph import ExportGraph
 from degrid.models import freeze_batch_norm
 from degrid.types import Batch, LabelSpace
@@ -129,7 +130,7 @@ def test_a_training_step_is_that_of_the_same_network_without_the_names(net, imag
         freeze_batch_norm(each)
         state = Training(each, torch.optim.SGD(each.parameters(), 0.1), 0, 0.0)
         batch = Batch(torch.from_numpy(image).permute(2, 0, 1)[None], torch.ones(1, 40, 56, dtype=torch.long), ("a",))
-        losses += [_step(state, [batch], torch.device("cpu"), "label", None, "float32") for _ in range(2)]
+        losses += [train_step(state, [batch], Objective()) for _ in range(2)]
     assert losses[:2] == losses[2:]
 
 
@@ -217,7 +218,7 @@ def test_a_multi_scale_network_of_the_users_own_trains_at_all_scales_and_is_expo
         maps = [*net.scale_logits(pixels), net(pixels)]
         enlarged = [F.interpolate(each, (40, 56), mode="bilinear") for each in maps]
         expected = sum(F.cross_entropy(each, label).item() for each in enlarged)
-    found = _step(state, [Batch(pixels, label, ("a",))], torch.device("cpu"), "label", None, "float32")
+    found = train_step(state, [Batch(pixels, label, ("a",))], Objective())
     assert found == pytest.approx(expected, rel=1e-5)
     assert torch.allclose(ExportGraph(net, "logits")(pixels), net(pixels), atol=1e-6)
 

@@ -8,8 +8,10 @@ import torch
 
 from degrid import config, recipes
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.engine.training.loop import Training, _step
-from degrid.engine.training.optim import make_optimizer, parameter_groups, schedule, set_learning_rate
+from degrid.engine.training.loop import Training, train_step
+from degrid.engine.training.losses import Objective
+from degrid.engine.training.optimizers import make_optimizer, parameter_groups, set_learning_rate
+from degrid.engine.training.schedules import schedule
 from degrid.models import freeze_batch_norm
 from degrid.networks import build_model
 from degrid.types import UserError
@@ -36,7 +38,7 @@ def step_once(run, crop=(49, 49)):
     data = run.data
     batches = training_batches(scenes, TrainTransform(crop, data.scale, data.flip, data.jitter), 2, 0)
     micro = [next(batches) for _ in range(min(2, run.train.accumulate))]
-    loss = _step(state, micro, torch.device("cpu"), run.train.loss_size, None, "float32")
+    loss = train_step(state, micro, Objective(size=run.train.loss_size, convention=model.resize))
     moved = {name: float((value - before[name]).detach().abs().max()) for name, value in model.named_parameters()}
     return model, loss, moved
 
@@ -126,7 +128,7 @@ def test_multi_scale_loss_equals_a_direct_computation():
     micro = [Batch(images[i : i + 2], labels[i : i + 2], ("a", "b")) for i in (0, 2)]
     for size in ("label", "logits"):
         state = Training(model, torch.optim.SGD(model.parameters(), lr=0.0))
-        loss = _step(state, micro, torch.device("cpu"), size, None, "float32")
+        loss = train_step(state, micro, Objective(size=size))
         ours = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         model.zero_grad()
         x = (images.float() - model.mean) / model.std

@@ -216,8 +216,9 @@ def test_mlflow_takes_many_settings_and_long_ones(run):
     assert set(params.values()) == {"x" * 500}
 
 
-def test_an_mlflow_store_that_fails_does_not_stop_the_run(run, tmp_path, capsys, monkeypatch):
-    [tracker] = make_trackers("mlflow", run, CONFIG, "tiny")
+def test_an_mlflow_store_that_fails_does_not_stop_the_run(run, monkeypatch):
+    told = []
+    [tracker] = make_trackers("mlflow", run, CONFIG, "tiny", told.append)
     tracker.scalars(1, {"loss": 1.0})
     asked = []
 
@@ -230,9 +231,9 @@ def test_an_mlflow_store_that_fails_does_not_stop_the_run(run, tmp_path, capsys,
     tracker.scalars(3, {"loss": 0.4})
     tracker.close()
     assert len(asked) == 1  # it is not tried again: a client tries for minutes
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "degrid: MLflow gets no more of this run ([Errno 28] No space left on device); the run folder has" in told
+    assert told == [
+        "MLflow gets no more of this run ([Errno 28] No space left on device); the run folder has everything"
+    ]
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///m.db", "quilt://nowhere"])
@@ -271,11 +272,8 @@ def test_both_hear_the_same(run):
 def test_the_first_is_closed_where_the_second_cannot_begin(run, monkeypatch):
     closed = []
 
-    class First:
+    class First(trackers.Tracker):
         run_id = "1"
-
-        def __init__(self, *words):
-            pass
 
         def close(self, failed=False):
             closed.append(failed)

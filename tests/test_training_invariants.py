@@ -14,8 +14,9 @@ import degrid
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.loop import Training, _step, train
-from degrid.engine.training.optim import make_optimizer, moving_average, parameter_groups
+from degrid.engine.training.loop import Plan, Training, train, train_step
+from degrid.engine.training.losses import Objective
+from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
 from degrid.models import Segmenter, freeze_batch_norm
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import IGNORE_INDEX, MSC_SCALES, Batch, LabelSpace, Sample
@@ -60,13 +61,13 @@ def split(image, label, parts):
     return [Batch(i, y, ("",) * per) for i, y in zip(image.split(per), label.split(per), strict=True)]
 
 
-def one_step(model, micro, **settings):
+def one_step(model, micro, loss_size="label", class_weights=None):
     """Loss, gradients and parameters after one step of a copy of the model."""
     model = copy.deepcopy(model)
     optimizer = make_optimizer("sgd", parameter_groups(model, 1e-2, 10, 20), 0.05, 0.9)
     state = Training(model, optimizer)
-    choice = {"loss_size": "label", "class_weights": None, **settings}
-    loss = _step(state, micro, torch.device("cpu"), choice["loss_size"], choice["class_weights"], "float32")
+    objective = Objective(size=loss_size, class_weights=class_weights, convention=model.resize)
+    loss = train_step(state, micro, objective)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss, grads, {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -122,8 +123,9 @@ def test_frozen_batch_norm_keeps_every_bit_in_real_steps(tmp_path, kind, optimiz
     groups = parameter_groups(model, 0.1, 10, 20, decay_all=True)
     state = Training(model, make_optimizer(optimizer, groups, 0.1, 0.9), moving_average(model, 0.9))
     batches = iter(split(*images_and_labels(), 6))
-    with RunLog(tmp_path, 3, quiet=True) as log:
-        train(state, batches, tmp_path, log, steps=3, lr_at=lambda step: 0.01, accumulate=2, eval_every=2)
+    plan = Plan(3, lambda step: 0.01, accumulate=2, eval_every=2)
+    with RunLog(tmp_path, 3) as log:
+        train(state, batches, tmp_path, log, Objective(convention=model.resize), plan)
     after, average = model.state_dict(), state.average.module.state_dict()
     assert after.keys() == before.keys() == average.keys()
     for name, value in before.items():

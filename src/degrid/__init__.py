@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from degrid.engine.evaluation.evaluate import evaluate
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
+    from degrid.engine.training.loop import Stopped
     from degrid.model_folder import load, save
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
+    from degrid.verbs.collect import collect
+    from degrid.verbs.demo import demo
     from degrid.verbs.export import Int8, export
+    from degrid.verbs.run import RunResult
+    from degrid.verbs.train import train
 
 __version__ = VERSION
 
@@ -37,6 +42,11 @@ _HOME = {
     "smooth_dilated_convs": "degrid.smoothing",
     "Int8": "degrid.verbs.export",
     "export": "degrid.verbs.export",
+    "Stopped": "degrid.engine.training.loop",
+    "RunResult": "degrid.verbs.run",
+    "collect": "degrid.verbs.collect",
+    "demo": "degrid.verbs.demo",
+    "train": "degrid.verbs.train",
 }
 
 __all__ = [
@@ -46,19 +56,24 @@ __all__ = [
     "Int8",
     "LabelSpace",
     "Predictor",
+    "RunResult",
     "Sample",
     "Scores",
     "SmoothingReport",
+    "Stopped",
     "UserError",
+    "collect",
     "deeplabv2",
     "deeplabv3",
     "deeplabv3plus",
+    "demo",
     "evaluate",
     "export",
     "load",
     "open_dataset",
     "save",
     "smooth_dilated_convs",
+    "train",
 ]
 
 

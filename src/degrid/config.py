@@ -13,8 +13,9 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from degrid.lookup import did_you_mean
@@ -120,11 +121,13 @@ class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
     name: str = "sgd"
-    """Optimiser: `sgd` or `adamw`."""
+    """Optimiser: `sgd`, `adamw`, or any other class of its kind, such as `torch.optim:RMSprop`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the optimiser, such as `{"nesterov": true}`."""
     lr: float = 0.007
     """Learning rate of the encoder at the first step after the warm-up."""
     momentum: float = 0.9
-    """Momentum of `sgd`."""
+    """Momentum of `sgd`, and of any other optimiser that has a parameter of that name."""
     weight_decay: float = 1e-4
     """Weight decay of convolution weights; biases, batch norm and smoothing parameters have none."""
     decay_all: bool = False
@@ -134,7 +137,10 @@ class OptimConfig:
     head_bias_factor: float = 20.0
     """Learning rate of the head's biases over that of the encoder."""
     schedule: str = "poly"
-    """How the learning rate falls: `poly`, `cosine` or `step`."""
+    """How the learning rate falls: `poly`, `cosine`, `step`, or your own, `my_module:my_schedule`, a function of `lr`
+    and `steps` that returns a function from the step to its rate."""
+    schedule_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of a schedule of your own."""
     power: float = 0.9
     """Exponent of `poly`: the rate is `lr * (1 - step / steps) ** power`; 0 keeps it constant."""
     step_every: int = 2000
@@ -173,6 +179,8 @@ class TrainConfig:
     loss: str = "cross_entropy"
     """`cross_entropy`, `ohem` (hard pixels), `focal`, `dice` or `lovasz`; several joined by +, such as
     `cross_entropy+dice`; or your own, `my_module:my_loss`, a function of logits and label."""
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the losses, such as `{"alpha": 0.3}`; each loss gets those that it takes."""
     label_smoothing: float = 0.0
     """Fraction of the target that `cross_entropy` and `ohem` spread over all classes; 0: none."""
     focal_gamma: float = 2.0
@@ -204,7 +212,7 @@ class TrainConfig:
     """`true`: keep the checkpoint of every validation, as step_N.ckpt, so that training can resume from any of
     them."""
     trackers: str = ""
-    """Experiment trackers: `wandb`, `mlflow` or `wandb+mlflow`; empty for none."""
+    """Experiment trackers: `wandb`, `mlflow`, `wandb+mlflow`, or your own, `my_module:MyTracker`; empty for none."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
 
@@ -298,22 +306,36 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
     return kind(**given)
 
 
-def override(config: C, assignments: list[str]) -> C:
-    """Apply settings like "a.b=c", whose value is JSON, plain text, or numbers separated by commas.
+def parse_settings(assignments: Iterable[str] | Mapping[str, object]) -> dict[str, object]:
+    """Settings `a.b=c` as `{"a.b": c}`, where the value is JSON or else text; a mapping is copied.
+
+    Raises:
+        UserError: a setting without "=".
+    """
+    if isinstance(assignments, Mapping):
+        return {path: str(value) if isinstance(value, Path) else value for path, value in assignments.items()}
+    found: dict[str, object] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f'expected a setting like "train.steps=2000", got "{assignment}"')
+        found[path.strip()] = _parse(text.strip())
+    return found
+
+
+def override(config: C, assignments: Iterable[str] | Mapping[str, object]) -> C:
+    """Change settings, see `parse_settings`; a text with commas may stand for a tuple.
 
     Raises:
         UserError: no "=", an unknown setting, or a value of the wrong type.
     """
     values = to_dict(config)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(f'expected a setting like "train.steps=2000", got "{assignment}"')
-        _assign(values, config, path.strip(), _parse(text.strip()))
+    for path, value in parse_settings(assignments).items():
+        _assign(values, path, value)
     return from_dict(type(config), values)
 
 
-def _assign(values: dict[str, Any], config: Any, path: str, value: object) -> None:
+def _assign(values: dict[str, Any], path: str, value: object) -> None:
     *groups, last = path.split(".")
     node = values
     for depth, group in enumerate(groups):
@@ -325,7 +347,7 @@ def _assign(values: dict[str, Any], config: Any, path: str, value: object) -> No
                 f"Groups here: {', '.join(known) or 'none'}"
             )
         node = node[group]
-    if last not in node and groups[-1:] != ["options"]:
+    if last not in node and not (groups and groups[-1].endswith("options")):
         hint = did_you_mean(last, node) or _elsewhere(values, last)
         raise UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(node)}')
     node[last] = value

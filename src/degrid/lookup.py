@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from degrid.types import UserError
@@ -36,6 +37,39 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return _import(name, kind)  # type: ignore[return-value]
     known = ", ".join(table)
     raise UserError(f'unknown {kind} "{name}".{did_you_mean(name, table)} Known: {known}; your own: "module:Name"')
+
+
+def keywords(make: Callable[..., object]) -> tuple[str, ...]:
+    """The names of the arguments that a function or class has a parameter for; "**" if it takes any others too."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:  # some built-in functions have no signature
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return (*named, *("**" for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD))
+
+
+def settings_for(
+    make: Callable[..., object], settings: Mapping[str, object], options: Mapping[str, object], what: str
+) -> dict[str, object]:
+    """Keyword arguments for a part: those of the settings that apply to it, and all options.
+
+    Args:
+        make: the function or class that makes the part.
+        settings: each applies, and is passed, if `make` has a parameter of that name.
+        options: chosen for this very part, so that it must take each of them.
+        what: the part in words for the message, such as 'optimiser "sgd"'.
+    Raises:
+        UserError: an option that the part does not take.
+    """
+    known = keywords(make)
+    for option in options:
+        if option not in known and "**" not in known:
+            raise UserError(
+                f'{what} has no option "{option}".{did_you_mean(option, known)} It takes: {", ".join(known) or "none"}'
+            )
+    return {**{key: value for key, value in settings.items() if key in known}, **options}
 
 
 def _import(name: str, kind: str) -> object:

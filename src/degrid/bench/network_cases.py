@@ -20,9 +20,11 @@ from degrid.bench.measure import Case
 from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
 from degrid.bench.part_cases import interpolate_argmax, nudged, scene
 from degrid.bench.suite import Block, Scope
+from degrid.contracts import convention_of
 from degrid.engine.device import autocast
 from degrid.engine.inference.tta import InferenceOptions
-from degrid.engine.training.loop import Training, _step
+from degrid.engine.training.loop import Training, train_step
+from degrid.engine.training.losses import Objective
 from degrid.models import freeze_batch_norm
 from degrid.models.activation_checkpointing import CheckpointedBlock, checkpoint_activations
 from degrid.smoothing.table import OPERATORS
@@ -234,8 +236,8 @@ def _training_way(
 
 def training_step(model: nn.Module, batch: Batch, precision: str) -> Callable[[], object]:
     """A step as `degrid train` does it."""
-    state = Training(model, _sgd(model))
-    return lambda: _step(state, [batch], batch.image.device, "label", None, precision)
+    state, objective = Training(model, _sgd(model)), Objective(convention=convention_of(model))
+    return lambda: train_step(state, [batch], objective, precision)
 
 
 def step_by_hand(model: nn.Module, batch: Batch) -> Callable[[], object]:

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from degrid.types import MSC_SCALES, UserError
+from degrid.config import parse_settings, to_dict
+from degrid.types import MSC_SCALES
+
+Recipe = Annotated[
+    str | None, typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Your data: a folder of images and masks, a dataset.yaml, a list file, or 'synthetic'."),
+]
+Operator = Annotated[
+    str | None, typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
+]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; by default runs/NAME.")]
+Resume = Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")]
+Init = Annotated[
+    Path | None,
+    typer.Option(help="Start from this model or run folder: its weights and, without a recipe, its network."),
+]
+StartIteration = Annotated[
+    int | None,
+    typer.Option(help="With --resume: continue from this validation (train.keep_checkpoints keeps their states)."),
+]
+Msc = Annotated[
+    bool, typer.Option("--msc", help="DeepLab v2's multi-scale input; short for --set model.scales=0.75,0.5.")
+]
+Checkpoint = Annotated[
+    bool, typer.Option("--checkpoint-activations", help="Less memory for more time, for large crops.")
+]
+Epochs = Annotated[
+    float | None, typer.Option(help="Passes over the images, each validated; short for --set train.epochs=...")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the last line.")]
+Show = Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")]
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Your data: a folder of images and masks, a dataset.yaml, a list file, or 'synthetic'."),
-    ] = None,
-    operator: Annotated[
-        str | None,
-        typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; by default runs/NAME.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(help="Start from this model or run folder: its weights and, without a recipe, its network."),
-    ] = None,
-    start_iteration: Annotated[
-        int | None,
-        typer.Option(
-            help="With --resume: go on after this many validations (train.keep_checkpoints keeps their state)."
-        ),
-    ] = None,
-    msc: Annotated[
-        bool, typer.Option("--msc", help="DeepLab v2's multi-scale input; short for --set model.scales=0.75,0.5.")
-    ] = False,
-    checkpoint: Annotated[
-        bool,
-        typer.Option("--checkpoint-activations", help="Less memory for more time, for large crops."),
-    ] = False,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over the images, each validated; short for --set train.epochs=...")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the last line.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")] = False,
+    recipe: Recipe = None,
+    data: Data = None,
+    operator: Operator = None,
+    settings: Settings = None,
+    out: Out = None,
+    resume: Resume = None,
+    init: Init = None,
+    start_iteration: StartIteration = None,
+    msc: Msc = False,
+    checkpoint: Checkpoint = False,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    show: Show = False,
 ) -> None:
     """Train a network.
 
@@ -67,72 +78,44 @@ def train(
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """
-    from degrid import config as configs
-    from degrid import recipes
-
-    if resume is not None:
-        if recipe or data or operator or settings or out or init or msc or steps or epochs or checkpoint or device:
-            raise UserError("--resume continues a run with its own settings; give no others beside it")
-        chosen, folder = configs.RunConfig(), resume
-    else:
-        if start_iteration is not None:
-            raise UserError("--start-iteration goes on with an earlier run; give it beside --resume RUN")
-        if recipe is None and data is None:
-            raise UserError(
-                "say what to train: `degrid train --data FOLDER`, or a recipe: " + ", ".join(recipes.RECIPES)
-            )
-        compat = any(setting.replace(" ", "").lower() == "compat=true" for setting in settings or [])
-        chosen = recipes.load(recipe or "folder", compat=compat)
-        if init is not None and recipe is None:
-            from degrid.model_folder import model_settings
-
-            chosen = dataclasses.replace(chosen, model=model_settings(init))
-        assignments = [
-            f"{key}={value}"
-            for key, value in (
-                # An absolute path, so that run.json works from any folder.
-                ("data.path", str(Path(data).absolute()) if data and Path(data).exists() else data),
-                ("model.smoothing.operator", operator),
-                ("model.scales", ",".join(map(str, MSC_SCALES)) if msc else None),
-                ("train.steps", steps),
-                ("train.epochs", epochs),
-                ("train.checkpoint_activations", "true" if checkpoint else None),
-                ("train.init", str(init.absolute()) if init else None),
-                ("train.device", device),
-            )
-            if value is not None
-        ]
-        if data is not None and recipe is None:
-            assignments.append(f"name={_name_of(data)}")
-        chosen = configs.override(chosen, assignments + (settings or []))
-        folder = out or Path("runs") / chosen.name
+    short = {
+        "model.scales": MSC_SCALES if msc else None,
+        "train.steps": steps,
+        "train.epochs": epochs,
+        "train.checkpoint_activations": checkpoint or None,
+        "train.device": device,
+    }
+    given = {path: value for path, value in short.items() if value is not None} | parse_settings(settings or [])
     if show:
         import json
 
-        print(json.dumps(configs.to_dict(chosen), indent=2))
+        from degrid.verbs.train import run_config
+
+        recipe = str(resume / "run.json") if resume else recipe
+        chosen = run_config(recipe, data=data, operator=operator, settings=given, init=init)
+        print(json.dumps(to_dict(chosen), indent=2))
         return
 
+    import degrid
+    from degrid.cli.progress import progress_bar
     from degrid.engine.inference.fast_network import keep_freed_memory
-    from degrid.engine.training.loop import Stopped
-    from degrid.verbs import train as runs
 
     keep_freed_memory()
     try:
-        result = runs.run_stages(
-            chosen,
-            folder,
-            settings=settings,
-            resume=resume is not None,
-            start_iteration=start_iteration,
-            quiet=quiet,
-        )
-    except Stopped:
-        print(f"stopped and saved; continue with: degrid train --resume {folder}", file=sys.stderr)
+        with progress_bar(lines=True, quiet=quiet) as bar:
+            result = degrid.train(
+                recipe,
+                data=data,
+                operator=operator,
+                settings=given,
+                init=init,
+                out=out,
+                resume=resume,
+                start_iteration=start_iteration,
+                progress=bar,
+                tell=bar.tell,
+            )
+    except degrid.Stopped as stopped:
+        print(stopped, file=sys.stderr)
         sys.exit(130)
     print(result)
-
-
-def _name_of(data: str) -> str:
-    """The folder that the data are in, or the word that stands for them."""
-    path = Path(data).absolute()
-    return path.parent.name if path.suffix in (".yaml", ".yml", ".txt") else path.name.replace(":", "_")

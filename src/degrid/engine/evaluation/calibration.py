@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from degrid.engine.evaluation.metrics import summed_over_ranks
 from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.ranks import summed_over_ranks
 from degrid.resize import resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin
 

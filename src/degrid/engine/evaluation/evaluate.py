@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from degrid.engine.evaluation.calibration import CalibrationCounts, gives_probabilities
-from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores, summed_over_ranks
+from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.ranks import own_items, summed_over_ranks
 from degrid.types import Dataset, Sample, Scores, UserError
 
 
@@ -53,7 +53,7 @@ def evaluate(
     sureness = CalibrationCounts() if calibration else None
     try:
         with _all_or_none():
-            for index in _own_share(len(dataset)):
+            for index in own_items(len(dataset)):
                 sample = dataset[index]
                 ids = _predict(predictor, sample, sureness)
                 _check_classes(predictor, dataset)
@@ -91,13 +91,6 @@ def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
             f"the model predicts {predictor.num_classes} classes, the dataset has {len(names)} "
             f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
         )
-
-
-def _own_share(num_images: int) -> range:
-    """The images that this process predicts."""
-    if dist.is_available() and dist.is_initialized():
-        return range(dist.get_rank(), num_images, dist.get_world_size())
-    return range(num_images)
 
 
 @contextmanager

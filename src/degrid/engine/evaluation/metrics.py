@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from degrid.engine.evaluation.calibration import CalibrationCounts
+from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, LabelSpace, Scores, UserError
-
-if TYPE_CHECKING:
-    from degrid.engine.evaluation.calibration import CalibrationCounts
-
-
-def summed_over_ranks(counts: Tensor) -> Tensor:
-    """The sum over the processes of `torch.distributed`, the same in each; `counts` itself where there is only one.
-
-    Every process must call it. Integers add up to the same bits in whatever order.
-
-    Args:
-        counts: on the CPU, of one shape in all processes.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts
-    # NCCL reduces on the GPU only; a group that also has Gloo takes what is in the CPU's memory.
-    device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
-    total = counts.to(device, copy=True)
-    dist.all_reduce(total)
-    return total.cpu()
 
 
 class ConfusionMatrix:

@@ -1,28 +1,19 @@
-"""What a run tells: metrics.jsonl (one line per step), log.txt, TensorBoard, trackers, and a progress line."""
+"""The records of a run folder: metrics.jsonl (one line per step), log.txt, TensorBoard, and those of trackers."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from degrid.engine.training.cycles import Cycles
+from degrid.engine.training.recorder import Recorder, StepRecord
+from degrid.engine.training.tensorboard_log import TensorBoard
 from degrid.files import write_text
-from degrid.types import Scores
+from degrid.types import OnProgress, Progress, Scores, Tell
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,26 +21,25 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from degrid.engine.training.trackers import Tracker
+SCALAR_STEPS = 10
+"""Plots get the values of every so many steps."""
 
-
-PARTS = ("train", "val")
+LINE_SECONDS = 15
+"""Least time between two lines about steps in log.txt."""
 
 
 class RunLog:
-    """Writes a run folder's records; use as a context manager.
+    """Hands what happens in a run to all that record it; use as a context manager.
 
     Args:
         folder: the run folder; files are appended to, so that a resumed run continues them.
-        steps: optimiser steps of the whole run, for the progress bar.
-        start: the step the run (re)starts at. Records of later steps, left by a run that was stopped after
-            its last checkpoint, are dropped: the run will write them again.
-        quiet: nothing on the console.
-        cycles: of a cyclic training, whose log.txt also has the lines of Ziegler et al.'s code.
-        trackers: who else wants to know; they are closed with this.
-
-    TensorBoard's events are in log/train (`loss`, `learning rate`, in cycles `mIoU`) and log/val (`mIoU`,
-    `pixel accuracy`, `mean accuracy`, `IoU class NAME`), so that the curves of one tag lie over one another.
+        steps: optimiser steps of the whole run.
+        start: the step at which the run starts or resumes. Later records, left by a run that was killed after its last
+            checkpoint, are dropped: the run will write them again.
+        cycles: those of a cyclic training, whose log.txt also has the lines of the code of Ziegler et al.
+        trackers: further recorders; they are closed with this log.
+        progress: called after every step.
+        tell: called with every sentence for people, which log.txt gets as well.
     """
 
     def __init__(
@@ -57,138 +47,147 @@ class RunLog:
         folder: Path,
         steps: int,
         start: int = 0,
-        quiet: bool = False,
+        *,
         cycles: Cycles | None = None,
-        trackers: Sequence[Tracker] = (),
+        trackers: Sequence[Recorder] = (),
+        progress: OnProgress | None = None,
+        tell: Tell | None = None,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = folder / "metrics.jsonl"
-        _keep_until(self._metrics, start)
-        self._jsonl = self._metrics.open("a", encoding="utf-8")
-        self._text = (folder / "log.txt").open("a", encoding="utf-8")
-        self._boards = {part: SummaryWriter(str(folder / "log" / part), purge_step=start + 1) for part in PARTS}
-        self._cycles, self._trackers = cycles, trackers
-        self._console = Console(stderr=True, quiet=quiet)
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not self._console.is_terminal or quiet,
-        )
-        self._task = self._bar.add_task("train", total=steps, completed=start, status="")
-        self._steps, self._start = steps, start
-        self._began = self._last_line = time.monotonic()
-        self._loss, self._miou = float("nan"), float("nan")
+        self._text = TextLog(folder, cycles)
+        self._recorders = (MetricsFile(folder, start), self._text, TensorBoard(folder, start), *trackers)
+        self.progress: OnProgress = progress or (lambda _: None)
+        self.tell: Tell = tell or (lambda _: None)
+        self._steps, self._miou = steps, math.nan
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> RunLog:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
-        self._jsonl.close()
-        self._text.close()
-        for board in self._boards.values():
-            board.close()
-        for tracker in self._trackers:
-            tracker.close(failed=error is not None)
+        for recorder in self._recorders:
+            recorder.close(failed=error is not None)
 
-    def step(self, step: int, loss: float, lr: float, images_per_second: float, miou: float | None = None) -> None:
-        """Record one optimiser step, counted from 1.
+    def step(self, record: StepRecord) -> None:
+        """Record an optimiser step."""
+        for recorder in self._recorders:
+            recorder.step(record)
+        if record.step == 1 or record.step % SCALAR_STEPS == 0:
+            values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
+            self._scalars("train", record.step, values)
+        miou = "" if math.isnan(self._miou) else f" mIoU {100 * self._miou:.1f} %"
+        now = Progress("step", record.step, self._steps, f"loss {record.loss:.3f}{miou}")
+        self.progress(now)
+        if time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._text.say(str(now))
 
-        Args:
-            miou: of the training crops since the cycle began.
-        """
-        self._loss = loss
-        record = {"step": step, "loss": loss, "lr": lr, "images_per_second": round(images_per_second, 2)}
-        self._write(record if miou is None else {**record, "train_miou": miou})
-        if self._cycles and miou is not None:
-            if self._cycles.begins(step - 1):
-                self._text.write(f"Iteration: {self._cycles.cycle(step - 1)}\n")
-            self._text.write(f"{self._cycles.step(step - 1)}, {loss:.3f}, {miou:.3f}\n")
-        if step == 1 or step % 10 == 0:
-            self._scalars("train", step, {"loss": loss, "learning rate": lr, "mIoU": miou})
-        self._show(step)
-
-    def validation(self, step: int, found: Scores) -> None:
-        """Record the scores of a validation."""
-        self._miou = found.miou
-        classes = dict(zip(found.class_names, found.class_iou, strict=True))
-        self._write(
-            {
-                "step": step,
-                "val": {
-                    "miou": found.miou,
-                    "pixel_accuracy": found.pixel_accuracy,
-                    "mean_accuracy": found.mean_accuracy,
-                    "class_iou": classes,
-                },
-            }
-        )
-        means = {"mIoU": found.miou, "pixel accuracy": found.pixel_accuracy, "mean accuracy": found.mean_accuracy}
-        self._scalars("val", step, {**means, **{f"IoU class {name}": iou for name, iou in classes.items()}})
-        if self._cycles:
-            ious = (float("nan") if iou is None else iou for iou in found.class_iou)
-            lines = [f"class {index}: {iou:.3f}" for index, iou in enumerate(ious)]
-            self._text.write("The checkpoint has been created.\n")
-            self._text.write(f"Pixel Accuracy: {found.pixel_accuracy:.3f}\n")
-            self._text.write("".join(f"{line}\n" for line in [*lines, f"mIoU: {found.miou:.3f}"]))
+    def validation(self, step: int, scores: Scores) -> None:
+        """Record a validation."""
+        self._miou = scores.miou
+        for recorder in self._recorders:
+            recorder.validation(step, scores)
+        means = {"mIoU": scores.miou, "pixel accuracy": scores.pixel_accuracy, "mean accuracy": scores.mean_accuracy}
+        classes = zip(scores.class_names, scores.class_iou, strict=True)
+        self._scalars("val", step, {**means, **{f"IoU class {name}": iou for name, iou in classes}})
         self.say(
-            f"step {step}: val mIoU {100 * found.miou:.2f} %, pixel accuracy {100 * found.pixel_accuracy:.2f} % "
-            f"({found.num_images} images, {found.num_classes_counted} classes)"
+            f"step {step}: val mIoU {100 * scores.miou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} % "
+            f"({scores.num_images} images, {scores.num_classes_counted} classes)"
         )
 
-    def panel(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Record a picture, uint8 [H,W,3], such as image | truth | prediction."""
-        self._boards["val"].add_image(name, picture, step, dataformats="HWC")
-        for tracker in self._trackers:
-            tracker.image(step, name, picture)
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """Record a picture, uint8 [H,W,3]."""
+        for recorder in self._recorders:
+            recorder.image(step, tag, picture)
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
-        """Record the network's graph, traced on RGB images [N,3,H,W]; the model's mode stays as it is."""
-        training = model.training
-        with warnings.catch_warnings(), torch.no_grad():
-            # TensorBoard's writer traces with TorchScript, which warns of its age and of every size it takes as fixed.
-            warnings.simplefilter("ignore")
-            self._boards["train"].add_graph(model.eval(), image)
-        model.train(training)
+        """Record the network's graph, traced on RGB images [N,3,H,W]."""
+        for recorder in self._recorders:
+            recorder.graph(model, image)
 
     def say(self, line: str) -> None:
-        """A line for people: on the console and in log.txt."""
-        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        self._text.flush()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self._jsonl.write(json.dumps(record) + "\n")
-        self._jsonl.flush()
+        """Record a sentence, and tell it."""
+        for recorder in self._recorders:
+            recorder.say(line)
+        self.tell(line)
 
     def _scalars(self, part: str, step: int, values: dict[str, float | None]) -> None:
-        known = {tag: value for tag, value in values.items() if value is not None}
-        for tag, value in known.items():
-            self._boards[part].add_scalar(tag, value, step)
-        for tracker in self._trackers:
-            tracker.scalars(step, {f"{part}/{tag}": value for tag, value in known.items()})
+        known = {f"{part}/{tag}": value for tag, value in values.items() if value is not None}
+        for recorder in self._recorders:
+            recorder.scalars(step, known)
 
-    def _show(self, step: int) -> None:
-        miou = "" if self._miou != self._miou else f" mIoU {100 * self._miou:.1f} %"
-        status = f"loss {self._loss:.3f}{miou}"
-        self._bar.update(self._task, completed=step, status=status)
-        now = time.monotonic()
-        # Where no bar can be drawn, a plain line now and then.
-        if self._bar.disable and (now - self._last_line > 15 or step == self._steps):
-            self._last_line = now
-            left = (now - self._began) / max(1, step - self._start) * (self._steps - step)
-            self.say(f"step {step}/{self._steps}: {status}, ETA {int(left // 60)}:{int(left % 60):02d}")
+
+class MetricsFile(Recorder):
+    """metrics.jsonl, one JSON object for each step and validation, flushed at once.
+
+    Args:
+        folder: the run folder.
+        start: records of later steps are dropped, and so is a last line that was cut short.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        path = folder / "metrics.jsonl"
+        _keep_until(path, start)
+        self._file = path.open("a", encoding="utf-8")
+
+    def step(self, record: StepRecord) -> None:
+        """See `Recorder`."""
+        values = {"step": record.step, "loss": record.loss, "lr": record.lr}
+        values["images_per_second"] = round(record.images_per_second, 2)
+        self._write(values if record.train_miou is None else {**values, "train_miou": record.train_miou})
+
+    def validation(self, step: int, scores: Scores) -> None:
+        """See `Recorder`."""
+        found = {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+            "class_iou": dict(zip(scores.class_names, scores.class_iou, strict=True)),
+        }
+        self._write({"step": step, "val": found})
+
+    def close(self, failed: bool = False) -> None:
+        """See `Recorder`."""
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+class TextLog(Recorder):
+    """log.txt: dated sentences; in cyclic training also the undated lines of the code of Ziegler et al."""
+
+    def __init__(self, folder: Path, cycles: Cycles | None = None) -> None:
+        self._file = (folder / "log.txt").open("a", encoding="utf-8")
+        self._cycles = cycles
+
+    def step(self, record: StepRecord) -> None:
+        """See `Recorder`."""
+        if self._cycles and record.train_miou is not None:
+            update = record.step - 1
+            if self._cycles.begins(update):
+                self._file.write(f"Iteration: {self._cycles.cycle(update)}\n")
+            self._file.write(f"{self._cycles.step(update)}, {record.loss:.3f}, {record.train_miou:.3f}\n")
+
+    def validation(self, step: int, scores: Scores) -> None:
+        """See `Recorder`."""
+        if self._cycles:
+            ious = (math.nan if iou is None else iou for iou in scores.class_iou)
+            lines = ["The checkpoint has been created.", f"Pixel Accuracy: {scores.pixel_accuracy:.3f}"]
+            lines += [f"class {index}: {iou:.3f}" for index, iou in enumerate(ious)]
+            self._file.write("".join(f"{line}\n" for line in [*lines, f"mIoU: {scores.miou:.3f}"]))
+
+    def say(self, line: str) -> None:
+        """See `Recorder`."""
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        self._file.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """See `Recorder`."""
+        self._file.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

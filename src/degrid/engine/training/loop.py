@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,19 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from degrid.contracts import MultiScaleNetwork, convention_of
+from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast
 from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.losses import CrossEntropy, Loss, Objective
-from degrid.engine.training.optim import set_learning_rate
+from degrid.engine.training.losses import Objective
+from degrid.engine.training.optimizers import set_learning_rate
+from degrid.engine.training.recorder import StepRecord
 from degrid.engine.training.training_state import load_state, load_weights, save_state
-from degrid.types import Batch, Scores, UserError
+from degrid.types import Batch, Scores, Tell, UserError
 
 
 @dataclass
 class Training:
-    """Everything that changes during training, and what it takes to put it on disk and back."""
+    """Everything that changes during training, and how it is saved and restored."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -80,7 +80,34 @@ class Training:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and is safe on disk
-    """The user stopped the run; its state is saved."""
+    """The user stopped the run in `folder`; its state is saved there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped and saved; continue with: degrid train --resume {folder}")
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, at which rates, and how often to validate and save.
+
+    Attributes:
+        steps: optimiser steps of the whole training.
+        lr_at: from the step, counted from 0, to the learning rate.
+        accumulate: micro-batches per step.
+        precision: see `degrid.engine.device.autocast`.
+        eval_every: steps between validations; the last step is always validated.
+        save_every: steps between checkpoints beside those of validations; 0 for none.
+        keep: also keep the state of every validation under a name of its own, see `kept`.
+    """
+
+    steps: int
+    lr_at: Callable[[int], float]
+    accumulate: int = 1
+    precision: str = "float32"
+    eval_every: int = 1000
+    save_every: int = 0
+    keep: bool = False
 
 
 def train(
@@ -88,33 +115,19 @@ def train(
     batches: Iterator[Batch],
     folder: Path,
     log: RunLog,
+    objective: Objective,
+    plan: Plan,
     *,
-    steps: int,
-    lr_at: Callable[[int], float],
-    accumulate: int = 1,
-    loss_size: str = "label",
-    class_weights: Tensor | None = None,
-    losses: tuple[Loss, ...] = (CrossEntropy(),),
-    precision: str = "float32",
-    eval_every: int = 1000,
-    save_every: int = 0,
-    keep: bool = False,
     score: TrainingScore | None = None,
     validate: Callable[[nn.Module, int], Scores] | None = None,
     publish: Callable[[nn.Module], None] = lambda model: None,
 ) -> None:
-    """Train until `steps`, saving `last.ckpt`, and `best.ckpt` with the published model at the best mIoU.
+    """Train until `plan.steps`, saving `last.ckpt`, and `best.ckpt` with the published model at the best mIoU.
 
     Args:
         state: model, optimiser and the step to start from.
         batches: micro-batches, beginning with the first one of step `state.step`.
-        folder: the run folder.
-        lr_at: base learning rate at a step, from 0.
-        accumulate: micro-batches per step; the gradient is that of the mean over all their valid pixels.
-        loss_size, class_weights: see `degrid.engine.training.losses.Objective`; class_weights [C].
-        losses: are added up; see `degrid.engine.training.loss_table.make_losses`.
-        eval_every, save_every: in steps; save_every 0 saves at validations only. The last step does both.
-        keep: also save the state of every validation under a name of its own, see `kept`.
+        objective: what to minimise.
         score: counts mIoU on the training crops.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
@@ -122,62 +135,59 @@ def train(
         UserError: the loss is not finite; the message names the step.
         Stopped: on Ctrl-C or SIGTERM, after the state was saved.
     """
-    device = next(state.model.parameters()).device
-    class_weights = class_weights.to(device) if class_weights is not None else None
-    with _stop_requested() as stop:
-        while state.step < steps:
+    with _stop_requested(log.tell) as stop:
+        while state.step < plan.steps:
             began = time.monotonic()
-            lr = lr_at(state.step)
+            lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
-            micro = [next(batches) for _ in range(accumulate)]
+            micro = [next(batches) for _ in range(plan.accumulate)]
             if score:
                 score.restart(state.step)
-            loss = _step(state, micro, device, loss_size, class_weights, precision, losses, score)
+            loss = train_step(state, micro, objective, plan.precision, score)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
                     f"{folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
                 )
             state.step += 1
-            seconds = time.monotonic() - began
-            images_per_second = sum(len(batch.image) for batch in micro) / seconds
-            log.step(state.step, loss, lr, images_per_second, score.miou if score else None)
+            images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
+            log.step(StepRecord(state.step, loss, lr, images_per_second, score.miou if score else None))
 
-            finished = state.step == steps
-            if finished or state.step % eval_every == 0:
+            finished = state.step == plan.steps
+            if finished or state.step % plan.eval_every == 0:
                 _validate_and_publish(state, folder, log, validate, publish)
                 state.save(folder / "last.ckpt")
-                if keep:
+                if plan.keep:
                     state.save(kept(folder, state.step))
-            elif stop.is_set() or (save_every and state.step % save_every == 0):
+            elif stop.is_set() or (plan.save_every and state.step % plan.save_every == 0):
                 state.save(folder / "last.ckpt")
             if stop.is_set() and not finished:
-                raise Stopped
+                raise Stopped(folder)
 
 
 def kept(folder: Path, step: int) -> Path:
-    """Where the state after a step is kept."""
+    """The file that keeps the state after a step."""
     return folder / f"step_{step}.ckpt"
 
 
-def _step(
+def train_step(
     state: Training,
     micro: list[Batch],
-    device: torch.device,
-    loss_size: str,
-    class_weights: Tensor | None,
-    precision: str,
-    losses: tuple[Loss, ...] = (CrossEntropy(),),
+    objective: Objective,
+    precision: str = "float32",
     score: TrainingScore | None = None,
 ) -> float:
-    """One optimiser step; the mean loss over the valid pixels of all micro-batches, or over those batches.
+    """One optimiser step on some micro-batches, as if they were one batch.
 
     A multi-scale network has a loss for each scale and one for their maximum, which are added up (DeepLab v2, arXiv
-    1606.00915 section 4.1.2); each is a mean over all micro-batches, however their void pixels are spread.
+    1606.00915 section 4.1.2). Each is a mean over all micro-batches, however void pixels are spread over them.
+
+    Returns:
+        The loss; 0, with a gradient of 0, if no pixel is valid. If it is not finite, the weights stay as they are.
     """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    objective = Objective(losses, loss_size, class_weights, convention_of(state.model))
+    device = next(state.model.parameters()).device
     total = weights = torch.zeros((), device=device)
     for index, batch in enumerate(micro):
         image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -192,7 +202,7 @@ def _step(
         total = total + part.detach()
         if score:  # the last map is the maximum over the scales, or the only one
             score.count(maps[-1], batch.label.to(device))
-    loss = float(total)  # a step without any valid pixel has loss and gradient 0
+    loss = float(total)
     if math.isfinite(loss):
         state.optimizer.step()
         if state.average:
@@ -201,11 +211,11 @@ def _step(
 
 
 def _maps(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """The logits that the loss is taken of: of every scale and of their maximum, or the model's only ones."""
-    if not (isinstance(model, MultiScaleNetwork) and model.scales):
-        return [model(image)]
-    scales = model.scale_logits(image)
-    return [*scales, model.fused(scales)]
+    """The logits to compute the loss from: the model's own, or those of every scale and of their maximum."""
+    if isinstance(model, MultiScaleNetwork) and model.scales:
+        scales = model.scale_logits(image)
+        return [*scales, model.fused(scales)]
+    return [model(image)]
 
 
 def _validate_and_publish(
@@ -227,8 +237,8 @@ def _validate_and_publish(
 
 
 @contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step in progress is finished; a second one kills."""
+def _stop_requested(tell: Tell) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the current step is finished first; a second signal kills."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals can only be caught in the main thread
@@ -237,7 +247,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     def request(number: int, frame: object) -> None:
         stop.set()
         signal.signal(number, previous[number])
-        print("\nstopping after this step, and saving; once more stops at once, without saving", file=sys.stderr)
+        tell("stopping after this step, and saving; once more stops at once, without saving")
 
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:

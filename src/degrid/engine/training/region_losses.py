@@ -1,4 +1,4 @@
-"""Losses of a whole batch's regions: soft Dice and Lovasz-softmax."""
+"""Losses of the regions of a whole batch: soft Dice and Lovasz-softmax."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from degrid.engine.training.losses import Loss
 from degrid.types import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
-class BatchMean:
-    """Makes a `losses.Loss` of a function that gives a batch's mean: averaged over micro-batches.
+class BatchMean(Loss):
+    """A loss made of a function that returns the mean of a batch; the loss is the average over the micro-batches.
 
-    Micro-batches without valid pixels are left out, and the function is not called on them. Class weights do not act
-    here: region losses count every class the same already.
+    Micro-batches without valid pixels are left out, and the function is not called on them. Class weights have no
+    effect, since region losses already count every class alike.
 
     function: (logits float [N,C,H,W], label int64 [N,H,W] with IGNORE_INDEX for void) -> scalar.
     """
@@ -24,7 +25,7 @@ class BatchMean:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """The function's value, or 0 with a gradient of 0."""
+        """The function's value, or 0 with a gradient of 0; see `Loss.total`."""
         if bool((label == IGNORE_INDEX).all()):
             return 0 * logits.sum()
         return self.function(logits, label)
@@ -37,8 +38,8 @@ class BatchMean:
 def dice(logits: Tensor, label: Tensor) -> Tensor:
     """Soft Dice loss: 1 - 2 sum(p y) / (sum(p) + sum(y)), averaged over the classes present in the label.
 
-    p is the softmax probability of the class and y 1 where the class is true, else 0; both sums run over all valid
-    pixels of the batch. No constant is added: a class that is present has sum(y) >= 1.
+    p is the softmax probability of the class, and y is 1 where the class is true, else 0; both sums run over all valid
+    pixels of the batch. No constant is added to the fraction, since a class that is present has sum(y) >= 1.
 
     Args:
         logits: [N,C,H,W].
@@ -50,7 +51,7 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
     scores, truth = _valid(logits, label)
     common = scores.new_zeros(scores.shape[1]).index_add(0, truth, scores.gather(1, truth[:, None])[:, 0])
     pixels = torch.bincount(truth, minlength=scores.shape[1])
-    # Absent classes are taken away before the division: theirs could be 0 / 0, whose gradient is NaN even if unused.
+    # Absent classes are dropped before the division: theirs could be 0 / 0, whose gradient is NaN even where unused.
     present = pixels > 0
     losses = 1 - 2 * common[present] / (scores.sum(0) + pixels)[present]
     return losses.sum() / max(1, len(losses))
@@ -75,11 +76,11 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def _lovasz(scores: Tensor, is_class: Tensor) -> Tensor:
-    """One class: errors [P] in falling order times the steps of the Jaccard loss as pixels are added to the wrong ones.
+    """The loss of one class: the errors [P], largest first, times the steps of the Jaccard loss 1 - I/U.
 
-    With the first i pixels wrong, I of the class's pixels are left and the union is U, so the loss is 1 - I/U. A pixel
-    of the class lowers I by 1: a step of 1/U. Any other raises U by 1: a step of I/(U-1) - I/U = I/(U (U-1)). In this
-    form no digits are lost, however many pixels there are.
+    Step i is by how much the Jaccard loss grows when the pixel with the i-th largest error becomes wrong too. A pixel
+    of the class lowers the intersection I by 1, a step of 1/U. Any other raises the union U by 1, a step of I/(U-1) -
+    I/U = I/(U (U-1)). Written like this no digits are lost, however many pixels there are.
     """
     errors, order = torch.where(is_class, 1 - scores, scores).sort(descending=True)
     inside = is_class[order]

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow, through their own clients: what else hears of a run beside its folder."""
+"""Trackers: other places where a run is recorded, such as Weights & Biases and MLflow, through their own clients."""
 
 from __future__ import annotations
 
@@ -6,55 +6,82 @@ import importlib.util
 import os
 import posixpath
 import re
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from degrid.engine.training.recorder import Recorder
 from degrid.files import read_json, write_json
-from degrid.types import UserError
+from degrid.lookup import lookup
+from degrid.types import Tell, UserError
 
 RUN_IDS = "trackers.json"
-"""In the run folder: the run's id in each tracker, so that a resumed run goes on there too."""
+"""In the run folder: the run's id in each tracker, so that a resumed run is continued there too."""
 
 PROJECT = "degrid"
-"""W&B project and MLflow experiment, where WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME name no other."""
+"""W&B project and MLflow experiment, unless WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME say otherwise."""
 
 
-class Tracker(Protocol):
-    """Hears of a run while it goes on. What it does with it, and where, its own settings say."""
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told when a run begins or resumes.
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Values by tag, such as "train/loss", after optimiser step `step`, from 1; steps never fall."""
+    Attributes:
+        folder: the run folder.
+        name: what people call the run.
+        config: the run's settings, nested, of plain values.
+        run_id: the id that the tracker gave the run earlier; None for a new run.
+        tell: where to say something that the user should know.
+    """
 
-    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """A picture, uint8 [H,W,3]."""
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    run_id: str | None = None
+    tell: Tell = lambda _: None
 
-    def close(self, failed: bool = False) -> None:
-        """The run has ended, or has `failed`; wait until everything is on its way."""
+
+class Tracker(Recorder):
+    """A recorder that begins or resumes a run as it is made.
+
+    Attributes:
+        run_id: by which the tracker finds the run again.
+        package: the Python package that it needs; "" for none.
+    """
+
+    run_id: str = ""
+    package: str = ""
+
+    def __init__(self, run: TrackedRun) -> None:
+        """Begin the run, or continue it if it has an id.
+
+        Raises:
+            UserError: the run cannot begin.
+        """
 
 
-def make_trackers(names: str, folder: Path, config: dict[str, Any], name: str) -> list[Tracker]:
-    """Begin a run in each tracker, or go on with the run that `folder` remembers.
+def make_trackers(
+    names: str, folder: Path, config: dict[str, Any], name: str, tell: Tell = lambda _: None
+) -> list[Tracker]:
+    """Begin a run in each tracker, or continue the run whose id `folder` holds.
 
     Args:
-        names: "wandb", "mlflow", both joined by "+", or "" for none.
-        folder: the run folder.
-        config: the run's settings, nested, of plain values.
-        name: what people call the run.
+        names: rows of TRACKERS or "module:Class" of your own, joined by "+"; "" for none.
+        folder, config, name, tell: see `TrackedRun`.
     Raises:
         UserError: an unknown name, a client that is not installed, or one that cannot begin a run.
     """
-    check_trackers(names)
+    kinds = check_trackers(names)
     path = folder / RUN_IDS
     ids: dict[str, str] = read_json(path, "trackers' run ids") if path.exists() else {}
-    trackers: list[WandbTracker | MlflowTracker] = []
+    trackers: list[Tracker] = []
     try:
-        for kind in _split(names):
-            tracker = TRACKERS[kind](folder, config, name, ids.get(kind))
+        for kind, make in kinds.items():
+            tracker = make(TrackedRun(folder, name, config, ids.get(kind), tell))
             trackers.append(tracker)
             ids[kind] = tracker.run_id
             write_json(path, ids)
@@ -62,24 +89,34 @@ def make_trackers(names: str, folder: Path, config: dict[str, Any], name: str) -
         for tracker in trackers:
             tracker.close(failed=True)
         raise
-    return list(trackers)
+    return trackers
 
 
-def check_trackers(names: str) -> None:
-    """Refuse trackers that could not begin, before anything is written.
+def check_trackers(names: str) -> dict[str, type[Tracker]]:
+    """The trackers by name; refuses those that could not begin, before anything is written.
 
     Raises:
-        UserError: an unknown name, or a client that is not installed.
+        UserError: an unknown name, something other than a `Tracker`, or a client that is not installed.
     """
+    kinds: dict[str, type[Tracker]] = {}
     for kind in _split(names):
-        if kind not in TRACKERS:
+        if kind not in TRACKERS and ":" not in kind:
             known = " or ".join(TRACKERS)
-            raise UserError(f'setting "train.trackers": expected {known}, or both joined by +, got "{names}"')
-        _client(kind)
+            raise UserError(
+                f'setting "train.trackers": expected {known}, or both joined by +, got "{names}"; your own: '
+                '"module:Class"'
+            )
+        found = lookup(TRACKERS, kind, "tracker")
+        if not (isinstance(found, type) and issubclass(found, Tracker)):
+            raise UserError(f'tracker "{kind}": expected a subclass of {Tracker.__module__}.Tracker')
+        if found.package:
+            _client(found.package)
+        kinds[kind] = found
+    return kinds
 
 
 def _split(names: str) -> list[str]:
-    """Names, each once."""
+    """The names, each once."""
     return list(dict.fromkeys(part.strip() for part in names.split("+"))) if names.strip() else []
 
 
@@ -93,30 +130,32 @@ def _client(kind: str) -> Any:
         module = importlib.import_module(kind)
     except ImportError:
         module = None
-    # A folder of that name in the working directory, as both clients make, can be imported too; it has no file.
+    # Both clients make a folder of that name in the working directory, which can be imported too but has no file.
     if module is None or getattr(module, "__file__", None) is None:
         raise UserError(f"the tracker {kind} is not installed; pip install degrid[{kind}]")
     return module
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """A run of Weights & Biases.
 
-    WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR and the others of its client are heeded; its files are in the run
-    folder by default. Steps that W&B has already are not written again.
+    The client's own variables (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, ...) are respected; by default its
+    files are in the run folder. W&B ignores steps that it has already.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], name: str, run_id: str | None) -> None:
+    package = "wandb"
+
+    def __init__(self, run: TrackedRun) -> None:
         self._wandb = _client("wandb")
         try:
             self._run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
-                dir=os.environ.get("WANDB_DIR", str(folder)),
-                config=config,
-                name=name,
-                id=run_id,
-                resume="allow" if run_id else None,
-                # Its capture of the console would garble our progress bar.
+                dir=os.environ.get("WANDB_DIR", str(run.folder)),
+                config=run.config,
+                name=run.name,
+                id=run.run_id,
+                resume="allow" if run.run_id else None,
+                # If W&B captured the console it would garble the progress bar.
                 settings=self._wandb.Settings(console="off"),
             )
         except self._wandb.Error as error:
@@ -126,42 +165,44 @@ class WandbTracker:
         self.run_id: str = self._run.id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         self._run.log(values, step=step)
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         self._run.log({tag: self._wandb.Image(picture)}, step=step)
 
     def close(self, failed: bool = False) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         self._run.finish(exit_code=1 if failed else 0)
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """A run of MLflow.
 
-    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and the others of its client are heeded. Should the store fail during
-    the run, a line on the standard error says so, and the run goes on without it.
+    The client's own variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...) are respected. If the store fails
+    during the run, the user is told and the run goes on without it.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], name: str, run_id: str | None) -> None:
+    package = "mlflow"
+
+    def __init__(self, run: TrackedRun) -> None:
         mlflow = _client("mlflow")
         self._failure = mlflow.exceptions.MlflowException
         self._metric, self._param = mlflow.entities.Metric, mlflow.entities.Param
-        self._lost = False
+        self._tell, self._lost = run.tell, False
         try:
             self._client = mlflow.MlflowClient()
-            if run_id is None:
-                self.run_id: str = self._begin(config, name)
+            if run.run_id is None:
+                self.run_id: str = self._begin(run.config, run.name)
             else:
-                self.run_id = run_id
-                self._client.update_run(run_id, status="RUNNING")
+                self.run_id = run.run_id
+                self._client.update_run(run.run_id, status="RUNNING")
         except self._failure as error:
             store = mlflow.get_tracking_uri()
             without = store.startswith("sqlite") and importlib.util.find_spec("sqlalchemy") is None
             remedy = "pip install sqlalchemy alembic, or " if without else ""
-            where = f"; this run has the id {run_id} there" if run_id else ""
+            where = f"; this run has the id {run.run_id} there" if run.run_id else ""
             raise UserError(
                 f"MLflow cannot use the store {store}: {_one_line(error)}; {remedy}set MLFLOW_TRACKING_URI to another, "
                 f"such as your server's address{where}"
@@ -178,17 +219,17 @@ class MlflowTracker:
         return run_id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         now = int(1000 * time.time())
         metrics = [self._metric(mlflow_name(tag), value, now, step) for tag, value in values.items()]
         self._send(lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         self._send(lambda: self._client.log_image(self.run_id, picture, key=mlflow_name(tag), step=step))
 
     def close(self, failed: bool = False) -> None:
-        """See `Tracker`."""
+        """See `Recorder`."""
         self._send(lambda: self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED"))
 
     def _send(self, record: Callable[[], object]) -> None:
@@ -197,21 +238,18 @@ class MlflowTracker:
         try:
             record()
         except (self._failure, OSError) as error:
-            # The client has tried for minutes by now; trying again with every record would stop the training.
+            # The client has tried for minutes by now; trying again with every record would hold up the training.
             self._lost = True
-            print(
-                f"degrid: MLflow gets no more of this run ({_one_line(error)}); the run folder has everything",
-                file=sys.stderr,
-            )
+            self._tell(f"MLflow gets no more of this run ({_one_line(error)}); the run folder has everything")
 
 
-TRACKERS: dict[str, Callable[[Path, dict[str, Any], str, str | None], WandbTracker | MlflowTracker]] = {
+TRACKERS: dict[str, type[Tracker]] = {
     "wandb": WandbTracker,
     "mlflow": MlflowTracker,
 }
 
 MLFLOW_PARAMS, MLFLOW_VALUE = 100, 500
-"""Parameters that MLflow takes at a time, and letters of a value that every version and store of it takes."""
+"""How many parameters MLflow accepts at a time, and how many characters of a value every version of it accepts."""
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -226,7 +264,7 @@ def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def mlflow_name(tag: str) -> str:
-    """A tag in the letters that MLflow takes: words, "/", "_", "-", "." and spaces; others become "_"."""
+    """A tag in the characters that MLflow accepts: letters, digits, "/", "_", "-", ".", space; others become "_"."""
     return posixpath.normpath(re.sub(r"[^\w/\-. ]", "_", tag))
 
 

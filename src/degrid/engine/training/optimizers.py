@@ -1,0 +1,123 @@
+"""Parameter groups, optimisers by name, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from degrid.lookup import lookup, settings_for
+from degrid.types import UserError
+
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    head_factor: float = 10.0,
+    head_bias_factor: float = 20.0,
+    decay_all: bool = False,
+) -> list[dict[str, object]]:
+    """The trainable parameters in up to five groups: those of the encoder (weights, rest) and of the head (weights,
+    batch norm, biases).
+
+    Each group has "name", "factor" (its learning rate over the base rate) and "weight_decay". Decay acts on the weights
+    of convolutions and linear layers only, not on biases, batch norm or smoothing parameters, unless `decay_all` is
+    set. Parameters of a child module called "head" are the head's; all others count as encoder, smoothing parameters
+    included.
+
+    Source: DeepLab v2 (arXiv 1606.00915) and Wang & Ji 2018: encoder 1x, head weights 10x, head biases 20x.
+    Their heads had no batch norm; here it learns at the rate of the head weights.
+    """
+    rest = weight_decay if decay_all else 0.0
+    rows = {
+        "encoder weights": (1.0, weight_decay),
+        "encoder rest": (1.0, rest),
+        "head weights": (head_factor, weight_decay),
+        "head norm": (head_factor, rest),
+        "head biases": (head_bias_factor, rest),
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in rows}
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
+    norms = _ids(module for module in model.modules() if isinstance(module, NORMS))
+    head = _ids(module for name, child in model.named_children() if name == "head" for module in child.modules())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            members[_group(id(parameter), weights, norms, head)].append(parameter)
+    return [
+        {"name": name, "params": members[name], "factor": factor, "weight_decay": decay}
+        for name, (factor, decay) in rows.items()
+        if members[name]
+    ]
+
+
+def _ids(modules: Iterable[nn.Module]) -> set[int]:
+    """The identities of the modules' own parameters."""
+    return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+
+
+def _group(parameter: int, weights: set[int], norms: set[int], head: set[int]) -> str:
+    if parameter not in head:
+        return "encoder weights" if parameter in weights else "encoder rest"
+    if parameter in weights:
+        return "head weights"
+    return "head norm" if parameter in norms else "head biases"
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def make_optimizer(
+    name: str,
+    groups: Iterable[dict[str, object]],
+    lr: float,
+    momentum: float,
+    options: Mapping[str, object] | None = None,
+) -> torch.optim.Optimizer:
+    """An optimiser by name.
+
+    Args:
+        name: a row of OPTIMIZERS, or "module:Class" such as "torch.optim:RMSprop", which is called with the groups,
+            those of lr and momentum that it takes, and all options.
+        groups: see `parameter_groups`.
+        options: further arguments, such as {"nesterov": True}.
+    Raises:
+        UserError: an unknown optimiser or option, or something that makes no optimiser.
+    """
+    make = lookup(OPTIMIZERS, name, "optimiser")
+    made = make(groups, **settings_for(make, {"lr": lr, "momentum": momentum}, options or {}, f'optimiser "{name}"'))
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(f'optimiser "{name}": expected a torch.optim.Optimizer, got {type(made).__name__}')
+    return made
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group `lr` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that follows it: average <- d * average + (1 - d) * model, buffers included.
+
+    d grows from 0.1 to `decay` as (1 + n) / (10 + n) with the number n of updates, so that the random initial weights
+    are soon forgotten.
+    """
+
+    def follow(averages: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        updates = int(count)
+        keep = min(decay, (1 + updates) / (10 + updates))
+        if torch.is_floating_point(averages[0]):
+            torch._foreach_lerp_(averages, current, 1 - keep)
+        else:  # batch norm's counters
+            for average, value in zip(averages, current, strict=True):
+                average.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)  # type: ignore[arg-type]

@@ -1,0 +1,252 @@
+"""One training run: settings in, a run folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from degrid import config as configs
+from degrid import recipes
+from degrid.config import RunConfig, TrainConfig
+from degrid.data import TrainTransform, notes_of, open_dataset, training_batches
+from degrid.engine.device import pick_device
+from degrid.engine.evaluation.evaluate import evaluate
+from degrid.engine.training.cycles import Cycles, TrainingScore
+from degrid.engine.training.log import RunLog
+from degrid.engine.training.loop import kept
+from degrid.engine.training.loop import train as train_loop
+from degrid.engine.training.trackers import make_trackers
+from degrid.files import write_json
+from degrid.image import overlay_classes
+from degrid.model_folder import save, start_from
+from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
+from degrid.networks import build_model
+from degrid.types import Batch, Dataset, OnProgress, Progress, Sample, Scores, Tell, UserError
+from degrid.verbs.provenance import provenance
+from degrid.verbs.run_settings import (
+    check_class_weights,
+    check_settings,
+    make_objective,
+    make_plan,
+    make_state,
+    with_steps,
+)
+
+NUM_PANELS = 4
+"""Validation images whose predictions are recorded as pictures."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run left its results.
+
+    Attributes:
+        folder: the run folder; `degrid.load` and `degrid predict` take it.
+        best_miou: of the best validation, 0 to 1; None without one.
+        notes: what was decided for the user, such as how the images were split.
+    """
+
+    folder: Path
+    best_miou: float | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        score = f"best val mIoU {100 * self.best_miou:.2f} %; " if self.best_miou is not None else ""
+        return f"{score}model: {self.folder / 'model'}; try: degrid predict {self.folder} IMAGES"
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    start_iteration: int | None = None,
+    progress: OnProgress | None = None,
+    tell: Tell | None = None,
+) -> RunResult:
+    """Train as a config says; everything the run leaves is in `folder`.
+
+    Args:
+        folder: the run folder; must not hold a run yet, unless `resume` is set.
+        resume: continue the run in `folder` with its own settings; `config` is ignored.
+        start_iteration: with `resume`, continue from the kept state of this validation, counted from 1; the best model
+            is then the best of the validations after it.
+        progress, tell: see `degrid.train`.
+    Raises:
+        UserError: settings or data that cannot be used, or a folder that is taken.
+        Stopped: the user stopped the run; it is saved.
+    """
+    if resume:
+        config = recipes.load(str(folder / "run.json"))
+    elif (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
+    check_settings(config)
+    data = _Data.opened(config)
+    settings = with_steps(config.train, len(data.train))
+    check_class_weights(settings.class_weights, data.train)
+    device = pick_device(settings.device)
+    torch.manual_seed(settings.seed)
+    interrupted = resume and (folder / "last.ckpt").exists()
+    model, start = _start(config, data, device, interrupted)
+    state = make_state(config, model)
+    cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
+    plan = make_plan(config.optim, settings, cycles)
+    if start_iteration is not None:
+        state.restore(_kept_state(folder, start_iteration, plan.eval_every))
+        state.best_miou = -1.0
+    elif interrupted:
+        state.restore(folder / "last.ckpt")
+    if not resume:
+        write_json(folder / "run.json", provenance(config, list(data.notes)))
+    trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), folder.name, tell or (lambda _: None))
+    with RunLog(folder, plan.steps, state.step, cycles=cycles, trackers=trackers, progress=progress, tell=tell) as log:
+        log.say(_greeting(config, settings, model, data, device, state.step))
+        for note in (*data.notes, *start):
+            log.say(note)
+        if not state.step:
+            log.graph(model, torch.zeros(1, 3, *config.data.crop, device=device))
+        train_loop(
+            state,
+            _batches(config, data.train, cycles, state.step),
+            folder,
+            log,
+            make_objective(settings, data.train, model, device),
+            plan,
+            score=TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None,
+            validate=_validation(data.val, settings, device, log) if data.val is not None else None,
+            publish=lambda network: save(cast(Segmenter, network), folder / "model"),
+        )
+    return RunResult(folder, state.best_miou if data.val is not None else None, data.notes)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The training and validation data of a run, and what was decided about them."""
+
+    train: Dataset
+    val: Dataset | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def opened(cls, config: RunConfig) -> _Data:
+        data = config.data
+        train = open_dataset(data.path, data.train)
+        val: Dataset | None = open_dataset(data.path, data.val, labels=train.labels) if data.val else None
+        return cls(train, val, tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else []))))
+
+
+def _start(
+    config: RunConfig, data: _Data, device: torch.device, interrupted: bool
+) -> tuple[Segmenter, tuple[str, ...]]:
+    """The network before the first step, and a sentence on where its weights are from, if from another model."""
+    settings = config.train
+    # An interrupted run gets its weights from the checkpoint; those it once started from may be gone.
+    fresh = not interrupted and not settings.init
+    wanted = config.model if fresh else dataclasses.replace(config.model, pretrained=False)
+    model = build_model(wanted, data.train.labels)
+    told: tuple[str, ...] = ()
+    if settings.init and not interrupted:
+        anew = start_from(model, settings.init, settings.init_head)
+        some = f" ({', '.join(anew[:3])}{', ...' * (len(anew) > 3)})" if anew else ""
+        told = (f"started from {settings.init}; {len(anew)} tensors start anew{some}",)
+    model.to(device)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if settings.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    if settings.checkpoint_activations:
+        checkpoint_activations(model)
+    model.scales_in_turn = settings.scales_in_turn
+    return model, told
+
+
+def _batches(config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: int) -> Iterator[Batch]:
+    """The endless micro-batches from a step on."""
+    data, settings = config.data, config.train
+    transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred)
+
+    def batches_from(number: int) -> Iterator[Batch]:
+        return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers)
+
+    if cycles:
+        return cycles.batches(batches_from, step, settings.accumulate)
+    return batches_from(step * settings.accumulate)
+
+
+def _kept_state(folder: Path, iteration: int, eval_every: int) -> Path:
+    """The file with the state after a number of validations.
+
+    Raises:
+        UserError: it was not kept.
+    """
+    file = kept(folder, iteration * eval_every)
+    if not file.exists():
+        steps = sorted(int(found.stem.removeprefix("step_")) for found in folder.glob("step_*.ckpt"))
+        there = ", ".join(str(step // eval_every) for step in steps) or "none"
+        raise UserError(
+            f"the state after iteration {iteration} was not kept: {file} is missing; kept iterations: {there} "
+            "(train.keep_checkpoints=true keeps them)"
+        )
+    return file
+
+
+def _validation(
+    dataset: Dataset, settings: TrainConfig, device: torch.device, log: RunLog
+) -> Callable[[nn.Module, int], Scores]:
+    """A function that scores a network on the validation data and records a few of its predictions."""
+
+    def validate(network: nn.Module, step: int) -> Scores:
+        panels = _Panels(dataset, log.progress)
+        scores = evaluate(
+            network,
+            dataset,
+            device=str(device),
+            precision=settings.precision,
+            boundary=False,
+            on_image=panels.add,
+        )
+        for name, picture in panels.pictures.items():
+            log.image(step, f"val/{name}", picture)
+        return scores
+
+    return validate
+
+
+class _Panels:
+    """Image | label | prediction of a few images spread over a dataset."""
+
+    def __init__(self, dataset: Dataset, progress: OnProgress) -> None:
+        self.wanted = {round(i * (len(dataset) - 1) / (NUM_PANELS - 1)) for i in range(NUM_PANELS)}
+        self.labels, self.total, self.progress = dataset.labels, len(dataset), progress
+        self.pictures: dict[str, np.ndarray] = {}
+        self.done = 0
+
+    def add(self, index: int, sample: Sample, ids: Tensor) -> None:
+        self.done += 1
+        self.progress(Progress("validating", self.done, self.total))
+        if index in self.wanted:
+            image = sample.image.permute(1, 2, 0).numpy()
+            truth = overlay_classes(image, sample.label.numpy(), self.labels)
+            guess = overlay_classes(image, ids.numpy(), self.labels)
+            self.pictures[sample.name] = np.concatenate([image, truth, guess], axis=1)
+
+
+def _greeting(
+    config: RunConfig, settings: TrainConfig, model: Segmenter, data: _Data, device: torch.device, start: int
+) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    at = f", from step {start}" if start else ""
+    return (
+        f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
+        f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "
+        f"{len(data.train)} training and {len(data.val) if data.val is not None else 0} validation images, "
+        f"{len(data.train.labels)} classes; {settings.steps} steps of "
+        f"{settings.batch_size * settings.accumulate} images on {device}{at}"
+    )

@@ -1,0 +1,158 @@
+"""What the settings of a run stand for: the checks before it begins, and the parts that they name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from degrid.config import OptimConfig, RunConfig, TrainConfig
+from degrid.data.inspection.stats import class_pixels
+from degrid.engine.device import PRECISIONS
+from degrid.engine.training.cycles import Cycles
+from degrid.engine.training.loop import Plan, Training
+from degrid.engine.training.loss_table import make_losses, uses_class_weights
+from degrid.engine.training.losses import (
+    CLASS_WEIGHTS,
+    LOSS_SIZES,
+    Loss,
+    Objective,
+    given_class_weights,
+    median_frequency_weights,
+)
+from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
+from degrid.engine.training.schedules import schedule
+from degrid.engine.training.trackers import check_trackers
+from degrid.models import Segmenter
+from degrid.types import Dataset, UserError
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that could only fail later.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    settings = config.train
+    for path, value in (
+        ("train.steps", settings.steps),
+        ("train.batch_size", settings.batch_size),
+        ("train.accumulate", settings.accumulate),
+        ("train.eval_every", settings.eval_every),
+        ("optim.step_every", config.optim.step_every),
+    ):
+        if value < 1:
+            raise UserError(f'setting "{path}": expected at least 1, got {value}')
+    for path, choice, known in (
+        ("train.loss_size", settings.loss_size, LOSS_SIZES),
+        ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
+        ("train.precision", settings.precision, PRECISIONS),
+    ):
+        if choice not in known:
+            raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
+    _schedule(config.optim, settings.steps)
+    check_trackers(settings.trackers)
+    if settings.epochs < 0:
+        raise UserError(f'setting "train.epochs": expected 0 (off) or more, got {settings.epochs}')
+    if settings.cyclic and (settings.epochs or settings.steps % settings.eval_every):
+        raise UserError(
+            'setting "train.cyclic": a cycle is train.eval_every steps, so train.steps must be a multiple of it and '
+            f"train.epochs 0; got {settings.steps}, {settings.eval_every} and {settings.epochs:g}"
+        )
+    if not 0 <= settings.ema < 1:
+        raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
+    losses = _losses(settings)
+    if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
+        raise UserError(
+            f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
+            "train.class_weights=none, or add a loss of pixels, as in train.loss=cross_entropy+dice"
+        )
+
+
+def check_class_weights(text: str, dataset: Dataset) -> None:
+    """Refuse numbers of another count than the dataset's classes.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    given, names = given_class_weights(text), dataset.labels.names
+    if given and len(given) != len(names):
+        raise UserError(
+            f'setting "train.class_weights": expected {len(names)} numbers, one per class ({", ".join(names)}), '
+            f"got {len(given)}"
+        )
+
+
+def with_steps(settings: TrainConfig, num_images: int) -> TrainConfig:
+    """The settings with epochs, if they are set, as steps."""
+    if not settings.epochs:
+        return settings
+    per_epoch = num_images / (settings.batch_size * settings.accumulate)
+    steps, eval_every = (max(1, math.ceil(count * per_epoch)) for count in (settings.epochs, 1))
+    return dataclasses.replace(settings, steps=steps, eval_every=eval_every)
+
+
+def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) -> Plan:
+    """How long to train and at which rates.
+
+    Args:
+        settings: with the number of steps, see `with_steps`.
+        cycles: of a cyclic training, in which updates and steps of the schedule may differ.
+    """
+    lr_at = _schedule(optim, settings.steps)
+    return Plan(
+        cycles.total(settings.steps) if cycles else settings.steps,
+        (lambda update: lr_at(cycles.step(update))) if cycles else lr_at,
+        settings.accumulate,
+        settings.precision,
+        cycles.updates if cycles else settings.eval_every,
+        settings.save_every,
+        settings.keep_checkpoints,
+    )
+
+
+def make_objective(settings: TrainConfig, dataset: Dataset, model: Segmenter, device: torch.device) -> Objective:
+    """What training minimises; class weights may need a pass over the training set's labels."""
+    weights = _class_weights(settings.class_weights, dataset)
+    weights = weights if weights is None else weights.to(device)
+    return Objective(_losses(settings), settings.loss_size, weights, model.resize)
+
+
+def make_state(config: RunConfig, model: Segmenter) -> Training:
+    """A model with its optimiser and moving average, before the first step."""
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor, optim.decay_all)
+    optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum, optim.options)
+    return Training(model, optimizer, moving_average(model, config.train.ema) if config.train.ema else None)
+
+
+def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:
+    return schedule(
+        optim.schedule,
+        optim.lr,
+        steps,
+        power=optim.power,
+        warmup=optim.warmup,
+        step_every=optim.step_every,
+        step_factor=optim.step_factor,
+        options=optim.schedule_options,
+    )
+
+
+def _losses(settings: TrainConfig) -> tuple[Loss, ...]:
+    return make_losses(
+        settings.loss, settings.label_smoothing, settings.focal_gamma, settings.ohem_share, settings.loss_options
+    )
+
+
+def _class_weights(kind: str, dataset: Dataset) -> Tensor | None:
+    """Weights as numbers, or by name from the training set's pixels."""
+    given = given_class_weights(kind)
+    if given:
+        return torch.tensor(given)
+    if kind == "none":
+        return None
+    return median_frequency_weights(torch.tensor(class_pixels(dataset).class_pixels), CLASS_WEIGHTS[kind])
