@@ -90,6 +90,11 @@ class ExchangeableConv2d(nn.Conv2d):
         """Compute the convolution by another function, which gives what `convolve` gives."""
         self.__dict__["convolve"] = convolve
 
+    @property
+    def operator_name(self) -> str:
+        """The name of what is done around the convolution."""
+        return type(self).__name__
+
     def as_plain_layers(self) -> nn.Module | None:
         """Layers of PyTorch alone that compute the same, with what was learned as constants; None if unknown."""
         return None

@@ -14,24 +14,27 @@ from torch import Tensor, nn
 
 from degrid.acceleration.fold import wiring_of
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d
+from degrid.kernels.recompute import as_convolved
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
 
 
 def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | None = None) -> int:
-    """Fix statistics, scale and shift of every batch norm, whatever `model.train()` says later; in place.
+    """Fix the statistics, scale and shift of every batch norm, in place; a later `model.train()` changes none of them.
 
-    Names in the state dict stay, and so does what the network computes, up to rounding. Gives the number of layers
-    frozen. Smooth the network first: a folded convolution is not smoothed any more.
+    Names in the state dict stay the same, and so does what the network computes, up to rounding. Smooth the network
+    first: a folded convolution can no longer be smoothed.
 
     Args:
-        fold: compute a batch norm within the convolution whose output it alone reads, as one convolution with
-            weight * s and bias t, where s = scale / sqrt(variance + epsilon) and t = shift - mean * s. Both are taken
-            from the batch norm in every forward pass, and the gradient goes on to the weight, so that training,
-            loading and saving see the two layers as before. Neither the convolution's own output nor the batch norm's
-            is kept for the backward pass. Batch norms that follow anything else stay layers of their own.
-        example: an input that the network can take, to find those pairs; by default an image, [1,3,64,64].
+        fold: compute a batch norm that alone reads a convolution's output together with that convolution, whose weight
+            is multiplied by s and whose bias becomes t: s = scale / sqrt(variance + epsilon), t = shift - mean * s.
+            Every forward pass takes both from the batch norm anew, and the gradient reaches the weight, so that
+            training, loading and saving see two layers as before. The output between them is not kept for the backward
+            pass. All other batch norms stay layers of their own.
+        example: an input of the network, to find those pairs; by default an image [1,3,64,64].
+    Returns:
+        The number of batch norms frozen.
     Raises:
         UserError: the model has no batch norm, or cannot run on the example.
     Source: DeepLab v2 and v3 (stage 2) train with frozen batch norm.
@@ -48,7 +51,7 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
     for conv, norm in pairs:
         if _can_fold(conv, norm):
             conv.__class__ = _folding(type(conv))  # type: ignore[arg-type]
-            # Not a submodule: it keeps its own place and names. Deep copies point to the copy.
+            # Not a submodule, so that it keeps its place and names. A deep copy refers to the copied batch norm.
             conv.__dict__["folded_norm"] = norm
             norm.__class__ = _folded(type(norm))  # type: ignore[arg-type]
     return len(norms)
@@ -64,12 +67,12 @@ class FrozenBatchNorm(nn.Module):
 
 @cache
 def _frozen(kind: type[Norm]) -> Any:
-    """The frozen subclass of a class of batch norm; subclasses such as timm's keep their activation."""
+    """The frozen subclass of a class of batch norm, which may be timm's with an activation."""
     return type(f"Frozen{kind.__name__}", (FrozenBatchNorm, kind), {})
 
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
-    """Whether both have a forward that we know, and the batch norm has statistics."""
+    """Whether both have a known forward, and the batch norm has statistics."""
     plain = type(conv).forward is nn.Conv2d.forward or isinstance(conv, ExchangeableConv2d | Conv2dSame)
     known = type(norm).forward in (Norm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
     return plain and known and norm.running_mean is not None and not isinstance(conv, FoldingConv2d)
@@ -77,7 +80,7 @@ def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
 
 @cache
 def _folded(kind: type[nn.Module]) -> Any:
-    """A frozen batch norm whose convolution does its work: only timm's activation is left."""
+    """A frozen batch norm whose work the convolution does; only timm's activation remains."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         return cast(Tensor, self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x)
@@ -103,13 +106,13 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
             twin = _twin(kind, self, bias=bias)
             twin.exchange(
                 lambda x, rate, margin=0: _ScaledConvolution.apply(
-                    _as_autocast(x), self.weight, scale, None, self.geometry(rate, margin)
+                    as_convolved(x), self.weight, scale, None, self.geometry(rate, margin)
                 )
             )
             return kind.forward(twin, x)
         if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
             geometry = self.stride, self.padding, self.dilation, self.groups
-            return cast(Tensor, _ScaledConvolution.apply(_as_autocast(x), self.weight, scale, bias, geometry))
+            return cast(Tensor, _ScaledConvolution.apply(as_convolved(x), self.weight, scale, bias, geometry))
         weight = self.weight * scale
         if kind.forward is nn.Conv2d.forward:
             return cast(Tensor, self._conv_forward(x, weight, bias))
@@ -120,29 +123,30 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
 
 
 def _twin(kind: type[nn.Conv2d], layer: nn.Conv2d, **parameters: Tensor) -> Any:
-    """A layer of class `kind` that shares all with `layer` but these parameters, which may be results of operations."""
+    """A layer of class `kind` that shares everything with `layer` except these parameters, which may be computed."""
     twin = kind.__new__(kind)
     twin.__dict__.update(layer.__dict__)
     twin._parameters = {**layer._parameters, **parameters}  # type: ignore[dict-item]
     return twin
 
 
-def _as_autocast(x: Tensor) -> Tensor:
-    """In the type that autocast gives a convolution."""
-    kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    wanted = known and torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
-
-
 class _ScaledConvolution(torch.autograd.Function):
-    """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass and not its scaled copy."""
+    """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass instead of its scaled copy."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]
     ) -> Tensor:
-        """Geometry: stride, padding, dilation, groups; the product is taken in the weight's type, then cast to x's."""
+        """The product is computed in the weight's type and then cast to that of x.
+
+        Args:
+            ctx: PyTorch's.
+            x: [N,C,H,W].
+            weight: of the convolution.
+            scale: [out,1,1,1].
+            bias: [out].
+            geometry: stride, padding, dilation and groups.
+        """
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
         ctx.bias_type = None if bias is None else bias.dtype
@@ -163,7 +167,7 @@ class _ScaledConvolution(torch.autograd.Function):
 
 
 def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
-    """What a batch norm multiplies its channels with and adds then, by its running statistics; without gradient."""
+    """The factor and the summand of each channel that follow from the running statistics; without gradient."""
     with torch.no_grad():
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         scale = torch.rsqrt(variance + norm.eps)
@@ -176,12 +180,13 @@ def scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor]:
 def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple[nn.Conv2d, Norm]]:
     """Pairs of a convolution and the batch norm that reads its output, found by running the network once.
 
-    A pair counts if the batch norm's input is always the very tensor that the convolution gave, and nothing else ever
-    reads that tensor, so that the two may be computed as one. The network runs in evaluation mode, without gradients,
-    and is left as it was.
+    A pair counts if the batch norm's input is always the very tensor that the convolution returned, and nothing else
+    ever reads that tensor: only then can the two be computed as one. The network runs in evaluation mode without
+    gradients, and its mode is restored.
 
     Args:
-        example: an input of the network; by default noise, [1,3,64,64], 0 to 255.
+        model: any network.
+        example: an input of it; by default noise [1,3,64,64], 0 to 255.
     Raises:
         UserError: the network cannot run on the example.
     """
@@ -192,7 +197,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
     try:
         with _evaluating(model):
             wiring = wiring_of(model, example)
-    except Exception as error:  # a network of the user's may fail in any way
+    except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "
             f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "

@@ -1,4 +1,4 @@
-"""The idea: dilated convolutions whose neighbouring outputs share what they see. Needs torch alone."""
+"""Smoothed dilated convolutions: neighbouring outputs depend on common inputs again. Depends on torch alone."""
 
 from degrid.smoothing.operators import (
     Aggregation,

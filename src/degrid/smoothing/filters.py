@@ -1,4 +1,4 @@
-"""Small filters that act on every channel alike. Each is a float tensor [k,k] with k odd, so it is centred."""
+"""Small filters, the same for every channel: float tensors [k,k] with k odd, so that they are centred."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from degrid.kernels.shared_filter import shared_filter_gradient
 
 
 def default_size(rate: int) -> int:
-    """Side of the box and Gaussian filters: r-1 as published where that is odd, else r, so that it is centred.
+    """Side of the box and Gaussian filters: r-1 as published where that is odd, otherwise r.
 
-    At rate 2 this is 1: the published filters leave the layers of rate 2 as they are.
+    At rate 2 this is 1: the published filters leave layers of rate 2 unchanged.
     Source: Ziegler et al. (arXiv 1903.07992) use r-1, for the even rates 2 and 4.
     """
     return rate - 1 if rate % 2 == 0 else rate
@@ -38,8 +38,8 @@ def box(size: int) -> Tensor:
 def tent(rate: int) -> Tensor:
     """Box of side r convolved with itself: side 2r-1, sum 1.
 
-    Its spectrum is zero at every multiple of 2 pi / r, where a dilation of rate r repeats the kernel's spectrum, so
-    no grid is left: the gridding score of a convolution after it is 0.
+    Its spectrum is zero at every multiple of 2 pi / r, where dilation by r repeats the kernel's spectrum. So no grid is
+    left: the gridding score of a convolution after it is 0.
     """
     line = 1 - torch.arange(1 - rate, rate).abs() / rate
     line = line / line.sum()
@@ -49,7 +49,7 @@ def tent(rate: int) -> Tensor:
 def gaussian(size: int, sigma: Tensor) -> Tensor:
     """exp(-(x^2 + y^2) / (2 sigma^2)) on whole-pixel offsets, normalised to sum 1; differentiable in sigma.
 
-    Source: Ziegler et al. (arXiv 1903.07992). Their code drops sigma in the normalisation; this is what they mean.
+    Source: Ziegler et al. (arXiv 1903.07992). In their code sigma cancels out; see `degrid.smoothing.legacy.Gaussian`.
     """
     offsets = torch.arange(size, device=sigma.device, dtype=sigma.dtype) - size // 2
     line = torch.exp(-(offsets**2) / (2 * sigma**2))
@@ -58,35 +58,22 @@ def gaussian(size: int, sigma: Tensor) -> Tensor:
 
 
 def embed(kernel: Tensor, size: int) -> Tensor:
-    """The same filter with a rim of zeros, [..,size,size]."""
+    """The same filter [...,size,size], with a rim of zeros."""
     rim = (size - kernel.shape[-1]) // 2
     return F.pad(kernel, (rim, rim, rim, rim))
 
 
-def filter_channels(x: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every channel with a filter; zeros outside the image, not renormalised there.
+def convolve_filtered(x: Tensor, kernel: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Correlate every channel with a filter, then convolve, without keeping the filtered map for the backward pass.
 
-    A depthwise convolution with an expanded weight: the fastest way in both memory layouts, and free of copies. The
-    gradient of a filter that all channels share has a kernel of its own.
+    The convolution would keep that map for the gradient of its weight. Here it is computed again from x, which costs
+    little beside the convolution, so that no more is kept than without a filter: x, once. Outside the image there are
+    zeros, and the filter is not renormalised there.
 
     Args:
         x: [N,C,H,W]; under autocast it is cast as for a convolution.
-        kernel: [k,k], or one per channel [C,1,k,k], k odd; cast to x's dtype.
-    """
-    x = as_convolved(x)
-    return _Filtered.apply(x, kernel) if gradients_wanted(x, kernel) else _correlate(x, kernel)
-
-
-def convolve_filtered(x: Tensor, kernel: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-    """convolve(filter_channels(x, kernel)), without keeping the filtered map for the backward pass.
-
-    The convolution would keep it for the gradient of its weight. It is computed again from x instead, which costs a
-    small part of the convolution, so that no more is kept than without a filter: x, once.
-
-    Args:
-        x: [N,C,H,W].
-        kernel: [k,k] or [C,1,k,k], k odd.
-        convolve: what is applied to the filtered map.
+        kernel: [k,k], or one per channel [C,1,k,k], k odd; cast to the type of x.
+        convolve: applied to the filtered map.
     """
     x = as_convolved(x)
     if not gradients_wanted(x, kernel):
@@ -95,7 +82,7 @@ def convolve_filtered(x: Tensor, kernel: Tensor, convolve: Callable[[Tensor], Te
 
 
 class _Filtered(torch.autograd.Function):
-    """`_correlate`, with a gradient of its own for a filter that all channels share."""
+    """`_correlate`, with a faster gradient for a filter that all channels share."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
@@ -119,6 +106,7 @@ def _kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _correlate(x: Tensor, kernel: Tensor) -> Tensor:
+    """A depthwise convolution with an expanded weight: the fastest way in both memory layouts, and free of copies."""
     channels, size = x.shape[1], kernel.shape[-1]
     weight = kernel.to(x.dtype).expand(channels, 1, size, size)
     return F.conv2d(x, weight, padding=size // 2, groups=channels)

@@ -1,7 +1,7 @@
-"""What the papers' own code computes, where it is not what the papers say: for weights that were trained with it.
+"""What the papers' own code computes where it differs from the papers, for weights that were trained with it.
 
 Source: the TensorFlow code of Wang & Ji (KDD 2018) and of Ziegler et al. (arXiv 1903.07992). Each class says how it
-differs from the operator of the same name in `operators`; `smooth_dilated_convs(.., legacy=True)` chooses these.
+differs from the operator of the same name in `operators`; `smooth_dilated_convs(..., legacy=True)` uses these.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from degrid.types import UserError
 class GroupInteraction(operators.GroupInteraction):
     """Group interaction in which the first group never reaches the others.
 
-    out_i = weight[0,i] f_i + sum over j >= 1 of weight[j,i] f_j: the first term takes group i where group 0 is meant.
-    That is the intended mixing with another matrix, so the code is shared.
+    out_i = weight[0,i] f_i + sum over j >= 1 of weight[j,i] f_j: the first term uses group i where group 0 is meant.
+    This is the intended mixing with another matrix, so it shares the code.
     """
 
     def mixing(self) -> Tensor:
@@ -29,12 +29,12 @@ class GroupInteraction(operators.GroupInteraction):
 
 
 class Average(operators.PreFilter):
-    """Box filter of side r-1 that is trained, one per channel.
+    """A trained filter of side r-1 for each channel, which starts as a box.
 
-    weight: [C,1,r-1,r-1], all taps 1/(r-1)^2 at the start. At rate 2 it is a gain per channel.
+    weight: [C,1,r-1,r-1], all taps 1/(r-1)^2 at the start. At rate 2 it is one factor per channel.
 
     Raises:
-        UserError: rate 1, which has no such box.
+        UserError: rate 1, which has no such filter.
     """
 
     name = "average"
@@ -53,10 +53,10 @@ class Average(operators.PreFilter):
 
 
 class Gaussian(operators.PreFilter):
-    """exp(-(x^2 + y^2)) of side r-1, divided by its sum, whatever sigma is: sigma cancels.
+    """exp(-(x^2 + y^2)) of side r-1, divided by its sum; sigma cancels out.
 
     Args:
-        sigma: parameter [1] that the code stores and trains with a gradient of zero; None where it is fixed.
+        sigma: parameter [1] that the code stores and trains, with a gradient of zero; None where it is fixed.
     Raises:
         UserError: rate 1.
     """
@@ -82,13 +82,13 @@ class Gaussian(operators.PreFilter):
 
 
 class Aggregation(operators.PreFilter):
-    """Mix of identity, trained box, Gaussian and separable-and-shared filter with weights that nothing normalises.
+    """Mix of identity, trained box, Gaussian and separable-and-shared filter, with weights that are not normalised.
 
-    mix: [4], the same parameter for every layer, 1/4 each at the start; the code's softmax is never run.
-    weight: [C,1,r-1,r-1], the box, trained. residual: [2r-1,2r-1].
+    mix: [4], the same parameter in every layer, 1/4 each at the start; the code never runs its softmax.
+    weight: [C,1,r-1,r-1], the trained box. residual: [2r-1,2r-1].
 
     Args:
-        sigma: see `Gaussian`. With it the code swaps the second and third weight of the mix.
+        sigma: see `Gaussian`. If it is given, the code swaps the second and third weight of the mix.
     Raises:
         UserError: rate 1.
     """
@@ -135,12 +135,12 @@ def _taps(size: int) -> Tensor:
 
 
 def _normalised(taps: Tensor, sigma: Tensor | None) -> Tensor:
-    """Divided by exp(2 sigma^2), then by the sum, as the code does it: the gradient for sigma is rounding noise."""
+    """Divided by exp(2 sigma^2), then by the sum, as in the code: the gradient of sigma is rounding noise."""
     if sigma is not None:
         taps = taps / torch.exp(2 * sigma**2)
     return taps / taps.sum()
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """An even side, which covers the offsets 0 and +1 more than -1, as an odd one with zeros on the other side."""
+    """A filter of odd side; one of even side, which extends to the bottom and right, gets zeros on the other side."""
     return kernel if kernel.shape[-1] % 2 else F.pad(kernel, (1, 0, 1, 0))

@@ -2,10 +2,10 @@
 
 An operator is a module with one method, `forward(x, convolve)`: it decides what the layer's own convolution is applied
 to, and what is done with the result. `convolve(x, rate)` is the layer's kernel at that dilation rate, size-keeping,
-zeros outside, without bias; the layer adds its bias afterwards. `convolve(x, rate, margin)` gives so many more outputs
-on each side, where the kernel still reaches into the map.
+zeros outside, without bias; the layer adds its bias afterwards. `convolve(x, rate, margin)` gives `margin` more outputs
+on each side, where the kernel still overlaps the map.
 
-The defaults do what the papers mean; where their code does something else, the docstring says so.
+The operators follow the papers. Where the papers' own code differs, the docstring says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from degrid.types import UserError
 
 
 class Operator(nn.Module):
-    """Base of all operators; your own overrides `forward`.
+    """Base class of all operators. Your own overrides `forward`.
 
     Args:
         rate: dilation rate r of the layer, pixels, at least 1.
@@ -44,7 +44,7 @@ class Operator(nn.Module):
             cls.name = cls.__name__
 
     def bind(self, conv: nn.Conv2d) -> None:
-        """Called once with the layer to be smoothed, for parameters whose shape depends on it; here: nothing."""
+        """Called once with the layer to be smoothed, for parameters whose shape depends on it."""
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W].
@@ -56,14 +56,13 @@ class Operator(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward(x, convolve)")
 
     def is_identity(self) -> bool:
-        """Whether the layer is, whatever is learned, a plain dilated convolution."""
+        """Whether the layer stays a plain dilated convolution whatever is learned."""
         return False
 
     def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module | None:
         """Layers of PyTorch alone that compute what this operator does with a layer, for export.
 
-        None, unless the operator is an identity or your own overrides this: it is then exported as it is, and has to be
-        traceable.
+        None by default, unless the operator is an identity; it is then exported as it is, and has to be traceable.
         """
         return plain_conv(conv, self.rate) if self.is_identity() else None
 
@@ -87,9 +86,9 @@ class Regular(Operator):
 
 
 class Decompose(Operator):
-    """The same result in three steps: r^2 periodic subsamples, one ordinary convolution on each, re-interlacing.
+    """The same result in three steps: r^2 periodic subsamples, an ordinary convolution of each, re-interlacing.
 
-    It shows where the grid comes from: the subsamples never meet. Exact for every size, since the padding up to a
+    It shows where the grid comes from: the subsamples never meet. It is exact for every size, since the padding up to a
     multiple of r is zero like everything outside the image.
 
     Source: Wang & Ji, KDD 2018, section 3.2.
@@ -143,15 +142,15 @@ def _pad_to_multiple(x: Tensor, rate: int) -> Tensor:
 
 
 class GroupInteraction(Operator):
-    """Mix the r^2 groups of outputs, one learned weight per pair of groups, the same for all channels and places.
+    """Mix the r^2 groups of outputs, with one learned weight per pair of groups for all channels and positions.
 
-    Group k = i*r + j holds the outputs at rows i, i+r, .. and columns j, j+r, ..; out_i = sum_j weight[j, i] * f_j.
-    So every r x r block of outputs is mixed within itself, which needs no subsampling. Where r does not divide the map,
-    the convolution goes on beyond its bottom and right until the last blocks are whole, over zeros. The gradient of the
-    weight needs the convolved map, so training keeps one more per layer than without mixing.
+    Group k = i*r + j holds the outputs at rows i, i+r, ... and columns j, j+r, ...; out_i = sum_j weight[j, i] * f_j.
+    So every r x r block of outputs is mixed within itself, without subsampling. Where r does not divide the map's
+    sides, the convolution continues past the bottom and right edges, over zeros, until the last blocks are complete.
+    The gradient of the weight needs the convolved map, so training keeps one more map per layer than without mixing.
 
-    weight: [r^2, r^2], identity at the start, so the layer begins as the plain dilated convolution. r^4 parameters: 16
-    at rate 2, 256 at rate 4, 20,736 at rate 12 (keep it out of ASPP).
+    weight: [r^2, r^2], the identity at the start, so that the layer begins as the plain dilated convolution. It has r^4
+    parameters: 16 at rate 2, 256 at rate 4, 20,736 at rate 12 (leave ASPP alone).
 
     Source: Wang & Ji, KDD 2018, section 3.3. The bias is added after mixing, as in their code. In their code the first
     group never reaches the others (`legacy.GroupInteraction`); here every group does, as in the paper.
@@ -186,17 +185,17 @@ class GroupInteraction(Operator):
                 lambda padded: convolve(padded, r),
             )
         else:
-            # Symmetric padding costs half of what a padded copy does, but gradients through it cost more.
+            # Symmetric padding costs half as much as a padded copy, but its gradients cost more.
             margin = max(bottom, right)
             y = convolve(x, r, margin)[..., margin : margin + height + bottom, margin : margin + width + right]
         return mix_groups(y, self.mixing(), r, (height, width))
 
 
 class PreFilter(Operator):
-    """Filter the input, the same for every channel, then convolve; your own overrides `kernel`."""
+    """Filter every channel of the input, then convolve. Your own overrides `kernel`."""
 
     def kernel(self) -> Tensor | None:
-        """The filter [k,k], or one per channel [C,1,k,k], k odd; None where it changes nothing and is skipped."""
+        """The filter [k,k], or one per channel [C,1,k,k], k odd; None if it would change nothing."""
         raise TypeError(f"{type(self).__name__} must define kernel()")
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
@@ -213,7 +212,7 @@ class PreFilter(Operator):
 
 
 class FixedFilter(PreFilter):
-    """A pre-filter without parameters; not in the state dict."""
+    """A pre-filter without parameters, which is not in the state dict."""
 
     fixed: Tensor
 
@@ -222,7 +221,7 @@ class FixedFilter(PreFilter):
         self.register_buffer("fixed", kernel, persistent=False)
 
     def kernel(self) -> Tensor | None:
-        """The filter, or None where it is a single tap of 1."""
+        """The filter; None if it is a single tap of 1."""
         return None if self.is_identity() else self.fixed
 
     def is_identity(self) -> bool:
@@ -234,10 +233,10 @@ class Average(FixedFilter):
     """Box filter before the dilated convolution.
 
     Args:
-        size: side of the box, odd; by default r-1 where that is odd, else r. At rate 2 that is 1: no smoothing.
+        size: side of the box, odd; by default r-1 if that is odd, otherwise r. At rate 2 that is 1: no smoothing.
     Raises:
         UserError: a size that is not odd and positive.
-    Source: Ziegler et al. (arXiv 1903.07992), average filter. In their code the box is a trained filter per channel.
+    Source: Ziegler et al. (arXiv 1903.07992), average filter. Their code trains one filter per channel instead.
     """
 
     name = "average"
@@ -247,9 +246,9 @@ class Average(FixedFilter):
 
 
 class Tent(FixedFilter):
-    """Tent filter of side 2r-1 before the dilated convolution: no parameters, and no grid left.
+    """Tent filter of side 2r-1 before the dilated convolution: it has no parameters and leaves no grid.
 
-    Source: ours; see `filters.tent`.
+    Source: degrid's own; see `filters.tent`.
     """
 
     name = "tent"
@@ -262,9 +261,9 @@ class Gaussian(PreFilter):
     """Gaussian before the dilated convolution.
 
     Args:
-        sigma: width in pixels; a number is fixed, a parameter holding log(sigma) is learned. Give several layers the
-            same parameter to share it. The logarithm keeps sigma positive.
-        size: side of the filter, odd; by default r-1 where that is odd, else r. At rate 2 that is 1: no smoothing.
+        sigma: width in pixels: a number, which is fixed, or a parameter that holds log(sigma), which keeps sigma
+            positive. Several layers may have the same parameter.
+        size: side of the filter, odd; by default r-1 if that is odd, otherwise r. At rate 2 that is 1: no smoothing.
     Raises:
         UserError: a fixed sigma that is not positive, or a size that is not odd and positive.
     Source: Ziegler et al. (arXiv 1903.07992), Gaussian filter, sigma 1 at the start.
@@ -283,7 +282,7 @@ class Gaussian(PreFilter):
             raise UserError(f"sigma must be a positive number of pixels, got {sigma}")
 
     def kernel(self) -> Tensor | None:
-        """The filter at the present sigma; None where it is a single tap of 1."""
+        """The filter at the current sigma; None if it is a single tap of 1."""
         return None if self.size == 1 else filters.gaussian(self.size, self.log_sigma.exp())
 
     def is_identity(self) -> bool:
@@ -294,8 +293,8 @@ class Gaussian(PreFilter):
 class SeparableShared(PreFilter):
     """One learned filter of side 2r-1 before the dilated convolution, the same for every channel.
 
-    residual: [2r-1, 2r-1], zeros at the start; the filter is 1 at the centre plus the residual, so the layer begins as
-    the plain dilated convolution. (2r-1)^2 parameters.
+    residual: [2r-1, 2r-1], zeros at the start. The filter is 1 at the centre plus the residual, so the layer begins as
+    the plain dilated convolution.
 
     Source: Wang & Ji, KDD 2018, section 3.4 (separable and shared convolution).
     """
@@ -317,14 +316,12 @@ class SeparableShared(PreFilter):
 class Aggregation(PreFilter):
     """A learned mix of four pre-filters: identity, box, Gaussian (sigma 1) and separable-and-shared.
 
-    The mix is w = softmax(mix), so each weight is in 0..1 and they sum to 1; equal at the start. All four are linear
-    and pad with zeros, so they are one composite filter of side 2r-1, built anew in each forward: one pass instead of
-    four.
+    The weights are softmax(mix): from 0 to 1, with sum 1, and equal at the start. All four filters are linear and pad
+    with zeros, so together they are a single filter of side 2r-1, which each forward pass builds anew.
 
     Args:
-        mix: parameter [4], the same one for every layer of the network; by default the layer's own.
-    Source: Ziegler et al. (arXiv 1903.07992), aggregation. In their code the softmax is never applied and the box is
-    trained.
+        mix: parameter [4], the same one in every layer of the network; by default the layer's own.
+    Source: Ziegler et al. (arXiv 1903.07992), aggregation. Their code never applies the softmax, and trains the box.
     """
 
     name = "aggregation"

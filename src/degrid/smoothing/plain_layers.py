@@ -1,4 +1,4 @@
-"""Layers that any runtime has, which compute what a smoothed convolution does with what it learned as constants."""
+"""Layers that every runtime has, to export smoothed convolutions with what they learned as constants."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def filter_conv(conv: nn.Conv2d, kernel: Tensor) -> nn.Conv2d:
 class MixedBlocks(nn.Module):
     """A dilated convolution whose outputs are mixed within each block of r x r, as group interaction does.
 
-    The mixing is a convolution of side and stride r from each channel to r^2 channels, one per place in the block,
-    which a pixel shuffle puts back into space. Sizes are not divided into groups: a tracer would record the size that
-    it sees.
+    The mixing is a convolution of side and stride r from each channel to r^2 channels, one per position in the block; a
+    pixel shuffle then puts these into their positions. Nothing is reshaped to a size that depends on the image, which a
+    tracer would record as a constant.
 
     Args:
         conv: with its bias, which is added after the mixing.
-        mixing: [r^2, r^2]: how much of place j (row) of a block goes into place i (column).
+        mixing: [r^2, r^2]: how much of position j (row) of a block goes into position i (column).
         rate: r, pixels.
     """
 
@@ -61,7 +61,7 @@ class MixedBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         height, width = x.shape[-2:]
-        # Always by r - 1: the blocks are then as many as cover the image, without a choice that depends on its size.
+        # Always by r - 1: enough blocks to cover an image of any size, without a decision that depends on the size.
         y = self.conv(F.pad(x, (0, self.rate - 1, 0, self.rate - 1)))
         y = F.pixel_shuffle(self.mix(y), self.rate).narrow(2, 0, height).narrow(3, 0, width)
         return y if self.bias is None else y + self.bias[:, None, None]

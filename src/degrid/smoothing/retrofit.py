@@ -21,7 +21,8 @@ Where = Callable[[str, nn.Conv2d], bool]
 class SmoothedConv2d(ExchangeableConv2d):
     """A dilated convolution with a smoothing operator; otherwise the nn.Conv2d that it was.
 
-    Made by `smooth_dilated_convs` only. weight and bias keep their names; the operator's are under `smoothing.`.
+    Only `smooth_dilated_convs` makes them. weight and bias keep their names; those of the operator begin with
+    `smoothing.`.
     """
 
     smoothing: Operator
@@ -33,6 +34,11 @@ class SmoothedConv2d(ExchangeableConv2d):
         y: Tensor = self.smoothing(x, self.convolve)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
+    @property
+    def operator_name(self) -> str:
+        """The name of the smoothing operator."""
+        return _name(self.smoothing)
+
     def as_plain_layers(self) -> nn.Module | None:
         """See `degrid.smoothing.operators.Operator.as_plain_layers`."""
         return self.smoothing.as_plain_layers(self) if isinstance(self.smoothing, Operator) else None
@@ -42,8 +48,11 @@ class SmoothedConv2d(ExchangeableConv2d):
 class SmoothingReport:
     """What `smooth_dilated_convs` did.
 
-    replaced: (name, rate) of the smoothed layers; skipped: (name, reason) of the dilated layers left alone;
-    unchanged: rates at which the operator is the identity, so that those layers compute what they did before.
+    Attributes:
+        operator: its name.
+        replaced: name and rate of each smoothed layer.
+        skipped: name of each dilated layer that was left alone, and the reason.
+        unchanged: rates at which the operator is the identity, so that these layers compute what they did before.
     """
 
     operator: str
@@ -64,7 +73,7 @@ class SmoothingReport:
 
 
 def rate_at_most(limit: int) -> Where:
-    """A `where` that takes rates up to `limit`; 4 leaves ASPP (rates 6 to 36) alone, as both papers' code does."""
+    """A `where` that accepts rates up to `limit`; 4 leaves ASPP (rates 6 to 36) alone, as both papers' code does."""
 
     def where(name: str, conv: nn.Conv2d) -> bool:
         return _rate(conv) <= limit
@@ -82,25 +91,26 @@ def smooth_dilated_convs(
 ) -> SmoothingReport:
     """Smooth the dilated convolutions of any network, in place.
 
-    The layers keep their parameters, names, hooks, device and mode; a checkpoint of the plain network still loads
-    (only `*.smoothing.*` are new, with strict=False), and an optimiser made before goes on working for what it has.
-    Make the optimiser and DDP afterwards, so that they see the operators' parameters.
+    The layers keep their parameters, names, hooks, device and mode. A checkpoint of the plain network still loads with
+    strict=False; only the names with `.smoothing.` are new. Make the optimiser and DDP afterwards, so that they include
+    the operators' parameters.
 
-    What one network shares (the sigma of gaussian with sigma="shared", the mix of aggregation) is one parameter in all
-    layers of this call.
+    What a network shares (the sigma of gaussian with sigma="shared", the mix of aggregation) is a single parameter in
+    all layers of one call.
 
     Args:
-        model: any module; convolutions anywhere inside are found.
-        operator: a name ("ssc", "tent", ...), "module:Class", or a function from the rate to an Operator.
-        where: which convolutions, by dotted name and module. The default takes rates up to 4.
-        legacy: compute what the papers' own code computes, slips included, for weights trained with it; see
+        model: any module; convolutions at any depth are found.
+        operator: a row of `degrid.smoothing.OPERATORS` ("ssc", "tent", ...), "module:Class", or a function from the
+            rate to an operator.
+        where: which convolutions, by dotted name and module; by default those with rates up to 4.
+        legacy: compute what the papers' own code computes, mistakes included, for weights trained with it; see
             `degrid.smoothing.legacy`.
         options: of the operator, such as sigma="shared" or size=3.
     Returns:
-        What was smoothed, and what was skipped and why: 1x1 kernels, subclasses of nn.Conv2d (they have a forward of
-        their own), strides, even kernels, padding that is not zero "same", unequal rates, and what `where` left out.
+        What was smoothed, and what was skipped and why: 1x1 kernels, subclasses of nn.Conv2d (which have a forward of
+        their own), strides, even kernels, padding other than zero "same", unequal rates, and what `where` rejects.
     Raises:
-        UserError: nothing was replaced; the message lists what was skipped. The model is then as it was.
+        UserError: there is nothing to smooth; the message lists what was skipped. The model is then unchanged.
     """
     make = operator_factory(operator, legacy, **options)
     chosen: list[tuple[str, nn.Conv2d]] = []
@@ -117,10 +127,10 @@ def smooth_dilated_convs(
             f"nothing to smooth in this {type(model).__name__}:\n{found}\n"
             "build the network with a smaller output stride, or choose other layers with where="
         )
-    # All operators are made before the first layer changes, so that a failure leaves the model as it was.
+    # All operators are made before the first layer changes, so that a failure leaves the model unchanged.
     operators = [_made_for(conv, make(_rate(conv))) for _, conv in chosen]
     for (_, conv), made in zip(chosen, operators, strict=True):
-        # The object stays the same one, so whoever else holds it, its hooks and its parameters go on.
+        # The object stays the same, and with it its hooks, its parameters and every reference to it.
         conv.__class__ = SmoothedConv2d
         conv.smoothing = made
     unchanged = {_rate(conv) for (_, conv), made in zip(chosen, operators, strict=True) if _is_identity(made)}
@@ -130,31 +140,35 @@ def smooth_dilated_convs(
 
 
 def _reason_to_skip(name: str, module: nn.Module, where: Where) -> str | None:
-    """None: smooth it; "": not a dilated convolution, not worth a word; else the reason."""
+    """None: smooth it; "": it is not a dilated convolution, which needs no report; otherwise the reason."""
     if not isinstance(module, nn.modules.conv._ConvNd) or max(module.dilation) == 1:
         return ""
     if isinstance(module, SmoothedConv2d):
-        return f"already smoothed by {_name(module.smoothing)}"
+        return f"already smoothed by {module.operator_name}"
     if not isinstance(module, nn.Conv2d):
         return f"{type(module).__name__} is not a 2-D convolution"
     if max(module.kernel_size) == 1:
         return "1x1 kernel: its rate has no effect"
     if type(module) is not nn.Conv2d:
         return f"{type(module).__name__} has a forward of its own"
-    if max(module.stride) > 1:
-        return f"stride {module.stride[0]}"
-    if any(size % 2 == 0 for size in module.kernel_size):
-        return f"even kernel {module.kernel_size[0]}x{module.kernel_size[1]}"
-    rates = {rate for rate, size in zip(module.dilation, module.kernel_size, strict=True) if size > 1}
+    reason = _unsuitable_shape(module)
+    return f"rate {_rate(module)} left out by where" if reason is None and not where(name, module) else reason
+
+
+def _unsuitable_shape(conv: nn.Conv2d) -> str | None:
+    """As `_reason_to_skip`, for the stride, kernel, rates and padding."""
+    if max(conv.stride) > 1:
+        return f"stride {conv.stride[0]}"
+    if any(size % 2 == 0 for size in conv.kernel_size):
+        return f"even kernel {conv.kernel_size[0]}x{conv.kernel_size[1]}"
+    rates = {rate for rate, size in zip(conv.dilation, conv.kernel_size, strict=True) if size > 1}
     if len(rates) > 1:
-        return f"unequal rates {module.dilation[0]} and {module.dilation[1]}"
+        return f"unequal rates {conv.dilation[0]} and {conv.dilation[1]}"
     if rates == {1}:
         return ""
-    same = tuple(r * (k // 2) for r, k in zip(module.dilation, module.kernel_size, strict=True))
-    if module.padding_mode != "zeros" or (module.padding != "same" and module.padding != same):
-        return f'padding {module.padding} ({module.padding_mode}) is not zero "same" padding {same}'
-    if not where(name, module):
-        return f"rate {_rate(module)} left out by where"
+    same = tuple(rate * (size // 2) for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
+    if conv.padding_mode != "zeros" or conv.padding not in ("same", same):
+        return f'padding {conv.padding} ({conv.padding_mode}) is not zero "same" padding {same}'
     return None
 
 
@@ -164,14 +178,15 @@ def _rate(conv: nn.Conv2d) -> int:
 
 
 def _made_for(conv: nn.Conv2d, operator: Operator) -> Operator:
-    """Double precision networks get double precision filters; half precision ones keep single."""
-    if isinstance(operator, Operator):  # any module with the right forward will do
+    """Networks in double precision get filters in double precision; those in half precision keep single precision."""
+    if isinstance(operator, Operator):  # any other module with such a forward is accepted too
         operator.bind(conv)
     dtype = torch.float64 if conv.weight.dtype == torch.float64 else None
     return operator.to(conv.weight.device, dtype).train(conv.training)
 
 
 def _name(operator: nn.Module) -> str:
+    """The operator's name, or its class where it is not an `Operator`."""
     return operator.name if isinstance(operator, Operator) else type(operator).__name__
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from degrid.lookup import did_you_mean, lookup
 from degrid.smoothing import legacy as originals
@@ -27,16 +27,26 @@ from degrid.types import UserError
 Factory = Callable[[int], Operator]
 
 
-def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Factory:
-    """sigma: a number (fixed), "shared" (one learned for the network) or "layer" (one learned per layer)."""
+def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parameter]:
+    """A function that gives each layer its sigma.
+
+    Args:
+        sigma: a number, which is fixed; "shared": one parameter for the network; "layer": one parameter per layer.
+        start: value of the parameters.
+    """
     if sigma == "shared":
-        shared = nn.Parameter(torch.zeros(()))
-        return lambda rate: Gaussian(rate, shared, size)
+        shared = nn.Parameter(start)
+        return lambda: shared
     if sigma == "layer":
-        return lambda rate: Gaussian(rate, nn.Parameter(torch.zeros(())), size)
+        return lambda: nn.Parameter(start.clone())
     if isinstance(sigma, str):
         raise UserError(f'sigma must be a number, "shared" or "layer", got "{sigma}"')
-    return lambda rate: Gaussian(rate, sigma, size)
+    return lambda: sigma
+
+
+def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Factory:
+    sigmas = _sigmas(sigma, torch.zeros(()))
+    return lambda rate: Gaussian(rate, sigmas(), size)
 
 
 def _average_factory(size: int | None = None) -> Factory:
@@ -48,8 +58,8 @@ def _aggregation_factory() -> Factory:
     return lambda rate: Aggregation(rate, mix)
 
 
-# Each row makes, from the options, a function from the rate to an operator; what the layers of one network share is
-# made once there.
+# Each row is a function from the options to a function from the rate to an operator. The outer one is called once for a
+# network, and makes what its layers share.
 OPERATORS: dict[str, Callable[..., Factory]] = {
     "regular": lambda: Regular,
     "decompose": lambda: Decompose,
@@ -62,29 +72,22 @@ OPERATORS: dict[str, Callable[..., Factory]] = {
 }
 
 
-def _legacy_sigma(sigma: float | str = 1.0) -> Callable[[], nn.Parameter | None]:
-    """What makes the sigma of a layer: none (fixed; its value never mattered), one for the network, one per layer."""
-    if sigma == "shared":
-        shared = nn.Parameter(torch.ones(1))
-        return lambda: shared
-    if sigma == "layer":
-        return lambda: nn.Parameter(torch.ones(1))
-    if isinstance(sigma, str):
-        raise UserError(f'sigma must be a number, "shared" or "layer", got "{sigma}"')
-    return lambda: None
+def _learned(sigma: float | nn.Parameter) -> nn.Parameter | None:
+    """A number is dropped: the original code never uses its value."""
+    return sigma if isinstance(sigma, nn.Parameter) else None
 
 
 def _legacy_gaussian_factory(sigma: float | str = 1.0) -> Factory:
-    make = _legacy_sigma(sigma)
-    return lambda rate: originals.Gaussian(rate, make())
+    sigmas = _sigmas(sigma, torch.ones(1))
+    return lambda rate: originals.Gaussian(rate, _learned(sigmas()))
 
 
 def _legacy_aggregation_factory(sigma: float | str = 1.0) -> Factory:
-    mix, make = nn.Parameter(torch.full((4,), 0.25)), _legacy_sigma(sigma)
-    return lambda rate: originals.Aggregation(rate, mix, make())
+    mix, sigmas = nn.Parameter(torch.full((4,), 0.25)), _sigmas(sigma, torch.ones(1))
+    return lambda rate: originals.Aggregation(rate, mix, _learned(sigmas()))
 
 
-# Where the original code does something else than the papers say; the other operators are the same in both.
+# Where the original code differs from the papers. The other operators are the same in both.
 LEGACY_OPERATORS: dict[str, Callable[..., Factory]] = {
     **OPERATORS,
     "gi": lambda: originals.GroupInteraction,
@@ -93,7 +96,7 @@ LEGACY_OPERATORS: dict[str, Callable[..., Factory]] = {
     "aggregation": _legacy_aggregation_factory,
 }
 
-# The names in the original code.
+# Names in the original code.
 _ALIASES = {
     "smooth_GI": "gi",
     "smooth_SSC": "ssc",
@@ -106,9 +109,9 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
     """A function from the rate to an operator, for the layers of one network.
 
     Args:
-        operator: a known name, an original name, "module:Class" (called with the rate and the options), or such a
-            function or class itself.
-        legacy: what the original code computes, where that is not what the papers say.
+        operator: a row of OPERATORS, its name in the original code, "module:Class" (called with the rate and the
+            options), or such a class or function itself.
+        legacy: compute what the original code computes, where that differs from the papers.
         options: of the operator, such as sigma="shared".
     Raises:
         UserError: an unknown name or option.
