@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import degrid
 from degrid.cli import app
 from degrid.engine.evaluation import calibration
-from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts, gives_probabilities, row_bands
+from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts, row_bands
 from degrid.engine.inference.crf import CRF
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
@@ -128,7 +128,7 @@ def test_bands_are_the_whole(monkeypatch, convention, size):
 
 
 @pytest.mark.parametrize(
-    ("how", "probabilities"),
+    ("options", "probabilities"),
     [
         (InferenceOptions(), False),
         (InferenceOptions(fusion="max", flip=True), False),
@@ -137,10 +137,10 @@ def test_bands_are_the_whole(monkeypatch, convention, size):
         (InferenceOptions(crf=CRF(bi_xy_std=10, bi_rgb_std=20, iterations=1)), True),
     ],
 )
-def test_evaluation_against_a_softmax_at_full_size(monkeypatch, how, probabilities):
+def test_evaluation_against_a_softmax_at_full_size(monkeypatch, options, probabilities):
     monkeypatch.setattr(calibration, "BAND_VALUES", 4 * 30 * 5)
-    assert gives_probabilities(how) == probabilities
-    predictor, confidence, hit = Predictor(Net(), precision="float32", how=how), [], []
+    assert options.gives_probabilities == probabilities
+    predictor, confidence, hit = Predictor(Net(), precision="float32", options=options), [], []
     for index in range(3):
         sample = Pictures()[index]
         full = resize(predictor.scores(sample.image), sample.label.shape)[0].double()
@@ -150,12 +150,12 @@ def test_evaluation_against_a_softmax_at_full_size(monkeypatch, how, probabiliti
         valid = sample.label != IGNORE_INDEX
         confidence += best[valid].tolist()
         hit += (ids == sample.label)[valid].tolist()
-    with_it = degrid.evaluate(Net(), Pictures(), precision="float32", how=how, calibration=True)
+    with_it = degrid.evaluate(Net(), Pictures(), precision="float32", options=options, calibration=True)
     assert with_it.ece == pytest.approx(reference(confidence, hit), abs=1e-5)
     assert sum(each.pixels for each in with_it.reliability) == sum(with_it.class_pixels) == len(hit)
     right = sum(each.pixels * each.accuracy for each in with_it.reliability if each.pixels)
     assert right / len(hit) == pytest.approx(with_it.pixel_accuracy)
-    without = degrid.evaluate(Net(), Pictures(), precision="float32", how=how)
+    without = degrid.evaluate(Net(), Pictures(), precision="float32", options=options)
     assert (without.ece, without.reliability) == (None, None)
     assert (with_it.confusion, with_it.boundary_iou) == (without.confusion, without.boundary_iou)
 

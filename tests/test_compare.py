@@ -10,10 +10,11 @@ from test_run import TINY, cli, options
 
 import degrid
 from degrid import model_folder
-from degrid.engine.evaluation import image_scores as compare
-from degrid.engine.evaluation.image_scores import ImageConfusions, WorstImages, paired_bootstrap
+from degrid.engine.evaluation import bootstrap as compare
+from degrid.engine.evaluation.bootstrap import ImageConfusions, paired_bootstrap
 from degrid.engine.evaluation.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, scores
 from degrid.engine.evaluation.trimap import WIDTHS, TrimapCounts
+from degrid.engine.evaluation.worst_images import WorstImages
 from degrid.image import overlay_classes
 from degrid.types import LabelSpace, Sample, UserError
 

@@ -103,7 +103,7 @@ def test_boundary_iou_by_hand():
     truth[:, 5:] = 1
     guess = torch.zeros(10, 10, dtype=torch.long)
     guess[:, 6:] = 1
-    counts = BoundaryCounts(2, width_share=0.07)
+    counts = BoundaryCounts(2, width_fraction=0.07)
     counts.update(guess, truth)
     # band of class 0: truth is the rim of a 10x5 block: 26 pixels; guess of 10x6: 28; class 1: 26 and 24.
     # In common, same class: class 0: 10x5 rim without its right column's inner part: columns 0-4 of rows 0 and 9,

@@ -111,7 +111,9 @@ def test_all_processes_fail_with_the_one_that_fails(notes, world):
     for rank in range(world):
         message = notes[rank][f"{world} with a damaged image"]
         own = 1 in range(rank, 5, world)
-        assert message.startswith("image 1 is damaged" if own else "another process could not evaluate its share")
+        assert message.startswith(
+            "image 1 is damaged" if own else "another process could not evaluate one of its images"
+        )
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -127,7 +127,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
     with pytest.raises(UserError, match="export it with --output logits"):
         predictor.scores(image)
     with pytest.raises(UserError, match="cannot be fused over scales"):
-        Predictor(loaded, how=InferenceOptions(flip=True))
+        Predictor(loaded, options=InferenceOptions(flip=True))
 
 
 def test_multi_scale_logits_with_flips(tmp_path):
@@ -138,8 +138,10 @@ def test_multi_scale_logits_with_flips(tmp_path):
     image = example_image((1, 3, 83, 59), seed=5)
     with torch.no_grad():
         torch.testing.assert_close(loaded(image), model(image), rtol=1e-4, atol=1e-5)
-    how = InferenceOptions(flip=True, scales=(1.0, 1.5))
-    ours, theirs = (Predictor(each, precision="float32", how=how).class_ids(image[0]) for each in (loaded, model))
+    options = InferenceOptions(flip=True, scales=(1.0, 1.5))
+    ours, theirs = (
+        Predictor(each, precision="float32", options=options).class_ids(image[0]) for each in (loaded, model)
+    )
     assert (ours == theirs).float().mean() >= check.AGREEMENT
 
 

@@ -34,30 +34,30 @@ def image():
 def test_flips_and_windows_of_a_pointwise_network_change_nothing(image):
     model = Pointwise()
     plain = Predictor(model).scores(image)
-    for how in (
+    for options in (
         InferenceOptions(window=(16, 20)),
         InferenceOptions(window=(10, 53), overlap=0.0),
         InferenceOptions(window=(37, 8), overlap=0.8),
     ):
-        torch.testing.assert_close(Predictor(model, how=how).scores(image), plain, rtol=1e-5, atol=1e-5)
-    flipped = Predictor(model, how=InferenceOptions(flip=True)).scores(image)
+        torch.testing.assert_close(Predictor(model, options=options).scores(image), plain, rtol=1e-5, atol=1e-5)
+    flipped = Predictor(model, options=InferenceOptions(flip=True)).scores(image)
     torch.testing.assert_close(flipped / 2, plain.softmax(1))
-    largest = Predictor(model, how=InferenceOptions(flip=True, fusion="max")).scores(image)
+    largest = Predictor(model, options=InferenceOptions(flip=True, fusion="max")).scores(image)
     torch.testing.assert_close(largest, plain)
-    for how in (
+    for options in (
         InferenceOptions(flip=True),
         InferenceOptions(window=(16, 20)),
         InferenceOptions(flip=True, window=(16, 20)),
     ):
-        assert torch.equal(Predictor(model, how=how).class_ids(image), Predictor(model).class_ids(image))
+        assert torch.equal(Predictor(model, options=options).class_ids(image), Predictor(model).class_ids(image))
 
 
 def test_scales_of_an_image_without_detail_change_nothing():
     """A network that is the same at every scale: pointwise, on an image whose resized versions are itself."""
     image = torch.tensor([30, 120, 200], dtype=torch.uint8)[:, None, None].expand(3, 40, 24).contiguous()
     model = Pointwise()
-    how = InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.75), flip=True)
-    found = Predictor(model, how=how).scores(image)
+    options = InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.75), flip=True)
+    found = Predictor(model, options=options).scores(image)
     torch.testing.assert_close(found / 10, Predictor(model).scores(image).softmax(1), rtol=1e-4, atol=1e-6)
 
 
@@ -85,16 +85,16 @@ def test_a_window_that_covers_the_image_is_the_whole_image(image):
     torch.manual_seed(3)
     model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
     plain = Predictor(model).scores(image)
-    how = InferenceOptions(window=(64, 64))
-    assert torch.equal(Predictor(model, how=how).class_ids(image), Predictor(model).class_ids(image))
-    assert torch.equal(Predictor(model, how=InferenceOptions(window=(37, 53))).scores(image), plain)
+    options = InferenceOptions(window=(64, 64))
+    assert torch.equal(Predictor(model, options=options).class_ids(image), Predictor(model).class_ids(image))
+    assert torch.equal(Predictor(model, options=InferenceOptions(window=(37, 53))).scores(image), plain)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
 def test_a_blend_of_constant_logits_has_no_seam(overlap):
     image = torch.zeros(1, 3, 50, 70)
-    how = InferenceOptions(window=(16, 24), overlap=overlap)
-    bands = list(slide_in_bands(lambda x: torch.full((1, 2, 4, 6), 3.25), image, how, "half_pixel"))
+    options = InferenceOptions(window=(16, 24), overlap=overlap)
+    bands = list(slide_in_bands(lambda x: torch.full((1, 2, 4, 6), 3.25), image, options, "half_pixel"))
     assert [first for first, _ in bands] == [sum(b.shape[2] for _, b in bands[:i]) for i in range(len(bands))]
     whole = torch.cat([band for _, band in bands], 2)
     assert whole.shape == (1, 2, 50, 70)
@@ -104,9 +104,9 @@ def test_a_blend_of_constant_logits_has_no_seam(overlap):
 def test_a_window_fades_into_the_next():
     """Two windows of 8 over 12 columns share 4; the outer one of these is idle on either side, by hand."""
     values = iter([0.0, 12.0])
-    how = InferenceOptions(window=(2, 8), overlap=0.5)
+    options = InferenceOptions(window=(2, 8), overlap=0.5)
     bands = slide_in_bands(
-        lambda x: torch.full((1, 1, 2, 8), next(values)), torch.zeros(1, 3, 2, 12), how, "half_pixel"
+        lambda x: torch.full((1, 1, 2, 8), next(values)), torch.zeros(1, 3, 2, 12), options, "half_pixel"
     )
     row = torch.cat([band for _, band in bands], 2)[0, 0, 0]
     assert row.tolist() == pytest.approx([0, 0, 0, 0, 0, 12 * 1 / 3, 12 * 2 / 3, 12, 12, 12, 12, 12])
@@ -125,9 +125,9 @@ def test_windows_equal_the_whole_image_where_the_network_looks_no_further_than_a
         torch.nn.Upsample(scale_factor=2),  # its pixels do not mix, so that enlarging the logits changes nothing
     )
     image = torch.rand(1, 3, 192, 320) * 255
-    how = InferenceOptions(window=(128, 128), overlap=overlap)
+    options = InferenceOptions(window=(128, 128), overlap=overlap)
     with torch.no_grad():
-        found = torch.cat([band for _, band in slide_in_bands(net, image, how, "half_pixel")], 2)
+        found = torch.cat([band for _, band in slide_in_bands(net, image, options, "half_pixel")], 2)
         torch.testing.assert_close(found, net(image), rtol=1e-5, atol=1e-4)
 
 
@@ -144,14 +144,14 @@ def test_crf_is_applied_to_the_fused_probabilities(image):
     model = Pointwise()
     crf = CRF(bi_xy_std=10, bi_rgb_std=20, iterations=2)
     plain = Predictor(model).scores(image)[0].softmax(0)
-    for how in (
+    for options in (
         InferenceOptions(crf=crf),
         InferenceOptions(flip=True, crf=crf),
         InferenceOptions(window=(20, 20), crf=crf),
     ):
-        found = Predictor(model, how=how).scores(image)[0]
+        found = Predictor(model, options=options).scores(image)[0]
         torch.testing.assert_close(found, refine(plain, image, crf), rtol=1e-3, atol=1e-4)
-        assert torch.equal(Predictor(model, how=how).class_ids(image), found.argmax(0).to(torch.uint8))
+        assert torch.equal(Predictor(model, options=options).class_ids(image), found.argmax(0).to(torch.uint8))
 
 
 def test_evaluation_and_predictor_use_them(image):
@@ -165,12 +165,12 @@ def test_evaluation_and_predictor_use_them(image):
 
         def __getitem__(self, index):
             picture = image.roll(index, 2)
-            return Sample(picture, Predictor(Pointwise()).class_ids(picture), f"s{index}")
+            return Sample(picture, Predictor(Pointwise(), precision="float32").class_ids(picture), f"s{index}")
 
-    for how in (None, InferenceOptions(flip=True), InferenceOptions(window=(20, 20))):
-        assert degrid.evaluate(Pointwise(), Two(), how=how).miou == 1.0
+    for options in (None, InferenceOptions(flip=True), InferenceOptions(window=(20, 20))):
+        assert degrid.evaluate(Pointwise(), Two(), options=options).miou == 1.0
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    prediction = Predictor(Pointwise(), how=InferenceOptions(window=(20, 20))).predict(pixels)
+    prediction = Predictor(Pointwise(), options=InferenceOptions(window=(20, 20))).predict(pixels)
     assert prediction.logits is None
     assert np.array_equal(prediction.ids, Predictor(Pointwise())(pixels))
 
@@ -195,7 +195,7 @@ def test_a_scale_that_leaves_nothing_is_refused(image):
     with pytest.raises(
         UserError, match=r"scale 0\.2 makes the image of 53x37 pixels 11x7, less than one feature of stride 16"
     ):
-        Predictor(model, how=InferenceOptions(scales=(0.2, 1.0))).scores(image)
+        Predictor(model, options=InferenceOptions(scales=(0.2, 1.0))).scores(image)
 
 
 @pytest.mark.parametrize(("picky", "sizes"), [(False, [(128, 128)]), (True, [(128, 128), (150, 140)])])

@@ -41,18 +41,18 @@ def test_a_network_that_looks_at_its_values_is_refused():
 def test_a_memory_limit_chooses_windows_that_keep_it():
     model = degrid.deeplabv2("timm:resnet10t", 3).eval()
     limit = activation_bytes(model, (512, 512)) // 4
-    predictor = Predictor(model, precision="float32", how=InferenceOptions(memory=limit))
-    assert predictor._looks((192, 192)).window is None
-    window = predictor._looks((512, 640)).window
+    predictor = Predictor(model, precision="float32", options=InferenceOptions(memory=limit))
+    assert predictor.options_for((192, 192)).window is None
+    window = predictor.options_for((512, 640)).window
     assert window is not None
     assert limit / 2 < activation_bytes(model, window) <= limit
     image = torch.randint(0, 256, (3, 512, 640), dtype=torch.uint8)
     seen = []
     model.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
-    ids = Predictor(model, precision="float32", how=InferenceOptions(memory=limit)).class_ids(image)
+    ids = Predictor(model, precision="float32", options=InferenceOptions(memory=limit)).class_ids(image)
     assert ids.shape == (512, 640)
     with pytest.raises(UserError, match=r"leaves windows of .* pixels; this network needs at least \d+ MiB"):
-        Predictor(model, how=InferenceOptions(memory=1000)).class_ids(image)
+        Predictor(model, options=InferenceOptions(memory=1000)).class_ids(image)
 
 
 def test_memory_and_window_exclude_one_another():

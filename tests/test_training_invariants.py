@@ -218,7 +218,7 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         InferenceOptions(SCALES, flip=True),
         InferenceOptions(SCALES, flip=True, fusion="max"),
@@ -228,24 +228,24 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
         InferenceOptions(window=(500, 500), overlap=0.0),
     ],
 )
-def test_a_constant_network_is_the_same_in_every_look(how):
-    found = Predictor(Constant(), device="cpu", precision="float32", how=how).scores(Random()[0].image)
-    probabilities = found / found.sum(1, keepdim=True) if how.fusion == "mean" and not how.looks_once else found
+def test_a_constant_network_is_the_same_in_every_look(options):
+    found = Predictor(Constant(), device="cpu", precision="float32", options=options).scores(Random()[0].image)
+    probabilities = found / found.sum(1, keepdim=True) if options.fusion == "mean" and not options.is_single else found
     one_look = Predictor(Constant(), device="cpu", precision="float32").scores(Random()[0].image)
-    expected = one_look.softmax(1) if how.fusion == "mean" and not how.looks_once else one_look
+    expected = one_look.softmax(1) if options.fusion == "mean" and not options.is_single else one_look
     torch.testing.assert_close(probabilities, expected[..., :1, :1].expand_as(probabilities), rtol=0, atol=1e-6)
     plain = degrid.evaluate(Constant(), Random(), device="cpu", calibration=True)
-    many = degrid.evaluate(Constant(), Random(), device="cpu", how=how, calibration=True)
+    many = degrid.evaluate(Constant(), Random(), device="cpu", options=options, calibration=True)
     assert many.confusion == plain.confusion
     assert many.ece == pytest.approx(plain.ece, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    "how", [InferenceOptions(flip=True), InferenceOptions(window=SIZE), InferenceOptions(window=(20, 24))]
+    "options", [InferenceOptions(flip=True), InferenceOptions(window=SIZE), InferenceOptions(window=(20, 24))]
 )
-def test_a_pointwise_network_is_the_same_in_flips_and_windows(how):
+def test_a_pointwise_network_is_the_same_in_flips_and_windows(options):
     plain = degrid.evaluate(Pointwise(), Random(), device="cpu", calibration=True)
-    many = degrid.evaluate(Pointwise(), Random(), device="cpu", how=how, calibration=True)
+    many = degrid.evaluate(Pointwise(), Random(), device="cpu", options=options, calibration=True)
     assert many.confusion == plain.confusion
     assert many.ece == pytest.approx(plain.ece, abs=1e-6)
 

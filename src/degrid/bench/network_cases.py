@@ -75,14 +75,14 @@ def by_hand(model: nn.Module, image: Tensor, precision: str = "float32") -> Way:
 
 
 def by_predictor(
-    model: nn.Module, precision: str, how: InferenceOptions | None = None
+    model: nn.Module, precision: str, options: InferenceOptions | None = None
 ) -> Callable[[np.ndarray], Tensor]:
     """As users of the library do it: from a picture, uint8 [H,W,3], to its class ids.
 
     Not with the precision "auto": it compares bfloat16 with float32 on the first images, and random weights separate
     the classes less clearly than trained ones.
     """
-    predict = degrid.Predictor(model, device="cpu", precision=precision, how=how)
+    predict = degrid.Predictor(model, device="cpu", precision=precision, options=options)
     return lambda picture: torch.from_numpy(predict(picture))
 
 

@@ -13,7 +13,7 @@ from degrid.cli.options import Crf, Flip, Fusion, Overlap, Precision, Scales, Wi
 from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from degrid.engine.evaluation.image_scores import Difference
+    from degrid.engine.evaluation.bootstrap import Difference
     from degrid.types import LabelSpace, Scores
 
 
@@ -23,7 +23,7 @@ def compare(
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the comparison as JSON here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     scales: Scales = "1",
@@ -42,7 +42,7 @@ def compare(
     """
     import degrid
     from degrid.cli.progress import progress
-    from degrid.engine.evaluation.image_scores import ImageConfusions, paired_bootstrap
+    from degrid.engine.evaluation.bootstrap import ImageConfusions, paired_bootstrap
     from degrid.files import write_json
 
     if len(models) < 2:
@@ -58,7 +58,7 @@ def compare(
             hook = each_of([collect, lambda *_: advance()])
             found.append(
                 degrid.evaluate(
-                    network, dataset, device=device, precision=precision, how=how, boundary=False, on_image=hook
+                    network, dataset, device=device, precision=precision, options=how, boundary=False, on_image=hook
                 )
             )
             stacks.append(collect.stacked())

@@ -25,8 +25,8 @@ from degrid.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from degrid.engine.evaluation.image_scores import ScoredImage
     from degrid.engine.evaluation.trimap import TrimapPoint
+    from degrid.engine.evaluation.worst_images import ScoredImage
     from degrid.types import ConfidenceBin, LabelSpace, Scores
 
 
@@ -36,7 +36,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     scales: Scales = "1",
     flip: Flip = False,
     fusion: Fusion = "mean",
@@ -64,8 +64,8 @@ def evaluate(
     rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress
-    from degrid.engine.evaluation.image_scores import WorstImages
     from degrid.engine.evaluation.trimap import TrimapCounts
+    from degrid.engine.evaluation.worst_images import WorstImages
     from degrid.engine.inference.fast_network import keep_freed_memory
     from degrid.files import write_json
     from degrid.model_folder import load_any
@@ -82,7 +82,7 @@ def evaluate(
     with progress("evaluating", len(dataset)) as advance:
         hook = each_of([*wanted, lambda *_: advance()])
         found = degrid.evaluate(
-            network, dataset, device=device, precision=precision, how=how, calibration=calibration, on_image=hook
+            network, dataset, device=device, precision=precision, options=how, calibration=calibration, on_image=hook
         )
     print_scores(found)
     if trimap:

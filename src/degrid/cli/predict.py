@@ -102,7 +102,7 @@ def predict(
     if msc:
         multi_scale(network)
     benchmark = _benchmark_files(result_format, out, len(network.labels), list(found.values()), voc_comp)
-    predictor = degrid.Predictor(network, device=device, precision=precision, how=how, compiled=compiled)
+    predictor = degrid.Predictor(network, device=device, precision=precision, options=how, compiled=compiled)
     summary: dict[str, Any] = {}
     failed: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Whether a network is as sure as it is right: expected calibration error over the valid pixels."""
+"""Expected calibration error: whether a network's confidence is as high as its accuracy, over the valid pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import summed_over_ranks
 from degrid.resize import resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin
@@ -60,7 +59,8 @@ class CalibrationCounts:
             ids: uint8 [H,W], the predicted classes.
             label: uint8 [H,W].
             convention: of resizing, a name in `degrid.resize.RESIZES`.
-            probabilities: whether the scores are probabilities or sums of them, see `gives_probabilities`.
+            probabilities: whether the scores are probabilities or sums of them; see
+                `degrid.engine.inference.tta.InferenceOptions.gives_probabilities`.
         """
         ids, label = ids.to(scores.device), label.to(scores.device)
         for first, band in row_bands(scores, tuple(label.shape), convention):
@@ -92,11 +92,6 @@ class CalibrationCounts:
             ConfidenceBin(pixels, confidence / UNIT / pixels, hits / pixels) if pixels else ConfidenceBin(0, None, None)
             for pixels, confidence, hits in rows
         )
-
-
-def gives_probabilities(how: InferenceOptions) -> bool:
-    """Whether the scores of this inference are probabilities or sums of them, rather than logits."""
-    return how.crf is not None or (how.fusion == "mean" and not how.looks_once)
 
 
 def row_bands(scores: Tensor, size: tuple[int, ...], convention: str) -> Iterator[tuple[int, Tensor]]:

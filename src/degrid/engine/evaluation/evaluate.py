@@ -8,12 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from degrid.engine.evaluation.calibration import CalibrationCounts, gives_probabilities
+from degrid.engine.evaluation.calibration import CalibrationCounts
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items, summed_over_ranks
 from degrid.types import Dataset, Sample, Scores, UserError
+
+OnImage = Callable[[int, Sample, Tensor], object]
+"""Called with an image's index, its sample, and the predicted ids, uint8 [H,W]."""
 
 
 def evaluate(
@@ -21,66 +24,85 @@ def evaluate(
     dataset: Dataset,
     *,
     device: str = "auto",
-    precision: str = "auto",
-    how: InferenceOptions | None = None,
+    precision: str = "float32",
+    options: InferenceOptions | None = None,
     boundary: bool = True,
     calibration: bool = False,
-    on_image: Callable[[int, Sample, Tensor], None] | None = None,
+    on_image: OnImage | None = None,
 ) -> Scores:
-    """Predict every image of a dataset and count.
-
-    Where `torch.distributed` is initialised every process must call this: each takes its share of the images (rank,
-    rank + processes, ..), the counts are added up, and all return the same scores.
+    """Predict every image of a dataset and count; see `score`.
 
     Args:
         model: from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]; its training mode is put back afterwards. Of
-            `DistributedDataParallel` the module inside, since shares may be uneven.
-        how: scales, flips and windows; by default each image once, whole.
+            `DistributedDataParallel` the module inside, since processes may have different numbers of images.
+        device, precision, options: see `degrid.engine.inference.predictor.Predictor`.
+        boundary, calibration, on_image: see `score`.
+    Raises:
+        UserError: see `score`.
+    """
+    was_training = model.training
+    try:
+        predictor = Predictor(model, device, precision, options)
+        return score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=on_image)
+    finally:
+        model.train(was_training)
+
+
+def score(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    boundary: bool = True,
+    calibration: bool = False,
+    on_image: OnImage | None = None,
+) -> Scores:
+    """Predict every image of a dataset and count.
+
+    Where `torch.distributed` is initialised every process must call this: each takes a part of the images (rank,
+    rank + processes, ..), the counts are added up, and all return the same scores.
+
+    Args:
         boundary: also boundary IoU (costs a few milliseconds per image).
         calibration: also the expected calibration error and its bins (costs a softmax at the size of the image).
         on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W]; in each process
-            for its own share.
+            for its own images.
     Raises:
         UserError: an empty dataset, an image that cannot be read, or a model with another number of classes than the
             dataset; in the other processes that one of them failed.
     """
     if len(dataset) == 0:
         raise UserError("nothing to evaluate: the dataset holds no image")
-    was_training = model.training
-    predictor = Predictor(model, device, precision, how)
     confusion = ConfusionMatrix(len(dataset.labels))
-    bands = BoundaryCounts(len(dataset.labels)) if boundary else None
-    sureness = CalibrationCounts() if calibration else None
-    try:
-        with _all_or_none():
-            for index in own_items(len(dataset)):
-                sample = dataset[index]
-                ids = _predict(predictor, sample, sureness)
-                _check_classes(predictor, dataset)
-                confusion.update(ids, sample.label)
-                if bands:
-                    bands.update(ids, sample.label)
-                if on_image:
-                    on_image(index, sample, ids)
-    finally:
-        model.train(was_training)
+    contours = BoundaryCounts(len(dataset.labels)) if boundary else None
+    confidences = CalibrationCounts() if calibration else None
+    with _all_or_none():
+        for index in own_items(len(dataset)):
+            sample = dataset[index]
+            ids = _predict(predictor, sample, confidences)
+            _check_classes(predictor, dataset)
+            confusion.update(ids, sample.label)
+            if contours:
+                contours.update(ids, sample.label)
+            if on_image:
+                on_image(index, sample, ids)
     return scores(
         confusion.merged(),
         dataset.labels,
         len(dataset),
-        bands.merged() if bands else None,
-        sureness.merged() if sureness else None,
+        contours.merged() if contours else None,
+        confidences.merged() if confidences else None,
     )
 
 
-def _predict(predictor: Predictor, sample: Sample, sureness: CalibrationCounts | None) -> Tensor:
+def _predict(predictor: Predictor, sample: Sample, confidences: CalibrationCounts | None) -> Tensor:
     """Class ids, uint8 [H,W]; their confidence is counted where wanted."""
-    if sureness is None:
+    if confidences is None:
         return predictor.class_ids(sample.image).cpu()
     found = predictor.scores(sample.image)
     ids = predictor.ids(found, tuple(sample.label.shape))
     with torch.inference_mode():
-        sureness.add_image(found, ids, sample.label, predictor.resize, gives_probabilities(predictor.how))
+        probabilities = predictor.options.gives_probabilities
+        confidences.add_image(found, ids, sample.label, predictor.resize, probabilities)
     return ids.cpu()
 
 
@@ -102,4 +124,4 @@ def _all_or_none() -> Iterator[None]:
         summed_over_ranks(torch.tensor(1))
         raise
     if int(summed_over_ranks(torch.tensor(0))):
-        raise UserError("another process could not evaluate its share of the images; its message says why")
+        raise UserError("another process could not evaluate one of its images; its message says why")

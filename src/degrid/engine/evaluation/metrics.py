@@ -81,8 +81,8 @@ class BoundaryCounts:
     the band is 2 % of the image diagonal wide there.
     """
 
-    def __init__(self, num_classes: int, width_share: float = 0.02) -> None:
-        self.width_share = width_share
+    def __init__(self, num_classes: int, width_fraction: float = 0.02) -> None:
+        self.width_fraction = width_fraction
         self.intersection = torch.zeros(num_classes, dtype=torch.int64)
         self.union = torch.zeros(num_classes, dtype=torch.int64)
 
@@ -91,7 +91,7 @@ class BoundaryCounts:
         label = label.long()
         prediction = torch.where(label == IGNORE_INDEX, label, prediction.long())
         height, width = label.shape
-        band_width = max(1, round(self.width_share * (height**2 + width**2) ** 0.5))
+        band_width = max(1, round(self.width_fraction * (height**2 + width**2) ** 0.5))
         in_truth = contour_band(label, band_width) & (label != IGNORE_INDEX)
         in_guess = contour_band(prediction, band_width) & (label != IGNORE_INDEX)
         both = in_truth & in_guess & (label == prediction)
@@ -104,9 +104,16 @@ class BoundaryCounts:
 
     def merged(self) -> BoundaryCounts:
         """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
-        whole = BoundaryCounts(len(self.union), self.width_share)
+        whole = BoundaryCounts(len(self.union), self.width_fraction)
         whole.intersection, whole.union = summed_over_ranks(self.intersection), summed_over_ranks(self.union)
         return whole
+
+
+def image_confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The counts of one image, int64 [C,C]; see `ConfusionMatrix`."""
+    matrix = ConfusionMatrix(num_classes)
+    matrix.update(prediction, label)
+    return matrix.counts
 
 
 def contour_band(ids: Tensor, width: int, image_border: bool = True) -> Tensor:
@@ -164,7 +171,7 @@ def scores(
     class_iou = _ratios(hit, union)
     class_accuracy = _ratios(hit, truth)
     total = max(1.0, truth.sum().item())
-    weighted = sum(iou * share for iou, share in zip(class_iou, (truth / total).tolist(), strict=True) if iou)
+    weighted = sum(iou * part for iou, part in zip(class_iou, (truth / total).tolist(), strict=True) if iou)
     class_boundary = _ratios(boundary.intersection.double(), boundary.union.double()) if boundary else None
     return Scores(
         miou=_mean(class_iou),

@@ -48,7 +48,7 @@ class TrimapCounts:
         self.confusions = {width: ConfusionMatrix(num_classes) for width in widths}
 
     def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
-        """Add an image; made for the `on_image` of `degrid.engine.evaluation.evaluate.evaluate`."""
+        """Add an image; an instance is an `on_image` of `degrid.engine.evaluation.evaluate.score`."""
         self.update(ids, sample.label)
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
@@ -62,8 +62,11 @@ class TrimapCounts:
             confusion.update(prediction[counted], label[counted])
 
     def curve(self) -> tuple[TrimapPoint, ...]:
-        """The mIoU of each width, over the classes in truth or prediction there; 0 where no pixel counted."""
-        return tuple(_point(width, confusion.counts) for width, confusion in self.confusions.items())
+        """The mIoU of each width, over the classes in truth or prediction there; 0 where no pixel counted.
+
+        Every process of `torch.distributed` must call this; all get the same curve.
+        """
+        return tuple(_point(width, confusion.merged().counts) for width, confusion in self.confusions.items())
 
 
 def _point(width: int, counts: Tensor) -> TrimapPoint:

@@ -18,11 +18,11 @@ from degrid.engine.device import autocast, resolved_precision
 from degrid.kernels.upsample_argmax import upsample_argmax
 
 CHECKS = 3
-"""Images on which bfloat16 must prove itself, with precision "auto"."""
+"""Images on which bfloat16 is compared with float32 if the precision is "auto"."""
 AGREEMENT = 0.995
-"""Share of an image's pixels that must get the same class in bfloat16 as in float32."""
+"""Fraction of an image's pixels that must get the same class in bfloat16 as in float32."""
 _CORNER = 128
-"""Sides of the part of an image that a network is tried on, pixels."""
+"""Side of the part of an image that is used to find which layers can be folded, pixels."""
 
 
 class FastNetwork:
@@ -44,12 +44,11 @@ class FastNetwork:
     ) -> None:
         self.device, self.convention, self.compiled = device, convention, compiled
         self.precision = resolved_precision(device, precision)
-        """What it computes in now: "bfloat16" or "float32"."""
+        """The precision it computes in now: "bfloat16" or "float32"."""
         self.agreement: float | None = None
-        """The least share of pixels that got the same class in both, of the images compared."""
+        """The lowest fraction of equal pixels, in bfloat16 and float32, over the images compared so far."""
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
         self._model = model
-        # An exported model computes as it was written.
         self._as_it_is = isinstance(model, ExportedNetwork)
         self._base: nn.Module | None = None
         self._networks: dict[str, nn.Module] = {}
@@ -107,13 +106,16 @@ class FastNetwork:
 
 
 def _folded(model: nn.Module, batch: Tensor) -> nn.Module:
-    """The folded copy, found on a corner of the image: the run that finds out what follows what keeps every map."""
+    """A copy with batch norm folded, found on a corner of the image.
+
+    Finding out which layer feeds which keeps every feature map, which would take too much memory for a whole image.
+    """
     corner = batch[:1, :, :_CORNER, :_CORNER]
     if corner.shape == batch.shape:
         return folded(model, batch)
     try:
         return folded(model, corner)
-    except Exception:  # a network that takes no other size than this image's; if it fails too, it says why
+    except Exception:  # perhaps the network takes no other size than this image's; if not, the next line says why
         return folded(model, batch)
 
 
@@ -122,8 +124,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep large blocks that were freed, instead of asking the system for them anew each time.
 
     On Linux with glibc this makes large networks on the CPU 5 to 25 % faster; the process keeps the memory of its
-    largest image. It acts on the whole process, so it is for programs to call, and done by none of our functions but
-    the command line. Gives whether it could be done.
+    largest image. It acts on the whole process, so it is up to a program to call it; the command line does. Returns
+    whether it worked.
     """
     if sys.platform != "linux":
         return False

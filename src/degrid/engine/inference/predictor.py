@@ -25,7 +25,7 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image.
+    """What a model predicts for an image.
 
     ids: uint8 [H,W], at the image's size. logits: float32 [C,h,w], see `Predictor.scores`; None where windows slide, so
     that they are never all in memory. image: uint8 [H,W,3].
@@ -37,11 +37,11 @@ class Prediction:
 
 
 _LARGE = 2_000_000
-"""Pixels of an image from which on it is worth finding out whether it fits into memory."""
-_SHARE = 0.8
-"""Share of the free memory that feature maps may take where the user names no limit."""
+"""Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
+_USABLE = 0.8
+"""Fraction of the free memory that feature maps may take where no limit is given."""
 _SMALLEST, _GRID = 128, 32
-"""Side of the smallest window worth looking through, and what the sides of windows are multiples of, pixels."""
+"""Side of the smallest window that is still useful, and what the sides of windows are multiples of, pixels."""
 
 
 class Predictor:
@@ -53,8 +53,12 @@ class Predictor:
         device: "auto", "cpu", "cuda", ...
         precision: "float32"; "bfloat16" (faster where the hardware has it, less exact); or "auto": bfloat16 where the
             hardware has it and it agrees with float32 on at least 99.5 % of the pixels of the first images.
-        how: scales, flips and windows; by default the image is looked at once, as it is.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         compiled: also use torch.compile, which needs a C++ compiler and some 20 seconds for each size of image.
+    Attributes:
+        network: how the network runs; str(network) says in which precision.
+        num_classes: classes of the model's logits; None before the first image.
+        windowed: images so far that were larger than a window.
     """
 
     def __init__(
@@ -62,20 +66,20 @@ class Predictor:
         model: nn.Module,
         device: str = "auto",
         precision: str = "auto",
-        how: InferenceOptions | None = None,
+        options: InferenceOptions | None = None,
         compiled: bool = False,
     ) -> None:
         self.device = pick_device(device)
-        self.how = how or InferenceOptions()
+        self.options = options or InferenceOptions()
         self.num_classes: int | None = None
-        """Classes of the model's logits; known after the first image."""
+        self.windowed = 0
         network = declared(model)
         self.stride = 1 if network is None else network.stride
         self.resize = convention_of(model)
         self.model = model.to(self.device).eval()
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
         """Whether it is an exported model that gives class ids at the image's size, and no logits."""
-        if self.gives_ids and not (self.how.is_plain and self.how.memory is None):
+        if self.gives_ids and not (self.options.is_plain and self.options.memory is None):
             raise UserError(
                 "this exported model gives class ids, which cannot be fused over scales, flips or windows or sharpened "
                 "by a CRF; export it with --output logits"
@@ -96,65 +100,56 @@ class Predictor:
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
         pixels = _pixels(image)
-        image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-        if self.gives_ids or self._in_bands(self._looks(pixels.shape[:2]), pixels.shape[:2]):
-            return Prediction(self.class_ids(image_tensor).cpu().numpy(), None, pixels)
-        found = self.scores(image_tensor)
-        ids = self.ids(found, pixels.shape[:2])
-        return Prediction(ids.cpu().numpy(), found[0].float().cpu().numpy(), pixels)
+        batch, options = self._prepared(torch.from_numpy(pixels).permute(2, 0, 1))
+        if self.gives_ids or options.only_slides:
+            return Prediction(self._ids_directly(batch, options).cpu().numpy(), None, pixels)
+        scores = self._scores(batch, options)
+        return Prediction(self.ids(scores, pixels.shape[:2]).cpu().numpy(), scores[0].float().cpu().numpy(), pixels)
 
     def scores(self, image: Tensor) -> Tensor:
         """Scores [1,C,h,w], float32, of a uint8 image [3,H,W].
 
-        Plainly: logits at the head's stride; with scales, flips or windows see `tta.fused_scores`.
+        By default logits at the head's stride; with scales, flips, windows or a CRF see `tta.fused_scores`.
         """
         if self.gives_ids:
             raise UserError("this exported model gives class ids, no logits; export it with --output logits")
-        with torch.inference_mode():
-            batch = image[None].to(self.device, memory_format=torch.channels_last)
-            size = tuple(image.shape[-2:])
-            how = self._looks(size)
-            if how.looks_once and how.crf is None and not how.slides_over(size):
-                return self._forward(batch)
-            return fused_scores(self._forward, batch, how, self.resize, self.stride)
+        return self._scores(*self._prepared(image))
 
     def class_ids(self, image: Tensor) -> Tensor:
         """Class ids, uint8 [H,W], of a uint8 image [3,H,W]; with windows in bounded memory."""
-        size = tuple(image.shape[-2:])
-        if self.gives_ids:
-            return self._forward(image[None].to(self.device))[0]
-        how = self._looks(size)
-        if not self._in_bands(how, size):
-            return self.ids(self.scores(image), size)
+        batch, options = self._prepared(image)
+        if self.gives_ids or options.only_slides:
+            return self._ids_directly(batch, options)
+        return self.ids(self._scores(batch, options), tuple(image.shape[-2:]))
+
+    def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
         with torch.inference_mode():
-            batch = image[None].to(self.device, memory_format=torch.channels_last)
-            bands = slide_in_bands(self._forward, batch, how, self.resize)
-            return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
+            return upsample_argmax(scores, size, self.resize)[0]
 
-    @staticmethod
-    def _in_bands(how: InferenceOptions, size: tuple[int, ...]) -> bool:
-        """Whether the class ids of an image can come band by band, without all scores in memory."""
-        return how.looks_once and how.crf is None and how.slides_over(size)
+    def options_for(self, size: tuple[int, ...]) -> InferenceOptions:
+        """The options for an image of this height and width.
 
-    def _looks(self, size: tuple[int, ...]) -> InferenceOptions:
-        """How to look at an image of this size: through windows where its feature maps would take too much memory.
+        Its window is None if one window covers the image, and chosen if the feature maps would take too much memory.
 
         Raises:
             UserError: a memory limit that is too small for any window.
         """
-        how, scale = self.how, max(self.how.scales)
+        options, scale = self.options, max(self.options.scales)
+        height, width = (round(side * scale) for side in size)
+        if options.window is not None:
+            return options if options.slides_over((height, width)) else dataclasses.replace(options, window=None)
         pixels = size[0] * size[1] * scale**2
-        exported = isinstance(self.model, ExportedNetwork)  # whose memory its own runtime rules
-        if how.window or exported or (how.memory is None and pixels < _LARGE):
-            return how
+        exported = isinstance(self.model, ExportedNetwork)  # its own runtime manages its memory
+        if exported or (options.memory is None and pixels < _LARGE):
+            return options
         if self._bytes_per_pixel is None:
-            # Feature maps grow with the image, so one size tells of all; a little more where sides are rounded up.
+            # Feature maps grow with the image, so one size is enough; 5 % more because sides are rounded up.
             self._bytes_per_pixel = 1.05 * activation_bytes(self.model, (512, 512)) / 512**2
-        limit = how.memory or int(_SHARE * available_bytes(self.device))
+        limit = options.memory or int(_USABLE * available_bytes(self.device))
         most = limit / self._bytes_per_pixel
         if pixels <= most:
-            return how
-        height, width = (round(side * scale) for side in size)
+            return options
         tall = min(height, int(most**0.5) // _GRID * _GRID)
         wide = min(width, int(most / max(tall, 1)) // _GRID * _GRID)
         if min(tall, wide) < min(_SMALLEST, height, width):
@@ -163,18 +158,33 @@ class Predictor:
                 f"a memory limit of {limit / 2**20:.0f} MiB leaves windows of {wide}x{tall} pixels; this network needs "
                 f"at least {need / 2**20:.0f} MiB, for {_SMALLEST}x{_SMALLEST}"
             )
-        return dataclasses.replace(how, memory=None, window=(tall, wide))
+        return dataclasses.replace(options, memory=None, window=(tall, wide))
+
+    def _prepared(self, image: Tensor) -> tuple[Tensor, InferenceOptions]:
+        """The image on the device, [1,3,H,W], and its options."""
+        options = self.options_for(tuple(image.shape[-2:]))
+        self.windowed += options.window is not None
+        return image[None].to(self.device, memory_format=torch.channels_last), options
+
+    def _ids_directly(self, batch: Tensor, options: InferenceOptions) -> Tensor:
+        """Class ids, uint8 [H,W], as an exported model gives them, or from bands of windows."""
+        if self.gives_ids:
+            return self._forward(batch)[0]
+        with torch.inference_mode():
+            bands = slide_in_bands(self._forward, batch, options, self.resize)
+            return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
+
+    def _scores(self, batch: Tensor, options: InferenceOptions) -> Tensor:
+        with torch.inference_mode():
+            if options.is_plain:
+                return self._forward(batch)
+            return fused_scores(self._forward, batch, options, self.resize, self.stride)
 
     def _forward(self, batch: Tensor) -> Tensor:
         logits = self.network(batch)
         network = declared(self.model)
         self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
-
-    def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
-        with torch.inference_mode():
-            return upsample_argmax(scores, size, self.resize)[0]
 
 
 def _pixels(image: ImageLike) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""More than one look at an image: scales, flips, and windows that slide over it."""
+"""Test-time options: scales, flips, a sliding window, and a CRF."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How often, and in which pieces, a network looks at an image.
+    """Test-time options: how often a network runs on an image, on which parts of it, and how the results are fused.
 
-    scales: of the image; 1 alone is the image as it is.
-    flip: also the image from right to left.
+    scales: of the image; 1 alone is the original one.
+    flip: also the mirrored image.
     fusion: "mean" of the probabilities (DeepLab v3, arXiv 1706.05587 section 4.1) or "max" of the logits (v2, arXiv
         1606.00915 section 4.1.2) over scales and flips.
-    window: height and width of windows that slide over the image, in pixels; None: the whole image at once. A window
-        that covers the image is the whole image.
-    overlap: share of a window that the next one covers again, 0 to below 1.
-    memory: bytes that the network's feature maps may take; a larger image is looked at through windows. None: four
-        fifths of what is free, looked into for images of more than 2 million pixels only.
-    crf: a dense conditional random field on the probabilities; None: none.
+    window: height and width of a window that slides over the image, in pixels; None: the whole image at once.
+    overlap: fraction of a window that the next one covers again, 0 to below 1.
+    memory: bytes that the network's feature maps may take; a larger image is processed in windows. None: four fifths of
+        the free memory, which is checked for images of more than 2 million pixels only.
+    crf: a dense conditional random field that refines the probabilities; None: none.
 
     Raises:
         UserError: a value out of its range.
@@ -54,7 +53,7 @@ class InferenceOptions:
         if self.window is not None and min(self.window) < 1:
             raise UserError(f"window: expected a height and width of at least 1 pixel, got {self.window}")
         if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap: expected a share from 0 to below 1, got {self.overlap}")
+            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {self.overlap}")
         if self.memory is not None and self.memory < 1:
             raise UserError(f"memory: expected a number of bytes, at least 1, got {self.memory}")
         if self.memory is not None and self.window is not None:
@@ -62,22 +61,38 @@ class InferenceOptions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the image is looked at once, as it is, and nothing is done to the result."""
-        return self.looks_once and self.window is None and self.crf is None
+        """Whether the network runs once, on the whole image, and its logits are the result."""
+        return self.is_single and self.window is None and self.crf is None
+
+    @property
+    def only_slides(self) -> bool:
+        """Whether windows are all there is, so that class ids are ready band by band, without all scores in memory."""
+        return self.is_single and self.window is not None and self.crf is None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the original image is the only view, so that there is nothing to fuse."""
+        return self.scales == (1.0,) and not self.flip
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the scores are probabilities or sums of them, rather than logits."""
+        return self.crf is not None or self.sums_probabilities
+
+    @property
+    def sums_probabilities(self) -> bool:
+        """Whether the probabilities of several views are added up."""
+        return self.fusion == "mean" and not self.is_single
 
     def slides_over(self, size: tuple[int, ...]) -> bool:
         """Whether an image of this height and width needs more than one window."""
         return self.window is not None and (self.window[0] < size[0] or self.window[1] < size[1])
 
-    @property
-    def looks_once(self) -> bool:
-        """Whether there is nothing to fuse."""
-        return self.scales == (1.0,) and not self.flip
 
-
-def fused_scores(forward: Forward, image: Tensor, how: InferenceOptions, convention: str, stride: int = 1) -> Tensor:
-    """Scores at the image's size, [1,C,H,W]: sums of probabilities for the fusion "mean" of several looks, logits
-    otherwise; with a CRF its marginals.
+def fused_scores(
+    forward: Forward, image: Tensor, options: InferenceOptions, convention: str, stride: int = 1
+) -> Tensor:
+    """Scores at the image's size, [1,C,H,W]: with a CRF its marginals, else see `InferenceOptions.sums_probabilities`.
 
     Args:
         forward: the network.
@@ -89,27 +104,23 @@ def fused_scores(forward: Forward, image: Tensor, how: InferenceOptions, convent
     """
     size = tuple(image.shape[-2:])
     total: Tensor | None = None
-    for look in _looks(image, how, convention, stride):
-        flipped, pixels = look
-        logits = slide(forward, pixels, how, convention)
+    for flipped, pixels in _views(image, options, convention, stride):
+        logits = slide(forward, pixels, options, convention)
         logits = resize(logits.flip(-1) if flipped else logits, size, convention)
-        part = logits.softmax(1) if _sums_probabilities(how) else logits
-        join = torch.add if how.fusion == "mean" else torch.maximum
+        part = logits.softmax(1) if options.sums_probabilities else logits
+        join = torch.add if options.fusion == "mean" else torch.maximum
         total = part if total is None else join(total, part)
     assert total is not None
-    if how.crf is None:
+    if options.crf is None:
         return total
-    probabilities = total / total.sum(1, keepdim=True) if _sums_probabilities(how) else total.softmax(1)
-    return refine(probabilities[0].cpu(), image[0].cpu(), how.crf)[None].to(total.device)
+    probabilities = total / total.sum(1, keepdim=True) if options.sums_probabilities else total.softmax(1)
+    return refine(probabilities[0].cpu(), image[0].cpu(), options.crf)[None].to(total.device)
 
 
-def _sums_probabilities(how: InferenceOptions) -> bool:
-    return how.fusion == "mean" and not how.looks_once
-
-
-def _looks(image: Tensor, how: InferenceOptions, convention: str, stride: int) -> Iterator[tuple[bool, Tensor]]:
+def _views(image: Tensor, options: InferenceOptions, convention: str, stride: int) -> Iterator[tuple[bool, Tensor]]:
+    """The image at each scale, and mirrored: (whether mirrored, [1,3,h,w])."""
     height, width = image.shape[-2:]
-    for scale in how.scales:
+    for scale in options.scales:
         size = (round(height * scale), round(width * scale))
         if min(size) < min(stride, height, width):
             raise UserError(
@@ -118,32 +129,32 @@ def _looks(image: Tensor, how: InferenceOptions, convention: str, stride: int) -
             )
         pixels = image if size == (height, width) else resize(image.float(), size, convention)
         yield False, pixels
-        if how.flip:
+        if options.flip:
             yield True, pixels.flip(-1)
 
 
-def slide(forward: Forward, image: Tensor, how: InferenceOptions, convention: str) -> Tensor:
-    """Logits [1,C,H,W] of an image, window by window; where it is whole, at the head's stride."""
-    if not how.slides_over(tuple(image.shape[-2:])):
+def slide(forward: Forward, image: Tensor, options: InferenceOptions, convention: str) -> Tensor:
+    """Logits of an image: [1,C,H,W] if windows slide over it, otherwise those of `forward`, at the head's stride."""
+    if not options.slides_over(tuple(image.shape[-2:])):
         return forward(image)
-    bands = [band for _, band in slide_in_bands(forward, image, how, convention)]
+    bands = [band for _, band in slide_in_bands(forward, image, options, convention)]
     return torch.cat(bands, dim=2)
 
 
 def slide_in_bands(
-    forward: Forward, image: Tensor, how: InferenceOptions, convention: str
+    forward: Forward, image: Tensor, options: InferenceOptions, convention: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """The same from top to bottom, in bands that are ready: (first row, logits [1,C,rows,W]).
+    """The logits of an image from top to bottom, in bands as they are completed: (first row, logits [1,C,rows,W]).
 
-    Where windows overlap, each fades into the next, so that no seam shows; the quarter of the overlap next to a
-    window's rim does not count at all. So the result is that of the whole image, up to rounding, for a network that
-    looks no further than that around a pixel, where sides are multiples of 32 pixels. Only as many rows of logits are
-    in memory as a window is high, whatever the height of the image.
+    Where windows overlap, each fades into the next, so that no seam shows; the outer quarter of an overlap gets weight
+    0. For a network that sees no further than that around a pixel, and sides that are multiples of 32 pixels, the
+    result is that of the whole image up to rounding. Only as many rows of logits are in memory as a window is high,
+    whatever the height of the image.
     """
-    assert how.window is not None
+    assert options.window is not None
     height, width = image.shape[-2:]
-    tall, wide = min(how.window[0], height), min(how.window[1], width)
-    rows, columns = _starts(height, tall, how.overlap), _starts(width, wide, how.overlap)
+    tall, wide = min(options.window[0], height), min(options.window[1], width)
+    rows, columns = _starts(height, tall, options.overlap), _starts(width, wide, options.overlap)
     down, across = _fades(rows, tall, image.device), _fades(columns, wide, image.device)
     total: Tensor | None = None
     weights = torch.zeros(tall, width, device=image.device)
@@ -163,11 +174,11 @@ def slide_in_bands(
 
 
 _GRID = 32
-"""Windows begin at multiples of this where they can, so that strides up to it sample the pixels they would anyway."""
+"""Windows begin at multiples of this if possible, so that a stride up to it samples the same pixels as without."""
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin, so that neighbours share at least `overlap`; the last one ends with the image."""
+    """Where windows begin, so that neighbours overlap by at least `overlap`; the last one ends with the image."""
     last = size - window
     if last <= 0:
         return [0]
@@ -189,6 +200,6 @@ def _fades(starts: list[int], window: int, device: torch.device) -> list[Tensor]
 
 
 def _rise(place: Tensor, shared: int, window: int) -> Tensor:
-    """From 0 to 1 over the pixels shared with a neighbour, and 0 on the quarter next to the rim."""
+    """From 0 to 1 over the pixels shared with a neighbour, and 0 on the outer quarter of them."""
     idle = min(shared // 4, (window - shared) // 2)
     return ((place + 1 - idle) / (shared - 2 * idle + 1)).clamp(0, 1)

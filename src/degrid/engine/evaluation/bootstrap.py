@@ -1,19 +1,18 @@
-"""What single images tell: whether one model beats another by more than chance, and where a model fails."""
+"""Whether one model beats another by more than chance: a paired bootstrap over the images."""
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from degrid.engine.evaluation.metrics import ConfusionMatrix, hits_and_unions, mean_iou
+from degrid.engine.evaluation.metrics import hits_and_unions, image_confusion, mean_iou
 from degrid.types import Sample, UserError
 
 CHUNK_VALUES = 2_000_000
-"""Values of the largest array of the bootstrap at a time; some such arrays of eight bytes are alive together."""
+"""Values of the largest array at a time; some such arrays of eight bytes are alive together."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Difference:
     """How much better the second of two models is than the first, on the same images. All in 0..1.
 
     miou_a, miou_b: over all images. difference: miou_b - miou_a. low, high: its 95 % interval, between the percentiles
-    2.5 and 97.5 of the draws. p: share of draws in which the difference is zero or has the other sign.
+    2.5 and 97.5 of the draws. p: fraction of the draws in which the difference is zero or has the other sign.
     """
 
     miou_a: float
@@ -52,13 +51,6 @@ class ImageConfusions:
         if not self._matrices:
             raise UserError("no image was evaluated, so there is nothing to compare")
         return torch.stack(self._matrices)
-
-
-def image_confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """The matrix of one image, int64 [C,C]; see `degrid.engine.evaluation.metrics.ConfusionMatrix`."""
-    matrix = ConfusionMatrix(num_classes)
-    matrix.update(prediction, label)
-    return matrix.counts
 
 
 def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -> Difference:
@@ -113,39 +105,3 @@ def _mious(sums: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """The mIoU of both models, two float64 [rows], of sums [rows, 4 C]."""
     hit_a, union_a, hit_b, union_b = sums.reshape(-1, 4, classes).unbind(1)
     return mean_iou(hit_a, union_a), mean_iou(hit_b, union_b)
-
-
-@dataclass(frozen=True)
-class ScoredImage:
-    """An image with its own mIoU, 0 to 1, over the classes in its truth or prediction.
-
-    index: in the dataset. ids: the prediction, uint8 [H,W].
-    """
-
-    index: int
-    miou: float
-    sample: Sample
-    ids: Tensor
-
-
-class WorstImages:
-    """Keeps the images of lowest mIoU; an instance is the `on_image` of `degrid.evaluate`.
-
-    Only they are in memory. Of images with the same score the first are kept; images without a valid pixel never.
-
-    found: at most `count` images, the worst first.
-    """
-
-    def __init__(self, num_classes: int, count: int) -> None:
-        self.num_classes = num_classes
-        self.count = count
-        self.found: list[ScoredImage] = []
-
-    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
-        """Look at an image with its prediction, integer [H,W]."""
-        counts = image_confusion(ids, sample.label, self.num_classes)
-        if not counts.any():
-            return
-        miou = mean_iou(*hits_and_unions(counts)).item()
-        insort(self.found, ScoredImage(index, miou, sample, ids), key=lambda image: (image.miou, image.index))
-        del self.found[self.count :]
