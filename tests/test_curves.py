@@ -14,8 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from degrid.analysis.curves import LOG_EPOCH_STEPS, distinct, read_curves
-from degrid.analysis.figures import epoch_means, smoothed
-from degrid.analysis.plots import plot_runs
+from degrid.analysis.plots import epoch_means, plot_runs, smoothed
 from degrid.cli import app
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.recorder import StepRecord

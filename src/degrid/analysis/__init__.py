@@ -1,4 +1,4 @@
-"""Looking at networks: effective receptive fields, the gridding score, plots and the report."""
+"""How networks see and learn: effective receptive fields, the gridding score, training curves and reports."""
 
 from degrid.analysis.receptive_field import (
     dilated_stage_receptive_field,

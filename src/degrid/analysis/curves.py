@@ -1,4 +1,8 @@
-"""Training curves as numbers, from a run's metrics.jsonl or from the log.txt of the original programs."""
+"""Training curves as numbers, from a run's metrics.jsonl or from the log.txt of the original programs.
+
+The original programs are those of Wang and Ji (KDD 2018) and of Ziegler et al. (arXiv 1903.07992); the cyclic training
+of the latter also logs its cycles and their scores.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +34,9 @@ class Validation:
 class Curves:
     """What a training run recorded.
 
-    steps, loss, lr: one value per optimiser step, in order; `lr` is empty where the log does not tell it. A loss may
+    steps, loss, lr: one value per optimiser step, in order; `lr` is empty where the log does not hold it. A loss may
     be NaN.
-    format: "degrid", "kdd" (also Ziegler et al.) or "eth".
+    format: "degrid", "kdd" (Wang and Ji; also Ziegler et al.) or "eth" (the cyclic training of Ziegler et al.).
     epoch_steps: steps per pass over the training images; None where unknown.
     """
 
@@ -46,11 +50,11 @@ class Curves:
 
 
 def read_curves(path: str | Path) -> Curves:
-    """Read the curves of a run; one that is still being written is fine.
+    """Read the curves of a run, which may still be going on.
 
     Args:
-        path: a run folder, a metrics.jsonl, or a log.txt of the original programs (or the folder it is in). What a
-            file is shows in its content.
+        path: a run folder, a metrics.jsonl, or a log.txt of the original programs (or the folder it is in). Files are
+            told apart by their content.
     Raises:
         UserError: no such file, an unknown format, or a damaged line; the message names the line.
     """
@@ -72,12 +76,12 @@ def read_curves(path: str | Path) -> Curves:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """The names with -2, -3, .. behind those that came before."""
+    """The names, with -2, -3, .. appended to repeated ones."""
     wanted = list(names)
     found: list[str] = []
     for name in wanted:
         candidate, count = name, 1
-        # A number must not make the name of another run.
+        # A numbered name must not be the name of another run.
         while candidate in found or (count > 1 and candidate in wanted):
             count += 1
             candidate = f"{name}-{count}"
@@ -95,7 +99,7 @@ def _find(path: Path) -> Path:
 
 
 def _name(file: Path) -> str:
-    """A run is called as its folder; a file with a name of its own as itself."""
+    """A run has the name of its folder, unless its file has a name of its own."""
     generic = file.name in ("metrics.jsonl", "log.txt")
     return (Path(os.path.abspath(file)).parent.name if generic else file.stem) or file.stem
 
@@ -150,14 +154,14 @@ def _validation(step: int, found: Mapping[str, Any]) -> Validation:
 
 
 def _epoch_steps(folder: Path) -> float | None:
-    """Training images (log.txt tells their number) by images per step (run.json); None where one is missing."""
+    """Training images (from log.txt) divided by images per step (from run.json); None where one is missing."""
     try:
         train = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["train"]
         images = re.search(r"; (\d+) training and ", (folder / "log.txt").read_text("utf-8", errors="replace"))
         per_step = int(train["batch_size"]) * int(train.get("accumulate", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    # Batches run over the border between epochs, so an epoch need not be a whole number of steps.
+    # A batch may span two epochs, so an epoch need not be a whole number of steps.
     return int(images[1]) / per_step if images and int(images[1]) > 0 and per_step > 0 else None
 
 
@@ -168,7 +172,7 @@ _STEP = re.compile(rf"\s*(\d+)\s*,\s*{_NUMBER}(?:\s*,\s*{_NUMBER})?", re.I)
 _SCORE = re.compile(rf"\s*(class \d+|mIoU|Pixel Accuracy)\s*:\s*{_NUMBER}", re.I)
 _CYCLE = re.compile(r"\s*Iteration:\s*(\d+)")
 _LOOKS_LIKE = re.compile(r"\s*(?:\d+\s*,|(?:class \d+|mIoU|Pixel Accuracy|Iteration)\s*:)", re.I)
-# These programs print three decimals, so a last line that ends otherwise may have lost some.
+# These programs print three decimals: a last line that ends otherwise may be cut off.
 _WHOLE_END = re.compile(r"(?:\.\d{3}|nan|inf)\s*$", re.I)
 
 
@@ -192,7 +196,7 @@ def _read_log(file: Path, lines: Sequence[str], complete: bool) -> Curves:
 
 
 class _Log:
-    """Collects a log.txt line by line. Scores belong to the step before them."""
+    """What a log.txt holds, collected line by line. Scores belong to the step before them."""
 
     def __init__(self) -> None:
         self.records: list[tuple[int, float]] = []
@@ -211,12 +215,12 @@ class _Log:
         if has_miou:
             self.format = "eth"
         if self.begins:
-            # Cycles count through, the border step twice; a log that counts each from 0 is continued.
+            # Cycles count on, and repeat the step at which they meet; where each counts from 0, we add them up.
             self.offset = self.records[-1][0] if self.records and self.number and not step else 0
             self.begins = False
         step += self.offset
         if self.records and step < self.records[-1][0]:
-            # The program was started again at an earlier step and went on with the same file.
+            # The program was started again at an earlier step, and appended to the same file.
             self.records = [record for record in self.records if record[0] < step]
             self.validations = [found for found in self.validations if found.step <= step and self.records]
         self.records.append((step, loss))
@@ -227,7 +231,7 @@ class _Log:
         self.scores[name] = value
 
     def flush(self) -> None:
-        """End a list of scores; one without its mIoU was cut off."""
+        """End a list of scores; a list without mIoU was cut off, and is dropped."""
         if "miou" in self.scores and self.records:
             classes = {name: _known(iou) for name, iou in self.scores.items() if name.startswith("class ")}
             accuracy = self.scores.get("pixel accuracy")
@@ -241,5 +245,5 @@ class _Log:
 
 
 def _known(iou: float) -> float | None:
-    """0/0, a class that is nowhere, is NaN in these logs."""
+    """None for NaN, which these logs print as the IoU (0/0) of a class that occurs nowhere."""
     return None if iou != iou else iou

@@ -2,17 +2,196 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from degrid.analysis.curves import Curves, Validation, distinct
-from degrid.analysis.figures import PICTURES, png, smoothed
+from degrid.analysis.figures import COLORS, png
+from degrid.analysis.page import figure, image, page, percent, table
 from degrid.files import atomic_write, write_text
 from degrid.types import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LINES = ("-", "--", "-.", ":")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+SIZE = (9.0, 5.0)
+"""Width and height of a picture in inches; the bars per class are as high as they need to be."""
+
+
+def smoothed(values: Sequence[float], weight: float) -> np.ndarray:
+    """Exponential average with bias correction, so that it starts at the first value and not at 0.
+
+    A value that is not finite stays as it is, and does not affect those after it.
+
+    Args:
+        weight: of the past, 0 up to below 1.
+    """
+    found = np.array(values, np.float64)
+    average, mass = 0.0, 0.0
+    for index, value in enumerate(found):
+        if math.isfinite(value):
+            average = weight * average + (1 - weight) * value
+            mass = weight * mass + (1 - weight)
+            found[index] = average / mass
+    return found
+
+
+def epoch_means(values: Sequence[float], epoch_steps: float) -> np.ndarray:
+    """Mean of the finite values of each complete epoch; NaN for an epoch without one."""
+    epochs = int(len(values) / epoch_steps)
+    number = np.floor(np.arange(len(values)) / epoch_steps).astype(np.int64)
+    array = np.asarray(values, np.float64)
+    use = np.isfinite(array) & (number < epochs)
+    count = np.bincount(number[use], minlength=epochs)
+    total = np.bincount(number[use], array[use], minlength=epochs)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------
+
+
+def _canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=size, layout="constrained")
+    return drawing, drawing.subplots()
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and line of a run: 28 runs differ in at least one of them."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+
+
+def _plain(text: str) -> str:
+    """A name that matplotlib shows as it is: not as a formula, and even with a leading underscore."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _finish(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+
+
+def _loss_scale(axes: Axes, values: Iterable[float]) -> None:
+    """Make the loss axis logarithmic where the values allow it, with plain numbers along it."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or min(finite) <= 0:
+        return
+    axes.set_yscale("log")
+    span = max(finite) / min(finite)
+    # Losses often stay within a decade, which then needs labels inside; those of many decades would collide.
+    marks = (1, 1.5, 2, 3, 4, 5, 7) if span < 30 else (1, 2, 5) if span < 1000 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=marks))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _loss(runs: Sequence[Curves], smooth: float) -> Figure:
+    drawing, axes = _canvas()
+    for index, run in enumerate(runs):
+        style = _style(index)
+        axes.plot(run.steps, run.loss, color=style["color"], linewidth=0.6, alpha=0.35, zorder=1)
+        axes.plot(run.steps, smoothed(run.loss, smooth), **style, linewidth=1.6, label=_plain(run.name))
+    _loss_scale(axes, (value for run in runs for value in run.loss))
+    _finish(axes, "optimiser step", "training loss, nats per pixel")
+    return drawing
+
+
+def _epoch_loss(runs: Sequence[Curves], smooth: float) -> Figure | None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawing, axes = _canvas()
+    drawn: list[float] = []
+    for index, run in enumerate(runs):
+        means = epoch_means(run.loss, run.epoch_steps) if run.epoch_steps else np.empty(0)
+        if len(means):
+            axes.plot(range(1, len(means) + 1), means, **_style(index), marker=".", label=_plain(run.name))
+            drawn += means.tolist()
+    if not drawn:
+        return None
+    _loss_scale(axes, drawn)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axes, "epoch (passes over the training images)", "mean training loss, nats per pixel")
+    return drawing
+
+
+def _miou(runs: Sequence[Curves], smooth: float) -> Figure | None:
+    if not any(run.validations for run in runs):
+        return None
+    drawing, axes = _canvas()
+    for index, run in enumerate(runs):
+        if run.validations:
+            steps, values = zip(*((found.step, 100 * found.miou) for found in run.validations), strict=True)
+            axes.plot(steps, values, **_style(index), marker="o", markersize=4, label=_plain(run.name))
+    _finish(axes, "optimiser step", "validation mIoU, %")
+    return drawing
+
+
+def _class_iou(runs: Sequence[Curves], smooth: float) -> Figure | None:
+    shown = [(index, run) for index, run in enumerate(runs) if run.validations and run.validations[-1].class_iou]
+    if not shown:
+        return None
+    classes = list(dict.fromkeys(name for _, run in shown for name in run.validations[-1].class_iou))
+    # A limit, since few viewers open a picture that is much higher: very many bars become thin instead.
+    drawing, axes = _canvas((SIZE[0], min(100.0, 1.2 + len(classes) * (0.12 + 0.17 * len(shown)))))
+    thick = 0.82 / len(shown)
+    for place, (index, run) in enumerate(shown):
+        found = run.validations[-1].class_iou
+        values = [100 * (found.get(name) or 0.0) for name in classes]
+        at = np.arange(len(classes)) - 0.41 + (place + 0.5) * thick
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "hatch": HATCHES[index % len(HATCHES)]}
+        axes.barh(at, values, thick, **style, edgecolor="white", linewidth=0, label=_plain(run.name))
+    axes.set_yticks(range(len(classes)), [_plain(name) for name in classes])
+    axes.set(xlim=(0, 100), ylim=(len(classes) - 0.4, -0.6), xlabel="IoU at the last validation, %", ylabel="class")
+    axes.grid(alpha=0.3, axis="x")
+    # Outside the axes, where it hides no bars.
+    drawing.legend(loc="outside right upper")
+    return drawing
+
+
+def _learning_rate(runs: Sequence[Curves], smooth: float) -> Figure | None:
+    drawing, axes = _canvas()
+    for index, run in enumerate(runs):
+        if np.isfinite(run.lr).any():
+            axes.plot(run.steps, run.lr, **_style(index), label=_plain(run.name))
+    if not axes.lines:
+        return None
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    _finish(axes, "optimiser step", "learning rate (per step, no unit)")
+    return drawing
+
+
+PICTURES: tuple[tuple[str, Callable[[Sequence[Curves], float], Figure | None], str], ...] = (
+    (
+        "loss",
+        _loss,
+        "Training loss per step: raw (thin) and smoothed (thick). Logs of the original programs include weight decay.",
+    ),
+    ("loss_per_epoch", _epoch_loss, "Mean training loss of each complete epoch."),
+    ("miou", _miou, "Mean IoU on the validation images."),
+    (
+        "class_iou",
+        _class_iou,
+        "IoU per class at the last validation; no bar for 0, or for a class that occurs nowhere.",
+    ),
+    ("learning_rate", _learning_rate, "Learning rate of the encoder at each step."),
+)
+"""File name, drawing function of (runs, smoothing) and caption."""
+
+
+# ---- files and page -----------------------------------------------------------------------------------------
 
 
 def plot_runs(
@@ -20,16 +199,16 @@ def plot_runs(
 ) -> list[Path]:
     """Draw runs over each other: PNG files and index.html, a page with all of them and a table of final scores.
 
-    What no run has (validations, learning rates, a known epoch) is left out.
+    Pictures of what no run has (validations, learning rates, a known epoch) are left out.
 
     Args:
         out: the folder to write to; made if need be.
         smooth: weight of the past in the average of the loss, 0 (no smoothing) up to below 1.
-        epoch_steps: optimiser steps per epoch, where the runs do not tell it or tell it wrongly.
+        epoch_steps: optimiser steps per epoch, in place of what the runs say.
     Returns:
         The files written; the page is the last.
     Raises:
-        UserError: no runs, or a smoothing or epoch that cannot be.
+        UserError: no runs, or a smoothing or epoch out of its range.
     """
     if not curves:
         raise UserError("nothing to plot: expected at least one run")
@@ -44,76 +223,41 @@ def plot_runs(
     ]
     folder, files, figures = Path(out), [], []
     for stem, draw, caption in PICTURES:
-        figure = draw(runs, smooth)
-        if figure is None:
+        drawn = draw(runs, smooth)
+        if drawn is None:
             continue
-        data = png(figure)
+        data = png(drawn)
         files.append(folder / f"{stem}.png")
         with atomic_write(files[-1]) as temporary:
             temporary.write_bytes(data)
-        figures.append(_figure(data, caption))
+        figures.append(figure(image(data, caption), caption))
     files.append(folder / "index.html")
-    body = "\n".join(["<h1>Training curves</h1>", _table(runs, smooth), *figures])
-    write_text(files[-1], _PAGE.replace("{body}", body))
+    write_text(files[-1], page("Training curves", [_scores(runs, smooth), *figures]))
     return files
 
 
-def _figure(data: bytes, caption: str) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
-
-
-def _table(runs: Sequence[Curves], smooth: float) -> str:
-    head = (
-        "run",
-        "last step",
-        "final loss",
-        "steps without a finite loss",
-        "mIoU %",
-        "pixel accuracy %",
-        "best mIoU %",
-    )
-    lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
+def _scores(runs: Sequence[Curves], smooth: float) -> str:
+    head = ["run", "last step", "final loss", "steps without a finite loss"]
+    head += ["mIoU %", "pixel accuracy %", "best mIoU %"]
+    rows = []
     for run in runs:
         losses = [value for value in smoothed(run.loss, smooth) if math.isfinite(value)]
         last = run.validations[-1] if run.validations else None
         best = max((found for found in run.validations if math.isfinite(found.miou)), key=_by_miou, default=None)
-        cells = (
-            run.name,
-            str(run.steps[-1]) if run.steps else "-",
-            f"{losses[-1]:.4f}" if losses else "-",
-            str(len(run.loss) - len(losses)),
-            _percent(last.miou if last else None),
-            _percent(last.pixel_accuracy if last else None),
-            f"{_percent(best.miou)} (step {best.step})" if best else "-",
+        rows.append(
+            (
+                run.name,
+                str(run.steps[-1]) if run.steps else "-",
+                f"{losses[-1]:.4f}" if losses else "-",
+                str(len(run.loss) - len(losses)),
+                percent(last.miou if last else None, 2),
+                percent(last.pixel_accuracy if last else None, 2),
+                f"{percent(best.miou, 2)} (step {best.step})" if best else "-",
+            )
         )
-        lines += ["<tr>", *(f"<td>{html.escape(cell)}</td>" for cell in cells), "</tr>"]
     note = f"The final loss is smoothed with weight {smooth:g}; the scores are of the last and of the best validation."
-    return "".join([*lines, "</table>", f"<p>{note}</p>"])
+    return f"{table(head, rows)}<p>{note}</p>"
 
 
 def _by_miou(found: Validation) -> float:
     return found.miou
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Training curves</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 2rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
-</style>
-<body>
-{body}
-</body>
-</html>
-"""

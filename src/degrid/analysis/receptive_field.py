@@ -1,4 +1,4 @@
-"""What an output sees of its input, and how much of a grid there is in it."""
+"""Which inputs an output depends on, and how much they form a grid."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def effective_receptive_field(
     seed: int = 0,
     inputs: Callable[[torch.Generator], Tensor] | None = None,
 ) -> np.ndarray:
-    """How much each input position moves the centre of the output: mean |d y_centre / d x|, float64 [H,W].
+    """How much the centre of the output depends on each input position: mean |d y_centre / d x|, float64 [H,W].
 
-    Mean over input channels and over random inputs; each run weighs the output's channels at random, so that their
-    parts do not cancel.
+    The mean is over input channels and random inputs. In each run the output's channels have random weights, so that
+    their gradients do not cancel systematically.
 
     Args:
         function: size-keeping, [1,C,H,W] -> [1,K,H,W]; a module in evaluation mode, or a part of one.
-        shape: C, H, W of its input. Odd H and W have a true centre.
+        shape: C, H, W of its input. Only odd H and W have a true centre.
         runs: random inputs.
         seed: of the random numbers.
         inputs: makes an input [1,C,H,W]; by default standard normal numbers.
@@ -41,7 +41,7 @@ def effective_receptive_field(
         if y.shape[-2:] != x.shape[-2:]:
             raise UserError(
                 f"expected an output of the input's size {tuple(x.shape[-2:])}, got {tuple(y.shape[-2:])}; measure "
-                "from the first dilated stage on, behind the strides"
+                "from the first dilated stage on, after the strides"
             )
         centre = y[0, :, y.shape[2] // 2, y.shape[3] // 2]
         weights = torch.randn(centre.shape, generator=random)
@@ -54,7 +54,7 @@ def effective_receptive_field(
 def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int = 8, seed: int = 0) -> np.ndarray:
     """The effective receptive field of the last stage of an encoder that holds dilated convolutions; [side,side].
 
-    Strides before it have a pattern of their own, so it is measured at the stage's input.
+    It is measured at the stage's input, since the strides before it have a pattern of their own.
 
     Raises:
         UserError: no stage has a dilated convolution.
@@ -77,7 +77,7 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
 
 
 def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
-    """The parts of a network one after another: through wrappers that hold a single network."""
+    """The parts of a network in order, without the wrappers that hold a single network."""
     children = list(module.children())
     while len(children) == 1:
         children = list(children[0].children())
@@ -94,7 +94,7 @@ def _holds_stages(module: nn.Module) -> bool:
 
 
 def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
-    """The share of a receptive field on each of the r^2 phases of its offset from the centre; [r,r], sum 1."""
+    """The fraction of a receptive field on each of the r^2 phases of the offset from its centre; [r,r], sum 1."""
     offsets_y = (np.arange(field.shape[0]) - field.shape[0] // 2) % rate
     offsets_x = (np.arange(field.shape[1]) - field.shape[1] // 2) % rate
     masses = np.zeros((rate, rate))
@@ -104,9 +104,9 @@ def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
 
 
 def gridding_score(field: np.ndarray, rate: int) -> float:
-    """How much of a grid of period `rate` a receptive field has: 1 sees a single phase, 0 sees all phases alike.
+    """How much a receptive field resembles a grid of period `rate`: 1 if it covers a single phase, 0 if all alike.
 
-    (r^2 * sum of squared phase masses - 1) / (r^2 - 1): the mean relative energy of the r^2 - 1 spectral images of the
+    (r^2 * sum of squared phase masses - 1) / (r^2 - 1), the mean relative energy of the r^2 - 1 spectral images of the
     field. A field smaller than r x r scores above 0 for that reason alone.
 
     Args:
@@ -121,8 +121,14 @@ def gridding_score(field: np.ndarray, rate: int) -> float:
 
 
 def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -> float:
-    """The share of positions that are hardly seen (below `threshold` of the peak) in the smallest centred square that
-    holds `mass` of the field; 0..1."""
+    """The fraction of positions with hardly any influence, 0..1.
+
+    Args:
+        field: [H,W], not negative, centre at [H//2, W//2].
+        mass: counted are the positions in the smallest centred square that holds this fraction of the field.
+        threshold: a fraction of the peak, below which there is hardly any influence.
+    Source: ours.
+    """
     centre_y, centre_x = field.shape[0] // 2, field.shape[1] // 2
     for radius in range(max(field.shape)):
         window = field[
@@ -137,9 +143,9 @@ def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -
 def phase_exchange(
     function: Callable[[Tensor], Tensor], shape: tuple[int, int, int], rate: int, seed: int = 0
 ) -> float:
-    """Change the input on one phase of the grid only: the share of the output's change that lands on other phases.
+    """Change the input on one phase of the grid only: the fraction of the output's change that is on other phases.
 
-    0: the phases are separate networks; (r^2 - 1) / r^2: fully mixed.
+    0 if the phases are separate networks, (r^2 - 1) / r^2 if they are fully mixed.
 
     Args:
         function: size-keeping, [1,C,H,W] -> [1,K,H,W].
