@@ -1,0 +1,198 @@
+"""degrid.train, degrid.demo and degrid.collect from Python, without a shell, with the results of their commands."""
+
+import json
+import os
+import signal
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_run import TINY, cli, options, same, weights
+
+import degrid
+from degrid import config, recipes
+from degrid.engine.training.log import read_metrics
+from degrid.types import UserError
+from degrid.verbs.train import run_config
+
+SMALL = config.parse_settings([*TINY, "train.steps=4", "train.eval_every=2"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training by the command line and from Python; what Python was told."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = [part for path, value in SMALL.items() for part in ("--set", f"{path}={value}")]
+    code, output = cli("train", "--data", "synthetic:6", "--operator", "ssc", *words, "-o", folder / "command")
+    assert code == 0, output
+    shown, told = [], []
+    result = degrid.train(
+        data="synthetic:6",
+        operator="ssc",
+        settings=SMALL,
+        out=folder / "python",
+        progress=shown.append,
+        tell=told.append,
+    )
+    return folder, result, shown, told, output
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder) if "loss" in record]
+
+
+def test_python_and_command_line_give_the_same_model_and_settings(runs):
+    folder, result, *_ = runs
+    assert result.folder == folder / "python"
+    assert same(weights(folder / "command"), weights(folder / "python"))
+    told = [json.loads((folder / name / "run.json").read_text())["config"] for name in ("command", "python")]
+    assert told[0] == told[1]
+    assert losses(folder / "command") == losses(folder / "python")
+    validations = [record["val"]["miou"] for record in read_metrics(result.folder) if "val" in record]
+    assert result.best_miou == max(validations)
+    assert str(result).endswith(f"try: degrid predict {result.folder} IMAGES")
+
+
+def test_progress_and_words_come_by_callbacks(runs):
+    _, _, shown, told, output = runs
+    assert [(now.done, now.total) for now in shown if now.task == "step"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [now.done for now in shown if now.task == "validating"] == [1, 2, 3, 4, 5, 6] * 2
+    assert shown[0].status.startswith("loss ")
+    assert any("ssc dilated convolutions" in line for line in told)
+    assert sum("val mIoU" in line for line in told) == 2
+    assert all(line in output for line in told)  # the command line shows the same
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    degrid.train(data="synthetic:2", settings={**SMALL, "train.steps": 1}, out=tmp_path / "run")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_settings_may_be_a_mapping_or_texts_and_a_recipe_may_be_an_object(tmp_path):
+    texts = run_config("synthetic", settings=["train.steps=3", "model.scales=0.75,0.5", "data.crop=48,64"])
+    values = run_config("synthetic", settings={"train.steps": 3, "model.scales": (0.75, 0.5), "data.crop": [48, 64]})
+    assert texts == values
+    assert run_config(texts) == texts
+    assert run_config(texts, settings={"train.init": tmp_path}).train.init == str(tmp_path)
+    with pytest.raises(UserError, match='"train.steps": expected a whole number'):
+        run_config("synthetic", settings={"train.steps": "many"})
+
+
+def test_show_prints_what_python_gets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    code, output = cli("train", "--data", "photos", "--operator", "tent", "--msc", "--steps", 7, "--show")
+    assert code == 0
+    expected = run_config(
+        data="photos", operator="tent", settings={"train.steps": 7, "model.scales": degrid.types.MSC_SCALES}
+    )
+    assert config.from_dict(config.RunConfig, json.loads(output)) == expected
+    assert (expected.name, expected.data.path) == ("photos", str(tmp_path / "photos"))
+
+
+@pytest.mark.parametrize("text", ["compat=true", " compat = True "])
+def test_compat_is_read_once(text):
+    assert run_config("eth_voc12", settings=[text]) == recipes.load("eth_voc12", compat=True)
+    assert run_config("eth_voc12", settings={"compat": True}) == recipes.load("eth_voc12", compat=True)
+    assert run_config("eth_voc12", settings=["compat=false"]) == recipes.load("eth_voc12")
+    with pytest.raises(UserError, match="follows no code that it could be compatible with"):
+        run_config("synthetic", settings=[text])
+
+
+def test_a_stopped_run_is_resumed_from_python(runs, tmp_path):
+    folder, *_ = runs
+    out = tmp_path / "python"
+
+    def interrupt(now):
+        if now.done == 3 and now.task == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(degrid.Stopped) as stopped:
+        degrid.train(data="synthetic:6", operator="ssc", settings=SMALL, out=out, progress=interrupt)
+    assert stopped.value.folder == out
+    assert str(stopped.value) == f"stopped and saved; continue with: degrid train --resume {out}"
+    result = degrid.train(resume=out)
+    assert same(weights(result.folder), weights(folder / "python"))
+    assert losses(result.folder) == losses(folder / "python")
+
+
+def test_mistakes(tmp_path):
+    for arguments, message in (
+        ({}, "say what to train"),
+        ({"recipe": "no_such"}, 'unknown recipe "no_such"'),
+        ({"data": tmp_path / "nowhere"}, "no data at"),
+        ({"resume": tmp_path, "settings": ["train.steps=3"]}, "give no others beside it"),
+        ({"resume": tmp_path, "operator": "ssc"}, "give no others beside it"),
+        ({"recipe": "synthetic", "start_iteration": 2}, "give it beside --resume"),
+        ({"recipe": "synthetic", "settings": ["train.steps"]}, 'expected a setting like "train.steps=2000"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            degrid.train(**arguments, out=None if "resume" in arguments else tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_decided_for_the_user_is_said_and_kept(tmp_path):
+    """Masks of 0 and 255 are read as two classes, and images without lists are divided: both are worth a sentence."""
+    rng = np.random.default_rng(0)
+    for sub in ("images", "masks"):
+        (tmp_path / "photos" / sub).mkdir(parents=True)
+    for k in range(6):
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "images" / f"{k}.png")
+        Image.fromarray((pixels[..., 0] > 127).astype(np.uint8) * 255).save(tmp_path / "photos" / "masks" / f"{k}.png")
+    expected = degrid.data.notes_of(degrid.open_dataset(tmp_path / "photos", "train"))
+    assert expected
+    told = []
+    settings = {**SMALL, "train.steps": 1}
+    result = degrid.train(data=tmp_path / "photos", settings=settings, out=tmp_path / "run", tell=told.append)
+    assert list(result.notes) == expected == json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for note in expected:
+        assert told.count(note) == 1
+        assert note in log
+    words = options([f"{path}={value}" for path, value in settings.items()])
+    code, output = cli("train", "--data", tmp_path / "photos", *words, "-o", tmp_path / "command")
+    assert code == 0
+    assert all(note in output for note in expected)
+
+
+def test_later_stages_take_the_settings_too(tmp_path, monkeypatch):
+    """Short options are short for --set, so they reach every stage as --set does."""
+    (tmp_path / "stages.py").write_text(
+        "from dataclasses import replace\n"
+        "from degrid import config, recipes\n"
+        "def first():\n"
+        f"    run = config.override(recipes.load('folder'), {TINY!r})\n"
+        "    return replace(run, name='first', then='stages:second')\n"
+        "def second():\n"
+        "    return replace(first(), name='second', then='')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, output = cli("train", "stages:first", "--data", "synthetic:4", "--steps", 1, "-q")
+    assert code == 0, output
+    for name in ("first", "first_stage2"):
+        assert len(losses(tmp_path / "runs" / name)) == 1
+
+
+def test_demo(tmp_path, capfd):
+    shown, told = [], []
+    made = degrid.demo(tmp_path / "demo", steps=1, scenes=2, progress=shown.append, tell=told.append)
+    assert made.report.exists()
+    assert [run.name for run in made.runs] == ["regular", "tent"] == [folder.name for folder in made.folders]
+    assert {now.task for now in shown} == {"step", "validating", "evaluating"}
+    assert told[0] == "== regular dilated convolutions"
+    for run, folder in zip(made.runs, made.folders, strict=True):
+        scores = degrid.evaluate(degrid.load(folder), degrid.open_dataset("synthetic:2", "test"))
+        assert run.scores == scores
+    assert capfd.readouterr() == ("", "")
+
+
+def test_collect(runs, tmp_path):
+    folder, *_ = runs
+    archive = degrid.collect([folder / "python"], tmp_path / "a.tgz", weights=True)
+    assert cli("collect", folder / "python", "-o", tmp_path / "b.tgz", "--weights")[0] == 0
+    with tarfile.open(archive.path) as ours, tarfile.open(tmp_path / "b.tgz") as theirs:
+        assert ours.getnames() == theirs.getnames() == list(archive.files)
+    assert "python/model/model.safetensors" in archive.files
+    assert archive.left_out == ()
