@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
     from degrid.verbs.collect import collect
     from degrid.verbs.demo import demo
+    from degrid.verbs.describe import describe
     from degrid.verbs.export import Int8, export
     from degrid.verbs.run import RunResult
     from degrid.verbs.train import train
@@ -46,6 +47,7 @@ _HOME = {
     "RunResult": "degrid.verbs.run",
     "collect": "degrid.verbs.collect",
     "demo": "degrid.verbs.demo",
+    "describe": "degrid.verbs.describe",
     "train": "degrid.verbs.train",
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "deeplabv3",
     "deeplabv3plus",
     "demo",
+    "describe",
     "evaluate",
     "export",
     "load",

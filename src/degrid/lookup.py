@@ -1,4 +1,4 @@
-"""Find a part by name: a row of a literal table, or "package.module:attribute" of the user's own."""
+"""Find a part by name: a row of a table, or "package.module:attribute" of the user's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' Did you mean "x"?' for the closest known name, or '' where none is close."""
+    """' Did you mean "x"?' with the closest known name, or '' if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f' Did you mean "{close[0]}"?' if close else ""
 
@@ -24,9 +24,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """The row called `name`, or the attribute that "package.module:attribute" names.
 
-    The working directory counts as a place for modules, so that a file beside the data is found.
+    Modules are also found in the working directory.
 
     Args:
+        table: the rows by name.
+        name: to look up.
         kind: what is looked up, in words for the message ("smoothing operator").
     Raises:
         UserError: no such row, module or attribute; the message lists the rows and the closest one.

@@ -1,4 +1,4 @@
-"""The field's words as types, shared by every part of degrid. Imports no torch at run time."""
+"""Types that every part of degrid shares. Imports no torch at run time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE_INDEX = 255
-"""The one void label. Datasets map every void or foreign id to it; losses and metrics never count it."""
+"""The void label. Datasets map every void or unlisted id to it; losses and metrics never count it."""
 
 MSC_SCALES = (0.75, 0.5)
-"""DeepLab v2's multi-scale input: the scales beside the image as it is (arXiv 1606.00915 section 4.1.2)."""
+"""Multi-scale input of DeepLab v2: the scales beside 1 (arXiv 1606.00915 section 4.1.2)."""
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used: one clear sentence on what was expected, what came, what to do.
+    """The user's input cannot be used. The message is one sentence: what was expected, what was given, what to do.
 
-    The command line prints the sentence and exits with code 2, without a traceback.
+    The command line prints it and exits with code 2, without a traceback.
     """
 
 
 class ConversionError(UserError):
-    """A file of another framework is damaged, or holds something that cannot be converted; names file and place."""
+    """A file of another framework is damaged or cannot be converted; the message names the file and the position."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Progress:
     Attributes:
         task: what is being done, such as "predicting".
         done: items finished.
-        total: items in all, None where nobody knows.
+        total: items in all; None if unknown.
         status: what to show beside it, such as "loss 0.412"; may be empty.
     """
 
@@ -49,19 +49,20 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Called as a long piece of work goes on: `print`, a progress bar, a notebook's widget."""
+"""Called while a long piece of work advances: `print`, a progress bar, a notebook's widget."""
 
 Tell = Callable[[str], None]
-"""Called with a sentence for people: what was decided for them, or how a run is doing."""
+"""Called with a sentence for the user: a decision made on their behalf, or how a run is doing."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image with its label.
 
-    image: uint8 [3,H,W], RGB, 0-255.
-    label: uint8 [H,W], train ids 0..C-1 or IGNORE_INDEX.
-    name: identifies the image inside its dataset, with sub-folders, without extension ("city/frame_0001").
+    Attributes:
+        image: uint8 [3,H,W], RGB, 0-255.
+        label: uint8 [H,W], train ids 0..C-1 or IGNORE_INDEX.
+        name: of the image within its dataset, with sub-folders and without extension ("city/frame_0001").
     """
 
     image: Tensor
@@ -73,7 +74,10 @@ class Sample:
 class Batch:
     """Samples of one size.
 
-    image: uint8 [N,3,H,W], RGB; label: int64 [N,H,W]; names: N strings.
+    Attributes:
+        image: uint8 [N,3,H,W], RGB, 0-255.
+        label: int64 [N,H,W], train ids 0..C-1 or IGNORE_INDEX.
+        names: of the N samples.
     """
 
     image: Tensor
@@ -86,7 +90,7 @@ class LabelSpace:
     """The classes of a dataset or model: one name and one RGB colour (0-255) per train id.
 
     Raises:
-        UserError: no class, more than 255, a name twice, or another number of colours than names.
+        UserError: no class, more than 255, a repeated name, or another number of colours than names.
     """
 
     names: tuple[str, ...]
@@ -106,7 +110,7 @@ class LabelSpace:
 
     @classmethod
     def of_size(cls, num_classes: int) -> LabelSpace:
-        """Names "class 0".. and the VOC colours, for when nothing else is known."""
+        """The names "class 0", "class 1", ... and the VOC colours, where nothing else is known."""
         return cls(tuple(f"class {i}" for i in range(num_classes)), voc_palette(num_classes))
 
 
@@ -124,7 +128,7 @@ def voc_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
 
 
 class Dataset(Protocol):
-    """Anything indexable that yields samples; sizes may differ from sample to sample."""
+    """Anything indexable that gives samples, whose sizes may differ."""
 
     labels: LabelSpace
 
@@ -135,9 +139,12 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network's weights want their input: (channels - mean) / std on the 0-255 scale.
+    """How a network's weights expect their input: (channels - mean) / std on the 0-255 scale.
 
-    mean, std: one value per channel **in the order the network reads**, so BGR first where `bgr` is set.
+    Attributes:
+        mean: one value per channel, in the order in which the network reads them: blue first where `bgr` is set.
+        std: likewise.
+        bgr: whether the network reads blue, green, red instead of red, green, blue.
     """
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -149,8 +156,10 @@ class Preprocess:
 class ConfidenceBin:
     """The pixels whose predicted class has a probability in one interval.
 
-    pixels: how many they are. confidence: mean probability of the predicted class, accuracy: share of them that is
-    right; both 0..1, None without a pixel.
+    Attributes:
+        pixels: their number.
+        confidence: mean probability of the predicted class, 0 to 1; None without pixels.
+        accuracy: fraction of them that are right, 0 to 1; None without pixels.
     """
 
     pixels: int
@@ -160,11 +169,11 @@ class ConfidenceBin:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found, at dataset level: every number comes from counts over all images.
+    """The result of an evaluation of a whole dataset: every number comes from counts over all images.
 
-    All scores are in 0..1. A class that is neither in truth nor in prediction has IoU None and is left out
-    of the means; `num_classes_counted` says how many were counted. ece (expected calibration error) and reliability
-    (its bins, of equal width from 0 to 1) are None unless asked for.
+    All scores are from 0 to 1. A class that is neither in the truth nor in a prediction has IoU None and is left out of
+    the means; `num_classes_counted` is the number of the others. ece (expected calibration error) and reliability (its
+    bins, of equal width from 0 to 1) are None unless requested.
     """
 
     miou: float

@@ -12,10 +12,10 @@ from degrid.cli.options import parse_size
 def info(
     model: Annotated[str, typer.Argument(help="A model folder, run folder, recipe name or run.json.")],
     size: Annotated[str, typer.Option(help="Image size for the multiply-adds, HEIGHTxWIDTH.")] = "512x512",
-    classes: Annotated[int, typer.Option(help="Number of classes, where the model does not say it.")] = 21,
+    classes: Annotated[int, typer.Option(help="Number of classes of a recipe's network.")] = 21,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Layers, rates, parameters, multiply-adds, and what is smoothed.
+    """Layers, rates, parameters and multiply-adds of a network, and which layers are smoothed.
 
     \b
     degrid info runs/my_photos

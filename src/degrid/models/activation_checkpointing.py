@@ -1,4 +1,4 @@
-"""Memory of training: residual blocks that keep their input only, and compute the rest again when it is needed."""
+"""Activation checkpointing: residual blocks keep only their input in training, and run again for the gradient."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Let every block of the network keep its input only, and run it again in the backward pass; in place.
+    """Let every block of the network keep only its input, and run again in the backward pass; in place.
 
-    Outputs, gradients, dropout masks and statistics of batch norm are what they were; names in the state dict stay. It
-    costs one more forward pass of the blocks, about a third of a step, and saves most of the activations.
+    Outputs, gradients, dropout masks, batch norm statistics and names in the state dict stay the same. Most activations
+    need no memory; the second forward pass of the blocks makes a training step about a third longer.
 
-    A block is a module of two or more convolutions or linear layers that stands in a row of modules, or beside another
-    of its class, and holds no block itself: a residual unit of any encoder. Blocks with hooks on their inner modules
-    stay as they are, since the hooks would run twice.
+    A block is a module of at least two convolutions or linear layers that contains no block itself and stands in a
+    container such as nn.Sequential, or beside another module of its class: a residual unit of any encoder. Blocks with
+    hooks on their inner modules are left alone, since the hooks would run twice.
 
     Returns:
         The number of blocks.
@@ -47,11 +47,13 @@ def checkpoint_activations(model: nn.Module) -> int:
 
 
 def recomputed(owner: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """What `function` gives, without keeping what it takes on the way: that is computed again for the gradient.
+    """The function's result, without its intermediate results, which are computed again for the gradient.
 
     Args:
-        owner: the module whose layers the function runs; its batch norms count the batch once.
+        owner: the module whose layers the function runs; its batch norms count the batch only once.
         function: of tensors.
+        args: its arguments.
+        kwargs: its keyword arguments.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -65,7 +67,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}  # a set that keeps the order
 
     def visit(module: nn.Module) -> bool:
-        """Note the blocks inside; whether there are any."""
+        """Collect the blocks inside; True if there are any."""
         children = list(module.children())
         classes = Counter(type(child) for child in children)
         any_inside = False
@@ -82,21 +84,20 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_block(module: nn.Module) -> bool:
+    if isinstance(module, (*_CONTAINERS, CheckpointedBlock)):
+        return False
     inner = [each for each in module.modules() if each is not module]
-    layers = sum(isinstance(each, nn.Conv2d | nn.Linear) for each in inner)
     hooked = any(each._forward_hooks or each._forward_pre_hooks for each in inner)
-    return (
-        layers > 1 and not isinstance(module, _CONTAINERS) and not hooked and not isinstance(module, CheckpointedBlock)
-    )
+    return not hooked and sum(isinstance(each, nn.Conv2d | nn.Linear) for each in inner) > 1
 
 
 class CheckpointedBlock(nn.Module):
-    """A block that keeps its input only and computes the rest again; see `checkpoint_activations`."""
+    """A block that keeps only its input; see `checkpoint_activations`."""
 
 
 @functools.cache
 def _checkpointed(kind: type[nn.Module]) -> Any:
-    """A subclass that forgets what it computed until the backward pass."""
+    """The subclass of a class of blocks that forgets what it computed until the backward pass."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -108,9 +109,9 @@ def _checkpointed(kind: type[nn.Module]) -> Any:
 
 @contextmanager
 def _counted_already(block: nn.Module) -> Iterator[None]:
-    """The second run of a block: its batch norms have counted this batch.
+    """For the second run of a block, whose batch norms have counted this batch already.
 
-    They normalise by its statistics as before, with a momentum of 0, which leaves the running ones exactly as they are.
+    They normalise by its statistics as before, but with a momentum of 0, which leaves the running statistics unchanged.
     """
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
     kept = [(norm, norm.momentum, norm._buffers.get("num_batches_tracked")) for norm in norms]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from degrid.resize import resize
 
-# Rates of v3's ASPP where features have stride 16 (arXiv 1706.05587 section 3.3); they scale with resolution.
+# Rates of the ASPP of DeepLab v3 at output stride 16 (arXiv 1706.05587 section 3.3); they scale with the resolution.
 V3_RATES_AT_STRIDE_16 = (6, 12, 18)
 V2_RATES = (6, 12, 18, 24)
 
@@ -19,9 +19,15 @@ V2_RATES = (6, 12, 18, 24)
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel: int, rate: int = 1, separable: bool = False, relu: bool = True
 ) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; size-keeping.
+    """Size-keeping convolution without bias, batch norm, ReLU.
 
-    separable: depthwise k x k, batch norm, ReLU, then 1x1 (v3+, arXiv 1802.02611 section 3.2). relu: with the ReLU.
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: side k.
+        rate: dilation rate.
+        separable: depthwise k x k, batch norm and ReLU, then 1x1 (DeepLab v3+, arXiv 1802.02611 section 3.2).
+        relu: False leaves out the ReLU.
     """
     padding = rate * (kernel // 2)
 
@@ -37,14 +43,14 @@ def conv_norm_relu(
 
 
 def plain_separable(in_channels: int, out_channels: int, rate: int = 1) -> nn.Sequential:
-    """3x3 depthwise, 1x1, batch norm, ReLU: nothing between the halves, as segmentation_models.pytorch has it."""
+    """3x3 depthwise, 1x1, batch norm, ReLU; nothing between the halves, as in segmentation_models.pytorch."""
     depthwise = nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False)
     nn.init.kaiming_normal_(depthwise.weight, nonlinearity="relu")
     return nn.Sequential(depthwise, *conv_norm_relu(in_channels, out_channels, 1))
 
 
 def classifier(in_channels: int, num_classes: int, kernel: int = 1, rate: int = 1) -> nn.Conv2d:
-    """The last convolution: with bias, weights from N(0, 0.01), biases 0, as in Caffe's DeepLab."""
+    """The last convolution. It has a bias; weights start from N(0, 0.01) and biases from 0, as in Caffe's DeepLab."""
     conv = nn.Conv2d(in_channels, num_classes, kernel, padding=rate * (kernel // 2), dilation=rate)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(cast(Tensor, conv.bias))
@@ -52,9 +58,9 @@ def classifier(in_channels: int, num_classes: int, kernel: int = 1, rate: int = 
 
 
 class DeepLabV2Head(nn.Module):
-    """Summed ASPP: one 3x3 classifier per rate on the last feature, added up. With one rate: LargeFOV.
+    """Summed atrous spatial pyramid pooling (ASPP): the sum of one 3x3 classifier per rate; LargeFOV with one rate.
 
-    No batch norm, no ReLU; logits at the stride of the last feature.
+    It has no batch norm and no ReLU, and gives logits at the stride of the last feature.
 
     Source: DeepLab v2 (arXiv 1606.00915) section 3.2; rates 6, 12, 18, 24 (ASPP-L) or 12 (LargeFOV).
     """
@@ -69,10 +75,10 @@ class DeepLabV2Head(nn.Module):
 
 
 class ImagePooling(nn.Module):
-    """The image's mean feature through a 1x1 convolution, spread over every position.
+    """The image's mean feature through a 1x1 convolution, at every position.
 
-    With one image in training, batch norm has a single value per channel: its deviation is 0 and says nothing, so
-    the running statistics are used instead (they are not updated by such batches).
+    In training with a single image, batch norm would see one value per channel, whose variance is 0. The running
+    statistics are used instead, and are not updated.
 
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
@@ -92,23 +98,25 @@ class ImagePooling(nn.Module):
             )
         else:
             pooled = norm(pooled)
-        # Broadcast, never interpolate: runtimes differ in how they enlarge a single pixel.
+        # Broadcast rather than interpolate: runtimes differ in how they enlarge a single pixel.
         spread = cast(Tensor, relu(pooled)).expand(-1, -1, *x.shape[-2:])
         if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=torch.channels_last):
-            # An expanded map among channels_last ones would make their concatenation slow, and its result NCHW.
+            # Concatenating an expanded map with channels_last ones is slow, and the result would not be channels_last.
             return spread.contiguous(memory_format=torch.channels_last)
         return spread
 
 
 class ASPP(nn.Module):
-    """Concatenated atrous spatial pyramid pooling: 1x1, one 3x3 per rate, image pooling; projected by a 1x1.
+    """Concatenated atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and image pooling; projected by a 1x1.
 
     Args:
-        rates: of the 3x3 branches, pixels of the feature map.
-        dropout: share of values dropped after the projection, 0 to 1.
+        in_channels: of the input.
+        channels: of every branch and of the output.
+        rates: of the 3x3 branches, in pixels of the feature map.
+        dropout: fraction of values dropped after the projection, 0 to 1.
         separable: depthwise-separable 3x3 branches.
-        relu: with ReLU after each batch norm.
-        branch: makes a 3x3 branch from its input channels, output channels and rate, instead of the usual ones.
+        relu: False leaves out the ReLU after each batch norm.
+        branch: makes a 3x3 branch from its input channels, output channels and rate, in place of `conv_norm_relu`.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
@@ -144,7 +152,10 @@ class DeepLabV3Head(nn.Module):
     """ASPP and a 1x1 classifier on the last feature; logits at its stride.
 
     Args:
-        refine: one 3x3 convolution more before the classifier, as torchvision and segmentation_models.pytorch have it.
+        aspp: on the last feature.
+        channels: of ASPP's output.
+        num_classes: of the logits.
+        refine: one more 3x3 convolution before the classifier, as in torchvision and segmentation_models.pytorch.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
@@ -160,14 +171,19 @@ class DeepLabV3Head(nn.Module):
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """ASPP, and a decoder that joins it with a fine feature; logits at the fine feature's stride, 4.
+    """ASPP, and a decoder that joins its output with a fine feature; logits at the stride of that feature, 4.
 
     Args:
+        aspp: on the last feature.
+        channels: of ASPP's output and of the decoder.
+        num_classes: of the logits.
         low_level: index of the fine feature.
-        low_level_in: its channels; reduced to `low_level_channels` by a 1x1, so that it does not outweigh ASPP.
-        after_aspp: what ASPP's result goes through before it is enlarged; by default nothing.
-        refine: from channels + low_level_channels to channels; by default two 3x3.
-        convention: how ASPP's result is enlarged, see `degrid.resize`.
+        low_level_in: its channels.
+        low_level_channels: to which a 1x1 reduces them, so that it does not outweigh ASPP.
+        separable: depthwise-separable convolutions in the decoder.
+        after_aspp: applied to ASPP's output before it is enlarged; nothing by default.
+        refine: from channels + low_level_channels to channels; two 3x3 by default.
+        convention: how ASPP's output is enlarged, see `degrid.resize`.
     Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
     """
 
@@ -197,7 +213,7 @@ class DeepLabV3PlusHead(nn.Module):
         self.classifier = classifier(channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Features, fine to coarse -> logits [N,C,h,w]."""
+        """Features, fine to coarse -> logits [N,C,H/4,W/4]."""
         fine = self.reduce(features[self.low_level])
         wide = self.after_aspp(self.aspp(features[-1]))
         wide = resize(wide, fine.shape[-2:], self.convention)

@@ -1,4 +1,4 @@
-"""What a network is made of."""
+"""A network in numbers: parameters, multiply-adds, dilated convolutions."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import copy
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from degrid.contracts import ExchangeableConv2d
+from degrid.models.encoder import Encoder
 from degrid.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
 class ConvInfo:
-    """A dilated convolution. smoothing: its operator, or None."""
+    """A dilated convolution; smoothing is the name of its operator, or None."""
 
     name: str
     kernel: tuple[int, int]
@@ -32,8 +34,19 @@ class ConvInfo:
 class ModelInfo:
     """A network in numbers.
 
-    parameters: by part: encoder, head, smoothing (counted in no other part), total.
-    multiply_adds: of one image of `size`, convolutions and matrix products.
+    Attributes:
+        network: name of the network, or the class of its head.
+        encoder: name of the encoder, or its class.
+        classes: their names.
+        output_stride: image size over the size of the encoder's last feature.
+        logit_stride: image size over the size of the logits.
+        feature_channels: of each of the encoder's features, fine to coarse.
+        feature_strides: image size over the size of each feature.
+        parameters: number of parameters of the encoder, the head and the smoothing operators, which count in neither,
+            and in total.
+        size: height and width of the image that `multiply_adds` refers to.
+        multiply_adds: of convolutions and matrix products, for one image.
+        dilated: the dilated convolutions.
     """
 
     network: str
@@ -76,39 +89,36 @@ class ModelInfo:
 
 
 def describe(model: Segmenter, size: tuple[int, int] = (512, 512)) -> ModelInfo:
-    """Count and list.
+    """Count the parameters and multiply-adds of a network, and list its dilated convolutions.
 
     Args:
-        size: height and width of the image that multiply-adds are counted for.
+        model: the network.
+        size: height and width of the image that multiply-adds are counted for, in pixels.
     """
-    smoothing = {id(p): p for name, p in model.named_parameters() if ".smoothing." in f".{name}."}
-    head = {id(p): p for p in model.head.parameters() if id(p) not in smoothing}
-    total = sum(p.numel() for p in model.parameters())
-    counts = {
-        "smoothing": sum(p.numel() for p in smoothing.values()),
-        "head": sum(p.numel() for p in head.values()),
-    }
-    parameters = {
-        "encoder": total - sum(counts.values()),
-        "head": counts["head"],
-        "smoothing": counts["smoothing"],
-        "total": total,
-    }
-    config = model.config
-    encoder = model.encoder
+    config, encoder = model.config, cast(Encoder, model.encoder)
     return ModelInfo(
-        network=getattr(config, "network", type(model.head).__name__),
-        encoder=getattr(config, "encoder", type(encoder).__name__),
+        network=type(model.head).__name__ if config is None else config.network,
+        encoder=type(encoder).__name__ if config is None else config.encoder,
         classes=model.labels.names,
         output_stride=model.output_stride,
         logit_stride=model.logit_stride,
-        feature_channels=encoder.channels,  # type: ignore[arg-type]
-        feature_strides=encoder.reductions,  # type: ignore[arg-type]
-        parameters=parameters,
+        feature_channels=encoder.channels,
+        feature_strides=encoder.reductions,
+        parameters=_parameters(model),
         size=size,
         multiply_adds=_multiply_adds(model, size),
         dilated=tuple(_dilated(model)),
     )
+
+
+def _parameters(model: Segmenter) -> dict[str, int]:
+    smoothed = [module for module in model.modules() if isinstance(module, ExchangeableConv2d)]
+    smoothing = {parameter for conv in smoothed for part in conv.children() for parameter in part.parameters()}
+    head = set(model.head.parameters()) - smoothing
+    encoder = set(model.parameters()) - head - smoothing
+    parts = {"encoder": encoder, "head": head, "smoothing": smoothing}
+    counts = {part: sum(parameter.numel() for parameter in members) for part, members in parts.items()}
+    return {**counts, "total": sum(counts.values())}
 
 
 def _dilated(model: nn.Module) -> list[ConvInfo]:
@@ -120,7 +130,7 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
             module.in_channels,
             module.out_channels,
             module.groups,
-            getattr(getattr(module, "smoothing", None), "name", None),
+            module.operator_name if isinstance(module, ExchangeableConv2d) else None,
         )
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and max(module.dilation) > 1 and max(module.kernel_size) > 1
@@ -128,7 +138,7 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
 
 
 def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
-    """Counted on a copy without data, so that nothing is computed."""
+    """Counted on a copy without data, which computes nothing."""
     hollow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hollow(torch.zeros(1, 3, *size, device="meta"))

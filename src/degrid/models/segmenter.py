@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,30 @@ from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import LabelSpace, Preprocess, UserError
 
 
+class BuiltFrom(Protocol):
+    """The settings that a network was built from, such as a `degrid.config.ModelConfig`: the names of its parts."""
+
+    @property
+    def network(self) -> str:
+        """A row of `degrid.models.NETWORKS`, or "module:function"."""
+
+    @property
+    def encoder(self) -> str:
+        """Name of the encoder; see `degrid.models.build_encoder`."""
+
+
 class Segmenter(MultiScaleNetwork):
-    """Encoder and head, with the normalisation and channel order that the encoder's weights want.
+    """Encoder and head, with the normalisation and channel order that the encoder's weights expect.
 
     Args:
-        encoder: see `Encoder`.
+        encoder: an `Encoder`.
         head: from the encoder's features to logits.
         labels: the classes of the logits.
         logit_stride: image size over logit size.
-        resize: how logits are enlarged to the image, a name in `degrid.resize.RESIZES`; also between scales.
+        resize: how logits are enlarged, to the image's size and between scales; a name in `degrid.resize.RESIZES`.
         scales: further scales of multi-scale input, such as (0.75, 0.5); the logits are the maximum over all scales.
+    Raises:
+        UserError: an unknown resize, or a scale that is not between 0 and 4.
     """
 
     mean: Tensor
@@ -51,11 +65,11 @@ class Segmenter(MultiScaleNetwork):
         self.logit_stride = logit_stride
         self.preprocess: Preprocess = cast(Encoder, encoder).preprocess
         self.scales_in_turn = False
-        """Of several scales, keep the feature maps of one at a time in training: each is computed again when its
-        gradient is due, with the same result."""
-        self.config: Any = None
-        """The settings the model was built from; set by whoever built it."""
-        # Not in the state dict: they are settings, and the weights' names stay those of encoder and head.
+        """In training, keep the feature maps of one scale at a time, and compute each again for its gradient; the
+        result is the same."""
+        self.config: BuiltFrom | None = None
+        """The settings that the network was built from, if any."""
+        # Not in the state dict, since they are settings: all names in it belong to encoder and head.
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).reshape(1, 3, 1, 1), persistent=False)
 

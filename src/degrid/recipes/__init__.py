@@ -1,4 +1,4 @@
-"""Complete settings of published or proven experiments: a recipe is a function that returns a RunConfig."""
+"""Recipes: functions that return the complete settings of an experiment, published or proven here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from degrid import config
 from degrid.lookup import lookup
-from degrid.recipes import camvid, deeplab_v2, deeplab_v3, folder, synthetic
+from degrid.recipes import deeplab_v2, deeplab_v3, deeplab_v3plus
 from degrid.types import UserError
 
 RECIPES: dict[str, Callable[..., config.RunConfig]] = {
-    "folder": folder.folder,
-    "synthetic": synthetic.synthetic,
-    "camvid": camvid.camvid,
+    "folder": deeplab_v3plus.folder,
+    "synthetic": deeplab_v3plus.synthetic,
+    "camvid": deeplab_v3plus.camvid,
     "deeplabv2_voc12": deeplab_v2.deeplabv2_voc12,
     "deeplabv3_voc12": deeplab_v3.deeplabv3_voc12,
     "deeplabv3_voc12_stage2": deeplab_v3.deeplabv3_voc12_stage2,
@@ -33,12 +33,13 @@ RECIPES: dict[str, Callable[..., config.RunConfig]] = {
 
 
 def load(name: str, compat: bool = False) -> config.RunConfig:
-    """A recipe by name, "module:function" of the user's own, or the config in a run.json or other JSON file.
+    """The settings of a recipe.
 
     Args:
-        compat: as the original's code does it, where a recipe has that; it is a function with an argument `compat`.
+        name: a row of RECIPES, "module:function" of the user's own, or a run.json or other JSON file of settings.
+        compat: follow the original code rather than the paper; for recipes with a parameter `compat`.
     Raises:
-        UserError: neither a recipe nor a file; settings that do not exist; or compat for a recipe without it.
+        UserError: neither a recipe nor a file, unknown settings, or compat for a recipe without it.
     """
     path = Path(name)
     if name not in RECIPES and (path.suffix == ".json" or path.is_file()):
@@ -51,7 +52,7 @@ def load(name: str, compat: bool = False) -> config.RunConfig:
     make = lookup(RECIPES, name, "recipe")
     if compat and "compat" not in inspect.signature(make).parameters:
         with_code = ", ".join(key for key, row in RECIPES.items() if "compat" in inspect.signature(row).parameters)
-        raise UserError(f'recipe "{name}" follows no code that it could be compatible with; these do: {with_code}')
+        raise UserError(f'recipe "{name}" does not reproduce anyone\'s code; these do: {with_code}')
     found = make(compat=True) if compat else make()
     if not isinstance(found, config.RunConfig):
         raise UserError(f'recipe "{name}" returned {type(found).__name__}; expected a degrid.config.RunConfig')

@@ -1,11 +1,12 @@
 """DeepLab v2: the paper, and the code that followed it.
 
-Every recipe wants VOC 2012 with the 10,582 images of trainaug (or Cityscapes) at --data, and weights to start from:
+Every recipe needs VOC 2012 with the 10,582 images of trainaug (or Cityscapes) as --data, and weights to start from:
 --init FOLDER for a converted segmentation model, or --set model.pretrained=FOLDER for converted ImageNet weights.
 
-With compat=true a recipe follows its system's code where that differs from what is meant: `model.legacy` (padding,
-resizing, batch norm, smoothing operators), the numbers named in its docstring and, in cyclic training, the step done
-twice at the border of cycles and the same crops in every cycle.
+The names of the codes are those of `degrid convert`: eth (Ziegler et al.), kdd (Wang & Ji), zw (zhengyang-wang), ds
+(DrSleep), is (isht7). With compat=true a recipe follows the code where that differs from the paper: `model.legacy`
+(padding, resizing, batch norm, smoothing operators), the numbers in its docstring and, in cyclic training, the repeated
+step between cycles and the same crops in every cycle.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def _voc12(
     multi_scale: bool = False,
     init_head: bool = True,
 ) -> RunConfig:
-    """What these systems share: ResNet-101 at output stride 8, summed ASPP, 20,000 steps of 10 crops.
+    """What these codes have in common: ResNet-101 at output stride 8, summed ASPP, 20,000 steps of 10 crops.
 
-    Frozen batch norm, loss at the logits' size, poly 0.9, momentum 0.9, head 10x and its biases 20x, scale 0.5 to 1.5,
-    flip.
+    Batch norm is frozen, the loss at the logits' size, the schedule poly 0.9, momentum 0.9, the learning rate 10x for
+    the head and 20x for its biases; images are scaled by 0.5 to 1.5 and flipped.
 
     Source: DeepLab v2 (arXiv 1606.00915) sections 4.1 and 4.1.2.
     """
@@ -61,7 +62,7 @@ def _voc12(
 def deeplabv2_voc12() -> RunConfig:
     """DeepLab v2 with multi-scale input on VOC 2012: 76.35 val mIoU from MS-COCO weights (table 4).
 
-    Source: arXiv 1606.00915, section 4.1; resizing between scales as Caffe's Interp.
+    Source: arXiv 1606.00915, section 4.1; scales are resized as by Caffe's Interp layer.
     Command: degrid train deeplabv2_voc12 --data VOC2012 --init INIT
     """
     run = _voc12("deeplabv2_voc12", False, multi_scale=True)
@@ -71,8 +72,8 @@ def deeplabv2_voc12() -> RunConfig:
 def eth_voc12(compat: bool = False) -> RunConfig:
     """Ziegler et al.: average filter before the dilated convolutions, learning rate 0.002, weight decay 1e-4.
 
-    Ten cycles of 2000 steps and a validation (its train_test). Only the encoder is started from the given model. Time
-    there: 24 h on a GTX 1080 Ti.
+    Ten cycles of 2000 steps and a validation (its train_test). Only the encoder starts from the given model. The
+    authors report 24 h on a GTX 1080 Ti.
     Source: arXiv 1903.07992; setup.sh and main.py of its code.
     Command: degrid train eth_voc12 --data VOC2012 --init INIT [--operator ssc] [--set compat=true]
     """
@@ -81,7 +82,7 @@ def eth_voc12(compat: bool = False) -> RunConfig:
 
 
 def eth_cityscapes(compat: bool = False) -> RunConfig:
-    """Ziegler et al. on Cityscapes: 3 crops of 719, learning rate 1e-4, 80,000 steps. 92 h on a GTX 1080 Ti.
+    """Ziegler et al. on Cityscapes: 3 crops of 719, learning rate 1e-4, 80,000 steps; 92 h on a GTX 1080 Ti.
 
     Source: arXiv 1903.07992; setup.sh of its code.
     Command: degrid train eth_cityscapes --data cityscapes --init INIT
@@ -114,7 +115,7 @@ def zw_voc12(compat: bool = False) -> RunConfig:
 
 
 def zw_voc12_msc(compat: bool = False) -> RunConfig:
-    """The same with multi-scale input: losses at 1, 0.75, 0.5 and of their maximum, 10 accumulated images a step.
+    """`zw_voc12` with multi-scale input: losses at 1, 0.75, 0.5 and of their maximum, 10 accumulated images a step.
 
     Command: degrid train zw_voc12_msc --data VOC2012 --init INIT
     """
@@ -122,7 +123,7 @@ def zw_voc12_msc(compat: bool = False) -> RunConfig:
 
 
 def ds_voc12(compat: bool = False) -> RunConfig:
-    """DrSleep/tensorflow-deeplab-resnet. Its code (compat=true) neither scales nor flips unless asked to.
+    """DrSleep/tensorflow-deeplab-resnet. By default its code (compat=true) neither scales nor flips.
 
     Command: degrid train ds_voc12 --data VOC2012 --init INIT
     """
@@ -135,8 +136,8 @@ def ds_voc12(compat: bool = False) -> RunConfig:
 def is_voc12_msc(compat: bool = False) -> RunConfig:
     """isht7/pytorch-deeplab-resnet, multi-scale: 72.4 val mIoU (data-set level) of its published weights.
 
-    Meant: Caffe's protocol. Its code (compat=true): a tenth of the updates, biases at 10x, weight decay on everything
-    and no momentum between updates.
+    It means to follow Caffe's protocol. Its code (compat=true) makes a tenth of the updates, with biases at 10x, weight
+    decay on everything and no momentum between updates.
     Command: degrid train is_voc12_msc --data VOC2012 --init INIT
     """
     run = deeplabv2_voc12()

@@ -1,6 +1,6 @@
-"""DeepLab v3 and v3+: the papers, and two TensorFlow re-implementations.
+"""DeepLab v3 and v3+: the papers, and two TensorFlow re-implementations, nd (NanqingD) and st (sthalles).
 
-VOC 2012 with trainaug (or Cityscapes) at --data. compat=true: see `deeplab_v2`.
+Every recipe needs VOC 2012 with trainaug (or Cityscapes) as --data. compat=true: see `degrid.recipes.deeplab_v2`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.
 def deeplabv3_voc12() -> RunConfig:
     """DeepLab v3 in two stages: output stride 16 with trained batch norm, then stride 8 with frozen batch norm.
 
-    The first: 30,000 steps of 16 crops, 77.21 val mIoU; the second follows by itself, see `deeplabv3_voc12_stage2`.
+    The first has 30,000 steps of 16 crops: 77.21 val mIoU. `deeplabv3_voc12_stage2` follows automatically.
     Source: arXiv 1706.05587, section 4 and table 5; weight decay from its authors' code (1e-4 for ResNets).
     Command: degrid train deeplabv3_voc12 --data VOC2012; the first stage alone: --set then=
     """
@@ -39,10 +39,10 @@ def _voc12(name: str) -> RunConfig:
 
 
 def deeplabv3_voc12_stage2() -> RunConfig:
-    """DeepLab v3, second stage: from the first, output stride 8, batch norm frozen, learning rate 0.001, trainval.
+    """DeepLab v3, second stage, from the first: output stride 8, batch norm frozen, learning rate 0.001, trainval.
 
-    78.51 val mIoU where it is trained on trainaug (table 6).
-    Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL (deeplabv3_voc12 goes on with it by itself)
+    78.51 val mIoU when trained on trainaug (table 6).
+    Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL (deeplabv3_voc12 runs it automatically)
     """
     run = _voc12("deeplabv3_voc12_stage2")
     return dataclasses.replace(
@@ -55,7 +55,7 @@ def deeplabv3_voc12_stage2() -> RunConfig:
 
 
 def deeplabv3_cityscapes() -> RunConfig:
-    """DeepLab v3 on Cityscapes: 90,000 steps of crops of 769, whole images in evaluation: 77.23 val mIoU.
+    """DeepLab v3 on Cityscapes: 90,000 steps on crops of 769, evaluated on whole images: 77.23 val mIoU.
 
     Source: arXiv 1706.05587, section A and table 12.
     Command: degrid train deeplabv3_cityscapes --data cityscapes
@@ -107,9 +107,9 @@ def nd_voc12(compat: bool = False) -> RunConfig:
 def st_voc12(compat: bool = False) -> RunConfig:
     """sthalles/deeplab_v3: Adam at a constant 1e-5, colour distortion: about 74 by its per-image metric.
 
-    Its training never ends by itself; 100,000 steps are ours. compat=true: no weight decay (its regulariser is never
-    added to the loss), features before the last batch norm, a head without ReLU, TensorFlow's padding and resizing,
-    crops from the middle of the image.
+    Its training never ends; the 100,000 steps are degrid's choice. compat=true: no weight decay (its regulariser is
+    never added to the loss), features before the last batch norm, a head without ReLU, TensorFlow's padding and
+    resizing, and crops from the middle of the image.
     Command: degrid train st_voc12 --data VOC2012 --set model.pretrained=FOLDER (a converted resnet_v2_50.ckpt)
     """
     return RunConfig(

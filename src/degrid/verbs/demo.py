@@ -16,7 +16,7 @@ from degrid.engine.evaluation.evaluate import evaluate
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.training.log import read_metrics
 from degrid.model_folder import load
-from degrid.recipes.synthetic import synthetic
+from degrid.recipes.deeplab_v3plus import synthetic
 from degrid.types import Dataset, OnProgress, Progress, Sample, Tell
 from degrid.verbs.run import run
 

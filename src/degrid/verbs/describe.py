@@ -1,4 +1,4 @@
-"""What a model, or the network of a recipe, is made of."""
+"""A model, or the network of a recipe, in numbers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from degrid.types import LabelSpace
 def describe(
     model: Segmenter | str | os.PathLike[str], *, size: tuple[int, int] = (512, 512), num_classes: int = 21
 ) -> ModelInfo:
-    """Layers, rates, parameters, multiply-adds, and what is smoothed.
+    """Layers, rates, parameters, multiply-adds, and which layers are smoothed; as `degrid info`.
 
     Args:
-        model: a network, a model folder, a run folder, or the name of a recipe or run.json, whose network is built.
+        model: a network, a model folder or a run folder; or a recipe or run.json, whose network is built.
         size: height and width of the image that the multiply-adds are counted for, in pixels.
-        num_classes: number of classes, where the model does not say it.
+        num_classes: number of classes of a recipe's network.
     Raises:
         UserError: no such model or recipe.
     """

@@ -1,0 +1,37 @@
+"""degrid.describe from Python: the same numbers as the command."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import degrid
+from degrid.cli import app
+
+
+def test_describe_gives_what_the_command_prints(tmp_path):
+    model = degrid.deeplabv3("timm:resnet10t", 3, operator="ssc", channels=8)
+    degrid.save(model, tmp_path / "model")
+    found = degrid.describe(tmp_path / "model", size=(64, 96))
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "model"), "--size", "64x96", "--json"])
+    assert json.loads(result.output) == found.to_dict()
+    assert degrid.describe(model, size=(64, 96)) == found
+
+
+def test_describe_builds_the_network_of_a_recipe():
+    found = degrid.describe("synthetic", num_classes=5, size=(64, 64))
+    assert (found.network, found.encoder, len(found.classes)) == ("deeplabv3plus", "timm:resnet10t", 5)
+    with pytest.raises(degrid.UserError, match='unknown recipe "sinthetic"'):
+        degrid.describe("sinthetic")
+
+
+def test_parameters_of_smoothing_are_known_by_their_layers():
+    """Not by a name: a head may have a part called smoothing."""
+    model = degrid.deeplabv3("timm:resnet10t", 3, operator="ssc", channels=8)
+    plain = degrid.deeplabv3("timm:resnet10t", 3, channels=8)
+    smoothed, regular = (degrid.describe(each, size=(32, 32)) for each in (model, plain))
+    assert smoothed.parameters["smoothing"] > 0
+    assert smoothed.parameters["encoder"] == regular.parameters["encoder"]
+    plain.head.add_module("smoothing", plain.head.classifier)
+    assert degrid.describe(plain, size=(32, 32)).parameters == regular.parameters
+    assert {conv.smoothing for conv in smoothed.dilated} == {"ssc", None}
