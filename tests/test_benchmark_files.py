@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import degrid
 from degrid.cli import app
 from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_cityscapes, prepare_voc
-from degrid.data.formats.benchmarks import CITYSCAPES, CITYSCAPES_RAW, VOC
+from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_RAW
+from degrid.data.formats.voc import VOC
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 from degrid.verbs.benchmark_files import CityscapesFiles, VocFiles
 

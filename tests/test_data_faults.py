@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from degrid.data import check_data, check_dataset, notes_of, open_dataset
+from degrid.data import check_data, check_promises, notes_of, open_dataset
 from degrid.data.formats.masks import MaskRule, read_mask
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
@@ -36,7 +36,7 @@ def root(tmp_path):
 
 
 def names(root, split="train"):
-    return [pair.name for pair in open_dataset(root, split).pairs]
+    return [pair.name for pair in open_dataset(root, split).sources]
 
 
 # ---- text files ---------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_list_of_any_name_far_from_its_data(tmp_path):
     train = open_dataset(lists / "mine.txt", root=tmp_path / "data")
     val = open_dataset(lists / "mine.txt", "val", root=tmp_path / "data")
     assert [train[0].name, val[0].name] == ["images/a", "images/b"]
-    with pytest.raises(UserError, match='has no split "test"; it has: val, train'):
+    with pytest.raises(UserError, match='has no split "test"; it has: train, val'):
         open_dataset(lists / "mine.txt", "test", root=tmp_path / "data")
 
 
@@ -316,7 +316,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
 
 def test_check_of_datasets_without_files(tmp_path, monkeypatch):
     calls = []
-    report = check_data("synthetic:2", lambda done, total: calls.append((done, total)))
+    report = check_data("synthetic:2", lambda p: calls.append((p.done, p.total)))
     assert report.ok
     assert {split: found.num_images for split, found in report.splits.items()} == {"train": 2, "val": 2, "test": 2}
     assert sum(report.splits["val"].class_pixels) + report.splits["val"].void_pixels == 2 * 144 * 192
@@ -345,7 +345,7 @@ def test_a_name_is_part_of_the_promise():
     image, label = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
     for bad in ("", 3):
         with pytest.raises(UserError, match="name must be a word that is not empty"):
-            check_dataset(Set([Sample(image, label, bad)]))
+            check_promises(Set([Sample(image, label, bad)]))
 
 
 @pytest.mark.parametrize("name", ["synthetic:0", "synthetic:many", "synthetic:"])

@@ -411,7 +411,7 @@ def test_through_the_command_line(tmp_path):
 def test_class_pixels_counts_every_sample():
     scenes = SyntheticScenes("train", 4, (64, 80))
     seen = []
-    report = class_pixels(scenes, lambda done, total: seen.append((done, total)))
+    report = class_pixels(scenes, lambda p: seen.append((p.done, p.total)))
     labels = [scenes[k].label for k in range(4)]
     assert report.class_pixels == [sum(int((label == c).sum()) for label in labels) for c in range(len(scenes.labels))]
     assert report.class_images == [sum(int((label == c).any()) for label in labels) for c in range(len(scenes.labels))]

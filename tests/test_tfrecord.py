@@ -17,20 +17,20 @@ from typer.testing import CliRunner
 
 from degrid.cli import app
 from degrid.data import (
+    SourceDataset,
     SyntheticScenes,
-    TFRecordDataset,
     TrainTransform,
     check_data,
-    check_dataset,
+    check_promises,
     notes_of,
     open_dataset,
     training_batches,
     write_tfrecord,
 )
 from degrid.data.formats.masks import MaskRule
-from degrid.data.tfrecord.dataset import read_record
+from degrid.data.tfrecord.format import is_record_file, sources_in
 from degrid.data.tfrecord.records import encode_example, framed, records_in
-from degrid.data.tfrecord.shards import is_record_file
+from degrid.data.tfrecord.source import RecordSource
 from degrid.types import IGNORE_INDEX, ConversionError, LabelSpace, Sample, UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "tfrecord"
@@ -75,7 +75,7 @@ def put(file, *examples):
 
 
 def read(file, labels=FOUR):
-    dataset = TFRecordDataset([file], labels, MaskRule.plain(labels))
+    dataset = SourceDataset([*sources_in([file])], labels, MaskRule.plain(labels))
     return [dataset[index] for index in range(len(dataset))]
 
 
@@ -113,7 +113,7 @@ def test_files_that_tensorflow_wrote(schema):
         assert np.array_equal(sample.label.numpy(), values[f"label{k}"])
         assert (sample.label[0] == IGNORE_INDEX).all()
         assert sample.name == (f"img{k}" if schema == "encoded" else f"raw_schema_0000{k}")
-    check_dataset(dataset)
+    check_promises(dataset)
 
 
 def test_label_pictures_keep_their_values(tmp_path):
@@ -199,14 +199,14 @@ def test_a_written_record_byte_by_byte(tmp_path):
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_round_trip(tmp_path, schema):
     calls = []
-    write_tfrecord(samples(), tmp_path / "x.tfrecord", schema, lambda *done: calls.append(done))
+    write_tfrecord(samples(), tmp_path / "x.tfrecord", schema, lambda p: calls.append((p.done, p.total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     for k, (expected, found) in enumerate(zip(samples(), read(tmp_path / "x.tfrecord"), strict=True)):
         assert torch.equal(found.image, expected.image)
         assert torch.equal(found.label, expected.label)
         assert found.name == (f"x_0000{k}" if schema == "raw" else expected.name)
     # And from one schema into another.
-    dataset = TFRecordDataset([tmp_path / "x.tfrecord"], FOUR, MaskRule.plain(FOUR))
+    dataset = SourceDataset([*sources_in([tmp_path / "x.tfrecord"])], FOUR, MaskRule.plain(FOUR))
     write_tfrecord(dataset, tmp_path / "y.tfrecord", "deeplab")
     assert torch.equal(read(tmp_path / "y.tfrecord")[1].image, samples()[1].image)
 
@@ -495,7 +495,7 @@ def test_any_damage_is_reported(tmp_path, good, edits, inside):
     file = tmp_path / "x.tfrecord"
     file.write_bytes(framed(edited(good[12 : 12 + length], edits)) if inside else edited(good, edits))
     try:
-        read_all = [read_record(record) for record in records_in(file)]
+        read_all = [RecordSource(record).read() for record in records_in(file)]
     except ConversionError as error:
         message = str(error)
     else:

@@ -12,7 +12,7 @@ from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Sample, Scores, UserEr
 from degrid.version import VERSION
 
 if TYPE_CHECKING:
-    from degrid.data import open_dataset
+    from degrid.data import check_data, open_dataset
     from degrid.engine.evaluation.evaluate import evaluate
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
@@ -36,6 +36,7 @@ _HOME = {
     "load": "degrid.model_folder",
     "save": "degrid.model_folder",
     "open_dataset": "degrid.data",
+    "check_data": "degrid.data",
     "evaluate": "degrid.engine.evaluation.evaluate",
     "InferenceOptions": "degrid.engine.inference.tta",
     "Predictor": "degrid.engine.inference.predictor",
@@ -64,6 +65,7 @@ __all__ = [
     "SmoothingReport",
     "Stopped",
     "UserError",
+    "check_data",
     "collect",
     "deeplabv2",
     "deeplabv3",

@@ -13,10 +13,15 @@ app = typer.Typer(
     help="Look at a dataset, prepare it, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_DATA = Annotated[
+    str,
+    typer.Argument(help="A folder, dataset.yaml, list or TFRecord file; or my_module:MyFormat=PATH of your own."),
+]
+
 
 @app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    path: _DATA,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
@@ -28,11 +33,11 @@ def check(
     """
     import json
 
-    from degrid.cli.progress import progress
-    from degrid.data import check_data
+    import degrid
+    from degrid.cli.progress import progress_bar
 
-    with progress("checking") as advance:
-        report = check_data(path, advance)
+    with progress_bar() as bar:
+        report = degrid.check_data(path, bar)
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(2)
@@ -40,11 +45,11 @@ def check(
 
 @app.command()
 def stats(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    path: _DATA,
     split: Annotated[str, typer.Option(help="Split to count.")] = "train",
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """How often each class comes, and the class weights that makes (see train.class_weights).
+    """How often each class comes, and the class weights that follow from it (see train.class_weights).
 
     Shares are of the valid pixels; "images" counts those with the class.
 
@@ -53,58 +58,17 @@ def stats(
     """
     import json
 
-    from degrid.cli.progress import progress
-    from degrid.data import open_dataset
-    from degrid.data.inspection.stats import class_pixels
+    from degrid.cli.progress import progress_bar
+    from degrid.verbs.statistics import class_statistics
 
-    dataset = open_dataset(path, split)
-    with progress("counting") as advance:
-        report = class_pixels(dataset, advance)
-    rows = _class_rows(dataset.labels.names, report.class_pixels, report.class_images)
-    if json_output:
-        found = {"split": split, "num_images": report.num_images, "void_pixels": report.void_pixels, "classes": rows}
-        print(json.dumps(found, indent=2))
-        return
-    print(f"{path}, {split}: {report.num_images} images, {report.void_pixels} void pixels")
-    width = max(len(name) for name in (*dataset.labels.names, "class"))
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    for name, *numbers in cells:
-        print(
-            f"{name:<{width}}"
-            + "".join(f"{number:>{max(10, len(key) + 2)}}" for key, number in zip(cells[0][1:], numbers, strict=True))
-        )
-
-
-def _class_rows(names: tuple[str, ...], pixels: list[int], images: list[int]) -> list[dict[str, str | int | float]]:
-    """One table row per class."""
-    import torch
-
-    from degrid.engine.training.losses import CLASS_WEIGHTS, median_frequency_weights
-
-    weights = {
-        kind: median_frequency_weights(torch.tensor(pixels), power).tolist()
-        for kind, power in CLASS_WEIGHTS.items()
-        if kind != "none"
-    }
-    return [
-        {
-            "class": name,
-            "pixels": pixels[index],
-            "share": pixels[index] / max(1, sum(pixels)),
-            "images": images[index],
-            **{kind: numbers[index] for kind, numbers in weights.items()},
-        }
-        for index, name in enumerate(names)
-    ]
-
-
-def _cell(value: str | int | float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    with progress_bar() as bar:
+        found = class_statistics(path, split, bar)
+    print(json.dumps(found.to_dict(), indent=2) if json_output else found)
 
 
 @app.command()
 def preview(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    path: _DATA,
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write.")] = Path("preview.png"),
     split: Annotated[str, typer.Option(help="Split to show.")] = "train",
     num: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 12,
@@ -122,7 +86,7 @@ def preview(
 
 @app.command()
 def export(
-    path: Annotated[str, typer.Argument(help="A folder, dataset.yaml, list or TFRecord file.")],
+    path: _DATA,
     out: Annotated[Path, typer.Option("-o", "--out", help="TFRecord file to write, such as voc_train.tfrecord.")],
     split: Annotated[str, typer.Option(help="Split to write.")] = "train",
     record_format: Annotated[
@@ -142,14 +106,14 @@ def export(
     degrid data export my_photos -o records/photos_train.tfrecord
     degrid data export my_photos -o records/photos_val.tfrecord --split val --format deeplab
     """
-    from degrid.cli.progress import progress
+    from degrid.cli.progress import progress_bar
     from degrid.data import open_dataset, write_tfrecord
     from degrid.data.formats.classes import table_in, write_class_table
 
     dataset = open_dataset(path, split)
     table_in(out.parent, dataset.labels)  # before the long work, since the records would be read with that table
-    with progress("writing") as advance:
-        write_tfrecord(dataset, out, record_format, advance)
+    with progress_bar() as bar:
+        write_tfrecord(dataset, out, record_format, bar)
     classes = write_class_table(out.parent, dataset.labels)
     print(f"records: {out} ({len(dataset)} images); classes: {classes}")
 

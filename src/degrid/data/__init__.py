@@ -1,14 +1,17 @@
-"""Images and labels: datasets, the checker, transforms, the loader, and the built-in scenes."""
+"""Images and labels: datasets and their formats, the checker, transforms, the loader, and the built-in scenes."""
 
-from degrid.data.dataset import PairDataset, notes_of, open_dataset
-from degrid.data.formats.benchmarks import CITYSCAPES, CITYSCAPES_LABEL_IDS, VOC
+from degrid.data.dataset import SourceDataset, notes_of, open_dataset
+from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_LABEL_IDS
 from degrid.data.formats.classes import class_table
+from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.source import FunctionSource, LazySources, Source
+from degrid.data.formats.voc import VOC
 from degrid.data.inspection.check import DataReport, check_data
-from degrid.data.inspection.contract import check_dataset
 from degrid.data.inspection.preview import write_preview
+from degrid.data.inspection.promises import check_promises
 from degrid.data.prepare.voc import prepare_cityscapes, prepare_voc
 from degrid.data.synthetic import SyntheticScenes
-from degrid.data.tfrecord.dataset import TFRecordDataset
 from degrid.data.tfrecord.write import write_tfrecord
 from degrid.data.training.loader import collate, training_batches
 from degrid.data.training.transforms import TrainTransform
@@ -17,13 +20,18 @@ __all__ = [
     "CITYSCAPES",
     "CITYSCAPES_LABEL_IDS",
     "VOC",
+    "DataFormat",
     "DataReport",
-    "PairDataset",
+    "FunctionSource",
+    "Layout",
+    "LazySources",
+    "MaskRule",
+    "Source",
+    "SourceDataset",
     "SyntheticScenes",
-    "TFRecordDataset",
     "TrainTransform",
     "check_data",
-    "check_dataset",
+    "check_promises",
     "class_table",
     "collate",
     "notes_of",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
-from degrid.data.formats.layouts import pairs_by_name, recognise
+from degrid.data.formats.folder import pairs_by_name
+from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import Layout, Pair, is_pair_list, pair_up, read_list, read_text
+from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, read_text
 from degrid.lookup import did_you_mean
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -21,23 +23,74 @@ _ALIASES = {
     "ignore_classes": "void",
     "root": "path",
 }
-_KEYS = ("path", "train", "val", "test", "masks", "classes", "void", "ids")
+_KEYS = ("path", "format", "train", "val", "test", "masks", "classes", "void", "ids")
 _IGNORED = ("nc", "download")
 
 
-def read_description(file: Path) -> Layout:
-    """Read a dataset.yaml.
+class Description(DataFormat):
+    """A dataset.yaml, given itself or in the folder that is given.
 
-    Keys: path (the root, relative to the file), train, val, test (a folder of images, a list file of "/image /mask" or
-    of names, or {images, masks}),
+    Keys: path (the root, relative to the file), format (a row of `degrid.data.formats.table`, or "module:Format" of
+    your own), train, val, test (a folder of images, a list file of "/image /mask" or of names, or {images, masks}),
     masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
-    or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder's own layout is used.
-
-    Raises:
-        UserError: not YAML, an unknown key, or values of another form.
+    or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder is recognised, or read in
+    the format.
     """
-    if not file.is_file():
-        raise UserError(f"no dataset description at {file}")
+
+    wanted: ClassVar[str] = "dataset.yaml"
+
+    @property
+    def _file(self) -> Path | None:
+        if self.path.suffix in (".yaml", ".yml"):
+            return self.path
+        files = (self.path / "dataset.yaml", self.path / "dataset.yml")
+        return next((file for file in files if file.exists()), None)
+
+    def reason(self) -> str:
+        """See `DataFormat`."""
+        return self._file.name if self._file else ""
+
+    def layout(self) -> Layout:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: not YAML, an unknown key, or values of another form.
+        """
+        file = self._file
+        assert file
+        given = _read(file)
+        root = file.parent / str(given.get("path", "."))
+        if not root.is_dir():
+            raise UserError(f"{file}: path {root} is not a folder")
+        splits, orphans = {}, []
+        for split in ("train", "val", "test"):
+            if given.get(split):
+                splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
+                orphans += lost
+        layout = Layout(root, splits, orphans=orphans)
+        if not splits:
+            layout = _inside(given, root, file)
+        elif "format" in given:
+            raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
+        elif not any(splits.values()):
+            raise UserError(f"{file}: {', '.join(splits)}: no image there")
+        if "classes" in given:
+            layout.labels, layout.rule = _classes(given, file)
+        elif "ids" in given or "void" in given:
+            raise UserError(f"{file}: ids and void need classes beside them")
+        return layout
+
+
+def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
+    """What the folder holds that a description without splits points to."""
+    from degrid.data.formats.table import read_as, recognise  # the table has a row for this class, too
+
+    layout = read_as(str(given["format"]), root) if "format" in given else recognise(root, inside=True)
+    return dataclasses.replace(layout, reason=f"{file.name}, {layout.reason}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The values by key, with the words of other toolkits translated."""
     try:
         values = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
@@ -53,24 +106,11 @@ def read_description(file: Path) -> Layout:
         if key in given:
             raise UserError(f'{file}: "{written}" is another word for "{key}", which is there already; keep one')
         given[key] = value
-    root = file.parent / str(given.get("path", "."))
-    if not root.is_dir():
-        raise UserError(f"{file}: path {root} is not a folder")
-    layout = Layout("dataset.yaml", root, {})
-    for split in ("train", "val", "test"):
-        if given.get(split):
-            layout.splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
-            layout.orphans += lost
-    if not layout.splits:
-        layout = recognise(root)
-    if "classes" in given:
-        layout.labels, layout.rule = _classes(given, file)
-    elif "ids" in given or "void" in given:
-        raise UserError(f"{file}: ids and void need classes beside them")
-    return layout
+    return given
 
 
 def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[list[Pair], list[Path]]:
+    """The pairs of a split, and the masks without an image."""
     if isinstance(value, dict) and set(value) == {"images", "masks"}:
         return pair_up(_folder(root, value["images"], file), _folder(root, value["masks"], file))
     if not isinstance(value, str):
@@ -79,6 +119,10 @@ def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[
         by_name = (root / value).is_file() and not is_pair_list(root / value)
         pairs = pairs_by_name(root, root / value) if by_name else None
         return (read_list(root / value, root) if pairs is None else pairs), []
+    return _pairs_of_folder(value, root, masks, file, split)
+
+
+def _pairs_of_folder(value: str, root: Path, masks: Any, file: Path, split: str) -> tuple[list[Pair], list[Path]]:
     images = _folder(root, value, file)
     if masks is not None:
         # masks/train beside images/train, or one folder for all splits.
@@ -121,28 +165,28 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
             raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
         ids |= dict.fromkeys(raw, train)
     labels = LabelSpace(tuple(names), tuple(colors))
-    rule = MaskRule.plain(labels)
-    mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX}
-    table = given.get("ids") or {}
+    void = [] if given.get("void") is None else _listed(given["void"])
+    void_ids = {value: IGNORE_INDEX for value in void if _is_id(value)}
+    void_colors = {_color(value, file): IGNORE_INDEX for value in void if not _is_id(value)}
+    mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX, **_id_table(given.get("ids") or {}, len(labels), file), **void_ids}
+    return labels, MaskRule(mapped, {**MaskRule.plain(labels).colors, **void_colors})
+
+
+def _id_table(table: Any, num_classes: int, file: Path) -> dict[int, int]:
+    """Raw id -> train id or IGNORE_INDEX."""
     if not isinstance(table, dict):
         raise UserError(
             f"{file}: ids must be a table from raw ids to classes, such as {{7: 0, 19: void}}; got {table!r}"
         )
+    mapped = {}
     for raw, train in table.items():
         is_void = train in ("void", "ignore", "ignore_label", IGNORE_INDEX, -1)
-        if not _is_id(raw) or not (is_void or (_is_id(train) and 0 <= train < len(labels))):
+        if not _is_id(raw) or not (is_void or (_is_id(train) and 0 <= train < num_classes)):
             raise UserError(
-                f"{file}: ids: {raw}: {train}: expected a raw id and a class 0 to {len(labels) - 1} or void"
+                f"{file}: ids: {raw}: {train}: expected a raw id and a class 0 to {num_classes - 1} or void"
             )
         mapped[raw] = IGNORE_INDEX if is_void else train
-    colors_rule: dict[Color, int] = dict(rule.colors)
-    void = given.get("void")
-    for value in [] if void is None else _listed(void):
-        if _is_id(value):
-            mapped[value] = IGNORE_INDEX
-        else:
-            colors_rule[_color(value, file)] = IGNORE_INDEX
-    return labels, MaskRule(mapped, colors_rule)
+    return mapped
 
 
 def _listed(value: Any) -> list[Any]:

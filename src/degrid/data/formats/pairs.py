@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from degrid.data.formats.masks import MaskRule
-from degrid.image import IMAGE_SUFFIXES
-from degrid.types import LabelSpace, UserError
+import numpy as np
+
+from degrid.data.formats.layout import SPLIT_NAMES, split_of
+from degrid.data.formats.masks import read_mask, rgb_like
+from degrid.data.formats.source import Source
+from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
+from degrid.types import UserError
 
 MASK_ENDINGS = (
     "_mask",
@@ -23,45 +28,42 @@ MASK_ENDINGS = (
     "-label",
     "_L",
 )
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-
 DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image file, its mask (None where it is missing), and its name in the dataset."""
+class Pair(Source):
+    """An image file, its mask file (None where it has none), and its name in the dataset."""
 
     name: str
     image: Path
     mask: Path | None
+    unreadable: ClassVar[str] = ""
 
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        pixels = read_jpeg(self.image)
+        return rgb_like(open_image(self.image), size or (0, 0)) if pixels is None else pixels
 
-@dataclass
-class Layout:
-    """A recognised dataset.
+    def read_label(self) -> np.ndarray:
+        """See `Source`."""
+        if self.mask is None:
+            raise UserError(f"{self.image} has no mask; degrid data check lists all such images")
+        return read_mask(self.mask)
 
-    labels: None where the masks must be scanned to find the classes; rule: None likewise.
-    orphans: masks without an image. notes: what was decided for the user, one sentence each. records: TFRecord files by
-    split, in place of pairs.
-    """
+    def places(self) -> tuple[str, str]:
+        """See `Source`."""
+        return str(self.image), str(self.mask or "")
 
-    kind: str
-    root: Path
-    splits: dict[str, list[Pair]]
-    labels: LabelSpace | None = None
-    rule: MaskRule | None = None
-    orphans: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    records: dict[str, list[Path]] = field(default_factory=dict)
+    def missing(self) -> str:
+        """See `Source`."""
+        if not self.image.exists():
+            return "image"
+        return "" if self.mask and self.mask.exists() else "label"
+
+    def image_file(self) -> bytes:
+        """See `Source`; empty where the file is not there."""
+        return self.image.read_bytes() if self.image.is_file() else b""
 
 
 def read_text(file: Path) -> str:
@@ -81,11 +83,6 @@ def read_text(file: Path) -> str:
 def read_names(file: Path) -> list[str]:
     """The lines of a list that are not empty."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
-
-
-def split_of(name: str) -> str:
-    """The split that a file or folder name stands for: "Validation" is "val"; unknown names are splits of their own."""
-    return SPLIT_NAMES.get(name.lower(), name)
 
 
 def read_list(file: Path, root: Path | None = None) -> list[Pair]:

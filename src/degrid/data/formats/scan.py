@@ -1,17 +1,15 @@
-"""Everything a dataset holds, and the classes found in its masks where nothing names them."""
+"""The classes found in the masks where nothing names them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from degrid.data.formats.masks import MaskRule, read_mask
-from degrid.data.formats.pairs import Layout, Pair
-from degrid.data.tfrecord.dataset import read_record_label
-from degrid.data.tfrecord.records import Record, records_in
+from degrid.data.formats.layout import Layout
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.source import BrokenSource, Source
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # Masks looked at to find out the classes, where nothing names them; one mask more may hold a rarer class.
@@ -21,24 +19,6 @@ BINARY_LABELS = LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 64, 6
 """The classes of black and white masks."""
 _BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {(0, 0, 0): 0, (255, 255, 255): 1})
 _BINARY_NOTE = "masks hold only 0 and 255: taken as background and foreground"
-
-
-def entries(layout: Layout, on_damage: Callable[[UserError], None]) -> dict[str, list[Pair] | list[Record]]:
-    """All pairs or records of a layout by split.
-
-    Args:
-        on_damage: told of each TFRecord file that cannot be read to its end; the records before that place count.
-    """
-    found: dict[str, list[Pair] | list[Record]] = dict(layout.splits)
-    for split, files in layout.records.items():
-        records: list[Record] = []
-        for file in files:
-            try:
-                records.extend(records_in(file))
-            except UserError as error:
-                on_damage(error)
-        found[split] = records
-    return found
 
 
 def resolve_classes(layout: Layout) -> Layout:
@@ -52,9 +32,9 @@ def resolve_classes(layout: Layout) -> Layout:
             layout.rule = _BINARY
             layout.notes.append(_BINARY_NOTE)
         return layout
-    masks = _masks(layout)
+    masks = _labelled(layout)
     scanned = _spread(masks)
-    values = set().union(*(_values_of(mask, layout.root) for mask in scanned))
+    values = set().union(*(_values_of(source, layout.root) for source in scanned))
     if values == {0, IGNORE_INDEX}:
         layout.labels, layout.rule = BINARY_LABELS, _BINARY
         layout.notes.append(_BINARY_NOTE)
@@ -68,28 +48,23 @@ def resolve_classes(layout: Layout) -> Layout:
     return layout
 
 
-def _masks(layout: Layout) -> list[Path | Record]:
-    found = entries(layout, lambda error: None)  # reported when the file is used
-    everything = [entry for split in found.values() for entry in split]
-    places = [entry if isinstance(entry, Record) else entry.mask for entry in everything]
-    return [place for place in places if place]
+def _labelled(layout: Layout) -> list[Source]:
+    """The sources whose label is there. Broken ones are reported when they are used."""
+    everything = [source for split in layout.splits.values() for source in split]
+    return [source for source in everything if not isinstance(source, BrokenSource) and source.places()[1]]
 
 
-def _spread(masks: list[Path | Record]) -> list[Path | Record]:
+def _spread(sources: list[Source]) -> list[Source]:
     """At most _SCANNED of them, from the whole dataset."""
-    return masks[:: math.ceil(len(masks) / _SCANNED) or 1]
-
-
-def _read(mask: Path | Record) -> np.ndarray:
-    return read_record_label(mask) if isinstance(mask, Record) else read_mask(mask)
+    return sources[:: math.ceil(len(sources) / _SCANNED) or 1]
 
 
 def _black_and_white(layout: Layout) -> bool:
     """Whether the masks hold 0 and 255, both, and nothing else. Most datasets are done with at the first mask."""
     seen: set[int] = set()
-    for mask in _spread(_masks(layout)):
+    for source in _spread(_labelled(layout)):
         try:
-            raw = _read(mask)
+            raw = source.read_label()
         except UserError:
             continue  # reported when it is used
         if not ((raw == 0) | (raw == IGNORE_INDEX)).all() or (raw.ndim == 3 and (raw != raw[..., :1]).any()):
@@ -98,16 +73,17 @@ def _black_and_white(layout: Layout) -> bool:
     return seen == {0, IGNORE_INDEX}
 
 
-def _values_of(mask: Path | Record, root: Path) -> set[int]:
+def _values_of(source: Source, root: Path) -> set[int]:
     """The ids in a mask; none where it is damaged, which is reported when the mask is used.
 
     Raises:
         UserError: a colour mask, which needs a table of classes; or ids that are no class ids.
     """
     try:
-        raw = _read(mask)
+        raw = source.read_label()
     except UserError:
         return set()
+    mask = source.places()[1]
     if raw.ndim == 3:
         if (raw != raw[..., :1]).any():
             raise UserError(
@@ -117,7 +93,7 @@ def _values_of(mask: Path | Record, root: Path) -> set[int]:
         raw = raw[..., 0]  # ids saved as a grey RGB picture
     if raw.dtype == np.uint8:
         return set(np.flatnonzero(np.bincount(raw.ravel())).tolist())
-    if raw.min() < 0 or raw.max() > 255:
+    if raw.min() < 0 or raw.max() > IGNORE_INDEX:
         raise UserError(
             f"{mask} holds ids from {raw.min()} to {raw.max()}; degrid has at most 255 classes: map the ids in "
             "dataset.yaml"

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from degrid.data.dataset import is_by_name, open_dataset, open_layout, read_image_like
-from degrid.data.formats.masks import Color, read_mask, unknown_message
-from degrid.data.formats.pairs import Layout, Pair
-from degrid.data.formats.scan import entries
-from degrid.data.inspection.contract import check_dataset
-from degrid.data.tfrecord.dataset import read_record
-from degrid.data.tfrecord.records import Record
-from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, UserError
+from degrid.data.dataset import is_by_name, open_dataset, open_layout
+from degrid.data.formats.layout import Layout
+from degrid.data.formats.masks import Color, unknown_message
+from degrid.data.formats.source import BrokenSource, Source
+from degrid.data.inspection.promises import check_promises
+from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
 
 
 @dataclass
@@ -54,9 +51,16 @@ class SplitReport:
 
 @dataclass
 class DataReport:
-    """What `check` found. problems: one sentence each; notes: what was decided or may surprise.
+    """What `check_data` found.
 
-    unknown: values that no class has -> (masks, pixels).
+    Attributes:
+        path: as it was given.
+        kind, reason: the dataset's format, and why it was recognised as that.
+        classes: their names.
+        splits: what was counted.
+        problems: one sentence each, with the remedy.
+        notes: what was decided for the user or may surprise them.
+        unknown: values that no class has -> (masks, pixels).
     """
 
     path: str
@@ -65,6 +69,7 @@ class DataReport:
     splits: dict[str, SplitReport]
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reason: str = ""
     unknown: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -77,7 +82,8 @@ class DataReport:
         return {**asdict(self), "ok": self.ok}
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.kind}, {len(self.classes)} classes"]
+        reason = f" ({self.reason})" if self.reason else ""
+        lines = [f"{self.path}: {self.kind}{reason}, {len(self.classes)} classes"]
         for name, split in self.splits.items():
             sizes = Counter(split.sizes).most_common(3)
             shown = ", ".join(f"{size} ({count})" for size, count in sizes)
@@ -121,85 +127,81 @@ class _Findings:
         ]
 
 
-def check_data(path: str | Path, on_image: Callable[[int, int], None] | None = None) -> DataReport:
-    """Read every image and mask, or every record, of a dataset.
+def check_data(path: str | Path, progress: OnProgress | None = None) -> DataReport:
+    """Read every image and label of a dataset, and say what is wrong.
 
     Looks for images without mask and masks without image, damaged files, masks of another size, JPEG masks, unknown ids
     and colours, classes without a pixel, masks that are all void or all one class, two images of one name, and the same
     image in two splits.
 
     Args:
-        path: a folder, dataset.yaml, list or TFRecord file; "synthetic" or "module:Dataset".
-        on_image: called with (done, total) as it goes on.
+        path: whatever `degrid.open_dataset` takes.
+        progress: told how many samples are read.
     Raises:
         UserError: the dataset is not there or not recognised at all.
     """
     if is_by_name(path):
-        return _check_by_name(str(path), on_image)
+        return _check_samples(str(path), progress)
     layout = open_layout(path)
     assert layout.labels is not None
-    checked = _FileCheck(layout, layout.labels)
-    found = entries(layout, checked.damaged_file)
-    total, done = sum(map(len, found.values())), 0
-    for split, part in found.items():
-        checked.splits[split] = SplitReport.empty(len(part), layout.labels)
-        if not part:
-            checked.findings.add("splits without an image (add images, or take the split away)", split)
-        for entry in part:
-            if isinstance(entry, Record):
-                checked.record(entry, split)
-            else:
-                checked.pair(entry, split)
+    check = _SourceCheck(layout, layout.labels)
+    total, done = sum(map(len, layout.splits.values())), 0
+    for split, sources in layout.splits.items():
+        broken = sum(isinstance(source, BrokenSource) for source in sources)
+        check.splits[split] = SplitReport.empty(len(sources) - broken, layout.labels)
+        if not len(sources):
+            check.findings.add("splits without an image (add images, or take the split away)", split)
+        for source in sources:
+            check.source(source, split)
             done += 1
-            if on_image:
-                on_image(done, total)
+            if progress:
+                progress(Progress("checking", done, total))
     for orphan in layout.orphans:
-        checked.findings.add("masks without an image (remove them, or add the images)", orphan)
-    report = _report(str(path), layout.kind, layout.labels, checked.splits, checked.findings, layout.notes)
-    report.unknown = {str(value): (masks, checked.pixels[value]) for value, masks in checked.masks.most_common()}
+        check.findings.add("masks without an image (remove them, or add the images)", orphan)
+    report = _report(str(path), layout, check.splits, check.findings)
+    report.unknown = {str(value): (masks, check.pixels[value]) for value, masks in check.masks.most_common()}
     if report.unknown:
         rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
         report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
     return report
 
 
-def _check_by_name(name: str, on_image: Callable[[int, int], None] | None) -> DataReport:
-    """A dataset without files that could be looked at: what it gives is counted."""
+def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
+    """Check a dataset that gives samples but has no sources to look at."""
     datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
     for split in ("val", "test"):
         with contextlib.suppress(UserError):  # a dataset of one's own need not have them
             datasets[split] = open_dataset(name, split)
-    labels = datasets["train"].labels
     findings, splits = _Findings(), {}
     total, done = sum(map(len, datasets.values())), 0
     for split, dataset in datasets.items():
-        splits[split] = SplitReport.empty(len(dataset), labels)
+        splits[split] = SplitReport.empty(len(dataset), datasets["train"].labels)
         try:
-            check_dataset(dataset)
+            check_promises(dataset)
             for index in range(len(dataset)):
-                sample = dataset[index]
-                splits[split].count_size(*sample.label.shape)
-                splits[split].count_label(sample.label.numpy())
+                label = dataset[index].label
+                splits[split].count_size(*label.shape)
+                splits[split].count_label(label.numpy())
                 done += 1
-                if on_image:
-                    on_image(done, total)
+                if progress:
+                    progress(Progress("checking", done, total))
         except UserError as error:
             findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
-    return _report(name, "dataset", labels, splits, findings, [])
+    layout = Layout(Path(), {}, datasets["train"].labels, kind="dataset")
+    return _report(name, layout, splits, findings)
 
 
-def _report(
-    path: str, kind: str, labels: LabelSpace, splits: dict[str, SplitReport], findings: _Findings, notes: list[str]
-) -> DataReport:
-    for index, name in enumerate(labels.names):
+def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings: _Findings) -> DataReport:
+    names = layout.labels.names if layout.labels else ()
+    for index, name in enumerate(names):
         if not any(report.class_pixels[index] for report in splits.values()):
             findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
-    notes = notes + findings.sentences(problem=False)
-    return DataReport(path, kind, list(labels.names), splits, findings.sentences(problem=True), notes)
+    notes = layout.notes + findings.sentences(problem=False)
+    return DataReport(path, layout.kind, list(names), splits, findings.sentences(problem=True), notes, layout.reason)
 
 
-class _FileCheck:
-    """What has been seen of a dataset of files so far.
+class _SourceCheck:
+    """What has been seen of a dataset so far.
 
     masks, pixels: how many of them hold each unknown value.
     """
@@ -214,70 +216,68 @@ class _FileCheck:
         self._digests: dict[str, tuple[str, str]] = {}
         self._names: set[tuple[str, str]] = set()
 
-    def pair(self, pair: Pair, split: str) -> None:
-        """Read an image and its mask, and count."""
-        self._check_name(pair.name, split)
-        if pair.image.is_file():
-            self._check_twice(pair.image.read_bytes(), pair.name, split)
-        raw = self._mask(pair)
+    def source(self, source: Source, split: str) -> None:
+        """Read a sample, and count."""
         try:
-            image = read_image_like(pair.image, raw.shape[:2] if raw is not None else (0, 0))
+            name, image, label = source.read()
+        except UserError as error:
+            if source.unreadable:
+                self.findings.add(source.unreadable, error)
+            else:
+                self._unreadable(source, split)
+            return
+        self._check_name(name, split)
+        self._check_twice(source.image_file() or image.tobytes(), name, split)
+        self.splits[split].count_size(*image.shape[:2])
+        self._label(source.places()[1], split, label)
+
+    def _unreadable(self, source: Source, split: str) -> None:
+        """Say which part of a sample is at fault, and count its image if that is whole."""
+        self._check_name(source.name, split)
+        if source.image_file():
+            self._check_twice(source.image_file(), source.name, split)
+        label = self._read_label(source)
+        try:
+            image = source.read_image(None if label is None else label.shape[:2])
         except UserError as error:
             self.findings.add("images that cannot be read (get them again)", error)
             return
         self.splits[split].count_size(*image.shape[:2])
-        if raw is None:
-            return
-        if raw.shape[:2] != image.shape[:2]:
+        if label is not None:
             self.findings.add(
                 "masks of another size than their image (export them at the image's size)",
-                f"{pair.mask} is {raw.shape[1]}x{raw.shape[0]}, the image {image.shape[1]}x{image.shape[0]}",
+                f"{source.places()[1]} is {label.shape[1]}x{label.shape[0]}, the image "
+                f"{image.shape[1]}x{image.shape[0]}",
             )
-            return
-        self._label(pair.mask, split, raw)
 
-    def record(self, record: Record, split: str) -> None:
-        """Read a record, and count."""
-        try:
-            name, image, raw = read_record(record)
-        except UserError as error:
-            self.findings.add("records that cannot be read (write the file anew)", error)
-            return
-        self._check_name(name, split)
-        self._check_twice(image.tobytes(), name, split)
-        self.splits[split].count_size(*image.shape[:2])
-        self._label(record, split, raw)
-
-    def damaged_file(self, error: UserError) -> None:
-        """A TFRecord file that cannot be read to its end."""
-        self.findings.add("files whose records are lost from some place on (get or write them anew)", error)
-
-    def _mask(self, pair: Pair) -> np.ndarray | None:
-        if pair.mask is None or not pair.mask.exists():
-            if pair.image.exists():
-                self.findings.add("images without mask (add the masks, or take the images away)", pair.image)
+    def _read_label(self, source: Source) -> np.ndarray | None:
+        image_place, label_place = source.places()
+        missing = source.missing()
+        if missing == "label":
+            self.findings.add("images without mask (add the masks, or take the images away)", image_place)
+        if missing:
             return None
         try:
-            return read_mask(pair.mask)
+            return source.read_label()
         except UserError as error:
             if "is a JPEG" in str(error):
-                self.findings.add("JPEG masks (their ids are blurred; save masks as PNG)", pair.mask)
+                self.findings.add("JPEG masks (their ids are blurred; save masks as PNG)", label_place)
             else:
                 self.findings.add("masks that cannot be read (make them anew)", error)
             return None
 
-    def _label(self, mask: Path | Record | None, split: str, raw: np.ndarray) -> None:
+    def _label(self, place: str, split: str, raw: np.ndarray) -> None:
         ids, unknown = self.rule.apply(raw)
         num_values = self.splits[split].count_label(ids)
         self.masks.update(unknown.keys())
         self.pixels.update(unknown)
         if unknown:
-            self.findings.add("masks with unknown values", unknown_message(mask, unknown, self.labels))
+            self.findings.add("masks with unknown values", unknown_message(place, unknown, self.labels))
         elif (ids == IGNORE_INDEX).all():
-            self.findings.add("masks that are all void (they teach nothing)", mask, problem=False)
+            self.findings.add("masks that are all void (they teach nothing)", place, problem=False)
         elif num_values == 1 and len(self.labels) > 1:
             name = self.labels.names[int(ids[0, 0])]
-            self.findings.add("masks that are one class all over", f"{mask} ({name})", problem=False)
+            self.findings.add("masks that are one class all over", f"{place} ({name})", problem=False)
 
     def _check_name(self, name: str, split: str) -> None:
         if (split, name) in self._names:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from degrid.data.inspection.check import SplitReport
-from degrid.types import Dataset
+from degrid.types import Dataset, OnProgress, Progress
 
 
-def class_pixels(dataset: Dataset, on_image: Callable[[int, int], None] | None = None) -> SplitReport:
+def class_pixels(dataset: Dataset, progress: OnProgress | None = None) -> SplitReport:
     """Count pixels and images of every class, void pixels, and sizes, by reading each sample once.
 
     Args:
-        on_image: called with (done, total) as it goes on.
+        progress: told how many samples are read.
     Raises:
         UserError: a sample cannot be read.
     """
@@ -21,6 +19,6 @@ def class_pixels(dataset: Dataset, on_image: Callable[[int, int], None] | None =
         label = dataset[index].label
         report.count_size(*label.shape)
         report.count_label(label.numpy())
-        if on_image:
-            on_image(index + 1, len(dataset))
+        if progress:
+            progress(Progress("counting", index + 1, len(dataset)))
     return report

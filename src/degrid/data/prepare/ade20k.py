@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from degrid.data.formats.benchmarks import ADE_CLASSES, ADE_RULE, find_ade
+from degrid.data.formats.ade20k import ADE_CLASSES, ADE_RULE, Ade20k
 from degrid.data.formats.classes import table_in
 from degrid.data.formats.masks import read_mask
 from degrid.data.formats.pairs import Pair
@@ -31,13 +31,14 @@ def prepare_ade20k(path: str | Path, on_image: OnImage | None = None) -> list[st
         UserError: no ADE20K, a damaged label or one with other ids, or a table of other classes.
     """
     root = folder_at(path)
-    layout = find_ade(root)
-    if layout is None:
+    found = Ade20k(root)
+    if not found.reason():
         raise UserError(
             f"no ADE20K in {root}; expected ADEChallengeData2016 with images/training, images/validation, "
             "annotations/training and annotations/validation"
         )
-    base, labels = layout.root, layout.labels
+    base, layout, all_pairs = found.base, found.layout(), found.pairs
+    labels = layout.labels
     assert labels is not None
     if len(labels) != ADE_CLASSES:
         table = table_in(base, labels)
@@ -48,10 +49,10 @@ def prepare_ade20k(path: str | Path, on_image: OnImage | None = None) -> list[st
             f"warning: no objectInfo150.txt in {base}: the classes are called object 1 to object 150; put it there, "
             "delete classes.csv and prepare again for their names"
         )
-    made = _train_ids(layout.splits, base, labels, on_image)
+    made = _train_ids(all_pairs, base, labels, on_image)
     prepared.report.append(f"{made:,} labels made in {base / _FOLDER}")
     for split in _COUNTS:
-        pairs = layout.splits.get(split, [])
+        pairs = all_pairs.get(split, [])
         unlabelled = [pair.image for pair in pairs if pair.mask is None]
         if unlabelled:
             prepared.report.append(

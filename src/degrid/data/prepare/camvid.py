@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from degrid.data.formats.benchmarks import CAMVID
-from degrid.data.formats.layouts import recognise
+from degrid.data.formats.camvid import CAMVID
+from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule, read_mask
-from degrid.data.formats.pairs import Layout, images_in
+from degrid.data.formats.pairs import images_in
+from degrid.data.formats.table import recognise
 from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids, train_line
 from degrid.types import IGNORE_INDEX, UserError
 
@@ -164,10 +165,10 @@ def _count(root: Path) -> list[str]:
         )
     report = []
     for split, expected in _COUNTS.items():
-        pairs = layout.splits.get(split, [])
-        found = f"{split}: found {len(pairs)} images, expected {expected}"
-        report.append(found if len(pairs) == expected else f"warning: {found}")
-        lost = [pair.image for pair in pairs if not (pair.image.is_file() and pair.mask and pair.mask.is_file())]
+        sources = layout.splits.get(split, [])
+        found = f"{split}: found {len(sources)} images, expected {expected}"
+        report.append(found if len(sources) == expected else f"warning: {found}")
+        lost = [source.places()[0] for source in sources if source.missing()]
         if lost:
             report.append(f"warning: {split}: {len(lost)} images or their labels are not there, {lost[0]} among them")
     return [*report, f"nothing to write, {layout.kind} is read as it is; {train_line(root)}"]

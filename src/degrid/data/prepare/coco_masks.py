@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.data.formats.benchmarks import VOC
+from degrid.data.formats.voc import VOC
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 # VOC's classes that COCO calls otherwise; the fourteen others have one name in both. The category ids that this gives

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from degrid.data.formats.benchmarks import CITYSCAPES, CITYSCAPES_RAW, VOC, voc_base
+from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_RAW
 from degrid.data.formats.masks import read_mask, unknown_message
 from degrid.data.formats.pairs import images_in, read_names
+from degrid.data.formats.voc import VOC, voc_base
 from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids
 from degrid.files import atomic_write
 from degrid.types import UserError

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from degrid.data.dataset import PairDataset
-from degrid.data.tfrecord.dataset import SCHEMAS, Schema, TFRecordDataset, encoded_image
+from degrid.data.dataset import SourceDataset
+from degrid.data.tfrecord.format import is_record_file
 from degrid.data.tfrecord.records import encode_example, framed
-from degrid.data.tfrecord.shards import is_record_file
+from degrid.data.tfrecord.source import SCHEMAS, Schema
 from degrid.files import atomic_write
 from degrid.lookup import did_you_mean
-from degrid.types import Dataset, Sample, UserError
+from degrid.types import Dataset, OnProgress, Progress, Sample, UserError
 
 # The tag of EXIF that says how a camera was held; 1 is upright.
 _ORIENTATION = 0x0112
 
 
 def write_tfrecord(
-    dataset: Dataset, path: str | Path, schema: str = "encoded", progress: Callable[[int, int], None] | None = None
+    dataset: Dataset, path: str | Path, schema: str = "encoded", progress: OnProgress | None = None
 ) -> None:
     """Write a dataset as one TFRecord file; whatever goes wrong, an older file of that name stays as it was.
 
@@ -34,7 +33,7 @@ def write_tfrecord(
         path: ends in .tfrecord or .tfrecords; best named after the split, "voc_train.tfrecord".
         schema: "encoded" (github.com/NanqingD/DeepLabV3-Tensorflow), "raw" (github.com/sthalles/deeplab_v3; pixels as
             they are, without names) or "deeplab" (github.com/tensorflow/models, research/deeplab).
-        progress: called with (done, total) as it goes on.
+        progress: told how many samples are written.
     Raises:
         UserError: an unknown schema, another ending, an empty dataset, a sample that cannot be read, a full disk.
     """
@@ -50,7 +49,7 @@ def write_tfrecord(
         for index in range(len(dataset)):
             stream.write(framed(encode_example(_features(dataset, index, SCHEMAS[schema]))))
             if progress:
-                progress(index + 1, len(dataset))
+                progress(Progress("writing", index + 1, len(dataset)))
 
 
 def _features(dataset: Dataset, index: int, schema: Schema) -> dict[str, int | bytes]:
@@ -91,13 +90,9 @@ def _png(pixels: np.ndarray, level: int) -> bytes:
 
 def _jpeg_file(dataset: Dataset, index: int, sample: Sample) -> bytes:
     """The JPEG file that an image was read from, where its pixels are the sample's for any reader; else nothing."""
-    # Exactly these types: a subclass may change the image.
-    if type(dataset) is PairDataset:
-        data = dataset.pairs[index].image.read_bytes()
-    elif type(dataset) is TFRecordDataset:
-        data = encoded_image(dataset.records[index])
-    else:
+    if type(dataset) is not SourceDataset:  # a subclass may change the image
         return b""
+    data = dataset.sources[index].image_file()
     if not data.startswith(b"\xff\xd8"):
         return b""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:

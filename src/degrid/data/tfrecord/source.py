@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import NoReturn
+from pathlib import PureWindowsPath
+from typing import ClassVar, NoReturn
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
-from degrid.data.formats.masks import MaskRule, mask_values, rgb_like, unknown_message
-from degrid.data.tfrecord.records import Features, Record, records_in, without_suffix
+from degrid.data.formats.masks import mask_values, rgb_like
+from degrid.data.formats.source import RawSample, Source
+from degrid.data.tfrecord.records import Features, Record, without_suffix
 from degrid.image import IMAGE_SUFFIXES
 from degrid.protobuf import Span
-from degrid.types import ConversionError, LabelSpace, Sample, UserError
+from degrid.types import ConversionError, UserError
 
 
 @dataclass(frozen=True)
@@ -65,77 +64,58 @@ SCHEMAS = {
 """The known kinds of records; a record is of the first whose image and label are both in it."""
 
 
-class TFRecordDataset:
-    """Images and labels in TFRecord files, in any order: where the records lie is found out once, when it is opened.
+@dataclass(frozen=True, slots=True)
+class RecordSource(Source):
+    """A sample in a TFRecord file."""
 
-    Args:
-        files: all files of the split.
-        labels: the classes.
-        rule: how the labels' values become train ids.
-        notes: what was decided for the user when the dataset was opened, one sentence each.
-    Raises:
-        ConversionError: a file that is no TFRecord file, is damaged, or cut short.
-        UserError: a file that cannot be read.
-    """
+    record: Record
+    unreadable: ClassVar[str] = "records that cannot be read (write the file anew)"
 
-    def __init__(
-        self, files: Sequence[str | Path], labels: LabelSpace, rule: MaskRule, notes: Sequence[str] = ()
-    ) -> None:
-        self.labels, self.rule, self.notes = labels, rule, list(notes)
-        self.records = [record for file in files for record in records_in(Path(file))]
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The file name in the record, or the record's number; read from the file each time."""
+        return _name(self.record, *_open_record(self.record))
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read one record: image uint8 [3,H,W], label uint8 [H,W].
+    def read(self) -> RawSample:
+        """See `Source`.
 
         Raises:
-            ConversionError: see `read_record`.
-            UserError: an unknown id or colour, or a file that has gone.
+            ConversionError: damaged, of no known schema, or a label of another size than the image.
+            UserError: the file has gone.
         """
-        record = self.records[index]
-        name, image, raw = read_record(record)
-        ids, unknown = self.rule.apply(raw)
-        if unknown:
-            raise UserError(unknown_message(record, unknown, self.labels))
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
+        schema, features = _open_record(self.record)
+        image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
+        if schema.raw:
+            height, width = _raw_size(schema, features, image, label)
+            # A copy, since the bytes of a file cannot be written to.
+            pixels = np.frombuffer(image.data, np.uint8).reshape(height, width, 3).copy()
+            values = np.frombuffer(label.data, np.uint8).reshape(height, width)
+        else:
+            picture = _open_picture(image, "image")
+            values = _label_values(label, picture)
+            pixels = _pixels(image, picture, values.shape[:2])
+        return RawSample(_name(self.record, schema, features), pixels, values)
 
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`; always turned the way the label lies."""
+        return self.read().image
 
-def read_record(record: Record) -> tuple[str, np.ndarray, np.ndarray]:
-    """Name, image uint8 [H,W,3] and the label's values as they are stored: [H,W], or colours uint8 [H,W,3].
+    def read_label(self) -> np.ndarray:
+        """See `Source`; the image is not decoded."""
+        schema, features = _open_record(self.record)
+        image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
+        if schema.raw:
+            return np.frombuffer(label.data, np.uint8).reshape(_raw_size(schema, features, image, label))
+        return _label_values(label, _open_picture(image, "image"))
 
-    Raises:
-        ConversionError: damaged, of no known schema, or a label of another size than the image.
-        UserError: the file has gone.
-    """
-    schema, features = _open_record(record)
-    image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
-    if schema.raw:
-        height, width = _raw_size(schema, features, image, label)
-        # A copy, since the bytes of a file cannot be written to.
-        pixels = np.frombuffer(image.data, np.uint8).reshape(height, width, 3).copy()
-        values = np.frombuffer(label.data, np.uint8).reshape(height, width)
-    else:
-        picture = _open_picture(image, "image")
-        values = _label_values(label, picture)
-        pixels = _pixels(image, picture, values.shape[:2])
-    return _name(record, schema, features), pixels, values
+    def places(self) -> tuple[str, str]:
+        """See `Source`."""
+        return str(self.record), str(self.record)
 
-
-def read_record_label(record: Record) -> np.ndarray:
-    """The label's values alone, without decoding the image; see `read_record`."""
-    schema, features = _open_record(record)
-    image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
-    if schema.raw:
-        return np.frombuffer(label.data, np.uint8).reshape(_raw_size(schema, features, image, label))
-    return _label_values(label, _open_picture(image, "image"))
-
-
-def encoded_image(record: Record) -> bytes:
-    """The image file in a record; empty where its schema keeps pixels. Errors: see `read_record`."""
-    schema, features = _open_record(record)
-    return b"" if schema.raw else bytes(features.bytes_of(schema.image).data)
+    def image_file(self) -> bytes:
+        """See `Source`; empty where the record's schema keeps pixels."""
+        schema, features = _open_record(self.record)
+        return b"" if schema.raw else bytes(features.bytes_of(schema.image).data)
 
 
 def _open_record(record: Record) -> tuple[Schema, Features]:

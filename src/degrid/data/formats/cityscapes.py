@@ -1,0 +1,84 @@
+"""Cityscapes: its classes and its layout."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in
+from degrid.types import IGNORE_INDEX, LabelSpace
+
+# The classes in order of their train ids, each with its label id; all other label ids are void.
+_CITYSCAPES = (
+    (7, "road", (128, 64, 128)),
+    (8, "sidewalk", (244, 35, 232)),
+    (11, "building", (70, 70, 70)),
+    (12, "wall", (102, 102, 156)),
+    (13, "fence", (190, 153, 153)),
+    (17, "pole", (153, 153, 153)),
+    (19, "traffic light", (250, 170, 30)),
+    (20, "traffic sign", (220, 220, 0)),
+    (21, "vegetation", (107, 142, 35)),
+    (22, "terrain", (152, 251, 152)),
+    (23, "sky", (70, 130, 180)),
+    (24, "person", (220, 20, 60)),
+    (25, "rider", (255, 0, 0)),
+    (26, "car", (0, 0, 142)),
+    (27, "truck", (0, 0, 70)),
+    (28, "bus", (0, 60, 100)),
+    (31, "train", (0, 80, 100)),
+    (32, "motorcycle", (0, 0, 230)),
+    (33, "bicycle", (119, 11, 32)),
+)
+CITYSCAPES = LabelSpace(tuple(row[1] for row in _CITYSCAPES), tuple(row[2] for row in _CITYSCAPES))
+CITYSCAPES_LABEL_IDS = tuple(row[0] for row in _CITYSCAPES)
+"""The label id (0 to 33) of each train id, as cityscapesScripts' labels.py has them."""
+CITYSCAPES_RAW = MaskRule(
+    {**dict.fromkeys(range(256), IGNORE_INDEX), **{raw: train for train, raw in enumerate(CITYSCAPES_LABEL_IDS)}}
+)
+"""From label ids to train ids; every other id is void."""
+
+
+class Cityscapes(DataFormat):
+    """leftImg8bit with gtFine or gtCoarse, read from labelTrainIds where all images have them."""
+
+    wanted: ClassVar[str] = "leftImg8bit and gtFine (Cityscapes)"
+
+    @cached_property
+    def _masks(self) -> Path | None:
+        return next((self.path / name for name in ("gtFine", "gtCoarse") if (self.path / name).is_dir()), None)
+
+    def reason(self) -> str:
+        """See `DataFormat`."""
+        return f"leftImg8bit and {self._masks.name}" if self._masks and (self.path / "leftImg8bit").is_dir() else ""
+
+    def layout(self) -> Layout:
+        """See `DataFormat`."""
+        images = [file for file in images_in(self.path / "leftImg8bit") if file.stem.endswith("_leftImg8bit")]
+        have = [self._mask_of(image, "labelTrainIds").exists() for image in images]
+        ending = "labelTrainIds" if all(have) else "labelIds"
+        splits: dict[str, list[Pair]] = {}
+        for image in images:
+            name = image.relative_to(self.path / "leftImg8bit").with_suffix("").as_posix().removesuffix("_leftImg8bit")
+            mask = self._mask_of(image, ending)
+            splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
+        undivided = splits.pop("", [])
+        notes = [] if splits else [DIVIDED]
+        if any(have) and not all(have):
+            notes.append(f"{len(have) - sum(have)} images have no labelTrainIds: all labels are read from labelIds")
+        rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
+        return Layout(self.path, splits or divided(undivided), CITYSCAPES, rule, notes=notes)
+
+    def _mask_of(self, image: Path, ending: str) -> Path:
+        assert self._masks
+        folder = self._masks / image.parent.relative_to(self.path / "leftImg8bit")
+        return folder / f"{image.stem.removesuffix('_leftImg8bit')}_{self._masks.name}_{ending}.png"
+
+
+def _split_of(name: str) -> str:
+    """train, val, test, or the coarse labels' train_extra; "" where the folders are cities or there are none."""
+    top = name.split("/")[0]
+    return SPLIT_NAMES.get(top, top if top == "train_extra" else "")

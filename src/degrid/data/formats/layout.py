@@ -1,0 +1,82 @@
+"""What a dataset format is: a class that recognises its datasets and says what is in them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.source import Source
+from degrid.types import LabelSpace
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_of(name: str) -> str:
+    """The split that a file or folder name stands for: "Validation" is "val"; unknown names are splits of their own."""
+    return SPLIT_NAMES.get(name.lower(), name)
+
+
+@dataclass
+class Layout:
+    """What is in a dataset.
+
+    Attributes:
+        root: the folder that messages name.
+        splits: the samples of each split.
+        labels: the classes; None where the masks must be scanned to find them.
+        rule: how label values become train ids; None: as they are.
+        orphans: masks without an image.
+        notes: what was decided for the user, one sentence each.
+        kind, reason: the format and why it matched; filled in by whoever recognised the dataset.
+        how_to_add: what makes another split, with {split} in place of its name.
+    """
+
+    root: Path
+    splits: Mapping[str, Sequence[Source]]
+    labels: LabelSpace | None = None
+    rule: MaskRule | None = None
+    orphans: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    kind: str = ""
+    reason: str = ""
+    how_to_add: str = "a folder {split}/ or a list {split}.txt"
+
+
+class DataFormat(ABC):
+    """One way in which datasets are stored. One of your own derives from this and is named "my_module:MyFormat=PATH".
+
+    Args:
+        path: a folder or file.
+        root: for lists of files: where the leading slash of their paths points; None: to be found out.
+    Attributes:
+        wanted: what such a dataset consists of, for the message where no format fits.
+    """
+
+    wanted: ClassVar[str] = ""
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self.root = path, root
+
+    @abstractmethod
+    def reason(self) -> str:
+        """Why the path holds a dataset of this format, such as "images/ and masks/"; "" where it does not."""
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """What is in the dataset; without a single sample the next format is tried. Called only after `reason`.
+
+        Raises:
+            UserError: it is of this format, but cannot be used.
+        """

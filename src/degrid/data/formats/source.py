@@ -1,0 +1,167 @@
+"""Where one sample comes from: its name, its image and its label, whatever they are stored in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple, overload
+
+import numpy as np
+
+from degrid.types import UserError
+
+
+class RawSample(NamedTuple):
+    """A name, an image uint8 [H,W,3] (RGB), and a label as it is stored: ids [H,W] or colours uint8 [H,W,3]."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+class Source(ABC):
+    """One sample of a dataset, read when it is asked for.
+
+    Attributes:
+        name: identifies the image within its split, with sub-folders and without suffix ("city/frame_0001").
+        unreadable: what `degrid data check` calls samples that cannot be read; empty where image and label are
+            separate files, so that each is reported by itself.
+    """
+
+    __slots__ = ()
+    name: str
+    unreadable: ClassVar[str] = "samples that cannot be read (make or get them anew)"
+
+    @abstractmethod
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """The image, RGB uint8 [H,W,3].
+
+        Args:
+            size: height and width of the label: an image stored sideways is turned by its EXIF orientation unless
+                only the unturned image has this size.
+        Raises:
+            UserError: missing or damaged.
+        """
+
+    @abstractmethod
+    def read_label(self) -> np.ndarray:
+        """The label's values: whole numbers [H,W], or colours uint8 [H,W,3]. A `MaskRule` maps them to train ids.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+
+    def read(self) -> RawSample:
+        """Everything at once.
+
+        Raises:
+            UserError: missing, damaged, of another form than promised, or of two sizes.
+        """
+        label = self.read_label()
+        image = self.read_image(label.shape[:2])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(f"{self.name}: an image must be uint8 [H,W,3], got {image.dtype} {list(image.shape)}")
+        if image.shape[:2] != label.shape[:2]:
+            image_place, label_place = self.places()
+            raise UserError(
+                f"{label_place} is {label.shape[1]}x{label.shape[0]} pixels, its image {Path(image_place).name} is "
+                f"{image.shape[1]}x{image.shape[0]}; they must be of one size"
+            )
+        return RawSample(self.name, image, label)
+
+    def places(self) -> tuple[str, str]:
+        """What messages call the image and the label; the label's is empty where there is none."""
+        return self.name, self.name
+
+    def missing(self) -> str:
+        """Which part is known to be missing without reading any: "image", "label", or "" for neither.
+
+        Raises:
+            UserError: the sample cannot be read at all.
+        """
+        return ""
+
+    def image_file(self) -> bytes:
+        """The image file as it is stored; empty where the image is not stored as a file."""
+        return b""
+
+
+@dataclass(frozen=True)
+class FunctionSource(Source):
+    """A sample that two functions read, such as `functools.partial(numpy.load, file)`.
+
+    Functions that worker processes are to call must be picklable where processes are not forked.
+
+    Args:
+        name: see `Source`.
+        image: gives RGB uint8 [H,W,3].
+        label: gives whole numbers [H,W] or colours uint8 [H,W,3].
+    """
+
+    name: str
+    image: Callable[[], np.ndarray]
+    label: Callable[[], np.ndarray]
+
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        return self.image()
+
+    def read_label(self) -> np.ndarray:
+        """See `Source`."""
+        return self.label()
+
+
+@dataclass(frozen=True)
+class BrokenSource(Source):
+    """Stands for samples that cannot even be listed, such as the end of a file that was cut short.
+
+    Opening its split for training raises the error; `degrid data check` reports it and goes on.
+    """
+
+    name: str
+    error: UserError
+    unreadable: ClassVar[str] = "files whose records are lost from some place on (get or write them anew)"
+
+    def missing(self) -> str:
+        """Raises the error."""
+        raise self.error
+
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """Raises the error."""
+        raise self.error
+
+    def read_label(self) -> np.ndarray:
+        """Raises the error."""
+        raise self.error
+
+
+class LazySources(Sequence[Source]):
+    """Sources listed when they are first needed: opening one split need not read the index of another.
+
+    Args:
+        listed: gives the sources.
+    """
+
+    def __init__(self, listed: Callable[[], Iterable[Source]]) -> None:
+        self._listed = listed
+
+    @cached_property
+    def _sources(self) -> list[Source]:
+        return list(self._listed())
+
+    def __bool__(self) -> bool:
+        """Taken to be true: only listing them would tell."""
+        return True
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Source]: ...
+    def __getitem__(self, index: int | slice) -> Source | Sequence[Source]:
+        return self._sources[index]

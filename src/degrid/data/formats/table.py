@@ -1,0 +1,84 @@
+"""The table of dataset formats, and the search for the one that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from degrid.data.formats.ade20k import Ade20k
+from degrid.data.formats.camvid import CamVid
+from degrid.data.formats.cityscapes import Cityscapes
+from degrid.data.formats.coco import Coco
+from degrid.data.formats.description import Description
+from degrid.data.formats.folder import Folders, SideBySide, SplitFolders
+from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.lists import Lists
+from degrid.data.formats.voc import Voc
+from degrid.data.tfrecord.format import TFRecord
+from degrid.lookup import lookup
+from degrid.types import UserError
+
+FORMATS: dict[str, type[DataFormat]] = {
+    "dataset.yaml": Description,
+    "COCO": Coco,
+    "VOC": Voc,
+    "Cityscapes": Cityscapes,
+    "CamVid": CamVid,
+    "ADE20K": Ade20k,
+    "lists": Lists,
+    "split folders": SplitFolders,
+    "folder": Folders,
+    "side by side": SideBySide,
+    "TFRecord": TFRecord,
+}
+"""In the order in which they are tried: the more particular ones first."""
+
+
+def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Layout:
+    """What is in a dataset, by the first format that fits.
+
+    Args:
+        path: a folder or file.
+        root: see `DataFormat`.
+        inside: pass over a dataset.yaml, which is what asks.
+    Raises:
+        UserError: no format fits; the message lists them.
+    """
+    formats = {kind: made for kind, made in FORMATS.items() if not (inside and made is Description)}
+    for kind, made in formats.items():
+        found = _read(kind, made(path, root))
+        if found:
+            return found
+    wanted = "; ".join(made.wanted for made in formats.values())
+    raise UserError(f"no images with masks found in {path}. Looked for: {wanted}")
+
+
+def read_as(kind: str, path: Path) -> Layout:
+    """What is in a dataset of a known format.
+
+    Args:
+        kind: a row of FORMATS, or "module:Format" of your own.
+    Raises:
+        UserError: no such format, or the dataset is not of this format.
+    """
+    made = lookup(FORMATS, kind, "data format")
+    if not (isinstance(made, type) and issubclass(made, DataFormat)):
+        raise UserError(f'data format "{kind}": expected a class derived from degrid.data.DataFormat, got {made!r}')
+    if not path.exists():
+        raise UserError(f"no data at {path}")
+    found = _read(kind, made(path))
+    if found is None:
+        raise UserError(f"{path} holds no data of the format {kind}" + (made.wanted and f"; expected {made.wanted}"))
+    return found
+
+
+def _read(kind: str, candidate: DataFormat) -> Layout | None:
+    reason = candidate.reason()
+    if not reason:
+        return None
+    found = candidate.layout()
+    if not any(found.splits.values()):
+        return None
+    order = [*(name for name in ("train", "val", "test") if name in found.splits), *sorted(found.splits)]
+    splits = {name: found.splits[name] for name in order}
+    return dataclasses.replace(found, kind=found.kind or kind, reason=found.reason or reason, splits=splits)

@@ -1,0 +1,117 @@
+"""TFRecord files as a dataset: their names say which of them make which split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
+
+from degrid.data.formats.classes import class_table
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.source import BrokenSource, LazySources, Source
+from degrid.data.tfrecord.records import records_in, without_suffix
+from degrid.data.tfrecord.source import RecordSource
+from degrid.types import UserError
+
+# x.tfrecord, x-00000.tfrecord, x-00000-of-00010.tfrecord, x.tfrecord-00000-of-00010, x-00000-of-00010. The last without
+# dots in x: the data of a TensorFlow checkpoint are called model.ckpt.data-00000-of-00001.
+_FILE = re.compile(r".+\.tfrecords?(-\d+-of-\d+)?|[^.]+-\d+-of-\d+", re.IGNORECASE)
+_SHARD = re.compile(r"[-_]\d+(?:-of-(\d+))?$")
+_SPLIT = re.compile(rf"(?:(.*)[-_.])?({'|'.join(SPLIT_NAMES)}|trainval|train_?aug)", re.IGNORECASE)
+_FOLDERS = ("records", "tfrecords")
+
+
+def is_record_file(file: Path) -> bool:
+    """Whether a name is that of a TFRecord file."""
+    return _FILE.fullmatch(file.name) is not None and not file.name.startswith(".")
+
+
+class TFRecord(DataFormat):
+    """TFRecord files in a folder, or in records/ or tfrecords/ inside it; or one file, with the others beside it.
+
+    Names such as voc_train.tfrecord and train-00000-of-00010 tell the split; all its shards belong together. Without
+    such names each name is a split of its own, a single one train. A file that is given brings its shards and the other
+    splits of its dataset; if its split is not train, val or test, it is given in order to train on it.
+    """
+
+    wanted: ClassVar[str] = "TFRecord files such as train.tfrecord"
+
+    @cached_property
+    def _files(self) -> dict[Path, tuple[str, str]]:
+        """See `_files_in`."""
+        if not self.path.is_dir():
+            return _files_in(self.path.parent) if is_record_file(self.path) else {}
+        return next(filter(None, map(_files_in, (self.path, *(self.path / name for name in _FOLDERS)))), {})
+
+    def reason(self) -> str:
+        """See `DataFormat`."""
+        return self.path.name if self._files and self.path.is_file() else next((file.name for file in self._files), "")
+
+    def layout(self) -> Layout:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: files of several datasets, or a class table that cannot be read.
+        """
+        splits = self._splits_of_folder() if self.path.is_dir() else self._splits_beside()
+        folder = next(iter(self._files)).parent
+        root = folder.parent if folder.name in _FOLDERS else folder
+        labels, rule = class_table(folder)
+        if labels is None:
+            labels, rule = class_table(root)
+        files: dict[str, list[Path]] = {}
+        for file, split in splits.items():
+            files.setdefault(split, []).append(file)
+        sources = {split: LazySources(partial(sources_in, chosen)) for split, chosen in files.items()}
+        notes = [note for split, chosen in files.items() if (note := _incomplete(split, chosen))]
+        return Layout(root, sources, labels, rule, notes=notes, how_to_add="a file {split}.tfrecord")
+
+    def _splits_of_folder(self) -> dict[Path, str]:
+        datasets = sorted({data for data, split in self._files.values() if split})
+        if len(datasets) > 1:
+            raise UserError(
+                f"{next(iter(self._files)).parent} holds records of several datasets "
+                f"({', '.join(name or '(no name)' for name in datasets)}); give one file: the other splits of its "
+                "dataset are found beside it"
+            )
+        only = not datasets and len({data for data, _ in self._files.values()}) == 1
+        return {file: "train" if only else split or data for file, (data, split) in self._files.items()}
+
+    def _splits_beside(self) -> dict[Path, str]:
+        data, own = _parts(self.path)
+        splits = {f: split for f, (name, split) in self._files.items() if name == data and bool(split) == bool(own)}
+        if own in ("train", "val", "test"):
+            return splits
+        return {file: "train" if split == own else split for file, split in splits.items() if split != "train"}
+
+
+def sources_in(files: Sequence[str | Path]) -> Iterator[Source]:
+    """The records of TFRecord files as samples; where a file is damaged, a `BrokenSource` ends its part."""
+    for file in map(Path, files):
+        try:
+            for record in records_in(file):
+                yield RecordSource(record)
+        except UserError as error:
+            yield BrokenSource(file.name, error)
+
+
+def _files_in(folder: Path) -> dict[Path, tuple[str, str]]:
+    """TFRecord files, each with the name of its dataset and its split: ("voc", "train"), ("", "val"), ("cats", "")."""
+    if not folder.is_dir():
+        return {}
+    return {file: _parts(file) for file in sorted(folder.iterdir()) if is_record_file(file) and file.is_file()}
+
+
+def _parts(file: Path) -> tuple[str, str]:
+    stem = _SHARD.sub("", without_suffix(file))
+    match = _SPLIT.fullmatch(stem)
+    return (match[1] or "", split_of(match[2])) if match else (stem, "")
+
+
+def _incomplete(split: str, files: list[Path]) -> str:
+    """What the shards' names say about absent ones; "" if none is."""
+    counts = [int(match[1]) for file in files if (match := _SHARD.search(without_suffix(file))) and match[1]]
+    expected = max(counts, default=0)
+    return f"{split}: only {len(files)} of {expected} shards are there" if len(files) < expected else ""
