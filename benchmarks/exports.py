@@ -22,26 +22,40 @@ import torch
 from peers import NETWORKS, Apart, Made, as_cases, inference
 from torch import nn
 
+import degrid
 from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Case, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.part_cases import scene
 from degrid.bench.report import Results, write_markdown, write_results
 from degrid.engine.inference.fast_network import keep_freed_memory
-from degrid.exporters.export import Quantization, export_model
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import EXPORTERS, find_exporter
-from degrid.types import LabelSpace
+from degrid.types import LabelSpace, Sample
 
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
 
 
-def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> Path:
+class Scenes:
+    """To calibrate on; nothing is measured, so the labels are empty."""
+
     labels = LabelSpace.of_size(CLASSES)
-    scenes = [scene((side, side), seed)[0] for seed in range(1, 9)]
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Sample:
+        image = torch.from_numpy(scene((self.side, self.side), index + 1)[0]).permute(2, 0, 1)
+        return Sample(image, torch.zeros(image.shape[1:], dtype=torch.uint8), str(index))
+
+
+def exported(model: nn.Module, folder: Path, kind: str, int8: bool, side: int, output: str) -> Path:
     path = folder / f"{kind}{'-int8' if int8 else ''}{find_exporter(kind).ending}"
-    quantization = Quantization(scenes, lambda exact, small: None) if int8 else None
-    export_model(model, labels, path, kind, output=output, int8=quantization)
+    quantization = degrid.Int8(Scenes(side), max_drop=100) if int8 else None
+    degrid.export(model, path, format=kind, output=output, int8=quantization)
     return path
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 import degrid
 from degrid.checkpoints.systems.table import plan_for
-from degrid.exporters.export import export_model
 from degrid.exporters.runtime import ExportedModel
 from degrid.models import describe
 from degrid.resize import resize
@@ -86,7 +85,7 @@ def test_converted_models_export(tmp_path, original):
     """A legacy model in another runtime gives the logits of the original code, at a size it was not traced at."""
     network = f"eth/res50/{original}"
     model, _ = converted(tmp_path, network, "eth")
-    export_model(model, model.labels, tmp_path / "model.onnx", output="logits")
+    degrid.export(model, tmp_path / "model.onnx", output="logits")
     logits = ExportedModel(tmp_path / "model.onnx")(image_of("eth/image_65x97"))
     assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), originals.array(f"{network}/logits"))
 
@@ -131,7 +130,7 @@ def test_multi_scale_deeplab_v2_in_pytorch(tmp_path):
     for index, logits in enumerate(ours):
         theirs = originals.array(f"is/out{index}")
         assert_same_logits(logits.permute(0, 2, 3, 1).numpy(), theirs.transpose(0, 2, 3, 1))
-    export_model(model, model.labels, tmp_path / "model.onnx", output="logits")
+    degrid.export(model, tmp_path / "model.onnx", output="logits")
     exported = ExportedModel(tmp_path / "model.onnx")(image_of("is/image"))
     assert_same_logits(exported.permute(0, 2, 3, 1).numpy(), originals.array("is/out3").transpose(0, 2, 3, 1))
 

@@ -19,13 +19,12 @@ from degrid.cli.options import rest_idle_threads
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.exporters import check, graph
-from degrid.exporters.export import Quantization, export_model
 from degrid.exporters.graph import ExportGraph, example_image, fix_smoothing
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_exporter
 from degrid.model_folder import load_any
 from degrid.resize import resize
-from degrid.types import LabelSpace, Preprocess, UserError
+from degrid.types import LabelSpace, Preprocess, Sample, UserError
 
 LABELS = LabelSpace(("sky", "road", "élan"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
 
@@ -35,7 +34,7 @@ class Tiny(nn.Module):
 
     channels, reductions = (8, 12, 16, 16), (2, 4, 8, 8)
 
-    def __init__(self, output_stride, pretrained, multi_grid, preprocess):
+    def __init__(self, output_stride, pretrained, multi_grid, preprocess, legacy=False):
         super().__init__()
         self.preprocess = preprocess or Preprocess(bgr=True)
         widths = (3, *self.channels)
@@ -112,7 +111,7 @@ def test_operators_of_your_own_stay():
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
 def test_every_format_equals_the_model(model, tmp_path, kind):
     path = tmp_path / f"model{find_exporter(kind).ending}"
-    found = export_model(model, LABELS, path, kind)
+    found = degrid.export(model, path, format=kind).comparisons
     assert [comparison.size for comparison in found] == list(check.SIZES)
     assert all(comparison.agreement >= check.AGREEMENT for comparison in found)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in find_exporter(kind).files(path)}
@@ -133,7 +132,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
 def test_multi_scale_logits_with_flips(tmp_path):
     """int(0.75 * H) is worked out at every size; flips and scales are fused as with the model itself."""
     model = network(degrid.deeplabv2, "tent", scales=(0.75, 0.5))
-    export_model(model, LABELS, tmp_path / "m.onnx", output="logits")
+    degrid.export(model, tmp_path / "m.onnx", output="logits")
     loaded = load_any(tmp_path / "m.onnx")
     image = example_image((1, 3, 83, 59), seed=5)
     with torch.no_grad():
@@ -161,7 +160,7 @@ def test_a_wrong_export_leaves_no_file(tmp_path):
             return image.float() * self.calls
 
     with pytest.raises(UserError, match="the exported model (computes something else|fails on images|gives )"):
-        export_model(Trap(), LABELS, tmp_path / "trap.onnx", output="logits")
+        degrid.export(Trap(), tmp_path / "trap.onnx", output="logits", labels=LABELS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,25 +175,23 @@ def test_a_comparison_by_hand():
         check._compared(logits, made, (1, 3, 2, 2), "ids", "half_pixel")
 
 
+class Labelled(list):
+    labels = LABELS
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_int8_is_judged_and_refused(model, tmp_path, kind):
-    images = [example_image((1, 3, 64, 80), seed=seed)[0].permute(1, 2, 0).numpy() for seed in range(4)]
-    seen = []
-
-    def judge(exact, small):
-        picture = torch.from_numpy(images[0]).permute(2, 0, 1)[None]
-        seen.append((exact(picture) == small(picture)).float().mean().item())
-        if len(seen) > 1:
-            raise UserError("not good enough")
-
+    pictures = [example_image((3, 3, 64, 80), seed=seed)[0] for seed in range(4)]
+    dataset = Labelled([Sample(picture, ids_of(model, picture[None])[0].byte(), "") for picture in pictures])
     path = tmp_path / f"m{find_exporter(kind).ending}"
-    export_model(model, LABELS, path, kind, int8=Quantization(images, judge))
-    assert 0.5 < seen[0] <= 1
+    result = degrid.export(model, path, format=kind, int8=degrid.Int8(dataset, max_drop=50))
+    assert (result.int8.images, result.int8.float32) == (2, 1)
+    assert 0.5 < result.int8.int8 <= 1
     assert load_any(path).labels == LABELS
     assert _has_int8(path, kind)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="not good enough"):
-        export_model(model, LABELS, path, kind, int8=Quantization(images, judge))
+    with pytest.raises(UserError, match=r"int8 loses -?\d+\.\d\d points of mIoU, more than -0.1"):
+        degrid.export(model, path, format=kind, int8=degrid.Int8(dataset, max_drop=-0.1))
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == len(find_exporter(kind).files(path))
     assert _signal_stack_exists()
@@ -244,7 +241,7 @@ def test_extras_that_are_missing(tmp_path, monkeypatch):
         ExportedModel(tmp_path / "m.onnx")
     monkeypatch.setattr(graph.Source, "program", None)  # what is missing is said before anything is traced
     with pytest.raises(UserError, match=r"onnxscript is not installed; pip install degrid\[export\]"):
-        export_model(network(), LABELS, tmp_path / "n.onnx")
+        degrid.export(network(), tmp_path / "n.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -312,7 +309,7 @@ def test_compiled_code(model, tmp_path):
 
     if shutil.which("g++") is None:
         pytest.skip("aot-inductor needs a C++ compiler")
-    export_model(model, LABELS, tmp_path / "m.pt2", "aot-inductor")
+    degrid.export(model, tmp_path / "m.pt2", format="aot-inductor")
     assert load_any(tmp_path / "m.pt2").labels == LABELS
 
 

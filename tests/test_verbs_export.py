@@ -23,15 +23,15 @@ def scene_network():
 def test_the_verb_writes_what_the_command_writes(folder):
     told = []
     result = degrid.export(folder / "m", tell=told.append)
-    assert result.path == folder / "m.onnx"
-    assert (result.name, result.files, result.int8) == (str(result.path), (result.path,), None)
+    assert result.files[-1] == folder / "m.onnx"
+    assert (result.name, len(result.files), result.int8) == (str(folder / "m.onnx"), 1, None)
     assert [comparison.agreement > 0.999 for comparison in result.comparisons] == [True] * 4
     assert told[-1] == "comparing with PyTorch at sizes that were not traced"
-    by_verb = result.path.read_bytes()
+    by_verb = result.files[-1].read_bytes()
     assert len(by_verb) == result.num_bytes
     done = CliRunner().invoke(app, ["export", str(folder / "m")])
     assert done.exception is None, done.output
-    assert result.path.read_bytes() == by_verb
+    assert result.files[-1].read_bytes() == by_verb
     assert all(f"{comparison}\n" in done.output for comparison in result.comparisons)
 
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_exported(folder):
     (folder / "m.onnx").write_bytes(b"")
     with pytest.raises(UserError, match="is an exported model already; export the model folder it came from"):
         degrid.export(folder / "m.onnx", folder / "n.onnx")
-    with pytest.raises(UserError, match='the split "train" of synthetic:1 has 1 images; int8 needs one half'):
+    with pytest.raises(UserError, match='split "train" of synthetic:1: 1 images, but int8 needs one half'):
         degrid.export(scene_network(), folder / "n.onnx", int8=degrid.Int8("synthetic:1"))
     with pytest.raises(UserError, match="int8 is for files that take images of any size"):
         degrid.export(folder / "m", size=(32, 32), int8=degrid.Int8("synthetic:4"))

@@ -63,4 +63,4 @@ def export(
     if not result.comparisons:
         print("not compared: files of this format cannot be run here")
     hint = f"; try: degrid predict {result.name} IMAGES" if result.comparisons else ""
-    print(f"{result.path} ({result.num_bytes / 2**20:.1f} MiB){hint}")
+    print(f"{result.files[-1]} ({result.num_bytes / 2**20:.1f} MiB){hint}")

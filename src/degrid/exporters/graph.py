@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -30,7 +29,7 @@ class ExportGraph(nn.Module):
     """A network in evaluation mode, its batch norms folded and its smoothing fixed.
 
     Args:
-        model: a `Segmenter`, or any module from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w]; stays as it is.
+        model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is.
         output: "ids": class ids at the image's size; "logits": as the model gives them.
     Raises:
         UserError: an unknown output, or scales that cannot be told in whole numbers.
@@ -40,7 +39,7 @@ class ExportGraph(nn.Module):
         super().__init__()
         if output not in OUTPUTS:
             raise UserError(f'unknown output "{output}"; known: {", ".join(OUTPUTS)}')
-        folding = fold_batch_norm(_on_cpu(model))
+        folding = fold_batch_norm(model)
         self.network = folding.model
         self.fixed = fix_smoothing(self.network)
         self.folded = len(folding.pairs)
@@ -98,13 +97,6 @@ def _fraction(scale: float, convention: str) -> Fraction:
                 "fraction; expected one like 0.75 or 0.5"
             )
     return fraction
-
-
-def _on_cpu(model: nn.Module) -> nn.Module:
-    """The model itself where it is on the CPU in single precision."""
-    state = [*model.parameters(), *model.buffers()]
-    fits = all(t.device.type == "cpu" and (t.dtype == torch.float32 or not t.is_floating_point()) for t in state)
-    return model if fits else copy.deepcopy(model).cpu().float()
 
 
 def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int = 0) -> Tensor:

@@ -58,6 +58,12 @@ def name_of(exporter: Exporter) -> str:
     return next((name for name, each in EXPORTERS.items() if each is kind), own)
 
 
+def spelled(exporter: Exporter, path: Path) -> str:
+    """What `find_opener` takes for a file: the format before it only where the ending does not tell."""
+    found = find_opener(path)
+    return str(path) if found and type(found[0]) is type(exporter) else f"{name_of(exporter)}={path}"
+
+
 def formats_with_int8() -> list[str]:
     """The names of the formats that can be quantized."""
     return [name for name, each in EXPORTERS.items() if each().has_int8]

@@ -1,23 +1,26 @@
-"""Write a model for another runtime, as `degrid export` does."""
+"""Write a model for another runtime: `degrid.export`."""
 
 from __future__ import annotations
 
 import copy
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from degrid.contracts import convention_of, declared
 from degrid.data import open_dataset
 from degrid.engine.evaluation.evaluate import evaluate
-from degrid.exporters.check import Comparison
-from degrid.exporters.export import Quantization, check_can_export, export_model
+from degrid.exporters.check import SIZES, Comparison, compared, must_run
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.table import find_exporter, find_opener, name_of
+from degrid.exporters.graph import Source
+from degrid.exporters.runtime import ExportedModel, Facts
+from degrid.exporters.table import find_exporter, find_opener, formats_with_int8, name_of, spelled
 from degrid.model_folder import load
-from degrid.models import Segmenter
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Tell, UserError
 
 
@@ -25,12 +28,12 @@ from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Tell
 class Int8:
     """Static quantization to int8: the images to choose ranges by, and how much accuracy it may cost.
 
-    Every other image calibrates and the others measure: the neighbours in a sequence are alike, its halves are not.
+    Every other image calibrates and the others measure: neighbours in a sequence are alike, its halves are not.
 
     Attributes:
         data: a dataset, as for `degrid.open_dataset`, or an opened one.
-        split: of the dataset, where it is not open yet.
-        images: at most so many to calibrate on, and as many to measure on.
+        split: of the dataset, if it is not open yet.
+        images: the most to calibrate on, and the most to measure on.
         max_drop: points of mIoU (0..100) that int8 may lose.
     """
 
@@ -42,7 +45,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class Int8Scores:
-    """What int8 costs: mIoU, 0..1, of the float32 and the int8 file on images that were not calibrated on."""
+    """mIoU, 0..1, of the float32 and the int8 file on so many images that were not calibrated on."""
 
     images: int
     float32: float
@@ -58,14 +61,12 @@ class ExportResult:
     """An exported model.
 
     Attributes:
-        path: the file that `degrid predict` takes; `name` says how.
-        name: the path, with the format before it where the file's ending does not tell it.
-        files: all files, `path` among them.
+        name: what `degrid predict` takes: the file, with its format before it if the ending does not tell.
+        files: all files (or folders), last the one that was asked for.
         comparisons: what was found at each size; empty for a format that cannot be run here.
         int8: what int8 costs; None without int8.
     """
 
-    path: Path
     name: str
     files: tuple[Path, ...]
     comparisons: tuple[Comparison, ...]
@@ -78,7 +79,7 @@ class ExportResult:
 
 
 def export(
-    model: str | os.PathLike[str] | Segmenter,
+    model: str | os.PathLike[str] | nn.Module,
     out: str | os.PathLike[str] | None = None,
     *,
     format: str | type[Exporter] = "onnx",
@@ -86,105 +87,168 @@ def export(
     input_type: str = "uint8",
     size: tuple[int, int] | None = None,
     int8: Int8 | None = None,
+    labels: LabelSpace | None = None,
     progress: OnProgress | None = None,
     tell: Tell | None = None,
 ) -> ExportResult:
-    """Write a model for another runtime: RGB pixels of any size in, class ids out; nothing else is needed there.
-
-    The file is run and compared with the model at several sizes before it counts: what differs leaves no file.
+    """Write a model for another runtime, run it there, and compare; only then is there a file.
 
     Args:
-        model: a model folder or run folder, or a network of degrid.
-        out: the file to write; by default beside the folder, with the folder's name and the format's ending.
-        format: "onnx", "openvino" or another name in `degrid.exporters.table.EXPORTERS`, or a class of your own,
-            itself or as "module:Class".
+        model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits, which stays as it
+            is.
+        out: the file to write; by default the folder's name with the format's ending, beside the folder.
+        format: a name in `degrid.exporters.table.EXPORTERS`, or a class of your own, itself or as "module:Class".
         output: "ids": class ids at the image's size; "logits": as the network gives them, for fusing scales or a CRF.
-        input_type: of the RGB pixels 0-255, "uint8" or "float32".
-        size: height and width, for a file that takes one image of this size only.
+        input_type: of the pixels (0-255), "uint8" or "float32".
+        size: height and width, for a file that takes one image of this size; None: any number of any size.
         int8: quantize.
+        labels: the classes of a network that does not declare them.
         progress: called while the int8 file is measured.
         tell: called with a line about each step.
     Raises:
-        UserError: see `degrid.exporters.export.export_model`; or int8 loses more than it may.
+        UserError: a format, output or network that cannot be exported, a package that is not installed, a result that
+            differs, or int8 that loses too much.
     """
     exporter = find_exporter(format)
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
-    check_can_export(exporter, path, size, int8 is not None)
-    network = _network(model)
-    judge = _Judge(int8, network.labels, progress) if int8 else None
-    found = export_model(
-        network,
-        network.labels,
-        path,
-        type(exporter),
-        output=output,
-        input_type=input_type,
-        size=size,
-        int8=Quantization(judge.pictures, judge) if judge else None,
-        tell=tell or (lambda line: None),
-    )
-    opener = find_opener(path)
-    by_ending = opener is not None and type(opener[0]) is type(exporter)
-    name = str(path) if by_ending else f"{name_of(exporter)}={path}"
-    return ExportResult(path, name, tuple(exporter.files(path)), tuple(found), judge.scores if judge else None)
+    _check(exporter, path, size, int8 is not None)
+    network, labels = _network(model, labels)
+    trial = _Trial(int8, labels, progress or (lambda now: None)) if int8 else None
+    source = Source.of(network, output, input_type, size)
+    facts = Facts.of(labels, output, input_type, convention_of(network), size)
+    job = _Job(exporter, network, source, facts, tell or (lambda line: None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # On the same disk, so that the finished files can be renamed to their place; under their final names, since they
+    # may name one another.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as place:
+        made = Path(place) / "float" / path.name
+        comparisons = job.write(made)
+        if trial:
+            exact, made = made, Path(place) / "int8" / path.name
+            comparisons = job.quantize(exact, made, trial)
+        files = tuple(exporter.files(path))
+        for file, target in zip(exporter.files(made), files, strict=True):
+            if target.is_dir():
+                shutil.rmtree(target)
+            file.replace(target)
+    return ExportResult(spelled(exporter, path), files, tuple(comparisons), trial.scores if trial else None)
 
 
-def _beside(model: str | os.PathLike[str] | Segmenter, exporter: Exporter, int8: bool) -> Path:
+def _beside(model: str | os.PathLike[str] | nn.Module, exporter: Exporter, int8: bool) -> Path:
     """Where a folder's exported model goes by default."""
-    if isinstance(model, Segmenter):
+    if isinstance(model, nn.Module):
         raise UserError("say where to write the network: out must be a file name, such as my_model.onnx")
-    name = Path(model).resolve().name
-    return Path(model).parent / f"{name}{'.int8' if int8 else ''}{exporter.ending}"
+    return Path(model).parent / f"{Path(model).resolve().name}{'.int8' if int8 else ''}{exporter.ending}"
 
 
-def _network(model: str | os.PathLike[str] | Segmenter) -> Segmenter:
-    """In evaluation mode on the CPU; the user's own stays as it is."""
-    if isinstance(model, Segmenter):
-        return copy.deepcopy(model).cpu().float().eval()
-    opener = find_opener(model)
-    if opener and opener[1].is_file():
-        raise UserError(f"{model} is an exported model already; export the model folder it came from")
-    return load(model)
+def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: bool) -> None:
+    """Before any long work: can the format do what is wanted, and is all that it needs installed?
+
+    Raises:
+        UserError: no.
+    """
+    name = name_of(exporter)
+    if not path.name.endswith(exporter.ending):
+        raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
+    if size is None and not exporter.any_size:
+        raise UserError(f"{name} files are for images of one size; say which, such as --size 512x1024")
+    if int8 and not (exporter.has_int8 and exporter.runs_here):
+        raise UserError(f"int8 is for {' and '.join(formats_with_int8())}, not for {name}")
+    if int8 and size:
+        raise UserError("int8 is for files that take images of any size; leave out --size")
+    for package in (*exporter.packages, *(exporter.int8_packages if int8 else ())):
+        exporter.library(package)
 
 
-class _Judge:
-    """Holds the images of an `Int8`, and refuses a model that loses too much on those that did not calibrate it."""
+def _network(model: str | os.PathLike[str] | nn.Module, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:
+    """In evaluation mode and single precision on the CPU, with its classes; the user's own stays as it is."""
+    if not isinstance(model, nn.Module):
+        opener = find_opener(model)
+        if opener and opener[1].is_file():
+            raise UserError(f"{model} is an exported model already; export the model folder it came from")
+        model = load(model)
+    known = declared(model)
+    labels = labels or (known.labels if known else None)
+    if labels is None:
+        raise UserError("this network does not declare its classes; give them as labels")
+    return copy.deepcopy(model).cpu().float().eval(), labels
 
-    def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress | None) -> None:
+
+@dataclass(frozen=True)
+class _Job:
+    """One network on its way into one format."""
+
+    exporter: Exporter
+    network: nn.Module
+    source: Source
+    facts: Facts
+    tell: Tell
+
+    def write(self, path: Path) -> list[Comparison]:
+        """Write the float file, and compare it."""
+        graph = self.source.graph
+        self.tell(f"{graph.folded} batch norms folded, {graph.fixed} smoothed convolutions with fixed filters")
+        self.tell(f"tracing, and writing {path.name}")
+        path.parent.mkdir()
+        self.exporter.write(self.source, path, self.facts.to_json())
+        if not self.exporter.runs_here:
+            return []
+        self.tell("comparing with PyTorch at sizes that were not traced")
+        size = self.facts.size
+        return compared(self.network, self._opened(path), self.facts.output, ((1, 3, *size),) * 2 if size else SIZES)
+
+    def quantize(self, exact: Path, path: Path, trial: _Trial) -> list[Comparison]:
+        """Write the float file `exact` anew as int8, compare it, and try both."""
+        self.tell(f"calibrating int8 on {len(trial.calibrating)} images")
+        path.parent.mkdir()
+        images = (trial.dataset[index].image[None].numpy() for index in trial.calibrating)
+        self.exporter.quantize(exact, path, (image.astype(self.facts.input) for image in images))
+        must_run(f"{name_of(self.exporter)}={path}")
+        small = self._opened(path)
+        found = compared(self.network, small, self.facts.output, exact=False)
+        trial.judge(self._opened(exact), small)
+        return found
+
+    def _opened(self, path: Path) -> ExportedModel:
+        return ExportedModel(f"{name_of(self.exporter)}={path}")
+
+
+class _Trial:
+    """The images of an `Int8`, and what came of measuring on them."""
+
+    def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress) -> None:
         dataset = how.data
         if isinstance(dataset, str | os.PathLike):
             dataset = open_dataset(os.fspath(dataset), how.split, labels=labels)
         count = len(dataset)
         if count < 2:
-            raise UserError(
-                f'the split "{how.split}" of {how.data} has {count} images; int8 needs one half to measure on'
-            )
+            raise UserError(f'split "{how.split}" of {how.data}: {count} images, but int8 needs one half to measure on')
         step = max(2, count // how.images)
-        chosen = range(0, count, step)[: how.images]
-        rest = [index for index in range(count) if index % step == 1]
-        self.pictures = [dataset[index].image.permute(1, 2, 0).numpy() for index in chosen]
-        """To calibrate on, uint8 [H,W,3]."""
-        self.measured = _Part(dataset, rest[: how.images])
-        self.max_drop, self.progress = how.max_drop, progress or (lambda progress: None)
+        self.how, self.dataset, self.progress = how, dataset, progress
+        self.calibrating = range(0, count, step)[: how.images]
+        self.measuring = _Part(dataset, [index for index in range(count) if index % step == 1][: how.images])
         self.scores: Int8Scores | None = None
 
-    def __call__(self, exact: nn.Module, small: nn.Module) -> None:
+    def judge(self, exact: nn.Module, small: nn.Module) -> None:
+        """Measure both.
+
+        Raises:
+            UserError: int8 loses too much.
+        """
         before, after = self._miou(exact, "measuring float32"), self._miou(small, "measuring int8")
-        self.scores = Int8Scores(len(self.measured), before, after)
+        self.scores = Int8Scores(len(self.measuring), before, after)
         drop = 100 * (before - after)
-        if drop > self.max_drop:
+        if drop > self.how.max_drop:
             raise UserError(
-                f"int8 loses {drop:.2f} points of mIoU, more than {self.max_drop:g} (--max-drop); nothing is written "
-                f"({self.scores}). Calibrate on images like those to come, or stay with float32"
+                f"int8 loses {drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop); nothing is "
+                f"written ({self.scores}). Calibrate on images like those to come, or stay with float32"
             )
 
     def _miou(self, model: nn.Module, task: str) -> float:
-        total = len(self.measured)
-
         def on_image(index: int, *_: object) -> None:
-            self.progress(Progress(task, index + 1, total))
+            self.progress(Progress(task, index + 1, len(self.measuring)))
 
-        return evaluate(model, self.measured, device="cpu", boundary=False, on_image=on_image).miou
+        return evaluate(model, self.measuring, device="cpu", boundary=False, on_image=on_image).miou
 
 
 class _Part:
