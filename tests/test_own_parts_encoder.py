@@ -143,3 +143,19 @@ def test_a_function_that_makes_no_head_is_named():
 def test_torchvision_has_no_download_either():
     with pytest.raises(UserError, match="there is no download for torchvision:mobilenet_v3_large: give"):
         build_encoder("torchvision:mobilenet_v3_large", EncoderSettings(16, pretrained=True))
+
+
+def test_an_own_operator_is_asked_for_its_options_only(tmp_path):
+    (tmp_path / "my_operators.py").write_text(
+        "from degrid.smoothing import Operator\n"
+        "class Scaled(Operator):\n"
+        "    def __init__(self, rate, factor=1.0):\n"
+        "        super().__init__(rate)\n"
+        "        self.factor = factor\n"
+        "    def forward(self, x, convolve):\n"
+        "        return self.factor * convolve(x, self.rate)\n"
+    )
+    model = degrid.deeplabv3("timm:resnet10t", 2, operator="my_operators:Scaled", operator_options={"factor": 2.0})
+    assert {conv.smoothing for conv in degrid.describe(model, size=(32, 32)).dilated} == {"Scaled", None}
+    with pytest.raises(UserError, match='operator "my_operators:Scaled" has no option "fctor". Did you mean "factor"'):
+        degrid.deeplabv3("timm:resnet10t", 2, operator="my_operators:Scaled", operator_options={"fctor": 2.0})

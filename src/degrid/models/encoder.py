@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import timm
 from torch import Tensor, nn
 
-from degrid.lookup import lookup
+from degrid.lookup import keywords, lookup
 from degrid.models.library_encoders import MOBILENET_V3, OUTPUT_STRIDES, TimmEncoder, TorchvisionEncoder
 from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
 from degrid.types import Preprocess, UserError
@@ -88,9 +87,8 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     if timm.is_model(name):
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')
     make: Callable[..., object] = lookup(dict.fromkeys(_NAMES, TimmEncoder), name, "encoder")
-    parameters = inspect.signature(make).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    taken = {key: value for key, value in vars(settings).items() if takes_all or key in parameters}
+    known = keywords(make)
+    taken = {key: value for key, value in vars(settings).items() if key in known or "**" in known}
     encoder = make(**taken)
     if not isinstance(encoder, nn.Module) or not isinstance(encoder, Encoder):
         raise UserError(f'encoder "{name}" must be an nn.Module with channels, reductions and preprocess')

@@ -112,8 +112,7 @@ class TorchvisionEncoder(nn.Module):
         output_stride: 16 or 32.
         pretrained: a local file; False for random weights.
         multi_grid, uniform_rates: not supported.
-        preprocess: replaces torchvision's mean and standard deviation.
-        legacy: has no effect, since the network does not come from the original code.
+        preprocess, legacy: see `TimmEncoder`.
     Raises:
         UserError: another network, a setting that it does not support, or weights that do not fit.
     Source: torchvision's deeplabv3_mobilenet_v3_large; timm's network of that name has another batch norm epsilon.

@@ -104,7 +104,7 @@ class ResNet(nn.Module):
         pretrained: a local file, or a folder that `degrid convert` made; False for random weights.
         multi_grid: factors on the rates of the last stage's three units.
         preprocess: replaces the network's own.
-        uniform_rates: has no effect, since the rates of these networks are always uniform.
+        uniform_rates: has no effect: the rates of these networks are always uniform.
         legacy: compute as the TensorFlow code does. Its pooling pads to "same" size with the odd row and column at the
             bottom and right; with caffe so does its stem, and the epsilon of batch norm is 1e-3; with slim_v2 there is
             no batch norm after the last stage. Otherwise padding is symmetric, and the pooling of caffe rounds up.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from degrid.lookup import did_you_mean, lookup
+from degrid.lookup import lookup, settings_for
 from degrid.smoothing import legacy as originals
 from degrid.smoothing.operators import (
     Aggregation,
@@ -121,13 +120,7 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
     name = _ALIASES.get(operator, operator)
     if ":" in name:
         own: Callable[..., Operator] = lookup({}, name, "smoothing operator")
-        return lambda rate: own(rate, **options)
+        given = settings_for(own, {}, options, f'operator "{name}"')
+        return lambda rate: own(rate, **given)
     make = lookup(LEGACY_OPERATORS if legacy else OPERATORS, name, "smoothing operator")
-    accepted = inspect.signature(make).parameters
-    for option in options:
-        if option not in accepted:
-            raise UserError(
-                f'operator "{name}" has no option "{option}".{did_you_mean(option, accepted)} '
-                f"It takes: {', '.join(accepted) or 'none'}"
-            )
-    return make(**options)
+    return make(**settings_for(make, {}, options, f'operator "{name}"'))
