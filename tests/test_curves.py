@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from degrid.analysis.curves import LOG_EPOCH_STEPS, distinct, read_curves
 from degrid.analysis.plots import epoch_means, plot_runs, smoothed
 from degrid.cli import app
-from degrid.engine.training.log import RunLog
-from degrid.engine.training.recorder import StepRecord
+from degrid.engine.training.log import RunLog, StepRecord
 from degrid.types import Scores, UserError
 
 KDD = "0, 3.250\n1, 2.500\n2, nan\n3, 1.125\n"

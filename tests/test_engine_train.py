@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from degrid.engine.training import training_state as checkpoint
-from degrid.engine.training.log import RunLog, read_metrics
+from degrid.engine.training.log import RunLog, StepRecord, read_metrics
 from degrid.engine.training.loop import Plan, Stopped, Training, train
 from degrid.engine.training.losses import Objective
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, set_learning_rate
-from degrid.engine.training.recorder import StepRecord
 from degrid.engine.training.schedules import schedule
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
 

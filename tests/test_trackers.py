@@ -45,7 +45,7 @@ def run(tmp_path):
 
 def tell(names, run, steps, **how):
     """Begin or go on, and tell of some steps."""
-    found = make_trackers(names, run, CONFIG, "tiny")
+    found = make_trackers(names, run, CONFIG)
     for step in steps:
         for tracker in found:
             tracker.scalars(step, {"train/loss": 1 / step, "train/learning rate": 0.1})
@@ -154,7 +154,7 @@ def test_wandb_without_a_login_is_one_sentence(run, monkeypatch):
     monkeypatch.setenv("NETRC", str(run / "no_netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"W&B cannot begin a run: .*; log in with wandb login, or set WANDB_MODE=off"):
-        make_trackers("wandb", run, CONFIG, "tiny")
+        make_trackers("wandb", run, CONFIG)
     assert not (run / "trackers.json").exists()
 
 
@@ -177,7 +177,7 @@ def test_mlflow_has_every_value_and_a_resumed_run_goes_on(run, tmp_path, monkeyp
     tell("mlflow", run, [1, 2], failed=True)
     client, first = mlflow_run(run)
     assert (first.info.status, first.info.run_name) == ("FAILED", "tiny")
-    [resumed] = make_trackers("mlflow", run, CONFIG, "tiny")
+    [resumed] = make_trackers("mlflow", run, CONFIG)
     assert client.get_run(first.info.run_id).info.status == "RUNNING"
     resumed.close()
     tell("mlflow", run, [3, 4])
@@ -209,7 +209,7 @@ def test_mlflow_has_every_value_and_a_resumed_run_goes_on(run, tmp_path, monkeyp
 
 def test_mlflow_takes_many_settings_and_long_ones(run):
     config = {f"k{index}": "x" * 600 for index in range(130)}
-    [tracker] = make_trackers("mlflow", run, config, "tiny")
+    [tracker] = make_trackers("mlflow", run, config)
     tracker.close()
     params = mlflow_run(run)[1].data.params
     assert len(params) == 130
@@ -218,7 +218,7 @@ def test_mlflow_takes_many_settings_and_long_ones(run):
 
 def test_an_mlflow_store_that_fails_does_not_stop_the_run(run, monkeypatch):
     told = []
-    [tracker] = make_trackers("mlflow", run, CONFIG, "tiny", told.append)
+    [tracker] = make_trackers("mlflow", run, CONFIG, told.append)
     tracker.scalars(1, {"loss": 1.0})
     asked = []
 
@@ -242,7 +242,7 @@ def test_an_mlflow_store_that_cannot_be_used_is_one_sentence(run, monkeypatch, u
         pytest.skip("SQLite can be used here")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match=r"^MLflow cannot use the store .*; (pip|set) .*$") as error:
-        make_trackers("mlflow", run, CONFIG, "tiny")
+        make_trackers("mlflow", run, CONFIG)
     assert len(str(error.value).splitlines()) == 1
     assert ("; pip install sqlalchemy alembic, or set" in str(error.value)) == uri.startswith("sqlite")
     assert not (run / "trackers.json").exists()
@@ -252,7 +252,7 @@ def test_a_run_that_mlflow_does_not_know(run, tmp_path, monkeypatch):
     tell("mlflow", run, [1])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "elsewhere").as_uri())
     with pytest.raises(UserError, match=f"this run has the id {run_ids(run)['mlflow']} there"):
-        make_trackers("mlflow", run, CONFIG, "tiny")
+        make_trackers("mlflow", run, CONFIG)
 
 
 # ---- both ---------------------------------------------------------------------------------------------------
@@ -281,19 +281,19 @@ def test_the_first_is_closed_where_the_second_cannot_begin(run, monkeypatch):
     monkeypatch.setitem(trackers.TRACKERS, "wandb", First)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "quilt://nowhere")
     with pytest.raises(UserError, match="MLflow cannot use"):
-        make_trackers("wandb+mlflow", run, CONFIG, "tiny")
+        make_trackers("wandb+mlflow", run, CONFIG)
     assert closed == [True]
 
 
 def test_none_are_none(run):
-    assert make_trackers("", run, CONFIG, "tiny") == []
+    assert make_trackers("", run, CONFIG) == []
     assert list(run.iterdir()) == []
 
 
 @pytest.mark.parametrize("names", ["wandbb", "wandb+", "mlflow,wandb", "+"])
 def test_unknown_names(run, names):
     with pytest.raises(UserError, match=r'"train.trackers": expected wandb or mlflow, or both joined by \+, got "'):
-        make_trackers(names, run, CONFIG, "tiny")
+        make_trackers(names, run, CONFIG)
     assert list(run.iterdir()) == []
 
 

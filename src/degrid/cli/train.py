@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,35 +87,21 @@ def train(
         "train.device": device,
     }
     given = {path: value for path, value in short.items() if value is not None} | parse_settings(settings or [])
+    chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}
     if show:
-        import json
-
         from degrid.verbs.train import run_config
 
-        recipe = str(resume / "run.json") if resume else recipe
-        chosen = run_config(recipe, data=data, operator=operator, settings=given, init=init)
-        print(json.dumps(to_dict(chosen), indent=2))
+        print(json.dumps(to_dict(run_config(resume / "run.json" if resume else recipe, **chosen)), indent=2))
         return
-
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.inference.fast_network import keep_freed_memory
 
     keep_freed_memory()
+    chosen |= {"out": out, "resume": resume, "start_iteration": start_iteration}
     try:
         with progress_bar(lines=True, quiet=quiet) as bar:
-            result = degrid.train(
-                recipe,
-                data=data,
-                operator=operator,
-                settings=given,
-                init=init,
-                out=out,
-                resume=resume,
-                start_iteration=start_iteration,
-                progress=bar,
-                tell=bar.tell,
-            )
+            result = degrid.train(recipe, **chosen, progress=bar, tell=bar.tell)
     except degrid.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)

@@ -20,7 +20,7 @@ from degrid.engine.device import pick_device
 from degrid.engine.evaluation.evaluate import evaluate
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.loop import kept
+from degrid.engine.training.loop import Training, kept
 from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
 from degrid.files import write_json
@@ -77,7 +77,7 @@ def run(
         folder: the run folder; must not hold a run yet, unless `resume` is set.
         resume: continue the run in `folder` with its own settings; `config` is ignored.
         start_iteration: with `resume`, continue from the kept state of this validation, counted from 1; the best model
-            is then the best of the validations after it.
+            is then that of the validations after it.
         progress, tell: see `degrid.train`.
     Raises:
         UserError: settings or data that cannot be used, or a folder that is taken.
@@ -98,15 +98,12 @@ def run(
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
     plan = make_plan(config.optim, settings, cycles)
-    if start_iteration is not None:
-        state.restore(_kept_state(folder, start_iteration, plan.eval_every))
-        state.best_miou = -1.0
-    elif interrupted:
-        state.restore(folder / "last.ckpt")
+    if interrupted or start_iteration is not None:
+        _restore(state, folder, start_iteration, plan.eval_every)
     if not resume:
         write_json(folder / "run.json", provenance(config, list(data.notes)))
-    trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), folder.name, tell or (lambda _: None))
-    with RunLog(folder, plan.steps, state.step, cycles=cycles, trackers=trackers, progress=progress, tell=tell) as log:
+    trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), tell)
+    with RunLog(folder, plan.steps, state.step, cycles, trackers, progress, tell) as log:
         log.say(_greeting(config, settings, model, data, device, state.step))
         for note in (*data.notes, *start):
             log.say(note)
@@ -180,12 +177,15 @@ def _batches(config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: i
     return batches_from(step * settings.accumulate)
 
 
-def _kept_state(folder: Path, iteration: int, eval_every: int) -> Path:
-    """The file with the state after a number of validations.
+def _restore(state: Training, folder: Path, iteration: int | None, eval_every: int) -> None:
+    """Continue from the last state, or from that after a number of validations.
 
     Raises:
         UserError: it was not kept.
     """
+    if iteration is None:
+        state.restore(folder / "last.ckpt")
+        return
     file = kept(folder, iteration * eval_every)
     if not file.exists():
         steps = sorted(int(found.stem.removeprefix("step_")) for found in folder.glob("step_*.ckpt"))
@@ -194,7 +194,8 @@ def _kept_state(folder: Path, iteration: int, eval_every: int) -> Path:
             f"the state after iteration {iteration} was not kept: {file} is missing; kept iterations: {there} "
             "(train.keep_checkpoints=true keeps them)"
         )
-    return file
+    state.restore(file)
+    state.best_miou = -1.0
 
 
 def _validation(

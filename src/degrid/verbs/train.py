@@ -73,16 +73,11 @@ def train(
         folder = Path(out) if out is not None else Path("runs") / config.name
     try:
         for stage, place in _stages(config, folder, given, resume is not None):
-            result = run(
-                stage,
-                place,
-                resume=resume is not None and (place / "run.json").exists(),
-                start_iteration=start_iteration if place == folder else None,
-                progress=progress,
-                tell=tell,
-            )
+            goes_on = resume is not None and (place / "run.json").exists()
+            iteration = start_iteration if place == folder else None
+            result = run(stage, place, resume=goes_on, start_iteration=iteration, progress=progress, tell=tell)
     except Stopped:
-        raise Stopped(folder) from None  # the first stage's folder resumes them all
+        raise Stopped(folder) from None  # resuming the first stage's folder continues with the one that was stopped
     return result
 
 

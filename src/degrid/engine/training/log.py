@@ -1,17 +1,19 @@
-"""The records of a run folder: metrics.jsonl (one line per step), log.txt, TensorBoard, and those of trackers."""
+"""What a run leaves on record: metrics.jsonl, log.txt, TensorBoard's events, and whatever trackers keep."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from degrid.engine.training.cycles import Cycles
-from degrid.engine.training.recorder import Recorder, StepRecord
-from degrid.engine.training.tensorboard_log import TensorBoard
 from degrid.files import write_text
 from degrid.types import OnProgress, Progress, Scores, Tell
 
@@ -21,15 +23,54 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+PARTS = ("train", "val")
 SCALAR_STEPS = 10
-"""Plots get the values of every so many steps."""
-
+"""Scalars are recorded every so many steps."""
 LINE_SECONDS = 15
 """Least time between two lines about steps in log.txt."""
 
 
+@dataclass(frozen=True)
+class StepRecord:
+    """An optimiser step, counted from 1, with its mean loss over valid pixels and the encoder's learning rate.
+
+    train_miou: of the training crops since the cycle began, 0 to 1; only in cyclic training.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    images_per_second: float
+    train_miou: float | None = None
+
+
+class Recorder:
+    """Hears of a run as it goes on. The methods here do nothing; a recorder overrides those that it needs."""
+
+    def step(self, record: StepRecord) -> None:
+        """An optimiser step is done."""
+
+    def validation(self, step: int, scores: Scores) -> None:
+        """The model was validated after a step."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Values by tag, such as "train/loss", of some of the steps and of every validation."""
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """A picture, uint8 [H,W,3]."""
+
+    def graph(self, model: nn.Module, image: Tensor) -> None:
+        """The network, with RGB images [N,3,H,W] to trace it on; its mode must stay as it is."""
+
+    def say(self, line: str) -> None:
+        """A sentence for people."""
+
+    def close(self, failed: bool = False) -> None:
+        """The run has ended, or has `failed`; wait until everything has been written."""
+
+
 class RunLog:
-    """Hands what happens in a run to all that record it; use as a context manager.
+    """Passes what happens in a run to everything that records it; a context manager.
 
     Args:
         folder: the run folder; files are appended to, so that a resumed run continues them.
@@ -47,7 +88,6 @@ class RunLog:
         folder: Path,
         steps: int,
         start: int = 0,
-        *,
         cycles: Cycles | None = None,
         trackers: Sequence[Recorder] = (),
         progress: OnProgress | None = None,
@@ -58,8 +98,7 @@ class RunLog:
         self._recorders = (MetricsFile(folder, start), self._text, TensorBoard(folder, start), *trackers)
         self.progress: OnProgress = progress or (lambda _: None)
         self.tell: Tell = tell or (lambda _: None)
-        self._steps, self._miou = steps, math.nan
-        self._last_line = time.monotonic()
+        self._steps, self._miou, self._last_line = steps, "", time.monotonic()
 
     def __enter__(self) -> RunLog:
         return self
@@ -77,8 +116,7 @@ class RunLog:
         if record.step == 1 or record.step % SCALAR_STEPS == 0:
             values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
             self._scalars("train", record.step, values)
-        miou = "" if math.isnan(self._miou) else f" mIoU {100 * self._miou:.1f} %"
-        now = Progress("step", record.step, self._steps, f"loss {record.loss:.3f}{miou}")
+        now = Progress("step", record.step, self._steps, f"loss {record.loss:.3f}{self._miou}")
         self.progress(now)
         if time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
@@ -86,7 +124,7 @@ class RunLog:
 
     def validation(self, step: int, scores: Scores) -> None:
         """Record a validation."""
-        self._miou = scores.miou
+        self._miou = f" mIoU {100 * scores.miou:.1f} %"
         for recorder in self._recorders:
             recorder.validation(step, scores)
         means = {"mIoU": scores.miou, "pixel accuracy": scores.pixel_accuracy, "mean accuracy": scores.mean_accuracy}
@@ -98,7 +136,7 @@ class RunLog:
         )
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Record a picture, uint8 [H,W,3]."""
+        """Record a picture, uint8 [H,W,3], such as an image beside its label and its prediction."""
         for recorder in self._recorders:
             recorder.image(step, tag, picture)
 
@@ -108,7 +146,7 @@ class RunLog:
             recorder.graph(model, image)
 
     def say(self, line: str) -> None:
-        """Record a sentence, and tell it."""
+        """Record a sentence for people, and tell it."""
         for recorder in self._recorders:
             recorder.say(line)
         self.tell(line)
@@ -120,12 +158,7 @@ class RunLog:
 
 
 class MetricsFile(Recorder):
-    """metrics.jsonl, one JSON object for each step and validation, flushed at once.
-
-    Args:
-        folder: the run folder.
-        start: records of later steps are dropped, and so is a last line that was cut short.
-    """
+    """metrics.jsonl: a JSON object for each step and validation, flushed at once."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         path = folder / "metrics.jsonl"
@@ -140,13 +173,9 @@ class MetricsFile(Recorder):
 
     def validation(self, step: int, scores: Scores) -> None:
         """See `Recorder`."""
-        found = {
-            "miou": scores.miou,
-            "pixel_accuracy": scores.pixel_accuracy,
-            "mean_accuracy": scores.mean_accuracy,
-            "class_iou": dict(zip(scores.class_names, scores.class_iou, strict=True)),
-        }
-        self._write({"step": step, "val": found})
+        means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_accuracy": scores.mean_accuracy}
+        classes = dict(zip(scores.class_names, scores.class_iou, strict=True))
+        self._write({"step": step, "val": {**means, "class_iou": classes}})
 
     def close(self, failed: bool = False) -> None:
         """See `Recorder`."""
@@ -188,6 +217,39 @@ class TextLog(Recorder):
     def close(self, failed: bool = False) -> None:
         """See `Recorder`."""
         self._file.close()
+
+
+class TensorBoard(Recorder):
+    """Events in log/train and log/val. Tags lose "train/" and "val/", so that the two curves of one tag overlay."""
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._boards = {part: SummaryWriter(str(folder / "log" / part), purge_step=start + 1) for part in PARTS}
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """See `Recorder`."""
+        for tag, value in values.items():
+            part, _, name = tag.partition("/")
+            self._boards[part].add_scalar(name, value, step)
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """See `Recorder`."""
+        self._boards["val"].add_image(tag, picture, step, dataformats="HWC")
+
+    def graph(self, model: nn.Module, image: Tensor) -> None:
+        """See `Recorder`."""
+        training = model.training
+        with warnings.catch_warnings(), torch.no_grad():
+            # The writer traces with TorchScript, which warns that it is deprecated and of every size it takes as fixed.
+            warnings.simplefilter("ignore")
+            self._boards["train"].add_graph(model.eval(), image)
+        model.train(training)
+
+    def close(self, failed: bool = False) -> None:
+        """See `Recorder`."""
+        for board in self._boards.values():
+            board.close()
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -19,10 +19,9 @@ from torch.optim.swa_utils import AveragedModel
 from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast
 from degrid.engine.training.cycles import TrainingScore
-from degrid.engine.training.log import RunLog
+from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.losses import Objective
 from degrid.engine.training.optimizers import set_learning_rate
-from degrid.engine.training.recorder import StepRecord
 from degrid.engine.training.training_state import load_state, load_weights, save_state
 from degrid.types import Batch, Scores, Tell, UserError
 

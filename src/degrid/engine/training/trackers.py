@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.engine.training.recorder import Recorder
+from degrid.engine.training.log import Recorder
 from degrid.files import read_json, write_json
 from degrid.lookup import lookup
 from degrid.types import Tell, UserError
@@ -28,14 +28,10 @@ PROJECT = "degrid"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told when a run begins or resumes.
+    """What a tracker is told of the run that begins.
 
-    Attributes:
-        folder: the run folder.
-        name: what people call the run.
-        config: the run's settings, nested, of plain values.
-        run_id: the id that the tracker gave the run earlier; None for a new run.
-        tell: where to say something that the user should know.
+    folder: the run folder. name: what people call the run. config: its settings, nested, of plain values. run_id: the
+    id that the tracker gave it earlier, None for a new run. tell: takes sentences that the user should read.
     """
 
     folder: Path
@@ -46,32 +42,24 @@ class TrackedRun:
 
 
 class Tracker(Recorder):
-    """A recorder that begins or resumes a run as it is made.
+    """A recorder that is made when a run begins; if `run.run_id` is set, it continues that run.
 
-    Attributes:
-        run_id: by which the tracker finds the run again.
-        package: the Python package that it needs; "" for none.
+    run_id: by which the tracker finds the run again. package: the Python package that it needs; "" for none.
     """
 
     run_id: str = ""
     package: str = ""
 
     def __init__(self, run: TrackedRun) -> None:
-        """Begin the run, or continue it if it has an id.
-
-        Raises:
-            UserError: the run cannot begin.
-        """
+        pass
 
 
-def make_trackers(
-    names: str, folder: Path, config: dict[str, Any], name: str, tell: Tell = lambda _: None
-) -> list[Tracker]:
+def make_trackers(names: str, folder: Path, config: dict[str, Any], tell: Tell | None = None) -> list[Tracker]:
     """Begin a run in each tracker, or continue the run whose id `folder` holds.
 
     Args:
         names: rows of TRACKERS or "module:Class" of your own, joined by "+"; "" for none.
-        folder, config, name, tell: see `TrackedRun`.
+        folder, config, tell: see `TrackedRun`; the run is named after the folder.
     Raises:
         UserError: an unknown name, a client that is not installed, or one that cannot begin a run.
     """
@@ -81,7 +69,7 @@ def make_trackers(
     trackers: list[Tracker] = []
     try:
         for kind, make in kinds.items():
-            tracker = make(TrackedRun(folder, name, config, ids.get(kind), tell))
+            tracker = make(TrackedRun(folder, folder.name, config, ids.get(kind), tell or (lambda _: None)))
             trackers.append(tracker)
             ids[kind] = tracker.run_id
             write_json(path, ids)
