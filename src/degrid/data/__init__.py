@@ -1,6 +1,6 @@
 """Images and labels: datasets and their formats, the checker, transforms, the loader, and the built-in scenes."""
 
-from degrid.data.dataset import SourceDataset, notes_of, open_dataset
+from degrid.data.dataset import SourceDataset, absolute, notes_of, open_dataset
 from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_LABEL_IDS
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
@@ -30,6 +30,7 @@ __all__ = [
     "SourceDataset",
     "SyntheticScenes",
     "TrainTransform",
+    "absolute",
     "check_data",
     "check_promises",
     "class_table",

@@ -78,6 +78,13 @@ def _format_and_place(path: str | Path) -> tuple[str, str]:
     return (kind, place) if named else ("", str(path))
 
 
+def absolute(path: str | Path) -> str:
+    """The same dataset, named so that it can be opened from any working directory."""
+    kind, place = _format_and_place(path)
+    full = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
+    return f"{kind}={full}" if kind else full
+
+
 def open_dataset(
     path: str | Path, split: str = "train", labels: LabelSpace | None = None, *, root: str | Path | None = None
 ) -> Dataset:

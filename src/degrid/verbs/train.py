@@ -9,7 +9,7 @@ from pathlib import Path
 from degrid import config as configs
 from degrid import recipes
 from degrid.config import RunConfig
-from degrid.data import open_dataset
+from degrid.data import absolute, open_dataset
 from degrid.engine.training.loop import Stopped
 from degrid.model_folder import model_settings
 from degrid.types import OnProgress, Tell, UserError
@@ -105,10 +105,10 @@ def run_config(
         config = dataclasses.replace(config, model=model_settings(Path(init)))
     own = {
         # Absolute paths, so that run.json works from any folder.
-        "data.path": str(Path(data).absolute()) if data is not None and Path(data).exists() else data,
+        "data.path": absolute(data) if data is not None else None,
         "model.smoothing.operator": operator,
         "train.init": str(Path(init).absolute()) if init is not None else None,
-        "name": _name_of(str(data)) if recipe is None and data is not None else None,
+        "name": _name_of(absolute(data)) if recipe is None and data is not None else None,
     }
     return configs.override(config, {**{key: value for key, value in own.items() if value is not None}, **given})
 
