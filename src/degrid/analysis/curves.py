@@ -131,26 +131,15 @@ def _read_jsonl(file: Path, lines: Sequence[str], complete: bool) -> Curves:
             raise UserError(
                 f'{file}, line {number}: expected a JSON record with "step" and "loss" or "val", got {line[:60]!r}'
             ) from error
-    return Curves(
-        _name(file),
-        tuple(steps),
-        tuple(losses),
-        tuple(rates),
-        tuple(validations),
-        "degrid",
-        _epoch_steps(file.parent),
-    )
+    numbers = tuple(steps), tuple(losses), tuple(rates), tuple(validations)
+    return Curves(_name(file), *numbers, "degrid", _epoch_steps(file.parent))
 
 
 def _validation(step: int, found: Mapping[str, Any]) -> Validation:
     classes = found.get("class_iou", {})
     accuracy = found.get("pixel_accuracy")
-    return Validation(
-        step,
-        float(found["miou"]),
-        None if accuracy is None else float(accuracy),
-        {str(name): None if iou is None else float(iou) for name, iou in classes.items()},
-    )
+    ious = {str(name): None if iou is None else float(iou) for name, iou in classes.items()}
+    return Validation(step, float(found["miou"]), None if accuracy is None else float(accuracy), ious)
 
 
 def _epoch_steps(folder: Path) -> float | None:
@@ -240,7 +229,7 @@ class _Log:
 
     def curves(self) -> Curves:
         self.flush()
-        steps, losses = (tuple(record[0] for record in self.records), tuple(record[1] for record in self.records))
+        steps, losses = tuple(step for step, _ in self.records), tuple(loss for _, loss in self.records)
         return Curves("", steps, losses, (), tuple(self.validations), self.format, LOG_EPOCH_STEPS)
 
 

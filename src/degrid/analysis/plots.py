@@ -13,7 +13,7 @@ import numpy as np
 from degrid.analysis.curves import Curves, Validation, distinct
 from degrid.analysis.figures import COLORS, png
 from degrid.analysis.page import figure, image, page, percent, table
-from degrid.files import atomic_write, write_text
+from degrid.files import write_bytes, write_text
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -174,11 +174,7 @@ def _learning_rate(runs: Sequence[Curves], smooth: float) -> Figure | None:
 
 
 PICTURES: tuple[tuple[str, Callable[[Sequence[Curves], float], Figure | None], str], ...] = (
-    (
-        "loss",
-        _loss,
-        "Training loss per step: raw (thin) and smoothed (thick). Logs of the original programs include weight decay.",
-    ),
+    ("loss", _loss, "Training loss per step: raw and smoothed (thick). Original programs' logs include weight decay."),
     ("loss_per_epoch", _epoch_loss, "Mean training loss of each complete epoch."),
     ("miou", _miou, "Mean IoU on the validation images."),
     (
@@ -216,11 +212,8 @@ def plot_runs(
         raise UserError(f"expected a smoothing of at least 0 and below 1, got {smooth}")
     if epoch_steps is not None and not epoch_steps >= 1:
         raise UserError(f"expected at least 1 step per epoch, got {epoch_steps}")
-    names = distinct(run.name for run in curves)
-    runs = [
-        replace(run, name=name, epoch_steps=epoch_steps or run.epoch_steps)
-        for run, name in zip(curves, names, strict=True)
-    ]
+    named = zip(curves, distinct(run.name for run in curves), strict=True)
+    runs = [replace(run, name=name, epoch_steps=epoch_steps or run.epoch_steps) for run, name in named]
     folder, files, figures = Path(out), [], []
     for stem, draw, caption in PICTURES:
         drawn = draw(runs, smooth)
@@ -228,8 +221,7 @@ def plot_runs(
             continue
         data = png(drawn)
         files.append(folder / f"{stem}.png")
-        with atomic_write(files[-1]) as temporary:
-            temporary.write_bytes(data)
+        write_bytes(files[-1], data)
         figures.append(figure(image(data, caption), caption))
     files.append(folder / "index.html")
     write_text(files[-1], page("Training curves", [_scores(runs, smooth), *figures]))
@@ -244,17 +236,10 @@ def _scores(runs: Sequence[Curves], smooth: float) -> str:
         losses = [value for value in smoothed(run.loss, smooth) if math.isfinite(value)]
         last = run.validations[-1] if run.validations else None
         best = max((found for found in run.validations if math.isfinite(found.miou)), key=_by_miou, default=None)
-        rows.append(
-            (
-                run.name,
-                str(run.steps[-1]) if run.steps else "-",
-                f"{losses[-1]:.4f}" if losses else "-",
-                str(len(run.loss) - len(losses)),
-                percent(last.miou if last else None, 2),
-                percent(last.pixel_accuracy if last else None, 2),
-                f"{percent(best.miou, 2)} (step {best.step})" if best else "-",
-            )
-        )
+        row = [run.name, str(run.steps[-1]) if run.steps else "-", f"{losses[-1]:.4f}" if losses else "-"]
+        row += [str(len(run.loss) - len(losses)), percent(last.miou if last else None, 2)]
+        row += [percent(last.pixel_accuracy if last else None, 2)]
+        rows.append([*row, f"{percent(best.miou, 2)} (step {best.step})" if best else "-"])
     note = f"The final loss is smoothed with weight {smooth:g}; the scores are of the last and of the best validation."
     return f"{table(head, rows)}<p>{note}</p>"
 

@@ -81,17 +81,10 @@ def write_report(
 
 def _totals(runs: Sequence[ReportRun]) -> str:
     head = ("network", "mIoU %", "boundary IoU %", "pixel accuracy %", "mean accuracy %", "training, s")
-    rows = [
-        (
-            run.name,
-            percent(run.scores.miou),
-            percent(run.scores.boundary_iou),
-            percent(run.scores.pixel_accuracy),
-            percent(run.scores.mean_accuracy),
-            f"{run.train_seconds:.0f}",
-        )
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        found = (run.scores.miou, run.scores.boundary_iou, run.scores.pixel_accuracy, run.scores.mean_accuracy)
+        rows.append((run.name, *map(percent, found), f"{run.train_seconds:.0f}"))
     return table(head, rows)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from statistics import median, quantiles
 from typing import Any
 
@@ -82,20 +83,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the derived ones."""
-        ratio = self.ratio
-        return {
-            "group": self.group,
-            "case": self.name,
-            "base": self.base,
-            "ratio": {"low": ratio.low, "median": ratio.median, "high": ratio.high},
-            "median": self.value,
-            "unit": self.unit,
-            "items": self.items,
-            "notes": dict(self.notes),
-            "repeats": list(self.repeats),
-            "ratios": list(self.ratios),
-            "values": list(self.values),
-        }
+        values = asdict(self)
+        return {"case": values.pop("name"), **values, "median": self.value, "ratio": asdict(self.ratio)}
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
@@ -166,8 +155,9 @@ def _bases(cases: Sequence[Case]) -> dict[str, int]:
     """The index of each group's base."""
     if not cases:
         raise UserError("nothing to measure: expected at least one case")
-    groups = {case.group: [i for i, other in enumerate(cases) if other.group == case.group] for case in cases}
-    bases = {group: [i for i in places if cases[i].base] for group, places in groups.items()}
+    bases: dict[str, list[int]] = {case.group: [] for case in cases}
+    for index, case in enumerate(cases):
+        bases[case.group] += [index] if case.base else []
     for group, places in bases.items():
         if len(places) != 1:
             raise UserError(f'group "{group}": expected exactly one case that is the base, got {len(places)}')
@@ -176,9 +166,8 @@ def _bases(cases: Sequence[Case]) -> dict[str, int]:
 
 def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:
     ratios = tuple(theirs / ours for theirs, ours in zip(base, own, strict=True))
-    return Row(
-        case.group, case.name, case.base, unit, case.items, case.notes, tuple(own), ratios, (quartiles(ratios).median,)
-    )
+    repeats = (quartiles(ratios).median,)
+    return Row(case.group, case.name, case.base, unit, case.items, case.notes, tuple(own), ratios, repeats)
 
 
 def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
@@ -189,9 +178,9 @@ def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
     """
     rows = []
     for same in zip(*repeats, strict=True):
-        values = tuple(value for row in same for value in row.values)
-        ratios = tuple(ratio for row in same for ratio in row.ratios)
-        rows.append(
-            replace(same[0], values=values, ratios=ratios, repeats=tuple(part for row in same for part in row.repeats))
+        values, ratios, medians = (
+            tuple(chain.from_iterable(parts))
+            for parts in zip(*((row.values, row.ratios, row.repeats) for row in same), strict=True)
         )
+        rows.append(replace(same[0], values=values, ratios=ratios, repeats=medians))
     return rows

@@ -276,8 +276,7 @@ def memory(scope: Scope) -> list[Block]:
 
 
 def large(scope: Scope) -> list[Block]:
-    """A scene of the size of Cityscapes' images, whole and in windows: time, and peak growth of the process in a first
-    run."""
+    """A scene of Cityscapes' size, whole and in windows: time, and peak growth of the process in the first run."""
     size = scope.sizes((1024, 2048))[0]
     name = f"DeepLab v3 ResNet-50 stride 8, 19 classes, {size[0]}x{size[1]}"
     return [Block(name, 120, partial(_large_cases, name, scope.picture(size)), rounds=1, warmup=0, seconds=0)]
@@ -294,11 +293,7 @@ def _large_cases(name: str, picture: np.ndarray) -> list[Case]:
         "Predictor, bfloat16": partial(by_predictor(model, "bfloat16"), picture),
         f"Predictor, bfloat16, windows of {side}": partial(by_predictor(model, "bfloat16", windows), picture),
     }
-    return [_with_peak(case) for case in cases_of(name, ways, agreement=False)]
-
-
-def _with_peak(case: Case) -> Case:
-    """The case with its peak memory among the notes, where the system reports it."""
+    cases = cases_of(name, ways, agreement=False)
     if not can_sample_memory():
-        return case
-    return dataclasses.replace(case, notes={**case.notes, "growth MiB": peak_memory(case.run)})
+        return cases
+    return [dataclasses.replace(case, notes={"growth MiB": peak_memory(case.run)}) for case in cases]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.analysis.figures import COLORS, png
 from degrid.bench.measure import Row
-from degrid.files import atomic_write, write_json, write_text
+from degrid.files import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +167,5 @@ def write_pictures(folder: str | Path, results: Results) -> list[Path]:
     files = []
     for name, rows in results.sets.items():
         files.append(Path(folder) / f"{name.replace(':', '.')}.png")
-        data = png(picture(name, rows))
-        with atomic_write(files[-1]) as temporary:
-            temporary.write_bytes(data)
+        write_bytes(files[-1], png(picture(name, rows)))
     return files
