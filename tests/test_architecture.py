@@ -15,6 +15,7 @@ ROOMS = {"smoothing", "models", "data", "engine", "analysis", "checkpoints", "ex
 JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
     **{leaf: {"types"} for leaf in LEAVES},
+    "weight_names": {"types", "lookup"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "acceleration": {*LEAVES, "kernels", "acceleration"},
     "data": {*LEAVES, "kernels", "data"},
@@ -22,7 +23,7 @@ ALLOWED = {
     "config": {"types", "lookup"},
     "recipes": {*LEAVES, "config", "recipes"},
     "networks": {*LEAVES, "config", "models", "smoothing"},
-    "model_folder": {*LEAVES, "config", "networks", "models", "engine", "exporters"},
+    "model_folder": {*LEAVES, "config", "networks", "models", "exporters"},
     "verbs": {*LEAVES, *ROOMS, *JOINTS, "verbs"},
     "bench": {*LEAVES, *ROOMS, *JOINTS, "verbs", "bench"},
     "cli": {*LEAVES, *ROOMS, *JOINTS, "verbs", "bench", "cli"},

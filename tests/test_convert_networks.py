@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import degrid
-from degrid.checkpoints.systems.table import plan_for
+from degrid.checkpoints.systems.table import find_system
 from degrid.exporters.runtime import ExportedModel
 from degrid.models import describe
 from degrid.resize import resize
@@ -244,8 +244,10 @@ def test_caffe_names_and_batch_norm_in_two_layers(tmp_path):
         for scale in ("_res075", "_res05"):
             copy = layer.replace("_c", f"{scale}_c") if head else layer + scale
             arrays[f"{copy}/{blob}"] = arrays[name]
-    plan = plan_for(arrays, None, "blobs")
-    assert plan.system == "DeepLab v2 in Caffe"
+    system, shown_by = find_system(arrays, None, "blobs")
+    assert system.title == "DeepLab v2 in Caffe"
+    assert shown_by == "res2a_branch2a/0"
+    plan = system.plan(arrays)
     assert not plan.unexpected
     again = degrid.deeplabv2("caffe:resnet50", 21)
     fill(again, plan, tmp_path)
@@ -254,7 +256,7 @@ def test_caffe_names_and_batch_norm_in_two_layers(tmp_path):
     assert plan.model["scales"] == (0.75, 0.5)
     arrays["conv1_res05/0"] = arrays["conv1_res05/0"] + 1
     with pytest.raises(ConversionError, match="do not share"):
-        plan_for(arrays, None, "blobs")
+        system.plan(arrays)
 
 
 def caffe_name(name):
@@ -492,7 +494,7 @@ def test_settings_and_classes_can_be_given(tmp_path):
     weights = originals.golden_weights(originals.shapes("st"), "st")
     np.savez(tmp_path / "weights.npz", **weights)
     labels = LabelSpace.of_size(21)
-    convert(tmp_path / "weights.npz", tmp_path / "model", settings=["output_stride=8"], labels=labels)
+    convert(tmp_path / "weights.npz", tmp_path / "model", settings=["output_stride=8"], classes=labels)
     model = degrid.load(tmp_path / "model")
     assert model.output_stride == 8
     assert model.labels.names[0] == "class 0"

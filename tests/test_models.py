@@ -389,7 +389,7 @@ def test_safetensors_and_flattened_names(tmp_path):
 
 def test_weights_of_another_network_are_named(tmp_path):
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "r34.pth")
-    with pytest.raises(UserError, match=r"do not fit this encoder: .*unknown .*looks like resnet34"):
+    with pytest.raises(UserError, match=r"do not fit this encoder: .*not in this model .*looks like resnet34"):
         TimmEncoder("resnet18", 16, str(tmp_path / "r34.pth"))
     with pytest.raises(UserError, match=r"do not fit .*missing .*looks like resnet34"):
         TimmEncoder("mobilenetv2_100", 16, str(tmp_path / "r34.pth"))

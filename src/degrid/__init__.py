@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
     from degrid.verbs.collect import collect
+    from degrid.verbs.convert import convert
     from degrid.verbs.demo import demo
     from degrid.verbs.describe import describe
     from degrid.verbs.export import Int8, export
+    from degrid.verbs.modernise import modernise
     from degrid.verbs.run import RunResult
     from degrid.verbs.train import train
 
@@ -42,6 +44,8 @@ _HOME = {
     "Predictor": "degrid.engine.inference.predictor",
     "SmoothingReport": "degrid.smoothing",
     "smooth_dilated_convs": "degrid.smoothing",
+    "convert": "degrid.verbs.convert",
+    "modernise": "degrid.verbs.modernise",
     "Int8": "degrid.verbs.export",
     "export": "degrid.verbs.export",
     "Stopped": "degrid.engine.training.loop",
@@ -67,6 +71,7 @@ __all__ = [
     "UserError",
     "check_data",
     "collect",
+    "convert",
     "deeplabv2",
     "deeplabv3",
     "deeplabv3plus",
@@ -75,6 +80,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "modernise",
     "open_dataset",
     "save",
     "smooth_dilated_convs",

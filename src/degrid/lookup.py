@@ -21,6 +21,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
+def some(names: Iterable[object], count: int = 4) -> str:
+    """The first names, with ", ..." where there are more: "a, b, c, d, ..."."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:count]) + ", ..." * (len(words) > count)
+
+
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """The row called `name`, or the attribute that "package.module:attribute" names.
 

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from degrid import config as configs
 from degrid.config import ModelConfig
-from degrid.engine.training.training_state import load_weights
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, read_json, write_json
+from degrid.lookup import some
 from degrid.models import Segmenter
 from degrid.networks import build_model
 from degrid.types import LabelSpace, Preprocess, UserError
 from degrid.version import VERSION
+from degrid.weight_names import load_weights
 
 MODEL_FORMAT = "degrid model 1"
 CLASSIFIERS = ("head.classifier.", "head.branches.")
@@ -67,9 +68,7 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     config, preprocess, labels = _read_config(folder)
     model = build_model(_with_preprocess(config, preprocess), labels)
     file = folder / "model.safetensors"
-    weights = _read_weights(file)
-    weights |= {alias: weights[key] for alias, key in _aliases(model).items() if key in weights}
-    load_weights(model, weights, file)
+    load_weights(model, _with_aliases(model, _read_weights(file)), file)
     model.config = config
     return model.eval()
 
@@ -108,17 +107,17 @@ def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True
         UserError: the folder holds another network; see also `load`.
     """
     file = find_model(path) / "model.safetensors"
-    given, state = _read_weights(file), model.state_dict()
-    if not head:
-        given = {key: value for key, value in given.items() if not key.startswith("head.")}
-    given |= {alias: given[key] for alias, key in _aliases(model).items() if key in given}
+    state, given = model.state_dict(), _with_aliases(model, _read_weights(file))
+    kept = () if head else ("head.",)
+    fresh = CLASSIFIERS if head else kept  # may differ, beside parameters of smoothing
+    given = {key: value for key, value in given.items() if not key.startswith(kept)}
     fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
     anew = [key for key in state if key not in fits]
-    wrong = [key for key in anew if not (key.startswith(CLASSIFIERS if head else "head.") or ".smoothing." in key)]
+    wrong = [key for key in anew if not (key.startswith(fresh) or ".smoothing." in key)]
     wrong += [key for key in given if key not in state and ".smoothing." not in key]
     if wrong:
         raise UserError(
-            f"{file} holds another network: {len(wrong)} tensors do not fit, {wrong[0]} among them; "
+            f"{file} holds another network: {len(wrong)} tensors do not fit ({some(wrong)}); "
             "degrid info shows what is in a folder"
         )
     model.load_state_dict(fits, strict=False)
@@ -183,6 +182,11 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights: {file} is missing") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read the weights {file}: the file is damaged or not safetensors") from error
+
+
+def _with_aliases(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under all names that they have in the model; a file holds a shared tensor once."""
+    return weights | {alias: weights[key] for alias, key in _aliases(model).items() if key in weights}
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

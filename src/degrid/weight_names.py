@@ -1,8 +1,32 @@
-"""Parameter names of one library in the words of another."""
+"""Names of weights: how state dicts are wrapped, how libraries name the same network, and what does not fit."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from degrid.lookup import some
+from degrid.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Units per stage (He et al., arXiv 1512.03385 table 1; 200: arXiv 1603.05027). One re-implementation of DeepLab v3
+# (NanqingD's) builds 152nd as its ResNet-152: the second stage has four units.
+BASIC_RESNETS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
+"""Units per stage of the ResNets of basic blocks, by depth."""
+BOTTLENECK_RESNETS = {
+    "50": (3, 4, 6, 3),
+    "101": (3, 4, 23, 3),
+    "152": (3, 8, 36, 3),
+    "152nd": (3, 4, 36, 3),
+    "200": (3, 24, 36, 3),
+}
+"""Units per stage of the ResNets of bottlenecks, by depth."""
+_IN_TORCHVISION = ("18", "34", "50", "101", "152")
+
+_WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 
 # Blocks per stage of MobileNetV2 (arXiv 1801.04381, table 2).
 _BLOCKS = (1, 2, 3, 4, 3, 3, 1)
@@ -26,8 +50,93 @@ _OTHER = {
 }
 
 
+class Shaped(Protocol):
+    """An array or a tensor: all that matters here is its shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+
+def unwrapped(values: object) -> dict[str, object] | None:
+    """A state dict without wrappers ({"state_dict": ...}, {"model": ...}) and without the prefix "module.".
+
+    None where `values` is no dictionary.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+    if not isinstance(values, dict):
+        return None
+    return {str(name).removeprefix("module."): value for name, value in values.items()}
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor is batch norm's count of batches, which evaluation does not use."""
+    return name.endswith("num_batches_tracked")
+
+
+def misfit(
+    own: Mapping[str, Shaped], given: Mapping[str, Shaped], spare: Collection[str] = (), counters: bool = False
+) -> str:
+    """Why weights do not fit a network, in words; "" where they fit.
+
+    Args:
+        own: the network's tensors by name.
+        given: the weights by name.
+        spare: names that `given` may have beyond the network's.
+        counters: whether batch norm's counters of batches must be there, too.
+    """
+    shapes = [
+        f"{name} is {list(value.shape)}, the model has {list(own[name].shape)}"
+        for name, value in given.items()
+        if name in own and tuple(value.shape) != tuple(own[name].shape)
+    ]
+    problems = {
+        "missing": [name for name in own if name not in given and (counters or not is_counter(name))],
+        "not in this model": [name for name in given if name not in own and name not in spare],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(names)} {what} ({some(names)})" for what, names in problems.items() if names)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Load a state dict that must have all of a model's tensors, and no others.
+
+    Raises:
+        UserError: the weights belong to another model; the message names the first differences.
+    """
+    if problems := misfit(model.state_dict(), weights, counters=True):
+        raise UserError(f"the weights of {source} belong to another model: {problems}")
+    model.load_state_dict(weights)
+
+
+def num_units(names: Iterable[str], pattern: str) -> tuple[int, ...]:
+    """Units per stage: the pattern's two groups are the stage and the unit."""
+    stages: dict[str, set[str]] = {}
+    for name in names:
+        if match := re.match(pattern, name):
+            stages.setdefault(match[1], set()).add(match[2])
+    return tuple(len(units) for _, units in sorted(stages.items()))
+
+
+def torchvision_resnet(names: Collection[str], prefix: str = "") -> str | None:
+    """The ResNet whose parameters have these names in torchvision and timm, such as "resnet50"; None for another.
+
+    Wide and grouped ResNets have the same names and other shapes.
+
+    Args:
+        names: names of parameters.
+        prefix: what stands before each of them.
+    """
+    units = num_units(names, rf"{re.escape(prefix)}layer([1-4])\.(\d+)\.")
+    table = BOTTLENECK_RESNETS if f"{prefix}layer1.0.conv3.weight" in names else BASIC_RESNETS
+    return next((f"resnet{depth}" for depth in _IN_TORCHVISION if table.get(depth) == units), None)
+
+
 def mobilenet_v2_name(name: str) -> str | None:
-    """torchvision's name of a MobileNetV2 tensor -> timm's; None for a name that is not torchvision's."""
+    """timm's name of a tensor of MobileNetV2, from torchvision's; None for a name that is not torchvision's."""
     layer, _, leaf = name.rpartition(".")
     if layer in _STEM:
         return f"{_STEM[layer]}.{leaf}"

@@ -11,19 +11,10 @@ from torch import Tensor, nn
 from degrid.lookup import did_you_mean
 from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
+from degrid.weight_names import BOTTLENECK_RESNETS
 
 CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), bgr=True)
 SLIM = Preprocess((123.68, 116.78, 103.94), (1.0, 1.0, 1.0))
-
-# Units per stage (He et al., arXiv 1512.03385 table 1; 200: arXiv 1603.05027). One re-implementation of DeepLab v3
-# (NanqingD's) builds 152nd as its ResNet-152: the second stage has four units.
-UNITS = {
-    "50": (3, 4, 6, 3),
-    "101": (3, 4, 23, 3),
-    "152": (3, 8, 36, 3),
-    "152nd": (3, 4, 36, 3),
-    "200": (3, 24, 36, 3),
-}
 
 
 class Bottleneck(nn.Module):
@@ -169,7 +160,7 @@ def _variant_and_units(name: str, multi_grid: tuple[int, ...] | None) -> tuple[s
     if name not in RESNETS:
         raise UserError(f'unknown encoder "{name}".{did_you_mean(name, RESNETS)} Known: {", ".join(RESNETS)}')
     variant, depth = RESNETS[name]
-    units = UNITS[depth]
+    units = BOTTLENECK_RESNETS[depth]
     if multi_grid and len(multi_grid) != units[-1]:
         raise UserError(
             f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
@@ -228,7 +219,7 @@ RESNETS: dict[str, tuple[str, str]] = {
     **{f"slim:resnet_v1_{depth}": ("slim_v1", depth) for depth in ("50", "101", "152", "152nd")},
     **{f"slim:resnet_v2_{depth}": ("slim_v2", depth) for depth in ("50", "101", "152", "200")},
 }
-"""Encoder names, with variant and depth (a row of UNITS)."""
+"""Encoder names, with variant and depth (a row of `weight_names.BOTTLENECK_RESNETS`)."""
 
 ORIGINAL_NAMES = {"deeplab": "caffe:resnet101", "res50": "caffe:resnet50", "res101": "caffe:resnet101"}
 """Values of encoder_name in the original code."""

@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degrid.types import UserError
-from degrid.weight_names import mobilenet_v2_name
+from degrid.weight_names import misfit, mobilenet_v2_name, torchvision_resnet, unwrapped
 
 BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -45,14 +44,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"cannot read the weights {file}: the file is damaged or of another kind") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
-    if not isinstance(values, dict):
+    named = unwrapped(values)
+    if named is None:
         raise UserError(f"{file} holds {type(values).__name__}; expected a state dict: tensors by name")
     tensors = {
-        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
-        for key, value in values.items()
+        name: value.float() if value.is_floating_point() else value
+        for name, value in named.items()
         if isinstance(value, Tensor)
     }
     if not tensors:
@@ -78,27 +75,15 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
     def flat(name: str) -> str:
         return name.replace(".", "_")
 
-    own = {flat(key): key for key in net.state_dict()}
-    known = {flat(key) for key in full_names} | set(own)
-    given = {flat(key): value for key, value in weights.items()}
     state = net.state_dict()
-    missing = [own[key] for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in weights if flat(key) not in known]
-    shapes = [
-        f"{own[key]} is {list(value.shape)}, the encoder wants {list(state[own[key]].shape)}"
-        for key, value in given.items()
-        if key in own and value.shape != state[own[key]].shape
-    ]
-    if missing or unknown or shapes:
-        details = "; ".join(
-            f"{len(keys)} {what} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
-            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-            if keys
-        )
+    own = {flat(key): key for key in state}
+    given = {own.get(flat(key), key): value for key, value in weights.items()}
+    spare = {flat(key) for key in full_names}
+    if problems := misfit(state, given, [key for key in given if flat(key) in spare]):
         fits = guess_network(weights)
         hint = f". The file looks like {fits}" if fits else ""
-        raise UserError(f"the weights in {source} do not fit this encoder: {details}{hint}")
-    net.load_state_dict({own[key]: value for key, value in given.items() if key in own}, strict=False)
+        raise UserError(f"the weights in {source} do not fit this encoder: {problems}{hint}")
+    net.load_state_dict({key: value for key, value in given.items() if key in state}, strict=False)
 
 
 def guess_network(weights: dict[str, Tensor]) -> str | None:
@@ -106,18 +91,9 @@ def guess_network(weights: dict[str, Tensor]) -> str | None:
     if "features.0.0.weight" in weights or "conv_stem.weight" in weights:
         return "a MobileNet or EfficientNet"
     if "layer1.0.conv1.weight" in weights and "layer4.0.conv1.weight" in weights:
-        units = [len({key.split(".")[1] for key in weights if key.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4)]
-        bottleneck = "layer1.0.conv3.weight" in weights
-        sizes: dict[tuple[bool, tuple[int, ...]], str] = {
-            (False, (2, 2, 2, 2)): "resnet18",
-            (False, (3, 4, 6, 3)): "resnet34",
-            (True, (3, 4, 6, 3)): "resnet50",
-            (True, (3, 4, 23, 3)): "resnet101",
-            (True, (3, 8, 36, 3)): "resnet152",
-        }
-        return sizes.get((bottleneck, tuple(units)), "a ResNet")
+        return torchvision_resnet(weights.keys()) or "a ResNet"
     if any(key.startswith("stages.0.blocks.0.conv_dw") for key in weights):
         return "a ConvNeXt"
-    if any(key.startswith("head.") or key.startswith("decoder.") for key in weights):
+    if any(key.startswith(("head.", "decoder.")) for key in weights):
         return "a whole segmentation model rather than an encoder"
     return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.config import SmoothingConfig
+from degrid.lookup import some
 from degrid.model_folder import load, model_settings, save
 from degrid.networks import build_model
 from degrid.smoothing import SmoothedConv2d, filters, legacy
@@ -87,7 +88,7 @@ def _smoothing(
     if uneven:
         raise ConversionError(
             "the original filters of odd rates are not centred, the default ones are: no exact equivalent for "
-            + _some(uneven)
+            + some(uneven)
         )
     return rewrite(layers, state, config)
 
@@ -135,12 +136,12 @@ def _aggregation(
         if not bool((mix > 0).all()):
             raise ConversionError(
                 f"the aggregation weights {[round(value, 4) for value in mix.tolist()]} are not all positive, so no "
-                f"softmax gives them: no exact equivalent for {_some(list(layers))}"
+                f"softmax gives them: no exact equivalent for {some(list(layers))}"
             )
         gains = _gains(operator.weight.detach())
         if gains is None or float(gains.max() - gains.min()) > _TOLERANCE:
             lost = [key for key, layer in layers.items() if not _is_shared_box(layer)]
-            raise ConversionError(f"the trained box is no box any more: no exact equivalent for {_some(lost)}")
+            raise ConversionError(f"the trained box is no box any more: no exact equivalent for {some(lost)}")
         mix = mix * torch.tensor([1, float(gains.mean()), 1, 1])
         total = mix.sum()
         weights = mix / total
@@ -161,7 +162,7 @@ def _absorb_boxes(layers: dict[str, SmoothedConv2d], state: dict[str, Tensor]) -
     gains = {name: _gains(state[f"{name}.smoothing.weight"]) for name in layers}
     lost = [name for name, gain in gains.items() if gain is None]
     if lost:
-        raise ConversionError(f"the trained boxes are no boxes any more: no exact equivalent for {_some(lost)}")
+        raise ConversionError(f"the trained boxes are no boxes any more: no exact equivalent for {some(lost)}")
     for name, gain in gains.items():
         assert gain is not None
         conv = layers[name]
@@ -201,7 +202,3 @@ def _batch_norm(old: nn.Module, new: nn.Module, state: dict[str, Tensor]) -> int
             state[f"{name}.weight"] = (state[f"{name}.weight"].double() * ratio).float()
             count += 1
     return count
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -24,8 +24,8 @@ from degrid.checkpoints.readers.tensorflow import read_v1, read_v2, table_versio
 from degrid.checkpoints.readers.values import map_file
 from degrid.protobuf import Span
 from degrid.types import ConversionError, UserError
+from degrid.weight_names import unwrapped
 
-_WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 _PARTS_OF_V2 = re.compile(r"(.+)\.(?:index|meta|data-\d{5}-of-\d{5})")
 _SHARD_OF_V1 = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _SUFFIXES = (".index", ".caffemodel", ".pth", ".pt", ".npz", ".npy", ".safetensors")
@@ -235,12 +235,10 @@ def _load_safetensors(path: Path) -> Any:
 
 def _of_torch(path: Path, kind: str, values: Any, file: Span) -> Source:
     """The tensors of a state dict, taken out of its wrappers."""
-    for wrapper in _WRAPPERS:
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
-    if not isinstance(values, dict):
+    named = unwrapped(values)
+    if named is None:
         raise ConversionError(f"{path}: holds {type(values).__name__}; expected a state dict, tensors by name")
-    found = {str(name).removeprefix("module."): value for name, value in values.items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in found.items() if _is_plain(value)}
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in plain.values()}
     largest = max((value.numel() * value.element_size() for value in plain.values()), default=0)

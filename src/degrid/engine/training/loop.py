@@ -22,8 +22,9 @@ from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.losses import Objective
 from degrid.engine.training.optimizers import set_learning_rate
-from degrid.engine.training.training_state import load_state, load_weights, save_state
+from degrid.engine.training.training_state import load_state, save_state
 from degrid.types import Batch, Scores, Tell, UserError
+from degrid.weight_names import load_weights
 
 
 @dataclass

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from degrid.files import atomic_write
 from degrid.types import UserError
@@ -45,31 +44,3 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a training state of degrid; expected the last.ckpt of a run folder")
     return state
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: object) -> None:
-    """Load a state dict strictly.
-
-    Raises:
-        UserError: the weights belong to another model; the message names the first differences.
-    """
-    own = model.state_dict()
-    missing = [key for key in own if key not in weights]
-    foreign = [key for key in weights if key not in own]
-    shapes = [
-        f"{key} is {list(weights[key].shape)}, the model wants {list(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if missing or foreign or shapes:
-        parts = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (
-                ("missing", missing),
-                ("not in this model", foreign),
-                ("of another shape", shapes),
-            )
-            if keys
-        ]
-        raise UserError(f"the weights of {source} belong to another model: {'; '.join(parts)}")
-    model.load_state_dict(weights)
