@@ -100,6 +100,9 @@ def test_defaults_are_described_as_they_are_given():
 
 
 def test_texts_name_every_row_of_their_tables():
+    from typer.testing import CliRunner
+
+    from degrid.cli import app
     from degrid.models import ENCODERS, NETWORKS
     from degrid.resize import RESIZES
     from degrid.smoothing import OPERATORS
@@ -114,6 +117,8 @@ def test_texts_name_every_row_of_their_tables():
     for path, rows in tables.items():
         for row in rows:
             assert f"`{row}" in texts[path], f"{path} does not name {row}"
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    assert [row for row in OPERATORS if row not in shown] == []
     for page in ("README.md", "docs/operators.md"):
         text = (Path(__file__).parents[1] / page).read_text()
         assert [row for row in OPERATORS if f"`{row}`" not in text] == [], page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -194,6 +194,4 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from dataclasses import asdict
-
         return asdict(self)

@@ -20,7 +20,8 @@ Data = Annotated[
     typer.Option(help="Your data: a folder of images and masks, a dataset.yaml, a list file, or 'synthetic'."),
 ]
 Operator = Annotated[
-    str | None, typer.Option(help="Smoothing operator: regular, ssc, gi, average, gaussian, aggregation, tent.")
+    str | None,
+    typer.Option(help="Smoothing operator: regular, decompose, gi, ssc, average, gaussian, aggregation, tent."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
