@@ -33,7 +33,7 @@ def save(model: Segmenter, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: not a model of degrid, or the place cannot be written to.
     """
-    if not isinstance(getattr(model, "config", None), ModelConfig):
+    if not isinstance(model, Segmenter) or not isinstance(model.config, ModelConfig):
         raise UserError("only models built by degrid can be saved as a model folder; use torch.save for others")
     folder = Path(path)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
