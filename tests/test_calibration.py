@@ -150,7 +150,9 @@ def test_evaluation_against_a_softmax_at_full_size(monkeypatch, options, probabi
         valid = sample.label != IGNORE_INDEX
         confidence += best[valid].tolist()
         hit += (ids == sample.label)[valid].tolist()
-    with_it = degrid.evaluate(Net(), Pictures(), precision="float32", options=options, calibration=True)
+    with_it = degrid.evaluate(
+        Net(), Pictures(), precision="float32", options=options, measures=degrid.Measures(calibration=True)
+    )
     assert with_it.ece == pytest.approx(reference(confidence, hit), abs=1e-5)
     assert sum(each.pixels for each in with_it.reliability) == sum(with_it.class_pixels) == len(hit)
     right = sum(each.pixels * each.accuracy for each in with_it.reliability if each.pixels)
@@ -176,7 +178,7 @@ def test_through_the_command_line(tmp_path):
     done = CliRunner().invoke(app, [*words, "--calibration", "-o", str(tmp_path / "s.json")], catch_exceptions=False)
     assert done.exit_code == 0
     values = json.loads((tmp_path / "s.json").read_text())
-    direct = degrid.evaluate(model, dataset, calibration=True)
+    direct = degrid.evaluate(model, dataset, measures=degrid.Measures(calibration=True))
     assert values["ece"] == pytest.approx(direct.ece)
     assert 0 < values["ece"] < 1
     assert len(values["reliability"]) == 15

@@ -234,8 +234,10 @@ def test_a_constant_network_is_the_same_in_every_look(options):
     one_look = Predictor(Constant(), device="cpu", precision="float32").scores(Random()[0].image)
     expected = one_look.softmax(1) if options.fusion == "mean" and not options.is_single else one_look
     torch.testing.assert_close(probabilities, expected[..., :1, :1].expand_as(probabilities), rtol=0, atol=1e-6)
-    plain = degrid.evaluate(Constant(), Random(), device="cpu", calibration=True)
-    many = degrid.evaluate(Constant(), Random(), device="cpu", options=options, calibration=True)
+    plain = degrid.evaluate(Constant(), Random(), device="cpu", measures=degrid.Measures(calibration=True))
+    many = degrid.evaluate(
+        Constant(), Random(), device="cpu", options=options, measures=degrid.Measures(calibration=True)
+    )
     assert many.confusion == plain.confusion
     assert many.ece == pytest.approx(plain.ece, abs=1e-6)
 
@@ -244,8 +246,10 @@ def test_a_constant_network_is_the_same_in_every_look(options):
     "options", [InferenceOptions(flip=True), InferenceOptions(window=SIZE), InferenceOptions(window=(20, 24))]
 )
 def test_a_pointwise_network_is_the_same_in_flips_and_windows(options):
-    plain = degrid.evaluate(Pointwise(), Random(), device="cpu", calibration=True)
-    many = degrid.evaluate(Pointwise(), Random(), device="cpu", options=options, calibration=True)
+    plain = degrid.evaluate(Pointwise(), Random(), device="cpu", measures=degrid.Measures(calibration=True))
+    many = degrid.evaluate(
+        Pointwise(), Random(), device="cpu", options=options, measures=degrid.Measures(calibration=True)
+    )
     assert many.confusion == plain.confusion
     assert many.ece == pytest.approx(plain.ece, abs=1e-6)
 

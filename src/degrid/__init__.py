@@ -13,7 +13,7 @@ from degrid.version import VERSION
 
 if TYPE_CHECKING:
     from degrid.data import check_data, open_dataset
-    from degrid.engine.evaluation.evaluate import evaluate
+    from degrid.engine.inference.crf import CRF
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
     from degrid.engine.training.loop import Stopped
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
     from degrid.verbs.collect import collect
+    from degrid.verbs.compare import Comparison, compare
     from degrid.verbs.convert import convert
     from degrid.verbs.demo import demo
     from degrid.verbs.describe import describe
+    from degrid.verbs.evaluate import Evaluation, Measures, evaluate
     from degrid.verbs.export import Int8, export
     from degrid.verbs.modernise import modernise
+    from degrid.verbs.outputs import ResultFiles
+    from degrid.verbs.predict import PredictResult, predict, predict_each
     from degrid.verbs.run import RunResult
     from degrid.verbs.train import train
 
@@ -39,7 +43,7 @@ _HOME = {
     "save": "degrid.model_folder",
     "open_dataset": "degrid.data",
     "check_data": "degrid.data",
-    "evaluate": "degrid.engine.evaluation.evaluate",
+    "CRF": "degrid.engine.inference.crf",
     "InferenceOptions": "degrid.engine.inference.tta",
     "Predictor": "degrid.engine.inference.predictor",
     "SmoothingReport": "degrid.smoothing",
@@ -51,18 +55,33 @@ _HOME = {
     "Stopped": "degrid.engine.training.loop",
     "RunResult": "degrid.verbs.run",
     "collect": "degrid.verbs.collect",
+    "Comparison": "degrid.verbs.compare",
+    "compare": "degrid.verbs.compare",
     "demo": "degrid.verbs.demo",
     "describe": "degrid.verbs.describe",
+    "Evaluation": "degrid.verbs.evaluate",
+    "Measures": "degrid.verbs.evaluate",
+    "evaluate": "degrid.verbs.evaluate",
+    "ResultFiles": "degrid.verbs.outputs",
+    "PredictResult": "degrid.verbs.predict",
+    "predict": "degrid.verbs.predict",
+    "predict_each": "degrid.verbs.predict",
     "train": "degrid.verbs.train",
 }
 
 __all__ = [
+    "CRF",
     "IGNORE_INDEX",
     "Batch",
+    "Comparison",
+    "Evaluation",
     "InferenceOptions",
     "Int8",
     "LabelSpace",
+    "Measures",
+    "PredictResult",
     "Predictor",
+    "ResultFiles",
     "RunResult",
     "Sample",
     "Scores",
@@ -71,6 +90,7 @@ __all__ = [
     "UserError",
     "check_data",
     "collect",
+    "compare",
     "convert",
     "deeplabv2",
     "deeplabv3",
@@ -82,6 +102,8 @@ __all__ = [
     "load",
     "modernise",
     "open_dataset",
+    "predict",
+    "predict_each",
     "save",
     "smooth_dilated_convs",
     "train",

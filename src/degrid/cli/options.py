@@ -1,4 +1,4 @@
-"""What `degrid eval` and `degrid predict` have in common: how often an image is looked at, and by how busy threads."""
+"""The options that several commands have, and what they mean to the library."""
 
 from __future__ import annotations
 
@@ -9,37 +9,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.types import MSC_SCALES, UserError
+from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from degrid.engine.inference.tta import InferenceOptions
 
+Model = Annotated[Path, typer.Argument(help="A model folder, a run folder, or an exported model.")]
+Data = Annotated[str, typer.Option(help="The data: a folder, dataset.yaml, list file or 'synthetic'.")]
+Split = Annotated[str, typer.Option(help="Split to score.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Precision = Annotated[
     str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast and agrees with float32.")
 ]
 Compiled = Annotated[bool, typer.Option("--compile", help="Also torch.compile: for many images of the same size.")]
 Scales = Annotated[str, typer.Option(help="Scales of the image to fuse, such as 0.5,0.75,1,1.25,1.5,1.75.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Also look at the mirrored image.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Also predict the mirrored image, and fuse.")]
 Fusion = Annotated[str, typer.Option(help="mean of the probabilities (v3), or max of the logits (v2).")]
 Window = Annotated[str | None, typer.Option(help="Slide a window of HEIGHTxWIDTH over the image, for large images.")]
-Overlap = Annotated[float, typer.Option(help="Share of a window that the next one covers again.")]
+Overlap = Annotated[float, typer.Option(help="Fraction of a window that the next one covers again.")]
 Msc = Annotated[
     bool, typer.Option("--msc", help="DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.")
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Most memory for feature maps, such as 2GiB or 500MiB; larger images are seen through windows."),
+    typer.Option(help="Most memory for feature maps, such as 2GiB or 500MiB; larger images go through windows."),
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Sharpen by a dense CRF, with DeepLab v2's parameters.")]
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with two decimals; a dash for None."""
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def rest_idle_threads(model: Path) -> None:
     """For a model that another runtime computes: let PyTorch's idle threads sleep rather than spin beside it.
 
-    They have little to do then, and spinning takes 4 % of two cores. Only GNU's OpenMP knows the setting, and reads it
-    when PyTorch is loaded; so this comes first.
+    They have little to do then, and spinning takes 4 % of two cores. Only GNU's OpenMP knows the setting, and it reads
+    it when PyTorch is loaded; so this must be called before.
     """
     from degrid.exporters.table import find_opener
 
@@ -48,23 +55,10 @@ def rest_idle_threads(model: Path) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
-def multi_scale(network: nn.Module) -> None:
-    """Give a network DeepLab v2's multi-scale input.
-
-    Raises:
-        UserError: it is not one of degrid's own, such as an exported one.
-    """
-    from degrid.models import Segmenter
-
-    if not isinstance(network, Segmenter):
-        raise UserError("--msc changes a network's input scales, which are fixed in an exported model; export it anew")
-    network.scales = MSC_SCALES
-
-
-def inference(
+def inference_options(
     scales: str, flip: bool, fusion: str, window: str | None, overlap: float, crf: bool, memory: str | None = None
 ) -> InferenceOptions:
-    """The options as one value.
+    """The test-time options of the command line as one value.
 
     Raises:
         UserError: a value of another form, or out of its range.

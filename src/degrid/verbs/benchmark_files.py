@@ -5,11 +5,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write
 from degrid.image import palette_image
 from degrid.types import LabelSpace, UserError, voc_palette
@@ -19,31 +19,56 @@ VOC_COMPETITIONS = ("comp5", "comp6")
 _VOC_CLASSES = 21
 
 
-class BenchmarkFiles(Protocol):
-    """How the results for one benchmark are written."""
+class ResultWriter:
+    """Writes the results of a run over images.
 
-    def write(self, image: Path, ids: np.ndarray) -> None:
-        """Write one image's class ids, uint8 [H,W], atomically.
+    needs_all: whether `finish` makes no sense if an image is missing.
+    """
 
+    needs_all = False
+
+    def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
+        """Write one image's results, each file atomically.
+
+        Args:
+            name: of the results, with sub-folders, without extension.
+            image: the file that was predicted.
+            num_classes: of the model.
         Raises:
             UserError: the place cannot be written to.
         """
+        raise NotImplementedError
 
     def finish(self) -> str:
-        """Do what remains when every image is written, and say in one line what is where.
+        """Do what remains once every image is written, and say in one line what is where.
 
         Raises:
             UserError: the place cannot be written to.
         """
+        raise NotImplementedError
 
 
-class VocFiles:
+class BenchmarkWriter(ResultWriter):
+    """Writes the class ids of all images, and nothing else, as a benchmark takes them."""
+
+    needs_all = True
+
+    def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
+        """See `ResultWriter.add`."""
+        self.write(image, prediction.ids)
+
+    def write(self, image: Path, ids: np.ndarray) -> None:
+        """Write one image's class ids, uint8 [H,W], atomically."""
+        raise NotImplementedError
+
+
+class VocFiles(BenchmarkWriter):
     """VOC2012: palette PNGs of the ids as they are, and the archive to upload.
 
     Source: the VOC2012 development kit, "Submission of results": results/VOC2012/Segmentation/comp6_test_cls/NAME.png.
 
     Args:
-        out: the folder in which results/ and results.tgz come to lie.
+        out: the folder for results/ and results.tgz.
         num_classes: of the model.
         images: all that will be written.
         competition: comp5 or comp6.
@@ -62,7 +87,7 @@ class VocFiles:
         self.written: set[str] = set()
 
     def write(self, image: Path, ids: np.ndarray) -> None:
-        """See `BenchmarkFiles.write`."""
+        """See `BenchmarkWriter.write`."""
         name = f"{image.stem}.png"
         with atomic_write(self.out / self.folder / name) as temporary:
             palette_image(ids, self.labels).save(temporary, format="PNG")
@@ -77,14 +102,14 @@ class VocFiles:
         return f"{len(self.written)} images in {self.out / self.folder}; to upload: {archive}"
 
 
-class CityscapesFiles:
+class CityscapesFiles(BenchmarkWriter):
     """Cityscapes: 8-bit PNGs of label ids, ulm_000000_000019_pred.png for ulm_000000_000019_leftImg8bit.png.
 
-    Source: cityscapesScripts, evalPixelLevelSemanticLabeling.py, which looks for CITY_SEQUENCE_FRAME*.png and takes
+    Source: cityscapesScripts, evalPixelLevelSemanticLabeling.py, which searches for CITY_SEQUENCE_FRAME*.png and takes
     label ids, not train ids.
 
     Args:
-        out: the folder in which the PNGs come to lie, without sub-folders.
+        out: the folder for the PNGs, without sub-folders.
         num_classes: of the model.
         images: all that will be written.
         label_ids: the label id of each train id.
@@ -98,13 +123,13 @@ class CityscapesFiles:
         self.count = 0
 
     def write(self, image: Path, ids: np.ndarray) -> None:
-        """See `BenchmarkFiles.write`."""
+        """See `BenchmarkWriter.write`."""
         with atomic_write(self.out / f"{image.stem.removesuffix('_leftImg8bit')}_pred.png") as temporary:
             Image.fromarray(self.table[ids]).save(temporary, format="PNG")
         self.count += 1
 
     def finish(self) -> str:
-        """Nothing remains to be done; see `BenchmarkFiles.finish`."""
+        """Nothing remains to be done; see `ResultWriter.finish`."""
         return f"{self.count} images as label ids in {self.out}"
 
 
@@ -114,7 +139,7 @@ def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Pat
         raise UserError(f"{benchmark} has {expected} classes, the model has {num_classes}; leave out --format")
     seen: dict[str, Path] = {}
     for image in images:
-        # Without the ending: a.jpg and a_leftImg8bit.png would give one file too.
+        # Without the ending, because a.jpg and a_leftImg8bit.png would give the same file too.
         name = image.stem.removesuffix("_leftImg8bit")
         if name in seen:
             raise UserError(f"{seen[name]} and {image} have one name, by which {benchmark} tells images apart")

@@ -1,4 +1,4 @@
-"""Reading and writing beside the computing: what comes next is read, and what is done is written, by a thread each."""
+"""Threads beside the computation: one reads the next images, one writes the results that are ready."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DEPTH = 2
-"""How many results may wait; more would only take memory."""
+"""How many results may wait; more would take memory and gain nothing."""
 
 
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[Callable[[], T]]:

@@ -40,10 +40,18 @@ def evaluate(
     Raises:
         UserError: see `score`.
     """
+    with predictor_of(model, device, precision, options) as predictor:
+        return score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=on_image)
+
+
+@contextmanager
+def predictor_of(
+    model: nn.Module, device: str, precision: str, options: InferenceOptions | None
+) -> Iterator[Predictor]:
+    """A predictor for a while; afterwards the model is in the mode, training or evaluation, that it was in."""
     was_training = model.training
     try:
-        predictor = Predictor(model, device, precision, options)
-        return score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=on_image)
+        yield Predictor(model, device, precision, options)
     finally:
         model.train(was_training)
 

@@ -1,0 +1,195 @@
+"""Score a model, as `degrid eval` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from degrid.contracts import declared
+from degrid.data import notes_of, open_dataset
+from degrid.engine.evaluation.evaluate import OnImage, predictor_of, score
+from degrid.engine.evaluation.trimap import TrimapCounts, TrimapPoint
+from degrid.engine.evaluation.worst_images import ScoredImage, WorstImages
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.files import write_json
+from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Scores
+from degrid.verbs.evaluation_pictures import write_reliability, write_worst
+from degrid.verbs.open_network import AnyModel, name_of, open_network
+
+AnyData = str | os.PathLike[str] | Dataset
+"""A dataset, or what `degrid.open_dataset` opens."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beside mIoU and accuracies.
+
+    Attributes:
+        boundary: boundary IoU.
+        calibration: the expected calibration error, and the bins of a reliability diagram.
+        trimap: the mIoU in bands along the class borders.
+        worst: how many images of lowest mIoU to keep.
+    """
+
+    boundary: bool = True
+    calibration: bool = False
+    trimap: bool = False
+    worst: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """Scores, and what they were computed from and how.
+
+    Attributes:
+        model, data, split: what was scored; a path, or a class for what was passed as an object.
+        labels: the classes.
+        options: the test-time options.
+        multi_scale: whether the network got DeepLab v2's multi-scale input.
+        precision: the precision of the network, as a sentence.
+        windowed: how many images were larger than a window, and so were processed in several.
+        notes: what was decided when the dataset was opened, one sentence each.
+        trimap: the mIoU per width of the band along the class borders; None unless asked for.
+        worst: the images of lowest mIoU, the worst first; with several processes those of this one.
+    """
+
+    model: str = ""
+    data: str = ""
+    split: str = ""
+    labels: LabelSpace = field(default_factory=lambda: LabelSpace.of_size(1), repr=False)
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    multi_scale: bool = False
+    precision: str = ""
+    windowed: int = 0
+    notes: tuple[str, ...] = ()
+    trimap: tuple[TrimapPoint, ...] | None = None
+    worst: tuple[ScoredImage, ...] = field(default=(), repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        record = {
+            "model": self.model,
+            "data": self.data,
+            "split": self.split,
+            "inference": dataclasses.asdict(self.options),
+            "multi_scale": self.multi_scale,
+            "precision": self.precision,
+            "images_in_windows": self.windowed,
+            "notes": list(self.notes),
+            **Scores(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Scores)}).to_dict(),
+        }
+        if self.trimap is not None:
+            record["trimap"] = [dataclasses.asdict(point) for point in self.trimap]
+        if self.worst:
+            record["worst"] = [{"name": image.sample.name, "miou": image.miou} for image in self.worst]
+        return record
+
+    def save(self, path: str | os.PathLike[str]) -> dict[str, Path]:
+        """Write the scores as JSON and, if there are any, pictures of the worst images and a reliability diagram.
+
+        Returns:
+            Where what is: "pictures", "reliability diagram", "scores".
+        Raises:
+            UserError: the place cannot be written to.
+        """
+        out, written = Path(path), {}
+        write_json(out, self.to_dict())
+        if self.worst:
+            written["pictures"] = write_worst(self.worst, self.labels, out)
+        if self.reliability and self.ece is not None:
+            written["reliability diagram"] = write_reliability(self.reliability, self.ece, out)
+        return {**written, "scores": out}
+
+
+def evaluate(
+    model: AnyModel,
+    data: AnyData,
+    split: str = "val",
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    options: InferenceOptions | None = None,
+    measures: Measures | None = None,
+    multi_scale: bool = False,
+    on_image: OnImage | None = None,
+    progress: OnProgress | None = None,
+) -> Evaluation:
+    """Predict every image of a dataset, whole and at its own size, and score the predictions.
+
+    Where `torch.distributed` is initialised every process must call this; see
+    `degrid.engine.evaluation.evaluate.score`.
+
+    Args:
+        model: a model folder, run folder, exported file or network; a network's training mode is put back afterwards.
+        data: a dataset, or what `degrid.open_dataset` opens, of which `split` is scored.
+        device, precision: see `degrid.Predictor`; "float32" is exact.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
+        measures: what to measure beside mIoU and accuracies; by default boundary IoU.
+        multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
+        on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W].
+        progress: called after each image.
+    Raises:
+        UserError: no such model or data, an image that cannot be read, or classes that do not fit.
+    """
+    measures = measures or Measures()
+    network = open_network(model, multi_scale)
+    known = declared(network)
+    dataset = opened(data, split, known.labels if known else None)
+    trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
+    worst = WorstImages(len(dataset.labels), measures.worst)
+    hooks = [trimap, worst if measures.worst else None, on_image, progress and on_progress(progress, len(dataset))]
+    with predictor_of(network, device, precision, options) as predictor:
+        boundary, calibration = measures.boundary, measures.calibration
+        found = score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=each_of(hooks))
+    return Evaluation(
+        **vars(found),
+        model=name_of(model),
+        data=os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+        split=split,
+        labels=dataset.labels,
+        options=predictor.options,
+        multi_scale=multi_scale,
+        precision=str(predictor.network),
+        windowed=predictor.windowed,
+        notes=tuple(notes_of(dataset)),
+        trimap=trimap.curve() if trimap else None,
+        worst=tuple(worst.found),
+    )
+
+
+def opened(data: AnyData, split: str, labels: LabelSpace | None) -> Dataset:
+    """The dataset itself, or the one that is opened.
+
+    Raises:
+        UserError: see `degrid.open_dataset`.
+    """
+    return open_dataset(os.fspath(data), split, labels=labels) if isinstance(data, str | os.PathLike) else data
+
+
+def each_of(hooks: list[OnImage | None]) -> OnImage:
+    """One hook that calls several, in order, with its arguments."""
+
+    def call(index: int, sample: Sample, ids: Tensor) -> None:
+        for hook in hooks:
+            if hook is not None:
+                hook(index, sample, ids)
+
+    return call
+
+
+def on_progress(progress: OnProgress, total: int, task: str = "evaluating", before: int = 0) -> Callable[..., None]:
+    """A hook that counts images, from `before` on."""
+    done = before
+
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        progress(Progress(task, done, total))
+
+    return count

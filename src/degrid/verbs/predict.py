@@ -1,0 +1,149 @@
+"""Segment images with a model, as `degrid predict` does."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from degrid.contracts import declared
+from degrid.engine.inference.predictor import Prediction, Predictor
+from degrid.engine.inference.tta import InferenceOptions
+from degrid.image import read_image
+from degrid.types import OnProgress, Progress, UserError
+from degrid.verbs.open_network import AnyModel, open_network
+from degrid.verbs.outputs import ResultFiles, find_images, make_writer
+from degrid.verbs.overlap import Background, ahead
+
+Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+"""An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` wrote.
+
+    Attributes:
+        out: the folder.
+        images: how many images were predicted.
+        failures: for each image that could not be used a sentence that says why.
+        precision: the precision of the network, as a sentence.
+        written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
+    """
+
+    out: Path
+    images: int
+    failures: tuple[str, ...]
+    precision: str
+    written: str
+
+
+def predict(
+    model: AnyModel,
+    images: Images,
+    out: str | os.PathLike[str] = "predictions",
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    compiled: bool = False,
+    options: InferenceOptions | None = None,
+    files: ResultFiles | None = None,
+    multi_scale: bool = False,
+    progress: OnProgress | None = None,
+) -> PredictResult:
+    """Segment images and write the results; images are read ahead and results written behind, in threads.
+
+    Args:
+        model: a model folder, run folder, exported file or network.
+        images: files, folders and glob patterns.
+        out: folder for the results; images in it are left out.
+        device, compiled: see `degrid.Predictor`.
+        precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
+        files: which files to write; by default masks and overlays, see `ResultFiles`.
+        multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
+        progress: called after each image.
+    Raises:
+        UserError: no image or no model, or options that exclude one another. An image that cannot be used is no error:
+            it is among the result's failures.
+    """
+    out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
+    if files.logits and not options.is_plain:
+        raise UserError("--save-logits writes the network's own logits; leave out --scales, --flip, --window and --crf")
+    found = _find(images, out)
+    network = open_network(model, multi_scale)
+    known = declared(network)
+    writer = make_writer(files, out, known.labels if known else None, list(found.values()))
+    exact = precision or ("float32" if files.logits else "auto")
+    predictor = Predictor(network, device, exact, options, compiled)
+    failures: list[str] = []
+    with Background() as background:
+        for index, (name, prediction) in enumerate(_predictions(predictor, found), start=1):
+            if isinstance(prediction, UserError):
+                failures.append(str(prediction))
+            else:
+                assert predictor.num_classes is not None
+                background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
+            if progress:
+                progress(Progress("predicting", index, len(found)))
+    count = len(found) - len(failures)
+    written = "" if not count or (failures and writer.needs_all) else writer.finish()
+    return PredictResult(out, count, tuple(failures), str(predictor.network), written)
+
+
+def predict_each(
+    model: AnyModel,
+    images: Images,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
+    options: InferenceOptions | None = None,
+    multi_scale: bool = False,
+    on_failure: Callable[[str, UserError], object] | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Segment images one by one as they are asked for, and write nothing.
+
+    Args:
+        model, images, device, precision, compiled, options, multi_scale: see `predict`.
+        on_failure: called with the name and the error of an image that cannot be used, which is then left out; by
+            default the error is raised.
+    Yields:
+        The name of an image, as `predict` names its results, and its class ids, uint8 [H,W].
+    Raises:
+        UserError: see `predict`; except for images, before anything is asked for.
+    """
+    found = _find(images)
+    predictor = Predictor(open_network(model, multi_scale), device, precision, options, compiled)
+
+    def each() -> Iterator[tuple[str, np.ndarray]]:
+        for name, prediction in _predictions(predictor, found):
+            if not isinstance(prediction, UserError):
+                yield name, prediction.ids
+            elif on_failure:
+                on_failure(name, prediction)
+            else:
+                raise prediction
+
+    return each()
+
+
+def _find(images: Images, out: Path | None = None) -> dict[str, Path]:
+    patterns = [images] if isinstance(images, str | os.PathLike) else images
+    return find_images([os.fspath(pattern) for pattern in patterns], exclude=out)
+
+
+def _predictions(predictor: Predictor, found: dict[str, Path]) -> Iterator[tuple[str, Prediction | UserError]]:
+    """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
+    reads = ahead(functools.partial(read_image, path) for path in found.values())
+    for name, read in zip(found, reads, strict=True):
+        prediction: Prediction | UserError
+        try:
+            prediction = predictor.predict(read())
+        except UserError as error:
+            prediction = error
+        yield name, prediction

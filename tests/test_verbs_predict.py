@@ -1,0 +1,187 @@
+"""degrid.predict and degrid.predict_each: the same files and ids as `degrid predict`, from Python."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import degrid
+from degrid.cli import app
+from degrid.files import read_json
+from degrid.types import Progress, UserError
+
+
+def cli(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
+    if done.exception is not None and not isinstance(done.exception, UserError | SystemExit):
+        raise done.exception
+    return done
+
+
+def contents(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    degrid.save(degrid.deeplabv3("timm:resnet10t", 21, channels=8), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index, name in enumerate(("a.png", "sub/b.png", "sub/c.jpg")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 50 + index, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+WAYS = {
+    "plain": ([], {}),
+    "logits": (["--save-logits"], {"files": degrid.ResultFiles(logits=True)}),
+    "no overlay": (["--no-overlay"], {"files": degrid.ResultFiles(overlay=False)}),
+    "voc": (
+        ["--format", "voc", "--voc-comp", "comp5"],
+        {"files": degrid.ResultFiles("voc", voc_competition="comp5")},
+    ),
+    "options": (
+        ["--scales", "0.75,1", "--flip", "--window", "32x32", "--overlap", "0.25", "--fusion", "max", "--crf"],
+        {"options": degrid.InferenceOptions((0.75, 1.0), True, "max", (32, 32), 0.25, None, degrid.CRF())},
+    ),
+    "memory": (["--memory", "100MiB"], {"options": degrid.InferenceOptions(memory=100 << 20)}),
+    "multi-scale": (["--msc"], {"multi_scale": True}),
+    "bfloat16": (["--precision", "bfloat16"], {"precision": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_verb_writes_what_the_command_writes(model, photos, tmp_path, way):
+    words, settings = WAYS[way]
+    done = cli("predict", model, photos, "-o", tmp_path / "command", "--device", "cpu", *words)
+    assert done.exit_code == 0, done.output
+    seen = []
+    found = degrid.predict(model, photos, tmp_path / "verb", device="cpu", progress=seen.append, **settings)
+    command, verb = contents(tmp_path / "command"), contents(tmp_path / "verb")
+    assert len(command) >= 4
+    if way == "voc":  # the archive holds the time it was made at
+        command.pop("results.tgz"), verb.pop("results.tgz")
+    assert verb == command
+    assert (found.images, found.failures, found.out) == (3, (), tmp_path / "verb")
+    assert f"computed in {found.precision}" in done.output
+    assert found.written.replace(str(tmp_path / "verb"), str(tmp_path / "command")) in done.output
+    assert seen == [Progress("predicting", count, 3) for count in (1, 2, 3)]
+
+
+def test_logits_are_exact_unless_told_otherwise(model, photos, tmp_path):
+    found = degrid.predict(model, photos / "a.png", tmp_path, device="cpu", files=degrid.ResultFiles(logits=True))
+    assert found.precision == "float32"
+    exact = degrid.Predictor(degrid.load(model), "cpu", "float32").predict(photos / "a.png")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.logits.npy"), exact.logits)
+    done = cli("predict", model, photos, "-o", tmp_path, "--device", "cpu", "--save-logits")
+    assert "computed in float32\n" in done.output
+    done = cli("predict", model, photos, "-o", tmp_path, "--device", "cpu", "--save-logits", "--precision", "bfloat16")
+    assert "computed in bfloat16\n" in done.output
+
+
+def test_each_gives_what_the_files_hold_and_writes_nothing(model, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    degrid.predict(model, [photos / "sub", photos / "a.png"], "out", device="cpu", precision="float32")
+    before = contents(tmp_path)
+    each = degrid.predict_each(model, [photos / "sub", photos / "a.png"], device="cpu", precision="float32")
+    assert contents(tmp_path) == before
+    found = dict(each)
+    assert list(found) == ["b", "c", "a"]
+    for name, ids in found.items():
+        assert ids.dtype == np.uint8
+        np.testing.assert_array_equal(ids, np.asarray(Image.open(tmp_path / "out" / f"{name}.png")))
+    assert contents(tmp_path) == before
+
+
+def test_each_is_lazy(model, photos):
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, image):
+            calls.append(tuple(image.shape[-2:]))
+            return torch.zeros(1, 2, *image.shape[-2:])
+
+    each = degrid.predict_each(Counting(), photos, device="cpu", precision="float32")
+    assert calls == []
+    next(each)
+    first = len(calls)  # the first image also finds out what can be folded
+    next(each)
+    assert len(calls) == first + 1
+    each.close()
+
+
+def test_a_network_of_any_kind(photos, tmp_path):
+    class Own(nn.Module):
+        def forward(self, image):
+            return torch.stack([image[:, 0].float(), 255 - image[:, 0].float()], 1)
+
+    found = degrid.predict(Own(), photos / "a.png", tmp_path, device="cpu")
+    assert found.images == 1
+    assert read_json(tmp_path / "summary.json", "summary")["classes"] == ["class 0", "class 1"]
+    expected = (np.asarray(Image.open(photos / "a.png"))[..., 0] < 127.5).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), expected)
+    with pytest.raises(UserError, match="SegmentationNetwork"):
+        degrid.predict(Own(), photos / "a.png", tmp_path, files=degrid.ResultFiles("voc"))
+    with pytest.raises(UserError, match="--msc"):
+        degrid.predict(Own(), photos / "a.png", tmp_path, multi_scale=True)
+
+
+def test_the_users_network_keeps_its_own_scales(photos, tmp_path, model):
+    network = degrid.load(model)
+    degrid.predict(network, photos / "a.png", tmp_path, device="cpu", multi_scale=True)
+    assert network.scales == ()
+
+
+def test_an_image_that_cannot_be_used_is_a_failure_and_no_error(model, photos, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "in" / "b.png").write_bytes((photos / "a.png").read_bytes())
+    found = degrid.predict(model, tmp_path / "in", tmp_path / "out", device="cpu")
+    assert (found.images, len(found.failures)) == (1, 1)
+    assert "a.jpg" in found.failures[0]
+    assert "1 images" in found.written
+    done = cli("predict", model, tmp_path / "in", "-o", tmp_path / "again", "--device", "cpu")
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == "1 of 2 images could not be used: " + found.failures[0]
+    found = degrid.predict(model, tmp_path / "in", tmp_path / "voc", device="cpu", files=degrid.ResultFiles("voc"))
+    assert found.written == ""
+    assert not (tmp_path / "voc" / "results.tgz").exists()
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        list(degrid.predict_each(model, tmp_path / "in", device="cpu"))
+    failures = []
+    names = [
+        name
+        for name, _ in degrid.predict_each(
+            model, tmp_path / "in", device="cpu", on_failure=lambda name, error: failures.append((name, str(error)))
+        )
+    ]
+    assert names == ["b"]
+    assert failures[0][0] == "a"
+
+
+def test_mistakes_show_before_anything_is_written(model, photos, tmp_path):
+    for settings, message in (
+        ({"files": degrid.ResultFiles(logits=True), "options": degrid.InferenceOptions(flip=True)}, "--save-logits"),
+        ({"precision": "float64"}, 'unknown precision "float64"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            degrid.predict(model, photos, tmp_path / "out", device="cpu", **settings)
+    for kind, settings, message in (
+        ("png", {}, 'unknown format "png"; known: ids, voc, cityscapes'),
+        ("voc", {"logits": True}, "no more than the benchmark takes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            degrid.ResultFiles(kind, **settings)
+    with pytest.raises(UserError, match="there is no image"):
+        degrid.predict_each(model, tmp_path / "nowhere.png")
+    assert not (tmp_path / "out").exists()
