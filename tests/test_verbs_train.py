@@ -91,12 +91,29 @@ def test_show_prints_what_python_gets(tmp_path, monkeypatch):
     assert (expected.name, expected.data.path) == ("photos", str(tmp_path / "photos"))
 
 
+def test_the_path_of_the_data_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "a=b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "photos" / "dataset.yaml").touch()
+    for data, path, name in (
+        ("photos", f"{tmp_path}/photos", "photos"),
+        ("photos/dataset.yaml", f"{tmp_path}/photos/dataset.yaml", "photos"),
+        ("a=b", f"{tmp_path}/a=b", "a=b"),
+        ("my:Format=photos", f"my:Format={tmp_path}/photos", "photos"),
+        ("my:Dataset", "my:Dataset", "my_Dataset"),
+        ("synthetic:4", "synthetic:4", "synthetic_4"),
+    ):
+        found = run_config(data=data)
+        assert (found.data.path, found.name) == (path, name)
+
+
 @pytest.mark.parametrize("text", ["compat=true", " compat = True "])
 def test_compat_is_read_once(text):
     assert run_config("eth_voc12", settings=[text]) == recipes.load("eth_voc12", compat=True)
     assert run_config("eth_voc12", settings={"compat": True}) == recipes.load("eth_voc12", compat=True)
     assert run_config("eth_voc12", settings=["compat=false"]) == recipes.load("eth_voc12")
-    with pytest.raises(UserError, match="follows no code that it could be compatible with"):
+    with pytest.raises(UserError, match="these do: eth_voc12"):
         run_config("synthetic", settings=[text])
 
 
