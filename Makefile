@@ -25,8 +25,9 @@ lint: .venv/ready
 bench: .venv/ready  ## speed and memory on this machine, in 10 to 12 minutes; more in benchmarks/
 	$(BIN)/degrid bench -o build/bench
 
-docs: .venv/ready  ## API pages from the docstrings, in build/docs
+docs: .venv/ready  ## API pages in build/docs, and the pages of docs/ that are made from others
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/api.py build/docs
 
 .venv/ready: pyproject.toml constraints.txt

@@ -1,18 +1,24 @@
 """Write the pages that are made from others: docs/settings.md from the settings, docs/tutorial.ipynb from tutorial.md.
 
-python docs/generate.py
+python docs/generate.py               the pages
+python docs/generate.py --pictures    also the tutorial's pictures, by running it: two minutes on two idle cores
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from degrid.config import describe_settings
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 
 HEAD = """# Settings
 
@@ -43,7 +49,8 @@ def settings_page() -> str:
             lines += ["|---|---|---|---|"]
         else:
             default = f"`{setting.default}`" if setting.default else "empty"
-            lines.append(f"| `{setting.path}` | {default} | {setting.type} | {setting.text} |".replace(r"\|", "|"))
+            text = setting.text.replace("|", r"\|")
+            lines.append(f"| `{setting.path}` | {default} | {setting.type} | {text} |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 
@@ -58,7 +65,7 @@ def notebook(text: str) -> dict[str, Any]:
     cells = []
     for piece in re.split(r"(^```(?:python|bash)\n.*?^```$)", text, flags=re.DOTALL | re.MULTILINE):
         code = re.fullmatch(r"```(python|bash)\n(.*)```", piece, flags=re.DOTALL)
-        source = code[2] if code else _links(piece)
+        source = code[2] if code else _for_notebook(piece)
         if not source.strip():
             continue
         if code and code[1] == "bash":
@@ -79,8 +86,8 @@ def notebook(text: str) -> dict[str, Any]:
     }
 
 
-def _links(text: str) -> str:
-    """Without the line about the notebook itself."""
+def _for_notebook(text: str) -> str:
+    """Without the words that only the page needs, between <!-- page --> and <!-- /page -->."""
     return re.sub(r"^<!-- page -->.*?<!-- /page -->\n", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -90,8 +97,26 @@ def notebook_text() -> str:
     return json.dumps(notebook(page), indent=1, ensure_ascii=False) + "\n"
 
 
+def python_blocks(text: str) -> list[str]:
+    """The Python code of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def draw_pictures() -> None:
+    """Run the tutorial in a temporary folder and keep its pictures as images/tutorial_NAME.png."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        names: dict[str, object] = {}
+        for block in python_blocks((DOCS / "tutorial.md").read_text()):
+            exec(block, names)
+        for name in ("scene", "fields", "prediction"):
+            small = Image.open(f"{name}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE)
+            small.save(DOCS / "images" / f"tutorial_{name}.png", optimize=True)
+
+
 def main() -> None:
-    """Write both."""
+    """Write both pages, and the pictures where asked for."""
+    if "--pictures" in sys.argv[1:]:
+        draw_pictures()
     (DOCS / "settings.md").write_text(settings_page())
     (DOCS / "tutorial.ipynb").write_text(notebook_text())
 
