@@ -107,14 +107,15 @@ def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True
         UserError: the folder holds another network; see also `load`.
     """
     file = find_model(path) / "model.safetensors"
-    state, given = model.state_dict(), _with_aliases(model, _read_weights(file))
     kept = () if head else ("head.",)
-    fresh = CLASSIFIERS if head else kept  # may differ, beside parameters of smoothing
-    given = {key: value for key, value in given.items() if not key.startswith(kept)}
+    fresh = CLASSIFIERS if head else kept  # these may differ, and so may parameters of smoothing
+    state = model.state_dict()
+    weights = _with_aliases(model, _read_weights(file))
+    given = {key: value for key, value in weights.items() if not key.startswith(kept)}
     fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
     anew = [key for key in state if key not in fits]
-    wrong = [key for key in anew if not (key.startswith(fresh) or ".smoothing." in key)]
-    wrong += [key for key in given if key not in state and ".smoothing." not in key]
+    differing = [key for key in anew if not key.startswith(fresh)] + [key for key in given if key not in state]
+    wrong = [key for key in differing if ".smoothing." not in key]
     if wrong:
         raise UserError(
             f"{file} holds another network: {len(wrong)} tensors do not fit ({some(wrong)}); "

@@ -17,6 +17,9 @@ def convert(
         str | None,
         typer.Option("--as", help='The program that wrote it, or "module:Class"; by default recognised by its names.'),
     ] = None,
+    reader: Annotated[
+        str | None, typer.Option(help='The kind of file, or "module:Class"; by default recognised by its bytes.')
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the network, as in --set output_stride=8.")
     ] = None,
@@ -51,7 +54,13 @@ def convert(
         print(f"model: {out}; try: degrid predict {out} IMAGES")
         return
     report = degrid.convert(
-        source, out, system=system, settings=settings or (), classes=classes, allow_unused=allow_unused
+        source,
+        out,
+        system=system,
+        reader=reader,
+        settings=settings or (),
+        classes=classes,
+        allow_unused=allow_unused,
     )
     print(report)
     if out is None:

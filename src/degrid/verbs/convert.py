@@ -87,6 +87,7 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     *,
     system: str | None = None,
+    reader: str | None = None,
     settings: Sequence[str] = (),
     classes: LabelSpace | str | os.PathLike[str] | None = None,
     allow_unused: bool = False,
@@ -100,6 +101,8 @@ def convert(
             write nothing; the report says what the file holds and whether all of it fits.
         system: the program that wrote the file: a name in `degrid.checkpoints.systems.table.SYSTEMS`, or
             "module:Class" of your own. None: recognised by the tensors' names.
+        reader: the kind of file: a name in `degrid.checkpoints.readers.files.READERS`, or "module:Class" of your own.
+            None: recognised by its bytes.
         settings: changes to the network's settings as "field=value", such as "output_stride=8".
         classes: the classes, or a folder with classes.csv or classes.txt. None: VOC's if there are 21, Cityscapes' if
             there are 19, else numbered.
@@ -110,24 +113,15 @@ def convert(
         UserError: settings or classes that do not exist, or a place that cannot be written to.
     """
     labels = _given_classes(classes)
-    read = read_tensors(source)
+    read = read_tensors(source, reader)
     writer, recognised_by = find_system(read.tensors, system, read.path)
-    plan = writer.plan(read.tensors)
+    plan, origin = writer.plan(read.tensors), f"{read.path} ({writer.title})"
     if plan.unexpected and not allow_unused:
         raise ConversionError(
-            f"{read.path} ({writer.title}) holds {len(plan.unexpected)} tensors that have no place in the network: "
+            f"{origin} holds {len(plan.unexpected)} tensors that have no place in the network: "
             f"{some(plan.unexpected)}; leave them out with --allow-unused"
         )
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings))
-    origin = f"{read.path} ({writer.title})"
-    folder = Path(out) if out is not None else None
-    if plan.kind == "encoder":
-        _convert_encoder(plan, chosen, folder, origin)
-    else:
-        model = build_model(chosen, labels or _default_classes(plan, origin))
-        fill(model, plan, origin)
-        if folder:
-            save(model.eval(), folder)
     report = ConversionReport(
         str(source),
         read.format,
@@ -140,9 +134,21 @@ def convert(
         tuple(plan.unexpected),
         tuple(plan.notes),
     )
-    if folder:
-        write_json(folder / "conversion.json", report.to_dict())
+    _write(plan, chosen, labels, origin, Path(out) if out is not None else None)
+    if out is not None:
+        write_json(Path(out) / "conversion.json", report.to_dict())
     return report
+
+
+def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: str, folder: Path | None) -> None:
+    """Build the network, fill it, and write it where there is a folder."""
+    if plan.kind == "encoder":
+        _write_encoder(plan, config, folder, origin)
+        return
+    model = build_model(config, labels or _default_classes(plan, origin))
+    fill(model, plan, origin)
+    if folder:
+        save(model.eval(), folder)
 
 
 def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None:
@@ -166,7 +172,7 @@ def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None
             state[name].copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
 
 
-def _convert_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin: str) -> None:
+def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin: str) -> None:
     """encoder.safetensors under the encoder's own names, and what it is."""
     net = build_encoder(config.encoder, EncoderSettings(output_stride=32))
     inner, prefix = net, "encoder."

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.values import MAX_TENSORS, joined, numbers, raw_values, shaped
 from degrid.protobuf import Span, only_bytes, only_int
+from degrid.types import ConversionError
 
 # Field of a layer in NetParameter -> fields of the name and of the blobs in the layer.
 _LAYERS = {100: (1, 7), 2: (4, 6)}
 _SHAPE, _FLOATS, _DOUBLES = 7, 5, 8
 _MAX_SHAPE = 1024  # bytes
+
+
+class Caffe(Reader):
+    """A NetParameter. Nothing marks its beginning, so it is recognised by its layers."""
+
+    suffixes = (".caffemodel",)
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`. A file called .caffemodel is taken for one, so that its damage is named."""
+        try:
+            return path.suffix in self.suffixes or any(field in _LAYERS for field, _ in file.fields())
+        except ConversionError:
+            return False
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`."""
+        return Contents(read_caffe(file))
 
 
 def read_caffe(file: Span) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from degrid.checkpoints.readers.pickles import read_pickle
+from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.values import MAX_TENSORS, NUMBERS, map_file, native, ordered, raw_values
 from degrid.protobuf import Span
 from degrid.types import ConversionError
@@ -20,6 +21,21 @@ NPY_MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
 _MAX_GAIN = 2  # weights hardly shrink; an archive that claims to have shrunk more is made to fill the memory
 _GRACE = 1 << 20  # bytes: small archives of zeros do shrink more
+
+
+class Numpy(Reader):
+    """An archive of arrays (numpy.savez), or a dictionary of them in one file (numpy.save)."""
+
+    suffixes = (".npz", ".npy")
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`."""
+        return bytes(file.data[: len(NPY_MAGIC)]).startswith((NPY_MAGIC, b"PK"))
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`."""
+        tensors, skipped = read_npz(path) if bytes(file.data[:2]) == b"PK" else read_npy(file)
+        return Contents(tensors, tuple(skipped))
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -24,20 +24,8 @@ _LINE = 4096
 
 _VALUES = frozenset(
     [
-        "LONG1",
-        "LONG4",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "BINFLOAT",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "BINBYTES8",
-        "SHORT_BINBYTES",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "SHORT_BINUNICODE",
+        *("LONG1", "LONG4", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING"),
+        *("BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
     ]
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -151,24 +139,38 @@ class _Machine:
                 pass
             case "MARK":
                 self.marks.append(len(stack))
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
+            case _ if name in _VALUES:
+                stack.append(arg)
+            case _ if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case _ if name in _TUPLES:
+                stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
-            case "APPEND" | "APPENDS":
-                items = self.since_mark() if name == "APPENDS" else [stack.pop()]
-                stack[-1].extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = self.since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                _set(stack[-1], items)
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[arg] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[arg])
+            case _:
+                return self.build(name, arg)
+        return None
+
+    def build(self, name: str, arg: Any) -> str | None:
+        """Follow an opcode that makes or fills a list, a dictionary or an object; returns why it is refused."""
+        stack = self.stack
+        match name:
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND" | "APPENDS":
+                items = self.since_mark() if name == "APPENDS" else [stack.pop()]
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self.since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                _set(stack[-1], items)
             case "GLOBAL" | "STACK_GLOBAL":
                 path = arg if name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
                 if path not in _KNOWN:
@@ -180,12 +182,6 @@ class _Machine:
             case "BUILD":
                 state = stack.pop()
                 stack[-1].state = state
-            case _ if name in _VALUES:
-                stack.append(arg)
-            case _ if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case _ if name in _TUPLES:
-                stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
             case _:
                 return f"it uses the opcode {name}"
         return None

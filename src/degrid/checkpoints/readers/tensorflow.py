@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.checkpoints.readers.leveldb import records
+from degrid.checkpoints.readers.find import is_shard, shards_of
+from degrid.checkpoints.readers.leveldb import is_table, records
+from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.slices import Extents, assemble, slice_key
 from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, joined, map_file, numbers, raw_values, shaped
 from degrid.protobuf import Span, masked_checksum, only_bytes, only_int
-
-Tensors = tuple[dict[str, np.ndarray], tuple[str, ...]]
-"""The variables by name, and the names of those that hold no numbers (text)."""
+from degrid.types import ConversionError
 
 _BFLOAT16 = 14
 _NO_NUMBERS = (7, 21)  # string; variant, which holds any object
@@ -66,6 +66,36 @@ class _Stored:
     sliced: bool
 
 
+class TensorFlowV1(Reader):
+    """One table with the values in it, or several, each of them a shard."""
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`."""
+        return is_table(file) and table_version(file) == 1
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`."""
+        return read_v1(shards_of(path) if is_shard(path) else [path])
+
+
+class TensorFlowV2(Reader):
+    """A table as the index, with the values in files beside it."""
+
+    suffixes = (".index",)
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`. A file called .index is taken for one, so that its damage is named."""
+        return path.suffix in self.suffixes or (is_table(file) and table_version(file) == 2)
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`."""
+        if path.suffix not in self.suffixes:
+            raise ConversionError(
+                f"{path}: the index of a V2 checkpoint; its name must be that of the data files + .index"
+            )
+        return read_v2(path.with_suffix(""))
+
+
 def table_version(file: Span) -> int:
     """1 for a V1 checkpoint, 2 for the index of a V2 checkpoint.
 
@@ -80,7 +110,7 @@ def table_version(file: Span) -> int:
     file.fail("a table, but not of a checkpoint of TensorFlow")
 
 
-def read_v1(files: Sequence[Path]) -> Tensors:
+def read_v1(files: Sequence[Path]) -> Contents:
     """A V1 checkpoint from its file, or all its shards.
 
     Partitioned variables come put together under their name. float32 and other types of fixed width that lie in one
@@ -113,10 +143,10 @@ def read_v1(files: Sequence[Path]) -> Tensors:
         for name, variable in variables.items()
         if variable.kind not in _NO_NUMBERS
     }
-    return tensors, skipped
+    return Contents(tensors, skipped)
 
 
-def read_v2(prefix: Path) -> Tensors:
+def read_v2(prefix: Path) -> Contents:
     """A V2 checkpoint from `prefix.index` and the files `prefix.data-SSSSS-of-NNNNN` that it refers to.
 
     Partitioned variables come put together under their name; all others are views of the mapped files, except
@@ -155,7 +185,7 @@ def read_v2(prefix: Path) -> Tensors:
             tensors[name] = assemble(pieces, entry.variable.shape, entry.variable.where, name)
         else:
             tensors[name] = shaped(shards.values(entry), entry.variable.shape, entry.variable.where, name)
-    return tensors, tuple(skipped)
+    return Contents(tensors, tuple(skipped))
 
 
 class _Shards:

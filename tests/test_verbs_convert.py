@@ -1,0 +1,86 @@
+"""`degrid.convert` and `degrid.modernise` from Python: the same folders as by the command."""
+
+import json
+
+import originals
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import degrid
+from degrid.cli import app
+from degrid.types import LabelSpace
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """segmentation_models.pytorch's DeepLab v3 on ResNet-18, with 21 classes."""
+    _, shapes, _ = originals.smp_golden()
+    network = shapes["v3_resnet18"]
+    state = {name: torch.from_numpy(originals.smp_weight(name, tuple(shape))) for name, shape in network.items()}
+    torch.save(state, tmp_path / "smp.pth")
+    return tmp_path / "smp.pth"
+
+
+def command(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exception is None, done.output
+    return done.output
+
+
+def assert_same_folder(first, second):
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_convert_writes_what_the_command_writes(tmp_path, checkpoint):
+    report = degrid.convert(checkpoint, tmp_path / "verb")
+    output = command("convert", checkpoint, "-o", tmp_path / "command")
+    assert_same_folder(tmp_path / "verb", tmp_path / "command")
+    assert output.startswith(f"{report}\n")
+    assert report.recognised_by == "decoder.aspp.convs.0.0.weight"
+    assert json.loads((tmp_path / "verb" / "conversion.json").read_text())["system"] == report.system
+
+
+def test_options_are_the_same(tmp_path, checkpoint):
+    state = torch.load(checkpoint)
+    names = [f"thing {index}" for index in range(len(state["segmentation_head.0.weight"]))]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    torch.save({**state, "surprise": torch.ones(2)}, checkpoint)
+    options = ("--as", "smp", "--set", "output_stride=16", "--classes", tmp_path, "--allow-unused")
+    command("convert", checkpoint, "-o", tmp_path / "command", *options)
+    labels = LabelSpace(tuple(names), degrid.load(tmp_path / "command").labels.colors)
+    for number, classes in enumerate((tmp_path, labels)):
+        folder = tmp_path / str(number)
+        degrid.convert(
+            checkpoint, folder, system="smp", settings=["output_stride=16"], classes=classes, allow_unused=True
+        )
+        assert_same_folder(folder, tmp_path / "command")
+    with pytest.raises(degrid.UserError, match=r"no classes\.csv and no classes\.txt in"):
+        degrid.convert(checkpoint, classes=tmp_path / "command")
+
+
+def test_imagenet_weights(tmp_path):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "net.pth")
+    report = degrid.convert(tmp_path / "net.pth", tmp_path / "verb")
+    output = command("convert", tmp_path / "net.pth", "-o", tmp_path / "command")
+    assert_same_folder(tmp_path / "verb", tmp_path / "command")
+    assert report.kind == "encoder"
+    assert "--set model.encoder=timm:resnet18" in output
+    assert len(load_file(tmp_path / "verb" / "encoder.safetensors")) == len(report.loaded)
+
+
+def test_modernise_writes_what_the_command_writes(tmp_path):
+    torch.manual_seed(0)
+    degrid.save(degrid.deeplabv2("res50", 2, operator="gi", legacy=True), tmp_path / "old")
+    report = degrid.modernise(tmp_path / "old", tmp_path / "verb")
+    output = command("convert", tmp_path / "old", "-o", tmp_path / "command", "--modernise")
+    assert_same_folder(tmp_path / "verb", tmp_path / "command")
+    assert output.startswith(f"{report}\n")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "old"), "--modernise"])
+    assert "-o FOLDER" in str(done.exception)
