@@ -22,7 +22,7 @@ from degrid.exporters import check, graph
 from degrid.exporters.graph import ExportGraph, example_image, fix_smoothing
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_exporter
-from degrid.model_folder import load_any
+from degrid.model_folder import open_model
 from degrid.resize import resize
 from degrid.types import LabelSpace, Preprocess, Sample, UserError
 
@@ -115,7 +115,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
     assert [comparison.size for comparison in found] == list(check.SIZES)
     assert all(comparison.agreement >= check.AGREEMENT for comparison in found)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in find_exporter(kind).files(path)}
-    loaded = load_any(path)
+    loaded = open_model(path)
     assert isinstance(loaded, ExportedModel)
     assert loaded.labels == LABELS
     assert loaded.facts.version == degrid.__version__
@@ -133,7 +133,7 @@ def test_multi_scale_logits_with_flips(tmp_path):
     """int(0.75 * H) is worked out at every size; flips and scales are fused as with the model itself."""
     model = network(degrid.deeplabv2, "tent", scales=(0.75, 0.5))
     degrid.export(model, tmp_path / "m.onnx", output="logits")
-    loaded = load_any(tmp_path / "m.onnx")
+    loaded = open_model(tmp_path / "m.onnx")
     image = example_image((1, 3, 83, 59), seed=5)
     with torch.no_grad():
         torch.testing.assert_close(loaded(image), model(image), rtol=1e-4, atol=1e-5)
@@ -187,7 +187,7 @@ def test_int8_is_judged_and_refused(model, tmp_path, kind):
     result = degrid.export(model, path, format=kind, int8=degrid.Int8(dataset, max_drop=50))
     assert (result.int8.images, result.int8.float32) == (2, 1)
     assert 0.5 < result.int8.int8 <= 1
-    assert load_any(path).labels == LABELS
+    assert open_model(path).labels == LABELS
     assert _has_int8(path, kind)
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"int8 loses -?\d+\.\d\d points of mIoU, more than -0.1"):
@@ -310,7 +310,7 @@ def test_compiled_code(model, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("aot-inductor needs a C++ compiler")
     degrid.export(model, tmp_path / "m.pt2", format="aot-inductor")
-    assert load_any(tmp_path / "m.pt2").labels == LABELS
+    assert open_model(tmp_path / "m.pt2").labels == LABELS
 
 
 def test_examples_are_the_same_for_the_same_seed():

@@ -15,7 +15,7 @@ import degrid
 from degrid.cli import app
 from degrid.data.synthetic import LABELS
 from degrid.exporters.graph import example_image
-from degrid.model_folder import load_any
+from degrid.model_folder import open_model
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -122,7 +122,7 @@ def test_one_size_only(folder):
     cli("predict", "my_module:Fixed=n.mine", "a.png", "-o", "masks")
     assert np.asarray(Image.open("masks/a.png")).shape == (48, 64)
     with pytest.raises(UserError, match="this exported model takes one image of 48x64, got 1 of 50x61"):
-        load_any("my_module:Fixed=n.mine")(picture(50, 61))
+        open_model("my_module:Fixed=n.mine")(picture(50, 61))
 
 
 def test_files_that_cannot_be_run_here(folder):

@@ -313,7 +313,7 @@ def test_a_recipe_can_have_a_second_stage(photos, tmp_path, monkeypatch):
 
 def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
     model = networks.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
-    anew = model_folder.start_from(model, trained)
+    anew = model_folder.initialise_from(model, trained)
     assert sorted(anew) == ["head.classifier.bias", "head.classifier.weight"]
     code, output = cli("train", "synthetic", *options(TINY), "--init", trained, "--set", "model.channels=32", "-q")
     assert code == 2

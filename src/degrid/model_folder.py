@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     Raises:
         UserError: no such folder, a damaged file, or weights that belong to another model.
     """
-    folder = find_model(path)
+    folder = _find_folder(path)
     config, preprocess, labels = _read_config(folder)
     model = build_model(_with_preprocess(config, preprocess), labels)
     file = folder / "model.safetensors"
@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     return model.eval()
 
 
-def load_any(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
+def open_model(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
     """The model in a model folder or run folder, or in a file that `degrid export` wrote; in evaluation mode.
 
     Args:
@@ -85,17 +85,17 @@ def load_any(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
     return ExportedModel(path) if found and found[1].exists() else load(path)
 
 
-def model_settings(path: str | os.PathLike[str]) -> ModelConfig:
+def read_settings(path: str | os.PathLike[str]) -> ModelConfig:
     """The settings of the network in a model folder or run folder, its input's mean and deviation included.
 
     Raises:
         UserError: see `load`.
     """
-    config, preprocess, _ = _read_config(find_model(path))
+    config, preprocess, _ = _read_config(_find_folder(path))
     return _with_preprocess(config, preprocess)
 
 
-def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True) -> list[str]:
+def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True) -> list[str]:
     """Give a network the weights in a model folder or run folder, except where it is meant to differ.
 
     Gives the names that start anew: the classifier, where the number of classes differs, and smoothing parameters that
@@ -106,7 +106,7 @@ def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True
     Raises:
         UserError: the folder holds another network; see also `load`.
     """
-    file = find_model(path) / "model.safetensors"
+    file = _find_folder(path) / "model.safetensors"
     kept = () if head else ("head.",)
     fresh = CLASSIFIERS if head else kept  # these may differ, and so may parameters of smoothing
     state = model.state_dict()
@@ -125,7 +125,7 @@ def start_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True
     return anew
 
 
-def find_model(path: str | os.PathLike[str]) -> Path:
+def _find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder that holds config.json and model.safetensors.
 
     Raises:

@@ -15,7 +15,7 @@ from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
 from degrid.data.formats.source import Source
 from degrid.data.formats.table import FORMATS, read_as, recognise
 from degrid.data.synthetic import SyntheticScenes
-from degrid.lookup import did_you_mean, lookup
+from degrid.lookup import did_you_mean, lookup, some
 from degrid.types import Dataset, LabelSpace, Sample, UserError
 
 
@@ -174,10 +174,9 @@ def _as_expected(found: Dataset, labels: LabelSpace, name: str) -> Dataset:
             return _relabelled(found, labels, MaskRule.plain(labels))
         if found.labels == BINARY_LABELS and len(labels) == 2:
             return _relabelled(found, labels, found.rule)
-    ours, theirs = ", ".join(labels.names[:6]), ", ".join(found.labels.names[:6])
     raise UserError(
-        f"{name} has {len(found.labels)} classes ({theirs}{', ...' if len(found.labels) > 6 else ''}); expected "
-        f"{len(labels)} ({ours}{', ...' if len(labels) > 6 else ''})"
+        f"{name} has {len(found.labels)} classes ({some(found.labels.names, 6)}); expected {len(labels)} "
+        f"({some(labels.names, 6)})"
     )
 
 

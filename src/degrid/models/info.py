@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from degrid.contracts import ExchangeableConv2d
+from degrid.lookup import some
 from degrid.models.encoder import Encoder
 from degrid.models.segmenter import Segmenter
 
@@ -72,7 +73,7 @@ class ModelInfo:
         smoothed = sum(conv.smoothing is not None for conv in self.dilated)
         lines = [
             f"network        {self.network} on {self.encoder}",
-            f"classes        {len(self.classes)}: {', '.join(self.classes[:8])}{', ...' * (len(self.classes) > 8)}",
+            f"classes        {len(self.classes)}: {some(self.classes, 8)}",
             f"features       {strides}",
             f"output stride  {self.output_stride}; logits at /{self.logit_stride}",
             f"parameters     {parts}",

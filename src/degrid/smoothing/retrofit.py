@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.contracts import ExchangeableConv2d
+from degrid.lookup import some
 from degrid.smoothing.operators import Operator
 from degrid.smoothing.table import operator_factory
 from degrid.types import UserError
@@ -199,7 +200,4 @@ def _grouped(skipped: tuple[tuple[str, str], ...]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped:
         reasons.setdefault(reason, []).append(name or "the model itself")
-    return [
-        f"  skipped {len(names)}: {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for reason, names in reasons.items()
-    ]
+    return [f"  skipped {len(names)}: {reason} ({some(names, 3)})" for reason, names in reasons.items()]

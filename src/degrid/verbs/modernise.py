@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from degrid.config import SmoothingConfig
 from degrid.lookup import some
-from degrid.model_folder import load, model_settings, save
+from degrid.model_folder import load, read_settings, save
 from degrid.networks import build_model
 from degrid.smoothing import SmoothedConv2d, filters, legacy
 from degrid.types import ConversionError, UserError
@@ -45,7 +45,7 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
         ConversionError: a layer has no exact equivalent; the message names the layers.
     """
     old = load(source)
-    config = model_settings(source)
+    config = read_settings(source)
     if not config.legacy:
         raise UserError(f"{source} is not a legacy model: there is nothing to modernise")
     if config.encoder.startswith("slim:resnet_v2"):

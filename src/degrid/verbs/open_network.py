@@ -8,7 +8,7 @@ import os
 from torch import nn
 
 from degrid.contracts import MultiScaleNetwork
-from degrid.model_folder import load_any
+from degrid.model_folder import open_model
 from degrid.types import MSC_SCALES, UserError
 
 AnyModel = str | os.PathLike[str] | nn.Module
@@ -22,9 +22,9 @@ def open_network(model: AnyModel, multi_scale: bool = False) -> nn.Module:
         multi_scale: give it DeepLab v2's multi-scale input, `degrid.types.MSC_SCALES`; a network that was passed keeps
             its own.
     Raises:
-        UserError: see `degrid.model_folder.load_any`; or the network's input scales are fixed.
+        UserError: see `degrid.model_folder.open_model`; or the network's input scales are fixed.
     """
-    network = model if isinstance(model, nn.Module) else load_any(model)
+    network = model if isinstance(model, nn.Module) else open_model(model)
     if not multi_scale:
         return network
     if not isinstance(network, MultiScaleNetwork):

@@ -25,7 +25,8 @@ from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
 from degrid.files import write_json
 from degrid.image import overlay_classes
-from degrid.model_folder import save, start_from
+from degrid.lookup import some
+from degrid.model_folder import initialise_from, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
 from degrid.networks import build_model
 from degrid.types import Batch, Dataset, OnProgress, Progress, Sample, Scores, Tell, UserError
@@ -150,9 +151,9 @@ def _start(
     model = build_model(wanted, data.train.labels)
     told: tuple[str, ...] = ()
     if settings.init and not interrupted:
-        anew = start_from(model, settings.init, settings.init_head)
-        some = f" ({', '.join(anew[:3])}{', ...' * (len(anew) > 3)})" if anew else ""
-        told = (f"started from {settings.init}; {len(anew)} tensors start anew{some}",)
+        anew = initialise_from(model, settings.init, settings.init_head)
+        which = f" ({some(anew, 3)})" if anew else ""
+        told = (f"started from {settings.init}; {len(anew)} tensors start anew{which}",)
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)

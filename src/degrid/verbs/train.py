@@ -11,7 +11,7 @@ from degrid import recipes
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
 from degrid.engine.training.loop import Stopped
-from degrid.model_folder import model_settings
+from degrid.model_folder import read_settings
 from degrid.types import OnProgress, Tell, UserError
 from degrid.verbs.run import RunResult, run
 
@@ -102,7 +102,7 @@ def run_config(
     else:
         config = recipes.load("folder" if recipe is None else str(recipe), compat=given.get("compat") is True)
     if init is not None and recipe is None:
-        config = dataclasses.replace(config, model=model_settings(Path(init)))
+        config = dataclasses.replace(config, model=read_settings(Path(init)))
     own = {
         # Absolute paths, so that run.json works from any folder.
         "data.path": absolute(data) if data is not None else None,

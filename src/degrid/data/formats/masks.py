@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.image import open_image, to_array
+from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 Color = tuple[int, int, int]
@@ -169,7 +170,7 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], labels: Label
         unknown: pixels per value.
     """
     pixels = sum(unknown.values())
-    shown = ", ".join(str(value) for value in list(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
+    shown = some(unknown)
     if any(isinstance(value, tuple) for value in unknown):
         return (
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "

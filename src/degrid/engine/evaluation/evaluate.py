@@ -13,6 +13,7 @@ from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, sc
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items, summed_over_ranks
+from degrid.lookup import some
 from degrid.types import Dataset, Sample, Scores, UserError
 
 OnImage = Callable[[int, Sample, Tensor], object]
@@ -118,8 +119,7 @@ def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
     names = dataset.labels.names
     if predictor.num_classes != len(names):
         raise UserError(
-            f"the model predicts {predictor.num_classes} classes, the dataset has {len(names)} "
-            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+            f"the model predicts {predictor.num_classes} classes, the dataset has {len(names)} ({some(names, 5)})"
         )
 
 
