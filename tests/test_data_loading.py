@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.data.training import resample as resampling
 from degrid.data.training.loader import collate
-from degrid.data.training.resample import resample
+from degrid.kernels import resample as resampling
+from degrid.kernels.resample import resample
 from degrid.types import LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng
@@ -110,7 +110,7 @@ def test_without_numba_crops_are_the_same(monkeypatch):
     scenes = SyntheticScenes("train", 2, (64, 80))
     transform = TrainTransform((72, 48), jitter=(0.3, 0.3, 0.3, 0.05))
     compiled = [transform(scenes[0], RNG(seed)) for seed in range(5)]
-    monkeypatch.setattr(resampling, "_numba_installed", lambda: False)
+    monkeypatch.setattr(resampling, "can_import_numba", lambda: False)
     for seed, expected in enumerate(compiled):
         found = transform(scenes[0], RNG(seed))
         assert torch.equal(found.image, expected.image)

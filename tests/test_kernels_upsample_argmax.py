@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degrid.kernels import upsample_argmax as module
-from degrid.kernels.upsample_argmax import _compiled, _in_bands, upsample_argmax
+from degrid.kernels.upsample_argmax import _by_bands, _compiled, upsample_argmax
 from degrid.resize import RESIZES, resize
 from degrid.types import UserError
 
-PATHS = {"compiled": _compiled, "torch": _in_bands}
+PATHS = {"compiled": _compiled, "torch": _by_bands}
 conventions = st.sampled_from(RESIZES)
 paths = st.sampled_from(sorted(PATHS))
 
@@ -72,7 +72,7 @@ def test_agrees_on_what_a_network_gives(convention, size):
     logits = smooth((1, 21, 65, 65), 1).contiguous(memory_format=torch.channels_last)
     expected = enlarged_argmax(logits, size, convention)
     assert len(expected.unique()) > 10
-    for found in (upsample_argmax(logits, size, convention), _in_bands(logits, size, convention)):
+    for found in (upsample_argmax(logits, size, convention), _by_bands(logits, size, convention)):
         assert (found != expected).float().mean() < 2e-5
 
 

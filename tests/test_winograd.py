@@ -16,7 +16,7 @@ import degrid
 from degrid.acceleration import winograd_layer
 from degrid.acceleration.winograd_layer import WinogradConv2d, use_winograd
 from degrid.kernels import winograd
-from degrid.kernels.winograd import best_tile, winograd_conv2d, winograd_weight
+from degrid.kernels.winograd import best_tile, convolve_pairs, convolve_tiles, products_of, winograd_weight
 from degrid.types import UserError
 
 pytest.importorskip("numba")
@@ -41,6 +41,15 @@ def example(channels=64, out=64, size=(13, 17), batch=1, seed=0):
 
 def exact(x, weight, bias, rate):
     return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), 1, rate, rate)
+
+
+def winograd_conv2d(x, transformed, rate, bias=None, relu=False, tile=(4, 4)):
+    """The whole convolution; `transformed` is the weight as `winograd_weight` gives it for this tile."""
+    count = products_of(tile)
+    if tile == winograd.PAIRS:
+        return convolve_pairs(x, transformed, rate, bias, relu)
+    multiply = functools.partial(F.conv2d, weight=transformed, groups=count)
+    return convolve_tiles(x, multiply, len(transformed) // count, rate, bias, relu, tile)
 
 
 def error(found, truth):

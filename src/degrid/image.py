@@ -1,4 +1,4 @@
-"""Pictures in and out: any image file as RGB pixels; class ids as palette PNG and as overlay."""
+"""Image files: reading any of them as RGB pixels, and class ids as a palette PNG or as an overlay."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-"""File names that count as images, in lower case."""
+"""Endings of the files that count as images, in lower case."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ORIENTED = (b"Exif\0", b"tiff:Orientation")
-"""One of these is in a JPEG that says how it is turned, as EXIF or as XMP."""
+"""A JPEG that states its orientation, as EXIF or as XMP, contains one of these."""
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -43,7 +43,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """An image file as RGB, uint8 [H,W,3], turned as its EXIF orientation says.
+    """An image file as RGB, uint8 [H,W,3], rotated according to its EXIF orientation.
 
     Grey becomes three equal channels, 16-bit values are divided by 257, fractions from 0 to 1 are multiplied by 255,
     transparency is dropped, CMYK is converted.
@@ -56,10 +56,10 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_jpeg(path: str | os.PathLike[str]) -> np.ndarray | None:
-    """An upright colour JPEG as `read_image` gives it, in four fifths of the time, where simplejpeg is installed.
+    """An upright colour JPEG, as `read_image` gives it, in four fifths of the time if simplejpeg is installed.
 
     Returns:
-        uint8 [H,W,3]; None for any other file, and for a damaged one: Pillow knows what can be saved and says what not.
+        uint8 [H,W,3]; None for any other file and for a damaged one, which Pillow reads as far as it can or explains.
     """
     library = _simplejpeg()
     if library is None or Path(path).suffix.lower() not in (".jpg", ".jpeg"):
@@ -110,7 +110,7 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values of another range as 0-255. Fractions up to 1 are meant as 0 to 1; wide integers as 16 bits."""
+    """Grey values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits."""
     import numpy as np
 
     highest = values.max(initial=0)
@@ -124,7 +124,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
-    """Class ids as an 8-bit palette image: the values are the ids, the palette shows the classes' colours.
+    """Class ids as an 8-bit palette image: the values are the ids, the palette holds the classes' colours.
 
     Args:
         ids: uint8 [H,W]; IGNORE_INDEX shows as light grey.
@@ -148,8 +148,8 @@ def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alph
 
     weight = np.full(256, round(256 * alpha), np.uint16)
     weight[IGNORE_INDEX] = 0
-    share = weight[ids][..., None]
-    mixed: np.ndarray = (image.astype(np.uint16) * (256 - share) + color_table(labels)[ids] * share + 128) >> 8
+    opacity = weight[ids][..., None]
+    mixed: np.ndarray = (image.astype(np.uint16) * (256 - opacity) + color_table(labels)[ids] * opacity + 128) >> 8
     return mixed.astype(np.uint8)
 
 

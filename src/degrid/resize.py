@@ -1,4 +1,4 @@
-"""The one place where maps are resized, and the three conventions there are."""
+"""Resizing, in the one place where it is done, and its three conventions."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> 
 
 
 def _tf_legacy(x: Tensor, size: int, axis: int) -> Tensor:
-    """One axis as TensorFlow 1: no half-pixel offset, and the upper neighbour clamped to the last pixel."""
+    """One axis as in TensorFlow 1: no half-pixel offset, and the upper neighbour clamped to the last pixel."""
     last = x.shape[axis] - 1
     place = torch.arange(size, device=x.device, dtype=torch.float32) * (x.shape[axis] / size)
     lower = place.floor().long().clamp(max=last)
-    share = (place - lower).to(x.dtype).reshape(-1, *[1] * (3 - axis))
+    weight = (place - lower).to(x.dtype).reshape(-1, *[1] * (3 - axis))
     low, high = x.index_select(axis, lower), x.index_select(axis, (lower + 1).clamp(max=last))
-    return low + share * (high - low)
+    return low + weight * (high - low)
 
 
 def scaled_size(size: tuple[int, ...], scale: float, convention: str = "half_pixel") -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Networks made faster: batch norm folded into convolutions, and convolutions computed in another way."""
+"""Networks made faster or smaller in memory: folding, other ways to convolve, and maps computed again."""

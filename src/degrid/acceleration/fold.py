@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from degrid.contracts import FoldingConv2d
 
-# How much a folded layer may differ, relative to its largest output: float rounding, and nothing more.
+# How much a folded layer may differ, relative to its largest output: rounding and nothing more.
 _TOLERANCE = 1e-4
 # Side of the image that the model is tried with; odd, and small enough to cost little.
 _SIDE = 65
@@ -27,7 +27,7 @@ _SIDE = 65
 class Folding:
     """A model with its batch norms folded, and what was done.
 
-    pairs: names of (convolution, batch norm) that are one layer now; left: names of the batch norms that stay, with the
+    pairs: names of (convolution, batch norm) that are one layer now. left: names of the batch norms that stay, with the
     reason.
     """
 
@@ -51,10 +51,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
 
     With running statistics fixed a batch norm is a factor and a shift per channel: W' = W g / sqrt(v + eps) and
     b' = (b - m) g / sqrt(v + eps) + beta, worked out in double precision. The model is run once, and a pair is folded
-    where the convolution's output goes to that batch norm and nowhere else, and the batch norm gets nothing else. So no
-    graph of the model is needed, and networks that call a layer several times are served. A convolution of its own kind
-    (smoothed, padded in its forward, ..) is folded where its output, on the input it got, is then the same; of a batch
-    norm with an activation of its own, as timm has them, the activation stays.
+    where the convolution's output goes to that batch norm and nowhere else, and the batch norm gets nothing else. This
+    needs no graph of the model, and works for networks that call a layer several times. A subclass of nn.Conv2d with a
+    forward of its own (smoothed, padded, ..) is folded if its output for the input it got stays the same. The
+    activation inside a batch norm of timm stays.
 
     Args:
         model: any module from one tensor to anything.
@@ -84,7 +84,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
 
 @dataclass
 class Wiring:
-    """What goes where in one run of a model.
+    """Which layer feeds which in one run of a model.
 
     sources: of each batch norm the convolutions whose output it got, None for anything else. targets: of each
     convolution the batch norms that took its output, None for any other use. inputs: of each convolution the last one.
@@ -96,7 +96,7 @@ class Wiring:
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tells `used` of every tensor that an operation reads."""
+    """Calls `used` with every tensor that an operation reads."""
 
     def __init__(self, used: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -195,13 +195,13 @@ def _merged(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[nn.Parameter, nn.Paramet
         bias = bias + norm.bias.double()
     weight = conv.weight.double() * scale.reshape(-1, *[1] * (conv.weight.ndim - 1))
     kind = conv.weight.dtype
-    # As the memory lies: channels_last weights stay so.
+    # In the same memory layout: channels_last weights stay so.
     made = torch.empty_like(conv.weight).copy_(weight)
     return nn.Parameter(made, requires_grad=False), nn.Parameter(bias.to(kind), requires_grad=False)
 
 
 def _without_affine(norm: _BatchNorm) -> nn.Module | None:
-    """What is left of a batch norm without its factor and shift; None where that is not known."""
+    """A batch norm without its factor and shift; None if it is of an unknown kind."""
     if type(norm).forward is _BatchNorm.forward:
         return nn.Identity().eval()
     from timm.layers.norm_act import BatchNormAct2d  # here, because few networks need it, and it is slow to import
@@ -217,7 +217,7 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _image(model: nn.Module) -> Tensor:
-    """An image where the model is, in its own number format."""
+    """An image on the model's device, in its number format."""
     state = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, _SIDE, _SIDE), generator=generator)

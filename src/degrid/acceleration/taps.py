@@ -1,8 +1,8 @@
-"""Dilated convolutions as sums of shifted 1x1 convolutions, where a library's own way is slow.
+"""Dilated convolutions as sums of shifted 1x1 convolutions, where the library's own convolution is slow.
 
-Two cases on CPUs: an output of few channels, such as DeepLab v2's 21 logits, for which the wide vector units have no
-use; and bfloat16 at large rates on the 2048 channels of a ResNet where the processor has matrix units (AMX), since
-oneDNN leaves its fast path there.
+Two cases on CPUs: an output of few channels, such as DeepLab v2's 21 logits, which do not fill the wide vector units;
+and bfloat16 at large rates on the 2048 channels of a ResNet where the processor has matrix units (AMX), since oneDNN
+leaves its fast path there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _WIDTH = 16
 class TapConv2d(nn.Module):
     """A size-keeping convolution, each of whose taps is a 1x1 convolution.
 
-    With few output channels all taps are one 1x1 convolution to k * k * K channels, whose parts are added up where
-    they belong; the input is read once. Otherwise each tap reads only the pixels from which it reaches into the image:
+    With few output channels all taps are one 1x1 convolution to k * k * K channels, whose parts are added up at their
+    places; the input is read once. Otherwise each tap reads only the pixels from which it reaches into the image:
     at rate 36 on 65 pixels less than half of them.
 
     Args:
-        conv: what it stands for: any odd kernel, rate and bias; stride 1, one group, zeros "same" padding.
+        conv: the convolution it computes: any odd kernel, rate and bias; stride 1, one group, zeros "same" padding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -67,12 +67,12 @@ class TapConv2d(nn.Module):
 
 
 def _shifted(by: int, size: int) -> slice:
-    """The part of an axis that is still inside when it is read `by` places further on."""
+    """The part of an axis that stays inside when it is read `by` places further on."""
     return slice(max(0, by), size - max(0, -by))
 
 
 def use_taps(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replace, in place, the convolutions of an inference copy that are faster so; gives their number.
+    """Replace, in place, the convolutions of an inference copy that are faster as taps; returns their number.
 
     Args:
         dtype: what the convolutions run in, float32 or bfloat16.
@@ -86,12 +86,15 @@ def use_taps(model: nn.Module, dtype: torch.dtype) -> int:
 
 def _wins(module: nn.Module, dtype: torch.dtype) -> bool:
     """Measured on 2 cores: ratios of 1.4 and more with AMX; in bfloat16 without it 0.87."""
-    if type(module) is not nn.Conv2d or module.stride != (1, 1) or module.groups != 1 or module.kernel_size == (1, 1):
-        return False
-    same = tuple(rate * (size // 2) for rate, size in zip(module.dilation, module.kernel_size, strict=True))
-    keeps_size = module.padding == same and module.padding_mode == "zeros" and all(k % 2 for k in module.kernel_size)
-    if not keeps_size or module.dilation[0] != module.dilation[1]:
+    if type(module) is not nn.Conv2d or module.kernel_size == (1, 1) or not _can_be_taps(module):
         return False
     narrow = module.out_channels <= NARROW and module.in_channels >= 256
     slow = dtype == torch.bfloat16 and module.in_channels >= 2048 and module.dilation[0] >= 4
     return narrow or (slow and has_matrix_units())
+
+
+def _can_be_taps(conv: nn.Conv2d) -> bool:
+    """Whether `TapConv2d` can stand for it."""
+    same = tuple(rate * (size // 2) for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
+    keeps_size = conv.padding == same and conv.padding_mode == "zeros" and all(size % 2 for size in conv.kernel_size)
+    return keeps_size and conv.dilation[0] == conv.dilation[1] and conv.stride == (1, 1) and conv.groups == 1

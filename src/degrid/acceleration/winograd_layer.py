@@ -1,4 +1,4 @@
-"""The convolution that takes Winograd's way where it pays, with its weight packed for map sizes that come again."""
+"""A convolution by Winograd's algorithm where that is faster, with its weight packed for map sizes that recur."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PACKINGS = 3
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution that takes Winograd's way where that pays, and is the nn.Conv2d that it was elsewhere.
+    """A 3x3 convolution that uses Winograd's algorithm where it is faster, and plain nn.Conv2d otherwise.
 
-    It goes that way for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`), if numba is there
-    and `best_tile` has tiles for the input's size. For bfloat16, also under autocast, only where it saves so much that
-    its float32 is still the faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
+    It uses it for float32 on the CPU without gradient (`torch.no_grad` or `inference_mode`), if numba is installed and
+    `best_tile` has tiles for the input's size; for bfloat16, also under autocast, only where its float32 is still
+    faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
     For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
-    each of up to PACKINGS map sizes that come more than once. Neither is saved or copied; both are made anew when the
+    each of up to PACKINGS map sizes that occur more than once. Neither is saved or copied; both are recomputed when the
     weight changes.
     """
 
@@ -81,7 +81,7 @@ class WinogradConv2d(nn.Conv2d):
         return found.to(x.dtype)
 
     def _tile(self, x: Tensor) -> Tile | None:
-        """The tiles to go with, None for the direct convolution."""
+        """The tiles to use; None for the direct convolution."""
         if torch.is_grad_enabled() or _recorded() or x.ndim != 4 or x.device.type != "cpu" or not _can_win():
             return None
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
@@ -98,9 +98,9 @@ class WinogradConv2d(nn.Conv2d):
 def use_winograd(model: nn.Module) -> int:
     """Replace every 3x3 convolution of a model that Winograd may speed up by a `WinogradConv2d`, in place.
 
-    Names, parameters and what the network computes stay, the latter up to rounding. Fold batch norm before; the layer
-    still decides for each input. Smoothed layers stay what they are, and take that way for their own convolution. Left
-    alone are other subclasses of nn.Conv2d, and what has hooks.
+    Names and parameters stay, and so does what the network computes, up to rounding. Fold batch norm before. Each layer
+    still decides for each input. An `ExchangeableConv2d`, such as a smoothed layer, stays and uses the algorithm for
+    the convolution inside it. Other subclasses of nn.Conv2d and layers with hooks are left alone.
 
     Returns:
         How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
@@ -163,7 +163,7 @@ def _eligible(conv: nn.Module) -> bool:
 
 @functools.cache
 def _margins() -> dict[torch.dtype, float]:
-    """By type, what share of the direct convolution's cost is still worth it."""
+    """By type, the fraction of the direct convolution's cost up to which Winograd is used."""
     return {torch.float32: MARGIN} | ({} if has_matrix_units() else {torch.bfloat16: MARGIN_BFLOAT16})
 
 
@@ -173,14 +173,14 @@ def _recorded() -> bool:
 
 
 def _can_win() -> bool:
-    """Whether what the measurements were made with is here; the PyTorch transforms are slower than they save."""
+    """Whether the compiled transforms and oneDNN are here; transforms in PyTorch cost more than they save."""
     return numba_installed() and bool(cast(Any, torch.backends.mkldnn).is_available())
 
 
 class _Prepared:
-    """The transformed weights of a layer, and packed for the map sizes that come again.
+    """The transformed weights of a layer, also packed for map sizes that recur.
 
-    Packing costs about ten products, so that the first image of a size goes without.
+    Packing costs about ten products, so the first image of a size does without.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -194,7 +194,7 @@ class _Prepared:
         return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def is_of(self, weight: Tensor) -> bool:
-        """Whether it was made from this weight as it is now."""
+        """Whether it was made from this weight, unchanged since."""
         return self.mark == self._mark(weight)
 
     def multiply(self, tiles: Tensor, tile: Tile) -> Tensor:

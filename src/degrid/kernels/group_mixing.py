@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degrid.kernels.recompute import traced
-from degrid.kernels.support import numba_installed, use_torch_threads
+from degrid.kernels.support import numba_installed, traced, use_torch_threads
 
 
 def mix_groups(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:

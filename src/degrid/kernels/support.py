@@ -1,22 +1,33 @@
-"""What this machine has: compiled kernels, threads, matrix units."""
+"""Whether compiled kernels can be used here, with how many threads, and beside which hardware."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@functools.cache
+def can_import_numba() -> bool:
+    """Whether numba is installed and can be imported: it refuses a numpy that is too new for it."""
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @functools.cache
 def numba_installed() -> bool:
-    """Whether numba can be imported; if not, one line on standard error says so, once."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
+    """The same; if not, one line on standard error says so, once."""
+    if not can_import_numba():
         logging.getLogger("degrid").warning(
             "numba is not installed: slower PyTorch code with the same results runs instead (pip install degrid[fast])"
         )
-        return False
-    return True
+    return can_import_numba()
 
 
 def use_torch_threads() -> None:
@@ -27,14 +38,25 @@ def use_torch_threads() -> None:
     wanted = torch.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(wanted, most))
-    # Numba starts its threads at the first call, and tells OpenMP, which PyTorch shares, how many there are to be.
+    # At its first call numba starts its threads and sets how many OpenMP uses, which PyTorch shares.
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
 
 
 def has_matrix_units() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 as such (AMX), and PyTorch uses it."""
+    """Whether the processor has units that multiply matrices of bfloat16 (AMX), and PyTorch uses them."""
     import torch
 
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private: may go
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may disappear
     return ask is not None and bool(ask())
+
+
+def traced(*tensors: Tensor) -> bool:
+    """Whether something must see PyTorch's own operations: a compiler, an exporter, torch.func or forward-mode
+    differentiation."""
+    import torch
+    from torch.autograd import forward_ad
+
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]

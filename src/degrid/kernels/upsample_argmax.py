@@ -21,13 +21,13 @@ def upsample_argmax(logits: Tensor, size: tuple[int, ...], convention: str = "ha
     """The best class of every pixel of the enlarged (or shrunk) logits, as `resize(logits, size).argmax(1)` finds it.
 
     Ties go to the lowest class, and NaN wins as in torch.argmax, wherever `resize` spreads it to (in tf_legacy the
-    PyTorch code here spreads it by one more pixel). Two classes whose enlarged logits differ by no more than rounding
-    (about 1e-7 of the largest logit around) may be told apart the other way round. Infinite logits are not catered
-    for: zero times infinity is NaN in `resize`, and need not be here.
+    PyTorch code here spreads it by one more pixel). Between two classes whose enlarged logits differ by no more than
+    rounding (about 1e-7 of the largest logit around) either may win. Infinite logits are not supported: zero times
+    infinity is NaN in `resize`, and need not be here.
 
-    A class that is behind another one in all four logits around a pixel is behind it in every bilinear mixture of them,
-    so that most pixels need no arithmetic. This runs compiled on the CPU, where numba is installed; elsewhere as
-    PyTorch, band by band.
+    A class that is below another one in all four logits around a pixel is below it in every bilinear mixture of them,
+    so most pixels need no arithmetic. This runs compiled on the CPU, where numba is installed; elsewhere as PyTorch,
+    band by band.
 
     Args:
         logits: [N,C,h,w], C from 1 to 256, floating point; computed in float32 (float64 stays).
@@ -43,21 +43,21 @@ def upsample_argmax(logits: Tensor, size: tuple[int, ...], convention: str = "ha
     logits = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
     if logits.device.type == "cpu" and logits.dtype == torch.float32 and numba_installed():
         return _compiled(logits, size, convention)
-    return _in_bands(logits, size, convention)
+    return _by_bands(logits, size, convention)
 
 
 @functools.lru_cache(maxsize=64)
 def _axis(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `size` places on an axis of `count` pixels: the pixel before it, and the share of the one after it.
+    """For each of `size` places on an axis of `count` pixels: the pixel before it, and the weight of the one after it.
 
-    They are read off what `resize` does to unit vectors, so that the conventions are written down once.
+    Both are derived from what `resize` does to unit vectors, so that the conventions are defined in one place.
     """
     units = torch.eye(count, device="cpu")[None, :, :, None]
-    weights = resize(units, (size, 1), convention)[0, :, :, 0].numpy()
-    before = (weights != 0).argmax(0)
+    mixed = resize(units, (size, 1), convention)[0, :, :, 0].numpy()
+    before = (mixed != 0).argmax(0)
     after = np.minimum(before + 1, count - 1)
-    share = np.where(after > before, weights[after, np.arange(size)], 0)
-    return before, share.astype(np.float32)
+    weight = np.where(after > before, mixed[after, np.arange(size)], 0)
+    return before, weight.astype(np.float32)
 
 
 def _compiled(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
@@ -66,28 +66,28 @@ def _compiled(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
     use_torch_threads()
     pixels = logits.permute(0, 2, 3, 1).contiguous().numpy()
     ids = np.empty((len(pixels), *size), np.uint8)
-    starts, shares = zip(*(_cells(pixels.shape[1 + axis], size[axis], convention) for axis in (0, 1)), strict=True)
-    upsample_argmax(pixels, starts[0], shares[0], starts[1], shares[1], ids)
+    starts, weights = zip(*(_cells(pixels.shape[1 + axis], size[axis], convention) for axis in (0, 1)), strict=True)
+    upsample_argmax(pixels, starts[0], weights[0], starts[1], weights[1], ids)
     return torch.from_numpy(ids)
 
 
 def _cells(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
-    """`_axis`, with where in `size` the places after each of `count` pixels begin: [count + 1], and the shares."""
-    before, share = _axis(count, size, convention)
-    return before.searchsorted(np.arange(count + 1)), share
+    """Where in `size` the places after each of `count` pixels begin, [count + 1], and the weights of `_axis`."""
+    before, weight = _axis(count, size, convention)
+    return before.searchsorted(np.arange(count + 1)), weight
 
 
-def _in_bands(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
+def _by_bands(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
     """The twin: all columns first, then rows, a band at a time; channels last, which argmax is fastest on."""
     count, classes, height, _ = logits.shape
     wide = resize(logits.contiguous(memory_format=torch.channels_last), (height, size[1]), convention)
     wide = wide.permute(0, 2, 3, 1).contiguous()
-    before, share = (torch.from_numpy(values).to(logits.device) for values in _axis(height, size[0], convention))
-    after, share = (before + 1).clamp(max=height - 1), share.to(logits.dtype)[:, None, None]
+    before, weight = (torch.from_numpy(values).to(logits.device) for values in _axis(height, size[0], convention))
+    after, weight = (before + 1).clamp(max=height - 1), weight.to(logits.dtype)[:, None, None]
     ids = torch.empty(count, *size, dtype=torch.uint8, device=logits.device)
     rows = max(1, BAND.get(logits.device.type, BAND_ELSEWHERE) // (count * classes * size[1]))
     for top in range(0, size[0], rows):
         band = slice(top, top + rows)
         low, high = wide.index_select(1, before[band]), wide.index_select(1, after[band])
-        ids[:, band] = low.lerp(high, share[band]).argmax(-1)
+        ids[:, band] = low.lerp(high, weight[band]).argmax(-1)
     return ids

@@ -45,13 +45,13 @@ def _candidates(winners, a, b, c, d, ids, values):  # type: ignore[no-untyped-de
 
 
 @njit
-def _fill(number, ids, values, y_share, x_share, out):  # type: ignore[no-untyped-def]
+def _fill(number, ids, values, y_weight, x_weight, out):  # type: ignore[no-untyped-def]
     """The best candidate at each pixel of a cell; the arithmetic is PyTorch's for channels-last maps."""
-    for y in range(len(y_share)):
-        down = y_share[y]
+    for y in range(len(y_weight)):
+        down = y_weight[y]
         up = np.float32(1) - down
-        for x in range(len(x_share)):
-            right = x_share[x]
+        for x in range(len(x_weight)):
+            right = x_weight[x]
             left = np.float32(1) - right
             a, b, c, d = up * left, up * right, down * left, down * right
             best, most = 0, np.float32(-np.inf)
@@ -66,11 +66,11 @@ def _fill(number, ids, values, y_share, x_share, out):  # type: ignore[no-untype
 
 
 @njit(parallel=True, cache=True)
-def upsample_argmax(logits, y_start, y_share, x_start, x_share, ids):  # type: ignore[no-untyped-def]
+def upsample_argmax(logits, y_start, y_weight, x_start, x_weight, ids):  # type: ignore[no-untyped-def]
     """Fill ids, uint8 [N,H,W], from logits, float32 [N,h,w,C]; see `degrid.kernels.upsample_argmax`.
 
     y_start [h+1]: the output rows from y_start[i] to y_start[i+1] lie between the rows i and i+1 of the logits;
-    y_share [H]: the weight of row i+1. Likewise for x.
+    y_weight [H]: the weight of row i+1. Likewise for x.
     """
     count, height, width, classes = logits.shape
     best = np.empty((count, height, width), np.int64)
@@ -96,4 +96,4 @@ def upsample_argmax(logits, y_start, y_share, x_start, x_share, ids):  # type: i
                 continue
             a, b, c, d = logits[n, top, left], logits[n, top, right], logits[n, bottom, left], logits[n, bottom, right]
             number = _candidates(winners, a, b, c, d, chosen, values)
-            _fill(number, chosen, values, y_share[rows], x_share[columns], out)
+            _fill(number, chosen, values, y_weight[rows], x_weight[columns], out)

@@ -2,9 +2,12 @@
 
 A convolution of rate r is an ordinary 3x3 convolution on each of r² phase grids. Each grid is cut into tiles of 4x4
 outputs, gathered with stride r, so that the map itself is never rearranged. A tile needs 36 products per channel pair
-instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, leave less over where phases are short: 65
+instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, waste less where phases are short: 65
 pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind. Where the rate is at least half the map, no
 phase has more than 2 pixels; with nothing but zeros around, 3 products give both, instead of 4.
+
+The largest error in float32 is 1e-5 to 2e-5 of the largest output; the direct convolution's is 1e-6. A NaN or an
+infinity in the input reaches all outputs of each tile that reads it. There is no gradient.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308, section 4.
 """
@@ -66,7 +69,7 @@ TRANSFORM = 85
 """What transforming one number costs, in multiplications: 88 to 110 on a busy AVX-512 Xeon, about 68 on an idle one,
 about 40 on a Zen 4."""
 MARGIN = 0.95
-"""Largest cost, as a share of the direct convolution's, that is worth the lower exactness."""
+"""Largest cost, as a fraction of the direct convolution's, that is worth the lower exactness."""
 LIMIT = 1 << 23
 """Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
 
@@ -81,32 +84,6 @@ def winograd_weight(weight: Tensor, tile: Tile = (4, 4)) -> Tensor:
     down, across = (torch.tensor(MATRICES[m][1], dtype=torch.float64, device=weight.device) for m in tile)
     transformed = torch.einsum("ia,kcab,jb->ijkc", down, weight.detach().double(), across)
     return transformed.reshape(-1, weight.shape[1], 1, 1).to(weight.dtype).contiguous()
-
-
-def winograd_conv2d(
-    x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None = None, relu: bool = False, tile: Tile = (4, 4)
-) -> Tensor:
-    """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding; and ReLU after it, if wanted.
-
-    The largest error in float32 is 1e-5 to 2e-5 of the largest output; the direct convolution's is 1e-6. A NaN or an
-    infinity in the input reaches all outputs of each tile that reads it. There is no gradient.
-
-    Compiled for float32 on the CPU, from 64 channels in and out on, where numba is installed; elsewhere as PyTorch.
-
-    Args:
-        x: [N,C,H,W], in any memory format; channels_last needs no copy.
-        transformed: the weight as `winograd_weight` gives it for this tile, of x's type.
-        rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
-        bias: [K].
-        tile: outputs of a tile down and across, each 3 or 4; or PAIRS, where H and W are from `rate` + 1 to twice that.
-    Returns:
-        [N,K,H,W], channels_last.
-    """
-    count = products_of(tile)
-    if tile == PAIRS:
-        return convolve_pairs(x, transformed, rate, bias, relu)
-    multiply = functools.partial(F.conv2d, weight=transformed, groups=count)
-    return convolve_tiles(x, multiply, len(transformed) // count, rate, bias, relu, tile)
 
 
 def best_tile(shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN) -> Tile | None:
@@ -151,7 +128,21 @@ def _corners(size: int, rate: int, outputs: int) -> np.ndarray:
 def convolve_tiles(
     x: Tensor, multiply: Multiply, count: int, rate: int, bias: Tensor | None, relu: bool, tile: Tile
 ) -> Tensor:
-    """`multiply` takes an image [1,p*C,n,1] of transformed tiles of p products to one of [1,p*K,n,1]; K is `count`."""
+    """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding; and ReLU after it, if wanted.
+
+    Compiled for float32 on the CPU, from 64 channels in and out on, where numba is installed; elsewhere as PyTorch.
+
+    Args:
+        x: [N,C,H,W], in any memory format; channels_last needs no copy.
+        multiply: takes transformed tiles, as an image [1,p*C,n,1] of p products, to [1,p*K,n,1]: a convolution in p
+            groups with the weight of `winograd_weight` for this tile.
+        count: K, output channels.
+        rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
+        bias: [K].
+        tile: outputs of a tile down and across, each 3 or 4.
+    Returns:
+        [N,K,H,W], channels_last.
+    """
     pixels = x.detach().permute(0, 2, 3, 1).contiguous()
     bias = x.new_zeros(count) if bias is None else bias.detach().contiguous()
     wide = min(x.shape[1], count) >= NARROWEST
@@ -165,7 +156,7 @@ class _Workspace(threading.local):
     memory = np.empty(0, np.float32)
 
     def take(self, *shape: int) -> np.ndarray:
-        """Float32 of this shape, with arbitrary values; numpy asks for large pages, which strided access wants."""
+        """Float32 of this shape, with arbitrary values; numpy requests large pages, which suit strided access."""
         count = math.prod(shape)
         if self.memory.size < count:
             self.memory = np.empty(count, np.float32)
@@ -223,9 +214,10 @@ def _in_torch(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool
 
 
 def convolve_pairs(x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None, relu: bool) -> Tensor:
-    """With tiles of two outputs: pixels that are `rate` apart, so whole parts of the map are multiplied at once.
+    """As `convolve_tiles`, with tiles of two outputs, where H and W are from `rate` + 1 to twice that.
 
-    A pixel without a partner is multiplied by the filter's middle alone, as is the sum of two that have each other.
+    The two are `rate` pixels apart, so that whole parts of the map are multiplied at once. A pixel without a partner is
+    multiplied by the filter's middle alone, as is the sum of two that have each other.
     """
     weights = iter(transformed.view(9, -1, *transformed.shape[1:]))
     found = []

@@ -1,4 +1,4 @@
-"""The compiled part of `winograd_conv2d`: both transforms.
+"""The compiled part of Winograd's convolution: both transforms.
 
 The arithmetic runs on a small buffer of constant strides, in loops of constant length, and the channel that a block
 starts with is visibly not negative; otherwise the compiler does not vectorise, and it takes two to four times as long.
@@ -50,10 +50,21 @@ def _backward(points, d, start, step):  # type: ignore[no-untyped-def]
             d[c], d[c + step], d[c + 2 * step] = a0 + u + a3, a1 - a2 + TWO * a3, u + FOUR * a3 + a4
 
 
+@njit(inline="always")
+def _load(x, image, y, z, at, d, line):  # type: ignore[no-untyped-def]
+    """A pixel's channels from `at` on into a line of the block; zeros outside the map."""
+    if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
+        for c in range(BLOCK):
+            d[line + c] = x[image, y, z, at + c]
+    else:
+        for c in range(BLOCK):
+            d[line + c] = 0
+
+
 @njit(parallel=True, cache=True, fastmath={"contract"})
 def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore[no-untyped-def]
     """Fill tiles, float32 [n,p,C], with B^T d B of n tiles from number `first`; x is float32 [N,H,W,C], C >= BLOCK."""
-    _, height, width, channels = x.shape
+    channels = x.shape[3]
     down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
         d = np.empty(6 * ROW, np.float32)
@@ -64,16 +75,8 @@ def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore
         for block in range(0, channels, BLOCK):
             at = max(0, min(block, channels - BLOCK))
             for i in range(down):
-                y = top + i * rate
                 for j in range(across):
-                    z = left + j * rate
-                    line = i * ROW + j * BLOCK
-                    if 0 <= y < height and 0 <= z < width:
-                        for c in range(BLOCK):
-                            d[line + c] = x[image, y, z, at + c]
-                    else:
-                        for c in range(BLOCK):
-                            d[line + c] = 0
+                    _load(x, image, top + i * rate, left + j * rate, at, d, i * ROW + j * BLOCK)
             for j in range(6):
                 if j < across:
                     _forward(down, d, j * BLOCK, ROW)
@@ -86,10 +89,19 @@ def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore
                         tiles[n, i * across + j, at + c] = d[i * ROW + j * BLOCK + c]
 
 
+@njit(inline="always", fastmath={"contract"})
+def _store(d, line, bias, relu, out, image, y, z, at):  # type: ignore[no-untyped-def]
+    """A line of the block, with bias and ReLU, into a pixel's channels from `at` on; nothing outside the map."""
+    if z < out.shape[2]:
+        for c in range(BLOCK):
+            value = d[line + c] + bias[at + c]
+            out[image, y, z, at + c] = np.float32(0) if relu and value < 0 else value
+
+
 @njit(parallel=True, cache=True, fastmath={"contract"})
 def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out):  # type: ignore[no-untyped-def]
     """Fill n tiles from number `first` of out, float32 [N,H,W,K], with A^T m A + bias; tiles is float32 [n,p,K]."""
-    _, height, width, channels = out.shape
+    height, channels = out.shape[1], out.shape[3]
     down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
         d = np.empty(6 * ROW, np.float32)
@@ -111,9 +123,4 @@ def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out): 
                 if i < tile[0] and y < height:
                     _backward(across, d, i * ROW, BLOCK)
                     for j in range(tile[1]):
-                        z = left + j * rate
-                        line = i * ROW + j * BLOCK
-                        if z < width:
-                            for c in range(BLOCK):
-                                value = d[line + c] + bias[at + c]
-                                out[image, y, z, at + c] = np.float32(0) if relu and value < 0 else value
+                        _store(d, i * ROW + j * BLOCK, bias, relu, out, image, y, left + j * rate, at)

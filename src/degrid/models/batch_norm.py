@@ -13,8 +13,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import wiring_of
+from degrid.acceleration.recompute import as_convolved
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d
-from degrid.kernels.recompute import as_convolved
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm

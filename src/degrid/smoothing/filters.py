@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from degrid.kernels.recompute import apply_and_forget, as_convolved, gradients_wanted
+from degrid.acceleration.recompute import apply_and_forget, as_convolved, gradients_wanted
 from degrid.kernels.shared_filter import shared_filter_gradient
 
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.acceleration.recompute import apply_recomputed
 from degrid.contracts import Convolve
 from degrid.kernels.group_mixing import mix_groups
-from degrid.kernels.recompute import apply_recomputed
 from degrid.smoothing import filters
 from degrid.smoothing.plain_layers import MixedBlocks, filter_conv, plain_conv
 from degrid.types import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from degrid.data.training.resample import nearest, resample
+from degrid.kernels.resample import nearest, resample
 from degrid.types import IGNORE_INDEX, Sample, UserError
 
 # Where the crop reaches beyond the image: a colour near the mean of photographs, and void.

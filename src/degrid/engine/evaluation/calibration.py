@@ -105,11 +105,11 @@ def row_bands(scores: Tensor, size: tuple[int, ...], convention: str) -> Iterato
     place = resize(torch.arange(last + 1, dtype=torch.float64).reshape(1, 1, -1, 1), (height, 1), convention)
     place = place.flatten().to(scores.device)
     lower = place.floor().long().clamp(0, last)
-    share = (place - lower).to(scores.dtype)[:, None]
+    weight = (place - lower).to(scores.dtype)[:, None]
     rows = max(1, BAND_VALUES // (scores.shape[1] * width))
     for first in range(0, height, rows):
         part = slice(first, first + rows)
         low = scores[:, :, lower[part]]
         high = scores[:, :, (lower[part] + 1).clamp(max=last)]
-        band = torch.lerp(low, high, share[part])
+        band = torch.lerp(low, high, weight[part])
         yield first, resize(band, (band.shape[2], width), convention)[0]

@@ -16,16 +16,16 @@ from degrid.types import UserError
 
 
 def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
-    """Bytes of the largest set of feature maps that exist at one time while one image is predicted.
+    """Bytes of all feature maps that exist at the same time while one image is predicted, at most.
 
-    The network runs on PyTorch's "meta" device, whose tensors have sizes and no content. Weights are not counted, nor
-    is what a library takes for itself inside one operation.
+    The network runs on PyTorch's "meta" device, whose tensors have sizes but no content. Weights are not counted, nor
+    is memory that a library uses inside one operation.
 
     Args:
         model: from RGB images [1,3,H,W] to logits, in evaluation mode.
         size: height and width of the image, pixels.
     Raises:
-        UserError: the network cannot run without content, as one that looks at its values.
+        UserError: the network cannot run without content, for instance because its forward depends on values.
     """
     # The parameters are shared until they move, so the copy costs no memory.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
@@ -43,7 +43,7 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sums the storages that operations make, and takes off those that are freed."""
+    """Adds up the storages that operations create, and subtracts those that are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -76,10 +76,10 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system tells
+    except (ValueError, OSError, AttributeError):  # not every system has these
         return 4 << 30

@@ -1,4 +1,4 @@
-"""Maps that are computed again in the backward pass rather than kept; and when own gradients can be used at all."""
+"""Feature maps that are computed again in the backward pass rather than kept."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from degrid.kernels.support import traced
 
 Map = Callable[[Tensor], Tensor]
 
 
-def traced(*tensors: Tensor) -> bool:
-    """Whether something is at work that must see PyTorch's own operations: a compiler, an exporter, torch.func or
-    forward-mode differentiation."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
-        return True
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
-
-
 def gradients_wanted(*tensors: Tensor) -> bool:
-    """Whether any of them needs a gradient, and own backward passes can be used."""
+    """Whether any of them needs a gradient, and backward passes of our own can be used."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors) and not traced(*tensors)
 
 
@@ -87,9 +80,10 @@ def apply_and_forget(made: Tensor, parts: tuple[Tensor, ...], again: Callable[..
 
 
 class _Kept(torch.autograd.Function):
-    """Nothing, whose grad_fn holds tensors as an operation would hold them.
+    """An empty tensor whose grad_fn holds others as an operation would hold them.
 
-    So changing them in place is noticed, and hooks on saved tensors (activation checkpoints, offloading) see them.
+    That way changing them in place is noticed, and hooks on saved tensors (activation checkpoints, offloading) see
+    them.
     """
 
     @staticmethod

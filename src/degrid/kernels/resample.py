@@ -1,11 +1,11 @@
-"""A part of a picture, scaled and perhaps mirrored: Pillow's bilinear affine transform, bit for bit, but faster."""
+"""A part of an image, scaled and perhaps mirrored: Pillow's bilinear affine transform, bit for bit, but faster."""
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from PIL import Image
+
+from degrid.kernels.support import can_import_numba
 
 
 def resample(
@@ -15,50 +15,51 @@ def resample(
     step: tuple[float, float],
     fill: tuple[int, int, int],
 ) -> np.ndarray:
-    """The picture at evenly spaced places, bilinear; uint8 [h,w,3].
+    """The image at evenly spaced places, bilinear; uint8 [h,w,3].
 
     Output pixel (i, j) lies at row start[0] + (i + 0.5) * step[0] and column start[1] + (j + 0.5) * step[1] of the
-    picture, whose pixel (0, 0) reaches from 0 to 1. Values are cut to whole numbers. Where numba is installed it runs
-    compiled, else in Pillow, with the same result to the last bit.
+    image, whose pixel (0, 0) extends from 0 to 1. Values are truncated to whole numbers. Where numba is installed it
+    runs compiled, else in Pillow, with the same result to the last bit.
 
     Args:
         image: uint8 [H,W,3].
         size: h and w.
         start: row and column where the output begins, pixels.
-        step: picture pixels per output pixel, down and to the right; below 0 it is read backwards.
-        fill: what lies outside of the picture.
+        step: image pixels per output pixel, down and to the right; negative ones mirror it.
+        fill: the colour outside the image.
     """
-    if not _numba_installed():
+    if not can_import_numba():
         return _with_pillow(image, size, start, step, fill)
     from degrid.kernels.resample_numba import fill_in
 
-    rows, row_shares, top, bottom = _places(size[0], image.shape[0], start[0], step[0])
-    columns, column_shares, left, right = _places(size[1], image.shape[1], start[1], step[1])
+    rows, row_weights, top, bottom = _places(size[0], image.shape[0], start[0], step[0])
+    columns, column_weights, left, right = _places(size[1], image.shape[1], start[1], step[1])
     out = np.empty((size[0], 3 * size[1]), np.uint8)
     if (bottom - top, right - left) != tuple(size):
         out.reshape(*size, 3)[:] = fill
     if bottom > top and right > left:
         low, high = np.maximum(columns, 0), np.minimum(columns + 1, image.shape[1] - 1)
         first = int(low.min())
-        # Unsigned, so that no index is looked at twice for being negative.
+        # Unsigned, so that compiled code does not check each index for being negative.
         low, high = ((3 * (each - first)[:, None] + np.arange(3)).ravel().astype(np.uint64) for each in (low, high))
         flat = np.ascontiguousarray(image).reshape(len(image), -1)
-        shares = np.repeat(column_shares, 3)
-        fill_in(flat, rows, row_shares, 3 * first, int(high.max()) + 1, low, high, shares, out, top, 3 * left)
+        weights = np.repeat(column_weights, 3)
+        columns_read = 3 * first, 3 * first + int(high.max()) + 1
+        fill_in(flat, columns_read, rows, row_weights, low, high, weights, out, (top, 3 * left))
     return out.reshape(*size, 3)
 
 
 def nearest(
     label: np.ndarray, size: tuple[int, int], start: tuple[float, float], step: tuple[float, float], fill: int
 ) -> np.ndarray:
-    """Class ids at the same places, each that of the pixel the place lies in; uint8 [h,w]. Arguments as `resample`."""
+    """Class ids at the same places, each of the pixel that contains the place; uint8 [h,w]. Arguments as `resample`."""
     out = np.full(size, fill, np.uint8)
     found = [step[axis] * (np.arange(size[axis]) + 0.5) + start[axis] for axis in (0, 1)]
     inside = [np.flatnonzero((place >= 0) & (place < label.shape[axis])) for axis, place in enumerate(found)]
     if len(inside[0]) and len(inside[1]):
         rows, columns = (place[within].astype(np.uint64) for place, within in zip(found, inside, strict=True))
         top, left = (int(within[0]) for within in inside)
-        if _numba_installed():
+        if can_import_numba():
             from degrid.kernels.resample_numba import pick
 
             pick(label, rows, columns, out, top, left)
@@ -66,16 +67,6 @@ def nearest(
             part = label.take(rows.astype(np.intp), 0).take(columns.astype(np.intp), 1)
             out[top : top + len(rows), left : left + len(columns)] = part
     return out
-
-
-@functools.cache
-def _numba_installed() -> bool:
-    """Whether it can be imported, too: with a numpy that is too new for it, numba refuses."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _with_pillow(
@@ -92,9 +83,9 @@ def _with_pillow(
 
 
 def _places(count: int, length: int, start: float, step: float) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Of the outputs inside the picture: the neighbour before and the share of the one after; first and last of them.
+    """For the outputs inside the image: the left (or upper) neighbour, the right one's weight, and their range [a, b).
 
-    Neighbours may lie one pixel outside, whose place the pixel at the edge takes.
+    A neighbour may lie one pixel outside; the pixel at the edge stands for it.
     """
     place = step * (np.arange(count) + 0.5) + start
     inside = np.flatnonzero((place >= 0) & (place < length))
