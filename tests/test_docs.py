@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 import sys
@@ -89,6 +90,28 @@ def dead_imports(text: str) -> list[str]:
     return dead
 
 
+def wrong_arguments(text: str) -> list[str]:
+    """Keyword arguments, in calls of degrid's functions and classes, that these do not have."""
+    wrong = []
+    for code in [*blocks(text, "python"), *spans(text)]:
+        try:
+            tree = ast.parse(code.replace("..", "...") if "\n" not in code and "..." not in code else code)
+        except SyntaxError:
+            continue  # a span that is no Python
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if not re.fullmatch(r"degrid(\.\w+)+", name):
+                continue
+            try:
+                parameters = inspect.signature(api.resolve(name)).parameters.values()
+            except AttributeError:
+                continue  # `dead_names` reports it
+            known = {parameter.name for parameter in parameters}
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                wrong += [f"{name}({each.arg}=)" for each in call.keywords if each.arg and each.arg not in known]
+    return wrong
+
+
 def unknown_settings(text: str) -> list[str]:
     """Settings, such as train.steps in inline code or in `--set train.steps=..`, that the config does not have."""
     groups = to_dict(RunConfig())
@@ -155,6 +178,7 @@ def test_python_names_exist(file):
     text = file.read_text()
     assert dead_names(text) == []
     assert dead_imports(text) == []
+    assert wrong_arguments(text) == []
 
 
 @page
@@ -175,6 +199,15 @@ def test_make_targets_exist(file):
     assert set(re.findall(r"^make ([a-z-]+)", code, flags=re.MULTILINE)) <= targets
 
 
+def test_the_file_map_shows_every_room():
+    drawn = re.search(r"^src/degrid/\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)[1]
+    words = {word.rstrip("/,") for line in drawn.splitlines() for word in line.removeprefix("├── ").split()}
+    rooms = {place.name for place in SOURCE.iterdir() if place.name not in ("__pycache__", "py.typed")}
+    assert {name for name in rooms if not name.startswith("__")} <= words
+    named = {line.split()[1].rstrip("/,") for line in drawn.splitlines()}
+    assert named <= rooms
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text()
     pages = {str(file.relative_to(ROOT / "docs")) for file in PAGES if (ROOT / "docs") in file.parents}
@@ -189,7 +222,8 @@ def test_docstrings_name_only_what_exists(name):
 def test_these_tests_see_faults():
     text = (
         "[a](nowhere.md) [b](data.md#no-such-title) [c](data.md#dataset-yaml) `tests/test_no.py` `degrid.no_such` "
-        "`train.stepps` `degrid eval --nope` `degrid nope` `degrid train nope_voc`\n"
+        "`degrid.evaluate(.., nope=1, split='val')` `train.stepps` "
+        "`degrid eval --nope` `degrid nope` `degrid train nope_voc`\n"
         "```python\nfrom degrid.data import nope\n```\n"
         "```bash\ndegrid train --set optim.lrr=1 --set train.steps=2\n```\n"
     )
@@ -197,6 +231,7 @@ def test_these_tests_see_faults():
     assert missing_files(text) == ["tests/test_no.py"]
     assert dead_names(text) == ["degrid.no_such"]
     assert dead_imports(text) == ["degrid.data.nope"]
+    assert wrong_arguments(text) == ["degrid.evaluate(nope=)"]
     assert unknown_settings(text) == ["optim.lrr", "train.stepps"]
     faults = [fault for words in command_lines(text) for fault in faults_of_command(words)]
     assert faults == ["degrid eval has no --nope", "no command: degrid nope", "no recipe: nope_voc"]
