@@ -1,8 +1,11 @@
 """The benchmark tool: order of rounds, ratios, memory, the record, and the command on its cheapest sets."""
 
+import ast
+import importlib
 import itertools
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -448,3 +451,11 @@ def test_every_set_runs(tmp_path):
     code, text = cli("bench", *names, "--quick", "--rounds", 1, "-o", tmp_path)
     assert code == 0, text
     assert list(json.loads((tmp_path / "bench.json").read_text())["sets"]) == names
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda f: f.name)
+def test_scripts_import_names_that_exist(file):
+    """Some of them need libraries that are not installed here, so they are not run."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("degrid"):
+            assert {alias.name for alias in node.names} <= set(dir(importlib.import_module(node.module)))

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_cityscapes, prepare_voc
+from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_benchmark
 from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_RAW
 from degrid.data.formats.voc import VOC
+from degrid.data.prepare.cityscapes import prepare_cityscapes
+from degrid.data.prepare.voc import prepare_voc
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 from degrid.verbs.benchmark_files import CityscapesFiles, VocFiles
 
@@ -258,7 +260,7 @@ def test_prepare_voc_without_trainaug(tmp_path):
 
 
 def test_prepare_voc_with_trainaug(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare.voc._VOC_COUNTS", {"train": 2, "val": 2})
+    monkeypatch.setattr("degrid.data.prepare.voc._COUNTS", {"train": 2, "val": 2})
     root = voc(tmp_path)
     for name in ("t1", "v2"):
         put(root / "SegmentationClassAug" / f"{name}.png", [[1, 2, 0]])
@@ -301,7 +303,7 @@ def test_prepare_voc_from_sbd(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", types.ModuleType("scipy"))
     monkeypatch.setitem(sys.modules, "scipy.io", types.SimpleNamespace(loadmat=loadmat))
     steps = []
-    report = prepare_voc(tmp_path, lambda done, total: steps.append((done, total)))
+    report = prepare_voc(tmp_path, lambda p: steps.append((p.done, p.total)))
     assert report[0] == f"4 masks made in {root / 'SegmentationClassAug'}"
     assert steps == [(k, 4) for k in range(1, 5)]
     made = {file.stem: pixels(file) for file in sorted((root / "SegmentationClassAug").iterdir())}
@@ -323,7 +325,7 @@ def test_prepare_voc_from_sbd(tmp_path, monkeypatch):
 
 
 def test_prepare_cityscapes(tmp_path, monkeypatch):
-    monkeypatch.setattr("degrid.data.prepare.voc._CITYSCAPES_COUNTS", {"train": 2, "val": 500, "test": 1})
+    monkeypatch.setattr("degrid.data.prepare.cityscapes._COUNTS", {"train": 2, "val": 500, "test": 1})
     raw = [[*range(34)]]
     truth = [[CITYSCAPES_LABEL_IDS.index(k) if k in CITYSCAPES_LABEL_IDS else IGNORE_INDEX for k in range(34)]]
     for split, name in (("train", "ulm_0_2"), ("train", "ulm_0_1"), ("val", "bonn_0_1"), ("val", "bonn_0_2")):
@@ -335,7 +337,7 @@ def test_prepare_cityscapes(tmp_path, monkeypatch):
     kept = tmp_path / "gtFine" / "train" / "ulm" / "ulm_0_1_gtFine_labelTrainIds.png"
     put(kept, [[5] * 34])  # what is there stays
     steps = []
-    report = prepare_cityscapes(tmp_path, lambda done, total: steps.append((done, total)))
+    report = prepare_cityscapes(tmp_path, lambda p: steps.append((p.done, p.total)))
     assert steps == [(1, 2), (2, 2)]
     for split, name in (("train", "ulm/ulm_0_2"), ("val", "bonn/bonn_0_1")):
         assert pixels(tmp_path / "gtFine" / split / f"{name}_gtFine_labelTrainIds.png") == truth
@@ -367,6 +369,18 @@ def test_prepare_cityscapes(tmp_path, monkeypatch):
     assert output.startswith("0 labels made")
 
 
+def test_preparing_from_python_gives_what_the_command_prints(tmp_path):
+    for place in ("a", "b"):
+        put_image(tmp_path / place / "leftImg8bit" / "val" / "ulm" / "ulm_1_leftImg8bit.png", (1, 34))
+        put(tmp_path / place / "gtFine" / "val" / "ulm" / "ulm_1_gtFine_labelIds.png", [[*range(34)]])
+    code, output = cli("data", "prepare", "cityscapes", tmp_path / "a")
+    assert code == 0
+    steps = []
+    report = prepare_benchmark("cityscapes", tmp_path / "b", progress=steps.append)
+    assert "\n".join(report).replace(str(tmp_path / "b"), str(tmp_path / "a")) == output.strip()
+    assert [str(step) for step in steps] == ["making labels 1/1"]
+
+
 def test_mistakes_with_prepare(tmp_path):
     def fails(*words):
         code, output = cli("data", "prepare", *words)
@@ -376,7 +390,7 @@ def test_mistakes_with_prepare(tmp_path):
     assert 'unknown benchmark "kitti"; known: voc, cityscapes, camvid, ade20k, coco' in fails("kitti", tmp_path)
     for benchmark in ("voc", "cityscapes", "camvid", "ade20k", "coco"):
         assert f"no folder at {tmp_path / 'none'}" in fails(benchmark, tmp_path / "none")
-    assert "--classes chooses among those of coco" in fails("voc", tmp_path, "--classes", "all")
+    assert "only coco has a choice of classes; voc has one set" in fails("voc", tmp_path, "--classes", "all")
     assert "no JPEGImages in" in fails("voc", tmp_path)
     assert "no folder leftImg8bit in" in fails("cityscapes", tmp_path)
     root = voc(tmp_path / "VOC2012")

@@ -221,7 +221,7 @@ def test_all_categories(root):
 def test_prepare_coco(root, monkeypatch):
     monkeypatch.setattr("degrid.data.prepare.coco._COUNTS", {"train": 118_287, "val": 2})
     steps = []
-    report = prepare_coco(root, lambda done, total: steps.append((done, total)))
+    report = prepare_coco(root, lambda p: steps.append((p.done, p.total)))
     assert steps == [*((k, 4) for k in range(1, 5)), (1, 2), (2, 2)]
     out, notes = root / "voc21", root / "annotations"
     assert report == [
@@ -269,7 +269,7 @@ def test_what_is_there_stays_and_what_is_missing_is_made(root):
 
 
 def test_a_stop_leaves_no_half_file_and_no_list(root):
-    def stop(done, total):
+    def stop(progress):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

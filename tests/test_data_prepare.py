@@ -76,7 +76,7 @@ def test_prepare_camvid(tmp_path, monkeypatch):
     put_image(root / "701_StillsRaw_full" / "0001TP_006690.png")
     put(root / "LabeledApproved_full" / "0001TP_006720_L.png", label("Sky"))
     steps = []
-    report = prepare_camvid(root, lambda done, total: steps.append((done, total)))
+    report = prepare_camvid(root, lambda p: steps.append((p.done, p.total)))
     assert steps == [(k, 5) for k in range(1, 6)]
     assert report == [
         f"warning: 1 images have no label, {root / '701_StillsRaw_full' / '0001TP_006690.png'} among them",
@@ -194,7 +194,7 @@ def test_prepare_ade20k(tmp_path, monkeypatch):
     put_image(bare)
     put(root / "annotations" / "training" / "ADE_train_00000009.png", [[1]])
     steps = []
-    report = prepare_ade20k(tmp_path, lambda done, total: steps.append((done, total)))
+    report = prepare_ade20k(tmp_path, lambda p: steps.append((p.done, p.total)))
     assert steps == [(1, 2), (2, 2)]
     made = root / "annotations_train_ids"
     assert report == [

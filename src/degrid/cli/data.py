@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -149,26 +148,9 @@ def prepare(
     degrid data prepare ade20k ADEChallengeData2016
     degrid data prepare coco coco
     """
-    from functools import partial
+    from degrid.cli.progress import progress_bar
+    from degrid.data import prepare_benchmark
 
-    from degrid.cli.progress import progress
-    from degrid.data.prepare.ade20k import prepare_ade20k
-    from degrid.data.prepare.camvid import prepare_camvid
-    from degrid.data.prepare.coco import prepare_coco
-    from degrid.data.prepare.voc import prepare_cityscapes, prepare_voc
-    from degrid.types import UserError
-
-    benchmarks: dict[str, Callable[..., list[str]]] = {
-        "voc": prepare_voc,
-        "cityscapes": prepare_cityscapes,
-        "camvid": prepare_camvid,
-        "ade20k": prepare_ade20k,
-        "coco": partial(prepare_coco, classes=classes or "voc"),
-    }
-    if benchmark not in benchmarks:
-        raise UserError(f'unknown benchmark "{benchmark}"; known: {", ".join(benchmarks)}')
-    if classes and benchmark != "coco":
-        raise UserError(f"--classes chooses among those of coco; {benchmark} has one set of classes")
-    with progress("making labels") as advance:
-        report = benchmarks[benchmark](path, advance)
+    with progress_bar() as bar:
+        report = prepare_benchmark(benchmark, path, classes, bar)
     print("\n".join(report))

@@ -37,7 +37,9 @@ def export(
     \b
     degrid export runs/my_photos -o my_photos.onnx
     degrid export runs/my_photos -o my_photos.xml --format openvino --int8 --calibrate my_photos
+    degrid export runs/my_photos -o my_photos.mine --format my_module:MyExporter
     degrid predict my_photos.xml photos/ -o results
+    degrid predict my_module:MyExporter=my_photos.mine photos/ -o results
     """
     import degrid
     from degrid.cli.options import parse_size

@@ -15,9 +15,9 @@ def plot(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures and the page.")] = Path("plots"),
     smooth: Annotated[float, typer.Option(help="Smoothing of the loss, 0 (none) up to below 1.")] = 0.9,
-    epoch_steps: Annotated[float | None, typer.Option(help="Steps per epoch, if the runs do not tell.")] = None,
+    epoch_steps: Annotated[float | None, typer.Option(help="Steps per epoch, for runs that do not say.")] = None,
 ) -> None:
-    """Draw the training curves of one run or of several over each other.
+    """Draw the training curves of one run, or of several in the same pictures.
 
     \b
     degrid plot runs/my_photos

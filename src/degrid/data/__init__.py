@@ -10,7 +10,7 @@ from degrid.data.formats.voc import VOC
 from degrid.data.inspection.check import DataReport, check_data
 from degrid.data.inspection.preview import write_preview
 from degrid.data.inspection.promises import check_promises
-from degrid.data.prepare.voc import prepare_cityscapes, prepare_voc
+from degrid.data.prepare.table import prepare_benchmark
 from degrid.data.synthetic import SyntheticScenes
 from degrid.data.tfrecord.write import write_tfrecord
 from degrid.data.training.loader import collate, training_batches
@@ -37,8 +37,7 @@ __all__ = [
     "collate",
     "notes_of",
     "open_dataset",
-    "prepare_cityscapes",
-    "prepare_voc",
+    "prepare_benchmark",
     "training_batches",
     "write_preview",
     "write_tfrecord",

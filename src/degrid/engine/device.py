@@ -1,4 +1,4 @@
-"""Where and in which number format the arithmetic runs."""
+"""Device and number format of the arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is a GPU where there is one.
+    """A device by name; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
         UserError: no such device on this machine.
@@ -29,8 +29,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def resolved_precision(device: torch.device, precision: str) -> str:
     """ "bfloat16" or "float32".
 
-    "auto" is bfloat16 where the hardware multiplies in it: recent GPUs, and CPUs with AVX-512 BF16 or AMX, on which
-    training is 2 to 3 times faster; float32 elsewhere.
+    "auto" is bfloat16 if the hardware can multiply in it, which makes training 2 to 3 times faster: recent GPUs, and
+    CPUs with AVX-512 BF16 or AMX; else float32.
 
     Raises:
         UserError: an unknown precision.
@@ -43,7 +43,7 @@ def resolved_precision(device: torch.device, precision: str) -> str:
 
 
 def autocast(device: torch.device, precision: str = "float32") -> torch.autocast:
-    """A context in which convolutions run in bfloat16 if `precision` says so; see `resolved_precision`."""
+    """A context in which convolutions run in bfloat16 if `precision` resolves to it; see `resolved_precision`."""
     enabled = resolved_precision(device, precision) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -51,6 +51,6 @@ def autocast(device: torch.device, precision: str = "float32") -> torch.autocast
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Private names, which may go: then float32 it is.
+    # These names are private to PyTorch and may disappear; float32 is used then.
     checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
     return device.type == "cpu" and any(check is not None and check() for check in checks)

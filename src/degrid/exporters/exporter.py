@@ -1,6 +1,6 @@
-"""What a format is: one class that writes a network to files and, where that is possible, runs them again.
+"""What a format is: one class that writes a network to files and, where possible, runs them again.
 
-Imports no torch, so that the command line can ask a format what it is called.
+Imports no torch, so that the command line can ask formats for their names and endings.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ KEY = "degrid"
 
 
 class Exporter:
-    """A format. A new one sets the attributes and defines `write`; and `open`, unless its files cannot be run here.
+    """Base of all formats: a new one sets the attributes, and defines `write` and, if its files can run here, `open`.
 
     Attributes:
-        ending: of the file's name, such as ".onnx"; of several files, the ending of the one that users name.
-        note: what the command line's help says about it, such as "needs a C++ compiler".
-        packages: the packages that writing and running need, by the names under which they are imported.
-        int8_packages: those that `quantize` needs as well.
+        ending: of the file's name, such as ".onnx"; of several files, that of the one that users name.
+        note: a remark for the command line's help, such as "needs a C++ compiler".
+        packages: the import names of the packages that writing and running need.
+        int8_packages: those that `quantize` needs in addition.
         install: what to install with pip for these packages.
-        any_size: whether a file can take images of any number and size; otherwise it is for one image of one size.
-        own_threads: whether its runtime computes on threads of its own, beside which PyTorch's had better sleep.
+        any_size: whether a file can take any number of images of any size; otherwise it takes one image of one size.
+        own_threads: whether its runtime computes on threads of its own, so that PyTorch's should sleep.
     """
 
     ending: ClassVar[str]
@@ -50,8 +50,8 @@ class Exporter:
         """Write a network to `files(path)`.
 
         Args:
-            source: the network; `source.program` is its torch.export program, `source.graph` the module itself.
-            facts: to be stored in the file or beside it, for `open` to return; ASCII.
+            source: the network, as a torch.export program (`source.program`) or a module (`source.graph`).
+            facts: ASCII text to store in the file or beside it, which `open` returns.
         Raises:
             UserError: this network cannot be written in this format.
         """
@@ -61,24 +61,23 @@ class Exporter:
         """Make a file ready to run.
 
         Returns:
-            A function from images [N,3,H,W] on the CPU, of the type that the network was exported with, to its output;
-            and the facts that `write` stored, None where the file has none.
+            A function from images [N,3,H,W], of the type that the network was exported with and on the CPU, to its
+            output; and the facts that `write` stored, or None if the file holds none.
         Raises:
-            UserError: the runtime is not installed. Other exceptions mean that the file is damaged.
+            UserError: the runtime is not installed. Any other exception is taken for a damaged file.
         """
         raise UserError(f"{path} cannot be run here: degrid writes files of this kind, but does not run them")
 
     def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
-        """Write the file `source` anew with int8 weights and activations.
+        """Read the file `source`, and write it with int8 weights and activations to `path`.
 
         Args:
-            path: where to.
-            images: to choose the ranges by, [1,3,H,W], of the type that the network was exported with.
+            images: to choose the ranges by, each [1,3,H,W] of the type that the network was exported with.
         """
         raise NotImplementedError(f"{type(self).__name__} has no int8")
 
     def files(self, path: Path) -> list[Path]:
-        """All files (or folders) that make up the model called `path`, which comes last."""
+        """All files (or folders) of the model called `path`, which comes last."""
         return [path]
 
     def recognises(self, path: Path) -> bool:
@@ -96,7 +95,7 @@ class Exporter:
         return type(self).quantize is not Exporter.quantize
 
     def library(self, name: str) -> Any:
-        """Import a package that not everybody has.
+        """Import an optional package.
 
         Raises:
             UserError: it is not installed.
@@ -109,7 +108,7 @@ class Exporter:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings of exporting libraries: what counts is the comparison afterwards."""
+    """Silence the warnings of exporting libraries: the comparison afterwards decides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The network as it is exported: preprocessing, folded layers, and class ids at the size of the image."""
+"""A network made ready for export: layers folded, smoothing fixed, class ids at the size of the image."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from degrid.types import UserError
 
 OUTPUTS = ("ids", "logits")
 INPUTS = ("uint8", "float32")
-# Up to this side of an image the sizes of multi-scale input are checked one by one.
+# The sizes of multi-scale input are checked for every side of an image up to this one.
 _LARGEST_SIDE = 16384
-# The traced size: two images, so that the batch is not fixed to one, and sides that differ and are multiples of no
-# stride and no rate: where a tracer tells cases apart it then follows the general one.
+# The traced size: two images, so that the batch is not fixed to one, of sides that differ and are multiples of no
+# stride and no rate, so that a tracer which distinguishes cases follows the general one.
 TRACED = (2, 3, 97, 161)
 
 
@@ -32,7 +32,7 @@ class ExportGraph(nn.Module):
         model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is.
         output: "ids": class ids at the image's size; "logits": as the model gives them.
     Raises:
-        UserError: an unknown output, or scales that cannot be told in whole numbers.
+        UserError: an unknown output, or a scale that is no simple fraction.
     """
 
     def __init__(self, model: nn.Module, output: str = "ids") -> None:
@@ -58,7 +58,7 @@ class ExportGraph(nn.Module):
         return scores.permute(0, 2, 3, 1).argmax(3).to(torch.uint8)
 
     def _multi_scale(self, image: Tensor) -> Tensor:
-        """As the `Segmenter`, with sizes worked out in whole numbers: tracers fix int(0.75 * H) to what they see."""
+        """As the network itself, but with integer arithmetic for the sizes: tracers make int(0.75 * H) a constant."""
         network = cast(MultiScaleNetwork, self.network)
         height, width = image.shape[-2:]
         sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
@@ -66,9 +66,9 @@ class ExportGraph(nn.Module):
 
 
 def fix_smoothing(model: nn.Module) -> int:
-    """Replace every smoothed convolution by plain layers with constant filters, in place; gives their number.
+    """Replace every smoothed convolution by plain layers with constant filters, in place, and return their number.
 
-    A layer that has no such form stays as it is, and has to be traceable. The numbers are the same up to rounding.
+    A layer that has no such form stays as it is, and must be traceable. Outputs are the same up to rounding.
     """
     fixed: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
@@ -83,12 +83,12 @@ def fix_smoothing(model: nn.Module) -> int:
 
 
 def _scaled(side: int, fraction: Fraction, convention: str) -> int:
-    """As `degrid.resize.scaled_size` for one side; there is no maximum with 1, which small images alone would need."""
+    """`degrid.resize.scaled_size` for one side, but without its lower limit of 1, which only tiny images need."""
     return side * fraction.numerator // fraction.denominator + (1 if convention == "align_corners" else 0)
 
 
 def _fraction(scale: float, convention: str) -> Fraction:
-    """A scale as a fraction that gives the same whole sizes."""
+    """A scale as a fraction that gives the same sizes in integer arithmetic."""
     fraction = Fraction(scale).limit_denominator(1000)
     for side in range(-(-fraction.denominator // fraction.numerator), _LARGEST_SIDE):
         if _scaled(side, fraction, convention) != scaled_size((side, side), scale, convention)[0]:
@@ -100,7 +100,7 @@ def _fraction(scale: float, convention: str) -> Fraction:
 
 
 def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int = 0) -> Tensor:
-    """Pixels with coarse and fine structure, 0-255, the same for the same arguments."""
+    """Pixels [N,C,H,W] with coarse and fine structure, 0-255; equal for equal arguments."""
     generator = torch.Generator().manual_seed(seed)
     count, channels, height, width = shape
     coarse = torch.rand(count, channels, 5, 7, generator=generator) * 200
@@ -113,9 +113,9 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
 class Source:
     """A network that is ready to be written.
 
-    graph: the module, from images [N,3,H,W] to what the file shall give.
-    example: images of the type that the file shall take, to trace it with.
-    any_size: whether the file shall take images of any number and size; otherwise one of the example's.
+    graph: the module, from images [N,3,H,W] to the output of the file.
+    example: images to trace it with, of the type that the file takes.
+    any_size: whether the file takes any number of images of any size; otherwise one of the example's size.
     """
 
     graph: ExportGraph
@@ -128,9 +128,9 @@ class Source:
 
         Args:
             input_type: "uint8" or "float32".
-            size: height and width of the one image that the file shall take; None: any number of any size.
+            size: height and width of the one image that the file takes; None: any number of any size.
         Raises:
-            UserError: an unknown output or type, or a scale without whole sizes.
+            UserError: an unknown output or type, or a scale that is no simple fraction.
         """
         graph = ExportGraph(model, output).eval()
         if input_type not in INPUTS:

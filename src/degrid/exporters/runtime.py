@@ -15,7 +15,6 @@ from degrid.contracts import ExportedNetwork
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.table import EXPORTERS, find_opener
 from degrid.types import LabelSpace, UserError
-from degrid.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Facts:
     """What a file says about its network.
 
     classes: name and colour of each. output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w].
-    input: "uint8" or "float32", RGB [N,3,H,W], 0-255. resize: how logits are enlarged. version: of degrid. size: height
-    and width of the one image that it takes; None where it takes any number of any size.
+    input: type of the pixels, RGB [N,3,H,W], 0-255: "uint8" or "float32". resize: how logits are enlarged. version: of
+    degrid. size: height and width of the one image that it takes; None if it takes any number of any size.
     """
 
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
@@ -34,14 +33,6 @@ class Facts:
     version: str
     kind: str = "model"
     size: tuple[int, int] | None = None
-
-    @classmethod
-    def of(
-        cls, labels: LabelSpace, output: str, input_type: str, resize: str, size: tuple[int, int] | None = None
-    ) -> Facts:
-        """The facts about a network that this version of degrid exports."""
-        classes = tuple(zip(labels.names, labels.colors, strict=True))
-        return cls(classes, output, input_type, resize, VERSION, size=size)
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Facts:
@@ -61,7 +52,7 @@ class Facts:
             ) from error
 
     def to_json(self) -> str:
-        """ASCII; without the size where there is none, so that earlier versions read it too."""
+        """ASCII; the size is left out where there is none, so that earlier versions can read it."""
         values = asdict(self)
         if self.size is None:
             del values["size"]
@@ -77,8 +68,7 @@ class ExportedModel(ExportedNetwork):
     """A network in a file, from RGB images [N,3,H,W] (0-255) to logits or class ids, on the CPU.
 
     Args:
-        path: the file, such as NAME.onnx; with the format before it where its ending does not tell, as in
-            "my_module:MyExporter=FILE".
+        path: the file, such as NAME.onnx; for a format of your own "my_module:MyExporter=FILE".
     Raises:
         UserError: no such file, a damaged one, one that degrid did not write, or the runtime is not installed.
     """

@@ -1,4 +1,4 @@
-"""The formats by name, and which of them a file belongs to. Imports no torch."""
+"""The formats by name, and the format of a file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EXPORTERS: dict[str, type[Exporter]] = {
 
 
 def find_exporter(format: str | type[Exporter]) -> Exporter:
-    """The format that is called so.
+    """The format of that name.
 
     Args:
-        format: a name in `EXPORTERS`, "module:Class", or such a class itself.
+        format: a name in `EXPORTERS`, "module:Class", or the class itself.
     Raises:
-        UserError: nothing is called so, or something else than a format.
+        UserError: there is no such format, or it is not derived from `Exporter`.
     """
     found = lookup(EXPORTERS, format, "format") if isinstance(format, str) else format
     if not (isinstance(found, type) and issubclass(found, Exporter)):
@@ -37,10 +37,10 @@ def find_exporter(format: str | type[Exporter]) -> Exporter:
 
 
 def find_opener(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
-    """What runs a file, and the file; None where `path` is not called like an exported model.
+    """The format of an exported model, and its file; None if `path` is not the name of an exported model.
 
     Args:
-        path: a file that one of `EXPORTERS` recognises, or a format and a file, as in "my_module:MyExporter=FILE".
+        path: a file that one of `EXPORTERS` recognises, or a format and a file: "my_module:MyExporter=FILE".
     Raises:
         UserError: no such format.
     """
@@ -52,14 +52,14 @@ def find_opener(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
 
 
 def name_of(exporter: Exporter) -> str:
-    """What a format is called on the command line."""
+    """The name of a format on the command line."""
     kind = type(exporter)
     own = f"{kind.__module__}:{kind.__qualname__}"
     return next((name for name, each in EXPORTERS.items() if each is kind), own)
 
 
 def spelled(exporter: Exporter, path: Path) -> str:
-    """What `find_opener` takes for a file: the format before it only where the ending does not tell."""
+    """A file as `find_opener` takes it: with the format before it unless the file alone is enough."""
     found = find_opener(path)
     return str(path) if found and type(found[0]) is type(exporter) else f"{name_of(exporter)}={path}"
 

@@ -12,12 +12,12 @@ from degrid.analysis import dilated_stage_receptive_field, gridding_score
 from degrid.analysis.report import ReportRun, write_report
 from degrid.config import RunConfig, override
 from degrid.data import open_dataset
-from degrid.engine.evaluation.evaluate import evaluate
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.training.log import read_metrics
 from degrid.model_folder import load
 from degrid.recipes.deeplab_v3plus import synthetic
-from degrid.types import Dataset, OnProgress, Progress, Sample, Tell
+from degrid.types import Dataset, OnProgress, Sample, Tell
+from degrid.verbs.evaluate import evaluate
 from degrid.verbs.run import run
 
 OPERATORS = ("regular", "tent")
@@ -98,12 +98,7 @@ def _train_and_score(
     run(config, folder, progress=progress, tell=tell)
     seconds = time.monotonic() - began
     model = load(folder)
-
-    def on_image(index: int, *_: object) -> None:
-        if progress:
-            progress(Progress("evaluating", index + 1, len(held_out)))
-
-    scores = evaluate(model, held_out, on_image=on_image)
+    scores = evaluate(model, held_out, progress=progress)
     predictor = Predictor(model)
     field = dilated_stage_receptive_field(model.encoder)
     return ReportRun(

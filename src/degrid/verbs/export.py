@@ -22,6 +22,7 @@ from degrid.exporters.runtime import ExportedModel, Facts
 from degrid.exporters.table import find_exporter, find_opener, formats_with_int8, name_of, spelled
 from degrid.model_folder import load
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Tell, UserError
+from degrid.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def export(
     network, labels = _network(model, labels)
     trial = _Trial(int8, labels, progress or (lambda now: None)) if int8 else None
     source = Source.of(network, output, input_type, size)
-    facts = Facts.of(labels, output, input_type, convention_of(network), size)
+    classes = tuple(zip(labels.names, labels.colors, strict=True))
+    facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size)
     job = _Job(exporter, network, source, facts, tell or (lambda line: None))
     path.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk, so that the finished files can be renamed to their place; under their final names, since they

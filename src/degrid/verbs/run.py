@@ -17,7 +17,6 @@ from degrid import recipes
 from degrid.config import RunConfig, TrainConfig
 from degrid.data import TrainTransform, notes_of, open_dataset, training_batches
 from degrid.engine.device import pick_device
-from degrid.engine.evaluation.evaluate import evaluate
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Training, kept
@@ -29,7 +28,8 @@ from degrid.lookup import some
 from degrid.model_folder import initialise_from, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
 from degrid.networks import build_model
-from degrid.types import Batch, Dataset, OnProgress, Progress, Sample, Scores, Tell, UserError
+from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
+from degrid.verbs.evaluate import Measures, evaluate
 from degrid.verbs.provenance import provenance
 from degrid.verbs.run_settings import (
     check_class_weights,
@@ -205,14 +205,15 @@ def _validation(
     """A function that scores a network on the validation data and records a few of its predictions."""
 
     def validate(network: nn.Module, step: int) -> Scores:
-        panels = _Panels(dataset, log.progress)
+        panels = _Panels(dataset)
         scores = evaluate(
             network,
             dataset,
             device=str(device),
             precision=settings.precision,
-            boundary=False,
+            measures=Measures(boundary=False),
             on_image=panels.add,
+            progress=log.progress,
         )
         for name, picture in panels.pictures.items():
             log.image(step, f"val/{name}", picture)
@@ -224,15 +225,12 @@ def _validation(
 class _Panels:
     """Image | label | prediction of a few images spread over a dataset."""
 
-    def __init__(self, dataset: Dataset, progress: OnProgress) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self.wanted = {round(i * (len(dataset) - 1) / (NUM_PANELS - 1)) for i in range(NUM_PANELS)}
-        self.labels, self.total, self.progress = dataset.labels, len(dataset), progress
+        self.labels = dataset.labels
         self.pictures: dict[str, np.ndarray] = {}
-        self.done = 0
 
     def add(self, index: int, sample: Sample, ids: Tensor) -> None:
-        self.done += 1
-        self.progress(Progress("validating", self.done, self.total))
         if index in self.wanted:
             image = sample.image.permute(1, 2, 0).numpy()
             truth = overlay_classes(image, sample.label.numpy(), self.labels)

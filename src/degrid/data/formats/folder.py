@@ -44,7 +44,7 @@ _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot")
 class SplitFolders(DataFormat):
     """train/images and train/masks, or train and train_labels, and so on."""
 
-    wanted: ClassVar[str] = "train/ and val/ with such folders inside or train_labels/ beside them"
+    wanted: ClassVar[str] = "train/images and train/masks, or train and train_labels"
 
     @cached_property
     def _found(self) -> dict[str, tuple[Path, Path]]:

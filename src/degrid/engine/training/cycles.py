@@ -1,4 +1,4 @@
-"""Cycles of training and validation, as Ziegler et al.'s `train_test` runs them."""
+"""Cycles of training and validation, as in `train_test` of the code of Ziegler et al."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from degrid.types import Batch
 
 @dataclass(frozen=True)
 class Cycles:
-    """Which step of the schedule and which batch each update of a cyclic training takes.
+    """Which step of the schedule and which batch belong to each update of the weights in cyclic training.
 
-    An update is what changes the weights; both are counted from 0.
+    Steps and updates are counted from 0. They differ only if `repeat` is set.
 
-    steps: of one cycle.
-    repeat: as the original code: a cycle runs its last step too, which is the first of the next, so it has one update
-        more; and it begins with the first batch again, so every cycle sees the same crops.
-
+    steps: of the schedule, per cycle.
+    repeat: as in the original code: a cycle also runs the first step of the next one, so it has one update more; and
+        it begins with the first batch again, so that every cycle sees the same crops.
     Source: main.py and model.py of the code of arXiv 1903.07992, option train_test.
     """
 
@@ -35,7 +34,7 @@ class Cycles:
         return self.steps + self.repeat
 
     def total(self, steps: int) -> int:
-        """Updates of a training of this many steps, a multiple of the cycle's."""
+        """Updates of a training of this many steps, which must be a multiple of those of a cycle."""
         return steps // self.steps * self.updates
 
     def cycle(self, update: int) -> int:
@@ -47,7 +46,7 @@ class Cycles:
         return update % self.updates == 0
 
     def step(self, update: int) -> int:
-        """The step of the schedule, which goes on over all cycles."""
+        """The step of the schedule, which continues through all cycles."""
         cycle, place = divmod(update, self.updates)
         return cycle * self.steps + place
 
@@ -55,8 +54,8 @@ class Cycles:
         """The micro-batches from an update on.
 
         Args:
-            start_at: the endless batches from a batch number on.
-            accumulate: micro-batches of an update.
+            start_at: from the number of a batch to the endless batches that begin with it.
+            accumulate: micro-batches per update.
         """
         if not self.repeat:
             yield from start_at(update * accumulate)
@@ -67,9 +66,9 @@ class Cycles:
 
 
 class TrainingScore:
-    """mIoU on the training crops, counted from the start of each cycle.
+    """mIoU on the training crops since the cycle began.
 
-    Source: the streaming mean of the original code; classes that are nowhere are left out of it.
+    Source: the streaming mean of the original code, which leaves out classes without a pixel.
     """
 
     def __init__(self, num_classes: int, cycles: Cycles, convention: str) -> None:
@@ -77,7 +76,7 @@ class TrainingScore:
         self._confusion = ConfusionMatrix(num_classes)
 
     def restart(self, update: int) -> None:
-        """Forget what was counted, where an update begins a cycle."""
+        """Forget what was counted, if this update begins a cycle."""
         if self.cycles.begins(update):
             self._confusion = ConfusionMatrix(self._confusion.num_classes)
 
@@ -88,5 +87,5 @@ class TrainingScore:
 
     @property
     def miou(self) -> float:
-        """Over the classes seen so far, 0..1."""
+        """Over the classes seen since the cycle began, 0 to 1."""
         return float(mean_iou(*hits_and_unions(self._confusion.counts)))

@@ -41,8 +41,16 @@ class Loss(ABC):
         """How much the micro-batch counts, a float scalar >= 0."""
 
 
+class PixelLoss(Loss):
+    """A loss whose weight is that of the valid pixels."""
+
+    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """The number of valid pixels, or the sum of their classes' weights."""
+        return _pixel_weights(label, class_weights).sum()
+
+
 @dataclass(frozen=True)
-class CrossEntropy(Loss):
+class CrossEntropy(PixelLoss):
     """-log of the true class's probability: the mean over valid pixels, weighted by the weight of the true class.
 
     label_smoothing: e; the target is 1 - e + e/C for the true class and e/C for the others (Szegedy et al. 2016, arXiv
@@ -55,13 +63,9 @@ class CrossEntropy(Loss):
         """Summed over pixels; see `Loss.total`."""
         return _cross_entropy(logits, label, class_weights, self.label_smoothing, "sum")
 
-    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """The number of valid pixels, or the sum of their classes' weights."""
-        return _pixel_weights(label, class_weights).sum()
-
 
 @dataclass(frozen=True)
-class Focal(Loss):
+class Focal(PixelLoss):
     """-(1 - p)^focal_gamma log p for the true class's probability p: pixels that are already right count less.
 
     The mean over valid pixels, weighted by the weight of the true class (the paper's alpha_t).
@@ -77,10 +81,6 @@ class Focal(Loss):
         miss = (-torch.expm1(-surprise)).clamp(min=torch.finfo(surprise.dtype).eps)
         losses = miss**self.focal_gamma * surprise
         return losses.sum() if class_weights is None else (losses * _per_pixel(label, class_weights)).sum()
-
-    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """The number of valid pixels, or the sum of their classes' weights."""
-        return _pixel_weights(label, class_weights).sum()
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ MLFLOW_PARAMS, MLFLOW_VALUE = 100, 500
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as "a.b" to value."""
+    """Nested settings as {"a.b": value}."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

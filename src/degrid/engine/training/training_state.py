@@ -1,4 +1,4 @@
-"""Training state on disk: written atomically, read without running code."""
+"""Training states on disk: written atomically, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FORMAT = "degrid training state 1"
 
 
 def save_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Write a training state; the file that was there stays until the new one is complete.
+    """Write a training state; an earlier file stays until the new one is complete.
 
     Raises:
-        UserError: the disk is full or the place cannot be written to.
+        UserError: the disk is full, or the path cannot be written to.
     """
     with atomic_write(path) as temporary:
         torch.save({"format": FORMAT, **state}, temporary)
@@ -29,7 +29,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_state` wrote.
 
     Raises:
-        UserError: missing, cut short, something else than a training state, or a file that would run code.
+        UserError: the file is missing, cut short or not a training state, or loading it would run code.
     """
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")

@@ -1,32 +1,33 @@
-"""What preparing any benchmark takes: labels as palette PNGs, lists, the table of classes, and the count of it all."""
+"""What preparing any benchmark takes: labels as palette PNGs, lists, the table of classes, and a report of it all."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from degrid.data.formats.classes import class_table, write_class_table
+from degrid.data.formats.masks import Color, MaskRule, read_mask
 from degrid.files import atomic_write, write_text
 from degrid.image import palette_image
-from degrid.types import LabelSpace, UserError
+from degrid.types import LabelSpace, OnProgress, Progress, UserError
 
-OnImage = Callable[[int, int], None]
-"""Called with (done, total) for each label made."""
+WORK = "making labels"
+"""What progress is reported of."""
 
 
-class Lists:
-    """The lists of one benchmark: written, counted, and what there is to say about them.
-
-    report: one line per finding; those on what is missing, or is more or less than expected, begin with "warning: ".
+class ListWriter:
+    """Writes the list files of one benchmark, and reports what was found.
 
     Args:
         root: where the leading slash of the lists' paths points.
         labels: the classes.
         expected: images per published split.
-        folder: where lists and classes.csv come to lie: `root`, or a folder below it.
+        folder: where lists and classes.csv are written: `root`, or a folder below it.
+    Attributes:
+        report: one line per finding. Lines on what is missing or differs from what was expected begin with "warning: ".
     """
 
     def __init__(self, root: Path, labels: LabelSpace, expected: Mapping[str, int], folder: Path | None = None) -> None:
@@ -35,8 +36,17 @@ class Lists:
         self._written: list[str] = []
         self._usable: set[str] = set()
 
+    def warn(self, what: str, files: Sequence[Path]) -> None:
+        """Report how many files something is true of, with an example; nothing if there are none.
+
+        Args:
+            what: with {} in place of the number.
+        """
+        if files:
+            self.report.append(f"warning: {what.format(f'{len(files):,}')}, {files[0]} among them")
+
     def write(self, split: str, pairs: Iterable[tuple[Path, Path | None]]) -> None:
-        """Write a split's list; note how many lines it has, how many were expected, and whether the files are there."""
+        """Write a split's list; report its length, the length expected, and files that are not there."""
         rows = [[file for file in pair if file] for pair in pairs]
         expected = f", expected {self.expected[split]:,}" if split in self.expected else ""
         if not rows:
@@ -49,18 +59,15 @@ class Lists:
         as_expected = len(rows) == self.expected.get(split, len(rows))
         self.report.append(found if as_expected else f"warning: {found}")
         lost = [file for row in rows for file in row if not file.is_file()]
-        if lost:
-            self.report.append(
-                f"warning: {split}.txt names {len(lost):,} files that are not there, {lost[0]} among them"
-            )
-        else:
+        self.warn(f"{split}.txt names {{}} files that are not there", lost)
+        if not lost:
             self._usable.add(split)
 
     def finish(self) -> list[str]:
-        """Name the classes for who opens the lists; a table that is there stays. Then the last line.
+        """Write classes.csv unless a table of classes exists, and return the report.
 
-        Returns:
-            The report. Its last line says what was written, and how to train on it.
+        The report's last line says what was written, and how to train on it.
+
         Raises:
             UserError: the place cannot be written to.
         """
@@ -73,6 +80,35 @@ class Lists:
         what = f"written to {self.folder}: {', '.join(self._written)}" if self._written else "nothing written"
         self.report.append(f"{what}; {then}")
         return self.report
+
+
+def write_train_ids(
+    targets: Mapping[Path, Path],
+    rule: MaskRule,
+    labels: LabelSpace,
+    on_unknown: Callable[[Path, np.ndarray, dict[int | Color, int]], None],
+    progress: OnProgress | None,
+) -> int:
+    """Write labels as train ids, except where the target exists already, so that a run that was stopped goes on.
+
+    Args:
+        targets: where the train ids of each label file go.
+        rule: from the values in the files to train ids.
+        on_unknown: called with a label's file, its train ids and the values (with their pixels) that are in no rule.
+    Returns:
+        How many were written.
+    Raises:
+        UserError: a label is damaged, or the place cannot be written to.
+    """
+    todo = {source: target for source, target in targets.items() if not target.exists()}
+    for done, (source, target) in enumerate(todo.items(), 1):
+        ids, unknown = rule.apply(read_mask(source))
+        if unknown:
+            on_unknown(source, ids, unknown)
+        save_ids(ids, target, labels)
+        if progress:
+            progress(Progress(WORK, done, len(todo)))
+    return len(todo)
 
 
 def train_line(data: Path) -> str:
