@@ -7,11 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from degrid.analysis.curves import Curves
 from degrid.analysis.figures import COLORS, svg
 from degrid.analysis.page import Raw, figure, image, page, percent, table
 from degrid.analysis.receptive_field import hole_ratio
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 class ReportRun:
     """One trained network.
 
-    records: the lines of its metrics.jsonl; predictions: uint8 [H,W] for each shown sample;
-    receptive_field: float [H,W], the effective receptive field of its last dilated stage; gridding: its score, 0..1.
+    predictions: uint8 [H,W] for each sample shown; receptive_field: float [H,W], the effective one of its last dilated
+    stage; gridding: its score, 0..1.
     """
 
     name: str
-    records: list[dict[str, Any]]
+    curves: Curves
     scores: Scores
     predictions: list[np.ndarray]
     receptive_field: np.ndarray
@@ -105,12 +106,10 @@ def _curves(runs: Sequence[ReportRun]) -> Figure:
     drawing = Figure(figsize=(9, 3.2), layout="constrained")
     loss_axes, miou_axes = drawing.subplots(1, 2)
     for run, color in zip(runs, COLORS, strict=False):
-        losses = [(record["step"], record["loss"]) for record in run.records if "loss" in record]
-        steps, values = (np.array(column) for column in zip(*losses, strict=True))
-        width = max(1, len(values) // 40)
-        smooth = np.convolve(values, np.ones(width) / width, "valid")
-        loss_axes.plot(steps[width - 1 :], smooth, color=color, label=run.name)
-        found = [(record["step"], 100 * record["val"]["miou"]) for record in run.records if "val" in record]
+        width = max(1, len(run.curves.loss) // 40)
+        smooth = np.convolve(run.curves.loss, np.ones(width) / width, "valid")
+        loss_axes.plot(run.curves.steps[width - 1 :], smooth, color=color, label=run.name)
+        found = [(each.step, 100 * each.miou) for each in run.curves.validations]
         miou_axes.plot(*zip(*found, strict=True), color=color, marker="o", label=run.name)
     loss_axes.set(xlabel="step", ylabel="cross-entropy, nats per pixel", yscale="log")
     miou_axes.set(xlabel="step", ylabel="validation mIoU, %")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from degrid import recipes
 from degrid.analysis import dilated_stage_receptive_field, gridding_score
+from degrid.analysis.curves import read_curves
 from degrid.analysis.report import ReportRun, write_report
 from degrid.config import RunConfig, override
 from degrid.data import open_dataset
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.training.log import read_metrics
 from degrid.model_folder import load
 from degrid.recipes.deeplab_v3plus import synthetic
 from degrid.types import Dataset, OnProgress, Sample, Tell
@@ -103,7 +103,7 @@ def _train_and_score(
     field = dilated_stage_receptive_field(model.encoder)
     return ReportRun(
         name=folder.name,
-        records=read_metrics(folder),
+        curves=read_curves(folder),
         scores=scores,
         predictions=[predictor(sample.image) for sample in shown],
         receptive_field=field,
