@@ -391,7 +391,7 @@ def test_predict_keeps_names_sizes_and_values(trained, tmp_path):
     assert code == 0, output
     assert str(tmp_path / "out") in output.splitlines()[-1]
     model = degrid.load(trained)
-    predictor = degrid.Predictor(model)
+    predictor = degrid.Predictor(model, precision="float32")  # as with --save-logits
     for file, name, size in (
         ("a.jpg", "a.jpg", (50, 70)),
         ("a.png", "a.png", (33, 41)),
