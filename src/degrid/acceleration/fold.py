@@ -67,7 +67,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     for module in list(copied.modules()):
         if isinstance(module, FoldingConv2d):
             module.take_apart()
-    wiring = wiring_of(copied, _image(copied) if example is None else example)
+    wiring = wiring_of(copied, example_image(copied, _SIDE) if example is None else example)
     pairs, left = [], []
     for name, norm in copied.named_modules():
         if not isinstance(norm, _BatchNorm):
@@ -216,9 +216,9 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max())
 
 
-def _image(model: nn.Module) -> Tensor:
-    """An image on the model's device, in its number format."""
+def example_image(model: nn.Module, side: int) -> Tensor:
+    """Noise [1,3,side,side], 0-255, on the model's device and in its number format."""
     state = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, _SIDE, _SIDE), generator=generator)
+    image = torch.randint(0, 256, (1, 3, side, side), generator=generator)
     return image.to(state.device, state.dtype)

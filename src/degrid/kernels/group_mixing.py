@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degrid.kernels.support import numba_installed, traced, use_torch_threads
+from degrid.kernels.support import channels_last, numba_installed, traced, use_torch_threads
 
 
 def mix_groups(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
@@ -20,7 +20,7 @@ def mix_groups(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> T
         y: [N,C,H,W], H and W multiples of r; best in channels-last order, which needs no copy.
         weight: [r^2,r^2], cast to y's type.
         rate: r, pixels.
-        size: (h, w) of the result, at most (H, W): what lies beyond at the bottom and right is left out.
+        size: (h, w) of the result, at most (H, W): what is beyond at the bottom and right is left out.
     Returns:
         [N,C,h,w].
     """
@@ -63,7 +63,7 @@ def _mixed(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tenso
 
     use_torch_threads()
     out = y.new_empty(len(y), *size, y.shape[1])
-    mix_groups(_pixels(y), weight.detach().contiguous().numpy(), rate, out.numpy())
+    mix_groups(channels_last(y), weight.detach().contiguous().numpy(), rate, out.numpy())
     return out.permute(0, 3, 1, 2)
 
 
@@ -72,9 +72,4 @@ def _products(y: Tensor, grad: Tensor, rate: int) -> Tensor:
     from degrid.kernels.group_mixing_numba import group_products
 
     use_torch_threads()
-    return torch.from_numpy(group_products(_pixels(y), _pixels(grad), rate)).float()
-
-
-def _pixels(x: Tensor) -> Any:
-    """A float32 array [N,H,W,C]."""
-    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.from_numpy(group_products(channels_last(y), channels_last(grad), rate)).float()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from degrid.kernels.support import numba_installed, use_torch_threads
+from degrid.kernels.support import channels_last, numba_installed, use_torch_threads
 
 
 def shared_filter_gradient(grad: Tensor, x: Tensor, size: int) -> Tensor:
@@ -36,12 +34,7 @@ def _compiled(grad: Tensor, x: Tensor, size: int) -> Tensor:
     from degrid.kernels.shared_filter_numba import shared_filter_gradient
 
     use_torch_threads()
-    return torch.from_numpy(shared_filter_gradient(_pixels(grad), _pixels(x), size)).float()
-
-
-def _pixels(x: Tensor) -> Any:
-    """A float32 array [N,H,W,C]."""
-    return x.detach().permute(0, 2, 3, 1).contiguous().float().numpy()
+    return torch.from_numpy(shared_filter_gradient(channels_last(grad), channels_last(x), size)).float()
 
 
 def _with_torch(grad: Tensor, x: Tensor, size: int) -> Tensor:

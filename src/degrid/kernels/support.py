@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -60,3 +61,9 @@ def traced(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
         return True
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
+
+
+def channels_last(x: Tensor) -> np.ndarray:
+    """Values [N,C,H,W] as a float32 array [N,H,W,C], in x's own memory if it is in that order already."""
+    pixels: np.ndarray = x.detach().permute(0, 2, 3, 1).contiguous().float().numpy()
+    return pixels

@@ -12,7 +12,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from degrid.acceleration.fold import wiring_of
+from degrid.acceleration.fold import example_image, wiring_of
 from degrid.acceleration.recompute import as_convolved
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d
 from degrid.types import UserError
@@ -191,9 +191,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
         UserError: the network cannot run on the example.
     """
     if example is None:
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
-        example = noise.to(like.device, like.dtype)
+        example = example_image(model, 64)
     try:
         with _evaluating(model):
             wiring = wiring_of(model, example)

@@ -20,12 +20,12 @@ _VOC_CLASSES = 21
 
 
 class ResultWriter:
-    """Writes the results of a run over images.
+    """Writes the results of a run over images; by default class ids alone, as benchmarks take them.
 
     needs_all: whether `finish` makes no sense if an image is missing.
     """
 
-    needs_all = False
+    needs_all = True
 
     def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
         """Write one image's results, each file atomically.
@@ -37,6 +37,10 @@ class ResultWriter:
         Raises:
             UserError: the place cannot be written to.
         """
+        self.write(image, prediction.ids)
+
+    def write(self, image: Path, ids: np.ndarray) -> None:
+        """Write one image's class ids, uint8 [H,W], atomically."""
         raise NotImplementedError
 
     def finish(self) -> str:
@@ -48,21 +52,7 @@ class ResultWriter:
         raise NotImplementedError
 
 
-class BenchmarkWriter(ResultWriter):
-    """Writes the class ids of all images, and nothing else, as a benchmark takes them."""
-
-    needs_all = True
-
-    def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
-        """See `ResultWriter.add`."""
-        self.write(image, prediction.ids)
-
-    def write(self, image: Path, ids: np.ndarray) -> None:
-        """Write one image's class ids, uint8 [H,W], atomically."""
-        raise NotImplementedError
-
-
-class VocFiles(BenchmarkWriter):
+class VocFiles(ResultWriter):
     """VOC2012: palette PNGs of the ids as they are, and the archive to upload.
 
     Source: the VOC2012 development kit, "Submission of results": results/VOC2012/Segmentation/comp6_test_cls/NAME.png.
@@ -87,7 +77,7 @@ class VocFiles(BenchmarkWriter):
         self.written: set[str] = set()
 
     def write(self, image: Path, ids: np.ndarray) -> None:
-        """See `BenchmarkWriter.write`."""
+        """See `ResultWriter.write`."""
         name = f"{image.stem}.png"
         with atomic_write(self.out / self.folder / name) as temporary:
             palette_image(ids, self.labels).save(temporary, format="PNG")
@@ -102,7 +92,7 @@ class VocFiles(BenchmarkWriter):
         return f"{len(self.written)} images in {self.out / self.folder}; to upload: {archive}"
 
 
-class CityscapesFiles(BenchmarkWriter):
+class CityscapesFiles(ResultWriter):
     """Cityscapes: 8-bit PNGs of label ids, ulm_000000_000019_pred.png for ulm_000000_000019_leftImg8bit.png.
 
     Source: cityscapesScripts, evalPixelLevelSemanticLabeling.py, which searches for CITY_SEQUENCE_FRAME*.png and takes
@@ -123,7 +113,7 @@ class CityscapesFiles(BenchmarkWriter):
         self.count = 0
 
     def write(self, image: Path, ids: np.ndarray) -> None:
-        """See `BenchmarkWriter.write`."""
+        """See `ResultWriter.write`."""
         with atomic_write(self.out / f"{image.stem.removesuffix('_leftImg8bit')}_pred.png") as temporary:
             Image.fromarray(self.table[ids]).save(temporary, format="PNG")
         self.count += 1

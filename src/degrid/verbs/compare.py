@@ -16,7 +16,7 @@ from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, pair
 from degrid.engine.evaluation.evaluate import predictor_of, score
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.types import OnProgress, Scores, UserError
-from degrid.verbs.evaluate import AnyData, each_of, on_progress, opened
+from degrid.verbs.evaluate import AnyData, counting, each_of, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 
 
@@ -107,17 +107,16 @@ def compare(
     if len(models) < 2:
         raise UserError("a comparison needs two models or more: degrid compare MODEL MODEL --data PATH")
     names = [name_of(model) for model in models]
-    networks = [open_network(model) for model in models]  # all before the long part, in which no mistake should show up
+    networks = [open_network(model) for model in models]  # all of them first, so that mistakes show early
     _check_classes(networks, names)
     first = declared(networks[0])
     dataset = opened(data, split, first.labels if first else None)
     found, stacks, precisions = [], [], []
-    for index, network in enumerate(networks):
+    count = counting(progress, "comparing", len(networks) * len(dataset))
+    for network in networks:
         collect = ImageConfusions(len(dataset.labels))
-        total = len(networks) * len(dataset)
-        count = progress and on_progress(progress, total, "comparing", index * len(dataset))
         with predictor_of(network, device, precision, options) as predictor:
-            found.append(score(predictor, dataset, boundary=False, on_image=each_of([collect, count])))
+            found.append(score(predictor, dataset, boundary=False, on_image=each_of(collect, count)))
         stacks.append(collect.stacked())
         precisions.append(str(predictor.network))
     return Comparison(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from degrid.contracts import declared
 from degrid.data import notes_of, open_dataset
@@ -18,7 +16,7 @@ from degrid.engine.evaluation.trimap import TrimapCounts, TrimapPoint
 from degrid.engine.evaluation.worst_images import ScoredImage, WorstImages
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.files import write_json
-from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Scores
+from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.evaluation_pictures import write_reliability, write_worst
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 
@@ -143,10 +141,11 @@ def evaluate(
     dataset = opened(data, split, known.labels if known else None)
     trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
     worst = WorstImages(len(dataset.labels), measures.worst)
-    hooks = [trimap, worst if measures.worst else None, on_image, progress and on_progress(progress, len(dataset))]
+    count = counting(progress, "evaluating", len(dataset))
+    hook = each_of(trimap, worst if measures.worst else None, on_image, count)
     with predictor_of(network, device, precision, options) as predictor:
         boundary, calibration = measures.boundary, measures.calibration
-        found = score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=each_of(hooks))
+        found = score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=hook)
     return Evaluation(
         **vars(found),
         model=name_of(model),
@@ -172,24 +171,12 @@ def opened(data: AnyData, split: str, labels: LabelSpace | None) -> Dataset:
     return open_dataset(os.fspath(data), split, labels=labels) if isinstance(data, str | os.PathLike) else data
 
 
-def each_of(hooks: list[OnImage | None]) -> OnImage:
+def each_of(*hooks: OnImage | None) -> OnImage:
     """One hook that calls several, in order, with its arguments."""
-
-    def call(index: int, sample: Sample, ids: Tensor) -> None:
-        for hook in hooks:
-            if hook is not None:
-                hook(index, sample, ids)
-
-    return call
+    return lambda index, sample, ids: [hook(index, sample, ids) for hook in hooks if hook is not None]
 
 
-def on_progress(progress: OnProgress, total: int, task: str = "evaluating", before: int = 0) -> Callable[..., None]:
-    """A hook that counts images, from `before` on."""
-    done = before
-
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
-        progress(Progress(task, done, total))
-
-    return count
+def counting(progress: OnProgress | None, task: str, total: int) -> OnImage:
+    """A hook that reports progress after each image."""
+    numbers = itertools.count(1)
+    return lambda *_: progress(Progress(task, next(numbers), total)) if progress else None

@@ -127,6 +127,8 @@ class IdFiles(ResultWriter):
         overlay, logits: see `ResultFiles`.
     """
 
+    needs_all = False
+
     def __init__(self, out: Path, labels: LabelSpace | None, overlay: bool = True, logits: bool = False) -> None:
         self.out, self.labels, self.overlay, self.logits = out, labels, overlay, logits
         self.rows: dict[str, dict[str, Any]] = {}
