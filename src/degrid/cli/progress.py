@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from degrid.types import Progress
 
 LINE_SECONDS = 15
-"""Least time between two plain lines about one task, where there is no terminal."""
+"""Least time between two plain lines, where there is no terminal."""
 
 
 class ProgressBar:
@@ -43,7 +43,6 @@ class ProgressBar:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._begun: dict[str, tuple[float, int]] = {}
         self._last_line = time.monotonic()
 
     def __call__(self, now: Progress) -> None:
@@ -52,12 +51,12 @@ class ProgressBar:
             self._tasks[now.task] = self.display.add_task(
                 now.task, total=now.total, completed=now.done, status=now.status
             )
-            self._begun[now.task] = (time.monotonic(), now.done)
         task = self._tasks[now.task]
         self.display.update(task, completed=now.done, total=now.total, status=now.status)
         if self._lines and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            self.tell(f"{now}{self._eta(now)}")
+            left = next(each.time_remaining for each in self.display.tasks if each.id == task)
+            self.tell(f"{now}" if left is None else f"{now}, ETA {int(left) // 60}:{int(left) % 60:02d}")
         if now.done == now.total:
             self.display.remove_task(task)
             del self._tasks[now.task]
@@ -66,13 +65,6 @@ class ProgressBar:
         """Print a line for people above the bar."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _eta(self, now: Progress) -> str:
-        began, first = self._begun[now.task]
-        if now.total is None or now.done <= first:
-            return ""
-        left = int((time.monotonic() - began) / (now.done - first) * (now.total - now.done))
-        return f", ETA {left // 60}:{left % 60:02d}"
-
 
 @contextmanager
 def progress_bar(lines: bool = False, quiet: bool = False) -> Iterator[ProgressBar]:
@@ -80,19 +72,3 @@ def progress_bar(lines: bool = False, quiet: bool = False) -> Iterator[ProgressB
     bar = ProgressBar(lines, quiet)
     with bar.display:
         yield bar
-
-
-@contextmanager
-def progress(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """The earlier form: calling the result moves the bar on by one; calling it with (done, total) sets it."""
-    from degrid.types import Progress
-
-    with progress_bar() as bar:
-        count = 0
-
-        def advance(done: int | None = None, known: int | None = None) -> None:
-            nonlocal count
-            count = count + 1 if done is None else done
-            bar(Progress(title, count, total if known is None else known))
-
-        yield advance
