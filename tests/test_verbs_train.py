@@ -56,7 +56,7 @@ def test_python_and_command_line_give_the_same_model_and_settings(runs):
 
 def test_progress_and_words_come_by_callbacks(runs):
     _, _, shown, told, output = runs
-    assert [(now.done, now.total) for now in shown if now.task == "step"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(now.done, now.total) for now in shown if now.task == "training"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [now.done for now in shown if now.task == "evaluating"] == [1, 2, 3, 4, 5, 6] * 2
     assert shown[0].status.startswith("loss ")
     assert any("ssc dilated convolutions" in line for line in told)
@@ -122,7 +122,7 @@ def test_a_stopped_run_is_resumed_from_python(runs, tmp_path):
     out = tmp_path / "python"
 
     def interrupt(now):
-        if now.done == 3 and now.task == "step":
+        if now.done == 3 and now.task == "training":
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(degrid.Stopped) as stopped:
@@ -197,7 +197,7 @@ def test_demo(tmp_path, capfd):
     made = degrid.demo(tmp_path / "demo", steps=1, scenes=2, progress=shown.append, tell=told.append)
     assert made.report.exists()
     assert [run.name for run in made.runs] == ["regular", "tent"] == [folder.name for folder in made.folders]
-    assert {now.task for now in shown} == {"step", "evaluating"}
+    assert {now.task for now in shown} == {"training", "evaluating"}
     assert told[0] == "== regular dilated convolutions"
     for run, folder in zip(made.runs, made.folders, strict=True):
         scores = degrid.evaluate(degrid.load(folder), degrid.open_dataset("synthetic:2", "test"))

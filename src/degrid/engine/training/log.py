@@ -116,7 +116,7 @@ class RunLog:
         if record.step == 1 or record.step % SCALAR_STEPS == 0:
             values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
             self._scalars("train", record.step, values)
-        now = Progress("step", record.step, self._steps, f"loss {record.loss:.3f}{self._miou}")
+        now = Progress("training", record.step, self._steps, f"loss {record.loss:.3f}{self._miou}")
         self.progress(now)
         if time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
