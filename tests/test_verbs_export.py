@@ -2,10 +2,12 @@
 
 import pytest
 from test_export import network
+from torch import nn
 from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
+from degrid.contracts import ExportedNetwork
 from degrid.data.synthetic import LABELS
 from degrid.types import UserError
 
@@ -61,9 +63,12 @@ def test_int8_is_measured_on_other_images_than_it_is_calibrated_on(tmp_path):
 
 
 def test_what_cannot_be_exported(folder):
-    (folder / "m.onnx").write_bytes(b"")
-    with pytest.raises(UserError, match="is an exported model already; export the model folder it came from"):
-        degrid.export(folder / "m.onnx", folder / "n.onnx")
+    with pytest.raises(
+        UserError, match="ExportedNetwork is an exported model already; export the model folder it came"
+    ):
+        degrid.export(ExportedNetwork(), folder / "n.onnx")
+    with pytest.raises(UserError, match="Identity does not declare its classes; give them as labels"):
+        degrid.export(nn.Identity(), folder / "n.onnx")
     with pytest.raises(UserError, match='split "train" of synthetic:1: 1 images, but int8 needs one half'):
         degrid.export(scene_network(), folder / "n.onnx", int8=degrid.Int8("synthetic:1"))
     with pytest.raises(UserError, match="int8 is for files that take images of any size"):

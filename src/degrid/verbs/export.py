@@ -12,16 +12,16 @@ from pathlib import Path
 
 from torch import nn
 
-from degrid.contracts import convention_of, declared
-from degrid.data import open_dataset
-from degrid.engine.evaluation.evaluate import evaluate
+from degrid.contracts import ExportedNetwork, convention_of, declared
 from degrid.exporters.check import SIZES, Comparison, compared, must_run
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import ExportedModel, Facts
-from degrid.exporters.table import find_exporter, find_opener, formats_with_int8, name_of, spelled
-from degrid.model_folder import load
-from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, Tell, UserError
+from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
+from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
+from degrid.verbs.evaluate import AnyData, Measures, evaluate, on_progress, opened
+from degrid.verbs.open_network import AnyModel, open_network
+from degrid.verbs.open_network import name_of as model_name
 from degrid.version import VERSION
 
 
@@ -38,7 +38,7 @@ class Int8:
         max_drop: points of mIoU (0..100) that int8 may lose.
     """
 
-    data: str | os.PathLike[str] | Dataset
+    data: AnyData
     split: str = "train"
     images: int = 100
     max_drop: float = 2.0
@@ -80,7 +80,7 @@ class ExportResult:
 
 
 def export(
-    model: str | os.PathLike[str] | nn.Module,
+    model: AnyModel,
     out: str | os.PathLike[str] | None = None,
     *,
     format: str | type[Exporter] = "onnx",
@@ -136,7 +136,7 @@ def export(
     return ExportResult(spelled(exporter, path), files, tuple(comparisons), trial.scores if trial else None)
 
 
-def _beside(model: str | os.PathLike[str] | nn.Module, exporter: Exporter, int8: bool) -> Path:
+def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
     """Where a folder's exported model goes by default."""
     if isinstance(model, nn.Module):
         raise UserError("say where to write the network: out must be a file name, such as my_model.onnx")
@@ -162,18 +162,16 @@ def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: b
         exporter.library(package)
 
 
-def _network(model: str | os.PathLike[str] | nn.Module, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:
+def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:
     """In evaluation mode and single precision on the CPU, with its classes; the user's own stays as it is."""
-    if not isinstance(model, nn.Module):
-        opener = find_opener(model)
-        if opener and opener[1].is_file():
-            raise UserError(f"{model} is an exported model already; export the model folder it came from")
-        model = load(model)
-    known = declared(model)
+    network = open_network(model)
+    known = declared(network)
+    if isinstance(known, ExportedNetwork):
+        raise UserError(f"{model_name(model)} is an exported model already; export the model folder it came from")
     labels = labels or (known.labels if known else None)
     if labels is None:
-        raise UserError("this network does not declare its classes; give them as labels")
-    return copy.deepcopy(model).cpu().float().eval(), labels
+        raise UserError(f"{model_name(model)} does not declare its classes; give them as labels")
+    return copy.deepcopy(network).cpu().float().eval(), labels
 
 
 @dataclass(frozen=True)
@@ -219,9 +217,7 @@ class _Trial:
     """The images of an `Int8`, and what came of measuring on them."""
 
     def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress) -> None:
-        dataset = how.data
-        if isinstance(dataset, str | os.PathLike):
-            dataset = open_dataset(os.fspath(dataset), how.split, labels=labels)
+        dataset = opened(how.data, how.split, labels)
         count = len(dataset)
         if count < 2:
             raise UserError(f'split "{how.split}" of {how.data}: {count} images, but int8 needs one half to measure on')
@@ -247,10 +243,8 @@ class _Trial:
             )
 
     def _miou(self, model: nn.Module, task: str) -> float:
-        def on_image(index: int, *_: object) -> None:
-            self.progress(Progress(task, index + 1, len(self.measuring)))
-
-        return evaluate(model, self.measuring, device="cpu", boundary=False, on_image=on_image).miou
+        on_image = on_progress(self.progress, len(self.measuring), task)
+        return evaluate(model, self.measuring, device="cpu", measures=Measures(boundary=False), on_image=on_image).miou
 
 
 class _Part:
