@@ -19,7 +19,7 @@ from degrid.exporters.graph import Source
 from degrid.exporters.runtime import ExportedModel, Facts
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
-from degrid.verbs.evaluate import AnyData, Measures, evaluate, on_progress, opened
+from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.open_network import name_of as model_name
 from degrid.version import VERSION
@@ -114,7 +114,7 @@ def export(
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
     _check(exporter, path, size, int8 is not None)
     network, labels = _network(model, labels)
-    trial = _Trial(int8, labels, progress or (lambda now: None)) if int8 else None
+    trial = _Trial(int8, labels, progress) if int8 else None
     source = Source.of(network, output, input_type, size)
     classes = tuple(zip(labels.names, labels.colors, strict=True))
     facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size)
@@ -216,7 +216,7 @@ class _Job:
 class _Trial:
     """The images of an `Int8`, and what came of measuring on them."""
 
-    def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress) -> None:
+    def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress | None) -> None:
         dataset = opened(how.data, how.split, labels)
         count = len(dataset)
         if count < 2:
@@ -243,7 +243,7 @@ class _Trial:
             )
 
     def _miou(self, model: nn.Module, task: str) -> float:
-        on_image = on_progress(self.progress, len(self.measuring), task)
+        on_image = counting(self.progress, task, len(self.measuring))
         return evaluate(model, self.measuring, device="cpu", measures=Measures(boundary=False), on_image=on_image).miou
 
 
