@@ -3,12 +3,18 @@
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from test_docs import blocks
+from torch import nn
 from typer.testing import CliRunner
 
+import degrid
+from degrid.analysis import gridding_score
 from degrid.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -32,11 +38,11 @@ def shortened(code: str) -> str:
     return code.replace("range(20)", "range(2)")
 
 
-def run_blocks(name: str) -> dict[str, object]:
-    """Run the Python blocks of a page one after another, as a reader would."""
-    names: dict[str, object] = {"__name__": "page"}
+def run_blocks(name: str, shorten: Callable[[str], str] = shortened) -> dict[str, Any]:
+    """Run the Python blocks of a page one after another, as a reader would; returns their variables."""
+    names: dict[str, Any] = {"__name__": "page"}
     for number, block in enumerate(blocks((DOCS / name).read_text(), "python")):
-        exec(compile(shortened(block), f"{name}, block {number + 1}", "exec"), names)
+        exec(compile(shorten(block), f"{name}, block {number + 1}", "exec"), names)
     return names
 
 
@@ -50,7 +56,9 @@ def run_command(line: str) -> str:
         data = [] if "--data" in words else ["--data", "synthetic:4"]
         steps = words.index("--steps") if "--steps" in words else None
         words = words if steps is None else [*words[:steps], *words[steps + 2 :]]
-        fast = ("train.steps=2", "train.eval_every=2", "train.batch_size=2", "data.crop=64,64", "train.device=cpu")
+        fast = ["train.steps=2", "train.eval_every=2", "train.batch_size=2", "data.crop=64,64", "train.device=cpu"]
+        if "model.encoder=" not in line:
+            fast.append("model.encoder=my_parts:TinyEncoder")
         words += [*data, "--quiet", *(part for setting in fast for part in ("--set", setting))]
     result = CliRunner().invoke(app, words)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -63,6 +71,26 @@ def test_tutorial(folder):
     run_blocks("tutorial.md")
     assert {file.name for file in folder.glob("*.png")} >= {"scene.png", "fields.png", "prediction.png"}
     assert (folder / "results" / "photo.overlay.jpg").exists()
+
+
+@pytest.mark.slow
+def test_tutorial_as_it_is_written(folder):
+    names = run_blocks("tutorial.md", shorten=str)
+    assert gridding_score(names["plain"], 2) > 0.9
+    assert gridding_score(names["smooth"], 2) < 0.1
+    assert names["scores"].miou > 0.7
+    assert names["comparison"].scores[0].miou > 0.7
+
+
+def test_the_operator_of_the_page_smooths(folder):
+    names = {}
+    exec(blocks((DOCS / "operators.md").read_text(), "python")[-1], names)
+    conv = nn.Conv2d(3, 4, 3, padding=2, dilation=2, bias=False)
+    image = torch.rand(1, 3, 9, 9)
+    plain = conv(image)
+    model = nn.Sequential(conv)
+    degrid.smooth_dilated_convs(model, names["Doubled"], factor=3.0)
+    torch.testing.assert_close(model(image), 3 * plain)
 
 
 def test_train_from_python(folder):
