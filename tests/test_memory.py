@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import degrid
+from degrid.engine.inference import predictor as predictor_module
 from degrid.engine.inference.activation_memory import _LiveBytes, activation_bytes
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
@@ -53,6 +54,27 @@ def test_a_memory_limit_chooses_windows_that_keep_it():
     assert ids.shape == (512, 640)
     with pytest.raises(UserError, match=r"leaves windows of .* pixels; this network needs at least \d+ MiB"):
         Predictor(model, options=InferenceOptions(memory=1000)).class_ids(image)
+
+
+def test_whether_windows_are_used_is_decided_once_per_image(monkeypatch):
+    """Free memory changes from moment to moment; one image is processed by one answer."""
+    model = degrid.deeplabv2("timm:resnet10t", 3).eval()
+    answers = []
+    limit = activation_bytes(model, (512, 512))
+
+    def available(device):
+        answers.append(limit if len(answers) % 2 else 10**12)
+        return answers[-1]
+
+    monkeypatch.setattr(predictor_module, "available_bytes", available)
+    monkeypatch.setattr(predictor_module, "_LARGE", 1)
+    predictor = Predictor(model, "cpu", "float32")
+    image = torch.randint(0, 256, (3, 480, 640), dtype=torch.uint8)
+    whole, windows = predictor.predict(image), predictor.predict(image)
+    assert (whole.logits is None, windows.logits is None) == (False, True)
+    assert (len(answers), predictor.windowed) == (2, 1)
+    assert predictor.class_ids(image).shape == predictor.class_ids(image).shape == (480, 640)
+    assert (len(answers), predictor.windowed) == (4, 2)
 
 
 def test_memory_and_window_exclude_one_another():

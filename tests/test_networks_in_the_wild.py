@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import degrid
@@ -18,6 +19,7 @@ from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.losses import Objective
 from degrid.exporters.graph import ExportGraph
 from degrid.models import freeze_batch_norm
+from degrid.smoothing import PreFilter
 from degrid.types import Batch, LabelSpace
 
 # Names that degrid's own networks and layers have, and names that networks in the field have.
@@ -241,3 +243,48 @@ def test_a_layer_that_derives_from_the_contract_goes_by_winograd_and_folds():
     x = torch.rand(1, 64, 129, 129)
     with torch.no_grad():
         assert torch.allclose(fast(x), net(x), atol=1e-4)
+
+
+class OwnFilter(PreFilter):
+    """A user's operator that is a filter before the convolution, and says nothing else."""
+
+    def kernel(self):
+        return torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
+
+
+class Doubling(nn.Module):
+    """A user's operator that derives from nothing, with attributes as ours have them."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate, self.name = rate, 7
+
+    def kernel(self):
+        return torch.ones(3, 3)
+
+    mixing = is_identity = kernel
+
+    def forward(self, x, convolve):
+        return 2 * convolve(x, self.rate)
+
+
+@pytest.mark.parametrize(("operator", "fixed"), [(OwnFilter, 1), (Doubling, 0)])
+def test_operators_of_the_users_own_are_exported_as_what_they_are(operator, fixed, image):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=2, dilation=2)).eval()
+    degrid.smooth_dilated_convs(net, operator)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    graph = ExportGraph(net, "logits")
+    assert graph.fixed == fixed
+    torch.testing.assert_close(graph(pixels), net(pixels), rtol=1e-5, atol=1e-3)
+
+
+def test_the_verbs_take_it_for_what_it_is(net, tmp_path, image):
+    Image.fromarray(image).save(tmp_path / "a.png")
+    (name, ids), (other, expected) = (
+        next(degrid.predict_each(each, tmp_path, device="cpu", precision="float32")) for each in (net, wild())
+    )
+    assert name == other == "a"
+    np.testing.assert_array_equal(ids, expected)
+    found = degrid.predict(net, tmp_path / "a.png", tmp_path / "out", device="cpu", precision="float32")
+    assert (found.images, found.precision) == (1, "float32")

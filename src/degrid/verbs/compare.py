@@ -15,6 +15,7 @@ from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
 from degrid.engine.evaluation.evaluate import predictor_of, score
 from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.ranks import own_items
 from degrid.types import OnProgress, Scores, UserError
 from degrid.verbs.evaluate import AnyData, counting, each_of, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
@@ -112,7 +113,7 @@ def compare(
     first = declared(networks[0])
     dataset = opened(data, split, first.labels if first else None)
     found, stacks, precisions = [], [], []
-    count = counting(progress, "comparing", len(networks) * len(dataset))
+    count = counting(progress, "comparing", len(networks) * len(own_items(len(dataset))))
     for network in networks:
         collect = ImageConfusions(len(dataset.labels))
         with predictor_of(network, device, precision, options) as predictor:

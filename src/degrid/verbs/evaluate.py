@@ -15,6 +15,7 @@ from degrid.engine.evaluation.evaluate import OnImage, predictor_of, score
 from degrid.engine.evaluation.trimap import TrimapCounts, TrimapPoint
 from degrid.engine.evaluation.worst_images import ScoredImage, WorstImages
 from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.ranks import own_items
 from degrid.files import write_json
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.evaluation_pictures import write_reliability, write_worst
@@ -141,7 +142,7 @@ def evaluate(
     dataset = opened(data, split, known.labels if known else None)
     trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
     worst = WorstImages(len(dataset.labels), measures.worst)
-    count = counting(progress, "evaluating", len(dataset))
+    count = counting(progress, "evaluating", len(own_items(len(dataset))))
     hook = each_of(trimap, worst if measures.worst else None, on_image, count)
     with predictor_of(network, device, precision, options) as predictor:
         boundary, calibration = measures.boundary, measures.calibration
