@@ -50,7 +50,6 @@ class FastNetwork:
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
         self._model = model
         self._as_it_is = isinstance(model, ExportedNetwork)
-        self._base: nn.Module | None = None
         self._networks: dict[str, nn.Module] = {}
 
     def __str__(self) -> str:
