@@ -68,19 +68,6 @@ class Scope:
     size: tuple[int, int] | None = None
     image: np.ndarray | None = None
 
-    @classmethod
-    def of(cls, quick: bool, image: str | Path | tuple[int, int] | None) -> Scope:
-        """The scope for a picture file, for a size, or for the usual sizes.
-
-        Raises:
-            UserError: no such picture.
-        """
-        from degrid.image import read_image
-
-        if image is None or isinstance(image, tuple):
-            return cls(quick, image)
-        return cls(quick, image=read_image(Path(image)))
-
     def sizes(self, *usual: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes to measure at; `usual` unless something else is asked for."""
         if self.image is not None:
@@ -129,8 +116,9 @@ def run(
     """
     from degrid.bench.report import write_markdown, write_pictures
     from degrid.engine.inference.fast_network import keep_freed_memory as keep
+    from degrid.image import read_image
 
-    scope = Scope.of(quick, image)
+    scope = Scope(quick, image=read_image(Path(image))) if isinstance(image, str | Path) else Scope(quick, image)
     blocks = {name: make(scope) for name, make in _makers(sets, tell or (lambda line: None)).items()}
     settings = {
         "sets": list(blocks),
@@ -194,11 +182,11 @@ def _measured(blocks: dict[str, list[Block]], settings: dict[str, Any], file: Pa
 
 
 def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None], done: float) -> list[Row]:
-    """Make a block's cases and measure them; called quick, with at most one round to warm up.
+    """Make a block's cases and measure them; if quick, with at most one round to warm up, and no more than asked for.
 
     Args:
-        moved: called with the seconds that are over, of the whole benchmark.
-        done: these seconds before this block.
+        moved: called with the estimated seconds since the start of the whole benchmark.
+        done: those seconds before this block.
     """
     from degrid.bench.memory import peak_memory
 
@@ -218,7 +206,7 @@ def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None],
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads in the meantime; None: as many as now."""
+    """Let PyTorch use this many threads within the block; None: as many as now."""
     import torch
 
     before = torch.get_num_threads()

@@ -193,8 +193,8 @@ class _Job:
         self.exporter.write(self.source, path, self.facts.to_json())
         if not self.exporter.runs_here:
             return []
-        self.tell("comparing with PyTorch at sizes that were not traced")
         size = self.facts.size
+        self.tell("comparing with PyTorch" + ("" if size else " at sizes that were not traced"))
         return compared(self.network, self._opened(path), self.facts.output, ((1, 3, *size),) * 2 if size else SIZES)
 
     def quantize(self, exact: Path, path: Path, trial: _Trial) -> list[Comparison]:
