@@ -30,6 +30,5 @@ def demo(
     for run in made.runs:
         print(f"{run.name}: test mIoU {100 * run.scores.miou:.1f} %, gridding score {run.gridding:.3f}")
     print(f"report: {made.report}")
-    print(
-        f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {made.folders[-1]})"
-    )
+    last = out / made.runs[-1].name
+    print(f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {last})")

@@ -18,13 +18,7 @@ PATTERNS = ("*.json", "log.txt", "metrics.jsonl", "log/*/events.out.tfevents.*")
 
 @dataclass(frozen=True)
 class Archive:
-    """What `collect` wrote.
-
-    Attributes:
-        path: the archive.
-        files: names inside it, in order.
-        left_out: symbolic links, which it does not follow.
-    """
+    """What `collect` wrote: the archive, the names inside it, and the symbolic links that it left out."""
 
     path: Path
     files: tuple[str, ...]

@@ -26,17 +26,13 @@ NUM_SHOWN = 6
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """The page with curves, scores, predictions and effective receptive fields, and what it shows of each training.
 
-    Attributes:
-        report: the page with curves, scores, predictions and effective receptive fields.
-        runs: what the page shows of each training.
-        folders: the run folders, in the same order.
+    The run folders are beside the page, under the names of the runs.
     """
 
     report: Path
     runs: tuple[ReportRun, ...]
-    folders: tuple[Path, ...]
 
 
 def demo(
@@ -77,7 +73,7 @@ def demo(
     report = out / "report.html"
     intro, outro = _words(recipe.train.steps, len(held_out), out)
     write_report(report, "Dilated convolutions with and without the grid", intro, runs, shown, held_out.labels, outro)
-    return DemoResult(report, tuple(runs), tuple(out / operator for operator in OPERATORS))
+    return DemoResult(report, tuple(runs))
 
 
 def _is_earlier_demo(folder: Path) -> bool:
