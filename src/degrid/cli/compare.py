@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from degrid.cli import options as opt
 from degrid.cli.evaluate import print_notes
-from degrid.cli.options import (
-    Crf,
-    Data,
-    Device,
-    Flip,
-    Fusion,
-    Overlap,
-    Precision,
-    Scales,
-    Split,
-    Window,
-    inference_options,
-    percent,
-)
 
 if TYPE_CHECKING:
     from degrid.verbs.compare import Comparison
@@ -29,19 +16,19 @@ if TYPE_CHECKING:
 
 def compare(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Model folders or run folders, two or more.")],
-    data: Data,
-    split: Split = "val",
+    data: opt.Data,
+    split: opt.Split = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the comparison as JSON here.")] = None,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    device: opt.Device = "auto",
+    precision: opt.Precision = "float32",
     draws: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
-    scales: Scales = "1",
-    flip: Flip = False,
-    fusion: Fusion = "mean",
-    window: Window = None,
-    overlap: Overlap = 0.5,
-    crf: Crf = False,
+    scales: opt.Scales = "1",
+    flip: opt.Flip = False,
+    fusion: opt.Fusion = "mean",
+    window: opt.Window = None,
+    overlap: opt.Overlap = 0.5,
+    crf: opt.Crf = False,
 ) -> None:
     """Score models on the same images: difference to the first, with a 95 % interval over the images.
 
@@ -54,7 +41,7 @@ def compare(
     from degrid.cli.progress import progress_bar
     from degrid.files import write_json
 
-    options = inference_options(scales, flip, fusion, window, overlap, crf)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf)
     with progress_bar() as progress:
         found = degrid.compare(
             models,
@@ -85,13 +72,13 @@ def print_comparison(found: Comparison) -> None:
     table = Table("%")
     for name in found.models:
         table.add_column(escape(name), justify="right", overflow="fold")
-    table.add_row("mIoU", *(percent(each.miou) for each in scores))
-    table.add_row("pixel accuracy", *(percent(each.pixel_accuracy) for each in scores))
+    table.add_row("mIoU", *(opt.percent(each.miou) for each in scores))
+    table.add_row("pixel accuracy", *(opt.percent(each.pixel_accuracy) for each in scores))
     table.add_row("mIoU difference", "-", *(f"{100 * each.difference:+.2f}" for each in differences))
     table.add_row("95 % interval", "-", *(interval(each) for each in differences))
-    table.add_row("sign flips in", "-", *(percent(each.p) for each in differences), end_section=True)
+    table.add_row("sign flips in", "-", *(opt.percent(each.p) for each in differences), end_section=True)
     for index, name in enumerate(scores[0].class_names):
-        table.add_row(escape(f"IoU {name}"), *(percent(each.class_iou[index]) for each in scores))
+        table.add_row(escape(f"IoU {name}"), *(opt.percent(each.class_iou[index]) for each in scores))
     Console().print(table)
     print(f"computed in {'; '.join(dict.fromkeys(found.precisions))}")
     print_notes(found.notes)

@@ -8,24 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.cli.options import (
-    Crf,
-    Data,
-    Device,
-    Flip,
-    Fusion,
-    Memory,
-    Model,
-    Msc,
-    Overlap,
-    Precision,
-    Scales,
-    Split,
-    Window,
-    inference_options,
-    percent,
-    rest_idle_threads,
-)
+from degrid.cli import options as opt
 
 if TYPE_CHECKING:
     from degrid.engine.evaluation.trimap import TrimapPoint
@@ -35,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Model,
-    data: Data,
-    split: Split = "val",
+    model: opt.Model,
+    data: opt.Data,
+    split: opt.Split = "val",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")] = None,
-    device: Device = "auto",
-    precision: Precision = "float32",
-    scales: Scales = "1",
-    flip: Flip = False,
-    fusion: Fusion = "mean",
-    window: Window = None,
-    overlap: Overlap = 0.5,
-    memory: Memory = None,
-    msc: Msc = False,
-    crf: Crf = False,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "float32",
+    scales: opt.Scales = "1",
+    flip: opt.Flip = False,
+    fusion: opt.Fusion = "mean",
+    window: opt.Window = None,
+    overlap: opt.Overlap = 0.5,
+    memory: opt.Memory = None,
+    msc: opt.Msc = False,
+    crf: opt.Crf = False,
     trimap: Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")] = False,
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Also the expected calibration error; a reliability diagram with -o.")
@@ -65,13 +48,13 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     degrid eval runs/my_photos --data my_photos --calibration -o scores.json
     """
-    rest_idle_threads(model)
+    opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.inference.fast_network import keep_freed_memory
 
     keep_freed_memory()
-    options = inference_options(scales, flip, fusion, window, overlap, crf, memory)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, memory)
     measures = degrid.Measures(calibration=calibration, trimap=trimap, worst=worst)
     with progress_bar() as progress:
         found = degrid.evaluate(
@@ -118,7 +101,7 @@ def print_trimap(curve: Sequence[TrimapPoint]) -> None:
     for column in table.columns:
         column.justify = "right"
     for point in curve:
-        table.add_row(f"up to {point.width}", percent(point.miou) if point.pixels else "-", f"{point.pixels:,}")
+        table.add_row(f"up to {point.width}", opt.percent(point.miou) if point.pixels else "-", f"{point.pixels:,}")
     Console().print(table)
 
 
@@ -132,7 +115,7 @@ def print_worst(images: Sequence[ScoredImage]) -> None:
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
     for image in images:
-        table.add_row(escape(image.sample.name), percent(image.miou))
+        table.add_row(escape(image.sample.name), opt.percent(image.miou))
     Console().print(table)
 
 
@@ -149,15 +132,15 @@ def print_scores(found: Scores) -> None:
     for name, iou, accuracy, edge, pixels in zip(
         found.class_names, found.class_iou, found.class_accuracy, boundary, found.class_pixels, strict=True
     ):
-        table.add_row(name, percent(iou), percent(accuracy), percent(edge), percent(pixels / total))
+        table.add_row(name, opt.percent(iou), opt.percent(accuracy), opt.percent(edge), opt.percent(pixels / total))
     console = Console()
     console.print(table)
-    calibration = "" if found.ece is None else f"expected calibration error {percent(found.ece)} %   "
+    calibration = "" if found.ece is None else f"expected calibration error {opt.percent(found.ece)} %   "
     console.print(
-        f"mIoU {percent(found.miou)} %   pixel accuracy {percent(found.pixel_accuracy)} %   "
-        f"mean accuracy {percent(found.mean_accuracy)} %   "
-        f"frequency-weighted IoU {percent(found.frequency_weighted_iou)} %   "
-        f"boundary IoU {percent(found.boundary_iou)} %   {calibration}"
+        f"mIoU {opt.percent(found.miou)} %   pixel accuracy {opt.percent(found.pixel_accuracy)} %   "
+        f"mean accuracy {opt.percent(found.mean_accuracy)} %   "
+        f"frequency-weighted IoU {opt.percent(found.frequency_weighted_iou)} %   "
+        f"boundary IoU {opt.percent(found.boundary_iou)} %   {calibration}"
         f"({found.num_images} images, {found.num_classes_counted} of {len(found.class_names)} classes)",
         soft_wrap=True,
         highlight=False,

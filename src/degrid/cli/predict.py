@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from degrid.cli.options import (
-    Compiled,
-    Crf,
-    Device,
-    Flip,
-    Fusion,
-    Memory,
-    Model,
-    Msc,
-    Overlap,
-    Scales,
-    Window,
-    inference_options,
-    rest_idle_threads,
-)
+from degrid.cli import options as opt
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -56,24 +42,24 @@ SaveLogits = Annotated[
 
 
 def predict(
-    model: Model,
+    model: opt.Model,
     images: Images,
     out: Out = Path("predictions"),
-    device: Device = "auto",
+    device: opt.Device = "auto",
     precision: Precision = None,
-    compiled: Compiled = False,
+    compiled: opt.Compiled = False,
     result_format: Format = "ids",
     voc_comp: VocComp = "comp6",
     overlay: Overlay = None,
     save_logits: SaveLogits = False,
-    scales: Scales = "1",
-    flip: Flip = False,
-    fusion: Fusion = "mean",
-    msc: Msc = False,
-    window: Window = None,
-    overlap: Overlap = 0.5,
-    memory: Memory = None,
-    crf: Crf = False,
+    scales: opt.Scales = "1",
+    flip: opt.Flip = False,
+    fusion: opt.Fusion = "mean",
+    msc: opt.Msc = False,
+    window: opt.Window = None,
+    overlap: opt.Overlap = 0.5,
+    memory: opt.Memory = None,
+    crf: opt.Crf = False,
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
 
@@ -88,13 +74,13 @@ def predict(
     degrid predict runs/voc voc_test/ -o submission --format voc
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     """
-    rest_idle_threads(model)
+    opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.inference.fast_network import keep_freed_memory
 
     keep_freed_memory()
-    options = inference_options(scales, flip, fusion, window, overlap, crf, memory)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, memory)
     files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp)
     with progress_bar() as progress:
         found = degrid.predict(
