@@ -191,6 +191,31 @@ def test_commands_and_options_exist(file):
     assert [fault for words in command_lines(file.read_text()) for fault in faults_of_command(words)] == []
 
 
+def all_commands() -> dict[str, str]:
+    """The help text of every command, by its words."""
+    found, waiting = {}, {"": typer.main.get_command(app)}
+    while waiting:
+        words, command = waiting.popitem()
+        if hasattr(command, "commands"):
+            waiting |= {f"{words} {name}".strip(): inner for name, inner in command.commands.items()}
+        else:
+            found[words] = command.help
+    return found
+
+
+@pytest.mark.parametrize(("words", "text"), all_commands().items(), ids=all_commands())
+def test_every_command_has_examples_that_exist(words, text):
+    examples = [line.strip().split("   ")[0] for line in text.splitlines() if line.strip().startswith("degrid ")]
+    assert any(example.startswith(f"degrid {words}") for example in examples)
+    assert [fault for example in examples for fault in faults_of_command(shlex.split(example)[1:])] == []
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_commands_of_recipes_exist(name):
+    command = re.search(r"Command: (degrid .*)", recipes.RECIPES[name].__doc__)[1]
+    assert faults_of_command(shlex.split(re.sub(r"[\[\]]", "", command))[1:]) == []
+
+
 @page
 def test_make_targets_exist(file):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
