@@ -191,6 +191,22 @@ def test_later_stages_take_the_settings_too(tmp_path, monkeypatch):
     for name in ("first", "first_stage2"):
         assert len(losses(tmp_path / "runs" / name)) == 1
 
+    # Stopped in the second stage, the run is resumed by the first stage's folder.
+    steps = []
+
+    def interrupt(now):
+        steps.append(now)
+        if sum(each.task == "training" for each in steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(degrid.Stopped) as stopped:
+        degrid.train("stages:first", data="synthetic:4", settings={"train.steps": 2}, out="other", progress=interrupt)
+    assert str(stopped.value.folder) == "other"
+    assert [len(losses(tmp_path / name)) for name in ("other", "other_stage2")] == [2, 1]
+    result = degrid.train(resume=stopped.value.folder)
+    assert [len(losses(tmp_path / name)) for name in ("other", "other_stage2")] == [2, 2]
+    assert str(result.folder) == "other_stage2"
+
 
 def test_demo(tmp_path, capfd):
     shown, told = [], []

@@ -87,7 +87,7 @@ def check_trackers(names: str) -> dict[str, type[Tracker]]:
         UserError: an unknown name, something other than a `Tracker`, or a client that is not installed.
     """
     kinds: dict[str, type[Tracker]] = {}
-    for kind in _split(names):
+    for kind in dict.fromkeys(part.strip() for part in names.split("+")) if names.strip() else ():
         if kind not in TRACKERS and ":" not in kind:
             known = " or ".join(TRACKERS)
             raise UserError(
@@ -101,11 +101,6 @@ def check_trackers(names: str) -> dict[str, type[Tracker]]:
             _client(found.package)
         kinds[kind] = found
     return kinds
-
-
-def _split(names: str) -> list[str]:
-    """The names, each once."""
-    return list(dict.fromkeys(part.strip() for part in names.split("+"))) if names.strip() else []
 
 
 def _client(kind: str) -> Any:
@@ -244,10 +239,7 @@ def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as {"a.b": value}."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            found.update(flattened(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 
