@@ -105,7 +105,7 @@ def same_ids(found: Tensor, wanted: Tensor) -> float:
 
 
 def networks(scope: Scope) -> list[Block]:
-    """From a picture to class ids at its size: by hand and as `degrid.Predictor` does it; and the smoothed networks."""
+    """From a picture to class ids at its size: the usual code, `degrid.Predictor`, and each smoothing operator."""
     rows: list[tuple[str, Callable[[], nn.Module], list[tuple[int, int]], float]] = [
         ("DeepLab v3 ResNet-50 stride 8", deeplabv3_resnet50, scope.sizes((513, 513), (321, 321)), 50),
         ("DeepLab v2 ResNet-101 stride 8", deeplabv2_resnet101, scope.sizes((321, 321)), 26),
