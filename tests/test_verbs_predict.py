@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
+from degrid.engine.inference.activation_memory import activation_bytes
 from degrid.files import read_json
 from degrid.types import Progress, UserError
 
@@ -87,6 +88,19 @@ def test_logits_are_exact_unless_told_otherwise(model, photos, tmp_path):
     assert "computed in float32\n" in done.output
     done = cli("predict", model, photos, "-o", tmp_path, "--device", "cpu", "--save-logits", "--precision", "bfloat16")
     assert "computed in bfloat16\n" in done.output
+
+
+def test_logits_that_cannot_be_written_are_failures_and_not_forgotten(model, tmp_path):
+    large = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+    for name, pixels in (("large", large), ("small", large[:64, :64])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    options = degrid.InferenceOptions(memory=3 * activation_bytes(degrid.load(model), (128, 128)))
+    files = degrid.ResultFiles(logits=True)
+    found = degrid.predict(model, tmp_path, tmp_path / "out", device="cpu", options=options, files=files)
+    assert found.images == 1
+    assert "large.png is too large for its logits" in found.failures[0]
+    assert (tmp_path / "out" / "small.logits.npy").exists()
+    assert not (tmp_path / "out" / "large.png").exists()
 
 
 def test_each_gives_what_the_files_hold_and_writes_nothing(model, photos, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from degrid.engine.inference.predictor import Prediction, Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
+from degrid.verbs.benchmark_files import ResultWriter
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.outputs import ResultFiles, find_images, make_writer
 from degrid.verbs.overlap import Background, ahead
@@ -80,16 +81,9 @@ def predict(
     writer = make_writer(files, out, known.labels if known else None, list(found.values()))
     exact = precision or ("float32" if files.logits else "auto")
     predictor = Predictor(network, device, exact, options, compiled)
-    failures: list[str] = []
-    with Background() as background:
-        for index, (name, prediction) in enumerate(_predictions(predictor, found), start=1):
-            if isinstance(prediction, UserError):
-                failures.append(str(prediction))
-            else:
-                assert predictor.num_classes is not None
-                background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
-            if progress:
-                progress(Progress("predicting", index, len(found)))
+    if files.logits and predictor.gives_ids:
+        raise UserError("--save-logits: this exported model gives class ids, no logits; export it with --output logits")
+    failures = _write_all(predictor, writer, found, files.logits, progress)
     count = len(found) - len(failures)
     written = "" if not count or (failures and writer.needs_all) else writer.finish()
     return PredictResult(out, count, tuple(failures), str(predictor.network), written)
@@ -137,13 +131,37 @@ def _find(images: Images, out: Path | None = None) -> dict[str, Path]:
     return find_images([os.fspath(pattern) for pattern in patterns], exclude=out)
 
 
-def _predictions(predictor: Predictor, found: dict[str, Path]) -> Iterator[tuple[str, Prediction | UserError]]:
+def _write_all(
+    predictor: Predictor, writer: ResultWriter, found: dict[str, Path], with_logits: bool, progress: OnProgress | None
+) -> list[str]:
+    """Predict and write all images; returns a sentence for each that could not be used."""
+    failures: list[str] = []
+    with Background() as background:
+        for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
+            if isinstance(prediction, UserError):
+                failures.append(str(prediction))
+            else:
+                assert predictor.num_classes is not None
+                background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
+            if progress:
+                progress(Progress("predicting", index, len(found)))
+    return failures
+
+
+def _predictions(
+    predictor: Predictor, found: dict[str, Path], with_logits: bool = False
+) -> Iterator[tuple[str, Prediction | UserError]]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
     reads = ahead(functools.partial(read_image, path) for path in found.values())
     for name, read in zip(found, reads, strict=True):
         prediction: Prediction | UserError
         try:
             prediction = predictor.predict(read())
+            if with_logits and prediction.logits is None:
+                raise UserError(
+                    f"{found[name]} is too large for its logits: it was predicted in windows, which keep none; allow "
+                    "more with --memory, or leave out --save-logits"
+                )
         except UserError as error:
             prediction = error
         yield name, prediction
