@@ -107,15 +107,13 @@ def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool =
         UserError: the folder holds another network; see also `load`.
     """
     file = _find_folder(path) / "model.safetensors"
-    kept = () if head else ("head.",)
-    fresh = CLASSIFIERS if head else kept  # these may differ, and so may parameters of smoothing
-    state = model.state_dict()
     weights = _with_aliases(model, _read_weights(file))
-    given = {key: value for key, value in weights.items() if not key.startswith(kept)}
+    given = {key: value for key, value in weights.items() if head or not key.startswith("head.")}
+    state = model.state_dict()
     fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
     anew = [key for key in state if key not in fits]
-    differing = [key for key in anew if not key.startswith(fresh)] + [key for key in given if key not in state]
-    wrong = [key for key in differing if ".smoothing." not in key]
+    differing = [*anew, *(key for key in given if key not in state)]
+    wrong = [key for key in differing if not _may_differ(key, state, head)]
     if wrong:
         raise UserError(
             f"{file} holds another network: {len(wrong)} tensors do not fit ({some(wrong)}); "
@@ -123,6 +121,11 @@ def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool =
         )
     model.load_state_dict(fits, strict=False)
     return anew
+
+
+def _may_differ(key: str, state: dict[str, Tensor], head: bool) -> bool:
+    """Parameters of smoothing may, and of the network its classifier; its whole head where that is left as it is."""
+    return ".smoothing." in key or (key in state and key.startswith(CLASSIFIERS if head else "head."))
 
 
 def _find_folder(path: str | os.PathLike[str]) -> Path:

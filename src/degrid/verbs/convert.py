@@ -88,7 +88,7 @@ def convert(
     *,
     system: str | None = None,
     reader: str | None = None,
-    settings: Sequence[str] = (),
+    settings: Sequence[str] | None = None,
     classes: LabelSpace | str | os.PathLike[str] | None = None,
     allow_unused: bool = False,
 ) -> ConversionReport:
@@ -121,7 +121,7 @@ def convert(
             f"{origin} holds {len(plan.unexpected)} tensors that have no place in the network: "
             f"{some(plan.unexpected)}; leave them out with --allow-unused"
         )
-    chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings))
+    chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     report = ConversionReport(
         str(source),
         read.format,
