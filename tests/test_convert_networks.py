@@ -140,7 +140,7 @@ def test_multi_scale_deeplab_v2_in_pytorch(tmp_path):
 
 @pytest.mark.parametrize("original", ["regular", "smooth_GI", "smooth_SSC", "gaussian_filter", "aggregation"])
 def test_modernised_models_compute_the_same(tmp_path, original):
-    if original == "aggregation":  # boxes that are no boxes any more have no equivalent: start from fresh ones
+    if original == "aggregation":  # filters that are no longer boxes have no equivalent: start from fresh ones
         model = degrid.deeplabv2("res50", 21, operator="aggregation", legacy=True)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -180,7 +180,7 @@ def test_modernised_gains_move_into_the_weights(tmp_path):
 
 def test_what_cannot_be_modernised_names_the_layers(tmp_path):
     converted(tmp_path, "eth/res50/average_filter", "eth")
-    with pytest.raises(ConversionError, match=r"no boxes any more.*encoder\.layer4\.0\.conv2"):
+    with pytest.raises(ConversionError, match=r"no longer boxes.*encoder\.layer4\.0\.conv2"):
         modernise(tmp_path / "model", tmp_path / "new")
     assert not (tmp_path / "new").exists()
     model = degrid.deeplabv2("res50", 2, operator="aggregation", legacy=True)

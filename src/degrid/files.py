@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one: temporary name beside the target, then rename."""
+"""Write files so that a reader never sees half of one: under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocol buffers and checksums as TensorFlow and Caffe put them on disk, read from memory without copying."""
+"""Protocol buffers and checksums as TensorFlow and Caffe write them, read from memory without copying."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some bytes of a file, and where they lie in it, so that every complaint can name the place.
+    """Some bytes of a file and their position in it, so that every error can name the place.
 
     data: the bytes; file: shown in messages; offset: of the first byte in the file.
     """
@@ -150,7 +150,9 @@ def masked_checksum(*parts: bytes | memoryview) -> int:
     """TensorFlow's masked CRC-32C of the parts, one after another."""
     checksum = 0
     for part in parts:
-        for start in range(0, len(part), _CHUNK):  # the library wants bytes; a copy of a piece stays small
+        for start in range(
+            0, len(part), _CHUNK
+        ):  # the library needs bytes, and copying piece by piece takes little memory
             checksum = google_crc32c.extend(checksum, bytes(part[start : start + _CHUNK]))
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -1,4 +1,4 @@
-"""From the original code's behaviour to the papers': a legacy model as a default one, where that is exact."""
+"""Rewrite a legacy model, which computes what the original code did, as a default one with the same logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from degrid.networks import build_model
 from degrid.smoothing import SmoothedConv2d, filters, legacy
 from degrid.types import ConversionError, UserError
 
-# The original Gaussian is exp(-(x^2 + y^2)) whatever its sigma is: a true one of this width.
+# Whatever its sigma, the original Gaussian is exp(-(x^2 + y^2)): a true Gaussian of this width.
 LEGACY_SIGMA = 1 / math.sqrt(2)
 # How close to a box a trained filter must be to count as one, relative to its largest tap.
 _TOLERANCE = 1e-5
@@ -38,7 +38,7 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
     """Rewrite a legacy model folder as a default one that computes the same logits.
 
     Exact at every size for the smoothing operators, batch norm and resizing. The padding of stem and pooling becomes
-    symmetric, which is the same where the image and the stem's map have odd sides (321, 513, ..).
+    symmetric, which gives the same result where the image and the stem's feature map have odd sides (321, 513, ...).
 
     Raises:
         UserError: not a model folder, or not a legacy model.
@@ -64,13 +64,13 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
     new = build_model(wanted, old.labels)
     rewritten = _batch_norm(old, new, state)
     if rewritten:
-        changes.append(f"batch norm: epsilon of {rewritten} layers from 1e-3 to 1e-5, made up for in their weights")
+        changes.append(f"batch norm: epsilon of {rewritten} layers from 1e-3 to 1e-5, compensated in their weights")
     new.load_state_dict(state)
     save(new.eval(), out)
     return ModernisationReport(
         tuple(changes or ["the parameters are the same"]),
         (
-            "padding is symmetric now: the logits are the same for images with sides of 4k + 1 pixels (321, 513, ..)",
+            "padding is symmetric now: the logits are the same for images with sides of 4k + 1 pixels (321, 513, ...)",
             f"logits are still enlarged the way {resize} does it; choose another with model.resize",
         ),
     )
@@ -124,8 +124,8 @@ def _aggregation(
 ) -> tuple[SmoothingConfig, str]:
     """Weights c that are positive become log(c / sum c), and the sum a factor of the convolution.
 
-    The default's Gaussian is wider than the original's; the separable-and-shared part, which is any filter, makes up
-    for the difference.
+    The default's Gaussian is wider than the original's; the separable-and-shared part, which can be any filter, makes
+    up for the difference.
     """
     for name, conv in layers.items():
         operator = conv.smoothing
@@ -141,7 +141,7 @@ def _aggregation(
         gains = _gains(operator.weight.detach())
         if gains is None or float(gains.max() - gains.min()) > _TOLERANCE:
             lost = [key for key, layer in layers.items() if not _is_shared_box(layer)]
-            raise ConversionError(f"the trained box is no box any more: no exact equivalent for {some(lost)}")
+            raise ConversionError(f"the trained filter is no longer a box: no exact equivalent for {some(lost)}")
         mix = mix * torch.tensor([1, float(gains.mean()), 1, 1])
         total = mix.sum()
         weights = mix / total
@@ -158,11 +158,11 @@ def _aggregation(
 
 
 def _absorb_boxes(layers: dict[str, SmoothedConv2d], state: dict[str, Tensor]) -> None:
-    """A box times a number per channel is a box, and the number a factor of the convolution's input channel."""
+    """A box times a number per channel: the number becomes a factor of the convolution's input channel."""
     gains = {name: _gains(state[f"{name}.smoothing.weight"]) for name in layers}
     lost = [name for name, gain in gains.items() if gain is None]
     if lost:
-        raise ConversionError(f"the trained boxes are no boxes any more: no exact equivalent for {some(lost)}")
+        raise ConversionError(f"the trained filters are no longer boxes: no exact equivalent for {some(lost)}")
     for name, gain in gains.items():
         assert gain is not None
         conv = layers[name]
@@ -192,7 +192,7 @@ _REWRITES = {
 
 
 def _batch_norm(old: nn.Module, new: nn.Module, state: dict[str, Tensor]) -> int:
-    """Another epsilon with the same result: the scale takes up the difference. Gives the number of layers changed."""
+    """Change epsilon without changing the result: the scale compensates. Returns the number of changed layers."""
     count = 0
     theirs = dict(new.named_modules())
     for name, module in old.named_modules():

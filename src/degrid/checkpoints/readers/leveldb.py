@@ -13,8 +13,8 @@ MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 
 _FOOTER = 48
 _TRAILER = 5  # after each block: its type, and a checksum
-_KEY_GAIN, _GRACE = 8, 1 << 20  # keys share prefixes, which makes them two or three times longer, not endless
-_MAX_GAIN = 2  # weights hardly shrink; TensorFlow packs only blocks that do
+_KEY_GAIN, _GRACE = 8, 1 << 20  # sharing prefixes lengthens keys two or three times, not without limit
+_MAX_GAIN = 2  # weights hardly compress; TensorFlow packs only blocks that do
 
 
 def is_table(file: Span) -> bool:
@@ -32,7 +32,7 @@ def records(file: Span) -> Iterator[tuple[bytes, Span]]:
         file.fail("no table of TensorFlow ends here: cut short, or another kind of file", len(file))
     footer = file.part(len(file) - _FOOTER, _FOOTER)
     at = 0
-    for _ in range(2):  # the block of meta data that comes first is not used by TensorFlow
+    for _ in range(2):  # the first place is that of the metadata, which TensorFlow does not use
         offset, at = footer.varint(at)
         size, at = footer.varint(at)
     count, room = 0, _GRACE + _KEY_GAIN * len(file)
@@ -79,10 +79,12 @@ def _block(file: Span, offset: int, size: int, unpacked: _Unpacked) -> Span:
 
 
 def _entries(block: Span) -> Iterator[tuple[bytes, Span]]:
-    """Keys and values of one block; each key is told by what differs from the one before."""
+    """Keys and values of one block; each key is stored as its difference from the one before."""
     if len(block) < 4:
         block.fail("a block is cut short")
-    end = len(block) - 4 - 4 * block.part(len(block) - 4, 4).number()  # reading in order needs no restart points
+    end = (
+        len(block) - 4 - 4 * block.part(len(block) - 4, 4).number()
+    )  # restart points are not needed for reading in order
     if end < 0:
         block.fail("a block has more restart points than bytes")
     entries = block.part(0, end)
@@ -107,7 +109,7 @@ def unpack_snappy(packed: Span, most: int) -> bytearray:
     size, at = packed.varint(0)
     if size > most:
         packed.fail(f"said to unpack to {size} bytes, with which the file would be more than twice its size")
-    if 3 * size > 64 * len(packed):  # the densest element: 64 bytes told by three
+    if 3 * size > 64 * len(packed):  # the densest element makes 64 bytes from three
         packed.fail(f"packed data of {len(packed)} bytes is said to unpack to {size}")
     out = bytearray()
     while at < len(packed):
@@ -139,4 +141,4 @@ def _snappy_element(packed: Span, at: int, out: bytearray) -> tuple[bytes | memo
         packed.fail("packed data refers to before its beginning", at)
     start = len(out) - back
     seen = bytes(out[start : start + length])
-    return (seen * (length // len(seen) + 1))[:length], at + width  # a copy may reach into what it makes
+    return (seen * (length // len(seen) + 1))[:length], at + width  # a copy may overlap its own output

@@ -19,8 +19,8 @@ NPY_MAGIC = b"\x93NUMPY"
 """The first bytes of an .npy file."""
 
 _MAX_HEADER = 1 << 16
-_MAX_GAIN = 2  # weights hardly shrink; an archive that claims to have shrunk more is made to fill the memory
-_GRACE = 1 << 20  # bytes: small archives of zeros do shrink more
+_MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant to exhaust the memory
+_GRACE = 1 << 20  # bytes: small archives of zeros do compress further
 
 
 class Numpy(Reader):
@@ -67,7 +67,7 @@ def _members(path: Path, size: int) -> Iterator[tuple[str, bytes]]:
                     "save them unpacked: numpy.savez(file, **numpy.load(packed))"
                 )
             for member in members:
-                if member.compress_size > size:  # zipfile would make room for it before it reads
+                if member.compress_size > size:  # zipfile would allocate that much before reading
                     raise ConversionError(
                         f"{path}: {member.filename} claims {member.compress_size} bytes, beyond the end"
                     )

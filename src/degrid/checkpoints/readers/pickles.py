@@ -2,6 +2,7 @@
 
 Python's unpickler calls what the file names, and numpy's own arrays trust the sizes it states. Here the opcodes are
 read as a description: a few names of numpy are understood, nothing is called, and arrays are made from checked bytes.
+An unpickler with a list of allowed names would not keep these guarantees (docs/log.md).
 Opcodes of protocols 2 to 4, of Python 2 too: `Lib/pickletools.py`; state of an array: `numpy.ndarray.__reduce__`.
 """
 
@@ -17,9 +18,9 @@ from degrid.checkpoints.readers.values import NUMBERS, native, ordered, raw_valu
 from degrid.protobuf import Span
 from degrid.types import ConversionError
 
-_MAX_OPCODES = 300_000  # about 40 tell an array; each may take a hundred bytes of memory
+_MAX_OPCODES = 300_000  # an array takes about 40, and each may take a hundred bytes of memory
 _MAX_DEPTH = 8
-_NAME_COST = 100  # bytes that an entry takes beside its name
+_NAME_COST = 100  # bytes that an entry takes besides its name
 _LINE = 4096
 
 _VALUES = frozenset(
@@ -87,7 +88,7 @@ class Cursor:
         return found
 
     def tell(self) -> int:
-        """The place of the next byte."""
+        """The position of the next byte."""
         return self.at
 
 
@@ -104,7 +105,7 @@ def read_pickle(span: Span) -> tuple[dict[str, np.ndarray], list[str]]:
         described = _interpret(span)
     except ConversionError:
         raise
-    except Exception as error:  # whatever malformed opcodes bring about
+    except Exception as error:  # malformed opcodes raise exceptions of many types
         raise ConversionError(f"{span.file}: a damaged pickle at byte {span.offset} ({error})") from error
     return _Flattener(span).flatten(described)
 
@@ -214,7 +215,7 @@ def _made(function: object, args: object) -> Any:
         case _Name("dtype"), (code, *_):
             return _Dtype(code)
         case _Name("encode"), (str() as text, "latin1"):
-            return text  # made bytes where it is needed: the values of an array
+            return text  # becomes bytes where it holds the values of an array
         case _Name("bytes"), ():
             return b""
         case _Name("OrderedDict"), ():

@@ -1,4 +1,4 @@
-"""Partitioned variables of TensorFlow: the keys of their parts in V2 checkpoints, and putting the parts together."""
+"""Partitioned variables of TensorFlow: the keys of their parts in V2 checkpoints, and how the parts are joined."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def slice_key(key: Span) -> tuple[str, Extents]:
     name = bytes(key.part(at, end - at).data).replace(b"\x00\xff", b"\x00")  # 255, escaped too, is in no UTF-8 text
     rank, at = _number(key, end + 2)
     extents: list[tuple[int, int | None]] = []
-    while len(extents) < rank:  # ends at the latest with the key: each axis takes two bytes
+    while len(extents) < rank:  # ends with the key at the latest, since each axis takes two bytes
         start, at = _signed(key, at)
         length, at = _signed(key, at)
         extents.append((start, None if length == -1 else length))
@@ -36,13 +36,13 @@ def slice_key(key: Span) -> tuple[str, Extents]:
 
 
 def _number(key: Span, at: int) -> tuple[int, int]:
-    """One byte that tells the length, then that many, the highest first."""
+    """A byte with the length, then that many bytes, the most significant first."""
     width = key.part(at, 1).number()
     return int.from_bytes(key.part(at + 1, width).data, "big"), at + 1 + width
 
 
 def _signed(key: Span, at: int) -> tuple[int, int]:
-    """As many leading ones as bytes, a zero, then the value; all bits complemented where it is negative."""
+    """A one for each byte, a zero, then the value; a negative number has all its bits complemented."""
     flip = 0 if key.part(at, 1).number() & 128 else 255
 
     def ones(place: int) -> int:
@@ -63,7 +63,7 @@ def assemble(
 
     Args:
         pieces: the part that each slice covers, and its values in order [n].
-        where, name: what complaints name.
+        where, name: for error messages.
     Raises:
         ConversionError: slices missing, overlapping, or beyond the shape.
     """

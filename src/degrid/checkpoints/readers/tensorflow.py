@@ -113,7 +113,7 @@ def table_version(file: Span) -> int:
 def read_v1(files: Sequence[Path]) -> Contents:
     """A V1 checkpoint from its file, or all its shards.
 
-    Partitioned variables come put together under their name. float32 and other types of fixed width that lie in one
+    Partitioned variables are joined under their name. float32 and other types of fixed width that are stored in one
     piece are views of the mapped file; bfloat16 becomes float32.
 
     Raises:
@@ -149,7 +149,7 @@ def read_v1(files: Sequence[Path]) -> Contents:
 def read_v2(prefix: Path) -> Contents:
     """A V2 checkpoint from `prefix.index` and the files `prefix.data-SSSSS-of-NNNNN` that it refers to.
 
-    Partitioned variables come put together under their name; all others are views of the mapped files, except
+    Partitioned variables are joined under their name; all others are views of the mapped files, except
     bfloat16, which becomes float32, and bool.
 
     Raises:
@@ -189,7 +189,7 @@ def read_v2(prefix: Path) -> Contents:
 
 
 class _Shards:
-    """The data files of a V2 checkpoint, opened when first needed: the index may claim any number of them."""
+    """The data files of a V2 checkpoint, opened when first needed, as the index may claim any number of them."""
 
     def __init__(self, prefix: Path, num_shards: int) -> None:
         self.prefix, self.num_shards = prefix, num_shards
@@ -202,7 +202,7 @@ class _Shards:
         return self.open[shard]
 
     def check(self, entries: list[_Stored]) -> None:
-        """Every place lies in a shard, and no two overlap: else a small file could stand for endless variables."""
+        """Every entry lies in a shard, and no two overlap: otherwise a small file could describe endless variables."""
         shard = end = 0
         for entry in sorted(entries, key=lambda entry: (entry.shard, entry.offset, entry.size)):
             where, name = entry.variable.where, entry.variable.name

@@ -1,4 +1,4 @@
-"""What the readers share: files mapped into memory, repeated fields, and shapes checked before anything is made."""
+"""What the readers share: files mapped into memory, repeated fields, and shapes checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from degrid.protobuf import Span
 from degrid.types import UserError
 
 MAX_TENSORS = 100_000
-"""More tensors than this are no network but an attempt to fill the memory with names."""
+"""A file with more tensors than this is not a network but an attempt to exhaust the memory."""
 
 NUMBERS = re.compile(r"[<>=|](?:b1|[iu][1248]|f[248]|c8|c16)")
 """The types of values that count as numbers, in numpy's notation ("<f4")."""
@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 
 def map_file(path: Path) -> Span:
-    """A whole file, read by the system as it is needed; an empty one too.
+    """Map a whole file, which may be empty; the system reads it as needed.
 
     The mapping lives as long as the arrays made from it.
 
@@ -45,7 +45,7 @@ def map_file(path: Path) -> Span:
 
 
 def joined(pieces: Iterable[Span]) -> memoryview:
-    """The bytes of all pieces in order; of a single piece without copying."""
+    """The bytes of all pieces in order; a single piece is not copied."""
     rest = iter(pieces)
     first, second = next(rest, None), next(rest, None)
     if first is None:
@@ -59,7 +59,7 @@ def joined(pieces: Iterable[Span]) -> memoryview:
 
 
 def numbers(values: Iterable[int | Span], dtype: np.dtype, where: Span) -> np.ndarray:
-    """A repeated number, single or packed as varints or mixed: `dtype` [n], an integer type.
+    """A repeated integer, as single fields, packed varints or a mixture: `dtype` [n], an integer type.
 
     Raises:
         ConversionError: cut short, or a number that `dtype` cannot hold.
