@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,16 @@ def test_every_page_is_in_the_index():
 @pytest.mark.parametrize("name", api.public_modules())
 def test_docstrings_name_only_what_exists(name):
     assert api.faults(importlib.import_module(name)) == []
+
+
+def test_faults_of_docstrings_are_seen():
+    module = types.ModuleType("made_up")
+    text = '"""Do it, see `degrid.no_such`.\n\n    Args:\n        a: right.\n        b: wrong.\n    """'
+    exec(f"def f(a):\n    {text}\n", vars(module))
+    assert api.faults(module) == [
+        "made_up.f: documents an argument b that it does not have",
+        "made_up.f: names degrid.no_such, which does not exist",
+    ]
 
 
 def test_these_tests_see_faults():
