@@ -402,12 +402,13 @@ def test_predict_keeps_names_sizes_and_values(trained, tmp_path):
         mask = open_image(tmp_path / "out" / f"{name}.png")
         assert mask.mode == "P"
         assert mask.size == size[::-1]
-        assert np.array_equal(np.asarray(mask), predictor(photos / file))
+        direct = predictor.predict(photos / file)
+        assert np.array_equal(np.asarray(mask), direct.ids)
         assert open_image(tmp_path / "out" / f"{name}.overlay.jpg").size == size[::-1]
         logits = np.load(tmp_path / "out" / f"{name}.logits.npy")
         assert logits.dtype == np.float32
         assert logits.shape == (9, -(-size[0] // 4), -(-size[1] // 4))
-        assert np.array_equal(logits, predictor.predict(photos / file).logits)
+        assert np.array_equal(logits, direct.logits)
         full = torch.nn.functional.interpolate(torch.from_numpy(logits)[None], size, mode="bilinear")
         assert np.array_equal(full[0].argmax(0).numpy(), np.asarray(mask))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

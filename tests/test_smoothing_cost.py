@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from degrid.kernels import group_mixing, recompute
+from degrid.acceleration import recompute
+from degrid.kernels import group_mixing
 from degrid.smoothing import OPERATORS, PreFilter, filters, smooth_dilated_convs
 
 LEGACY = ("gi", "average", "gaussian", "aggregation")
