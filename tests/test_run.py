@@ -713,6 +713,7 @@ def test_python_in_the_readme_runs(photos, tmp_path, monkeypatch):
     assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_photos").symlink_to(photos)
+    (tmp_path / "photos").symlink_to(photos / "images")
     Image.open(photos / "images" / "p0.jpg").save(tmp_path / "photo.jpg")
     code = "\n".join(blocks)
     # Offline, and small: no weights from the network, and the classes of the test's folder.
@@ -721,6 +722,7 @@ def test_python_in_the_readme_runs(photos, tmp_path, monkeypatch):
     )
     code = code.replace("num_classes=21", "num_classes=9").replace("timm:resnet50", "timm:resnet18")
     code = code.replace("output_stride=16", "output_stride=8")
+    code = code.replace('data="my_photos", operator="ssc"', f'data="my_photos", operator="ssc", settings={TINY}')
     scope = {}
     exec(code, scope)
     assert scope["ids"].shape == (72, 96)
