@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 import degrid
 from degrid.bench.machine import machine_facts, machine_state, versions
-from degrid.bench.measure import Case, Row, measure, merged
-from degrid.bench.memory import MIB, saved_activations
+from degrid.bench.measure import MIB, Case, Row, measure, merged, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.bench.part_cases import scene
 from degrid.bench.report import Results, write_markdown, write_pictures, write_results

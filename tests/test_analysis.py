@@ -11,7 +11,6 @@ from degrid.analysis import (
     effective_receptive_field,
     gridding_score,
     hole_ratio,
-    phase_exchange,
 )
 from degrid.analysis.receptive_field import phase_masses
 from degrid.smoothing import smooth_dilated_convs
@@ -82,6 +81,21 @@ def test_hole_ratio_by_hand():
     field[4:13:4, 4:13:4] = 1
     assert hole_ratio(field) == pytest.approx(72 / 81)
     assert hole_ratio(np.ones((17, 17))) == 0
+
+
+def phase_exchange(function, shape, rate, seed=0):
+    """Change the input on one phase of the grid only: the fraction of the output's change that is on other phases.
+
+    0 if the phases are separate networks, (r^2 - 1) / r^2 if they are fully mixed.
+    """
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, *shape, generator=random)
+    change = torch.zeros_like(x)
+    change[..., ::rate, ::rate] = torch.randn(change[..., ::rate, ::rate].shape, generator=random)
+    with torch.no_grad():
+        energy = (function(x + change) - function(x)).square().sum((0, 1))
+    kept = energy[::rate, ::rate].sum()
+    return float(1 - kept / energy.sum())
 
 
 def test_phase_exchange():

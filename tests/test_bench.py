@@ -14,8 +14,20 @@ from torch import nn
 from typer.testing import CliRunner
 
 from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
-from degrid.bench.measure import MOST_ROUNDS, Case, Quartiles, Row, measure, merged, quartiles, timed
-from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
+from degrid.bench.measure import (
+    MIB,
+    MOST_ROUNDS,
+    Case,
+    Quartiles,
+    Row,
+    can_sample_memory,
+    measure,
+    merged,
+    peak_memory,
+    quartiles,
+    saved_activations,
+    timed,
+)
 from degrid.bench.report import (
     Results,
     duration,
@@ -213,7 +225,7 @@ def test_peak_memory_lets_errors_through():
 
 
 def test_peak_memory_without_proc_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("degrid.bench.memory._STATM", tmp_path / "none")
+    monkeypatch.setattr("degrid.bench.measure._STATM", tmp_path / "none")
     with pytest.raises(UserError, match="only Linux"):
         peak_memory(lambda: None)
 

@@ -18,7 +18,7 @@ from degrid.cli import app
 from degrid.cli.options import rest_idle_threads
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
-from degrid.exporters import check, graph
+from degrid.exporters import graph, runtime
 from degrid.exporters.graph import ExportGraph, example_image, fix_smoothing
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_exporter
@@ -112,8 +112,8 @@ def test_operators_of_your_own_stay():
 def test_every_format_equals_the_model(model, tmp_path, kind):
     path = tmp_path / f"model{find_exporter(kind).ending}"
     found = degrid.export(model, path, format=kind).comparisons
-    assert [comparison.size for comparison in found] == list(check.SIZES)
-    assert all(comparison.agreement >= check.AGREEMENT for comparison in found)
+    assert [comparison.size for comparison in found] == list(runtime.SIZES)
+    assert all(comparison.agreement >= runtime.AGREEMENT for comparison in found)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in find_exporter(kind).files(path)}
     loaded = open_model(path)
     assert isinstance(loaded, ExportedModel)
@@ -122,7 +122,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
     predictor = Predictor(loaded)
     for size in ((70, 51), (31, 150)):  # neither traced nor compared
         image = example_image((1, 3, *size), seed=9)[0]
-        assert (predictor.class_ids(image) == ids_of(model, image[None])[0]).float().mean() >= check.AGREEMENT
+        assert (predictor.class_ids(image) == ids_of(model, image[None])[0]).float().mean() >= runtime.AGREEMENT
     with pytest.raises(UserError, match="export it with --output logits"):
         predictor.scores(image)
     with pytest.raises(UserError, match="cannot be fused over scales"):
@@ -141,7 +141,7 @@ def test_multi_scale_logits_with_flips(tmp_path):
     ours, theirs = (
         Predictor(each, precision="float32", options=options).class_ids(image[0]) for each in (loaded, model)
     )
-    assert (ours == theirs).float().mean() >= check.AGREEMENT
+    assert (ours == theirs).float().mean() >= runtime.AGREEMENT
 
 
 def test_a_scale_without_whole_sizes_is_refused():
@@ -168,11 +168,11 @@ def test_a_comparison_by_hand():
     logits = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 2).clone()
     made = logits.clone()
     made[0, :, 0, 0] = torch.tensor([0.0, 0.5])
-    found = check._compared(logits, made, (1, 3, 2, 2), "logits", "half_pixel")
+    found = runtime._compared(logits, made, (1, 3, 2, 2), "logits", "half_pixel")
     assert (found.difference, found.agreement) == (1.0, 0.75)
     assert "1.0e+00 of the largest, same class on 75.00 %" in str(found)
     with pytest.raises(UserError, match=r"gives \[1, 2, 2, 2\] for images of \[1, 3, 2, 2\], expected \[1, 2, 2\]"):
-        check._compared(logits, made, (1, 3, 2, 2), "ids", "half_pixel")
+        runtime._compared(logits, made, (1, 3, 2, 2), "ids", "half_pixel")
 
 
 class Labelled(list):
@@ -216,7 +216,7 @@ def test_a_runtime_that_crashes_is_an_error(tmp_path, monkeypatch):
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
     with pytest.raises(UserError, match=r"crashes on this int8 model here \(SIGSEGV\); nothing is written"):
-        check.must_run(str(tmp_path / "m.xml"))
+        runtime.must_run(str(tmp_path / "m.xml"))
 
 
 def _has_int8(path, kind):
@@ -299,7 +299,7 @@ def test_the_command_and_prediction_with_its_file(tmp_path):
     result = CliRunner().invoke(app, words)
     assert result.exception is None, result.output
     ids = np.asarray(Image.open(tmp_path / "out" / "a.png"))
-    assert (ids == ids_of(model, picture)[0].numpy()).mean() >= check.AGREEMENT
+    assert (ids == ids_of(model, picture)[0].numpy()).mean() >= runtime.AGREEMENT
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["classes"] == list(LABELS.names)
 
 
@@ -315,7 +315,7 @@ def test_compiled_code(model, tmp_path):
 
 def test_examples_are_the_same_for_the_same_seed():
     assert torch.equal(example_image((1, 3, 9, 9), seed=1), example_image((1, 3, 9, 9), seed=1))
-    assert graph.TRACED not in check.SIZES
+    assert graph.TRACED not in runtime.SIZES
 
 
 def test_idle_threads_rest_beside_another_runtime(monkeypatch):

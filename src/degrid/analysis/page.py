@@ -1,11 +1,20 @@
-"""HTML pages that hold everything they show."""
+"""HTML pages that hold everything they show, and the way of a picture into a file or onto a page."""
 
 from __future__ import annotations
 
 import base64
 import html
+import io
 import math
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that is faint on white."""
 
 
 class Raw(str):
@@ -15,12 +24,7 @@ class Raw(str):
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole page.
-
-    Args:
-        title: text.
-        sections: HTML, one after the other.
-    """
+    """A whole page: its title, as text, and its sections, as HTML."""
     heading = html.escape(title)
     return _PAGE.replace("{title}", heading).replace("{body}", "\n".join([f"<h1>{heading}</h1>", *sections]))
 
@@ -44,6 +48,26 @@ def figure(picture: str, caption: str) -> str:
 def image(png: bytes, description: str) -> str:
     """A PNG file inside the page."""
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file."""
+    from matplotlib import rc_context
+
+    stream = io.BytesIO()
+    # Long noisy lines overflow the renderer in one piece; a character missing in the font becomes a box, silently.
+    with rc_context({"agg.path.chunksize": 10000}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The picture as an <svg> element."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from degrid.analysis.curves import Curves, Validation, distinct
-from degrid.analysis.figures import COLORS, png
-from degrid.analysis.page import figure, image, page, percent, table
+from degrid.analysis.page import COLORS, figure, image, page, percent, png, table
 from degrid.files import write_bytes, write_text
 from degrid.types import UserError
 

@@ -138,25 +138,3 @@ def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -
         if window.sum() >= mass * field.sum():
             return float((window < threshold * field.max()).mean())
     return float((field < threshold * field.max()).mean())
-
-
-def phase_exchange(
-    function: Callable[[Tensor], Tensor], shape: tuple[int, int, int], rate: int, seed: int = 0
-) -> float:
-    """Change the input on one phase of the grid only: the fraction of the output's change that is on other phases.
-
-    0 if the phases are separate networks, (r^2 - 1) / r^2 if they are fully mixed.
-
-    Args:
-        function: size-keeping, [1,C,H,W] -> [1,K,H,W].
-        shape: C, H, W of its input.
-    Source: ours.
-    """
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, *shape, generator=random)
-    change = torch.zeros_like(x)
-    change[..., ::rate, ::rate] = torch.randn(change[..., ::rate, ::rate].shape, generator=random)
-    with torch.no_grad():
-        energy = (function(x + change) - function(x)).square().sum((0, 1))
-    kept = energy[::rate, ::rate].sum()
-    return float(1 - kept / energy.sum())

@@ -1,4 +1,4 @@
-"""Fair timings on a machine whose speed drifts: cases in turn in one process, compared within the same round.
+"""Fair measurements on a machine whose speed drifts: cases in turn in one process, compared within the same round.
 
     rows = measure([Case("plain", plain, base=True), Case("fast", fast)])
 
@@ -9,18 +9,28 @@ quartiles are its spread.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from degrid.types import UserError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+MIB = 2**20
 MOST_ROUNDS = 200
 """Most rounds, also of calls that are so short that more would fit into the time."""
+_STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
@@ -184,3 +194,91 @@ def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
         )
         rows.append(replace(same[0], values=values, ratios=ratios, repeats=medians))
     return rows
+
+
+# ---- memory -------------------------------------------------------------------------------------------------
+
+
+def saved_activations(
+    run: Callable[[], object], model: nn.Module | None = None, checkpointed: Iterable[nn.Module] = ()
+) -> int:
+    """Bytes that autograd keeps for the backward pass while `run` runs, counting each storage once.
+
+    The input counts, and so do copies of weights in another type; parameters and the model's buffers do not.
+
+    Args:
+        model: whose parameters and buffers are left out; nn.Parameters of other modules are left out as well.
+        checkpointed: modules whose inputs count too, since they keep them by other means than autograd's saved
+            tensors, as activation checkpointing does.
+    """
+    import torch
+    from torch import nn
+
+    own = [] if model is None else [*model.parameters(), *model.buffers()]
+    left_out = {tensor.untyped_storage().data_ptr() for tensor in own}
+    seen: dict[int, torch.UntypedStorage] = {}  # holds them, so that no address is used twice in the meantime
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in left_out:
+            seen[storage.data_ptr()] = storage
+        return tensor
+
+    def keep_inputs(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        for each in inputs:
+            if isinstance(each, torch.Tensor):
+                pack(each)
+
+    hooks = [module.register_forward_pre_hook(keep_inputs) for module in checkpointed]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(storage.nbytes() for storage in seen.values())
+
+
+def can_sample_memory() -> bool:
+    """Whether this system reports how much memory the process holds; only Linux does, in /proc."""
+    return _STATM.exists()
+
+
+def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
+    """Peak increase of resident memory during `run`, in MiB; at least one page.
+
+    Sampled by a thread every `every` seconds: a shorter peak may be missed. Memory that the C library keeps after it
+    was freed is given back first, where possible; the result of `run` is held until the last sample.
+
+    Raises:
+        UserError: the system does not report it; see `can_sample_memory`.
+    """
+    if not can_sample_memory():
+        raise UserError(f"peak memory is read from {_STATM}, which only Linux has; leave the memory measurements out")
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.malloc_trim(0)
+    before = peak = _resident()
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(every):
+            peak = max(peak, _resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        held = run()
+        last = _resident()
+        del held
+    finally:
+        stop.set()
+        thread.join()
+    return max(max(peak, last) - before, 1) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def _resident() -> int:
+    """Pages of this process in memory."""
+    return int(_STATM.read_bytes().split()[1])

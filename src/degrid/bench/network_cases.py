@@ -16,8 +16,7 @@ from torch import Tensor, nn
 import degrid
 from degrid.acceleration.fold import folded
 from degrid.acceleration.winograd_layer import use_winograd
-from degrid.bench.measure import Case
-from degrid.bench.memory import MIB, can_sample_memory, peak_memory, saved_activations
+from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
 from degrid.bench.part_cases import interpolate_argmax, nudged, scene
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of

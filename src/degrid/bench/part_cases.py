@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from degrid.acceleration.winograd_layer import WinogradConv2d
-from degrid.bench.measure import Case
-from degrid.bench.memory import MIB, saved_activations
+from degrid.bench.measure import MIB, Case, saved_activations
 from degrid.bench.suite import Block, Scope
 from degrid.data import TrainTransform, open_dataset
 from degrid.data.synthetic import LABELS, draw_scene

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degrid.analysis.figures import COLORS, png
+from degrid.analysis.page import COLORS, png
 from degrid.bench.measure import Row
 from degrid.files import write_bytes, write_json, write_text
 

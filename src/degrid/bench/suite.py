@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degrid.bench.measure import Case, Row, measure, merged, timed
+from degrid.bench.measure import Case, Row, can_sample_memory, measure, merged, peak_memory, timed
 from degrid.lookup import lookup
 from degrid.types import OnProgress, Progress, Tell
 
@@ -141,8 +141,6 @@ def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope
     Raises:
         UserError: an unknown set.
     """
-    from degrid.bench.memory import can_sample_memory
-
     if not sets and not can_sample_memory():
         tell("memory is left out: only Linux tells how much memory a process holds")
     makers: dict[str, Any] = {}
@@ -188,8 +186,6 @@ def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None],
         moved: called with the estimated seconds since the start of the whole benchmark.
         done: those seconds before this block.
     """
-    from degrid.bench.memory import peak_memory
-
     rounds, quick = settings["rounds"], settings["quick"]
     moved(done)
     with _threads(block.threads):

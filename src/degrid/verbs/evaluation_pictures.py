@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from degrid.analysis.figures import COLORS, png
+from degrid.analysis.page import COLORS, png
 from degrid.engine.evaluation.worst_images import ScoredImage
 from degrid.files import atomic_write
 from degrid.image import overlay_classes

@@ -13,10 +13,9 @@ from pathlib import Path
 from torch import nn
 
 from degrid.contracts import ExportedNetwork, convention_of, declared
-from degrid.exporters.check import SIZES, Comparison, compared, must_run
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
-from degrid.exporters.runtime import ExportedModel, Facts
+from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
