@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degrid.exporters.exporter import KEY, Exporter, quiet
+from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.exporters.torch_export import holds_compiled_code
 from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from degrid.exporters.graph import Source
 
 
@@ -40,7 +37,7 @@ class AotInductor(Exporter):
                 "aot-inductor needs a C++ compiler, such as g++, and there is none; export to onnx"
             ) from error
 
-    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def open(self, path: Path) -> Opened:
         """Run the compiled code."""
         from torch._inductor import aoti_load_package
 

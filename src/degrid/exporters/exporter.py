@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from degrid.types import UserError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from degrid.exporters.graph import Source
 
+Opened: TypeAlias = "tuple[Callable[[Tensor], Tensor], str | None]"
+"""A function that runs a file, and the facts stored in it; see `Exporter.open`."""
 KEY = "degrid"
 """Under this name a file holds the facts about its network, as JSON; see `runtime.Facts`."""
 
@@ -57,7 +59,7 @@ class Exporter:
         """
         raise NotImplementedError(f"{type(self).__name__} must define write(source, path, facts)")
 
-    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def open(self, path: Path) -> Opened:
         """Make a file ready to run.
 
         Returns:

@@ -70,16 +70,15 @@ def fix_smoothing(model: nn.Module) -> int:
 
     A layer that has no such form stays as it is, and must be traceable. Outputs are the same up to rounding.
     """
-    fixed: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
+    fixed = 0
+    for name, module in list(model.named_modules()):
         with torch.no_grad():
             layer = module.as_plain_layers() if isinstance(module, ExchangeableConv2d) else None
         if layer is not None:
-            fixed.append((name, layer))
-    for name, layer in fixed:
-        parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).add_module(leaf, layer)
-    return len(fixed)
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent).add_module(leaf, layer)
+            fixed += 1
+    return fixed
 
 
 def _scaled(side: int, fraction: Fraction, convention: str) -> int:
@@ -111,10 +110,8 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
 
 @dataclass(frozen=True)
 class Source:
-    """A network that is ready to be written.
+    """A network that is ready to be written: the module, and images to trace it with, of the type that the file takes.
 
-    graph: the module, from images [N,3,H,W] to the output of the file.
-    example: images to trace it with, of the type that the file takes.
     any_size: whether the file takes any number of images of any size; otherwise one of the example's size.
     """
 
@@ -139,11 +136,7 @@ class Source:
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
-        """The traced network.
-
-        Raises:
-            UserError: it cannot be traced.
-        """
+        """The traced network; a UserError where it cannot be traced."""
         free = torch.export.Dim.DYNAMIC
         shapes = {"image": {0: free, 2: free, 3: free}} if self.any_size else None
         try:

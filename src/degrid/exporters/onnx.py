@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degrid.exporters.exporter import KEY, Exporter, quiet
+from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.types import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from degrid.exporters.graph import Source
 
@@ -36,18 +35,15 @@ class Onnx(Exporter):
         self.library("onnxscript")
         size = sum(tensor.numel() * tensor.element_size() for tensor in source.program.state_dict.values())
         if size >= 2**31:
-            raise UserError(
-                f"an ONNX file holds at most 2 GB, this network has {size / 1e9:.1f} GB; export to openvino"
-            )
-        translations: Any = {operator.floordiv: _floordiv}
+            gigabytes = f"{size / 1e9:.1f} GB"
+            raise UserError(f"an ONNX file holds at most 2 GB, this network has {gigabytes}; export to openvino")
+        how: Any = {"optimize": True, "verbose": False, "custom_translation_table": {operator.floordiv: _floordiv}}
         with quiet():
-            made: Any = torch.onnx.export(
-                source.program, dynamo=True, verbose=False, optimize=True, custom_translation_table=translations
-            )
+            made: Any = torch.onnx.export(source.program, dynamo=True, **how)
         made.model.metadata_props[KEY] = facts
         made.save(str(path), external_data=False)
 
-    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def open(self, path: Path) -> Opened:
         """Run on as many threads as PyTorch would use."""
         import torch
 
@@ -77,10 +73,7 @@ def _floordiv(dividend: Any, divisor: Any) -> Any:
 def quantized(nncf: Any, model: Any, inputs: Sequence[Any]) -> Any:
     """NNCF's post-training quantization: one scale per output channel, and biases corrected for what rounding shifts.
 
-    Args:
-        nncf: the package.
-        model: of a library that NNCF knows, such as ONNX or OpenVINO.
-        inputs: to calibrate on, as that library takes them.
+    The model is of a library that NNCF knows, such as ONNX or OpenVINO; the inputs are as that library takes them.
     """
     with quiet():
         nncf.set_log_level("ERROR")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from degrid.exporters.exporter import KEY, Exporter, quiet
+from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.exporters.onnx import Onnx, quantized
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from degrid.exporters.graph import Source
 
@@ -37,7 +36,7 @@ class OpenVino(Exporter):
         finally:
             half.unlink(missing_ok=True)
 
-    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def open(self, path: Path) -> Opened:
         """Run on as many threads as PyTorch would use, in float32: OpenVINO alone might choose bfloat16."""
         import torch
 

@@ -58,15 +58,12 @@ class Facts:
             size = values.pop("size", None)
             return cls(classes, **values, size=size and (size[0], size[1]))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} was not written by degrid export: it does not say its classes and output"
-            ) from error
+            message = f"{path} was not written by degrid export: it does not say its classes and output"
+            raise UserError(message) from error
 
     def to_json(self) -> str:
         """ASCII; the size is left out where there is none, so that earlier versions can read it."""
-        values = asdict(self)
-        if self.size is None:
-            del values["size"]
+        values = {key: value for key, value in asdict(self).items() if (key, value) != ("size", None)}
         return json.dumps(values, ensure_ascii=True)
 
     @property
@@ -151,7 +148,6 @@ def compared(
 
     Args:
         model: the network in PyTorch, in evaluation mode.
-        exported: what was read from the file.
         output: what the file gives, "ids" or "logits".
         sizes: of the images, each N, C, H, W.
         exact: refuse a difference larger than rounding makes; int8 is judged by its mIoU instead.
@@ -175,10 +171,8 @@ def compared(
 
 
 def must_run(model: str) -> None:
-    """Run an exported model in a process of its own first: int8 code of a runtime may take the process down with it.
+    """Run a file in a process of its own first: int8 code of a runtime may take the process down with it.
 
-    Args:
-        model: the file, as `ExportedModel` takes it.
     Raises:
         UserError: that process crashed.
     """

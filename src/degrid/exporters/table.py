@@ -54,8 +54,7 @@ def find_opener(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
 def name_of(exporter: Exporter) -> str:
     """The name of a format on the command line."""
     kind = type(exporter)
-    own = f"{kind.__module__}:{kind.__qualname__}"
-    return next((name for name, each in EXPORTERS.items() if each is kind), own)
+    return next((name for name, each in EXPORTERS.items() if each is kind), f"{kind.__module__}:{kind.__qualname__}")
 
 
 def spelled(exporter: Exporter, path: Path) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from degrid.exporters.exporter import KEY, Exporter
+from degrid.exporters.exporter import KEY, Exporter, Opened
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from degrid.exporters.graph import Source
 
 
@@ -26,7 +23,7 @@ class TorchExport(Exporter):
 
         torch.export.save(source.program, str(path), extra_files={KEY: facts})
 
-    def open(self, path: Path) -> tuple[Callable[[Tensor], Tensor], str | None]:
+    def open(self, path: Path) -> Opened:
         """Run by PyTorch."""
         import torch
 

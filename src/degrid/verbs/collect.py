@@ -41,7 +41,10 @@ def collect(runs: Sequence[str | Path], out: str | Path, *, weights: bool = Fals
     if out.is_dir():
         raise UserError(f"cannot write the archive {out}: it is a folder")
     members, links = _members([Path(run) for run in runs], weights)
-    _pack(members, out)
+    # Symbolic links are sorted out already; following links stores hard-linked files whole, each by itself.
+    with atomic_write(out) as place, tarfile.open(place, "w:gz", compresslevel=6, dereference=True) as archive:
+        for name, file in members:
+            archive.add(file, name, recursive=False, filter=_anonymous)
     return Archive(out, tuple(name for name, _ in members), tuple(links))
 
 
@@ -83,17 +86,8 @@ def _tree(folder: Path) -> set[Path]:
     return found
 
 
-def _pack(members: list[tuple[str, Path]], out: Path) -> None:
-    def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-        """Without the owner's name, which is nobody's business elsewhere."""
-        entry.uid = entry.gid = 0
-        entry.uname = entry.gname = ""
-        return entry
-
-    # Symbolic links are sorted out already; following links stores hard-linked files whole, each by itself.
-    with (
-        atomic_write(out) as temporary,
-        tarfile.open(temporary, "w:gz", compresslevel=6, dereference=True) as archive,
-    ):
-        for name, file in members:
-            archive.add(file, name, recursive=False, filter=anonymous)
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without the owner's name, which is nobody's business elsewhere."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry

@@ -30,11 +30,9 @@ class Int8:
 
     Every other image calibrates and the others measure: neighbours in a sequence are alike, its halves are not.
 
-    Attributes:
-        data: a dataset, as for `degrid.open_dataset`, or an opened one.
-        split: of the dataset, if it is not open yet.
-        images: the most to calibrate on, and the most to measure on.
-        max_drop: points of mIoU (0..100) that int8 may lose.
+    data: a dataset, as for `degrid.open_dataset`, or an opened one; split: of one that is not open yet.
+    images: the most to calibrate on, and the most to measure on.
+    max_drop: points of mIoU (0..100) that int8 may lose.
     """
 
     data: AnyData
@@ -60,11 +58,9 @@ class Int8Scores:
 class ExportResult:
     """An exported model.
 
-    Attributes:
-        name: what `degrid predict` takes: the file, with its format before it if the ending does not tell.
-        files: all files (or folders), last the one that was asked for.
-        comparisons: what was found at each size; empty for a format that cannot be run here.
-        int8: what int8 costs; None without int8.
+    name: what `degrid predict` takes: the file, with its format before it if the ending does not tell.
+    files: all files (or folders), last the one that was asked for.
+    comparisons: what was found at each size; empty for a format that cannot be run here.
     """
 
     name: str
@@ -94,8 +90,7 @@ def export(
     """Write a model for another runtime, run it there, and compare; only then is there a file.
 
     Args:
-        model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits, which stays as it
-            is.
+        model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits; stays as it is.
         out: the file to write; by default the folder's name with the format's ending, beside the folder.
         format: a name in `degrid.exporters.table.EXPORTERS`, or a class of your own, itself or as "module:Class".
         output: "ids": class ids at the image's size; "logits": as the network gives them, for fusing scales or a CRF.
@@ -143,11 +138,7 @@ def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
 
 
 def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: bool) -> None:
-    """Before any long work: can the format do what is wanted, and is all that it needs installed?
-
-    Raises:
-        UserError: no.
-    """
+    """Before any long work: can the format do what is wanted, and is all that it needs installed?"""
     name = name_of(exporter)
     if not path.name.endswith(exporter.ending):
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
@@ -227,11 +218,7 @@ class _Trial:
         self.scores: Int8Scores | None = None
 
     def judge(self, exact: nn.Module, small: nn.Module) -> None:
-        """Measure both.
-
-        Raises:
-            UserError: int8 loses too much.
-        """
+        """Measure both, and refuse int8 that loses too much."""
         before, after = self._miou(exact, "measuring float32"), self._miou(small, "measuring int8")
         self.scores = Int8Scores(len(self.measuring), before, after)
         drop = 100 * (before - after)
@@ -247,8 +234,6 @@ class _Trial:
 
 
 class _Part:
-    """Some images of a dataset."""
-
     def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
         self.labels, self.dataset, self.indices = dataset.labels, dataset, indices
 
