@@ -24,12 +24,11 @@ class Arrays(DataFormat):
 
     wanted = "train.npz and val.npz with the arrays images and labels"
 
-    def reason(self):
-        return "train.npz" if (self.path / "train.npz").is_file() else ""
-
-    def layout(self):
-        splits = {file.stem: self.sources(file) for file in sorted(self.path.glob("*.npz"))}
-        return Layout(self.path, splits, LabelSpace.of_size(9), notes=["the classes are numbered from 0 to 8"])
+    def find(self, path):
+        files = sorted(path.glob("*.npz"))
+        splits = {file.stem: self.sources(file) for file in files}
+        notes = ["the classes are numbered from 0 to 8"]
+        return Layout(files[0].name, path, splits, LabelSpace.of_size(9), notes=notes) if files else None
 
     @staticmethod
     def sources(file):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
@@ -15,6 +13,7 @@ from degrid.data.formats.pairs import Pair, pair_up, read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _NAME = "ADEChallengeData2016"
+_SPLITS = {"train": "training", "val": "validation"}
 ADE_CLASSES = 150
 ADE_RULE = MaskRule({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX, **{raw + 1: raw for raw in range(ADE_CLASSES)}})
 """From ADE20K's ids to train ids: 0, "other", is void; 1 to 150 are the classes 0 to 149."""
@@ -23,55 +22,42 @@ ADE_RULE = MaskRule({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX, **{raw + 1: ra
 class Ade20k(DataFormat):
     """ADEChallengeData2016: images and annotations, each with training and validation."""
 
-    wanted: ClassVar[str] = "ADEChallengeData2016 with images and annotations (ADE20K)"
+    wanted = "ADEChallengeData2016 with images and annotations (ADE20K)"
 
-    @cached_property
-    def base(self) -> Path:
-        """The folder with images and annotations."""
-        return next((place for place in (self.path / _NAME, self.path) if (place / "annotations").is_dir()), self.path)
-
-    @cached_property
-    def _found(self) -> dict[str, tuple[list[Pair], list[Path]]]:
-        """Pairs, and masks without an image, of each split."""
-        images, masks = self.base / "images", self.base / "annotations"
-        return {
-            split: pair_up(images / folder, masks / folder)
-            for split, folder in (("train", "training"), ("val", "validation"))
-            if (images / folder).is_dir() and (masks / folder).is_dir()
-        }
-
-    @property
-    def pairs(self) -> dict[str, list[Pair]]:
-        """The images of each split, with their masks."""
-        return {split: pairs for split, (pairs, _) in self._found.items()}
-
-    def reason(self) -> str:
-        """See `DataFormat`. Other data may be laid out alike, and their id 0 is not void."""
-        names = [pair.name for pairs in self.pairs.values() for pair in pairs]
-        if not names:
-            return ""
-        if self.base.name == _NAME:
-            return f"a folder called {_NAME}"
-        table = _table(self.base)
-        if table:
-            return table.name
-        return (
-            "files called ADE_train_.., ADE_val_.."
-            if all(n.startswith(("ADE_train_", "ADE_val_")) for n in names)
-            else ""
-        )
-
-    def layout(self) -> Layout:
+    def find(self, path: Path) -> Layout | None:
         """See `DataFormat`.
 
         Raises:
             UserError: objectInfo150 beside the data is of another form.
         """
-        labels, rule = class_table(self.base)
+        base = next((place for place in (path / _NAME, path) if (place / "annotations").is_dir()), path)
+        splits, orphans = ade_pairs(base)
+        reason = _reason(base, [pair.name for pairs in splits.values() for pair in pairs])
+        if not reason:
+            return None
+        labels, rule = class_table(base)
         if labels is None or len(labels) == ADE_CLASSES:
-            labels, rule = labels or LabelSpace(_names(self.base), voc_palette(ADE_CLASSES)), ADE_RULE
-        orphans = [mask for _, lost in self._found.values() for mask in lost]
-        return Layout(self.base, self.pairs, labels, rule, orphans)
+            labels, rule = labels or LabelSpace(_names(base), voc_palette(ADE_CLASSES)), ADE_RULE
+        return Layout(reason, base, splits, labels, rule, orphans)
+
+
+def ade_pairs(base: Path) -> tuple[dict[str, list[Pair]], list[Path]]:
+    """The images of each split with their masks, and the masks without an image."""
+    folders = {split: (base / "images" / f, base / "annotations" / f) for split, f in _SPLITS.items()}
+    found = {s: pair_up(*both) for s, both in folders.items() if all(folder.is_dir() for folder in both)}
+    return {split: pairs for split, (pairs, _) in found.items()}, [mask for _, lost in found.values() for mask in lost]
+
+
+def _reason(base: Path, names: list[str]) -> str:
+    """What tells the benchmark from other data that are laid out alike, whose id 0 is not void; "" if nothing does."""
+    if not names:
+        return ""
+    if base.name == _NAME:
+        return f"a folder called {_NAME}"
+    table = _table(base)
+    if table:
+        return table.name
+    return "files called ADE_train_.." if all(name.startswith(("ADE_train_", "ADE_val_")) for name in names) else ""
 
 
 def _table(base: Path) -> Path | None:

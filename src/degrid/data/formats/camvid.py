@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import pair_up
 from degrid.types import LabelSpace
 
-CAMVID = LabelSpace(
-    (
-        "Sky",
-        "Building",
-        "Pole",
-        "Road",
-        "Pavement",
-        "Tree",
-        "SignSymbol",
-        "Fence",
-        "Car",
-        "Pedestrian",
-        "Bicyclist",
-    ),
-    (
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
+_CLASSES = (
+    ("Sky", (128, 128, 128)),
+    ("Building", (128, 0, 0)),
+    ("Pole", (192, 192, 128)),
+    ("Road", (128, 64, 128)),
+    ("Pavement", (60, 40, 222)),
+    ("Tree", (128, 128, 0)),
+    ("SignSymbol", (192, 128, 128)),
+    ("Fence", (64, 64, 128)),
+    ("Car", (64, 0, 128)),
+    ("Pedestrian", (64, 64, 0)),
+    ("Bicyclist", (0, 128, 192)),
 )
+CAMVID = LabelSpace(tuple(row[0] for row in _CLASSES), tuple(row[1] for row in _CLASSES))
 
 
 class CamVid(DataFormat):
     """train and trainannot, and so on, as SegNet's authors laid it out: 11 classes; 11 is void."""
 
-    wanted: ClassVar[str] = "train and trainannot (CamVid)"
+    wanted = "train and trainannot (CamVid)"
 
-    def _splits(self) -> list[str]:
-        names = ("train", "val", "test")
-        return [name for name in names if (self.path / name).is_dir() and (self.path / f"{name}annot").is_dir()]
-
-    def reason(self) -> str:
+    def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        return ", ".join(f"{split} and {split}annot" for split in self._splits())
-
-    def layout(self) -> Layout:
-        """See `DataFormat`."""
-        found = {split: pair_up(self.path / split, self.path / f"{split}annot") for split in self._splits()}
+        folders = {split: (path / split, path / f"{split}annot") for split in ("train", "val", "test")}
+        found = {s: pair_up(*both) for s, both in folders.items() if all(folder.is_dir() for folder in both)}
         orphans = [mask for _, lost in found.values() for mask in lost]
         splits = {split: pairs for split, (pairs, _) in found.items()}
-        return Layout(self.path, splits, CAMVID, MaskRule.plain(CAMVID, void=(11,)), orphans)
+        reason = ", ".join(f"{split} and {split}annot" for split in splits)
+        return Layout(reason, path, splits, CAMVID, MaskRule.plain(CAMVID, void=(11,)), orphans)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
@@ -45,37 +43,36 @@ CITYSCAPES_RAW = MaskRule(
 class Cityscapes(DataFormat):
     """leftImg8bit with gtFine or gtCoarse, read from labelTrainIds where all images have them."""
 
-    wanted: ClassVar[str] = "leftImg8bit and gtFine (Cityscapes)"
+    wanted = "leftImg8bit and gtFine (Cityscapes)"
 
-    @cached_property
-    def _masks(self) -> Path | None:
-        return next((self.path / name for name in ("gtFine", "gtCoarse") if (self.path / name).is_dir()), None)
-
-    def reason(self) -> str:
+    def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        return f"leftImg8bit and {self._masks.name}" if self._masks and (self.path / "leftImg8bit").is_dir() else ""
-
-    def layout(self) -> Layout:
-        """See `DataFormat`."""
-        images = [file for file in images_in(self.path / "leftImg8bit") if file.stem.endswith("_leftImg8bit")]
-        have = [self._mask_of(image, "labelTrainIds").exists() for image in images]
-        ending = "labelTrainIds" if all(have) else "labelIds"
+        folder = path / "leftImg8bit"
+        masks = _masks_in(path)
+        if masks is None or not folder.is_dir():
+            return None
+        images = [file for file in images_in(folder) if file.stem.endswith("_leftImg8bit")]
+        names = [file.relative_to(folder).with_suffix("").as_posix().removesuffix("_leftImg8bit") for file in images]
+        have = [_mask_of(name, masks, "labelTrainIds").exists() for name in names]
         splits: dict[str, list[Pair]] = {}
-        for image in images:
-            name = image.relative_to(self.path / "leftImg8bit").with_suffix("").as_posix().removesuffix("_leftImg8bit")
-            mask = self._mask_of(image, ending)
+        for name, image in zip(names, images, strict=True):
+            mask = _mask_of(name, masks, "labelTrainIds" if all(have) else "labelIds")
             splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
         undivided = splits.pop("", [])
         notes = [] if splits else [DIVIDED]
         if any(have) and not all(have):
             notes.append(f"{len(have) - sum(have)} images have no labelTrainIds: all labels are read from labelIds")
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
-        return Layout(self.path, splits or divided(undivided), CITYSCAPES, rule, notes=notes)
+        reason = f"leftImg8bit and {masks.name}"
+        return Layout(reason, path, splits or divided(undivided), CITYSCAPES, rule, notes=notes)
 
-    def _mask_of(self, image: Path, ending: str) -> Path:
-        assert self._masks
-        folder = self._masks / image.parent.relative_to(self.path / "leftImg8bit")
-        return folder / f"{image.stem.removesuffix('_leftImg8bit')}_{self._masks.name}_{ending}.png"
+
+def _masks_in(path: Path) -> Path | None:
+    return next((path / name for name in ("gtFine", "gtCoarse") if (path / name).is_dir()), None)
+
+
+def _mask_of(name: str, masks: Path, ending: str) -> Path:
+    return masks / f"{name}_{masks.name}_{ending}.png"
 
 
 def _split_of(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -37,27 +37,18 @@ class Description(DataFormat):
     the format.
     """
 
-    wanted: ClassVar[str] = "dataset.yaml"
+    wanted = "dataset.yaml"
 
-    @property
-    def _file(self) -> Path | None:
-        if self.path.suffix in (".yaml", ".yml"):
-            return self.path
-        files = (self.path / "dataset.yaml", self.path / "dataset.yml")
-        return next((file for file in files if file.exists()), None)
-
-    def reason(self) -> str:
-        """See `DataFormat`."""
-        return self._file.name if self._file else ""
-
-    def layout(self) -> Layout:
+    def find(self, path: Path) -> Layout | None:
         """See `DataFormat`.
 
         Raises:
             UserError: not YAML, an unknown key, or values of another form.
         """
-        file = self._file
-        assert file
+        places = (path,) if path.suffix in (".yaml", ".yml") else (path / "dataset.yaml", path / "dataset.yml")
+        file = next((place for place in places if place.exists()), None)
+        if file is None:
+            return None
         given = _read(file)
         root = file.parent / str(given.get("path", "."))
         if not root.is_dir():
@@ -67,13 +58,11 @@ class Description(DataFormat):
             if given.get(split):
                 splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
                 orphans += lost
-        layout = Layout(root, splits, orphans=orphans)
-        if not splits:
-            layout = _inside(given, root, file)
-        elif "format" in given:
+        layout = Layout(file.name, root, splits, orphans=orphans) if splits else _inside(given, root, file)
+        if splits and "format" in given:
             raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
-        elif not any(splits.values()):
-            raise UserError(f"{file}: {', '.join(splits)}: no image there")
+        if not any(layout.splits.values()):
+            raise UserError(f"{file}: no image in {', '.join(splits)}")
         if "classes" in given:
             layout.labels, layout.rule = _classes(given, file)
         elif "ids" in given or "void" in given:
@@ -149,27 +138,32 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     if not isinstance(rows, dict) or sorted(rows) != list(range(len(rows))):
         raise UserError(f"{file}: classes must be a list of names, or a table with the ids 0, 1, 2, .. without a gap")
     palette = voc_palette(len(rows))
-    names: list[str] = []
-    colors: list[Color] = []
-    ids: dict[int, int] = {}
-    for train in range(len(rows)):
-        row = {"name": rows[train]} if not isinstance(rows[train], dict) else rows[train]
-        unknown = set(row) - {"name", "color", "ids", "labels"}
-        if unknown or "name" not in row:
-            raise UserError(f"{file}: class {train}: expected name, and if wanted color and ids; got {', '.join(row)}")
-        names.append(str(row["name"]))
-        colors.append(_color(row.get("color", list(palette[train])), file))
-        # With a table of ids, that table says everything.
-        raw = _listed(row.get("ids", row.get("labels", [] if given.get("ids") else [train])))
-        if not all(_is_id(value) for value in raw):
-            raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
-        ids |= dict.fromkeys(raw, train)
-    labels = LabelSpace(tuple(names), tuple(colors))
+    # With a table of ids, that table says everything.
+    plain = not given.get("ids")
+    read = [_class(train, rows[train], palette[train], plain, file) for train in range(len(rows))]
+    labels = LabelSpace(tuple(name for name, _, _ in read), tuple(color for _, color, _ in read))
+    ids = {raw: train for train, (_, _, raws) in enumerate(read) for raw in raws}
     void = [] if given.get("void") is None else _listed(given["void"])
     void_ids = {value: IGNORE_INDEX for value in void if _is_id(value)}
     void_colors = {_color(value, file): IGNORE_INDEX for value in void if not _is_id(value)}
     mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX, **_id_table(given.get("ids") or {}, len(labels), file), **void_ids}
     return labels, MaskRule(mapped, {**MaskRule.plain(labels).colors, **void_colors})
+
+
+def _class(train: int, row: Any, color: Color, plain: bool, file: Path) -> tuple[str, Color, list[int]]:
+    """Name, colour and raw ids of a class.
+
+    Args:
+        color: the default.
+        plain: a class without ids has its train id as raw id.
+    """
+    row = row if isinstance(row, dict) else {"name": row}
+    if set(row) - {"name", "color", "ids", "labels"} or "name" not in row:
+        raise UserError(f"{file}: class {train}: expected name, and if wanted color and ids; got {', '.join(row)}")
+    raw = _listed(row.get("ids", row.get("labels", [train] if plain else [])))
+    if not all(_is_id(value) for value in raw):
+        raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
+    return str(row["name"]), _color(row.get("color", list(color)), file), raw
 
 
 def _id_table(table: Any, num_classes: int, file: Path) -> dict[int, int]:

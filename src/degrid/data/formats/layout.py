@@ -33,32 +33,32 @@ class Layout:
     """What is in a dataset.
 
     Attributes:
+        reason: why the data were taken for this format, such as "images and masks".
         root: the folder that messages name.
         splits: the samples of each split.
         labels: the classes; None where the masks must be scanned to find them.
         rule: how label values become train ids; None: as they are.
         orphans: masks without an image.
         notes: what was decided for the user, one sentence each.
-        kind, reason: the format and why it matched; filled in by whoever recognised the dataset.
         how_to_add: what makes another split, with {split} in place of its name.
+        kind: the format's name, filled in by `degrid.data.formats.table`.
     """
 
+    reason: str
     root: Path
     splits: Mapping[str, Sequence[Source]]
     labels: LabelSpace | None = None
     rule: MaskRule | None = None
     orphans: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    kind: str = ""
-    reason: str = ""
     how_to_add: str = "a folder {split}/ or a list {split}.txt"
+    kind: str = ""
 
 
 class DataFormat(ABC):
     """One way in which datasets are stored. One of your own derives from this and is named "my_module:MyFormat=PATH".
 
     Args:
-        path: a folder or file.
         root: for lists of files: where the leading slash of their paths points; None: to be found out.
     Attributes:
         wanted: what such a dataset consists of, for the message where no format fits.
@@ -66,16 +66,14 @@ class DataFormat(ABC):
 
     wanted: ClassVar[str] = ""
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
-        self.path, self.root = path, root
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
 
     @abstractmethod
-    def reason(self) -> str:
-        """Why the path holds a dataset of this format, such as "images/ and masks/"; "" where it does not."""
+    def find(self, path: Path) -> Layout | None:
+        """What is in the folder or file; None where it is not of this format.
 
-    @abstractmethod
-    def layout(self) -> Layout:
-        """What is in the dataset; without a single sample the next format is tried. Called only after `reason`.
+        A layout without a single sample counts as None.
 
         Raises:
             UserError: it is of this format, but cannot be used.

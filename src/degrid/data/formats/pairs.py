@@ -16,18 +16,7 @@ from degrid.data.formats.source import Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.types import UserError
 
-MASK_ENDINGS = (
-    "_mask",
-    "_masks",
-    "_label",
-    "_labels",
-    "_gt",
-    "_seg",
-    "_segmentation",
-    "-mask",
-    "-label",
-    "_L",
-)
+MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L")
 DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
 

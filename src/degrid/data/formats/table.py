@@ -46,7 +46,7 @@ def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Lay
     """
     formats = {kind: made for kind, made in FORMATS.items() if not (inside and made is Description)}
     for kind, made in formats.items():
-        found = _read(kind, made(path, root))
+        found = _read(kind, made(root), path)
         if found:
             return found
     if path.is_file():
@@ -70,19 +70,15 @@ def read_as(kind: str, path: Path) -> Layout:
         raise UserError(f'data format "{kind}": expected a class derived from degrid.data.DataFormat, got {made!r}')
     if not path.exists():
         raise UserError(f"no data at {path}")
-    found = _read(kind, made(path))
+    found = _read(kind, made(), path)
     if found is None:
         raise UserError(f"{path} holds no data of the format {kind}" + (made.wanted and f"; expected {made.wanted}"))
     return found
 
 
-def _read(kind: str, candidate: DataFormat) -> Layout | None:
-    reason = candidate.reason()
-    if not reason:
-        return None
-    found = candidate.layout()
-    if not any(found.splits.values()):
+def _read(kind: str, data_format: DataFormat, path: Path) -> Layout | None:
+    found = data_format.find(path)
+    if found is None or not any(found.splits.values()):
         return None
     order = [*(name for name in ("train", "val", "test") if name in found.splits), *sorted(found.splits)]
-    splits = {name: found.splits[name] for name in order}
-    return dataclasses.replace(found, kind=found.kind or kind, reason=found.reason or reason, splits=splits)
+    return dataclasses.replace(found, kind=found.kind or kind, splits={name: found.splits[name] for name in order})

@@ -187,7 +187,7 @@ def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
                     progress(Progress("checking", done, total))
         except UserError as error:
             findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
-    layout = Layout(Path(), {}, datasets["train"].labels, kind="dataset")
+    layout = Layout("", Path(), {}, datasets["train"].labels, kind="dataset")
     return _report(name, layout, splits, findings)
 
 

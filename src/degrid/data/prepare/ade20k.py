@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.data.formats.ade20k import ADE_CLASSES, ADE_RULE, Ade20k
+from degrid.data.formats.ade20k import ADE_CLASSES, ADE_RULE, Ade20k, ade_pairs
 from degrid.data.formats.classes import table_in
 from degrid.data.formats.masks import Color
 from degrid.data.prepare.listing import ListWriter, folder_at, write_train_ids
@@ -31,30 +31,30 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
         UserError: no ADE20K, a damaged label or one with other ids, or a table of other classes.
     """
     root = folder_at(path)
-    found = Ade20k(root)
-    if not found.reason():
+    layout = Ade20k().find(root)
+    if layout is None:
         raise UserError(
             f"no ADE20K in {root}; expected ADEChallengeData2016 with images/training, images/validation, "
             "annotations/training and annotations/validation"
         )
-    layout = found.layout()
-    labels = layout.labels
+    base, labels = layout.root, layout.labels
+    splits, _ = ade_pairs(base)
     assert labels is not None
     if len(labels) != ADE_CLASSES:
-        table = table_in(found.base, labels)
+        table = table_in(base, labels)
         raise UserError(f"{table} names {len(labels)} classes, ADE20K has {ADE_CLASSES}; take it away to prepare")
-    lists = ListWriter(found.base, labels, _COUNTS)
+    lists = ListWriter(base, labels, _COUNTS)
     if labels.names[0] == "object 1":
         lists.report.append(
-            f"warning: no objectInfo150.txt in {found.base}: the classes are called object 1 to object 150; put it "
+            f"warning: no objectInfo150.txt in {base}: the classes are called object 1 to object 150; put it "
             "there, delete classes.csv and prepare again for their names"
         )
-    masks = [pair.mask for pairs in found.pairs.values() for pair in pairs if pair.mask]
-    targets = {mask: _target(found.base, mask) for mask in masks}
+    masks = [pair.mask for pairs in splits.values() for pair in pairs if pair.mask]
+    targets = {mask: _target(base, mask) for mask in masks}
     made = write_train_ids(targets, ADE_RULE, labels, _refuse, progress)
-    lists.report.append(f"{made:,} labels made in {found.base / _FOLDER}")
+    lists.report.append(f"{made:,} labels made in {base / _FOLDER}")
     for split in _COUNTS:
-        pairs = found.pairs.get(split, [])
+        pairs = splits.get(split, [])
         lists.warn(f"{split}: {{}} images have no label", [pair.image for pair in pairs if pair.mask is None])
         lists.write(split, [(pair.image, targets[pair.mask]) for pair in pairs if pair.mask])
     lists.warn("{} labels have no image", layout.orphans)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
@@ -36,27 +35,19 @@ class TFRecord(DataFormat):
     splits of its dataset; if its split is not train, val or test, it is given in order to train on it.
     """
 
-    wanted: ClassVar[str] = "TFRecord files such as train.tfrecord"
+    wanted = "TFRecord files such as train.tfrecord"
 
-    @cached_property
-    def _files(self) -> dict[Path, tuple[str, str]]:
-        """See `_files_in`."""
-        if not self.path.is_dir():
-            return _files_in(self.path.parent) if is_record_file(self.path) else {}
-        return next(filter(None, map(_files_in, (self.path, *(self.path / name for name in _FOLDERS)))), {})
-
-    def reason(self) -> str:
-        """See `DataFormat`."""
-        return self.path.name if self._files and self.path.is_file() else next((file.name for file in self._files), "")
-
-    def layout(self) -> Layout:
+    def find(self, path: Path) -> Layout | None:
         """See `DataFormat`.
 
         Raises:
             UserError: files of several datasets, or a class table that cannot be read.
         """
-        splits = self._splits_of_folder() if self.path.is_dir() else self._splits_beside()
-        folder = next(iter(self._files)).parent
+        splits = _splits_in(path) if path.is_dir() else _splits_beside(path)
+        if not splits:
+            return None
+        first = next(iter(splits))
+        folder = first.parent
         root = folder.parent if folder.name in _FOLDERS else folder
         labels, rule = class_table(folder)
         if labels is None:
@@ -66,25 +57,34 @@ class TFRecord(DataFormat):
             files.setdefault(split, []).append(file)
         sources = {split: LazySources(partial(sources_in, chosen)) for split, chosen in files.items()}
         notes = [note for split, chosen in files.items() if (note := _incomplete(split, chosen))]
-        return Layout(root, sources, labels, rule, notes=notes, how_to_add="a file {split}.tfrecord")
+        return Layout(first.name, root, sources, labels, rule, notes=notes, how_to_add="a file {split}.tfrecord")
 
-    def _splits_of_folder(self) -> dict[Path, str]:
-        datasets = sorted({data for data, split in self._files.values() if split})
-        if len(datasets) > 1:
-            raise UserError(
-                f"{next(iter(self._files)).parent} holds records of several datasets "
-                f"({', '.join(name or '(no name)' for name in datasets)}); give one file: the other splits of its "
-                "dataset are found beside it"
-            )
-        only = not datasets and len({data for data, _ in self._files.values()}) == 1
-        return {file: "train" if only else split or data for file, (data, split) in self._files.items()}
 
-    def _splits_beside(self) -> dict[Path, str]:
-        data, own = _parts(self.path)
-        splits = {f: split for f, (name, split) in self._files.items() if name == data and bool(split) == bool(own)}
-        if own in ("train", "val", "test"):
-            return splits
-        return {file: "train" if split == own else split for file, split in splits.items() if split != "train"}
+def _splits_in(folder: Path) -> dict[Path, str]:
+    """The split of each file in a folder, or in records/ or tfrecords/ inside it."""
+    places = (folder, *(folder / name for name in _FOLDERS))
+    files: dict[Path, tuple[str, str]] = next(filter(None, map(_files_in, places)), {})
+    datasets = sorted({data for data, split in files.values() if split})
+    if len(datasets) > 1:
+        raise UserError(
+            f"{next(iter(files)).parent} holds records of several datasets "
+            f"({', '.join(name or '(no name)' for name in datasets)}); give one file: the other splits of its dataset "
+            "are found beside it"
+        )
+    only = not datasets and len({data for data, _ in files.values()}) == 1
+    return {file: "train" if only else split or data for file, (data, split) in files.items()}
+
+
+def _splits_beside(file: Path) -> dict[Path, str]:
+    """The split of each file of the dataset that a file belongs to."""
+    if not is_record_file(file):
+        return {}
+    data, own = _parts(file)
+    files = _files_in(file.parent)
+    splits = {f: split for f, (name, split) in files.items() if name == data and bool(split) == bool(own)}
+    if own in ("train", "val", "test"):
+        return splits
+    return {f: "train" if split == own else split for f, split in splits.items() if split != "train"}
 
 
 def sources_in(files: Sequence[str | Path]) -> Iterator[Source]:
