@@ -41,9 +41,8 @@ class Voc(DataFormat):
         # Later entries win, so that the best folder comes last.
         masks = {file.stem: file for folder in reversed(folders) for file in images_in(folder)}
         images = {file.stem: file for file in images_in(base / "JPEGImages")}
-        lists = split_files(base / "ImageSets" / "Segmentation", any_name=True)
-        pairs = [Pair(name, image, masks.get(name)) for name, image in images.items()]
-        splits = {split: select(names, pairs, base / "JPEGImages") for split, names in lists.items()}
+        splits = _splits(base, images, masks)
+        notes = [] if splits else [DIVIDED]
         if not splits:
             # JPEGImages holds many photographs without a segmentation: only those with one count.
             splits = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
@@ -51,8 +50,15 @@ class Voc(DataFormat):
         labels, rule = named or VOC, rule or MaskRule.plain(VOC)
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
-        return Layout(reason, base, splits, labels, rule, orphans, [] if lists else [DIVIDED])
+        return Layout(reason, base, splits, labels, rule, orphans, notes)
 
 
 def _mask_folders(base: Path) -> list[Path]:
     return [base / name for name in _MASKS if (base / name).is_dir()]
+
+
+def _splits(base: Path, images: dict[str, Path], masks: dict[str, Path]) -> dict[str, list[Pair]]:
+    """The pairs that each list of ImageSets/Segmentation names; empty without lists."""
+    pairs = [Pair(name, image, masks.get(name)) for name, image in images.items()]
+    lists = split_files(base / "ImageSets" / "Segmentation", any_name=True)
+    return {split: select(names, pairs, base / "JPEGImages") for split, names in lists.items()}
