@@ -35,7 +35,7 @@ class Voc(DataFormat):
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         base = voc_base(path)
-        folders = _mask_folders(base) if base else []
+        folders = _mask_folders(base)
         if base is None or not folders:
             return None
         # Later entries win, so that the best folder comes last.
@@ -53,8 +53,8 @@ class Voc(DataFormat):
         return Layout(reason, base, splits, labels, rule, orphans, notes)
 
 
-def _mask_folders(base: Path) -> list[Path]:
-    return [base / name for name in _MASKS if (base / name).is_dir()]
+def _mask_folders(base: Path | None) -> list[Path]:
+    return [base / name for name in _MASKS if (base / name).is_dir()] if base else []
 
 
 def _splits(base: Path, images: dict[str, Path], masks: dict[str, Path]) -> dict[str, list[Pair]]:
