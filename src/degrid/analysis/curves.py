@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,8 @@ def _name(file: Path) -> str:
     return (Path(os.path.abspath(file)).parent.name if generic else file.stem) or file.stem
 
 
-# ---- metrics.jsonl ------------------------------------------------------------------------------------------
-
-
 def _read_jsonl(file: Path, lines: Sequence[str], complete: bool) -> Curves:
-    steps: list[int] = []
-    losses: list[float] = []
-    rates: list[float] = []
+    records: list[tuple[int, float, float]] = []
     validations: list[Validation] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -121,18 +116,15 @@ def _read_jsonl(file: Path, lines: Sequence[str], complete: bool) -> Curves:
             if "val" in record:
                 validations.append(_validation(step, record["val"]))
             else:
-                loss, rate = float(record["loss"]), float(record.get("lr", "nan"))
-                steps.append(step)
-                losses.append(loss)
-                rates.append(rate)
+                records.append((step, float(record["loss"]), float(record.get("lr", "nan"))))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if number == len(lines) and not complete:
                 continue  # cut off: the run is being written, or was killed
             raise UserError(
                 f'{file}, line {number}: expected a JSON record with "step" and "loss" or "val", got {line[:60]!r}'
             ) from error
-    numbers = tuple(steps), tuple(losses), tuple(rates), tuple(validations)
-    return Curves(_name(file), *numbers, "degrid", _epoch_steps(file.parent))
+    steps, loss, lr = zip(*records, strict=True) if records else ((), (), ())
+    return Curves(_name(file), steps, loss, lr, tuple(validations), "degrid", _epoch_steps(file.parent))
 
 
 def _validation(step: int, found: Mapping[str, Any]) -> Validation:
@@ -153,8 +145,6 @@ def _epoch_steps(folder: Path) -> float | None:
     # A batch may span two epochs, so an epoch need not be a whole number of steps.
     return int(images[1]) / per_step if images and int(images[1]) > 0 and per_step > 0 else None
 
-
-# ---- log.txt of the original programs -----------------------------------------------------------------------
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))(?![\w.])"
 _STEP = re.compile(rf"\s*(\d+)\s*,\s*{_NUMBER}(?:\s*,\s*{_NUMBER})?", re.I)
@@ -181,7 +171,7 @@ def _read_log(file: Path, lines: Sequence[str], complete: bool) -> Curves:
                 f'{file}, line {number}: expected "step, loss", "step, loss, mIoU", "Iteration: N" or a score such as '
                 f'"mIoU: 0.712", got {line[:60]!r}'
             )
-    return replace(log.curves(), name=_name(file))
+    return log.curves(_name(file))
 
 
 class _Log:
@@ -222,17 +212,13 @@ class _Log:
     def flush(self) -> None:
         """End a list of scores; a list without mIoU was cut off, and is dropped."""
         if "miou" in self.scores and self.records:
-            classes = {name: _known(iou) for name, iou in self.scores.items() if name.startswith("class ")}
+            # The IoU of a class that occurs nowhere is 0/0, which these logs print as NaN.
+            ious = {name: None if iou != iou else iou for name, iou in self.scores.items() if name.startswith("class ")}
             accuracy = self.scores.get("pixel accuracy")
-            self.validations.append(Validation(self.records[-1][0], self.scores["miou"], accuracy, classes))
+            self.validations.append(Validation(self.records[-1][0], self.scores["miou"], accuracy, ious))
         self.scores = {}
 
-    def curves(self) -> Curves:
+    def curves(self, name: str) -> Curves:
         self.flush()
         steps, losses = tuple(step for step, _ in self.records), tuple(loss for _, loss in self.records)
-        return Curves("", steps, losses, (), tuple(self.validations), self.format, LOG_EPOCH_STEPS)
-
-
-def _known(iou: float) -> float | None:
-    """None for NaN, which these logs print as the IoU (0/0) of a class that occurs nowhere."""
-    return None if iou != iou else iou
+        return Curves(name, steps, losses, (), tuple(self.validations), self.format, LOG_EPOCH_STEPS)

@@ -31,8 +31,7 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text under a row of heads."""
-    lines = [_row("th", head), *(_row("td", row) for row in rows)]
-    return f"<table>{''.join(lines)}</table>"
+    return f"<table>{_row('th', head)}{''.join(_row('td', row) for row in rows)}</table>"
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from degrid.analysis.curves import Curves, Validation, distinct
+from degrid.analysis.curves import Curves, distinct
 from degrid.analysis.page import COLORS, figure, image, page, percent, png, table
 from degrid.files import write_bytes, write_text
 from degrid.types import UserError
@@ -52,9 +52,6 @@ def epoch_means(values: Sequence[float], epoch_steps: float) -> np.ndarray:
     count = np.bincount(number[use], minlength=epochs)
     total = np.bincount(number[use], array[use], minlength=epochs)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-# ---- pictures -----------------------------------------------------------------------------------------------
 
 
 def _canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -186,9 +183,6 @@ PICTURES: tuple[tuple[str, Callable[[Sequence[Curves], float], Figure | None], s
 """File name, drawing function of (runs, smoothing) and caption."""
 
 
-# ---- files and page -----------------------------------------------------------------------------------------
-
-
 def plot_runs(
     curves: Sequence[Curves], out: str | Path, smooth: float = 0.9, epoch_steps: float | None = None
 ) -> list[Path]:
@@ -234,14 +228,11 @@ def _scores(runs: Sequence[Curves], smooth: float) -> str:
     for run in runs:
         losses = [value for value in smoothed(run.loss, smooth) if math.isfinite(value)]
         last = run.validations[-1] if run.validations else None
-        best = max((found for found in run.validations if math.isfinite(found.miou)), key=_by_miou, default=None)
+        finite = [found for found in run.validations if math.isfinite(found.miou)]
+        best = max(finite, key=lambda found: found.miou, default=None)
         row = [run.name, str(run.steps[-1]) if run.steps else "-", f"{losses[-1]:.4f}" if losses else "-"]
         row += [str(len(run.loss) - len(losses)), percent(last.miou if last else None, 2)]
         row += [percent(last.pixel_accuracy if last else None, 2)]
         rows.append([*row, f"{percent(best.miou, 2)} (step {best.step})" if best else "-"])
     note = f"The final loss is smoothed with weight {smooth:g}; the scores are of the last and of the best validation."
     return f"{table(head, rows)}<p>{note}</p>"
-
-
-def _by_miou(found: Validation) -> float:
-    return found.miou

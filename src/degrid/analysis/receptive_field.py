@@ -27,7 +27,6 @@ def effective_receptive_field(
         function: size-keeping, [1,C,H,W] -> [1,K,H,W]; a module in evaluation mode, or a part of one.
         shape: C, H, W of its input. Only odd H and W have a true centre.
         runs: random inputs.
-        seed: of the random numbers.
         inputs: makes an input [1,C,H,W]; by default standard normal numbers.
     Raises:
         UserError: the output is of another size than the input.
@@ -81,16 +80,12 @@ def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
     children = list(module.children())
     while len(children) == 1:
         children = list(children[0].children())
-    return [
-        stage
-        for child in children
+    stages: list[nn.Module] = []
+    for child in children:
         # timm's MobileNets and EfficientNets keep all stages in one container.
-        for stage in (child.children() if isinstance(child, nn.Sequential) and _holds_stages(child) else [child])
-    ]
-
-
-def _holds_stages(module: nn.Module) -> bool:
-    return all(isinstance(child, nn.Sequential) for child in module.children())
+        holds_stages = isinstance(child, nn.Sequential) and all(isinstance(part, nn.Sequential) for part in child)
+        stages += child.children() if holds_stages else [child]
+    return stages
 
 
 def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
@@ -131,10 +126,8 @@ def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -
     """
     centre_y, centre_x = field.shape[0] // 2, field.shape[1] // 2
     for radius in range(max(field.shape)):
-        window = field[
-            max(0, centre_y - radius) : centre_y + radius + 1,
-            max(0, centre_x - radius) : centre_x + radius + 1,
-        ]
+        rows, columns = (slice(max(0, centre - radius), centre + radius + 1) for centre in (centre_y, centre_x))
+        window = field[rows, columns]
         if window.sum() >= mass * field.sum():
             return float((window < threshold * field.max()).mean())
     return float((field < threshold * field.max()).mean())

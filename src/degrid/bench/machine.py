@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
@@ -43,12 +44,10 @@ def machine_facts() -> dict[str, Any]:
 
 def versions(libraries: Iterable[str]) -> dict[str, str | None]:
     """Version of each library; None for one that is not installed."""
-    found: dict[str, str | None] = {}
-    for name in libraries:
-        try:
+    found: dict[str, str | None] = dict.fromkeys(libraries)
+    for name in found:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
     return found
 
 
@@ -76,10 +75,7 @@ def machine_state() -> dict[str, Any]:
 
 
 def thread_state(
-    threads: Iterable[int] | None = None,
-    size: int = 1024,
-    times: int = 7,
-    clock: Callable[[], float] = time.perf_counter,
+    threads: Iterable[int] | None = None, size: int = 1024, times: int = 7, clock: Callable[[], float] = perf_counter
 ) -> dict[int, float]:
     """GFLOP/s of a float32 matrix product by number of threads: the best of several, to see what the machine can do.
 
@@ -87,8 +83,7 @@ def thread_state(
 
     Args:
         threads: numbers of threads; by default 1, 2 and as many as PyTorch uses now, as far as there are cores.
-        size: rows and columns of the matrices.
-        times: products per number of threads.
+        size: rows and columns of the matrices; times: products per number of threads.
         clock: seconds since any moment.
     """
     import torch

@@ -37,7 +37,6 @@ _STATM = Path("/proc/self/statm")
 class Case:
     """One way to do a job.
 
-    name: what it is called in the table.
     run: does the job once; its result is dropped.
     group: the job; cases are compared within their group.
     base: whether the others of the group are compared with this case; true of exactly one.
@@ -129,7 +128,7 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[int, int], None] = lambda done, least: None,
 ) -> list[Row]:
-    """Measure cases in turn, round by round.
+    """Measure cases in turn, round by round: a row per case, in order.
 
     Args:
         cases: of one group or several, each with one base.
@@ -139,8 +138,6 @@ def measure(
         meter: from a function to its cost, in `unit`; above 0.
         clock: seconds since any moment, for `seconds`.
         on_round: called after each round, warm-up included, with the rounds done and the least number of all.
-    Returns:
-        A row per case, in order.
     Raises:
         UserError: no cases, no rounds, or a group without one base.
     """
@@ -162,7 +159,6 @@ def measure(
 
 
 def _bases(cases: Sequence[Case]) -> dict[str, int]:
-    """The index of each group's base."""
     if not cases:
         raise UserError("nothing to measure: expected at least one case")
     bases: dict[str, list[int]] = {case.group: [] for case in cases}
@@ -181,22 +177,13 @@ def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:
 
 
 def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
-    """Join the rows of several repeats of one measurement: all rounds together, and the median ratio of each repeat.
-
-    Args:
-        repeats: lists of rows of the same cases in the same order.
-    """
+    """Join the rows of repeats of the same cases in order: all rounds, and the median ratio of each repeat."""
     rows = []
     for same in zip(*repeats, strict=True):
-        values, ratios, medians = (
-            tuple(chain.from_iterable(parts))
-            for parts in zip(*((row.values, row.ratios, row.repeats) for row in same), strict=True)
-        )
+        columns = zip(*((row.values, row.ratios, row.repeats) for row in same), strict=True)
+        values, ratios, medians = (tuple(chain.from_iterable(parts)) for parts in columns)
         rows.append(replace(same[0], values=values, ratios=ratios, repeats=medians))
     return rows
-
-
-# ---- memory -------------------------------------------------------------------------------------------------
 
 
 def saved_activations(

@@ -100,9 +100,6 @@ def same_ids(found: Tensor, wanted: Tensor) -> float:
     return 100 * (found.long() == wanted.long()).double().mean().item()
 
 
-# ---- inference ----------------------------------------------------------------------------------------------
-
-
 def networks(scope: Scope) -> list[Block]:
     """From a picture to class ids at its size: the usual code, `degrid.Predictor`, and each smoothing operator."""
     rows: list[tuple[str, Callable[[], nn.Module], list[tuple[int, int]], float]] = [
@@ -121,10 +118,8 @@ def networks(scope: Scope) -> list[Block]:
     return [*blocks, Block(name, 28, partial(_smoothed_cases, name, scope.picture(size)))]
 
 
-def _inference_cases(
-    name: str, make: Callable[[], nn.Module], picture: np.ndarray, agreement: bool = True
-) -> list[Case]:
-    return cases_of(name, inference_ways(make(), picture), agreement)
+def _inference_cases(name: str, make: Callable[[], nn.Module], picture: np.ndarray, agree: bool = True) -> list[Case]:
+    return cases_of(name, inference_ways(make(), picture), agree)
 
 
 def inference_ways(model: nn.Module, picture: np.ndarray) -> dict[str, Way]:
@@ -163,12 +158,8 @@ def _smoothed_cases(name: str, picture: np.ndarray) -> list[Case]:
     return cases_of(name, ways, agreement=False)
 
 
-# ---- training -----------------------------------------------------------------------------------------------
-
-
 def train(scope: Scope) -> list[Block]:
-    """One optimiser step, and the activations it keeps: of DeepLab v3 ResNet-50 on two crops, and of DeepLab v2
-    ResNet-101 with each smoothing operator."""
+    """One optimiser step, and the activations it keeps: plain on two crops, and with each smoothing operator."""
     crop = 97 if scope.quick else 321
     name = f"training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
     smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
@@ -259,15 +250,12 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(trained, lr=1e-7, momentum=0.9)
 
 
-# ---- memory and large images --------------------------------------------------------------------------------
-
-
 def memory(scope: Scope) -> list[Block]:
     """The peak growth of the process, in MiB, during inference and during a training step."""
     size, crop = scope.sizes((513, 513))[0], 97 if scope.quick else 321
     inference = f"growth during inference, DeepLab v3 ResNet-50 stride 8, {size[0]}x{size[1]}"
     training = f"growth during a training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
-    cases = partial(_inference_cases, inference, deeplabv3_resnet50, scope.picture(size), agreement=False)
+    cases = partial(_inference_cases, inference, deeplabv3_resnet50, scope.picture(size), agree=False)
     return [
         Block(inference, 24, cases, rounds=3, warmup=1, seconds=0, memory=True),
         Block(training, 40, partial(training_cases, training, crop), rounds=2, warmup=0, seconds=0, memory=True),

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from degrid.acceleration.winograd_layer import WinogradConv2d
@@ -46,19 +46,15 @@ def nudged(model: nn.Module) -> nn.Module:
     return model
 
 
-# ---- smoothing operators ------------------------------------------------------------------------------------
-
-
 def operators(scope: Scope) -> list[Block]:
     """One dilated convolution in channels_last, plain and with each smoothing operator; forward and training."""
     blocks = []
     for channels, rate in ((256, 2), (512, 4)):
         for batch, side in ((1, 65), (2, 41)):
             shape = (16, rate, 2, 17) if scope.quick else (channels, rate, batch, side)
-            training = batch == 2
-            doing = "training step" if training else "forward"
+            doing = "training step" if batch == 2 else "forward"
             name = f"{doing}, {shape[0]} channels, rate {rate}, {shape[2]}x{shape[3]}x{shape[3]}"
-            blocks.append(Block(name, 10, partial(_operator_cases, name, shape, training), seconds=8.0))
+            blocks.append(Block(name, 10, partial(_operator_cases, name, shape, batch == 2), seconds=8.0))
     return blocks
 
 
@@ -98,20 +94,11 @@ def _training(conv: nn.Module, x: Tensor) -> Callable[[], object]:
     return call
 
 
-# ---- 3x3 convolutions ---------------------------------------------------------------------------------------
-
-
 def winograd(scope: Scope) -> list[Block]:
     """3x3 convolutions in float32, by the direct method and as degrid does them: by Winograd's where that is faster."""
-    shapes = [  # channels in and out, rate, batch, side of the map
-        (256, 256, 2, 1, 65),
-        (512, 512, 4, 1, 65),
-        (512, 512, 4, 1, 41),
-        (256, 256, 2, 2, 41),
-        (128, 128, 1, 1, 65),
-        (64, 64, 1, 1, 129),
-        *((2048, 256, rate, 1, 65) for rate in (12, 24, 36)),
-    ]
+    # Channels in and out, rate, batch, side of the map.
+    shapes = [(256, 256, 2, 1, 65), (512, 512, 4, 1, 65), (512, 512, 4, 1, 41), (256, 256, 2, 2, 41)]
+    shapes += [(128, 128, 1, 1, 65), (64, 64, 1, 1, 129), *((2048, 256, rate, 1, 65) for rate in (12, 24, 36))]
     blocks = []
     for shape in [(64, 64, 2, 1, 16)] if scope.quick else shapes:
         inputs, outputs, rate, batch, side = shape
@@ -139,9 +126,6 @@ def _winograd_cases(name: str, shape: tuple[int, int, int, int, int]) -> list[Ca
         notes = {"largest error, ppm": 1e6 * error.item()}
         cases.append(Case(case, run, name, case == "direct, channels_last", batch, notes))
     return cases
-
-
-# ---- loader -------------------------------------------------------------------------------------------------
 
 
 def loader(scope: Scope) -> list[Block]:
@@ -194,17 +178,15 @@ def resize_then_crop(image_file: Path, mask_file: Path, crop: int, rng: np.rando
     size = (round(image.width * factor), round(image.height * factor))
     image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
     if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
+
     left, top = (int(rng.integers(0, max(0, side - crop) + 1)) for side in size)
+
     canvas, label = Image.new("RGB", (crop, crop), (124, 116, 104)), Image.new("L", (crop, crop), IGNORE_INDEX)
     box = (left, top, min(size[0], left + crop), min(size[1], top + crop))
     canvas.paste(image.crop(box))
     label.paste(Image.fromarray(np.asarray(mask)[box[1] : box[3], box[0] : box[2]]))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1), torch.from_numpy(np.array(label))
-
-
-# ---- after the network --------------------------------------------------------------------------------------
 
 
 def post(scope: Scope) -> list[Block]:
@@ -262,7 +244,4 @@ def _confusion_cases(size: Sequence[int], classes: int = 21) -> list[Case]:
         return matrix.counts
 
     group = f"confusion matrix of {size[0]}x{size[1]} ids, {classes} classes"
-    return [
-        Case("numpy bincount, masked", by_hand, group, True),
-        Case("degrid: ConfusionMatrix", ours, group),
-    ]
+    return [Case("numpy bincount, masked", by_hand, group, True), Case("degrid: ConfusionMatrix", ours, group)]

@@ -22,12 +22,9 @@ STEADY = 0.2
 
 @dataclass(frozen=True)
 class Results:
-    """All that one run of the benchmarks found.
+    """All that one run of the benchmarks found: rows by the name of their set, and what was asked for.
 
-    machine: see `degrid.bench.machine.machine_facts`.
-    state: "before" and "after", see `degrid.bench.machine.machine_state`.
-    settings: what was asked for.
-    sets: rows by the name of their set.
+    machine: see `degrid.bench.machine.machine_facts`; state: "before" and "after", see `machine_state` there.
     """
 
     machine: Mapping[str, Any]
@@ -94,11 +91,10 @@ def machine_lines(results: Results) -> list[str]:
     """The machine in a few lines, and a warning where it was busy or changed during the run."""
     machine, state = results.machine, results.state
     versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if value)
+    cores, kept = machine["usable_cores"] or machine["cores"], results.settings.get("keep_freed_memory")
     lines = [
-        f"{machine['cpu']}, {machine['usable_cores'] or machine['cores']} cores, {machine['threads']} threads, "
-        f"{' '.join(machine['instructions'])}",
-        f"{versions}; allocator {machine['allocator']}"
-        + (", keeping freed memory" if results.settings.get("keep_freed_memory") else ""),
+        f"{machine['cpu']}, {cores} cores, {machine['threads']} threads, {' '.join(machine['instructions'])}",
+        f"{versions}; allocator {machine['allocator']}" + (", keeping freed memory" if kept else ""),
     ]
     for moment, found in state.items():
         speeds = ", ".join(f"{value:.0f} GFLOP/s with {count}" for count, value in found["threads"].items())
@@ -115,9 +111,8 @@ def _warnings(results: Results) -> list[str]:
     if before and after:
         moved = max(abs(after["threads"][key] / value - 1) for key, value in before["threads"].items())
         if moved > STEADY:
-            found.append(
-                f"the threads' speed changed by {100 * moved:.0f} % during the run: trust the ratios, not the times"
-            )
+            change = f"the threads' speed changed by {100 * moved:.0f} % during the run"
+            found.append(f"{change}: trust the ratios, not the times")
     return [f"note: {line}" for line in found]
 
 
@@ -146,15 +141,9 @@ def _bars(axes: Axes, name: str, rows: Sequence[Row], color: str) -> None:
     places = range(len(rows))
     axes.barh(places, middle, 0.7, xerr=spread, color=color, alpha=0.75, error_kw={"capsize": 3, "ecolor": "black"})
     for place, ratio in zip(places, found, strict=True):
-        axes.annotate(
-            f"{ratio.median:.2f}",
-            (ratio.high, place),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},  # over the line at 1
-        )
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the line at 1
+        how: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8, "bbox": box}
+        axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), (5, 0), **how)
     axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     axes.set_yticks(places, [row.name for row in rows], parse_math=False)
     axes.set_title(name, loc="left", fontsize=10, parse_math=False)

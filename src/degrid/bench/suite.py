@@ -29,17 +29,15 @@ SETS = {
     "large": "degrid.bench.network_cases:large",
 }
 """Name of a set to the function from a `Scope` to its blocks."""
-ROUNDS = 3
-QUICK_ROUNDS = 2
+ROUNDS, QUICK_ROUNDS = 3, 2
 
 
 @dataclass(frozen=True)
 class Block:
-    """Cases that are measured together, in turn.
+    """Cases that are measured together, in turn; `cases` makes them.
 
     name: of the job, for the progress.
     cost: seconds that it takes on two quiet cores, roughly, from which the remaining time is estimated.
-    cases: makes them.
     rounds: the most, for long calls; warmup: rounds before the measurement.
     seconds: short calls are repeated for this long.
     threads: of PyTorch; None: all.
@@ -136,11 +134,7 @@ def run(
 
 
 def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope], list[Block]]]:
-    """The functions that make the blocks of each set.
-
-    Raises:
-        UserError: an unknown set.
-    """
+    """The functions that make the blocks of each set."""
     if not sets and not can_sample_memory():
         tell("memory is left out: only Linux tells how much memory a process holds")
     makers: dict[str, Any] = {}
@@ -151,7 +145,6 @@ def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope
 
 
 def _measured(blocks: dict[str, list[Block]], settings: dict[str, Any], file: Path, progress: OnProgress) -> Results:
-    """Measure everything, as often as the settings say, and write what is known after each block."""
     from degrid.bench.machine import machine_facts, machine_state
     from degrid.bench.report import Results, write_results
 
@@ -182,9 +175,7 @@ def _measured(blocks: dict[str, list[Block]], settings: dict[str, Any], file: Pa
 def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None], done: float) -> list[Row]:
     """Make a block's cases and measure them; if quick, with at most one round to warm up, and no more than asked for.
 
-    Args:
-        moved: called with the estimated seconds since the start of the whole benchmark.
-        done: those seconds before this block.
+    `moved` is called with the estimated seconds since the whole benchmark began, of which `done` are before this block.
     """
     rounds, quick = settings["rounds"], settings["quick"]
     moved(done)

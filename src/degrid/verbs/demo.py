@@ -126,16 +126,9 @@ def _train_and_score(
     model = load(folder)
     scores = evaluate(model, held_out, progress=progress)
     predictor = Predictor(model)
+    predictions = [predictor(sample.image) for sample in shown]
     field = dilated_stage_receptive_field(model.encoder)
-    return ReportRun(
-        name=folder.name,
-        curves=read_curves(folder),
-        scores=scores,
-        predictions=[predictor(sample.image) for sample in shown],
-        receptive_field=field,
-        gridding=gridding_score(field, 2),
-        train_seconds=seconds,
-    )
+    return ReportRun(folder.name, read_curves(folder), scores, predictions, field, gridding_score(field, 2), seconds)
 
 
 def _words(steps: int, num_images: int, out: Path) -> tuple[str, str]:
@@ -222,12 +215,10 @@ def _receptive_fields(runs: Sequence[ReportRun]) -> Figure:
     drawing = Figure(figsize=(4.2 * len(runs), 4.2), layout="constrained")
     for axes, run in zip(np.atleast_1d(drawing.subplots(1, len(runs))), runs, strict=True):
         field = run.receptive_field
-        radius = min(field.shape) // 2
-        half = field.shape[0] / 2
+        radius, half = min(field.shape) // 2, field.shape[0] / 2
         axes.imshow(np.sqrt(field / field.max()), cmap="magma", extent=(-half, half, half, -half))
         title = f"{run.name}: gridding score {run.gridding:.3f}, {hole_ratio(field):.0%} holes"
-        axes.set(title=title, xlabel="offset, feature pixels")
-        axes.set(xlim=(-radius, radius), ylim=(radius, -radius))
+        axes.set(title=title, xlabel="offset, feature pixels", xlim=(-radius, radius), ylim=(radius, -radius))
     return drawing
 
 
@@ -235,9 +226,9 @@ def _overlays(runs: Sequence[ReportRun], samples: Sequence[Sample], labels: Labe
     names = ["image", "truth", *(run.name for run in runs)]
     cells = [f"<b>{html.escape(name)}</b>" for name in names]
     for index, sample in enumerate(samples):
-        image = sample.image.permute(1, 2, 0).numpy()
-        shown = [image, overlay_classes(image, sample.label.numpy(), labels, 0.7)]
-        shown += [overlay_classes(image, run.predictions[index], labels, 0.7) for run in runs]
+        pixels = sample.image.permute(1, 2, 0).numpy()
+        ids = [sample.label.numpy(), *(run.predictions[index] for run in runs)]
+        shown = [pixels, *(overlay_classes(pixels, each, labels, 0.7) for each in ids)]
         cells += [_picture(picture, f"{name} of {sample.name}") for name, picture in zip(names, shown, strict=True)]
     return f'<div class="grid" style="--columns:{len(names)}">{"".join(cells)}</div>'
 

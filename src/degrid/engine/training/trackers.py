@@ -21,7 +21,6 @@ from degrid.types import Tell, UserError
 
 RUN_IDS = "trackers.json"
 """In the run folder: the run's id in each tracker, so that a resumed run is continued there too."""
-
 PROJECT = "degrid"
 """W&B project and MLflow experiment, unless WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME say otherwise."""
 
@@ -89,11 +88,8 @@ def check_trackers(names: str) -> dict[str, type[Tracker]]:
     kinds: dict[str, type[Tracker]] = {}
     for kind in dict.fromkeys(part.strip() for part in names.split("+")) if names.strip() else ():
         if kind not in TRACKERS and ":" not in kind:
-            known = " or ".join(TRACKERS)
-            raise UserError(
-                f'setting "train.trackers": expected {known}, or both joined by +, got "{names}"; your own: '
-                '"module:Class"'
-            )
+            wanted = f"{' or '.join(TRACKERS)}, or both joined by +"
+            raise UserError(f'setting "train.trackers": expected {wanted}, got "{names}"; your own: "module:Class"')
         found = lookup(TRACKERS, kind, "tracker")
         if not (isinstance(found, type) and issubclass(found, Tracker)):
             raise UserError(f'tracker "{kind}": expected a subclass of {Tracker.__module__}.Tracker')
@@ -104,11 +100,7 @@ def check_trackers(names: str) -> dict[str, type[Tracker]]:
 
 
 def _client(kind: str) -> Any:
-    """The tracker's own package.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The tracker's own package; refused if it is not installed."""
     try:
         module = importlib.import_module(kind)
     except ImportError:
@@ -142,9 +134,8 @@ class WandbTracker(Tracker):
                 settings=self._wandb.Settings(console="off"),
             )
         except self._wandb.Error as error:
-            raise UserError(
-                f"W&B cannot begin a run: {_one_line(error)}; log in with wandb login, or set WANDB_MODE=offline"
-            ) from error
+            remedy = "log in with wandb login, or set WANDB_MODE=offline"
+            raise UserError(f"W&B cannot begin a run: {_one_line(error)}; {remedy}") from error
         self.run_id: str = self._run.id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -176,10 +167,8 @@ class MlflowTracker(Tracker):
         self._tell, self._lost = run.tell, False
         try:
             self._client = mlflow.MlflowClient()
-            if run.run_id is None:
-                self.run_id: str = self._begin(run.config, run.name)
-            else:
-                self.run_id = run.run_id
+            self.run_id: str = run.run_id or self._begin(run.config, run.name)
+            if run.run_id:
                 self._client.update_run(run.run_id, status="RUNNING")
         except self._failure as error:
             store = mlflow.get_tracking_uri()
@@ -226,10 +215,7 @@ class MlflowTracker(Tracker):
             self._tell(f"MLflow gets no more of this run ({_one_line(error)}); the run folder has everything")
 
 
-TRACKERS: dict[str, type[Tracker]] = {
-    "wandb": WandbTracker,
-    "mlflow": MlflowTracker,
-}
+TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 MLFLOW_PARAMS, MLFLOW_VALUE = 100, 500
 """How many parameters MLflow accepts at a time, and how many characters of a value every version of it accepts."""
