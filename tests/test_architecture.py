@@ -31,6 +31,15 @@ ALLOWED = {
 }
 
 
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = [file.relative_to(SOURCE).as_posix() for file in FILES]
+
+
+def room_of(file: Path) -> str:
+    """The folder, or the file, at the top of the package."""
+    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
 def own_imports(file: Path) -> set[str]:
     """The parts of degrid that a file imports, at any depth; "degrid" for the package's own names."""
     found = set()
@@ -44,9 +53,9 @@ def own_imports(file: Path) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("degrid.")}
 
 
-@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda f: f.relative_to(SOURCE).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_imports_follow_the_star(file):
-    part = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    part = room_of(file)
     if part == "__init__":
         return  # the package's face names everything, lazily
     assert own_imports(file) <= ALLOWED[part], f"{part} may import only {sorted(ALLOWED[part])}"
@@ -67,11 +76,101 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+MOST_LINES, MOST_COMPLEX, MOST_PARAMETERS = 60, 15, 10
+BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.Assert, ast.match_case)
+
+
+def complexity(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Cyclomatic complexity: one more than the branches, boolean operators and comprehensions with their conditions.
+
+    Functions inside count for themselves.
+    """
+    count, nodes = 1, list(ast.iter_child_nodes(function))
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        count += isinstance(node, BRANCHES)
+        if isinstance(node, ast.BoolOp):
+            count += len(node.values) - 1
+        if isinstance(node, ast.comprehension):
+            count += 1 + len(node.ifs)
+        nodes += ast.iter_child_nodes(node)
+    return count
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The number of parameters, `self` and `cls` left out."""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in arguments)
+
+
+def functions_of(code: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions, at any depth."""
+    return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_functions_can_be_read_at_once(file):
+    for function in functions_of(file.read_text()):
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= MOST_LINES, f"{function.name} has {lines} lines; at most {MOST_LINES}"
+        assert complexity(function) <= MOST_COMPLEX, f"{function.name} branches {complexity(function)} times"
+        if room_of(file) != "cli":  # a command has one for each option
+            assert parameters(function) <= MOST_PARAMETERS, f"{function.name} takes {parameters(function)} parameters"
+
+
+def test_the_readers_of_functions_count_as_said():
+    code = """
+def f(self, a, /, b, *, c):
+    if a and b or c:
+        return [x for x in a if x if b]
+    for y in a:
+        assert y
+    try:
+        return a if b else c
+    except ValueError:
+        def inner():
+            while True:
+                pass
+"""
+    outer, inner = functions_of(code)
+    assert complexity(outer) == 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1  # if, and + or, comprehension, for, assert, ternary, except
+    assert complexity(inner) == 2
+    assert parameters(outer) == 3
+
+
+def words_to_the_console(code: str) -> list[str]:
+    """What a file has that writes to the console: print, rich, or the streams themselves."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            found.append("print")
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and isinstance(node.value, ast.Name):
+            found += [f"sys.{node.attr}"] * (node.value.id == "sys")
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in ("rich", "typer")]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("rich", "typer"):
+            found.append(node.module)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_only_the_command_line_prints(file):
+    if room_of(file) != "cli":
+        assert not words_to_the_console(file.read_text())
+
+
+def test_the_reader_of_prints_sees_them():
+    code = "import rich.table, sys\nfrom rich import console\nprint(1)\nsys.stderr.write('x')"
+    assert sorted(words_to_the_console(code)) == ["print", "rich", "rich.table", "sys.stderr"]
+
+
 def test_no_module_is_hidden_by_a_name_that_its_package_hands_on():
     import importlib
     import types
 
-    for file in sorted(SOURCE.rglob("*.py")):
+    for file in FILES:
         parts = file.relative_to(SOURCE.parent).with_suffix("").parts
         if parts[-1] in ("__init__", "__main__"):
             continue
