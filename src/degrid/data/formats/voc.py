@@ -34,10 +34,10 @@ class Voc(DataFormat):
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        base = voc_base(path)
-        folders = _mask_folders(base)
-        if base is None or not folders:
+        folders = _mask_folders(voc_base(path))
+        if not folders:
             return None
+        base = folders[0].parent
         # Later entries win, so that the best folder comes last.
         masks = {file.stem: file for folder in reversed(folders) for file in images_in(folder)}
         images = {file.stem: file for file in images_in(base / "JPEGImages")}
