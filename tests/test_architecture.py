@@ -135,7 +135,8 @@ def f(self, a, /, b, *, c):
                 pass
 """
     outer, inner = functions_of(code)
-    assert complexity(outer) == 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1  # if, and + or, comprehension, for, assert, ternary, except
+    # if, and + or, a comprehension with two conditions, for, assert, ternary, except
+    assert complexity(outer) == 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1
     assert complexity(inner) == 2
     assert parameters(outer) == 3
 
