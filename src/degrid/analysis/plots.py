@@ -28,10 +28,7 @@ SIZE = (9.0, 5.0)
 def smoothed(values: Sequence[float], weight: float) -> np.ndarray:
     """Exponential average with bias correction, so that it starts at the first value and not at 0.
 
-    A value that is not finite stays as it is, and does not affect those after it.
-
-    Args:
-        weight: of the past, 0 up to below 1.
+    The weight is that of the past, 0 up to below 1. A value that is not finite stays as it is, and affects no other.
     """
     found = np.array(values, np.float64)
     average, mass = 0.0, 0.0

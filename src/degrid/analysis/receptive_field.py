@@ -90,8 +90,7 @@ def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
 
 def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
     """The fraction of a receptive field on each of the r^2 phases of the offset from its centre; [r,r], sum 1."""
-    offsets_y = (np.arange(field.shape[0]) - field.shape[0] // 2) % rate
-    offsets_x = (np.arange(field.shape[1]) - field.shape[1] // 2) % rate
+    offsets_y, offsets_x = ((np.arange(side) - side // 2) % rate for side in field.shape)
     masses = np.zeros((rate, rate))
     np.add.at(masses, (offsets_y[:, None], offsets_x[None, :]), field)
     result: np.ndarray = masses / masses.sum()
@@ -124,9 +123,8 @@ def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -
         threshold: a fraction of the peak, below which there is hardly any influence.
     Source: ours.
     """
-    centre_y, centre_x = field.shape[0] // 2, field.shape[1] // 2
     for radius in range(max(field.shape)):
-        rows, columns = (slice(max(0, centre - radius), centre + radius + 1) for centre in (centre_y, centre_x))
+        rows, columns = (slice(max(0, side // 2 - radius), side // 2 + radius + 1) for side in field.shape)
         window = field[rows, columns]
         if window.sum() >= mass * field.sum():
             return float((window < threshold * field.max()).mean())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,6 +43,8 @@ def machine_facts() -> dict[str, Any]:
 
 def versions(libraries: Iterable[str]) -> dict[str, str | None]:
     """Version of each library; None for one that is not installed."""
+    from importlib import metadata
+
     found: dict[str, str | None] = dict.fromkeys(libraries)
     for name in found:
         with suppress(metadata.PackageNotFoundError):
@@ -67,8 +68,7 @@ def allocator() -> str:
 def machine_state() -> dict[str, Any]:
     """How busy and how fast the machine is at the moment: plain values.
 
-    load: processes that wanted to run over the last minute; None where the system does not say. threads: GFLOP/s by
-    number of threads, see `thread_state`.
+    load: processes that wanted to run over the last minute; None where unknown. threads: see `thread_state`.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {"load": load, "threads": {str(count): speed for count, speed in thread_state().items()}}
@@ -88,12 +88,10 @@ def thread_state(
     """
     import torch
 
-    before = torch.get_num_threads()
     a, out = torch.ones(size, size), torch.empty(size, size)
     found = {}
-    try:
-        for count in threads or sorted({1, min(2, os.cpu_count() or 1), before}):
-            torch.set_num_threads(count)
+    for count in threads or sorted({1, min(2, os.cpu_count() or 1), torch.get_num_threads()}):
+        with torch_threads(count):
             torch.mm(a, a, out=out)
             best = 0.0
             for _ in range(times):
@@ -101,6 +99,17 @@ def thread_state(
                 torch.mm(a, a, out=out)
                 best = max(best, 2 * size**3 / (clock() - began) / 1e9)
             found[count] = best
+    return found
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use this many threads within the block; None: as many as now."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return found

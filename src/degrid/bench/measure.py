@@ -9,7 +9,6 @@ quartiles are its spread.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import threading
@@ -240,6 +239,8 @@ def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
     Raises:
         UserError: the system does not report it; see `can_sample_memory`.
     """
+    import ctypes
+
     if not can_sample_memory():
         raise UserError(f"peak memory is read from {_STATM}, which only Linux has; leave the memory measurements out")
     gc.collect()

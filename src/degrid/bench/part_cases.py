@@ -76,11 +76,7 @@ def _operator_cases(name: str, shape: tuple[int, int, int, int], training: bool)
 
 
 def _inference(conv: nn.Module, x: Tensor) -> Callable[[], object]:
-    def call() -> object:
-        with torch.inference_mode():
-            return conv(x)
-
-    return call
+    return torch.inference_mode()(partial(conv, x))
 
 
 def _training(conv: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -158,10 +154,10 @@ def _loader_cases(crop: int, count: int) -> list[Case]:
 def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
     """Scenes with camera noise as JPEG files, and masks as palette PNG files, in train/images and train/masks."""
     files, rng = [], np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / "train" / kind).mkdir(parents=True)
     for index in range(count):
         pair = (folder / "train/images" / f"{index:02d}.jpg", folder / "train/masks" / f"{index:02d}.png")
-        for file in pair:
-            file.parent.mkdir(parents=True, exist_ok=True)
         image, label = scene((375, 500), index)
         noisy = (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(pair[0], quality=90)
@@ -179,9 +175,7 @@ def resize_then_crop(image_file: Path, mask_file: Path, crop: int, rng: np.rando
     image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
     if rng.random() < 0.5:
         image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
-
     left, top = (int(rng.integers(0, max(0, side - crop) + 1)) for side in size)
-
     canvas, label = Image.new("RGB", (crop, crop), (124, 116, 104)), Image.new("L", (crop, crop), IGNORE_INDEX)
     box = (left, top, min(size[0], left + crop), min(size[1], top + crop))
     canvas.paste(image.crop(box))

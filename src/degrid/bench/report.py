@@ -81,10 +81,8 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def duration(seconds: float) -> str:
     """A time in a suitable unit: 1.5 s, 12.0 ms, 3.4 us."""
-    for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    factor, unit = (1.0, "s") if seconds >= 1 else (1e3, "ms") if seconds * 1e3 >= 1 else (1e6, "us")
+    return f"{seconds * factor:.3g} {unit}"
 
 
 def machine_lines(results: Results) -> list[str]:
@@ -135,10 +133,9 @@ def picture(title: str, rows: Sequence[Row]) -> Figure:
 
 
 def _bars(axes: Axes, name: str, rows: Sequence[Row], color: str) -> None:
-    found = [row.ratio for row in rows]
+    found, places = [row.ratio for row in rows], range(len(rows))
     middle = [ratio.median for ratio in found]
     spread = [[r.median - r.low for r in found], [r.high - r.median for r in found]]
-    places = range(len(rows))
     axes.barh(places, middle, 0.7, xerr=spread, color=color, alpha=0.75, error_kw={"capsize": 3, "ecolor": "black"})
     for place, ratio in zip(places, found, strict=True):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the line at 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from degrid.bench.machine import machine_facts, machine_state, torch_threads
 from degrid.bench.measure import Case, Row, can_sample_memory, measure, merged, peak_memory, timed
 from degrid.lookup import lookup
 from degrid.types import OnProgress, Progress, Tell
@@ -127,7 +127,7 @@ def run(
         "keep_freed_memory": keep_freed_memory and keep(),
     }
     file = Path(out) / "bench.json"
-    with _threads(threads):
+    with torch_threads(threads):
         results = _measured(blocks, settings, file, progress or (lambda now: None))
     write_markdown(file.with_suffix(".md"), results)
     return results, [file, file.with_suffix(".md"), *write_pictures(out, results)]
@@ -145,7 +145,6 @@ def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope
 
 
 def _measured(blocks: dict[str, list[Block]], settings: dict[str, Any], file: Path, progress: OnProgress) -> Results:
-    from degrid.bench.machine import machine_facts, machine_state
     from degrid.bench.report import Results, write_results
 
     found: dict[str, list[list[list[Row]]]] = {name: [[] for _ in parts] for name, parts in blocks.items()}
@@ -179,7 +178,7 @@ def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None],
     """
     rounds, quick = settings["rounds"], settings["quick"]
     moved(done)
-    with _threads(block.threads):
+    with torch_threads(block.threads):
         return measure(
             block.cases(),
             min(rounds, block.rounds or rounds),
@@ -189,16 +188,3 @@ def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None],
             unit="MiB" if block.memory else "s",
             on_round=lambda round, least: moved(done + block.cost * round / least),
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use this many threads within the block; None: as many as now."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -66,11 +66,6 @@ class Facts:
         values = {key: value for key, value in asdict(self).items() if (key, value) != ("size", None)}
         return json.dumps(values, ensure_ascii=True)
 
-    @property
-    def labels(self) -> LabelSpace:
-        """The classes."""
-        return LabelSpace(tuple(name for name, _ in self.classes), tuple(color for _, color in self.classes))
-
 
 class ExportedModel(ExportedNetwork):
     """A network in a file, from RGB images [N,3,H,W] (0-255) to logits or class ids, on the CPU.
@@ -99,7 +94,8 @@ class ExportedModel(ExportedNetwork):
         # Wrapped: a program of torch.export is a module, but cannot be put into evaluation mode as a part of this one.
         self._run: Callable[[Tensor], Tensor] = lambda image: run(image)
         self.facts = Facts.read(text, file)
-        self.labels, self.output, self.resize = self.facts.labels, self.facts.output, self.facts.resize
+        self.labels = LabelSpace(*zip(*self.facts.classes, strict=True))
+        self.output, self.resize = self.facts.output, self.facts.resize
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w].
