@@ -24,8 +24,7 @@ from degrid.models import (
     freeze_batch_norm,
     read_weights,
 )
-from degrid.models.build import v3_rates
-from degrid.models.heads import ImagePooling
+from degrid.models.heads import ImagePooling, v3_rates
 from degrid.types import LabelSpace, Preprocess, UserError
 
 VOC = LabelSpace.of_size(21)

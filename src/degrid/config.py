@@ -276,11 +276,9 @@ def _texts(kind: type) -> dict[str, str]:
 
 def _as_given(value: object) -> str:
     """A value as `--set` takes it."""
-    if isinstance(value, bool | None):
-        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return str(value)
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -342,10 +340,8 @@ def _assign(values: dict[str, Any], path: str, value: object) -> None:
         if not isinstance(node.get(group), dict):
             known = [key for key, inner in node.items() if isinstance(inner, dict)]
             here = ".".join([*groups[:depth], group])
-            raise UserError(
-                f'unknown setting "{path}": no group "{here}".{did_you_mean(group, known)} '
-                f"Groups here: {', '.join(known) or 'none'}"
-            )
+            hint = f"{did_you_mean(group, known)} Groups here: {', '.join(known) or 'none'}"
+            raise UserError(f'unknown setting "{path}": no group "{here}".{hint}')
         node = node[group]
     if last not in node and not (groups and groups[-1].endswith("options")):
         hint = did_you_mean(last, node) or _elsewhere(values, last)
@@ -389,8 +385,7 @@ def _convert(hint: Any, value: object, path: str) -> Any:
     if isinstance(value, bool) != (kind is bool):
         fits = False
     elif isinstance(value, int | float):
-        fits = kind is not int or isinstance(value, int) or value.is_integer()
-        fits = fits and kind is not dict
+        fits = kind is not dict and (kind is not int or isinstance(value, int) or value.is_integer())
     else:
         fits = isinstance(value, kind)
     if not fits:
@@ -407,8 +402,7 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
                 return _convert(option, value, path)
             except UserError:
                 continue
-    expected = " or ".join(map(_in_words, options))
-    raise UserError(f'setting "{path}": expected {expected}, got {value!r}')
+    raise UserError(f'setting "{path}": expected {" or ".join(map(_in_words, options))}, got {value!r}')
 
 
 def _convert_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[Any, ...]:

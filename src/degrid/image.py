@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 from pathlib import Path
@@ -69,7 +70,8 @@ def read_jpeg(path: str | os.PathLike[str]) -> np.ndarray | None:
     try:
         data = Path(path).read_bytes()
         height, width, colors, _ = library.decode_jpeg_header(data)
-        turned = any(mark in data for mark in _ORIENTED) and _orientation(path) != 1
+        turned = any(mark in data for mark in _ORIENTED)
+        turned = turned and Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1) != 1
         if turned or colors not in ("YCbCr", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
         pixels: np.ndarray = library.decode_jpeg(data)
@@ -86,13 +88,6 @@ def _simplejpeg() -> Any:
     except ImportError:
         return None
     return simplejpeg
-
-
-def _orientation(path: str | os.PathLike[str]) -> int:
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        return int(opened.getexif().get(_ORIENTATION, 1))
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -116,15 +116,11 @@ class LabelSpace:
 
 def voc_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
     """The first colours of PASCAL VOC: the bits of the id, from high to low, spread over R, G, B."""
-    colors = []
-    for index in range(num_colors):
-        rgb, rest = [0, 0, 0], index
-        for bit in range(7, -1, -1):
-            for channel in range(3):
-                rgb[channel] |= (rest >> channel & 1) << bit
-            rest >>= 3
-        colors.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colors)
+
+    def value(index: int, channel: int) -> int:
+        return sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+
+    return tuple((value(index, 0), value(index, 1), value(index, 2)) for index in range(num_colors))
 
 
 class Dataset(Protocol):

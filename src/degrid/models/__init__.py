@@ -2,13 +2,12 @@
 
 from degrid.models.activation_checkpointing import checkpoint_activations
 from degrid.models.batch_norm import freeze_batch_norm
-from degrid.models.build import NETWORKS, HeadSettings, build_network
 from degrid.models.encoder import ENCODERS, Encoder, EncoderSettings, build_encoder
-from degrid.models.heads import ASPP, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead
+from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
 from degrid.models.info import ModelInfo, describe
 from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.models.resnet import RESNETS, ResNet
-from degrid.models.segmenter import Segmenter
+from degrid.models.segmenter import Segmenter, build_network
 from degrid.models.weights import read_weights
 
 __all__ = [

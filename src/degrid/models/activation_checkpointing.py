@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -39,10 +39,8 @@ def checkpoint_activations(model: nn.Module) -> int:
     for block in found:
         block.__class__ = _checkpointed(type(block))  # type: ignore[arg-type]
     if not found:
-        raise UserError(
-            f"no blocks to checkpoint in this {type(model).__name__}: expected a row of modules, each of two or more "
-            "convolutions"
-        )
+        expected = "expected a row of modules, each of two or more convolutions"
+        raise UserError(f"no blocks to checkpoint in this {type(model).__name__}: {expected}")
     return len(found)
 
 
@@ -51,15 +49,11 @@ def recomputed(owner: nn.Module, function: Callable[..., T], *args: Any, **kwarg
 
     Args:
         owner: the module whose layers the function runs; its batch norms count the batch only once.
-        function: of tensors.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        function: of tensors, which are the other arguments.
     """
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _counted_already(owner)
-
-    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return checkpoint(
+        function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _counted_already(owner)), **kwargs
+    )
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

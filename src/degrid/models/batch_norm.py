@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -32,7 +30,7 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
             Every forward pass takes both from the batch norm anew, and the gradient reaches the weight, so that
             training, loading and saving see two layers as before. The output between them is not kept for the backward
             pass. All other batch norms stay layers of their own.
-        example: an input of the network, to find those pairs; by default an image [1,3,64,64].
+        example: an input of the network, to find those pairs; by default noise [1,3,64,64], 0 to 255.
     Returns:
         The number of batch norms frozen.
     Raises:
@@ -137,16 +135,7 @@ class _ScaledConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]
     ) -> Tensor:
-        """The product is computed in the weight's type and then cast to that of x.
-
-        Args:
-            ctx: PyTorch's.
-            x: [N,C,H,W].
-            weight: of the convolution.
-            scale: [out,1,1,1].
-            bias: [out].
-            geometry: stride, padding, dilation and groups.
-        """
+        """scale is [out,1,1,1]. The scaled weight is computed in the weight's type, then cast to that of x."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
         ctx.bias_type = None if bias is None else bias.dtype
@@ -154,7 +143,7 @@ class _ScaledConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """The gradients of x, weight and bias."""
         x, weight, scale = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
@@ -182,39 +171,26 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
 
     A pair counts if the batch norm's input is always the very tensor that the convolution returned, and nothing else
     ever reads that tensor: only then can the two be computed as one. The network runs in evaluation mode without
-    gradients, and its mode is restored.
-
-    Args:
-        model: any network.
-        example: an input of it; by default noise [1,3,64,64], 0 to 255.
-    Raises:
-        UserError: the network cannot run on the example.
+    gradients, and its mode is restored. See `freeze_batch_norm` for the example, and for what is raised.
     """
     if example is None:
         example = example_image(model, 64)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        with _evaluating(model):
-            wiring = wiring_of(model, example)
+        wiring = wiring_of(model, example)
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "
             f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "
             "leave the batch norms unfolded (fold=False)"
         ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return [
         (conv, norm)
         for norm, sources in wiring.sources.items()
         for conv in sources
         if isinstance(norm, Norm) and conv is not None and len(sources) == 1 and wiring.targets[conv] == {norm}
     ]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -1,15 +1,19 @@
-"""DeepLab heads: features in, logits out."""
+"""DeepLab heads: features in, logits out; and the table of their names, one function each with all its numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.models.encoder import Encoder
 from degrid.resize import resize
+from degrid.types import UserError
 
 # Rates of the ASPP of DeepLab v3 at output stride 16 (arXiv 1706.05587 section 3.3); they scale with the resolution.
 V3_RATES_AT_STRIDE_16 = (6, 12, 18)
@@ -22,10 +26,7 @@ def conv_norm_relu(
     """Size-keeping convolution without bias, batch norm, ReLU.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
         kernel: side k.
-        rate: dilation rate.
         separable: depthwise k x k, batch norm and ReLU, then 1x1 (DeepLab v3+, arXiv 1802.02611 section 3.2).
         relu: False leaves out the ReLU.
     """
@@ -92,10 +93,8 @@ class ImagePooling(nn.Module):
         conv, norm, relu = self.project
         pooled: Tensor = conv(x.mean((2, 3), keepdim=True))
         if norm.training and len(x) == 1:
-            fixed = cast(nn.BatchNorm2d, norm)
-            pooled = F.batch_norm(
-                pooled, fixed.running_mean, fixed.running_var, fixed.weight, fixed.bias, eps=fixed.eps
-            )
+            of = cast(nn.BatchNorm2d, norm)
+            pooled = F.batch_norm(pooled, of.running_mean, of.running_var, of.weight, of.bias, eps=of.eps)
         else:
             pooled = norm(pooled)
         # Broadcast rather than interpolate: runtimes differ in how they enlarge a single pixel.
@@ -110,7 +109,6 @@ class ASPP(nn.Module):
     """Concatenated atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and image pooling; projected by a 1x1.
 
     Args:
-        in_channels: of the input.
         channels: of every branch and of the output.
         rates: of the 3x3 branches, in pixels of the feature map.
         dropout: fraction of values dropped after the projection, 0 to 1.
@@ -152,9 +150,7 @@ class DeepLabV3Head(nn.Module):
     """ASPP and a 1x1 classifier on the last feature; logits at its stride.
 
     Args:
-        aspp: on the last feature.
-        channels: of ASPP's output.
-        num_classes: of the logits.
+        aspp: on the last feature, with `channels` outputs.
         refine: one more 3x3 convolution before the classifier, as in torchvision and segmentation_models.pytorch.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
@@ -176,13 +172,11 @@ class DeepLabV3PlusHead(nn.Module):
     Args:
         aspp: on the last feature.
         channels: of ASPP's output and of the decoder.
-        num_classes: of the logits.
-        low_level: index of the fine feature.
-        low_level_in: its channels.
-        low_level_channels: to which a 1x1 reduces them, so that it does not outweigh ASPP.
+        low_level: index of the fine feature, of `low_level_in` channels. A 1x1 reduces them to 48, so that they do not
+            outweigh ASPP.
         separable: depthwise-separable convolutions in the decoder.
         after_aspp: applied to ASPP's output before it is enlarged; nothing by default.
-        refine: from channels + low_level_channels to channels; two 3x3 by default.
+        refine: from channels + 48 to channels; two 3x3 by default.
         convention: how ASPP's output is enlarged, see `degrid.resize`.
     Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
     """
@@ -194,7 +188,6 @@ class DeepLabV3PlusHead(nn.Module):
         num_classes: int,
         low_level: int,
         low_level_in: int,
-        low_level_channels: int = 48,
         separable: bool = False,
         after_aspp: nn.Module | None = None,
         refine: nn.Module | None = None,
@@ -205,9 +198,9 @@ class DeepLabV3PlusHead(nn.Module):
         self.after_aspp = after_aspp or nn.Identity()
         self.low_level = low_level
         self.convention = convention
-        self.reduce = conv_norm_relu(low_level_in, low_level_channels, 1)
+        self.reduce = conv_norm_relu(low_level_in, 48, 1)
         self.refine = refine or nn.Sequential(
-            conv_norm_relu(channels + low_level_channels, channels, 3, separable=separable),
+            conv_norm_relu(channels + 48, channels, 3, separable=separable),
             conv_norm_relu(channels, channels, 3, separable=separable),
         )
         self.classifier = classifier(channels, num_classes)
@@ -218,3 +211,110 @@ class DeepLabV3PlusHead(nn.Module):
         wide = self.after_aspp(self.aspp(features[-1]))
         wide = resize(wide, fine.shape[-2:], self.convention)
         return cast(Tensor, self.classifier(self.refine(torch.cat([wide, fine], dim=1))))
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a head is built with: see `degrid.config.ModelConfig`. The heads of DeepLab v2 use only `rates`."""
+
+    rates: tuple[int, ...] | None = None
+    channels: int = 256
+    dropout: float = 0.1
+    separable: bool = False
+
+
+MakeHead = Callable[[Encoder, int, HeadSettings], tuple[nn.Module, int]]
+"""(encoder, number of classes, settings) -> a module from the encoder's features to logits, and their stride."""
+
+
+def v3_rates(output_stride: int) -> tuple[int, ...]:
+    """ASPP rates that cover the same part of the image at every output stride: 12, 24, 36 at 8; 6, 12, 18 at 16.
+
+    Source: DeepLab v3 (arXiv 1706.05587) section 3.3: doubled at output stride 8.
+    """
+    return tuple(rate * 16 // output_stride for rate in V3_RATES_AT_STRIDE_16)
+
+
+def v2_head(
+    encoder: Encoder, num_classes: int, settings: HeadSettings, rates: tuple[int, ...] = V2_RATES
+) -> tuple[nn.Module, int]:
+    """Summed ASPP at the given rates; LargeFOV, a single 3x3 classifier, with one rate."""
+    return DeepLabV2Head(encoder.channels[-1], num_classes, settings.rates or rates), encoder.reductions[-1]
+
+
+def v3_head(
+    encoder: Encoder, num_classes: int, settings: HeadSettings, refine: bool = False, relu: bool = True
+) -> tuple[nn.Module, int]:
+    """Concatenated ASPP with image pooling; see `DeepLabV3Head` for `refine`, `ASPP` for `relu`."""
+    head = DeepLabV3Head(_aspp(encoder, settings, relu), settings.channels, num_classes, refine)
+    return head, encoder.reductions[-1]
+
+
+def v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """ASPP as in v3, and a decoder on the feature at stride 4.
+
+    Raises:
+        UserError: the encoder has no feature at stride 4.
+    """
+    fine = _fine_feature(encoder)
+    head = DeepLabV3PlusHead(
+        _aspp(encoder, settings),
+        settings.channels,
+        num_classes,
+        low_level=fine,
+        low_level_in=encoder.channels[fine],
+        separable=settings.separable,
+    )
+    return head, 4
+
+
+def v3plus_smp_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """v3+ as in segmentation_models.pytorch: its separable convolutions have no batch norm between the halves; there is
+    one more after ASPP, and one instead of two after the join; resizing aligns the corners.
+
+    Raises:
+        UserError: the encoder has no feature at stride 4.
+    """
+    fine, channels = _fine_feature(encoder), settings.channels
+    aspp = ASPP(encoder.channels[-1], channels, _rates(encoder, settings), settings.dropout, branch=plain_separable)
+    head = DeepLabV3PlusHead(
+        aspp,
+        channels,
+        num_classes,
+        low_level=fine,
+        low_level_in=encoder.channels[fine],
+        after_aspp=plain_separable(channels, channels),
+        refine=plain_separable(channels + 48, channels),
+        convention="align_corners",
+    )
+    return head, 4
+
+
+def _fine_feature(encoder: Encoder) -> int:
+    if 4 not in encoder.reductions:
+        strides = ", ".join(map(str, encoder.reductions))
+        raise UserError(f"deeplabv3plus needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
+    return encoder.reductions.index(4)
+
+
+def _rates(encoder: Encoder, settings: HeadSettings) -> tuple[int, ...]:
+    return v3_rates(encoder.reductions[-1]) if settings.rates is None else settings.rates
+
+
+def _aspp(encoder: Encoder, settings: HeadSettings, relu: bool = True) -> ASPP:
+    rates = _rates(encoder, settings)
+    return ASPP(encoder.channels[-1], settings.channels, rates, settings.dropout, settings.separable, relu)
+
+
+NETWORKS: dict[str, MakeHead] = {
+    "deeplabv2": v2_head,
+    "deeplabv2_largefov": partial(v2_head, rates=(12,)),
+    "deeplabv3": v3_head,
+    # As in torchvision and segmentation_models.pytorch.
+    "deeplabv3_refined": partial(v3_head, refine=True),
+    # As in sthalles/deeplab_v3.
+    "deeplabv3_linear": partial(v3_head, relu=False),
+    "deeplabv3plus": v3plus_head,
+    "deeplabv3plus_smp": v3plus_smp_head,
+}
+"""The function of each network's head, with all its numbers."""

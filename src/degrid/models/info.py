@@ -36,9 +36,8 @@ class ModelInfo:
     """A network in numbers.
 
     Attributes:
-        network: name of the network, or the class of its head.
-        encoder: name of the encoder, or its class.
-        classes: their names.
+        network: its name, or the class of its head.
+        encoder: its name, or its class.
         output_stride: image size over the size of the encoder's last feature.
         logit_stride: image size over the size of the logits.
         feature_channels: of each of the encoder's features, fine to coarse.
@@ -47,7 +46,6 @@ class ModelInfo:
             and in total.
         size: height and width of the image that `multiply_adds` refers to.
         multiply_adds: of convolutions and matrix products, for one image.
-        dilated: the dilated convolutions.
     """
 
     network: str
@@ -90,12 +88,7 @@ class ModelInfo:
 
 
 def describe(model: Segmenter, size: tuple[int, int] = (512, 512)) -> ModelInfo:
-    """Count the parameters and multiply-adds of a network, and list its dilated convolutions.
-
-    Args:
-        model: the network.
-        size: height and width of the image that multiply-adds are counted for, in pixels.
-    """
+    """Count a network's parameters, its multiply-adds for a height and width, and list its dilated convolutions."""
     config, encoder = model.config, cast(Encoder, model.encoder)
     return ModelInfo(
         network=type(model.head).__name__ if config is None else config.network,

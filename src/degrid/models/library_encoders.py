@@ -165,16 +165,16 @@ def _last_blocks(net: nn.Sequential) -> list[int]:
 
 
 def _create(name: str, output_stride: int, pretrained: bool) -> Any:
-    """timm's feature network; running it checks its stride."""
     if not timm.is_model(name):
         raise UserError(f'timm knows no network "{name}".{did_you_mean(name, timm.list_models())}')
-    try:
-        net: Any = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=False)
     # The families of timm refuse an impossible stride with different exceptions.
-    except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
-        raise UserError(_stride_message(name, output_stride)) from error
-    if net.feature_info.reduction()[-1] != output_stride or _measured_stride(net) != output_stride:
-        raise UserError(_stride_message(name, output_stride))
+    refusals = (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError)
+    net = _features(name, output_stride, refusals)
+    if net is None:
+        # This only asks what works, and any error means that it does not.
+        possible = [str(stride) for stride in OUTPUT_STRIDES if _features(name, stride, (Exception,)) is not None]
+        able = f"it supports {' or '.join(possible)}" if possible else "it has no features that can be dilated"
+        raise UserError(f"timm's {name} does not support output stride {output_stride}; {able}")
     if pretrained:
         try:
             net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=True)
@@ -187,25 +187,17 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     return net
 
 
-def _measured_stride(net: nn.Module) -> int:
-    was_training = net.training
-    with torch.no_grad():
-        side = net.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
-    net.train(was_training)
-    return 64 // int(side)
-
-
-def _stride_message(name: str, output_stride: int) -> str:
-    possible = []
-    for stride in OUTPUT_STRIDES:
-        try:
-            net: Any = timm.create_model(name, features_only=True, output_stride=stride)
-            if net.feature_info.reduction()[-1] == stride == _measured_stride(net):
-                possible.append(str(stride))
-        except Exception:  # this only asks what works, and any error means that it does not
-            continue
-    able = f"it supports {' or '.join(possible)}" if possible else "it has no features that can be dilated"
-    return f"timm's {name} does not support output stride {output_stride}; {able}"
+def _features(name: str, output_stride: int, refusals: tuple[type[Exception], ...]) -> Any:
+    """timm's feature network with random weights; None if its stride, measured on an image, is another."""
+    try:
+        net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
+        was_training = net.training
+        with torch.no_grad():
+            side = net.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
+        net.train(was_training)
+    except refusals:
+        return None
+    return net if net.feature_info.reduction()[-1] == output_stride == 64 // int(side) else None
 
 
 def _preprocess(name: str) -> Preprocess:

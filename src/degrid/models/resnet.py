@@ -91,10 +91,8 @@ class ResNet(nn.Module):
 
     Args:
         name: a row of RESNETS. "caffe": DeepLab v2's; "slim" v1, v2 (pre-activation): DeepLab v3's in TensorFlow.
-        output_stride: 8, 16 or 32.
         pretrained: a local file, or a folder that `degrid convert` made; False for random weights.
         multi_grid: factors on the rates of the last stage's three units.
-        preprocess: replaces the network's own.
         uniform_rates: has no effect: the rates of these networks are always uniform.
         legacy: compute as the TensorFlow code does. Its pooling pads to "same" size with the odd row and column at the
             bottom and right; with caffe so does its stem, and the epsilon of batch norm is 1e-3; with slim_v2 there is

@@ -1,4 +1,4 @@
-"""The whole network: pixels in, logits out."""
+"""The whole network, pixels in and logits out, and how it is built from the names of its parts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from degrid.contracts import MultiScaleNetwork
+from degrid.lookup import lookup
 from degrid.models.activation_checkpointing import recomputed
-from degrid.models.encoder import Encoder
+from degrid.models.encoder import Encoder, EncoderSettings, build_encoder
+from degrid.models.heads import NETWORKS, HeadSettings
 from degrid.resize import RESIZES, resize, scaled_size
 from degrid.types import LabelSpace, Preprocess, UserError
 
@@ -95,13 +97,7 @@ class Segmenter(MultiScaleNetwork):
         return self.fused(self.scale_logits(image))
 
     def scale_logits(self, image: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
-        """The logits of each scale, [N,C,h_s,w_s]: the original one first, then `scales` in order.
-
-        Args:
-            image: see `forward`.
-            sizes: height and width for each of `scales`, by default those of `degrid.resize.scaled_size`.
-        Source: DeepLab v2 (arXiv 1606.00915) section 4.1.2: one shared network at several scales.
-        """
+        """See `MultiScaleNetwork.scale_logits`; the sizes are by default those of `degrid.resize.scaled_size`."""
         x = self._normalised(image)
         if sizes is None:
             sizes = [scaled_size(tuple(x.shape), scale, self.resize) for scale in self.scales]
@@ -121,3 +117,36 @@ class Segmenter(MultiScaleNetwork):
 
     def _logits(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.encoder(x)))
+
+
+def build_network(
+    network: str,
+    encoder: str,
+    labels: LabelSpace,
+    body: EncoderSettings,
+    head: HeadSettings | None = None,
+    *,
+    resize: str = "half_pixel",
+    scales: tuple[float, ...] = (),
+) -> Segmenter:
+    """An encoder with a head.
+
+    Args:
+        network: a row of NETWORKS, or "module:function" of the user's own, see `degrid.models.heads.MakeHead`.
+        encoder: see `build_encoder`.
+        body: settings of the encoder.
+        head: settings of the head, by default those of the papers.
+        resize, scales: see `Segmenter`.
+    Raises:
+        UserError: an unknown name or an impossible combination; or the user's function makes no head.
+    """
+    make_head = lookup(NETWORKS, network, "network")
+    net = build_encoder(encoder, body)
+    made: object = make_head(cast(Encoder, net), len(labels), head or HeadSettings())
+    match made:
+        case (nn.Module() as module, int() as stride):
+            return Segmenter(net, module, labels, stride, resize, scales)
+    raise UserError(
+        f'network "{network}": expected a function that returns a module from features to logits and the stride of the '
+        f"logits, got {made!r:.100}"
+    )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from degrid import config
 from degrid.lookup import lookup
-from degrid.recipes import deeplab_v2, deeplab_v3, deeplab_v3plus
+from degrid.recipes import deeplab_v2, deeplab_v3
 from degrid.types import UserError
 
 RECIPES: dict[str, Callable[..., config.RunConfig]] = {
-    "folder": deeplab_v3plus.folder,
-    "synthetic": deeplab_v3plus.synthetic,
-    "camvid": deeplab_v3plus.camvid,
+    "folder": deeplab_v3.folder,
+    "synthetic": deeplab_v3.synthetic,
+    "camvid": deeplab_v3.camvid,
     "deeplabv2_voc12": deeplab_v2.deeplabv2_voc12,
     "deeplabv3_voc12": deeplab_v3.deeplabv3_voc12,
     "deeplabv3_voc12_stage2": deeplab_v3.deeplabv3_voc12_stage2,

@@ -73,12 +73,8 @@ class Gaussian(operators.PreFilter):
     sigma: nn.Parameter | None
 
     def kernel(self) -> Tensor | None:
-        """The filter; None where it is a single tap of 1."""
-        return None if self.is_identity() else _centred(_normalised(self.taps, self.sigma))
-
-    def is_identity(self) -> bool:
-        """Whether the filter has a single tap, as at rate 2."""
-        return self.size == 1 and self.sigma is None
+        """The filter; None where it is a single tap of 1, as at rate 2 without sigma."""
+        return None if self.size == 1 and self.sigma is None else _centred(_normalised(self.taps, self.sigma))
 
 
 class Aggregation(operators.PreFilter):

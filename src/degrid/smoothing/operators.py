@@ -205,6 +205,10 @@ class PreFilter(Operator):
             return convolve(x, self.rate)
         return filters.convolve_filtered(x, kernel, lambda filtered: convolve(filtered, self.rate))
 
+    def is_identity(self) -> bool:
+        """Whether there is no filter, as where it would have a single tap of 1."""
+        return self.kernel() is None
+
     def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module:
         """A depthwise convolution with the filter, unless that changes nothing, then the convolution."""
         kernel, plain = self.kernel(), plain_conv(conv, self.rate)
@@ -222,11 +226,7 @@ class FixedFilter(PreFilter):
 
     def kernel(self) -> Tensor | None:
         """The filter; None if it is a single tap of 1."""
-        return None if self.is_identity() else self.fixed
-
-    def is_identity(self) -> bool:
-        """Whether the filter has a single tap."""
-        return self.fixed.numel() == 1
+        return None if self.fixed.numel() == 1 else self.fixed
 
 
 class Average(FixedFilter):
@@ -284,10 +284,6 @@ class Gaussian(PreFilter):
     def kernel(self) -> Tensor | None:
         """The filter at the current sigma; None if it is a single tap of 1."""
         return None if self.size == 1 else filters.gaussian(self.size, self.log_sigma.exp())
-
-    def is_identity(self) -> bool:
-        """Whether the filter has a single tap."""
-        return self.size == 1
 
 
 class SeparableShared(PreFilter):

@@ -8,17 +8,9 @@ from torch import Tensor, nn
 
 def plain_conv(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
     """A layer's kernel at a dilation rate: size-keeping, zeros outside, with its bias."""
-    height, width = conv.kernel_size
-    padding = (rate * (height // 2), rate * (width // 2))
-    made = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        (height, width),
-        padding=padding,
-        dilation=rate,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
+    sizes, padding = conv.kernel_size, [rate * (size // 2) for size in conv.kernel_size]
+    channels, bias = (conv.in_channels, conv.out_channels), conv.bias is not None
+    made = nn.Conv2d(*channels, sizes, padding=padding, dilation=rate, groups=conv.groups, bias=bias)  # type: ignore[arg-type]
     made.weight = nn.Parameter(conv.weight.detach(), requires_grad=False)
     if conv.bias is not None:
         made.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)

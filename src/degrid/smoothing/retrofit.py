@@ -134,7 +134,7 @@ def smooth_dilated_convs(
         # The object stays the same, and with it its hooks, its parameters and every reference to it.
         conv.__class__ = SmoothedConv2d
         conv.smoothing = made
-    unchanged = {_rate(conv) for (_, conv), made in zip(chosen, operators, strict=True) if _is_identity(made)}
+    unchanged = {made.rate for made in operators if isinstance(made, Operator) and made.is_identity()}
     name = _name(operators[0])
     replaced = tuple((name, _rate(conv)) for name, conv in chosen)
     return SmoothingReport(name, replaced, tuple(skipped), tuple(sorted(unchanged)))
@@ -157,7 +157,6 @@ def _reason_to_skip(name: str, module: nn.Module, where: Where) -> str | None:
 
 
 def _unsuitable_shape(conv: nn.Conv2d) -> str | None:
-    """As `_reason_to_skip`, for the stride, kernel, rates and padding."""
     if max(conv.stride) > 1:
         return f"stride {conv.stride[0]}"
     if any(size % 2 == 0 for size in conv.kernel_size):
@@ -189,10 +188,6 @@ def _made_for(conv: nn.Conv2d, operator: Operator) -> Operator:
 def _name(operator: nn.Module) -> str:
     """The operator's name, or its class where it is not an `Operator`."""
     return operator.name if isinstance(operator, Operator) else type(operator).__name__
-
-
-def _is_identity(operator: nn.Module) -> bool:
-    return isinstance(operator, Operator) and operator.is_identity()
 
 
 def _grouped(skipped: tuple[tuple[str, str], ...]) -> list[str]:

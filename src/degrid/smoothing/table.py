@@ -10,17 +10,8 @@ from torch import Tensor, nn
 
 from degrid.lookup import lookup, settings_for
 from degrid.smoothing import legacy as originals
-from degrid.smoothing.operators import (
-    Aggregation,
-    Average,
-    Decompose,
-    Gaussian,
-    GroupInteraction,
-    Operator,
-    Regular,
-    SeparableShared,
-    Tent,
-)
+from degrid.smoothing import operators
+from degrid.smoothing.operators import Operator
 from degrid.types import UserError
 
 Factory = Callable[[int], Operator]
@@ -45,29 +36,29 @@ def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parame
 
 def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Factory:
     sigmas = _sigmas(sigma, torch.zeros(()))
-    return lambda rate: Gaussian(rate, sigmas(), size)
+    return lambda rate: operators.Gaussian(rate, sigmas(), size)
 
 
 def _average_factory(size: int | None = None) -> Factory:
-    return lambda rate: Average(rate, size)
+    return lambda rate: operators.Average(rate, size)
 
 
 def _aggregation_factory() -> Factory:
     mix = nn.Parameter(torch.zeros(4))
-    return lambda rate: Aggregation(rate, mix)
+    return lambda rate: operators.Aggregation(rate, mix)
 
 
 # Each row is a function from the options to a function from the rate to an operator. The outer one is called once for a
 # network, and makes what its layers share.
 OPERATORS: dict[str, Callable[..., Factory]] = {
-    "regular": lambda: Regular,
-    "decompose": lambda: Decompose,
-    "gi": lambda: GroupInteraction,
-    "ssc": lambda: SeparableShared,
+    "regular": lambda: operators.Regular,
+    "decompose": lambda: operators.Decompose,
+    "gi": lambda: operators.GroupInteraction,
+    "ssc": lambda: operators.SeparableShared,
     "average": _average_factory,
     "gaussian": _gaussian_factory,
     "aggregation": _aggregation_factory,
-    "tent": lambda: Tent,
+    "tent": lambda: operators.Tent,
 }
 
 
@@ -96,12 +87,7 @@ LEGACY_OPERATORS: dict[str, Callable[..., Factory]] = {
 }
 
 # Names in the original code.
-_ALIASES = {
-    "smooth_GI": "gi",
-    "smooth_SSC": "ssc",
-    "average_filter": "average",
-    "gaussian_filter": "gaussian",
-}
+_ALIASES = {"smooth_GI": "gi", "smooth_SSC": "ssc", "average_filter": "average", "gaussian_filter": "gaussian"}
 
 
 def operator_factory(operator: str | Factory, legacy: bool = False, **options: Any) -> Factory:

@@ -24,7 +24,7 @@ from degrid.engine.inference.predictor import Predictor
 from degrid.files import write_text
 from degrid.image import overlay_classes
 from degrid.model_folder import load
-from degrid.recipes.deeplab_v3plus import synthetic
+from degrid.recipes.deeplab_v3 import synthetic
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Scores, Tell
 from degrid.verbs.evaluate import evaluate
 from degrid.verbs.run import run as train
