@@ -31,12 +31,11 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text under a row of heads."""
-    return f"<table>{_row('th', head)}{''.join(_row('td', row) for row in rows)}</table>"
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    texts = [cell if isinstance(cell, Raw) else html.escape(cell) for cell in cells]
-    return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
+    lines = []
+    for tag, cells in [("th", head), *(("td", row) for row in rows)]:
+        texts = [cell if isinstance(cell, Raw) else html.escape(cell) for cell in cells]
+        lines.append(f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 def figure(picture: str, caption: str) -> str:

@@ -6,18 +6,17 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from degrid.analysis.curves import Curves, distinct
 from degrid.analysis.page import COLORS, figure, image, page, percent, png, table
 from degrid.files import write_bytes, write_text
 from degrid.types import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
@@ -52,8 +51,6 @@ def epoch_means(values: Sequence[float], epoch_steps: float) -> np.ndarray:
 
 
 def _canvas(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
     drawing = Figure(figsize=size, layout="constrained")
     return drawing, drawing.subplots()
 
@@ -77,8 +74,6 @@ def _finish(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 def _loss_scale(axes: Axes, values: Iterable[float]) -> None:
     """Make the loss axis logarithmic where the values allow it, with plain numbers along it."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     finite = [value for value in values if math.isfinite(value)]
     if not finite or min(finite) <= 0:
         return
@@ -103,8 +98,6 @@ def _loss(runs: Sequence[Curves], smooth: float) -> Figure:
 
 
 def _epoch_loss(runs: Sequence[Curves], smooth: float) -> Figure | None:
-    from matplotlib.ticker import MaxNLocator
-
     drawing, axes = _canvas()
     drawn: list[float] = []
     for index, run in enumerate(runs):
@@ -132,7 +125,7 @@ def _miou(runs: Sequence[Curves], smooth: float) -> Figure | None:
     return drawing
 
 
-def _class_iou(runs: Sequence[Curves], smooth: float) -> Figure | None:
+def _ious(runs: Sequence[Curves], smooth: float) -> Figure | None:
     shown = [(index, run) for index, run in enumerate(runs) if run.validations and run.validations[-1].class_iou]
     if not shown:
         return None
@@ -170,11 +163,7 @@ PICTURES: tuple[tuple[str, Callable[[Sequence[Curves], float], Figure | None], s
     ("loss", _loss, "Training loss per step: raw and smoothed (thick). Original programs' logs include weight decay."),
     ("loss_per_epoch", _epoch_loss, "Mean training loss of each complete epoch."),
     ("miou", _miou, "Mean IoU on the validation images."),
-    (
-        "class_iou",
-        _class_iou,
-        "IoU per class at the last validation; no bar for 0, or for a class that occurs nowhere.",
-    ),
+    ("class_iou", _ious, "IoU per class at the last validation; no bar for 0, or for a class that occurs nowhere."),
     ("learning_rate", _learning_rate, "Learning rate of the encoder at each step."),
 )
 """File name, drawing function of (runs, smoothing) and caption."""

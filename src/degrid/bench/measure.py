@@ -160,13 +160,13 @@ def measure(
 def _bases(cases: Sequence[Case]) -> dict[str, int]:
     if not cases:
         raise UserError("nothing to measure: expected at least one case")
-    bases: dict[str, list[int]] = {case.group: [] for case in cases}
-    for index, case in enumerate(cases):
-        bases[case.group] += [index] if case.base else []
-    for group, places in bases.items():
+    bases: dict[str, int] = {}
+    for group in dict.fromkeys(case.group for case in cases):
+        places = [index for index, case in enumerate(cases) if case.group == group and case.base]
         if len(places) != 1:
             raise UserError(f'group "{group}": expected exactly one case that is the base, got {len(places)}')
-    return {group: places[0] for group, places in bases.items()}
+        bases[group] = places[0]
+    return bases
 
 
 def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:

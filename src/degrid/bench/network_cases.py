@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -171,21 +170,27 @@ def train(scope: Scope) -> list[Block]:
 
 def training_cases(group: str, crop: int) -> list[Case]:
     """The ways to take a step that are compared, the base first."""
-    ways: dict[str, dict[str, Any]] = {
-        "eager, NCHW": {"ours": False},
-        "degrid, float32": {},
-        "degrid, bfloat16": {"precision": "bfloat16"},
-        "degrid, frozen, float32": {"frozen": True},
-        "degrid, frozen, bfloat16": {"frozen": True, "precision": "bfloat16"},
-        "degrid, frozen, bfloat16, checkpointed": {"frozen": True, "precision": "bfloat16", "checkpoint": True},
+    ways = {  # precision, or "" for the usual code; frozen batch norm; activation checkpointing
+        "eager, NCHW": ("", False, False),
+        "degrid, float32": ("float32", False, False),
+        "degrid, bfloat16": ("bfloat16", False, False),
+        "degrid, frozen, float32": ("float32", True, False),
+        "degrid, frozen, bfloat16": ("bfloat16", True, False),
+        "degrid, frozen, bfloat16, checkpointed": ("bfloat16", True, True),
     }
     batch = training_batch(crop)
     cases = []
-    for name, settings in ways.items():
-        model, run = _training_way(batch, **settings)
+    for name, (precision, frozen, checkpointed) in ways.items():
+        model = deeplabv3_resnet50().train()
+        model = model.to(memory_format=torch.channels_last) if precision else model
+        if frozen:
+            freeze_batch_norm(model)
+        if checkpointed:
+            checkpoint_activations(model)
+        run = training_step(model, batch, precision) if precision else step_by_hand(model, batch)
         inputs = [module for module in model.modules() if isinstance(module, CheckpointedBlock)]
         notes = {"saved MiB": saved_activations(run, model, inputs) / MIB}
-        cases.append(Case(name, run, group, name == "eager, NCHW", len(batch.image), notes))
+        cases.append(Case(name, run, group, not precision, len(batch.image), notes))
     return cases
 
 
@@ -207,21 +212,6 @@ def training_batch(crop: int, count: int = 2) -> Batch:
     images, labels = zip(*(scene((crop, crop), seed) for seed in range(count)), strict=True)
     image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return Batch(image, torch.from_numpy(np.stack(labels)).long(), tuple(str(seed) for seed in range(count)))
-
-
-def _training_way(
-    batch: Batch, ours: bool = True, precision: str = "float32", frozen: bool = False, checkpoint: bool = False
-) -> tuple[nn.Module, Callable[[], object]]:
-    """A network and one step of its training."""
-    model = deeplabv3_resnet50().train()
-    if not ours:
-        return model, step_by_hand(model, batch)
-    model.to(memory_format=torch.channels_last)
-    if frozen:
-        freeze_batch_norm(model)
-    if checkpoint:
-        checkpoint_activations(model)
-    return model, training_step(model, batch, precision)
 
 
 def training_step(model: nn.Module, batch: Batch, precision: str) -> Callable[[], object]:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from degrid import recipes
@@ -28,9 +28,6 @@ from degrid.recipes.deeplab_v3 import synthetic
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Scores, Tell
 from degrid.verbs.evaluate import evaluate
 from degrid.verbs.run import run as train
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 OPERATORS = ("regular", "tent")
 NUM_SHOWN = 6
@@ -100,8 +97,7 @@ def demo(
         config = override(recipe, {"name": operator, "model.smoothing.operator": operator})
         runs.append(_train_and_score(config, out / operator, held_out, shown, progress, tell))
     report = out / "report.html"
-    intro, outro = _words(recipe.train.steps, len(held_out), out)
-    sections = [intro, *_sections(runs, shown, held_out.labels), outro]
+    sections = _sections(recipe.train.steps, out, runs, shown, held_out)
     write_text(report, page("Dilated convolutions with and without the grid", sections))
     return DemoResult(report, tuple(runs))
 
@@ -131,32 +127,21 @@ def _train_and_score(
     return ReportRun(folder.name, read_curves(folder), scores, predictions, field, gridding_score(field, 2), seconds)
 
 
-def _words(steps: int, num_images: int, out: Path) -> tuple[str, str]:
-    intro = (
+def _sections(
+    steps: int, out: Path, runs: Sequence[ReportRun], samples: Sequence[Sample], held_out: Dataset
+) -> list[str]:
+    """The page as HTML: totals, curves, IoU per class, effective receptive fields and overlays."""
+    return [
         f"<p>Two DeepLab v3+ networks, trained from scratch for {steps} steps on the same computer-generated street "
         f"scenes with the same seed. They differ in one thing: the first has plain dilated convolutions, the second "
         f"smooths their input, so that neighbouring outputs share what they see. There is one run of each, so small "
-        f"differences may be chance. Scored on {num_images} scenes that neither has seen.</p>"
-    )
-    outro = (
-        "<h2>Next</h2><p>Train on your own folder of images and masks, and use the result:</p>"
-        "<pre><code>degrid data check FOLDER\ndegrid train --data FOLDER --operator tent\n"
-        "degrid predict runs/FOLDER IMAGES -o results</code></pre>"
-        f"<p>The networks of this page are in <code>{out}</code>: "
-        f"<code>degrid info {out / OPERATORS[0]}</code>.</p>"
-    )
-    return intro, outro
-
-
-def _sections(runs: Sequence[ReportRun], samples: Sequence[Sample], labels: LabelSpace) -> list[str]:
-    """Totals, curves, IoU per class, effective receptive fields and overlays, as HTML."""
-    return [
+        f"differences may be chance. Scored on {len(held_out)} scenes that neither has seen.</p>",
         "<h2>Scores on held-out images</h2>",
         _totals(runs),
         "<h2>Training</h2>",
         figure(svg(_curves(runs)), "Loss (running mean) and validation mIoU over the optimiser steps."),
         "<h2>IoU per class</h2>",
-        _classes(runs, labels),
+        _classes(runs, held_out.labels),
         "<h2>Effective receptive field</h2>",
         figure(
             svg(_receptive_fields(runs)),
@@ -166,7 +151,12 @@ def _sections(runs: Sequence[ReportRun], samples: Sequence[Sample], labels: Labe
             "score is 1 when a single phase of the dilation grid has influence, 0 when all have the same.",
         ),
         "<h2>Predictions</h2>",
-        _overlays(runs, samples, labels),
+        _overlays(runs, samples, held_out.labels),
+        "<h2>Next</h2><p>Train on your own folder of images and masks, and use the result:</p>"
+        "<pre><code>degrid data check FOLDER\ndegrid train --data FOLDER --operator tent\n"
+        "degrid predict runs/FOLDER IMAGES -o results</code></pre>"
+        f"<p>The networks of this page are in <code>{out}</code>: "
+        f"<code>degrid info {out / OPERATORS[0]}</code>.</p>",
     ]
 
 
@@ -191,8 +181,6 @@ def _classes(runs: Sequence[ReportRun], labels: LabelSpace) -> str:
 
 
 def _curves(runs: Sequence[ReportRun]) -> Figure:
-    from matplotlib.figure import Figure
-
     drawing = Figure(figsize=(9, 3.2), layout="constrained")
     loss_axes, miou_axes = drawing.subplots(1, 2)
     for run, color in zip(runs, COLORS, strict=False):
@@ -210,8 +198,6 @@ def _curves(runs: Sequence[ReportRun]) -> Figure:
 
 
 def _receptive_fields(runs: Sequence[ReportRun]) -> Figure:
-    from matplotlib.figure import Figure
-
     drawing = Figure(figsize=(4.2 * len(runs), 4.2), layout="constrained")
     for axes, run in zip(np.atleast_1d(drawing.subplots(1, len(runs))), runs, strict=True):
         field = run.receptive_field
