@@ -43,22 +43,13 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     Raises:
         UserError: an unknown name or an impossible combination.
     """
-    model = build_network(
-        config.network,
-        config.encoder,
-        labels,
-        EncoderSettings(
-            config.output_stride,
-            config.pretrained,
-            config.multi_grid,
-            config.uniform_rates,
-            _preprocess(config),
-            config.legacy,
-        ),
-        HeadSettings(config.rates, config.channels, config.dropout, config.separable),
-        resize=config.resize or ("tf_legacy" if config.legacy else "half_pixel"),
-        scales=config.scales,
+    preprocess = _preprocess(config)
+    body = EncoderSettings(
+        config.output_stride, config.pretrained, config.multi_grid, config.uniform_rates, preprocess, config.legacy
     )
+    head = HeadSettings(config.rates, config.channels, config.dropout, config.separable)
+    resize = config.resize or ("tf_legacy" if config.legacy else "half_pixel")
+    model = build_network(config.network, config.encoder, labels, body, head, resize=resize, scales=config.scales)
     smoothing = config.smoothing
     if smoothing.part not in ("encoder", "all"):
         raise UserError(f'setting "model.smoothing.part": expected encoder or all, got "{smoothing.part}"')

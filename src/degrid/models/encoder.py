@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import timm
 from torch import Tensor, nn
@@ -92,23 +92,15 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     encoder = make(**taken)
     if not isinstance(encoder, nn.Module) or not isinstance(encoder, Encoder):
         raise UserError(f'encoder "{name}" must be an nn.Module with channels, reductions and preprocess')
-    _refuse_lost_settings(name, settings, taken, encoder.preprocess)
-    return encoder
-
-
-def _refuse_lost_settings(
-    name: str, settings: EncoderSettings, taken: Mapping[str, Any], preprocess: Preprocess
-) -> None:
-    """Raise where a setting that the encoder does not take was meant to change something."""
     without_effect = {
         "pretrained": isinstance(settings.pretrained, bool),  # true is the default for every encoder
-        "preprocess": settings.preprocess in (None, preprocess),
+        "preprocess": settings.preprocess in (None, encoder.preprocess),
     }
     for key, value in vars(settings).items():
-        if key in taken or without_effect.get(key, value == getattr(EncoderSettings, key)):
-            continue
-        setting = "model.mean" if key == "preprocess" else f"model.{key}"
-        raise UserError(
-            f'encoder "{name}" has no parameter "{key}", so {setting} would be lost; add the parameter, or leave '
-            f"{setting} at its default"
-        )
+        if key not in taken and not without_effect.get(key, value == getattr(EncoderSettings, key)):
+            setting = "model.mean" if key == "preprocess" else f"model.{key}"
+            raise UserError(
+                f'encoder "{name}" has no parameter "{key}", so {setting} would be lost; add the parameter, or leave '
+                f"{setting} at its default"
+            )
+    return encoder

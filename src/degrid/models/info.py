@@ -23,8 +23,8 @@ class ConvInfo:
     """A dilated convolution; smoothing is the name of its operator, or None."""
 
     name: str
-    kernel: tuple[int, int]
-    rate: tuple[int, int]
+    kernel: tuple[int, ...]
+    rate: tuple[int, ...]
     in_channels: int
     out_channels: int
     groups: int
@@ -117,17 +117,10 @@ def _parameters(model: Segmenter) -> dict[str, int]:
 
 def _dilated(model: nn.Module) -> list[ConvInfo]:
     return [
-        ConvInfo(
-            name,
-            (module.kernel_size[0], module.kernel_size[1]),
-            (module.dilation[0], module.dilation[1]),
-            module.in_channels,
-            module.out_channels,
-            module.groups,
-            module.operator_name if isinstance(module, ExchangeableConv2d) else None,
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and max(module.dilation) > 1 and max(module.kernel_size) > 1
+        ConvInfo(name, conv.kernel_size, conv.dilation, conv.in_channels, conv.out_channels, conv.groups, operator)
+        for name, conv in model.named_modules()
+        if isinstance(conv, nn.Conv2d) and max(conv.dilation) > 1 and max(conv.kernel_size) > 1
+        for operator in [conv.operator_name if isinstance(conv, ExchangeableConv2d) else None]
     ]
 
 

@@ -66,8 +66,7 @@ class TimmEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,3,H,W], normalised -> features, fine to coarse."""
-        features: list[Tensor] = self.net(image)
-        return features
+        return cast(list[Tensor], self.net(image))
 
     def _apply_multi_grid(self, name: str, multi_grid: tuple[int, ...], stage_rate: int) -> None:
         units = [_wide_convs(unit) for unit in self._stage(-1).children()]

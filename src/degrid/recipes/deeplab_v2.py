@@ -11,9 +11,7 @@ step between cycles and the same crops in every cycle.
 
 from __future__ import annotations
 
-import dataclasses
-
-from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, SmoothingConfig, TrainConfig
+from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, SmoothingConfig, TrainConfig, override
 from degrid.types import MSC_SCALES
 
 
@@ -65,8 +63,7 @@ def deeplabv2_voc12() -> RunConfig:
     Source: arXiv 1606.00915, section 4.1; scales are resized as by Caffe's Interp layer.
     Command: degrid train deeplabv2_voc12 --data VOC2012 --init INIT
     """
-    run = _voc12("deeplabv2_voc12", False, multi_scale=True)
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, resize="align_corners"))
+    return override(_voc12("deeplabv2_voc12", False, multi_scale=True), {"model.resize": "align_corners"})
 
 
 def eth_voc12(compat: bool = False) -> RunConfig:
@@ -78,7 +75,7 @@ def eth_voc12(compat: bool = False) -> RunConfig:
     Command: degrid train eth_voc12 --data VOC2012 --init INIT [--operator ssc] [--set compat=true]
     """
     run = _voc12("eth_voc12", compat, operator="average", lr=2e-3, weight_decay=1e-4, init_head=False)
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, cyclic=True))
+    return override(run, {"train.cyclic": True})
 
 
 def eth_cityscapes(compat: bool = False) -> RunConfig:
@@ -87,14 +84,9 @@ def eth_cityscapes(compat: bool = False) -> RunConfig:
     Source: arXiv 1903.07992; setup.sh of its code.
     Command: degrid train eth_cityscapes --data cityscapes --init INIT
     """
-    run = eth_voc12(compat)
-    return dataclasses.replace(
-        run,
-        name="eth_cityscapes",
-        data=dataclasses.replace(run.data, path="cityscapes", train="train", crop=(719, 719)),
-        optim=dataclasses.replace(run.optim, lr=1e-4),
-        train=dataclasses.replace(run.train, steps=80_000, batch_size=3),
-    )
+    data = {"data.path": "cityscapes", "data.train": "train", "data.crop": (719, 719)}
+    training = {"optim.lr": 1e-4, "train.steps": 80_000, "train.batch_size": 3}
+    return override(eth_voc12(compat), {"name": "eth_cityscapes", **data, **training})
 
 
 def kdd_voc12(compat: bool = False) -> RunConfig:
@@ -127,10 +119,7 @@ def ds_voc12(compat: bool = False) -> RunConfig:
 
     Command: degrid train ds_voc12 --data VOC2012 --init INIT
     """
-    run = _voc12("ds_voc12", compat)
-    if not compat:
-        return run
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, scale=(1.0, 1.0), flip=0.0))
+    return override(_voc12("ds_voc12", compat), {"data.scale": (1.0, 1.0), "data.flip": 0.0} if compat else {})
 
 
 def is_voc12_msc(compat: bool = False) -> RunConfig:
@@ -140,15 +129,7 @@ def is_voc12_msc(compat: bool = False) -> RunConfig:
     decay on everything and no momentum between updates.
     Command: degrid train is_voc12_msc --data VOC2012 --init INIT
     """
-    run = deeplabv2_voc12()
-    run = dataclasses.replace(
-        run, name="is_voc12_msc", compat=compat, data=dataclasses.replace(run.data, scale=(0.5, 1.3))
-    )
-    if not compat:
-        return run
+    run = override(deeplabv2_voc12(), {"name": "is_voc12_msc", "compat": compat, "data.scale": (0.5, 1.3)})
     # Its network is Caffe's: no TensorFlow padding, so model.legacy stays off.
-    return dataclasses.replace(
-        run,
-        optim=dataclasses.replace(run.optim, head_bias_factor=10.0, momentum=0.0, decay_all=True),
-        train=dataclasses.replace(run.train, steps=2000),
-    )
+    code = {"optim.head_bias_factor": 10.0, "optim.momentum": 0.0, "optim.decay_all": True, "train.steps": 2000}
+    return override(run, code) if compat else run

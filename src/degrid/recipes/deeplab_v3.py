@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
 
 _VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.5, 2.0), workers=4)
 
@@ -21,7 +21,7 @@ def deeplabv3_voc12() -> RunConfig:
     Source: arXiv 1706.05587, section 4 and table 5; weight decay from its authors' code (1e-4 for ResNets).
     Command: degrid train deeplabv3_voc12 --data VOC2012; the first stage alone: --set then=
     """
-    return dataclasses.replace(_voc12("deeplabv3_voc12"), then="deeplabv3_voc12_stage2")
+    return override(_voc12("deeplabv3_voc12"), {"then": "deeplabv3_voc12_stage2"})
 
 
 def _voc12(name: str) -> RunConfig:
@@ -42,14 +42,8 @@ def deeplabv3_voc12_stage2() -> RunConfig:
     78.51 val mIoU when trained on trainaug (table 6).
     Command: degrid train deeplabv3_voc12_stage2 --data VOC2012 --init MODEL (deeplabv3_voc12 runs it automatically)
     """
-    run = _voc12("deeplabv3_voc12_stage2")
-    return dataclasses.replace(
-        run,
-        model=dataclasses.replace(run.model, output_stride=8),
-        data=dataclasses.replace(run.data, train="trainval"),
-        optim=dataclasses.replace(run.optim, lr=0.001),
-        train=dataclasses.replace(run.train, batch_norm="frozen"),
-    )
+    changes = {"model.output_stride": 8, "data.train": "trainval", "optim.lr": 0.001, "train.batch_norm": "frozen"}
+    return override(_voc12("deeplabv3_voc12_stage2"), changes)
 
 
 def deeplabv3_cityscapes() -> RunConfig:
@@ -58,12 +52,8 @@ def deeplabv3_cityscapes() -> RunConfig:
     Source: arXiv 1706.05587, section A and table 12.
     Command: degrid train deeplabv3_cityscapes --data cityscapes
     """
-    run = _voc12("deeplabv3_cityscapes")
-    return dataclasses.replace(
-        run,
-        data=dataclasses.replace(run.data, path="cityscapes", train="train", crop=(769, 769)),
-        train=dataclasses.replace(run.train, steps=90_000),
-    )
+    data = {"data.path": "cityscapes", "data.train": "train", "data.crop": (769, 769)}
+    return override(_voc12("deeplabv3_cityscapes"), {**data, "train.steps": 90_000})
 
 
 def deeplabv3plus_voc12() -> RunConfig:
@@ -72,8 +62,7 @@ def deeplabv3plus_voc12() -> RunConfig:
     Source: arXiv 1802.02611, section 4.
     Command: degrid train deeplabv3plus_voc12 --data VOC2012
     """
-    run = _voc12("deeplabv3plus_voc12")
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, network="deeplabv3plus"))
+    return override(_voc12("deeplabv3plus_voc12"), {"model.network": "deeplabv3plus"})
 
 
 def nd_voc12(compat: bool = False) -> RunConfig:
@@ -156,13 +145,8 @@ def camvid() -> RunConfig:
     Source of the number: docs/results.md.
     Command: degrid train camvid --data CamVid --set model.pretrained=mobilenet_v2.pth
     """
-    run = folder()
-    return dataclasses.replace(
-        run,
-        name="camvid",
-        data=dataclasses.replace(run.data, path="camvid"),
-        train=dataclasses.replace(run.train, steps=1050, eval_every=250),
-    )
+    changes = {"name": "camvid", "data.path": "camvid", "train.steps": 1050, "train.eval_every": 250}
+    return override(folder(), changes)
 
 
 def synthetic() -> RunConfig:
