@@ -215,11 +215,8 @@ def _overlays(runs: Sequence[ReportRun], samples: Sequence[Sample], labels: Labe
         pixels = sample.image.permute(1, 2, 0).numpy()
         ids = [sample.label.numpy(), *(run.predictions[index] for run in runs)]
         shown = [pixels, *(overlay_classes(pixels, each, labels, 0.7) for each in ids)]
-        cells += [_picture(picture, f"{name} of {sample.name}") for name, picture in zip(names, shown, strict=True)]
+        for name, picture in zip(names, shown, strict=True):
+            stream = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(picture)).save(stream, format="PNG", optimize=True)
+            cells.append(image(stream.getvalue(), f"{name} of {sample.name}"))
     return f'<div class="grid" style="--columns:{len(names)}">{"".join(cells)}</div>'
-
-
-def _picture(pixels: np.ndarray, description: str) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", optimize=True)
-    return image(stream.getvalue(), description)

@@ -118,16 +118,16 @@ def export(
     # may name one another.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as place:
         made = Path(place) / "float" / path.name
-        comparisons = job.write(made)
+        comparisons, scores = job.write(made), None
         if trial:
             exact, made = made, Path(place) / "int8" / path.name
-            comparisons = job.quantize(exact, made, trial)
+            comparisons, scores = job.quantize(exact, made, trial)
         files = tuple(exporter.files(path))
         for file, target in zip(exporter.files(made), files, strict=True):
             if target.is_dir():
                 shutil.rmtree(target)
             file.replace(target)
-    return ExportResult(spelled(exporter, path), files, tuple(comparisons), trial.scores if trial else None)
+    return ExportResult(spelled(exporter, path), files, tuple(comparisons), scores)
 
 
 def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
@@ -187,7 +187,7 @@ class _Job:
         self.tell("comparing with PyTorch" + ("" if size else " at sizes that were not traced"))
         return compared(self.network, self._opened(path), self.facts.output, ((1, 3, *size),) * 2 if size else SIZES)
 
-    def quantize(self, exact: Path, path: Path, trial: _Trial) -> list[Comparison]:
+    def quantize(self, exact: Path, path: Path, trial: _Trial) -> tuple[list[Comparison], Int8Scores]:
         """Write the float file `exact` anew as int8, compare it, and try both."""
         self.tell(f"calibrating int8 on {len(trial.calibrating)} images")
         path.parent.mkdir()
@@ -196,15 +196,14 @@ class _Job:
         must_run(f"{name_of(self.exporter)}={path}")
         small = self._opened(path)
         found = compared(self.network, small, self.facts.output, exact=False)
-        trial.judge(self._opened(exact), small)
-        return found
+        return found, trial.judge(self._opened(exact), small)
 
     def _opened(self, path: Path) -> ExportedModel:
         return ExportedModel(f"{name_of(self.exporter)}={path}")
 
 
 class _Trial:
-    """The images of an `Int8`, and what came of measuring on them."""
+    """The images of an `Int8`, to calibrate and to measure on."""
 
     def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress | None) -> None:
         dataset = opened(how.data, how.split, labels)
@@ -215,18 +214,18 @@ class _Trial:
         self.how, self.dataset, self.progress = how, dataset, progress
         self.calibrating = range(0, count, step)[: how.images]
         self.measuring = _Part(dataset, [index for index in range(count) if index % step == 1][: how.images])
-        self.scores: Int8Scores | None = None
 
-    def judge(self, exact: nn.Module, small: nn.Module) -> None:
+    def judge(self, exact: nn.Module, small: nn.Module) -> Int8Scores:
         """Measure both, and refuse int8 that loses too much."""
         before, after = self._miou(exact, "measuring float32"), self._miou(small, "measuring int8")
-        self.scores = Int8Scores(len(self.measuring), before, after)
+        scores = Int8Scores(len(self.measuring), before, after)
         drop = 100 * (before - after)
         if drop > self.how.max_drop:
             raise UserError(
                 f"int8 loses {drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop); nothing is "
-                f"written ({self.scores}). Calibrate on images like those to come, or stay with float32"
+                f"written ({scores}). Calibrate on images like those to come, or stay with float32"
             )
+        return scores
 
     def _miou(self, model: nn.Module, task: str) -> float:
         on_image = counting(self.progress, task, len(self.measuring))

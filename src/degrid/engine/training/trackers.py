@@ -162,8 +162,7 @@ class MlflowTracker(Tracker):
 
     def __init__(self, run: TrackedRun) -> None:
         mlflow = _client("mlflow")
-        self._failure = mlflow.exceptions.MlflowException
-        self._metric, self._param = mlflow.entities.Metric, mlflow.entities.Param
+        self._entities, self._failure = mlflow.entities, mlflow.exceptions.MlflowException
         self._tell, self._lost = run.tell, False
         try:
             self._client = mlflow.MlflowClient()
@@ -185,7 +184,7 @@ class MlflowTracker(Tracker):
         experiment = self._client.get_experiment_by_name(title)
         home = experiment.experiment_id if experiment else self._client.create_experiment(title)
         run_id: str = self._client.create_run(home, run_name=name).info.run_id
-        params = [self._param(key, str(value)[:MLFLOW_VALUE]) for key, value in flattened(config).items()]
+        params = [self._entities.Param(key, str(value)[:MLFLOW_VALUE]) for key, value in flattened(config).items()]
         for first in range(0, len(params), MLFLOW_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + MLFLOW_PARAMS])
         return run_id
@@ -193,7 +192,7 @@ class MlflowTracker(Tracker):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """See `Recorder`."""
         now = int(1000 * time.time())
-        metrics = [self._metric(mlflow_name(tag), value, now, step) for tag, value in values.items()]
+        metrics = [self._entities.Metric(mlflow_name(tag), value, now, step) for tag, value in values.items()]
         self._send(lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
