@@ -200,7 +200,7 @@ def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):
 )
 def test_logits_at_the_heads_stride_for_any_size(network, stride):
     model = build_network(network, "timm:resnet18", VOC, EncoderSettings(8)).eval()
-    assert (model.output_stride, model.logit_stride, model.num_classes) == (8, stride, 21)
+    assert (model.output_stride, model.logit_stride, len(model.labels)) == (8, stride, 21)
     for height, width in ((64, 64), (65, 81), (33, 50), (9, 7)):
         with torch.no_grad():
             logits = model(torch.zeros(2, 3, height, width, dtype=torch.uint8))

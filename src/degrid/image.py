@@ -119,11 +119,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
-    """Class ids as an 8-bit palette image: the values are the ids, the palette holds the classes' colours.
-
-    Args:
-        ids: uint8 [H,W]; IGNORE_INDEX shows as light grey.
-    """
+    """Class ids, uint8 [H,W], as an 8-bit palette image: its values are the ids, its palette is `color_table`."""
     from PIL import Image
 
     image = Image.frombytes("P", (ids.shape[1], ids.shape[0]), ids.tobytes())
@@ -132,12 +128,9 @@ def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
 
 
 def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alpha: float = 0.55) -> np.ndarray:
-    """The image with the classes' colours laid over; uint8 [H,W,3].
+    """The image, uint8 [H,W,3], with the colours of its ids, uint8 [H,W], laid over with weight `alpha`, 0 to 1.
 
-    Args:
-        image: uint8 [H,W,3].
-        ids: uint8 [H,W]; void pixels stay as they are.
-        alpha: weight of the colour, 0 to 1.
+    Void pixels stay as they are.
     """
     import numpy as np
 

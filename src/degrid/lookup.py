@@ -33,8 +33,6 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     Modules are also found in the working directory.
 
     Args:
-        table: the rows by name.
-        name: to look up.
         kind: what is looked up, in words for the message ("smoothing operator").
     Raises:
         UserError: no such row, module or attribute; the message lists the rows and the closest one.
@@ -74,9 +72,8 @@ def settings_for(
     known = keywords(make)
     for option in options:
         if option not in known and "**" not in known:
-            raise UserError(
-                f'{what} has no option "{option}".{did_you_mean(option, known)} It takes: {", ".join(known) or "none"}'
-            )
+            hint = f"{did_you_mean(option, known)} It takes: {', '.join(known) or 'none'}"
+            raise UserError(f'{what} has no option "{option}".{hint}')
     return {**{key: value for key, value in settings.items() if key in known}, **options}
 
 
@@ -93,9 +90,7 @@ def _import(name: str, kind: str) -> object:
     finally:
         sys.path.remove(here)
     if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f'{kind} "{name}": module "{module_name}" has no "{attribute}".{did_you_mean(attribute, public)}'
-        )
+        hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
+        raise UserError(f'{kind} "{name}": module "{module_name}" has no "{attribute}".{hint}')
     result: object = getattr(module, attribute)
     return result

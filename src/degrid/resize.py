@@ -14,13 +14,7 @@ pixels' centres meet, Caffe's Interp and early PyTorch. tf_legacy: TensorFlow 1,
 
 
 def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> Tensor:
-    """Bilinear resizing of [N,C,h,w] to [N,C,*size].
-
-    Args:
-        convention: a name in RESIZES.
-    Raises:
-        UserError: an unknown convention.
-    """
+    """Bilinear resizing of [N,C,h,w] to [N,C,*size]; UserError if RESIZES has no such convention."""
     if convention not in RESIZES:
         raise UserError(f'unknown way to resize "{convention}"; known: {", ".join(RESIZES)}')
     if x.shape[-2:] == tuple(size):

@@ -19,6 +19,9 @@ from degrid.types import UserError
 V3_RATES_AT_STRIDE_16 = (6, 12, 18)
 V2_RATES = (6, 12, 18, 24)
 
+MakeBranch = Callable[[int, int, int], nn.Module]
+"""(input channels, output channels, rate) -> a 3x3 branch of ASPP."""
+
 
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel: int, rate: int = 1, separable: bool = False, relu: bool = True
@@ -114,7 +117,7 @@ class ASPP(nn.Module):
         dropout: fraction of values dropped after the projection, 0 to 1.
         separable: depthwise-separable 3x3 branches.
         relu: False leaves out the ReLU after each batch norm.
-        branch: makes a 3x3 branch from its input channels, output channels and rate, in place of `conv_norm_relu`.
+        branch: makes the 3x3 branches, in place of `conv_norm_relu`.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
@@ -126,7 +129,7 @@ class ASPP(nn.Module):
         dropout: float = 0.1,
         separable: bool = False,
         relu: bool = True,
-        branch: Callable[[int, int, int], nn.Module] | None = None,
+        branch: MakeBranch | None = None,
     ) -> None:
         super().__init__()
         wide = branch or (lambda size, out, rate: conv_norm_relu(size, out, 3, rate, separable, relu))
@@ -175,9 +178,8 @@ class DeepLabV3PlusHead(nn.Module):
         low_level: index of the fine feature, of `low_level_in` channels. A 1x1 reduces them to 48, so that they do not
             outweigh ASPP.
         separable: depthwise-separable convolutions in the decoder.
-        after_aspp: applied to ASPP's output before it is enlarged; nothing by default.
-        refine: from channels + 48 to channels; two 3x3 by default.
-        convention: how ASPP's output is enlarged, see `degrid.resize`.
+        smp: as in segmentation_models.pytorch: a separable 3x3 after ASPP, and one instead of two 3x3 after the join,
+            with no batch norm between their halves; resizing aligns the corners.
     Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
     """
 
@@ -189,17 +191,16 @@ class DeepLabV3PlusHead(nn.Module):
         low_level: int,
         low_level_in: int,
         separable: bool = False,
-        after_aspp: nn.Module | None = None,
-        refine: nn.Module | None = None,
-        convention: str = "half_pixel",
+        smp: bool = False,
     ) -> None:
         super().__init__()
         self.aspp = aspp
-        self.after_aspp = after_aspp or nn.Identity()
+        self.after_aspp = plain_separable(channels, channels) if smp else nn.Identity()
         self.low_level = low_level
-        self.convention = convention
+        self.convention = "align_corners" if smp else "half_pixel"
+        joined = plain_separable(channels + 48, channels) if smp else None
         self.reduce = conv_norm_relu(low_level_in, 48, 1)
-        self.refine = refine or nn.Sequential(
+        self.refine = joined or nn.Sequential(
             conv_norm_relu(channels + 48, channels, 3, separable=separable),
             conv_norm_relu(channels, channels, 3, separable=separable),
         )
@@ -250,60 +251,24 @@ def v3_head(
     return head, encoder.reductions[-1]
 
 
-def v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
-    """ASPP as in v3, and a decoder on the feature at stride 4.
+def v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings, smp: bool = False) -> tuple[nn.Module, int]:
+    """ASPP as in v3, and a decoder on the feature at stride 4; see `DeepLabV3PlusHead` for `smp`.
 
     Raises:
         UserError: the encoder has no feature at stride 4.
     """
-    fine = _fine_feature(encoder)
-    head = DeepLabV3PlusHead(
-        _aspp(encoder, settings),
-        settings.channels,
-        num_classes,
-        low_level=fine,
-        low_level_in=encoder.channels[fine],
-        separable=settings.separable,
-    )
-    return head, 4
-
-
-def v3plus_smp_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
-    """v3+ as in segmentation_models.pytorch: its separable convolutions have no batch norm between the halves; there is
-    one more after ASPP, and one instead of two after the join; resizing aligns the corners.
-
-    Raises:
-        UserError: the encoder has no feature at stride 4.
-    """
-    fine, channels = _fine_feature(encoder), settings.channels
-    aspp = ASPP(encoder.channels[-1], channels, _rates(encoder, settings), settings.dropout, branch=plain_separable)
-    head = DeepLabV3PlusHead(
-        aspp,
-        channels,
-        num_classes,
-        low_level=fine,
-        low_level_in=encoder.channels[fine],
-        after_aspp=plain_separable(channels, channels),
-        refine=plain_separable(channels + 48, channels),
-        convention="align_corners",
-    )
-    return head, 4
-
-
-def _fine_feature(encoder: Encoder) -> int:
     if 4 not in encoder.reductions:
         strides = ", ".join(map(str, encoder.reductions))
         raise UserError(f"deeplabv3plus needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
-    return encoder.reductions.index(4)
+    fine = encoder.reductions.index(4)
+    aspp = _aspp(encoder, settings, branch=plain_separable if smp else None)
+    inputs = fine, encoder.channels[fine]
+    return DeepLabV3PlusHead(aspp, settings.channels, num_classes, *inputs, settings.separable, smp), 4
 
 
-def _rates(encoder: Encoder, settings: HeadSettings) -> tuple[int, ...]:
-    return v3_rates(encoder.reductions[-1]) if settings.rates is None else settings.rates
-
-
-def _aspp(encoder: Encoder, settings: HeadSettings, relu: bool = True) -> ASPP:
-    rates = _rates(encoder, settings)
-    return ASPP(encoder.channels[-1], settings.channels, rates, settings.dropout, settings.separable, relu)
+def _aspp(encoder: Encoder, settings: HeadSettings, relu: bool = True, branch: MakeBranch | None = None) -> ASPP:
+    rates = v3_rates(encoder.reductions[-1]) if settings.rates is None else settings.rates
+    return ASPP(encoder.channels[-1], settings.channels, rates, settings.dropout, settings.separable, relu, branch)
 
 
 NETWORKS: dict[str, MakeHead] = {
@@ -315,6 +280,6 @@ NETWORKS: dict[str, MakeHead] = {
     # As in sthalles/deeplab_v3.
     "deeplabv3_linear": partial(v3_head, relu=False),
     "deeplabv3plus": v3plus_head,
-    "deeplabv3plus_smp": v3plus_smp_head,
+    "deeplabv3plus_smp": partial(v3plus_head, smp=True),
 }
 """The function of each network's head, with all its numbers."""

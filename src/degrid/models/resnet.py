@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,11 +39,10 @@ class Bottleneck(nn.Module):
         # Residual branches start at zero (Goyal et al., arXiv 1706.02677 section 5.1). Otherwise a deep network that
         # starts from random weights with frozen batch norm would have logits in the millions.
         nn.init.zeros_(self.bn3.weight)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(in_channels, out, 1, stride, bias=False), nn.BatchNorm2d(out, eps))
-            if in_channels != out
-            else None
-        )
+        self.downsample: nn.Module | None = None
+        if in_channels != out:
+            shortcut = nn.Conv2d(in_channels, out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out, eps))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,9 +50,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
-        joined: Tensor = self.relu(y + shortcut)
-        return joined
+        return cast(Tensor, self.relu(y + (x if self.downsample is None else self.downsample(x))))
 
 
 class PreactBottleneck(nn.Module):
@@ -80,8 +78,7 @@ class PreactBottleneck(nn.Module):
         shortcut: Tensor = x[..., :: self.stride, :: self.stride] if self.downsample is None else self.downsample(y)
         y = self.relu(self.bn1(self.conv1(y)))
         y = self.relu(self.bn2(self.conv2(y)))
-        joined: Tensor = self.conv3(y) + shortcut
-        return joined
+        return cast(Tensor, self.conv3(y) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -193,11 +190,8 @@ def _initialise(net: nn.Module) -> None:
 
 def _same_padding(x: Tensor, kernel: int) -> tuple[int, int, int, int]:
     """TensorFlow's "same" padding at stride 2: left, right, top, bottom, with the odd pixel at the right and bottom."""
-    sides = []
-    for size in (x.shape[-1], x.shape[-2]):
-        total = max((-(-size // 2) - 1) * 2 + kernel - size, 0)
-        sides += [total // 2, total - total // 2]
-    return sides[0], sides[1], sides[2], sides[3]
+    x_total, y_total = (max((-(-size // 2) - 1) * 2 + kernel - size, 0) for size in (x.shape[-1], x.shape[-2]))
+    return x_total // 2, x_total - x_total // 2, y_total // 2, y_total - y_total // 2
 
 
 def _strides_and_rates(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

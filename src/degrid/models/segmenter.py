@@ -76,11 +76,6 @@ class Segmenter(MultiScaleNetwork):
         self.register_buffer("std", torch.tensor(self.preprocess.std).reshape(1, 3, 1, 1), persistent=False)
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the logits."""
-        return len(self.labels)
-
-    @property
     def output_stride(self) -> int:
         """Image size over the size of the encoder's last feature."""
         return cast(Encoder, self.encoder).reductions[-1]

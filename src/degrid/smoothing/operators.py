@@ -47,12 +47,7 @@ class Operator(nn.Module):
         """Called once with the layer to be smoothed, for parameters whose shape depends on it."""
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
-        """[N,C,H,W] -> [N,out,H,W].
-
-        Args:
-            x: the layer's input.
-            convolve: (x, rate, margin=0) -> the layer's convolution, without bias.
-        """
+        """[N,C,H,W] -> [N,out,H,W]; convolve: (x, rate, margin=0) -> the layer's convolution, without bias."""
         raise TypeError(f"{type(self).__name__} must define forward(x, convolve)")
 
     def is_identity(self) -> bool:
@@ -114,12 +109,9 @@ class Decompose(Operator):
 def periodic_subsample(x: Tensor, rate: int) -> Tensor:
     """Split a feature map into the r^2 groups that a dilated convolution never mixes.
 
-    Args:
-        x: [N,C,H,W].
-        rate: dilation rate r, pixels.
     Returns:
-        [r*r*N, C, ceil(H/r), ceil(W/r)]; item (i*r + j)*N + n holds x[n, :, i::r, j::r], zero-padded at the bottom
-        and right where r does not divide H or W.
+        Of x [N,C,H,W] at rate r: [r*r*N, C, ceil(H/r), ceil(W/r)]; item (i*r + j)*N + n holds x[n, :, i::r, j::r],
+        zero-padded at the bottom and right where r does not divide H or W.
     Source: Wang & Ji, KDD 2018, section 3.2.
     """
     x = _pad_to_multiple(x, rate)

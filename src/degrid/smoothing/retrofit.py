@@ -50,7 +50,6 @@ class SmoothingReport:
     """What `smooth_dilated_convs` did.
 
     Attributes:
-        operator: its name.
         replaced: name and rate of each smoothed layer.
         skipped: name of each dilated layer that was left alone, and the reason.
         unchanged: rates at which the operator is the identity, so that these layers compute what they did before.

@@ -95,9 +95,7 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
 
     Args:
         operator: a row of OPERATORS, its name in the original code, "module:Class" (called with the rate and the
-            options), or such a class or function itself.
-        legacy: compute what the original code computes, where that differs from the papers.
-        options: of the operator, such as sigma="shared".
+            options), or such a class or function itself. The others: see `smooth_dilated_convs`.
     Raises:
         UserError: an unknown name or option.
     """
