@@ -18,7 +18,7 @@ from degrid.data.formats.voc import VOC
 from degrid.data.prepare.cityscapes import prepare_cityscapes
 from degrid.data.prepare.voc import prepare_voc
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
-from degrid.verbs.benchmark_files import CityscapesFiles, VocFiles
+from degrid.verbs.outputs import CityscapesFiles, VocFiles
 
 
 def cli(*words):

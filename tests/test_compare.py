@@ -12,9 +12,8 @@ import degrid
 from degrid import model_folder
 from degrid.engine.evaluation import bootstrap as compare
 from degrid.engine.evaluation.bootstrap import ImageConfusions, paired_bootstrap
+from degrid.engine.evaluation.failures import WIDTHS, TrimapCounts, WorstImages
 from degrid.engine.evaluation.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, scores
-from degrid.engine.evaluation.trimap import WIDTHS, TrimapCounts
-from degrid.engine.evaluation.worst_images import WorstImages
 from degrid.image import overlay_classes
 from degrid.types import LabelSpace, Sample, UserError
 

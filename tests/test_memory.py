@@ -8,8 +8,7 @@ from torch import nn
 
 import degrid
 from degrid.engine.inference import predictor as predictor_module
-from degrid.engine.inference.activation_memory import _LiveBytes, activation_bytes
-from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.types import UserError
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.engine.inference.activation_memory import activation_bytes
+from degrid.engine.inference.predictor import activation_bytes
 from degrid.files import read_json
 from degrid.types import Progress, UserError
 

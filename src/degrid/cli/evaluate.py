@@ -11,8 +11,7 @@ import typer
 from degrid.cli import options as opt
 
 if TYPE_CHECKING:
-    from degrid.engine.evaluation.trimap import TrimapPoint
-    from degrid.engine.evaluation.worst_images import ScoredImage
+    from degrid.engine.evaluation.failures import ScoredImage, TrimapPoint
     from degrid.types import Scores
     from degrid.verbs.evaluate import Evaluation
 

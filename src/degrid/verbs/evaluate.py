@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from degrid.analysis.page import COLORS, png
 from degrid.contracts import declared
 from degrid.data import notes_of, open_dataset
 from degrid.engine.evaluation.evaluate import OnImage, predictor_of, score
-from degrid.engine.evaluation.trimap import TrimapCounts, TrimapPoint
-from degrid.engine.evaluation.worst_images import ScoredImage, WorstImages
+from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
-from degrid.files import write_json
-from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Scores
-from degrid.verbs.evaluation_pictures import write_reliability, write_worst
+from degrid.files import atomic_write, write_json
+from degrid.image import overlay_classes
+from degrid.types import ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 
 AnyData = str | os.PathLike[str] | Dataset
@@ -100,9 +104,9 @@ class Evaluation(Scores):
         out, written = Path(path), {}
         write_json(out, self.to_dict())
         if self.worst:
-            written["pictures"] = write_worst(self.worst, self.labels, out)
+            written["pictures"] = _write_worst(self.worst, self.labels, out)
         if self.reliability and self.ece is not None:
-            written["reliability diagram"] = write_reliability(self.reliability, self.ece, out)
+            written["reliability diagram"] = _write_reliability(self.reliability, self.ece, out)
         return {**written, "scores": out}
 
 
@@ -181,3 +185,43 @@ def counting(progress: OnProgress | None, task: str, total: int) -> OnImage:
     """A hook that reports progress after each image."""
     numbers = itertools.count(1)
     return lambda *_: progress(Progress(task, next(numbers), total)) if progress else None
+
+
+def _write_worst(images: Sequence[ScoredImage], labels: LabelSpace, out: Path) -> Path:
+    """A picture per image, image | truth | prediction, in a folder beside the scores: scores_worst for scores.json."""
+    folder = out.with_name(f"{out.stem}_worst")
+    for rank, image in enumerate(images, start=1):
+        pixels = image.sample.image.permute(1, 2, 0).numpy()
+        shown = (overlay_classes(pixels, ids.numpy(), labels) for ids in (image.sample.label, image.ids))
+        # Names hold sub-folders; the pictures lie side by side.
+        name = f"{rank:03d}_{image.sample.name}.png".replace("/", "_")
+        with atomic_write(folder / name) as temporary:
+            Image.fromarray(np.concatenate([pixels, *shown], axis=1)).save(temporary, format="PNG")
+    return folder
+
+
+def _write_reliability(bins: Sequence[ConfidenceBin], ece: float, out: Path) -> Path:
+    """Draw accuracy against confidence, and the pixels per bin, beside the scores: scores_reliability.png.
+
+    Source: Guo et al. 2017, arXiv 1706.04599, figure 1.
+    """
+    from matplotlib.figure import Figure  # here, because it is slow to import
+
+    edges = [100 * index / len(bins) for index in range(len(bins))]
+    width, total = 100 / len(bins), max(1, sum(each.pixels for each in bins))
+    figure = Figure(figsize=(5.0, 6.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    look = {"width": width, "align": "edge", "color": COLORS[0], "edgecolor": "white", "linewidth": 0.5}
+    upper.bar(edges, [100 * (each.accuracy or 0.0) for each in bins], **look, label="accuracy of a bin")
+    upper.plot([0, 100], [0, 100], color=COLORS[1], linestyle="--", label="perfectly calibrated")
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %", title=f"expected calibration error {100 * ece:.2f} %")
+    upper.legend(loc="upper left")
+    lower.bar(edges, [100 * each.pixels / total for each in bins], **look)
+    lower.set(xlabel="confidence, %", ylabel="pixels, %")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    path = out.with_name(f"{out.stem}_reliability.png")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(png(figure))
+    return path

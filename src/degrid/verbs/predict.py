@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,13 +18,15 @@ from degrid.engine.inference.predictor import Prediction, Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
-from degrid.verbs.benchmark_files import ResultWriter
 from degrid.verbs.open_network import AnyModel, open_network
-from degrid.verbs.outputs import ResultFiles, find_images, make_writer
-from degrid.verbs.overlap import Background, ahead
+from degrid.verbs.outputs import ResultFiles, ResultWriter, find_images, make_writer
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
+
+DEPTH = 2
+"""How many images may wait to be predicted, or written; more would take memory and gain nothing."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _write_all(
 ) -> list[str]:
     """Predict and write all images; returns a sentence for each that could not be used."""
     failures: list[str] = []
-    with Background() as background:
+    with _Background() as background:
         for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
             if isinstance(prediction, UserError):
                 failures.append(str(prediction))
@@ -152,7 +157,7 @@ def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
 ) -> Iterator[tuple[str, Prediction | UserError]]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
-    reads = ahead(functools.partial(read_image, path) for path in found.values())
+    reads = _ahead(functools.partial(read_image, path) for path in found.values())
     for name, read in zip(found, reads, strict=True):
         prediction: Prediction | UserError
         try:
@@ -165,3 +170,46 @@ def _predictions(
         except UserError as error:
             prediction = error
         yield name, prediction
+
+
+def _ahead(calls: Iterable[Callable[[], T]]) -> Iterator[Callable[[], T]]:
+    """For each call, in order, a function that gives its result or raises its error; a thread works DEPTH ahead."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) > DEPTH:
+                yield waiting.popleft().result
+        while waiting:
+            yield waiting.popleft().result
+
+
+class _Background:
+    """Runs calls one after another in a thread; use as a context manager, which waits for all and raises their error.
+
+    A caller that is too far ahead waits for the oldest call.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> _Background:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            while self._waiting and error is None:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown()
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Run it when those before it are done.
+
+        Raises:
+            the error of an earlier call.
+        """
+        while len(self._waiting) >= DEPTH:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(call))

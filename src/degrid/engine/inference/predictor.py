@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from degrid.contracts import ExportedNetwork, convention_of, declared
 from degrid.engine.device import pick_device
-from degrid.engine.inference.activation_memory import activation_bytes, available_bytes
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
 from degrid.image import read_image, to_array
@@ -200,3 +203,67 @@ def _pixels(image: ImageLike) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"expected a uint8 array [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)
+
+
+def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
+    """Bytes of all feature maps that exist at the same time while one image is predicted, at most.
+
+    The network runs on PyTorch's "meta" device, whose tensors have sizes but no content. Weights are not counted, nor
+    is memory that a library uses inside one operation.
+
+    Args:
+        model: from RGB images [1,3,H,W] to logits, in evaluation mode.
+        size: height and width of the image, pixels.
+    Raises:
+        UserError: the network cannot run without content, for instance because its forward depends on values.
+    """
+    # The parameters are shared until they move, so the copy costs no memory.
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    shadow = copy.deepcopy(model, memo).to("meta")
+    count = _LiveBytes()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), count:
+            shadow(torch.empty(1, 3, *size, device="meta"))
+    except (NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"cannot tell how much memory this {type(model).__name__} needs ({error}); give a window instead of a limit"
+        ) from error
+    return count.peak
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations create, and subtracts those that are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system has these
+        return 4 << 30

@@ -1,14 +1,21 @@
-"""Scores near the borders of the truth: how sharp a network's contours are."""
+"""Where a model fails: near the borders of the truth, and on the images of lowest mIoU."""
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from degrid.engine.evaluation.metrics import ConfusionMatrix, contour_band, hits_and_unions, mean_iou, window_max
+from degrid.engine.evaluation.metrics import (
+    ConfusionMatrix,
+    contour_band,
+    hits_and_unions,
+    image_confusion,
+    mean_iou,
+    window_max,
+)
 from degrid.types import IGNORE_INDEX, Sample, UserError
 
 WIDTHS = (1, 2, 4, 8, 16, 40)
@@ -66,8 +73,44 @@ class TrimapCounts:
 
         Every process of `torch.distributed` must call this; all get the same curve.
         """
-        return tuple(_point(width, confusion.merged().counts) for width, confusion in self.confusions.items())
+        merged = {width: confusion.merged().counts for width, confusion in self.confusions.items()}
+        return tuple(
+            TrimapPoint(width, mean_iou(*hits_and_unions(counts)).item(), int(counts.sum()))
+            for width, counts in merged.items()
+        )
 
 
-def _point(width: int, counts: Tensor) -> TrimapPoint:
-    return TrimapPoint(width, mean_iou(*hits_and_unions(counts)).item(), int(torch.sum(counts)))
+@dataclass(frozen=True)
+class ScoredImage:
+    """An image with its own mIoU, 0 to 1, over the classes in its truth or prediction.
+
+    index: in the dataset. ids: the prediction, uint8 [H,W].
+    """
+
+    index: int
+    miou: float
+    sample: Sample
+    ids: Tensor
+
+
+class WorstImages:
+    """Keeps the images of lowest mIoU; an instance is the `on_image` of `degrid.evaluate`.
+
+    Only these are in memory. Of images with the same score the first are kept; images without a valid pixel never.
+
+    found: at most `count` images, the worst first.
+    """
+
+    def __init__(self, num_classes: int, count: int) -> None:
+        self.num_classes = num_classes
+        self.count = count
+        self.found: list[ScoredImage] = []
+
+    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+        """Add an image with its prediction, integer [H,W]."""
+        counts = image_confusion(ids, sample.label, self.num_classes)
+        if not counts.any():
+            return
+        miou = mean_iou(*hits_and_unions(counts)).item()
+        insort(self.found, ScoredImage(index, miou, sample, ids), key=lambda image: (image.miou, image.index))
+        del self.found[self.count :]
