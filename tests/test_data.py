@@ -25,7 +25,7 @@ from degrid.data.formats.camvid import CAMVID
 from degrid.data.formats.cityscapes import CITYSCAPES
 from degrid.data.formats.pairs import read_list
 from degrid.data.formats.voc import VOC
-from degrid.data.training.transforms import jitter_colors
+from degrid.data.training import jitter_colors
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 RNG = np.random.default_rng
@@ -418,7 +418,7 @@ def test_broken_promises_are_named():
         def __getitem__(self, index):
             return Sample(torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8), good.label, "a")
 
-    with pytest.raises(UserError, match="a second look gave another sample"):
+    with pytest.raises(UserError, match="two reads gave different samples"):
         check_promises(Restless([good]))
 
 

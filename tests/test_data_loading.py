@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.data.training.loader import collate
+from degrid.data.training import collate
 from degrid.kernels import resample as resampling
 from degrid.kernels.resample import resample
 from degrid.types import LabelSpace, Sample, UserError

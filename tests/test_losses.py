@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from degrid import config
 from degrid.cli import app
 from degrid.data import SyntheticScenes
-from degrid.data.inspection.stats import class_pixels
+from degrid.data.inspection.check import class_pixels
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.loss_table import make_losses
 from degrid.engine.training.losses import (

@@ -361,7 +361,7 @@ def test_check_counts_and_names_places(tmp_path):
     text = str(report)
     for message in (
         "1 records that cannot be read",
-        "its checksum does not fit",
+        "its checksum does not match",
         f"train.tfrecord, record 2 (byte {2 * second}) has the ids 5; expected 0 to 1",
         "1 files whose records are lost from some place on",
         f"at byte {second}",
@@ -415,8 +415,8 @@ def test_damaged_framing(tmp_path):
     refused(good[:-1], tmp_path, "cut short within record 0, which begins at byte 0")
     refused(good + good[:5], tmp_path, f"header of a record of 12 bytes reaches beyond the end at byte {len(good)}")
     refused(good + b"\0" * 12, tmp_path, f"no TFRecord header, or a damaged one, at byte {len(good)}")
-    refused(good[:20] + b"?" + good[21:], tmp_path, "checksum does not fit.* at byte 12")
-    refused(good[:-1] + b"?", tmp_path, "checksum does not fit.* at byte 12")
+    refused(good[:20] + b"?" + good[21:], tmp_path, "checksum does not match.* at byte 12")
+    refused(good[:-1] + b"?", tmp_path, "checksum does not match.* at byte 12")
     refused(b"\x1f\x8b" + b"x" * 30, tmp_path, "compressed by gzip")
     huge = struct.pack("<Q", 1 << 62)
     refused(huge + masked(huge) + b"x" * 9, tmp_path, "cut short within record 0")

@@ -50,7 +50,7 @@ def stats(
 ) -> None:
     """How often each class comes, and the class weights that follow from it (see train.class_weights).
 
-    Shares are of the valid pixels; "images" counts those with the class.
+    Shares are fractions of the valid pixels; "images" counts the images that contain the class.
 
     \b
     degrid data stats my_photos

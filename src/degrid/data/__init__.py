@@ -13,8 +13,7 @@ from degrid.data.inspection.promises import check_promises
 from degrid.data.prepare.table import prepare_benchmark
 from degrid.data.synthetic import SyntheticScenes
 from degrid.data.tfrecord.write import write_tfrecord
-from degrid.data.training.loader import collate, training_batches
-from degrid.data.training.transforms import TrainTransform
+from degrid.data.training import TrainTransform, collate, training_batches
 
 __all__ = [
     "CITYSCAPES",

@@ -1,4 +1,4 @@
-"""Built-in street scenes: drawn by numpy from a seed, with exact labels; no download."""
+"""Built-in street scenes, drawn with numpy from a seed, with exact labels and nothing to download."""
 
 from __future__ import annotations
 
@@ -12,46 +12,35 @@ from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 LABELS = LabelSpace(
     ("sky", "building", "vegetation", "road", "sidewalk", "car", "person", "pole", "sign"),
     (
-        (70, 130, 180),
-        (70, 70, 70),
-        (107, 142, 35),
-        (128, 64, 128),
-        (244, 35, 232),
-        (0, 0, 142),
-        (220, 20, 60),
-        (153, 153, 153),
-        (220, 220, 0),
+        *((70, 130, 180), (70, 70, 70), (107, 142, 35), (128, 64, 128), (244, 35, 232), (0, 0, 142), (220, 20, 60)),
+        *((153, 153, 153), (220, 220, 0)),
     ),
 )
 SKY, BUILDING, VEGETATION, ROAD, SIDEWALK, CAR, PERSON, POLE, SIGN = range(9)
 
-# Each split draws from a stream of its own, so that held-out scenes are never seen in training.
+# Each split has its own random stream, so that held-out scenes never occur in training.
 _SPLITS = {"train": (0, 400), "val": (1, 40), "test": (2, 100)}
 
 
 class SyntheticScenes:
     """Street scenes with large areas, thin poles and wires, small people and signs, and surfaces told apart by texture.
 
-    A scene depends on (split, seed, index) only. Void are the bonnet of the camera's car and a rim around cars and
-    people. Scenes are kept in memory once drawn.
+    A scene depends only on (split, seed, index). The bonnet of the camera's car and a thin rim around cars and people
+    are labelled void. Scenes are kept in memory once drawn.
 
     Args:
-        split: train (400 scenes), val (40) or test (100): separate streams of scenes.
-        num_images: another number of scenes.
+        split: train (400 scenes), val (40) or test (100); no two splits share a scene.
+        num_images: the number of scenes, if not the default of the split.
         size: height and width, pixels, at least 64.
-        seed: of the whole set.
+        seed: another seed draws other scenes.
     Raises:
-        UserError: an unknown split, or scenes too small to draw.
+        UserError: the split is unknown, or the size is too small to draw.
     """
 
     labels = LABELS
 
     def __init__(
-        self,
-        split: str = "train",
-        num_images: int | None = None,
-        size: tuple[int, int] = (144, 192),
-        seed: int = 0,
+        self, split: str = "train", num_images: int | None = None, size: tuple[int, int] = (144, 192), seed: int = 0
     ) -> None:
         if split not in _SPLITS:
             raise UserError(f'the synthetic scenes have the splits {", ".join(_SPLITS)}; there is no "{split}"')
@@ -83,7 +72,7 @@ class _Canvas:
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
-        # [H,1] and [1,W]: what depends on the row or the column alone is computed once for each.
+        # [H,1] and [1,W]: whatever depends only on the row or only on the column is computed once per row or column.
         self.y, self.x = np.arange(float(height))[:, None], np.arange(float(width))[None]
         self.color = np.zeros((height, width, 3))
         self.label = np.zeros((height, width), np.uint8)
@@ -257,7 +246,7 @@ def _draw_person(canvas: _Canvas, horizon: float, depth: float) -> np.ndarray:
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:
-    """Pixels just outside a mask: what hand-made labels leave void."""
+    """Pixels just outside a mask, which hand-made labels leave void."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]
@@ -268,7 +257,7 @@ def _rim(mask: np.ndarray) -> np.ndarray:
 
 
 def _expose(canvas: _Canvas) -> np.ndarray:
-    """Light, colour cast, haze, a slight blur and sensor noise."""
+    """Add uneven lighting, a colour cast, a slight horizontal blur and sensor noise."""
     rng = canvas.rng
     light = rng.uniform(0.65, 1.2) * (1 + 0.15 * canvas.clouds(3)[..., None])
     color = canvas.color * light * rng.uniform(0.92, 1.08, 3)

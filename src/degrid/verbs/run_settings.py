@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from degrid.config import OptimConfig, RunConfig, TrainConfig
-from degrid.data.inspection.stats import class_pixels
+from degrid.data.inspection.check import class_pixels
 from degrid.engine.device import PRECISIONS
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training

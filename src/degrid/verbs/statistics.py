@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from degrid.data import open_dataset
-from degrid.data.inspection.stats import class_pixels
+from degrid.data.inspection.check import class_pixels
 from degrid.engine.training.losses import CLASS_WEIGHTS, median_frequency_weights
 from degrid.types import OnProgress
 

@@ -1,4 +1,4 @@
-"""The table of classes that lies beside the images."""
+"""The class table stored beside the images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
 
 
 def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
-    """Classes from classes.csv (id,name,r,g,b; class_dict.csv likewise) or from a text file with one name per line.
+    """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
 
-    Rows with the id 255 are void and give its colours. Without a column id the rows count from 0, and rows called void,
+    Rows with the id 255 list the colours of void. Without an id column, rows are numbered from 0 and rows named void,
     ignore or unlabelled are void.
 
     Returns:
-        The classes and how masks are read with them; None twice where there is no table.
+        The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
-        UserError: other columns, values that are no numbers, or ids with gaps.
+        UserError: the columns differ, a value is not a number, or the ids have gaps.
     """
     for name in _TABLES:
         if (root / name).is_file():
@@ -60,7 +60,7 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
     if not classes:
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
     if [row[0] for row in classes] != list(range(len(classes))):
-        raise UserError(f"{file}: ids must run from 0 without a gap; 255 is void")
+        raise UserError(f"{file}: ids must run from 0 without a gap; {IGNORE_INDEX} is void")
     labels = LabelSpace(tuple(row[1] for row in classes), tuple(row[2] for row in classes))
     rule = MaskRule.plain(labels)
     return labels, MaskRule(rule.ids, {**void, **rule.colors})
@@ -74,10 +74,10 @@ def _color(row: Mapping[str, str]) -> Color:
 
 
 def table_in(folder: Path, labels: LabelSpace) -> Path | None:
-    """The table of these classes that lies in a folder, if there is one.
+    """The table of these classes in a folder, or None.
 
     Raises:
-        UserError: a table of other classes lies there, or one that cannot be read.
+        UserError: the folder holds a table of other classes, or one that cannot be read.
     """
     found = next((folder / name for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()), None)
     if found:
@@ -88,12 +88,12 @@ def table_in(folder: Path, labels: LabelSpace) -> Path | None:
 
 
 def write_class_table(folder: Path, labels: LabelSpace) -> Path:
-    """Write classes.csv for the data in a folder, unless a table of the same classes is there.
+    """Write classes.csv for the data in a folder, unless it already holds a table of the same classes.
 
     Returns:
         The table's file.
     Raises:
-        UserError: see `table_in`; or the place cannot be written to.
+        UserError: as `table_in`, or the folder is not writable.
     """
     found = table_in(folder, labels)
     if found:

@@ -20,12 +20,11 @@ from degrid.data.formats.pairs import (
 )
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "photos")
-# fmt: off
-MASK_FOLDERS = (
-    "masks", "mask", "labels", "label", "annotations", "annotation", "annots", "gt", "ground_truth",
-    "groundtruth", "segmentation", "segmentations", "SegmentationClass",
+_MASK_FOLDERS = (
+    "masks mask labels label annotations annotation annots gt ground_truth groundtruth segmentation segmentations "
+    "SegmentationClass"
 )
-# fmt: on
+MASK_FOLDERS = tuple(_MASK_FOLDERS.split())
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot")
 

@@ -1,4 +1,4 @@
-"""Label images as train ids, and images turned the way their labels lie."""
+"""Reading label images, mapping their values to train ids, and orienting images like their labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MaskRule:
     """How the values in a label image become train ids.
 
     ids: raw id -> train id or IGNORE_INDEX; colors: RGB -> train id or IGNORE_INDEX, for colour masks.
-    What is in neither is unknown.
+    Values in neither table are unknown.
     """
 
     ids: dict[int, int]
@@ -29,7 +29,7 @@ class MaskRule:
 
     @classmethod
     def plain(cls, labels: LabelSpace, void: tuple[int, ...] = ()) -> MaskRule:
-        """Ids as they are; 255 and `void` are void; colour masks use the classes' colours."""
+        """Keep ids unchanged; 255 and the ids in `void` are void; colour masks use the colours of the classes."""
         ids = {
             **{i: i for i in range(len(labels))},
             IGNORE_INDEX: IGNORE_INDEX,
@@ -38,9 +38,9 @@ class MaskRule:
         return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))})
 
     def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
-        """Train ids uint8 [H,W] of raw ids [H,W] or colours [H,W,3], and the unknown values with their pixel counts.
+        """Map raw ids [H,W] or colours [H,W,3] to train ids uint8 [H,W]; also count the pixels of each unknown value.
 
-        Unknown pixels become void in the result.
+        Pixels with unknown values become void.
         """
         if raw.ndim == 2:
             return self._apply_ids(raw)
@@ -52,17 +52,17 @@ class MaskRule:
             color: int(n) for color, n in zip(colors, counts, strict=True) if color not in self.colors
         }
         if missing and all(red == green == blue for red, green, blue in colors):
-            as_ids = self.apply(raw[..., 0])  # ids saved as a colour picture
+            as_ids = self.apply(raw[..., 0])  # ids saved as an RGB image
             if len(as_ids[1]) < len(missing):
                 return as_ids
         return table[inverse.reshape(packed.shape)], missing
 
     def _apply_ids(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
         if raw.dtype == np.uint8:
-            kept, shift = self._kept
-            if (raw + shift).max(initial=0) < kept:  # nearly always, and much the fastest
+            limit, shift = self._unchanged
+            if (raw + shift).max(initial=0) < limit:  # the usual case, and by far the fastest path
                 return raw.copy(), {}
-            # As bytes: looking them up, and leaving out the known ones, are single passes in C.
+            # On bytes, mapping values and dropping the known ones are single passes in C.
             data = raw.tobytes()
             table, known = self._byte_table
             rest = np.frombuffer(data.translate(None, known), np.uint8)
@@ -70,32 +70,35 @@ class MaskRule:
             if not unknown and all(table[value] == value for value in known):
                 return raw.copy(), unknown
             return np.frombuffer(bytearray(data.translate(table)), np.uint8).reshape(raw.shape), unknown
-        # 16 and 32 bits, negative ids too: too wide for a table of all values.
+        # 16 or 32 bits, possibly negative: the range is too wide for a lookup table.
         values, inverse, counts = np.unique(raw, return_inverse=True, return_counts=True)
         wide = np.array([self.ids.get(int(value), IGNORE_INDEX) for value in values], np.uint8)
         unknown = {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids}
         return wide[inverse.reshape(raw.shape)], unknown
 
     @cached_property
-    def _kept(self) -> tuple[int, np.uint8]:
-        """(n, s): a byte stays what it is if it is below n after adding s, which makes 255 a 0 where it stays too."""
+    def _unchanged(self) -> tuple[int, np.uint8]:
+        """(limit, shift): ids with (id + shift) mod 256 < limit map to themselves.
+
+        shift is 1 if void does too, so that 255 wraps around to 0.
+        """
         first = next(value for value in range(257) if self.ids.get(value) != value)
-        return (first + 1, np.uint8(1)) if self.ids.get(255) == 255 else (first, np.uint8(0))
+        return (first + 1, np.uint8(1)) if self.ids.get(IGNORE_INDEX) == IGNORE_INDEX else (first, np.uint8(0))
 
     @cached_property
     def _byte_table(self) -> tuple[bytes, bytes]:
-        """The train id of every byte, and the bytes that are known."""
+        """The train id of every byte value, and the known byte values."""
         known = bytes(value for value in range(256) if value in self.ids)
         return bytes(self.ids.get(value, IGNORE_INDEX) for value in range(256)), known
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """The values of a label image: ids [H,W], or colours uint8 [H,W,3].
+    """Read the values of a label image: ids [H,W], or colours uint8 [H,W,3].
 
-    Palette PNGs give their indices, PNGs of 2 or 4 bits the values that are stored.
+    Palette PNGs yield their indices; PNGs of 2 or 4 bits yield the values as stored.
 
     Raises:
-        UserError: missing or damaged, fractions for ids, or a JPEG: its compression changes the values.
+        UserError: the file is missing or damaged, holds fractions, or is a JPEG, whose compression alters the values.
     """
     image = open_image(path)
     head = b""
@@ -110,9 +113,9 @@ def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
 
     Args:
         name: of the file, for messages.
-        head: the file's first 26 bytes or more; needed for grey PNGs.
+        head: at least the first 26 bytes of the file; needed for greyscale PNGs.
     Raises:
-        UserError: fractions for ids, or a JPEG.
+        UserError: the image holds fractions, or is a JPEG.
     """
     if image.format in ("JPEG", "MPO"):
         raise UserError(
@@ -135,12 +138,12 @@ def _whole_numbers(values: np.ndarray, name: object) -> np.ndarray:
     return values.astype(np.int64)
 
 
-# A PNG's signature and its header chunk as far as bit depth and colour type, which are the last two of these bytes.
+# The length of a PNG's signature and header chunk up to bit depth and colour type, the last two of these bytes.
 _PNG_HEAD = 26
 
 
 def _brightening(image: Image.Image, head: bytes) -> int:
-    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits with, so that its white is 255."""
+    """The factor by which Pillow scales the values of a greyscale PNG of 2 or 4 bits, so that white becomes 255."""
     if image.format != "PNG" or image.mode != "L":
         return 1
     bits, color_type = head[_PNG_HEAD - 2 : _PNG_HEAD]
@@ -148,14 +151,14 @@ def _brightening(image: Image.Image, head: bytes) -> int:
 
 
 def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
-    """A decoded image as RGB uint8 [H,W,3], turned by its EXIF orientation, unless only the unturned image fits.
+    """An image as RGB uint8 [H,W,3], rotated by its EXIF orientation unless only the unrotated image fits the label.
 
     Args:
         size: of the label, height and width.
     """
     turned = to_array(image)
     if turned.shape[:2] != size and (image.height, image.width) == tuple(size):
-        # Some labelling tools ignore the orientation: the mask then lies as the pixels are stored.
+        # Some labelling tools ignore the EXIF orientation, so that the mask matches the pixels as stored.
         image.getexif().clear()
         image.info.pop("exif", None)
         return np.array(image.convert("RGB"))
@@ -163,10 +166,10 @@ def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
 
 
 def unknown_message(mask: object, unknown: dict[int | Color, int], labels: LabelSpace) -> str:
-    """One sentence on values in a mask that no class has.
+    """One sentence about the values in a mask that belong to no class.
 
     Args:
-        mask: what holds them, for the message.
+        mask: where they were found, for the message.
         unknown: pixels per value.
     """
     pixels = sum(unknown.values())

@@ -10,13 +10,11 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, select, split_files
 from degrid.types import LabelSpace, voc_palette
 
-# fmt: off
 _NAMES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
 )
-# fmt: on
-VOC = LabelSpace(_NAMES, voc_palette(21))
+VOC = LabelSpace(tuple(_NAMES.split()), voc_palette(21))
 # The best first; labelme exports the last.
 _MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 

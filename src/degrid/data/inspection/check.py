@@ -1,4 +1,4 @@
-"""Read a whole dataset and say what is wrong with it, and how to mend it."""
+"""Read a whole dataset: what is wrong with it and how to fix that, and how often each class occurs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress
 
 @dataclass
 class SplitReport:
-    """One split. sizes: "WIDTHxHEIGHT" -> images; class_pixels, class_images: per class; void_pixels: count."""
+    """Counts of one split. sizes: "WIDTHxHEIGHT" -> images; class_pixels, class_images: one number per class."""
 
     num_images: int
     sizes: dict[str, int]
@@ -40,7 +40,7 @@ class SplitReport:
         self.sizes[size] = self.sizes.get(size, 0) + 1
 
     def count_label(self, ids: np.ndarray) -> int:
-        """Add one label, uint8 [H,W], and say how many values it has, void among them."""
+        """Add one label, uint8 [H,W]; returns its number of distinct values, void included."""
         counts = np.bincount(ids.ravel(), minlength=256)
         self.void_pixels += int(counts[IGNORE_INDEX])
         for index in range(len(self.class_pixels)):
@@ -49,18 +49,36 @@ class SplitReport:
         return int(np.count_nonzero(counts))
 
 
+def class_pixels(dataset: Dataset, progress: OnProgress | None = None) -> SplitReport:
+    """Read each sample once and count the pixels and images of every class, void pixels, and image sizes.
+
+    Args:
+        progress: told how many samples have been read.
+    Raises:
+        UserError: a sample cannot be read.
+    """
+    report = SplitReport.empty(len(dataset), dataset.labels)
+    for index in range(len(dataset)):
+        label = dataset[index].label
+        report.count_size(*label.shape)
+        report.count_label(label.numpy())
+        if progress:
+            progress(Progress("counting", index + 1, len(dataset)))
+    return report
+
+
 @dataclass
 class DataReport:
     """What `check_data` found.
 
     Attributes:
         path: as it was given.
-        kind, reason: the dataset's format, and why it was recognised as that.
+        kind, reason: the format of the dataset, and how it was recognised.
         classes: their names.
         splits: what was counted.
-        problems: one sentence each, with the remedy.
-        notes: what was decided for the user or may surprise them.
-        unknown: values that no class has -> (masks, pixels).
+        problems: one sentence each, with the fix.
+        notes: decisions made on the user's behalf, and what may surprise them.
+        unknown: value that belongs to no class -> (masks, pixels).
     """
 
     path: str
@@ -74,7 +92,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing needs mending."""
+        """Whether there are no problems."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +114,7 @@ class DataReport:
         return "\n".join(lines)
 
     def _histogram(self) -> list[str]:
-        """Share of pixels, and images, per class and split."""
+        """A table of the percentage of pixels and the number of images per class and split."""
         width = max([len(name) for name in self.classes] + [4])
         lines = [f"{'class':<{width + 5}}" + "".join(f"{f'{name} %':>12}{'images':>8}" for name in self.splits)]
         for index, name in [*enumerate(self.classes), (IGNORE_INDEX, "void")]:
@@ -111,7 +129,7 @@ class DataReport:
 
 
 class _Findings:
-    """Problems and notes, gathered by kind, so that a thousand like ones make one sentence."""
+    """Problems and notes grouped by kind, so that a thousand alike make one sentence."""
 
     def __init__(self) -> None:
         self._examples: dict[tuple[bool, str], list[str]] = {}
@@ -128,17 +146,17 @@ class _Findings:
 
 
 def check_data(path: str | Path, progress: OnProgress | None = None) -> DataReport:
-    """Read every image and label of a dataset, and say what is wrong.
+    """Read every image and label of a dataset and report what is wrong.
 
-    Looks for images without mask and masks without image, damaged files, masks of another size, JPEG masks, unknown ids
-    and colours, classes without a pixel, masks that are all void or all one class, two images of one name, and the same
-    image in two splits.
+    Finds images without a mask and masks without an image, damaged files, masks that differ in size from their image,
+    JPEG masks, unknown ids and colours, classes without a pixel, masks that are all void or all one class, duplicate
+    names, and images that occur in two splits.
 
     Args:
         path: whatever `degrid.open_dataset` takes.
-        progress: told how many samples are read.
+        progress: told how many samples have been read.
     Raises:
-        UserError: the dataset is not there or not recognised at all.
+        UserError: the dataset does not exist or its format is not recognised.
     """
     if is_by_name(path):
         return _check_samples(str(path), progress)
@@ -167,10 +185,10 @@ def check_data(path: str | Path, progress: OnProgress | None = None) -> DataRepo
 
 
 def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
-    """Check a dataset that gives samples but has no sources to look at."""
+    """Check a dataset that yields samples but has no sources."""
     datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
     for split in ("val", "test"):
-        with contextlib.suppress(UserError):  # a dataset of one's own need not have them
+        with contextlib.suppress(UserError):  # a user's own dataset need not have them
             datasets[split] = open_dataset(name, split)
     findings, splits = _Findings(), {}
     total, done = sum(map(len, datasets.values())), 0
@@ -201,9 +219,9 @@ def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings:
 
 
 class _SourceCheck:
-    """What has been seen of a dataset so far.
+    """Counts and findings while the sources of a dataset are read.
 
-    masks, pixels: how many of them hold each unknown value.
+    masks, pixels: the number of masks and pixels with each unknown value.
     """
 
     def __init__(self, layout: Layout, labels: LabelSpace) -> None:
@@ -217,7 +235,7 @@ class _SourceCheck:
         self._names: set[tuple[str, str]] = set()
 
     def source(self, source: Source, split: str) -> None:
-        """Read a sample, and count."""
+        """Read and count one sample."""
         try:
             name, image, label = source.read()
         except UserError as error:
@@ -232,7 +250,7 @@ class _SourceCheck:
         self._label(source.places()[1], split, label)
 
     def _unreadable(self, source: Source, split: str) -> None:
-        """Say which part of a sample is at fault, and count its image if that is whole."""
+        """Report which part of a sample is faulty, and count its image if that can be read."""
         self._check_name(source.name, split)
         if source.image_file():
             self._check_twice(source.image_file(), source.name, split)
@@ -285,7 +303,7 @@ class _SourceCheck:
         self._names.add((split, name))
 
     def _check_twice(self, image: bytes, name: str, split: str) -> None:
-        """The same picture in two splits makes the scores of the second one too good."""
+        """Look for duplicates: an image in two splits makes the scores of the second one too good."""
         first = self._digests.setdefault(hashlib.sha256(image).hexdigest(), (split, name))
         if first[0] != split:
             self.findings.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}")

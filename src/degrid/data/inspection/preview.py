@@ -1,4 +1,4 @@
-"""A contact sheet: images with their labels laid over, and the legend."""
+"""A contact sheet of images with label overlays and a legend."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CELL, _GAP, _TEXT = 320, 8, 15
 
 
 def write_preview(dataset: Dataset, path: str | Path, num: int = 12) -> None:
-    """Write a PNG with `num` images spread over the dataset, each beside its label, and a legend.
+    """Write a PNG that shows `num` images, spread evenly over the dataset, each beside its label overlay, and a legend.
 
     Void pixels are hatched.
 
     Raises:
-        UserError: a file of the dataset cannot be read, or the place cannot be written to.
+        UserError: a sample cannot be read, or `path` cannot be written.
     """
     num = min(num, len(dataset))
     chosen = sorted({round(i * (len(dataset) - 1) / max(1, num - 1)) for i in range(num)})
@@ -29,8 +29,8 @@ def write_preview(dataset: Dataset, path: str | Path, num: int = 12) -> None:
     for index in chosen:
         sample = dataset[index]
         image = sample.image.permute(1, 2, 0).numpy()
-        laid_over = overlay_classes(image, sample.label.numpy(), dataset.labels, alpha=0.7)
-        cells.append((sample.name, _pair_cell(image, _hatched(laid_over, sample.label.numpy()))))
+        overlay = overlay_classes(image, sample.label.numpy(), dataset.labels, alpha=0.7)
+        cells.append((sample.name, _pair_cell(image, _hatched(overlay, sample.label.numpy()))))
     columns = min(3, len(cells))
     width = columns * (2 * _CELL + _GAP) + _GAP
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
@@ -49,11 +49,11 @@ def write_preview(dataset: Dataset, path: str | Path, num: int = 12) -> None:
         sheet.save(temporary, format="PNG")
 
 
-def _pair_cell(image: np.ndarray, laid_over: np.ndarray) -> Image.Image:
+def _pair_cell(image: np.ndarray, overlay: np.ndarray) -> Image.Image:
     scale = (_CELL - 2) / image.shape[1]
     size = (_CELL - 2, max(1, round(image.shape[0] * scale)))
     cell = Image.new("RGB", (2 * _CELL - 2, size[1]), "white")
-    for left, pixels in ((0, image), (_CELL, laid_over)):
+    for left, pixels in ((0, image), (_CELL, overlay)):
         cell.paste(Image.fromarray(pixels).resize(size), (left, 0))
     return cell
 

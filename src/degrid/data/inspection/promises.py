@@ -1,4 +1,4 @@
-"""Does a dataset keep the promises of `degrid.types.Dataset`? For people's own datasets."""
+"""Check that a user's own dataset keeps the promises of `degrid.types.Dataset`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, Sample, UserError
 
 
 def check_promises(dataset: Dataset, num: int = 8) -> None:
-    """Look at `num` samples spread over a dataset.
+    """Check `num` samples, spread evenly over a dataset.
 
     Raises:
-        UserError: the first promise that is broken: labels, length, types, shapes, ids, or the same sample twice.
+        UserError: a promise is broken (labels, length, types, shapes, ids, repeatability); names the first one.
     """
-    # Not isinstance of a protocol: this is what says which part of it is missing.
+    # isinstance of the protocol would not say which part is missing.
     if not isinstance(getattr(dataset, "labels", None), LabelSpace):
         raise UserError("a dataset needs the attribute labels, a degrid.LabelSpace")
     if len(dataset) == 0:
@@ -22,7 +22,7 @@ def check_promises(dataset: Dataset, num: int = 8) -> None:
         sample, again = dataset[index], dataset[index]
         _check_sample(sample, len(dataset.labels), f"sample {index}")
         if not (torch.equal(sample.image, again.image) and torch.equal(sample.label, again.label)):
-            raise UserError(f"sample {index}: a second look gave another sample; put randomness into the transform")
+            raise UserError(f"sample {index}: two reads gave different samples; put randomness into the transform")
 
 
 def _check_sample(sample: object, num_classes: int, where: str) -> None:

@@ -1,4 +1,4 @@
-"""COCO's instance annotations as class masks. Drawing them needs pycocotools (pip install degrid[coco])."""
+"""Class masks drawn from COCO's instance annotations. Needs pycocotools (pip install degrid[coco])."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 from degrid.data.formats.voc import VOC
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
-# VOC's classes that COCO calls otherwise; the fourteen others have one name in both. The category ids that this gives
-# are those of torchvision's references/segmentation/coco_utils.py.
+# VOC classes that have another name in COCO; the other fourteen are named alike. The resulting category ids are those
+# of torchvision's references/segmentation/coco_utils.py.
 _COCO_NAMES = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -32,7 +32,7 @@ COCO_CHOICES = ("voc", "all")
 
 @dataclass
 class CocoImage:
-    """One image of an annotation file. annotations: in the file's order, those of classes that are not wanted too."""
+    """One image of an annotation file. annotations: all of its annotations, of any class, in the file's order."""
 
     file_name: str
     height: int
@@ -42,19 +42,19 @@ class CocoImage:
 
 @dataclass
 class Instances:
-    """An instances_*.json. categories: COCO's category id -> name, by id."""
+    """The content of an instances_*.json. categories: COCO's category id -> name, sorted by id."""
 
     file: Path
     categories: dict[int, str]
     images: list[CocoImage]
 
     def classes(self, choice: str) -> tuple[LabelSpace, dict[int, int]]:
-        """The classes, and the train id of each category id that is one of them. Every other category is background.
+        """The classes, and the train id of each category id among them. Every other category counts as background.
 
         Args:
             choice: one of COCO_CHOICES.
         Raises:
-            UserError: an unknown choice, or the file lacks one of VOC's classes.
+            UserError: the choice is unknown, or the file lacks one of VOC's classes.
         """
         if choice not in COCO_CHOICES:
             raise UserError(f'unknown classes "{choice}"; known: {", ".join(COCO_CHOICES)}')
@@ -70,12 +70,12 @@ class Instances:
 
 
 def read_instances(file: Path) -> Instances:
-    """Read an instances_*.json; train2017's, of 450 MB, takes about 1.5 GB of memory.
+    """Read an instances_*.json. The one of train2017 (450 MB) takes about 1.5 GB of memory.
 
     Source: cocodataset.org, "Data format", 1. object detection.
 
     Raises:
-        UserError: missing, not JSON, or of another form.
+        UserError: the file is missing, is not JSON, or has another structure.
     """
     try:
         with file.open(encoding="utf-8") as stream:
@@ -99,18 +99,19 @@ def read_instances(file: Path) -> Instances:
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
-    """Polygons as arrays, which take half the memory of lists of numbers."""
+    # Arrays take half the memory of lists of numbers.
     if isinstance(row.get("segmentation"), list):
         row["segmentation"] = [array.array("d", polygon) for polygon in row["segmentation"]]
     return row
 
 
 def class_mask(image: CocoImage, ids: Mapping[int, int]) -> np.ndarray:
-    """The classes of an image's pixels, uint8 [H,W]: train ids, 0 where there is nothing, void in crowds.
+    """Draw an image's class mask, uint8 [H,W]: train ids, 0 for background, void for crowds.
 
-    Crowds, which outline a group as a whole, are void, except where an instance is drawn. Of instances that overlap the
-    smaller one is seen, as the one that more likely lies before the other, or upon it: a table's outline goes around
-    its plates. The file's order has no such meaning. (torchvision's reference makes overlaps void.)
+    A crowd annotation outlines a whole group; its pixels are void unless an instance covers them. Where instances
+    overlap, the smaller one wins, because it is more likely in front of or on top of the other: a table's outline
+    includes the plates on it. The order in the file says nothing about depth. (torchvision's reference makes overlaps
+    void.)
 
     Args:
         image: see `read_instances`.
@@ -131,17 +132,17 @@ def class_mask(image: CocoImage, ids: Mapping[int, int]) -> np.ndarray:
                 f"{image.width}x{image.height} pixels: {error!r}"
             ) from error
         if region is not None and train is not None:
-            # Crowds come first, then what is larger; sorting keeps the file's order of equals.
+            # Crowds are drawn first, then instances from large to small; ties keep the file's order.
             area = image.height * image.width + 1 if crowd else int(np.count_nonzero(region))
             regions.append((area, IGNORE_INDEX if crowd else train, region))
-    mask = np.zeros((image.height, image.width), np.uint8, order="F")  # as pycocotools has them
+    mask = np.zeros((image.height, image.width), np.uint8, order="F")  # the order of pycocotools' regions
     for _, value, region in sorted(regions, key=lambda row: -row[0]):
         mask[region] = value
     return np.ascontiguousarray(mask)
 
 
 def mask_tools() -> Any:
-    """pycocotools.mask.
+    """Import pycocotools.mask.
 
     Raises:
         UserError: it is not installed.
@@ -153,10 +154,10 @@ def mask_tools() -> Any:
 
 
 def _region(tools: Any, segmentation: Sequence[Any] | Mapping[str, Any], height: int, width: int) -> np.ndarray | None:
-    """The pixels of one annotation, bool [H,W]; None where its polygons have no area."""
+    """The pixels of one annotation, bool [H,W]; None if its polygons enclose no area."""
     if isinstance(segmentation, Mapping):
         return _from_runs(tools, segmentation, height, width)
-    # Fewer than three points enclose nothing, and pycocotools would take two of them for a box.
+    # Fewer than three points enclose nothing, and pycocotools would read two points as a box.
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
         return None
@@ -164,21 +165,22 @@ def _region(tools: Any, segmentation: Sequence[Any] | Mapping[str, Any], height:
 
 
 def _from_runs(tools: Any, code: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """A run-length code's pixels: runs outside and inside by turns, down the columns, as numbers or packed in a string.
+    """The pixels of a run-length code: alternating lengths of background and object runs in column-major order, given
+    as numbers or packed into a string.
 
-    Runs of another length than the image are refused: pycocotools would leave chance values where they end.
+    Runs that do not add up to the image size are refused: pycocotools would leave the remaining pixels uninitialised.
     """
     if list(code["size"]) != [height, width]:
-        raise ValueError(f"its size is {list(code['size'])}, height and width")
+        raise ValueError(f"its size is {list(code['size'])} (height, width)")
     packed = isinstance(code["counts"], str | bytes)
     counts = np.asarray(_unpacked(code["counts"]) if packed else code["counts"], np.int64)
     if counts.sum() != height * width:
-        raise ValueError(f"its runs are {counts.sum()} pixels long")
+        raise ValueError(f"its runs add up to {counts.sum()} pixels")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")
 
 
 def _unpacked(text: str | bytes) -> list[int]:
-    """Run lengths from their packed form: 5 bits a letter from the low ones on, the third and later as differences.
+    """Unpack run lengths: 5 bits per character, low bits first; from the fourth on, relative to the run two before.
 
     Source: COCO's maskApi, rleFrString.
     """
@@ -189,19 +191,19 @@ def _unpacked(text: str | bytes) -> list[int]:
         bits = letter - 48
         value |= (bits & 31) << shift
         shift += 5
-        if not bits & 32:  # the last letter of a number
+        if not bits & 32:  # the last character of a number
             if bits & 16:
                 value -= 1 << shift
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
     if shift or min(counts, default=0) < 0:
-        raise ValueError("its packed runs are cut off, or negative")
+        raise ValueError("its packed runs are cut short or negative")
     return counts
 
 
 def _decode(tools: Any, code: dict[str, Any]) -> np.ndarray:
-    """The pixels of pycocotools' own packed code, bool [H,W]."""
-    with warnings.catch_warnings():  # pycocotools 2.0.11 speaks to numpy 2 as to numpy 1
+    """The pixels of a run-length code that pycocotools made, bool [H,W]."""
+    with warnings.catch_warnings():  # pycocotools 2.0.11 uses an API that numpy 2 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         region: np.ndarray = tools.decode(code)
     if np.count_nonzero(region) != tools.area(code):

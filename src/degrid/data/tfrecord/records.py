@@ -1,7 +1,7 @@
-"""TFRecord files as they lie on disk: where the records are, and the tables of values inside them.
+"""The TFRecord file format: finding records in a file, and the table of values inside each record.
 
-A file is a row of records: length uint64, its checksum uint32, the payload, its checksum uint32, all little-endian
-(tensorflow/core/lib/io/record_writer.h). A payload is a tf.train.Example (tensorflow/core/example/example.proto): a
+A file is a sequence of records: length uint64, its checksum uint32, the payload, its checksum uint32, all little-endian
+(tensorflow/core/lib/io/record_writer.h). The payload is a tf.train.Example (tensorflow/core/example/example.proto): a
 table of named lists of bytes, floats or integers.
 """
 
@@ -18,15 +18,15 @@ from degrid.types import ConversionError, UserError
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-# Field numbers of the lists in a tf.train.Feature.
+# Field numbers in tf.train.Feature.
 _BYTES_LIST, _INT_LIST = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where one record lies.
+    """The position of one record in a file.
 
-    offset: of its header in the file, bytes; length: of its payload, bytes; number: its place in the file, from 0.
+    offset: where its header starts, bytes; length: of its payload, bytes; number: its index in the file, from 0.
     """
 
     file: Path
@@ -38,10 +38,10 @@ class Record:
         return f"{self.file}, record {self.number} (byte {self.offset})"
 
     def payload(self) -> Span:
-        """The record's bytes. The file is opened anew for each, so that processes share nothing.
+        """Read the record's payload. Each call opens the file afresh, so that processes share no file handle.
 
         Raises:
-            ConversionError: the checksum does not fit, or the file has become shorter.
+            ConversionError: the checksum does not match, or the file has become shorter.
             UserError: the file cannot be read.
         """
         try:
@@ -53,20 +53,20 @@ class Record:
         span = Span(data, str(self.file), self.offset + _HEADER.size)
         payload = span.part(0, self.length, "a record")
         if span.part(self.length, _CHECKSUM.size, "a checksum").number() != masked_checksum(payload.data):
-            span.fail("the record has changed since it was written (its checksum does not fit),")
+            span.fail("the record has changed since it was written (its checksum does not match),")
         return payload
 
 
 def records_in(file: Path) -> Iterator[Record]:
-    """Where the records of a file lie. Their headers are read and checked, the payloads are not.
+    """Find the records of a file. Their headers are read and checked; their payloads are not.
 
     Raises:
-        ConversionError: at the first header that is damaged, or whose record reaches beyond the end of the file.
+        ConversionError: at the first damaged header, or record that extends beyond the end of the file.
         UserError: the file cannot be read.
     """
     try:
         size = file.stat().st_size
-        with file.open("rb", buffering=0) as stream:  # a buffer would read more than the headers
+        with file.open("rb", buffering=0) as stream:  # buffering would read more than the headers
             offset = number = 0
             while offset < size:
                 stream.seek(offset)
@@ -89,12 +89,12 @@ def _length(header: Span) -> int:
 
 
 def without_suffix(file: Path) -> str:
-    """The name of a TFRecord file without .tfrecord, which may stand before the shard's number."""
+    """The name of a TFRecord file without ".tfrecord", which may be followed by the shard's number."""
     return re.sub(r"\.tfrecords?", "", file.name, flags=re.IGNORECASE)
 
 
 def framed(payload: bytes) -> bytes:
-    """A payload as a record: with its length and checksums."""
+    """A payload framed as a record, with its length and checksums."""
     length = _HEADER.pack(len(payload), 0)[:8]
     return b"".join(
         (length, _CHECKSUM.pack(masked_checksum(length)), payload, _CHECKSUM.pack(masked_checksum(payload)))
@@ -102,12 +102,12 @@ def framed(payload: bytes) -> bytes:
 
 
 class Features:
-    """The table in a tf.train.Example. Nothing but its keys is looked at before it is asked for.
+    """The table of a tf.train.Example. Only the keys are parsed up front; each value is parsed when it is requested.
 
     Args:
         example: the bytes of the message.
     Raises:
-        ConversionError: not such a message.
+        ConversionError: the bytes are not such a message.
     """
 
     def __init__(self, example: Span) -> None:
@@ -123,21 +123,21 @@ class Features:
         return key in self._found
 
     def keys(self) -> list[str]:
-        """In order of the alphabet."""
+        """All keys, sorted."""
         return sorted(self._found)
 
     def bytes_of(self, key: str) -> Span:
         """The first entry of a list of bytes.
 
         Raises:
-            ConversionError: no such key, or another kind of list, or an empty one.
+            ConversionError: the key is missing, or its list is of another kind or empty.
         """
         return only_bytes(self._first(key, _BYTES_LIST, "bytes"), self._found[key], 1)
 
     def int_of(self, key: str) -> int:
-        """The first entry of a list of integers, as an unsigned number; errors as above."""
+        """The first entry of a list of integers, unsigned. Raises the same errors as `bytes_of`."""
         value = self._first(key, _INT_LIST, "whole numbers")
-        return value if isinstance(value, int) else value.varint(0)[0]  # single or packed: both are in use
+        return value if isinstance(value, int) else value.varint(0)[0]  # both single and packed values occur
 
     def _first(self, key: str, kind: int, kind_name: str) -> int | Span:
         if key not in self._found:
@@ -150,16 +150,16 @@ class Features:
 
 
 def _entry(entry: Span) -> tuple[str, Span]:
-    """Key and value of a row of the table."""
+    """The key and value of one row of the table."""
     parts = {number: only_bytes(value, entry, number) for number, value in entry.fields() if number in (1, 2)}
     return parts[1].text("a key") if 1 in parts else "", parts.get(2, entry.part(len(entry), 0))
 
 
 def encode_example(features: Mapping[str, int | bytes]) -> bytes:
-    """A tf.train.Example with one value per key, in the order given; the same bytes every time."""
+    """Encode a tf.train.Example with one value per key, in the given order; the bytes are deterministic."""
     rows = []
     for key, value in features.items():
-        # Numbers go into a packed list, as TensorFlow writes them.
+        # Like TensorFlow, write numbers as a packed list.
         kind, item = (_BYTES_LIST, value) if isinstance(value, bytes) else (_INT_LIST, encode_varint(value))
         feature = encode_field(kind, encode_field(1, item))
         rows.append(encode_field(1, encode_field(1, key.encode()) + encode_field(2, feature)))

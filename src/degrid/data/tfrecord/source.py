@@ -22,7 +22,7 @@ from degrid.types import ConversionError, UserError
 class Schema:
     """The keys under which a kind of record keeps its parts; None where it has no such key.
 
-    raw: image and label are pixels as they lie in memory, and not JPEG or PNG files.
+    raw: image and label are uncompressed pixels rather than JPEG or PNG files.
     """
 
     image: str
@@ -97,7 +97,7 @@ class RecordSource(Source):
         return RawSample(_name(self.record, schema, features), pixels, values)
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
-        """See `Source`; always turned the way the label lies."""
+        """See `Source`; always oriented like the label."""
         return self.read().image
 
     def read_label(self) -> np.ndarray:
@@ -153,7 +153,7 @@ def _label_values(label: Span, picture: Image.Image) -> np.ndarray:
 
 
 def _pixels(image: Span, picture: Image.Image, size: tuple[int, ...]) -> np.ndarray:
-    """A picture as RGB [H,W,3], turned the way a label of this height and width lies."""
+    """A picture as RGB [H,W,3], oriented like a label of this height and width."""
     try:
         picture.load()
         pixels = rgb_like(picture, size)

@@ -1,4 +1,4 @@
-"""Write any dataset as a TFRecord file, for programs that read those."""
+"""Write any dataset as a TFRecord file, for training programs that read that format."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from degrid.files import atomic_write
 from degrid.lookup import did_you_mean
 from degrid.types import Dataset, OnProgress, Progress, Sample, UserError
 
-# The tag of EXIF that says how a camera was held; 1 is upright.
+# The EXIF tag for the orientation of the camera; 1 is upright.
 _ORIENTATION = 0x0112
 
 
 def write_tfrecord(
     dataset: Dataset, path: str | Path, schema: str = "encoded", progress: OnProgress | None = None
 ) -> None:
-    """Write a dataset as one TFRecord file; whatever goes wrong, an older file of that name stays as it was.
+    """Write a dataset as one TFRecord file. If anything fails, an existing file of that name is left untouched.
 
-    Images that are upright JPEG files in the dataset's files are copied byte by byte, all others become PNG, so that no
-    pixel changes. Labels hold train ids, 255 is void. The names of the classes are not in the file; see
+    Upright JPEG files are copied byte for byte and all other images are written as PNG, so that no pixel changes.
+    Labels hold train ids; 255 is void. The file does not contain the class names; see
     `degrid.data.formats.classes.write_class_table`.
 
     Args:
-        path: ends in .tfrecord or .tfrecords; best named after the split, "voc_train.tfrecord".
-        schema: "encoded" (github.com/NanqingD/DeepLabV3-Tensorflow), "raw" (github.com/sthalles/deeplab_v3; pixels as
-            they are, without names) or "deeplab" (github.com/tensorflow/models, research/deeplab).
+        path: must end in .tfrecord or .tfrecords; name the split in it, as in "voc_train.tfrecord".
+        schema: "encoded" (github.com/NanqingD/DeepLabV3-Tensorflow), "raw" (github.com/sthalles/deeplab_v3;
+            uncompressed pixels, without names) or "deeplab" (github.com/tensorflow/models, research/deeplab).
         progress: told how many samples are written.
     Raises:
-        UserError: an unknown schema, another ending, an empty dataset, a sample that cannot be read, a full disk.
+        UserError: the schema is unknown, the path has another ending, the dataset is empty, a sample cannot be read, or
+                the disk is full.
     """
     if schema not in SCHEMAS:
         raise UserError(
             f'unknown TFRecord format "{schema}".{did_you_mean(schema, SCHEMAS)} Known: {", ".join(SCHEMAS)}'
         )
     if not is_record_file(Path(path)):
-        raise UserError(f"a TFRecord file is called NAME.tfrecord, best with the split in its name; got {path}")
+        raise UserError(f"expected a file called NAME.tfrecord, best with the split in its name; got {path}")
     if len(dataset) == 0:
         raise UserError("nothing to write: the dataset holds no image")
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
@@ -62,11 +63,11 @@ def _features(dataset: Dataset, index: int, schema: Schema) -> dict[str, int | b
         return features
     image = _jpeg_file(dataset, index, sample)
     image_format = "JPEG" if image else "PNG"
-    # Each program writes these names in letters of its own.
+    # The programs differ in the case of these names.
     case = str.lower if schema.channels else str.upper
     for key, value in (
         (schema.filename, sample.name.encode()),
-        # Of a photograph the fastest level takes a third of the usual one's time, for a seventh more bytes.
+        # For photographs, level 1 takes a third of the default level's time and yields a seventh more bytes.
         (schema.image, image or _png(_pixels(sample), level=1)),
         (schema.image_format, case(image_format).encode()),
         (schema.channels, 3),
@@ -89,7 +90,7 @@ def _png(pixels: np.ndarray, level: int) -> bytes:
 
 
 def _jpeg_file(dataset: Dataset, index: int, sample: Sample) -> bytes:
-    """The JPEG file that an image was read from, where its pixels are the sample's for any reader; else nothing."""
+    """The JPEG file behind a sample if every reader decodes it to the sample's pixels; otherwise empty."""
     if type(dataset) is not SourceDataset:  # a subclass may change the image
         return b""
     data = dataset.sources[index].image_file()
@@ -97,6 +98,6 @@ def _jpeg_file(dataset: Dataset, index: int, sample: Sample) -> bytes:
         return b""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
         upright = opened.getexif().get(_ORIENTATION, 1) == 1
-        # Readers differ in what they make of CMYK.
+        # Readers convert CMYK differently.
         plain = opened.format == "JPEG" and opened.mode in ("RGB", "L")
         return data if upright and plain and opened.size == sample.label.shape[::-1] else b""

@@ -1,0 +1,193 @@
+"""Training batches: augmentation of image and label together, and endless, shuffled batches that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from degrid.kernels.resample import nearest, resample
+from degrid.types import IGNORE_INDEX, Batch, Dataset, Sample, UserError
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+def training_batches(
+    dataset: Dataset, transform: Transform, batch_size: int, seed: int, start: int = 0, workers: int = 0
+) -> Iterator[Batch]:
+    """Yield batches without end, beginning with batch number `start`.
+
+    Every image occurs once per epoch, and each epoch has its own order; a batch may span two epochs. Batch k depends
+    only on (seed, k), so a run resumed at batch k sees the same data as an uninterrupted one, with any number of
+    workers.
+
+    Args:
+        transform: brings every sample to the same size; called with a random generator seeded by (seed, position).
+        workers: number of loading processes; 0 loads in the calling process.
+    Raises:
+        UserError: the dataset is empty.
+    """
+    if len(dataset) == 0:
+        raise UserError("nothing to train on: the dataset holds no image")
+    return _in_order(_Batches(dataset, transform, batch_size, seed), start, workers)
+
+
+class _Batches:
+    """Makes any batch from its number."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, batch_size: int, seed: int) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.batch_size, self.seed = batch_size, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, number: int) -> Batch:
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        return collate([self._sample(position) for position in positions])
+
+    def _sample(self, position: int) -> Sample:
+        epoch, place = divmod(position, len(self.dataset))
+        if epoch != self._epoch:  # permuting a large dataset costs as much as loading a small image
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+            self._epoch = epoch
+        rng = np.random.default_rng([self.seed, 1, position])
+        return self.transform(self.dataset[int(self._order[place])], rng)
+
+
+def _in_order(batches: _Batches, start: int, workers: int) -> Iterator[Batch]:
+    """All batches from `start` on; the same with any number of workers."""
+    numbered = _Numbered(batches, start)
+    # With n workers, each makes every n-th batch; the loader polls them in turn, which restores the order.
+    for item in DataLoader(numbered, batch_size=None, num_workers=workers) if workers else numbered:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+class _Numbered(IterableDataset["Batch | UserError"]):
+    def __init__(self, batches: _Batches, start: int) -> None:
+        self.batches, self.start = batches, start
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        worker = get_worker_info()
+        number, step = (self.start + worker.id, worker.num_workers) if worker else (self.start, 1)
+        if worker:
+            torch.set_num_threads(1)
+        while True:
+            try:
+                yield self.batches(number)
+            except UserError as error:
+                yield error  # if raised here, torch would wrap it in the worker's traceback
+            number += step
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of one size into a batch. Images keep their memory layout, channels_last.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    sizes = {tuple(sample.label.shape) for sample in samples}
+    if len(sizes) > 1:
+        raise UserError(f"the samples of a batch must be of one size, got {sorted(sizes)}; does the transform crop?")
+    return Batch(
+        torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2),
+        torch.stack([sample.label for sample in samples]).long(),
+        tuple(sample.name for sample in samples),
+    )
+
+
+# The colour of pixels beyond the image: near the mean of photographs. Their label is void.
+_FILL = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random scale, crop, flip and colour jitter. The generator passed in is the only source of randomness.
+
+    Scale, crop and flip form one affine map from the crop to the image, which is resampled once: bilinear for the
+    image, nearest for the label, at the same (half-pixel) positions. Where the scaled image is smaller than the crop,
+    the rest is filled with a constant colour and labelled void.
+
+    crop: height and width, pixels; scale: smallest and largest factor; flip: probability, 0 to 1;
+    jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5);
+    centred: crop, or pad evenly, around the centre of the image instead of a random position.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.crop) < 1:
+            raise UserError(f"crop: expected a height and width of at least 1 pixel, got {self.crop}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError(f"scale: expected 0 < smallest <= largest, got {self.scale}")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip: expected a probability from 0 to 1, got {self.flip}")
+        if not all(0 <= s <= 1 for s in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
+            raise UserError(
+                f"jitter: expected brightness, contrast, saturation from 0 to 1, hue from 0 to 0.5, got {self.jitter}"
+            )
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """A crop of one sample: image uint8 [3,h,w], label uint8 [h,w]."""
+        height, width = sample.label.shape
+        crop_height, crop_width = self.crop
+        factor = rng.uniform(*self.scale)
+        scaled_height, scaled_width = max(1, round(height * factor)), max(1, round(width * factor))
+        spare_height, spare_width = scaled_height - crop_height, scaled_width - crop_width
+        top, left = int(spare_height / 2), int(spare_width / 2)
+        if not self.centred:
+            top, left = int(rng.integers(0, max(0, spare_height) + 1)), int(rng.integers(0, max(0, spare_width) + 1))
+        step_y, step_x = height / scaled_height, width / scaled_width
+        # The centre (i + 0.5, j + 0.5) of an output pixel maps to a position in the input, in the same convention.
+        start_y, start_x, dx = top * step_y, left * step_x, step_x
+        if rng.random() < self.flip:
+            # Read from right to left; padding on the right stays on the right.
+            shown = crop_width if self.centred else min(crop_width, scaled_width)
+            start_x, dx = (left + shown) * step_x, -step_x
+        start, step = (start_y, start_x), (step_y, dx)
+        pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, start, step, _FILL)
+        if any(self.jitter):
+            pixels = np.array(jitter_colors(Image.fromarray(pixels), self.jitter, rng))
+        label = nearest(sample.label.numpy(), self.crop, start, step, IGNORE_INDEX)
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label), sample.name)
+
+
+# The weights of red, green and blue in luma (ITU-R BT.601), and the two chrominance axes of YIQ.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_YIQ = np.stack([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def jitter_colors(
+    image: Image.Image, strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> Image.Image:
+    """Change brightness, contrast, saturation and hue by random amounts, in one matrix multiplication.
+
+    A change of hue rotates the chrominance plane of YIQ, which keeps luma.
+
+    Args:
+        image: RGB.
+        strength: factors are drawn from 1 - s to 1 + s; the hue shift from -h to h turns.
+    """
+    if not any(strength):
+        return image
+    brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - s), 1 + s) for s in strength[:3])
+    angle = 2 * np.pi * rng.uniform(-strength[3], strength[3])
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    hue = np.linalg.inv(_YIQ) @ turn @ _YIQ
+    grey = np.outer(np.ones(3), _LUMA)
+    linear = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey) @ hue
+    # Contrast scales the deviation from the image's mean brightness.
+    mean = brightness * np.array(image.resize((16, 16), Image.Resampling.BOX).convert("L")).mean()
+    matrix = np.column_stack([linear, np.full(3, (1 - contrast) * mean)])
+    return image.convert("RGB", tuple(matrix.ravel().tolist()))

@@ -1,1 +1,0 @@
-"""Batches for training: augmented, shuffled, and addressable by position."""
