@@ -238,7 +238,7 @@ def test_what_cannot_be_written(tmp_path):
     file.write_bytes(b"old")
     with pytest.raises(UserError, match='unknown TFRecord format "deplab". Did you mean "deeplab"'):
         write_tfrecord(samples(), file, "deplab")
-    with pytest.raises(UserError, match=r"is called NAME\.tfrecord"):
+    with pytest.raises(UserError, match=r"file called NAME\.tfrecord"):
         write_tfrecord(samples(), tmp_path / "x.rec")
     with pytest.raises(UserError, match="holds no image"):
         write_tfrecord(Samples(), file)
