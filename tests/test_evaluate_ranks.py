@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from degrid.engine.evaluation.evaluate import evaluate
+from degrid.engine.evaluation.evaluate import predictor_of, score
 from degrid.engine.evaluation.metrics import ConfusionMatrix
 from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
@@ -49,6 +49,11 @@ class Five:
         return Sample(image, label, f"{index}")
 
 
+def evaluate(model, dataset, **options):
+    with predictor_of(model, "cpu", "float32", None) as predictor:
+        return score(predictor, dataset, **options)
+
+
 def told(found):
     """Every number of the scores; floats in JSON come back as the same bits."""
     return json.loads(json.dumps(dataclasses.asdict(found)))
@@ -57,19 +62,17 @@ def told(found):
 def work(rank, folder):
     """What each process does: alone, then with 1, 2 and 3 in turn, writing down what it saw."""
     torch.set_num_threads(1)
-    notes = {"alone": told(evaluate(Net(), Five(), device="cpu", calibration=True))}
+    notes = {"alone": told(evaluate(Net(), Five(), calibration=True))}
     for world in WORLDS:
         if rank >= world:
             continue
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
         seen = []
-        scores = evaluate(
-            Net(), Five(), device="cpu", calibration=True, on_image=lambda index, *_, seen=seen: seen.append(index)
-        )
+        scores = evaluate(Net(), Five(), calibration=True, on_image=lambda index, *_, seen=seen: seen.append(index))
         notes[f"{world}"] = {"scores": told(scores), "seen": seen}
-        notes[f"{world} with 2 images"] = told(evaluate(Net(), Five(2), device="cpu"))
+        notes[f"{world} with 2 images"] = told(evaluate(Net(), Five(2)))
         try:
-            evaluate(Net(), Five(damaged=1), device="cpu")
+            evaluate(Net(), Five(damaged=1))
         except UserError as error:
             notes[f"{world} with a damaged image"] = str(error)
         own = ConfusionMatrix(2)

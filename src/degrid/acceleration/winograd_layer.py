@@ -137,17 +137,8 @@ class _InnerConvolution:
 def _plain(layer: ExchangeableConv2d, rate: int) -> nn.Conv2d:
     """The convolution of a layer at a rate, with the layer's own weight and no bias."""
     stride, padding, dilation, groups = (cast(Any, each) for each in layer.geometry(rate))
-    made = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        cast(Any, layer.kernel_size),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        bias=False,
-        device="meta",
-    )
+    kernel = cast(Any, layer.kernel_size), tuple(stride), tuple(padding), tuple(dilation)
+    made = nn.Conv2d(layer.in_channels, layer.out_channels, *kernel, groups, bias=False, device="meta")
     made.weight = layer.weight
     return made
 

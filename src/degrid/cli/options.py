@@ -72,15 +72,8 @@ def inference_options(
         raise UserError(
             f'--scales: expected numbers separated by commas, such as 0.75,1,1.25; got "{scales}"'
         ) from error
-    return InferenceOptions(
-        factors,
-        flip,
-        fusion,
-        parse_size(window) if window else None,
-        overlap,
-        _bytes(memory) if memory else None,
-        CRF() if crf else None,
-    )
+    size, limit = parse_size(window) if window else None, _bytes(memory) if memory else None
+    return InferenceOptions(factors, flip, fusion, size, overlap, limit, CRF() if crf else None)
 
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}

@@ -29,7 +29,9 @@ def resample(
         fill: the colour outside the image.
     """
     if not can_import_numba():
-        return _with_pillow(image, size, start, step, fill)
+        affine, kind = (step[1], 0.0, start[1], 0.0, step[0], start[0]), Image.Transform.AFFINE
+        picture, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
+        return np.array(picture.transform((size[1], size[0]), kind, affine, bilinear, fillcolor=fill))
     from degrid.kernels.resample_numba import fill_in
 
     rows, row_weights, top, bottom = _places(size[0], image.shape[0], start[0], step[0])
@@ -67,19 +69,6 @@ def nearest(
             part = label.take(rows.astype(np.intp), 0).take(columns.astype(np.intp), 1)
             out[top : top + len(rows), left : left + len(columns)] = part
     return out
-
-
-def _with_pillow(
-    image: np.ndarray,
-    size: tuple[int, int],
-    start: tuple[float, float],
-    step: tuple[float, float],
-    fill: tuple[int, int, int],
-) -> np.ndarray:
-    affine = (step[1], 0.0, start[1], 0.0, step[0], start[0])
-    picture = Image.fromarray(image)
-    bilinear = Image.Resampling.BILINEAR
-    return np.array(picture.transform((size[1], size[0]), Image.Transform.AFFINE, affine, bilinear, fillcolor=fill))
 
 
 def _places(count: int, length: int, start: float, step: float) -> tuple[np.ndarray, np.ndarray, int, int]:

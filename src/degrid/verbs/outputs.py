@@ -4,6 +4,7 @@ the test servers of PASCAL VOC and Cityscapes."""
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tarfile
 from collections import Counter
@@ -114,12 +115,7 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     files = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
-    fixed: list[str] = []
-    for part in path.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed), files
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), files
 
 
 class ResultWriter:
@@ -158,10 +154,7 @@ class ResultWriter:
 class IdFiles(ResultWriter):
     """Class ids with a palette, and where wanted overlays and logits; then a summary of the pixels per class.
 
-    Args:
-        out: the folder.
-        labels: the classes; None: "class 0", "class 1", ...
-        overlay, logits: see `ResultFiles`.
+    Without labels the classes are called "class 0", "class 1", ...
     """
 
     needs_all = False
@@ -194,15 +187,9 @@ class IdFiles(ResultWriter):
             total.update(row["pixels"])
         names = self.labels.names if self.labels else ()
         summary = self.out / "summary.json"
-        write_json(
-            summary,
-            {
-                "classes": list(names),
-                "num_images": len(self.rows),
-                "pixels": {name: total[name] for name in names},
-                "images": self.rows,
-            },
-        )
+        pixels = {name: total[name] for name in names}
+        record = {"classes": list(names), "num_images": len(self.rows), "pixels": pixels, "images": self.rows}
+        write_json(summary, record)
         return f"{len(self.rows)} images: masks{' and overlays' if self.overlay else ''} in {self.out}, {summary}"
 
 
@@ -212,10 +199,7 @@ class VocFiles(ResultWriter):
     Source: the VOC2012 development kit, "Submission of results": results/VOC2012/Segmentation/comp6_test_cls/NAME.png.
 
     Args:
-        out: the folder for results/ and results.tgz.
-        num_classes: of the model.
         images: all that will be written.
-        competition: comp5 or comp6.
     Raises:
         UserError: not 21 classes, an unknown competition, or two images of one name.
     """
@@ -253,9 +237,7 @@ class CityscapesFiles(ResultWriter):
     label ids, not train ids.
 
     Args:
-        out: the folder for the PNGs, without sub-folders.
-        num_classes: of the model.
-        images: all that will be written.
+        images: all that will be written; the PNGs lie in no sub-folders.
         label_ids: the label id of each train id.
     Raises:
         UserError: another number of classes, or two images of one name.

@@ -20,36 +20,14 @@ OnImage = Callable[[int, Sample, Tensor], object]
 """Called with an image's index, its sample, and the predicted ids, uint8 [H,W]."""
 
 
-def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    *,
-    device: str = "auto",
-    precision: str = "float32",
-    options: InferenceOptions | None = None,
-    boundary: bool = True,
-    calibration: bool = False,
-    on_image: OnImage | None = None,
-) -> Scores:
-    """Predict every image of a dataset and count; see `score`.
-
-    Args:
-        model: from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w]; its training mode is put back afterwards. Of
-            `DistributedDataParallel` the module inside, since processes may have different numbers of images.
-        device, precision, options: see `degrid.engine.inference.predictor.Predictor`.
-        boundary, calibration, on_image: see `score`.
-    Raises:
-        UserError: see `score`.
-    """
-    with predictor_of(model, device, precision, options) as predictor:
-        return score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=on_image)
-
-
 @contextmanager
 def predictor_of(
     model: nn.Module, device: str, precision: str, options: InferenceOptions | None
 ) -> Iterator[Predictor]:
-    """A predictor for a while; afterwards the model is in the mode, training or evaluation, that it was in."""
+    """A predictor for a while; afterwards the model is in the mode, training or evaluation, that it was in.
+
+    Of `DistributedDataParallel` pass the module inside, since processes may have different numbers of images.
+    """
     was_training = model.training
     try:
         yield Predictor(model, device, precision, options)
