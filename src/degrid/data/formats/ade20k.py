@@ -67,7 +67,7 @@ def _table(base: Path) -> Path | None:
 def _names(base: Path) -> tuple[str, ...]:
     """The first name of each class in objectInfo150; without that file "object 1" to "object 150".
 
-    "class 0" would not do: names of that form mark classes that were counted in the masks, whose ids are not remapped.
+    Not "class 0": that prefix marks classes guessed by scanning masks, whose ids are not remapped.
     """
     file = _table(base)
     if file is None:

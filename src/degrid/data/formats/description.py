@@ -15,14 +15,8 @@ from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, re
 from degrid.lookup import did_you_mean
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
-# Other toolkits' words for the same.
-_ALIASES = {
-    "names": "classes",
-    "masks_dir": "masks",
-    "label_mapping": "ids",
-    "ignore_classes": "void",
-    "root": "path",
-}
+# Other toolkits' words for the same keys.
+_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "ignore_classes": "void", "root": "path"}
 _KEYS = ("path", "format", "train", "val", "test", "masks", "classes", "void", "ids")
 _IGNORED = ("nc", "download")
 

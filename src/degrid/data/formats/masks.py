@@ -30,11 +30,7 @@ class MaskRule:
     @classmethod
     def plain(cls, labels: LabelSpace, void: tuple[int, ...] = ()) -> MaskRule:
         """Keep ids unchanged; 255 and the ids in `void` are void; colour masks use the colours of the classes."""
-        ids = {
-            **{i: i for i in range(len(labels))},
-            IGNORE_INDEX: IGNORE_INDEX,
-            **dict.fromkeys(void, IGNORE_INDEX),
-        }
+        ids = {**{i: i for i in range(len(labels))}, **dict.fromkeys((IGNORE_INDEX, *void), IGNORE_INDEX)}
         return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))})
 
     def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:

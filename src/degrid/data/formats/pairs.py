@@ -143,10 +143,7 @@ def match_names(
     for image in images:
         name = key(image, image_root)
         base = next((name.removesuffix(e) for e in ("_image", "_img", "_sat") if name.endswith(e)), name)
-        candidates = [
-            name,
-            *(stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS)),
-        ]
+        candidates = [stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS)]
         mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
         used.add(mask)
         pairs.append(Pair(name, image, mask))

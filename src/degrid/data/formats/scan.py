@@ -1,4 +1,4 @@
-"""The classes found in the masks where nothing names them."""
+"""Finding the classes in the masks of a dataset that does not name them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
-# Masks looked at to find out the classes, where nothing names them; one mask more may hold a rarer class.
+# The most masks scanned for class ids; a rare class may occur only in the others.
 _SCANNED = 1000
 
 BINARY_LABELS = LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 64, 64)))
@@ -60,7 +60,7 @@ def _spread(sources: list[Source]) -> list[Source]:
 
 
 def _black_and_white(layout: Layout) -> bool:
-    """Whether the masks hold 0 and 255, both, and nothing else. Most datasets are done with at the first mask."""
+    """Whether the masks hold both 0 and 255 and nothing else. For most datasets the first mask decides."""
     seen: set[int] = set()
     for source in _spread(_labelled(layout)):
         try:

@@ -50,7 +50,7 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
             "there, delete classes.csv and prepare again for their names"
         )
     masks = [pair.mask for pairs in splits.values() for pair in pairs if pair.mask]
-    targets = {mask: _target(base, mask) for mask in masks}
+    targets = {mask: base / _FOLDER / mask.relative_to(base / "annotations") for mask in masks}
     made = write_train_ids(targets, ADE_RULE, labels, _refuse, progress)
     lists.report.append(f"{made:,} labels made in {base / _FOLDER}")
     for split in _COUNTS:
@@ -59,10 +59,6 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
         lists.write(split, [(pair.image, targets[pair.mask]) for pair in pairs if pair.mask])
     lists.warn("{} labels have no image", layout.orphans)
     return lists.finish()
-
-
-def _target(base: Path, mask: Path) -> Path:
-    return base / _FOLDER / mask.relative_to(base / "annotations")
 
 
 def _refuse(source: Path, ids: np.ndarray, unknown: dict[int | Color, int]) -> None:
