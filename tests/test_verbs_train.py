@@ -69,10 +69,13 @@ def test_nothing_is_printed(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_settings_may_be_a_mapping_or_texts_and_a_recipe_may_be_an_object(tmp_path):
+def test_settings_may_be_a_mapping_or_texts_or_one_text_and_a_recipe_may_be_an_object(tmp_path):
     texts = run_config("synthetic", settings=["train.steps=3", "model.scales=0.75,0.5", "data.crop=48,64"])
     values = run_config("synthetic", settings={"train.steps": 3, "model.scales": (0.75, 0.5), "data.crop": [48, 64]})
     assert texts == values
+    assert run_config("synthetic", settings="train.steps=3") == run_config("synthetic", settings={"train.steps": 3})
+    with pytest.raises(UserError, match='got "train.steps"'):
+        run_config("synthetic", settings="train.steps")
     assert run_config(texts) == texts
     assert run_config(texts, settings={"train.init": tmp_path}).train.init == str(tmp_path)
     with pytest.raises(UserError, match='"train.steps": expected a whole number'):

@@ -305,7 +305,7 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
 
 
 def parse_settings(assignments: Iterable[str] | Mapping[str, object]) -> dict[str, object]:
-    """Settings `a.b=c` as `{"a.b": c}`, where the value is JSON or else text; a mapping is copied.
+    """Settings `a.b=c`, or a single one, as `{"a.b": c}`, where the value is JSON or else text; a mapping is copied.
 
     Raises:
         UserError: a setting without "=".
@@ -313,7 +313,7 @@ def parse_settings(assignments: Iterable[str] | Mapping[str, object]) -> dict[st
     if isinstance(assignments, Mapping):
         return {path: str(value) if isinstance(value, Path) else value for path, value in assignments.items()}
     found: dict[str, object] = {}
-    for assignment in assignments:
+    for assignment in [assignments] if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f'expected a setting like "train.steps=2000", got "{assignment}"')

@@ -16,7 +16,7 @@ from degrid.types import OnProgress, Tell, UserError
 from degrid.verbs.run import RunResult, run
 
 Settings = Iterable[str] | Mapping[str, object]
-"""Settings such as {"train.steps": 2000} or ["train.steps=2000"]; see `degrid.config`."""
+"""Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"; see `degrid.config`."""
 
 
 def train(
