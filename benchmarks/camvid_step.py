@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import degrid
 from degrid.engine.device import autocast
-from degrid.engine.training.losses import Objective
+from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
 
 CLASSES = 11

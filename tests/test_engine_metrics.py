@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, contour_band, scores
-from degrid.engine.training.losses import Objective, median_frequency_weights
+from degrid.engine.training.objective import Objective, median_frequency_weights
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from degrid.engine.training import training_state as checkpoint
 from degrid.engine.training.log import RunLog, StepRecord, read_metrics
-from degrid.engine.training.loop import Plan, Stopped, Training, train
-from degrid.engine.training.losses import Objective
-from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, set_learning_rate
-from degrid.engine.training.schedules import schedule
+from degrid.engine.training.loop import FORMAT, Plan, Stopped, Training, load_state, train
+from degrid.engine.training.objective import Objective
+from degrid.engine.training.optimizers import (
+    make_optimizer,
+    moving_average,
+    parameter_groups,
+    schedule,
+    set_learning_rate,
+)
 from degrid.types import IGNORE_INDEX, Batch, LabelSpace, Scores, UserError
 
 
@@ -160,7 +164,7 @@ def test_non_finite_loss_stops_with_the_step_named_and_keeps_the_checkpoint(tmp_
 
     with pytest.raises(UserError, match=r"the loss is nan at step 4 .*last\.ckpt.*lower optim\.lr"):
         go(state, tmp_path, 10, source=poisoned, save_every=1)
-    good = checkpoint.load_state(tmp_path / "last.ckpt")
+    good = load_state(tmp_path / "last.ckpt")
     assert good["step"] == 3
     assert all(torch.isfinite(value).all() for value in good["model"].values())
 
@@ -209,7 +213,7 @@ def test_best_is_kept_and_last_moves_on(tmp_path):
         validate=validate,
         publish=lambda m: published.append(m.head.weight.detach().clone()),
     )
-    best, last = (checkpoint.load_state(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
+    best, last = (load_state(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
     assert (best["step"], last["step"], best["best_miou"], last["best_miou"]) == (4, 6, 0.5, 0.5)
     assert len(published) == 2
     # What is published is the moving average, not the raw weights.
@@ -307,9 +311,9 @@ class Evil:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": checkpoint.FORMAT, "model": Evil()}, "evil.ckpt")
+    torch.save({"format": FORMAT, "model": Evil()}, "evil.ckpt")
     with pytest.raises(UserError, match="refused to load .*could run code"):
-        checkpoint.load_state("evil.ckpt")
+        load_state(tmp_path / "evil.ckpt")
     assert not (tmp_path / "executed").exists()
     torch.load("evil.ckpt", weights_only=False)  # the trap works: loaded carelessly, it does run code
     assert (tmp_path / "executed").exists()
@@ -318,16 +322,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
 def test_damaged_and_foreign_checkpoints(tmp_path):
     file = tmp_path / "last.ckpt"
     with pytest.raises(UserError, match="no checkpoint at"):
-        checkpoint.load_state(file)
+        load_state(file)
     new_state().save(file)
     whole = file.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 5):
         file.write_bytes(whole[:cut])
         with pytest.raises(UserError, match="damaged or not a checkpoint|refused to load"):
-            checkpoint.load_state(file)
+            load_state(file)
     torch.save({"state_dict": {}}, file)
     with pytest.raises(UserError, match="is not a training state of degrid"):
-        checkpoint.load_state(file)
+        load_state(file)
 
 
 def test_state_of_another_model_is_named(tmp_path):

@@ -16,16 +16,8 @@ from degrid.cli import app
 from degrid.data import SyntheticScenes
 from degrid.data.inspection.check import class_pixels
 from degrid.engine.training.loop import Training, train_step
-from degrid.engine.training.loss_table import make_losses
-from degrid.engine.training.losses import (
-    CrossEntropy,
-    Focal,
-    HardPixels,
-    Objective,
-    given_class_weights,
-    median_frequency_weights,
-)
-from degrid.engine.training.region_losses import BatchMean, dice, lovasz_softmax
+from degrid.engine.training.losses import BatchMean, CrossEntropy, Focal, HardPixels, dice, lovasz_softmax, make_losses
+from degrid.engine.training.objective import Objective, given_class_weights, median_frequency_weights
 from degrid.types import IGNORE_INDEX, Batch, UserError
 from degrid.verbs.run_settings import check_settings
 

@@ -16,7 +16,7 @@ from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, Segmentation
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.training.loop import Training, train_step
-from degrid.engine.training.losses import Objective
+from degrid.engine.training.objective import Objective
 from degrid.exporters.graph import ExportGraph
 from degrid.models import freeze_batch_norm
 from degrid.smoothing import PreFilter

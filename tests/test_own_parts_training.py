@@ -10,10 +10,8 @@ from test_run import TINY, cli, options
 
 import degrid
 from degrid.engine.training.log import read_metrics
-from degrid.engine.training.loss_table import make_losses
-from degrid.engine.training.losses import CrossEntropy, HardPixels
-from degrid.engine.training.optimizers import make_optimizer, parameter_groups
-from degrid.engine.training.schedules import schedule
+from degrid.engine.training.losses import CrossEntropy, HardPixels, make_losses
+from degrid.engine.training.optimizers import make_optimizer, parameter_groups, schedule
 from degrid.types import UserError
 
 PARTS = '''

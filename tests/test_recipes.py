@@ -9,9 +9,8 @@ import torch
 from degrid import config, recipes
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
 from degrid.engine.training.loop import Training, train_step
-from degrid.engine.training.losses import Objective
-from degrid.engine.training.optimizers import make_optimizer, parameter_groups, set_learning_rate
-from degrid.engine.training.schedules import schedule
+from degrid.engine.training.objective import Objective
+from degrid.engine.training.optimizers import make_optimizer, parameter_groups, schedule, set_learning_rate
 from degrid.models import freeze_batch_norm
 from degrid.networks import build_model
 from degrid.types import UserError

@@ -15,7 +15,7 @@ from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Plan, Training, train, train_step
-from degrid.engine.training.losses import Objective
+from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
 from degrid.models import Segmenter, freeze_batch_norm
 from degrid.resize import RESIZES, resize, scaled_size

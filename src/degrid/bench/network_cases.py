@@ -22,7 +22,7 @@ from degrid.contracts import convention_of
 from degrid.engine.device import autocast
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.loop import Training, train_step
-from degrid.engine.training.losses import Objective
+from degrid.engine.training.objective import Objective
 from degrid.models import freeze_batch_norm
 from degrid.models.activation_checkpointing import CheckpointedBlock, checkpoint_activations
 from degrid.smoothing.table import OPERATORS

@@ -27,10 +27,9 @@ def describe(
         UserError: no such model or recipe.
     """
     if not isinstance(model, Segmenter):
-        model = load(model) if Path(model).is_dir() else _untrained(str(model), num_classes)
+        if Path(model).is_dir():
+            model = load(model)
+        else:
+            untrained = dataclasses.replace(recipes.load(str(model)).model, pretrained=False)
+            model = build_model(untrained, LabelSpace.of_size(num_classes))
     return describe_network(model, size)
-
-
-def _untrained(recipe: str, num_classes: int) -> Segmenter:
-    settings = dataclasses.replace(recipes.load(recipe).model, pretrained=False)
-    return build_model(settings, LabelSpace.of_size(num_classes))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +35,6 @@ from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
 from degrid.networks import build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
-from degrid.verbs.provenance import provenance
 from degrid.verbs.run_settings import (
     check_class_weights,
     check_settings,
@@ -39,6 +43,7 @@ from degrid.verbs.run_settings import (
     make_state,
     with_steps,
 )
+from degrid.version import VERSION
 
 NUM_PANELS = 4
 """Validation images whose predictions are recorded as pictures."""
@@ -102,7 +107,7 @@ def run(
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
     if not resume:
-        write_json(folder / "run.json", provenance(config, list(data.notes)))
+        write_json(folder / "run.json", _provenance(config, list(data.notes)))
     trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), tell)
     with RunLog(folder, plan.steps, state.step, cycles, trackers, progress, tell) as log:
         log.say(_greeting(config, settings, model, data, device, state.step))
@@ -202,40 +207,27 @@ def _restore(state: Training, folder: Path, iteration: int | None, eval_every: i
 def _validation(
     dataset: Dataset, settings: TrainConfig, device: torch.device, log: RunLog
 ) -> Callable[[nn.Module, int], Scores]:
-    """A function that scores a network on the validation data and records a few of its predictions."""
+    """A function that scores a network on the validation data, and records image | label | prediction of a few."""
+    shown = {round(i * (len(dataset) - 1) / (NUM_PANELS - 1)) for i in range(NUM_PANELS)}
 
     def validate(network: nn.Module, step: int) -> Scores:
-        panels = _Panels(dataset)
-        scores = evaluate(
+        def record(index: int, sample: Sample, ids: Tensor) -> None:
+            if index in shown:
+                image = sample.image.permute(1, 2, 0).numpy()
+                drawn = [overlay_classes(image, each.numpy(), dataset.labels) for each in (sample.label, ids)]
+                log.image(step, f"val/{sample.name}", np.concatenate([image, *drawn], axis=1))
+
+        return evaluate(
             network,
             dataset,
             device=str(device),
             precision=settings.precision,
             measures=Measures(boundary=False),
-            on_image=panels.add,
+            on_image=record,
             progress=log.progress,
         )
-        for name, picture in panels.pictures.items():
-            log.image(step, f"val/{name}", picture)
-        return scores
 
     return validate
-
-
-class _Panels:
-    """Image | label | prediction of a few images spread over a dataset."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.wanted = {round(i * (len(dataset) - 1) / (NUM_PANELS - 1)) for i in range(NUM_PANELS)}
-        self.labels = dataset.labels
-        self.pictures: dict[str, np.ndarray] = {}
-
-    def add(self, index: int, sample: Sample, ids: Tensor) -> None:
-        if index in self.wanted:
-            image = sample.image.permute(1, 2, 0).numpy()
-            truth = overlay_classes(image, sample.label.numpy(), self.labels)
-            guess = overlay_classes(image, ids.numpy(), self.labels)
-            self.pictures[sample.name] = np.concatenate([image, truth, guess], axis=1)
 
 
 def _greeting(
@@ -250,3 +242,39 @@ def _greeting(
         f"{len(data.train.labels)} classes; {settings.steps} steps of "
         f"{settings.batch_size * settings.accumulate} images on {device}{at}"
     )
+
+
+def _provenance(config: RunConfig, notes: list[str]) -> dict[str, Any]:
+    """The contents of run.json: the settings, and how to understand and repeat the run."""
+    return {
+        "config": configs.to_dict(config),
+        "notes": notes,
+        "command": " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": {
+            "degrid": VERSION,
+            "git": _git_hash(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()},
+    }
+
+
+def _git_hash() -> str | None:
+    """Commit of the source tree that this package runs from, with "+" for uncommitted changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside another project's repository: only a tracked file counts.
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain") else "")

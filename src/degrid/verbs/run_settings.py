@@ -7,24 +7,21 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.data.inspection.check import class_pixels
 from degrid.engine.device import PRECISIONS
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
-from degrid.engine.training.loss_table import make_losses, uses_class_weights
-from degrid.engine.training.losses import (
+from degrid.engine.training.losses import Loss, make_losses, uses_class_weights
+from degrid.engine.training.objective import (
     CLASS_WEIGHTS,
     LOSS_SIZES,
-    Loss,
     Objective,
     given_class_weights,
     median_frequency_weights,
 )
-from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
-from degrid.engine.training.schedules import schedule
+from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.training.trackers import check_trackers
 from degrid.models import Segmenter
 from degrid.types import Dataset, UserError
@@ -116,8 +113,12 @@ def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) 
 
 def make_objective(settings: TrainConfig, dataset: Dataset, model: Segmenter, device: torch.device) -> Objective:
     """What training minimises; class weights may need a pass over the training set's labels."""
-    weights = _class_weights(settings.class_weights, dataset)
-    weights = weights if weights is None else weights.to(device)
+    kind, weights = settings.class_weights, None
+    if given := given_class_weights(kind):
+        weights = torch.tensor(given, device=device)
+    elif kind != "none":
+        counted = torch.tensor(class_pixels(dataset).class_pixels)
+        weights = median_frequency_weights(counted, CLASS_WEIGHTS[kind]).to(device)
     return Objective(_losses(settings), settings.loss_size, weights, model.resize)
 
 
@@ -146,13 +147,3 @@ def _losses(settings: TrainConfig) -> tuple[Loss, ...]:
     return make_losses(
         settings.loss, settings.label_smoothing, settings.focal_gamma, settings.ohem_share, settings.loss_options
     )
-
-
-def _class_weights(kind: str, dataset: Dataset) -> Tensor | None:
-    """Weights as numbers, or by name from the training set's pixels."""
-    given = given_class_weights(kind)
-    if given:
-        return torch.tensor(given)
-    if kind == "none":
-        return None
-    return median_frequency_weights(torch.tensor(class_pixels(dataset).class_pixels), CLASS_WEIGHTS[kind])

@@ -10,7 +10,7 @@ import torch
 
 from degrid.data import open_dataset
 from degrid.data.inspection.check import class_pixels
-from degrid.engine.training.losses import CLASS_WEIGHTS, median_frequency_weights
+from degrid.engine.training.objective import CLASS_WEIGHTS, median_frequency_weights
 from degrid.types import OnProgress
 
 
@@ -37,17 +37,15 @@ class ClassStatistics:
         return {**named, "classes": list(self.classes)}
 
     def __str__(self) -> str:
-        cells = [list(self.classes[0]), *([_cell(value) for value in row.values()] for row in self.classes)]
+        cells = [list(self.classes[0])]
+        for row in self.classes:
+            cells.append([f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()])
         width = max(len(row[0]) for row in cells)
         columns = [max(10, len(key) + 2) for key in cells[0][1:]]
         lines = [f"{self.path}, {self.split}: {self.num_images} images, {self.void_pixels} void pixels"]
         for name, *numbers in cells:
             lines.append(f"{name:<{width}}" + "".join(f"{n:>{w}}" for n, w in zip(numbers, columns, strict=True)))
         return "\n".join(lines)
-
-
-def _cell(value: str | int | float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def class_statistics(path: str | Path, split: str = "train", progress: OnProgress | None = None) -> ClassStatistics:

@@ -143,14 +143,8 @@ def _stages(
 def _next_stage(config: RunConfig, folder: Path, settings: Mapping[str, object]) -> RunConfig:
     """The following recipe with the data, smoothing, device and seed of the stage before, and with its best model."""
     found = recipes.load(config.then)
-    return configs.override(
-        dataclasses.replace(
-            found,
-            model=dataclasses.replace(found.model, smoothing=config.model.smoothing),
-            data=dataclasses.replace(found.data, path=config.data.path, val=config.data.val),
-            train=dataclasses.replace(
-                found.train, init=str(folder.absolute()), device=config.train.device, seed=config.train.seed
-            ),
-        ),
-        {key: value for key, value in settings.items() if key not in ("name", "then", "train.init")},
-    )
+    found = dataclasses.replace(found, model=dataclasses.replace(found.model, smoothing=config.model.smoothing))
+    own = {"data.path": config.data.path, "data.val": config.data.val, "train.init": str(folder.absolute())}
+    machine = {"train.device": config.train.device, "train.seed": config.train.seed}
+    given = {key: value for key, value in settings.items() if key not in ("name", "then", "train.init")}
+    return configs.override(found, {**own, **machine, **given})

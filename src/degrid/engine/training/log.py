@@ -79,8 +79,7 @@ class RunLog:
             checkpoint, are dropped: the run will write them again.
         cycles: those of a cyclic training, whose log.txt also has the lines of the code of Ziegler et al.
         trackers: further recorders; they are closed with this log.
-        progress: called after every step.
-        tell: called with every sentence for people, which log.txt gets as well.
+        progress, tell: see `degrid.train`; log.txt gets every sentence as well.
     """
 
     def __init__(
@@ -94,8 +93,8 @@ class RunLog:
         tell: Tell | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._text = TextLog(folder, cycles)
-        self._recorders = (MetricsFile(folder, start), self._text, TensorBoard(folder, start), *trackers)
+        self._text = _TextLog(folder, cycles)
+        self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
         self.progress: OnProgress = progress or (lambda _: None)
         self.tell: Tell = tell or (lambda _: None)
         self._steps, self._miou, self._last_line = steps, "", time.monotonic()
@@ -157,7 +156,7 @@ class RunLog:
             recorder.scalars(step, known)
 
 
-class MetricsFile(Recorder):
+class _MetricsFile(Recorder):
     """metrics.jsonl: a JSON object for each step and validation, flushed at once."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -166,19 +165,16 @@ class MetricsFile(Recorder):
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord) -> None:
-        """See `Recorder`."""
         values = {"step": record.step, "loss": record.loss, "lr": record.lr}
         values["images_per_second"] = round(record.images_per_second, 2)
         self._write(values if record.train_miou is None else {**values, "train_miou": record.train_miou})
 
     def validation(self, step: int, scores: Scores) -> None:
-        """See `Recorder`."""
         means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_accuracy": scores.mean_accuracy}
         classes = dict(zip(scores.class_names, scores.class_iou, strict=True))
         self._write({"step": step, "val": {**means, "class_iou": classes}})
 
     def close(self, failed: bool = False) -> None:
-        """See `Recorder`."""
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -186,7 +182,7 @@ class MetricsFile(Recorder):
         self._file.flush()
 
 
-class TextLog(Recorder):
+class _TextLog(Recorder):
     """log.txt: dated sentences; in cyclic training also the undated lines of the code of Ziegler et al."""
 
     def __init__(self, folder: Path, cycles: Cycles | None = None) -> None:
@@ -194,7 +190,6 @@ class TextLog(Recorder):
         self._cycles = cycles
 
     def step(self, record: StepRecord) -> None:
-        """See `Recorder`."""
         if self._cycles and record.train_miou is not None:
             update = record.step - 1
             if self._cycles.begins(update):
@@ -202,7 +197,6 @@ class TextLog(Recorder):
             self._file.write(f"{self._cycles.step(update)}, {record.loss:.3f}, {record.train_miou:.3f}\n")
 
     def validation(self, step: int, scores: Scores) -> None:
-        """See `Recorder`."""
         if self._cycles:
             ious = (math.nan if iou is None else iou for iou in scores.class_iou)
             lines = ["The checkpoint has been created.", f"Pixel Accuracy: {scores.pixel_accuracy:.3f}"]
@@ -210,16 +204,14 @@ class TextLog(Recorder):
             self._file.write("".join(f"{line}\n" for line in [*lines, f"mIoU: {scores.miou:.3f}"]))
 
     def say(self, line: str) -> None:
-        """See `Recorder`."""
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         self._file.flush()
 
     def close(self, failed: bool = False) -> None:
-        """See `Recorder`."""
         self._file.close()
 
 
-class TensorBoard(Recorder):
+class _TensorBoard(Recorder):
     """Events in log/train and log/val. Tags lose "train/" and "val/", so that the two curves of one tag overlay."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -228,17 +220,14 @@ class TensorBoard(Recorder):
         self._boards = {part: SummaryWriter(str(folder / "log" / part), purge_step=start + 1) for part in PARTS}
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """See `Recorder`."""
         for tag, value in values.items():
             part, _, name = tag.partition("/")
             self._boards[part].add_scalar(name, value, step)
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """See `Recorder`."""
         self._boards["val"].add_image(tag, picture, step, dataformats="HWC")
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
-        """See `Recorder`."""
         training = model.training
         with warnings.catch_warnings(), torch.no_grad():
             # The writer traces with TorchScript, which warns that it is deprecated and of every size it takes as fixed.
@@ -247,7 +236,6 @@ class TensorBoard(Recorder):
         model.train(training)
 
     def close(self, failed: bool = False) -> None:
-        """See `Recorder`."""
         for board in self._boards.values():
             board.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import signal
 import threading
 import time
@@ -20,11 +21,13 @@ from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast
 from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
-from degrid.engine.training.losses import Objective
+from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import set_learning_rate
-from degrid.engine.training.training_state import load_state, save_state
+from degrid.files import atomic_write
 from degrid.types import Batch, Scores, Tell, UserError
 from degrid.weight_names import load_weights
+
+FORMAT = "degrid training state 1"
 
 
 @dataclass
@@ -38,9 +41,14 @@ class Training:
     best_miou: float = -1.0
 
     def save(self, path: Path) -> None:
-        """Write the state atomically."""
+        """Write the state; an earlier file stays until the new one is complete.
+
+        Raises:
+            UserError: the disk is full, or the path cannot be written to.
+        """
         device = next(self.model.parameters()).device
         state: dict[str, Any] = {
+            "format": FORMAT,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -49,7 +57,8 @@ class Training:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
-        save_state(path, state)
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
         """Continue from a state.
@@ -77,6 +86,27 @@ class Training:
         """What is evaluated and published: the moving average where there is one."""
         averaged: nn.Module | None = self.average.module if self.average else None
         return averaged or self.model
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `Training.save` wrote.
+
+    Raises:
+        UserError: the file is missing, cut short or not a training state, or loading it would run code.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"refused to load {path}: it holds more than tensors and plain values, and loading it could run code"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: it is damaged or not a checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training state of degrid; expected the last.ckpt of a run folder")
+    return state
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and is safe on disk

@@ -1,22 +1,19 @@
-"""Losses over the valid pixels: the base class, losses of single pixels, the objective, and class weights.
-
-Region losses are in `degrid.engine.training.region_losses`, the table of names in `degrid.engine.training.loss_table`.
-"""
+"""Losses over the valid pixels, of single pixels and of whole regions, and their table of names."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degrid.resize import resize
+from degrid.lookup import keywords, lookup, settings_for
 from degrid.types import IGNORE_INDEX, UserError
-
-LOSS_SIZES = ("label", "logits")
 
 
 class Loss(ABC):
@@ -140,88 +137,151 @@ def _pixel_weights(label: Tensor, class_weights: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What training minimises: the sum of every loss over every map of logits.
+class BatchMean(Loss):
+    """A loss made of a function that returns the mean of a batch; the loss is the average over the micro-batches.
 
-    losses: each is a mean of its own.
-    size: "label" enlarges the logits (bilinear); "logits" reduces the label (nearest), which costs less and blurs the
-        borders. DeepLab v3 (arXiv 1706.05587) section 4.1 enlarges the logits; DeepLab v2 reduced the labels.
-    class_weights: [C], on the logits' device; each pixel counts by the weight of its true class.
-    convention: how to resize, a name in `degrid.resize.RESIZES`; "tf_legacy" also picks TensorFlow 1's nearest pixel.
+    Micro-batches without valid pixels are left out, and the function is not called on them. Class weights have no
+    effect, since region losses already count every class alike.
+
+    function: (logits float [N,C,H,W], label int64 [N,H,W] with IGNORE_INDEX for void) -> scalar.
     """
 
-    losses: tuple[Loss, ...] = (CrossEntropy(),)
-    size: str = "label"
-    class_weights: Tensor | None = None
-    convention: str = "half_pixel"
+    function: Callable[[Tensor, Tensor], Tensor]
 
-    def totals(self, maps: list[Tensor], label: Tensor) -> Tensor:
-        """Totals of one micro-batch, [len(maps) * len(losses)].
+    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """The function's value, or 0 with a gradient of 0; see `Loss.total`."""
+        if bool((label == IGNORE_INDEX).all()):
+            return 0 * logits.sum()
+        return self.function(logits, label)
 
-        Args:
-            maps: logits [N,C,h,w]; their sizes may differ.
-            label: int64 [N,H,W].
-        """
-        totals = []
-        for logits in maps:
-            logits = logits.float()
-            if self.size == "label":
-                logits = resize(logits, label.shape[-2:], self.convention)
-            target = self._target(label, tuple(logits.shape[-2:]))
-            totals += [loss.total(logits, target, self.class_weights) for loss in self.losses]
-        return torch.stack(totals)
-
-    def weights(self, sizes: list[tuple[int, ...]], label: Tensor) -> Tensor:
-        """Weights of one micro-batch, in the order of `totals`.
-
-        Args:
-            sizes: h and w of each map.
-        """
-        targets = [self._target(label, size) for size in sizes]
-        return torch.stack([loss.weight(target, self.class_weights) for target in targets for loss in self.losses])
-
-    def _target(self, label: Tensor, size: tuple[int, ...]) -> Tensor:
-        """The label at the size at which the loss is computed."""
-        if self.size == "label":
-            return label
-        nearest = "nearest" if self.convention == "tf_legacy" else "nearest-exact"
-        return F.interpolate(label[:, None].float(), size, mode=nearest)[:, 0].long()
+    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """1, or 0 without valid pixels."""
+        return (label != IGNORE_INDEX).any().float()
 
 
-CLASS_WEIGHTS = {"none": 0.0, "sqrt_median_frequency": 0.5, "median_frequency": 1.0}
-"""Names of class weights, with the power of `median_frequency_weights` that they stand for."""
+def dice(logits: Tensor, label: Tensor) -> Tensor:
+    """Soft Dice loss: 1 - 2 sum(p y) / (sum(p) + sum(y)), averaged over the classes present in the label.
 
-
-def median_frequency_weights(class_pixels: Tensor, power: float = 1.0) -> Tensor:
-    """Weight per class: (median of the frequencies / the class's frequency) ** power; 0 for classes without pixels.
+    p is the softmax probability of the class, and y is 1 where the class is true, else 0; both sums run over all valid
+    pixels of the batch. No constant is added to the fraction, since a class that is present has sum(y) >= 1.
 
     Args:
-        class_pixels: [C], pixels of each class in the training set.
-        power: 1 as published; 0.5 favours rare classes less, which causes fewer false detections of them.
-    Source: Eigen & Fergus, ICCV 2015, section 6.3.2, with frequencies over the whole training set.
+        logits: [N,C,H,W].
+        label: int64 [N,H,W], 0..C-1 or IGNORE_INDEX.
+    Returns:
+        A scalar, 0 (perfect) to 1; 0 without valid pixels.
+    Source: Milletari et al. 2016 (V-Net, arXiv 1606.04797) section 3, with p instead of its square below, per class.
     """
-    frequency = class_pixels.double() / class_pixels.sum().clamp(min=1)
-    present = frequency > 0
-    weights = torch.zeros_like(frequency)
-    weights[present] = (frequency[present].median() / frequency[present]) ** power
-    return weights.float()
+    scores, truth = _valid(logits, label)
+    common = scores.new_zeros(scores.shape[1]).index_add(0, truth, scores.gather(1, truth[:, None])[:, 0])
+    pixels = torch.bincount(truth, minlength=scores.shape[1])
+    # Absent classes are dropped before the division: theirs could be 0 / 0, whose gradient is NaN even where unused.
+    present = pixels > 0
+    losses = 1 - 2 * common[present] / (scores.sum(0) + pixels)[present]
+    return losses.sum() / max(1, len(losses))
 
 
-def given_class_weights(text: str) -> tuple[float, ...] | None:
-    """Numbers such as "1,2,0.5"; None where `text` is a name in CLASS_WEIGHTS.
+def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
+    """Lovasz-softmax: the Lovasz extension of 1 - IoU, averaged over the classes present in the label.
 
+    The IoU is that of the whole batch, not of each image.
+
+    Args:
+        logits: [N,C,H,W].
+        label: int64 [N,H,W], 0..C-1 or IGNORE_INDEX.
+    Returns:
+        A scalar, 0 (perfect) to 1; 0 without valid pixels.
+    Source: Berman et al. 2018, arXiv 1705.08790, equations 8 (errors), 9 and 11 (mean), algorithm 1.
+    """
+    scores, truth = _valid(logits, label)
+    present = torch.unique(truth).tolist()
+    losses = [_lovasz(scores[:, index], truth == index) for index in present]
+    return torch.stack(losses).mean() if losses else 0 * logits.sum()
+
+
+def _lovasz(scores: Tensor, is_class: Tensor) -> Tensor:
+    """The loss of one class: the errors [P], largest first, times the steps of the Jaccard loss 1 - I/U.
+
+    Step i is by how much the Jaccard loss grows when the pixel with the i-th largest error becomes wrong too. A pixel
+    of the class lowers the intersection I by 1, a step of 1/U. Any other raises the union U by 1, a step of I/(U-1) -
+    I/U = I/(U (U-1)). Written like this no digits are lost, however many pixels there are.
+    """
+    errors, order = torch.where(is_class, 1 - scores, scores).sort(descending=True)
+    inside = is_class[order]
+    size = inside.sum()
+    common = size - inside.cumsum(0)
+    union = (size + (~inside).cumsum(0)).to(errors.dtype)
+    steps = torch.where(inside, 1 / union, common / (union * (union - 1).clamp(min=1)))
+    return errors @ steps
+
+
+def _valid(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities [P,C] and classes [P] of the valid pixels."""
+    valid = label != IGNORE_INDEX
+    return logits.movedim(1, -1)[valid].softmax(1), label[valid]
+
+
+LOSSES: dict[str, Callable[..., object]] = {
+    "cross_entropy": CrossEntropy,
+    "ohem": HardPixels,
+    "focal": Focal,
+    "dice": dice,
+    "lovasz": lovasz_softmax,
+}
+"""Classes of `Loss`, and functions of logits and label as `BatchMean` takes them."""
+
+
+def make_losses(
+    name: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 2.0,
+    ohem_share: float = 0.25,
+    options: Mapping[str, object] | None = None,
+) -> tuple[Loss, ...]:
+    """The losses that a name stands for.
+
+    Args:
+        name: rows of LOSSES joined by "+", or "module:Name" of your own: a function (logits [N,C,H,W], label int64
+            [N,H,W] with 255 for void) -> mean of the batch, or a class that is made first: a subclass of `Loss`, or one
+            whose instances are such functions, as those of `nn.Module` are.
+        label_smoothing, focal_gamma, ohem_share: see `CrossEntropy`, `Focal` and `HardPixels`; passed to every loss
+            with a parameter of that name.
+        options: further arguments, likewise.
     Raises:
-        UserError: neither of the two, a number that is negative or not finite, or no number above 0.
+        UserError: an unknown name, a number outside its range, or a setting that no loss takes.
     """
-    if text in CLASS_WEIGHTS:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(math.isfinite(number) and number >= 0 for number in numbers) or not any(numbers):
-        raise UserError(
-            f'setting "train.class_weights": expected {", ".join(CLASS_WEIGHTS)}, or one number per class separated by '
-            f'commas, none below 0 and one above, got "{text}"'
-        )
-    return numbers
+    for setting, value, fits, range_ in (
+        ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "0 (off) or a share below 1"),
+        ("focal_gamma", focal_gamma, 0 <= focal_gamma < math.inf, "0 or more"),
+        ("ohem_share", ohem_share, 0 < ohem_share <= 1, "a share above 0, at most 1"),
+    ):
+        if not fits:
+            raise UserError(f'setting "train.{setting}": expected {range_}, got {value}')
+    parts = [(part, lookup(LOSSES, part, "loss")) for part in map(str.strip, name.split("+"))]
+    settings = {"label_smoothing": label_smoothing, "focal_gamma": focal_gamma, "ohem_share": ohem_share}
+    losses = tuple(_made(part, row, settings, options or {}) for part, row in parts)
+    if label_smoothing and not any("label_smoothing" in keywords(row) for _, row in parts):
+        able = " and ".join(key for key, row in LOSSES.items() if "label_smoothing" in keywords(row))
+        raise UserError(f'setting "train.label_smoothing": acts on {able} only, not on "{name}"')
+    for option in options or {}:
+        if not any({option, "**"} & set(keywords(row)) for _, row in parts):
+            raise UserError(f'setting "train.loss_options": the loss "{name}" has no option "{option}"')
+    return losses
+
+
+def uses_class_weights(losses: tuple[Loss, ...]) -> bool:
+    """Whether class weights have an effect: not on losses of whole regions."""
+    return not all(isinstance(loss, BatchMean) for loss in losses)
+
+
+def _made(name: str, found: object, settings: Mapping[str, object], options: Mapping[str, object]) -> Loss:
+    if callable(found):
+        own = {key: value for key, value in options.items() if {key, "**"} & set(keywords(found))}
+        given = settings_for(found, settings, own, f'loss "{name}"')
+        made = found(**given) if isinstance(found, type) else partial(found, **given) if given else found
+        if isinstance(made, Loss):
+            return made
+        if callable(made):
+            return BatchMean(made)
+        found = made
+    raise UserError(f'loss "{name}": expected a function of logits and label, got {type(found).__name__}')
