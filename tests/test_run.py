@@ -624,8 +624,11 @@ def test_a_really_full_disk(trained, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_demo(tmp_path):
-    """The demo in small: both networks, their scores, curves and receptive fields on one page; twice in one place."""
+def test_demo(tmp_path, capfd):
+    """The demo in small: both networks, their scores, curves and receptive fields on one page.
+
+    Twice in one place, by the command and then from Python.
+    """
     words = ["demo", "-o", tmp_path / "demo", "--steps", 2, "--scenes", 3, "--seed", 4]
     code, output = cli(*words)
     assert code == 0, output
@@ -642,7 +645,17 @@ def test_demo(tmp_path):
     assert not outside  # nothing is loaded from elsewhere
     assert output.strip().splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
     assert output.strip().splitlines()[-1].startswith("next, on your own images and masks: degrid train --data FOLDER")
-    assert cli(*words)[0] == 0
+    capfd.readouterr()
+    shown, told = [], []
+    made = degrid.demo(tmp_path / "demo", steps=1, scenes=3, progress=shown.append, tell=told.append)
+    assert made.report.exists()
+    assert [run.name for run in made.runs] == ["regular", "tent"]
+    assert {now.task for now in shown} == {"training", "evaluating"}
+    assert told[0] == "== regular dilated convolutions"
+    for run in made.runs:
+        scores = degrid.evaluate(degrid.load(tmp_path / "demo" / run.name), degrid.open_dataset("synthetic:3", "test"))
+        assert run.scores.confusion == scores.confusion
+    assert capfd.readouterr() == ("", "")
     run = json.loads((tmp_path / "demo" / "regular" / "run.json").read_text())
     run["config"]["data"]["path"] = "/photos"
     (tmp_path / "own" / "regular").mkdir(parents=True)

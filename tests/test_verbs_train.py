@@ -1,4 +1,4 @@
-"""degrid.train, degrid.demo and degrid.collect from Python, without a shell, with the results of their commands."""
+"""degrid.train and degrid.collect from Python, without a shell, with the results of their commands."""
 
 import json
 import os
@@ -209,19 +209,6 @@ def test_later_stages_take_the_settings_too(tmp_path, monkeypatch):
     result = degrid.train(resume=stopped.value.folder)
     assert [len(losses(tmp_path / name)) for name in ("other", "other_stage2")] == [2, 2]
     assert str(result.folder) == "other_stage2"
-
-
-def test_demo(tmp_path, capfd):
-    shown, told = [], []
-    made = degrid.demo(tmp_path / "demo", steps=1, scenes=2, progress=shown.append, tell=told.append)
-    assert made.report.exists()
-    assert [run.name for run in made.runs] == ["regular", "tent"]
-    assert {now.task for now in shown} == {"training", "evaluating"}
-    assert told[0] == "== regular dilated convolutions"
-    for run in made.runs:
-        scores = degrid.evaluate(degrid.load(tmp_path / "demo" / run.name), degrid.open_dataset("synthetic:2", "test"))
-        assert run.scores.confusion == scores.confusion
-    assert capfd.readouterr() == ("", "")
 
 
 def test_collect(runs, tmp_path):
