@@ -26,8 +26,8 @@ import degrid
 from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Case, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
-from degrid.bench.part_cases import scene
 from degrid.bench.report import Results, write_markdown, write_results
+from degrid.data.synthetic import scene
 from degrid.engine.inference.fast_network import keep_freed_memory
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import EXPORTERS, find_exporter

@@ -31,8 +31,8 @@ import degrid
 from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import MIB, Case, Row, measure, merged, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
-from degrid.bench.part_cases import scene
 from degrid.bench.report import Results, write_markdown, write_pictures, write_results
+from degrid.data.synthetic import scene
 from degrid.engine.inference.fast_network import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.models import freeze_batch_norm

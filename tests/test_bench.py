@@ -445,7 +445,7 @@ def test_both_loaders_make_crops_of_the_same_photos(tmp_path):
 @pytest.mark.slow
 def test_the_ways_through_a_network_agree():
     from degrid.bench.network_cases import deeplabv3_resnet50, inference_ways, same_ids
-    from degrid.bench.part_cases import scene
+    from degrid.data.synthetic import scene
 
     torch.manual_seed(0)
     ways = inference_ways(deeplabv3_resnet50(), scene((97, 97))[0])

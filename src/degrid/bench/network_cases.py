@@ -16,9 +16,10 @@ import degrid
 from degrid.acceleration.fold import folded
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
-from degrid.bench.part_cases import interpolate_argmax, nudged, scene
+from degrid.bench.part_cases import interpolate_argmax, nudged
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of
+from degrid.data.synthetic import scene
 from degrid.engine.device import autocast
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.loop import Training, train_step

@@ -21,20 +21,13 @@ from degrid.acceleration.winograd_layer import WinogradConv2d
 from degrid.bench.measure import MIB, Case, saved_activations
 from degrid.bench.suite import Block, Scope
 from degrid.data import TrainTransform, open_dataset
-from degrid.data.synthetic import LABELS, draw_scene
+from degrid.data.synthetic import LABELS, scene
 from degrid.engine.evaluation.metrics import ConfusionMatrix
 from degrid.image import palette_image
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
 from degrid.types import IGNORE_INDEX
-
-
-def scene(size: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A built-in scene of any size: image uint8 [H,W,3], label uint8 [H,W]."""
-    height, width = size
-    image, label = draw_scene(np.random.default_rng(seed), max(64, height), max(64, width))
-    return np.ascontiguousarray(image[:height, :width]), np.ascontiguousarray(label[:height, :width])
 
 
 def nudged(model: nn.Module) -> nn.Module:

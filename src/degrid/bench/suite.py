@@ -74,7 +74,7 @@ class Scope:
 
     def picture(self, size: tuple[int, int]) -> np.ndarray:
         """The user's picture, or a built-in scene of that size; uint8 [H,W,3]."""
-        from degrid.bench.part_cases import scene
+        from degrid.data.synthetic import scene
 
         return self.image if self.image is not None else scene(size)[0]
 

@@ -264,3 +264,10 @@ def _expose(canvas: _Canvas) -> np.ndarray:
     color[:, 1:-1] = 0.25 * color[:, :-2] + 0.5 * color[:, 1:-1] + 0.25 * color[:, 2:]
     color += rng.normal(0, rng.uniform(2, 7), color.shape)
     return np.clip(np.rint(color), 0, 255).astype(np.uint8)
+
+
+def scene(size: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A built-in scene of any size: image uint8 [H,W,3], label uint8 [H,W]."""
+    height, width = size
+    image, label = draw_scene(np.random.default_rng(seed), max(64, height), max(64, width))
+    return np.ascontiguousarray(image[:height, :width]), np.ascontiguousarray(label[:height, :width])
