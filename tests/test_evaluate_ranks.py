@@ -10,8 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from degrid.engine.evaluation.evaluate import predictor_of, score
+from degrid.engine.evaluation.evaluate import score
 from degrid.engine.evaluation.metrics import ConfusionMatrix
+from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 

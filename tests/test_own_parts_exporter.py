@@ -100,7 +100,7 @@ def test_export_predict_and_eval(folder):
     assert {file.name for file in Path("out").iterdir()} == {"n.mine", "n.json"}
     assert json.loads(Path("out/n.json").read_text())["version"] == degrid.__version__
     text = cli("predict", "my_module:MyExporter=out/n.mine", "a.png", "-o", "masks")
-    assert "1 images" in text
+    assert "1 image: masks" in text
     with torch.no_grad():
         wanted = resize(degrid.load("m")(picture(50, 61)), (50, 61)).argmax(1)[0]
     assert (np.asarray(Image.open("masks/a.png")) == wanted.numpy()).mean() > 0.999

@@ -72,5 +72,14 @@ def test_the_verdict_names_the_best_and_its_lead(models):
 def test_mistakes(models):
     with pytest.raises(UserError, match="two models or more"):
         degrid.compare(models[:1], "synthetic:2")
+    for one in (models[0], str(models[0]), degrid.load(models[0])):
+        with pytest.raises(UserError, match="two models or more, got 1"):
+            degrid.compare(one, "synthetic:2")
     with pytest.raises(UserError, match="do not predict the same classes"):
         degrid.compare([models[0], degrid.deeplabv3("timm:resnet10t", 4, channels=8)], "synthetic:2")
+
+
+def test_any_iterable_of_models(models):
+    found = degrid.compare((model for model in models[:2]), "synthetic:1", device="cpu", draws=2)
+    assert found.models == tuple(str(model) for model in models[:2])
+    assert "on 1 image: " in found.verdict

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
+from degrid.data.synthetic import SyntheticScenes
+from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.predictor import activation_bytes
 from degrid.files import read_json
 from degrid.types import Progress, UserError
@@ -163,7 +165,7 @@ def test_an_image_that_cannot_be_used_is_a_failure_and_no_error(model, photos, t
     found = degrid.predict(model, tmp_path / "in", tmp_path / "out", device="cpu")
     assert (found.images, len(found.failures)) == (1, 1)
     assert "a.jpg" in found.failures[0]
-    assert "1 images" in found.written
+    assert "1 image: masks" in found.written
     done = cli("predict", model, tmp_path / "in", "-o", tmp_path / "again", "--device", "cpu")
     assert isinstance(done.exception, UserError)
     assert str(done.exception) == "1 of 2 images could not be used: " + found.failures[0]
@@ -199,3 +201,80 @@ def test_mistakes_show_before_anything_is_written(model, photos, tmp_path):
     with pytest.raises(UserError, match="there is no image"):
         degrid.predict_each(model, tmp_path / "nowhere.png")
     assert not (tmp_path / "out").exists()
+
+
+def half_frozen():
+    """A network in training mode whose batch norm was put in evaluation mode by itself; and its modules' modes."""
+
+    class Floats(nn.Module):
+        def forward(self, image):
+            return image.float()
+
+    classes = len(SyntheticScenes.labels)
+    network = nn.Sequential(Floats(), nn.Conv2d(3, classes, 3, padding=1), nn.BatchNorm2d(classes), nn.Dropout())
+    network.train()[2].eval()
+    return network, [module.training for module in network.modules()]
+
+
+def test_a_network_of_ones_own_keeps_the_modes_of_all_its_modules(photos, tmp_path):
+    network, modes = half_frozen()
+    assert modes == [True, True, True, False, True]
+
+    def kept():
+        return [module.training for module in network.modules()] == modes
+
+    degrid.predict(network, photos / "a.png", tmp_path, device="cpu")
+    assert kept()
+    degrid.evaluate(network, "synthetic:1", device="cpu", measures=degrid.Measures(boundary=False))
+    assert kept()
+    degrid.compare([network, network], "synthetic:1", device="cpu", draws=2)
+    assert kept()
+    each = degrid.predict_each(network, photos, device="cpu")
+    assert kept()  # also if nothing is ever asked for
+    next(each)
+    assert not network[3].training
+    each.close()
+    assert kept()
+    assert len(list(degrid.predict_each(network, photos, device="cpu"))) == 3
+    assert kept()
+
+
+def test_modes_are_put_back_after_errors(photos, tmp_path):
+    network, modes = half_frozen()
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for call in (
+        lambda: degrid.predict(network, photos, tmp_path / "out", device="cpu", precision="float64"),
+        lambda: degrid.predict_each(network, photos, device="cpu", precision="float64"),
+        lambda: list(degrid.predict_each(network, tmp_path, device="cpu")),
+        lambda: degrid.evaluate(network, degrid.open_dataset("synthetic:0", "val"), device="cpu"),
+    ):
+        with pytest.raises(UserError):
+            call()
+        assert [module.training for module in network.modules()] == modes
+
+
+def test_no_images_are_an_error(model, tmp_path):
+    with pytest.raises(UserError, match="no images: expected files, folders or glob patterns, got none"):
+        degrid.predict(model, [], tmp_path / "out")
+    with pytest.raises(UserError, match="no images"):
+        degrid.predict_each(model, iter(()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_messages_name_the_argument_beside_the_option(photos, tmp_path):
+    with pytest.raises(UserError, match=r"--msc \(multi_scale=True\)"):
+        degrid.predict(nn.Identity(), photos, tmp_path, multi_scale=True)
+    options = degrid.InferenceOptions(flip=True)
+    with pytest.raises(UserError, match=r"--save-logits \(ResultFiles.logits\)"):
+        degrid.predict(nn.Identity(), photos, tmp_path, options=options, files=degrid.ResultFiles(logits=True))
+
+
+def test_agreement_on_all_pixels_is_said_in_words():
+    network = FastNetwork(nn.Identity(), torch.device("cpu"), "bfloat16", "half_pixel")
+    for agreement, words in (
+        (1.0, "(all pixels of"),
+        (0.99999, "(at least 99.99 % of"),
+        (0.9968, "at least 99.68 % of"),
+    ):
+        network.agreement = agreement
+        assert words in str(network)

@@ -219,3 +219,8 @@ def test_collect(runs, tmp_path):
         assert ours.getnames() == theirs.getnames() == list(archive.files)
     assert "python/model/model.safetensors" in archive.files
     assert archive.left_out == ()
+    for one in (folder / "python", str(folder / "python")):
+        assert degrid.collect(one, tmp_path / "c.tgz", weights=True).files == archive.files
+    with pytest.raises(UserError, match="no runs: expected one run folder or more, got none"):
+        degrid.collect([], tmp_path / "d.tgz")
+    assert not (tmp_path / "d.tgz").exists()

@@ -27,6 +27,11 @@ def some(names: Iterable[object], count: int = 4) -> str:
     return ", ".join(words[:count]) + ", ..." * (len(words) > count)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """The row called `name`, or the attribute that "package.module:attribute" names.
 

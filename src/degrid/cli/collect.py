@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from degrid.lookup import counted
+
 
 def collect(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
@@ -25,7 +27,7 @@ def collect(
     for link in archive.left_out:
         print(f"left out, a symbolic link: {link}")
     size = _size(archive.path.stat().st_size)
-    print(f"{archive.path}: {len(archive.files)} files of {len(runs)} run{'s' * (len(runs) > 1)}, {size}")
+    print(f"{archive.path}: {counted(len(archive.files), 'file')} of {counted(len(runs), 'run')}, {size}")
 
 
 def _size(count: float) -> str:

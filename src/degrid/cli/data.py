@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from degrid.lookup import counted
+
 app = typer.Typer(
     help="Look at a dataset, prepare it, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -114,7 +116,7 @@ def export(
     with progress_bar() as bar:
         write_tfrecord(dataset, out, record_format, bar)
     classes = write_class_table(out.parent, dataset.labels)
-    print(f"records: {out} ({len(dataset)} images); classes: {classes}")
+    print(f"records: {out} ({counted(len(dataset), 'image')}); classes: {classes}")
 
 
 @app.command()

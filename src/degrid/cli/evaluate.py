@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from degrid.cli import options as opt
+from degrid.lookup import counted
 
 if TYPE_CHECKING:
     from degrid.engine.evaluation.failures import ScoredImage, TrimapPoint
@@ -83,7 +84,7 @@ def print_evaluation(found: Evaluation) -> None:
         print_trimap(found.trimap)
     if found.worst:
         print_worst(found.worst)
-    windows = f"; {found.windowed} of {found.num_images} images in windows" if found.windowed else ""
+    windows = f"; {found.windowed} of {counted(found.num_images, 'image')} in windows" if found.windowed else ""
     print(f"computed in {found.precision}{windows}")
     print_notes(found.notes)
 
@@ -133,7 +134,7 @@ def print_scores(found: Scores) -> None:
         f"mean accuracy {opt.percent(found.mean_accuracy)} %   "
         f"frequency-weighted IoU {opt.percent(found.frequency_weighted_iou)} %   "
         f"boundary IoU {opt.percent(found.boundary_iou)} %   {calibration}"
-        f"({found.num_images} images, {found.num_classes_counted} of {len(found.class_names)} classes)",
+        f"({counted(found.num_images, 'image')}, {found.num_classes_counted} of {len(found.class_names)} classes)",
         soft_wrap=True,
         highlight=False,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from degrid.cli import options as opt
+from degrid.lookup import counted
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -106,4 +107,5 @@ def _print_result(found: PredictResult) -> None:
         print(found.written)
     if found.failures:
         total = found.images + len(found.failures)
-        raise UserError(f"{len(found.failures)} of {total} images could not be used: " + "; ".join(found.failures))
+        count = f"{len(found.failures)} of {counted(total, 'image')}"
+        raise UserError(f"{count} could not be used: " + "; ".join(found.failures))

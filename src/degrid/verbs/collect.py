@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from degrid.types import UserError
 
 PATTERNS = ("*.json", "log.txt", "metrics.jsonl", "log/*/events.out.tfevents.*")
 """What is worth keeping of a run folder: settings and scores; records for people, for programs and for TensorBoard."""
+Runs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+"""A run folder, or several."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Archive:
     left_out: tuple[Path, ...]
 
 
-def collect(runs: Sequence[str | Path], out: str | Path, *, weights: bool = False) -> Archive:
+def collect(runs: Runs, out: str | os.PathLike[str], *, weights: bool = False) -> Archive:
     """Pack settings, logs, curves and scores of runs into one archive, as `degrid collect` does.
 
     Args:
@@ -33,14 +35,17 @@ def collect(runs: Sequence[str | Path], out: str | Path, *, weights: bool = Fals
         out: the archive to write, .tar.gz or .tgz; one that is there stays until the new one is complete.
         weights: also the trained models; training states are never packed.
     Raises:
-        UserError: a folder without a run or, with `weights`, without a model; or another kind of archive.
+        UserError: no runs; a folder without a run or, with `weights`, without a model; or another kind of archive.
     """
     out = Path(out)
     if not out.name.endswith((".tar.gz", ".tgz")):
         raise UserError(f"expected an archive name that ends in .tar.gz or .tgz, got {out}")
     if out.is_dir():
         raise UserError(f"cannot write the archive {out}: it is a folder")
-    members, links = _members([Path(run) for run in runs], weights)
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    if not folders:
+        raise UserError("no runs: expected one run folder or more, got none; name those to pack")
+    members, links = _members(folders, weights)
     # Symbolic links are sorted out already; following links stores hard-linked files whole, each by itself.
     with atomic_write(out) as place, tarfile.open(place, "w:gz", compresslevel=6, dereference=True) as archive:
         for name, file in members:
@@ -72,7 +77,9 @@ def _files(run: Path, weights: bool) -> list[Path]:
     model = run / "model"
     if weights:
         if not model.is_dir():
-            raise UserError(f"{run} holds no trained model yet: expected the folder {model}; try without --weights")
+            raise UserError(
+                f"{run} holds no trained model yet: expected the folder {model}; try without --weights (weights=False)"
+            )
         found |= {model} if model.is_symlink() else _tree(model)
     return sorted(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import nn
 from degrid.contracts import declared
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
-from degrid.engine.evaluation.evaluate import predictor_of, score
+from degrid.engine.evaluation.evaluate import score
+from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
+from degrid.lookup import counted
 from degrid.types import OnProgress, Scores, UserError
 from degrid.verbs.evaluate import AnyData, counting, each_of, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
@@ -68,7 +70,7 @@ class Comparison:
         """One sentence: the best model, and by how much it beats the first."""
         best = max(range(len(self.scores)), key=lambda index: self.scores[index].miou)
         found = self.scores[best]
-        text = f"best of {len(self.scores)} on {found.num_images} images: {self.models[best]}"
+        text = f"best of {len(self.scores)} on {counted(found.num_images, 'image')}: {self.models[best]}"
         text += f", mIoU {100 * found.miou:.2f} %"
         if best == 0:
             return text
@@ -82,7 +84,7 @@ def interval(difference: Difference) -> str:
 
 
 def compare(
-    models: Sequence[AnyModel],
+    models: Iterable[AnyModel],
     data: AnyData,
     split: str = "val",
     *,
@@ -105,8 +107,12 @@ def compare(
     Raises:
         UserError: fewer than two models, models that do not predict the same classes; see also `degrid.evaluate`.
     """
+    models = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
     if len(models) < 2:
-        raise UserError("a comparison needs two models or more: degrid compare MODEL MODEL --data PATH")
+        raise UserError(
+            f"a comparison needs two models or more, got {len(models)}: degrid compare MODEL MODEL --data PATH "
+            "(degrid.compare([MODEL, MODEL], PATH))"
+        )
     names = [name_of(model) for model in models]
     networks = [open_network(model) for model in models]  # all of them first, so that mistakes show early
     _check_classes(networks, names)

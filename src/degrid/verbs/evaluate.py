@@ -16,8 +16,9 @@ from PIL import Image
 from degrid.analysis.page import COLORS, png
 from degrid.contracts import declared
 from degrid.data import notes_of, open_dataset
-from degrid.engine.evaluation.evaluate import OnImage, predictor_of, score
+from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
+from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
@@ -129,7 +130,8 @@ def evaluate(
     `degrid.engine.evaluation.evaluate.score`.
 
     Args:
-        model: a model folder, run folder, exported file or network; a network's training mode is put back afterwards.
+        model: a model folder, run folder, exported file or network, whose modules are put back in their modes
+            afterwards.
         data: a dataset, or what `degrid.open_dataset` opens, of which `split` is scored.
         device, precision: see `degrid.Predictor`; "float32" is exact.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.

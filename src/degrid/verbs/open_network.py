@@ -29,8 +29,8 @@ def open_network(model: AnyModel, multi_scale: bool = False) -> nn.Module:
         return network
     if not isinstance(network, MultiScaleNetwork):
         raise UserError(
-            "--msc changes a network's input scales: an exported model's are fixed (export it anew), and a network of "
-            "your own has them if it derives from degrid.contracts.MultiScaleNetwork"
+            "--msc (multi_scale=True) changes a network's input scales: an exported model's are fixed (export it "
+            "anew), and a network of your own has them if it derives from degrid.contracts.MultiScaleNetwork"
         )
     changed = copy.copy(network)
     changed.scales = MSC_SCALES

@@ -20,6 +20,7 @@ from degrid.data import CITYSCAPES_LABEL_IDS
 from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
 from degrid.image import IMAGE_SUFFIXES, overlay_classes, palette_image
+from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError, voc_palette
 
 FORMATS = ("ids", "voc", "cityscapes")
@@ -52,7 +53,8 @@ class ResultFiles:
             raise UserError(f'unknown format "{self.format}"; known: {", ".join(FORMATS)}')
         if self.format != "ids" and (self.overlay or self.logits):
             raise UserError(
-                f"--format {self.format} writes no more than the benchmark takes; leave out --overlay and --save-logits"
+                f"--format {self.format} writes no more than the benchmark takes; leave out --overlay and "
+                "--save-logits (overlay=..., logits=...)"
             )
 
 
@@ -85,7 +87,7 @@ def find_images(patterns: Iterable[str], exclude: Path | None = None) -> dict[st
         patterns: files, folders (searched through with sub-folders) or glob patterns.
         exclude: a folder whose files do not count, such as the one results are written to.
     Raises:
-        UserError: a pattern that finds no image.
+        UserError: no patterns, or one that finds no image.
     """
     found: list[tuple[Path, Path]] = []
     barred = exclude.resolve() if exclude is not None else None
@@ -101,6 +103,8 @@ def find_images(patterns: Iterable[str], exclude: Path | None = None) -> dict[st
             what = "the folder holds" if Path(pattern).is_dir() else "there is" if not files else "the pattern finds"
             raise UserError(f'"{pattern}": {what} no image; known kinds: {suffixes}')
         found += images
+    if not found:
+        raise UserError("no images: expected files, folders or glob patterns, got none; name those to segment")
     stems = Counter(relative.with_suffix("") for relative, _ in dict(found).items())
     return {
         (relative if stems[relative.with_suffix("")] > 1 else relative.with_suffix("")).as_posix(): file
@@ -190,7 +194,8 @@ class IdFiles(ResultWriter):
         pixels = {name: total[name] for name in names}
         record = {"classes": list(names), "num_images": len(self.rows), "pixels": pixels, "images": self.rows}
         write_json(summary, record)
-        return f"{len(self.rows)} images: masks{' and overlays' if self.overlay else ''} in {self.out}, {summary}"
+        what = "masks and overlays" if self.overlay else "masks"
+        return f"{counted(len(self.rows), 'image')}: {what} in {self.out}, {summary}"
 
 
 class VocFiles(ResultWriter):
@@ -227,7 +232,7 @@ class VocFiles(ResultWriter):
         with atomic_write(archive) as temporary, tarfile.open(temporary, "w:gz") as packed:
             for name in sorted(self.written):
                 packed.add(self.out / self.folder / name, arcname=(self.folder / name).as_posix())
-        return f"{len(self.written)} images in {self.out / self.folder}; to upload: {archive}"
+        return f"{counted(len(self.written), 'image')} in {self.out / self.folder}; to upload: {archive}"
 
 
 class CityscapesFiles(ResultWriter):
@@ -256,7 +261,7 @@ class CityscapesFiles(ResultWriter):
 
     def finish(self) -> str:
         """Nothing remains to be done; see `ResultWriter.finish`."""
-        return f"{self.count} images as label ids in {self.out}"
+        return f"{counted(self.count, 'image')} as label ids in {self.out}"
 
 
 def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Path]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from degrid.contracts import declared
-from degrid.engine.inference.predictor import Prediction, Predictor
+from degrid.engine.inference.predictor import Prediction, Predictor, evaluating, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
@@ -79,16 +80,22 @@ def predict(
     """
     out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
     if files.logits and not options.is_plain:
-        raise UserError("--save-logits writes the network's own logits; leave out --scales, --flip, --window and --crf")
+        raise UserError(
+            "--save-logits (ResultFiles.logits) writes the network's own logits; leave out --scales, --flip, --window "
+            "and --crf (options=...)"
+        )
     found = _find(images, out)
     network = open_network(model, multi_scale)
     known = declared(network)
     writer = make_writer(files, out, known.labels if known else None, list(found.values()))
     exact = precision or ("float32" if files.logits else "auto")
-    predictor = Predictor(network, device, exact, options, compiled)
-    if files.logits and predictor.gives_ids:
-        raise UserError("--save-logits: this exported model gives class ids, no logits; export it with --output logits")
-    failures = _write_all(predictor, writer, found, files.logits, progress)
+    with predictor_of(network, device, exact, options, compiled) as predictor:
+        if files.logits and predictor.gives_ids:
+            raise UserError(
+                "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
+                '--output logits (output="logits")'
+            )
+        failures = _write_all(predictor, writer, found, files.logits, progress)
     count = len(found) - len(failures)
     written = "" if not count or (failures and writer.needs_all) else writer.finish()
     return PredictResult(out, count, tuple(failures), str(predictor.network), written)
@@ -107,6 +114,8 @@ def predict_each(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Segment images one by one as they are asked for, and write nothing.
 
+    A network that is passed is in evaluation mode from the first image on until there are no more, or `close()`.
+
     Args:
         model, images, device, precision, compiled, options, multi_scale: see `predict`.
         on_failure: called with the name and the error of an image that cannot be used, which is then left out; by
@@ -117,16 +126,19 @@ def predict_each(
         UserError: see `predict`; except for images, before anything is asked for.
     """
     found = _find(images)
-    predictor = Predictor(open_network(model, multi_scale), device, precision, options, compiled)
+    network = open_network(model, multi_scale)
+    with predictor_of(network, device, precision, options, compiled) as predictor:
+        pass  # mistakes show now; the network is in evaluation mode again only while images are asked for
 
     def each() -> Iterator[tuple[str, np.ndarray]]:
-        for name, prediction in _predictions(predictor, found):
-            if not isinstance(prediction, UserError):
-                yield name, prediction.ids
-            elif on_failure:
-                on_failure(name, prediction)
-            else:
-                raise prediction
+        with evaluating(network), contextlib.closing(_predictions(predictor, found)) as predictions:
+            for name, prediction in predictions:
+                if not isinstance(prediction, UserError):
+                    yield name, prediction.ids
+                elif on_failure:
+                    on_failure(name, prediction)
+                else:
+                    raise prediction
 
     return each()
 
@@ -155,7 +167,7 @@ def _write_all(
 
 def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
-) -> Iterator[tuple[str, Prediction | UserError]]:
+) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
     reads = _ahead(functools.partial(read_image, path) for path in found.values())
     for name, read in zip(found, reads, strict=True):
@@ -165,7 +177,7 @@ def _predictions(
             if with_logits and prediction.logits is None:
                 raise UserError(
                     f"{found[name]} is too large for its logits: it was predicted in windows, which keep none; allow "
-                    "more with --memory, or leave out --save-logits"
+                    "more with --memory (InferenceOptions.memory), or leave out --save-logits (ResultFiles.logits)"
                 )
         except UserError as error:
             prediction = error

@@ -92,7 +92,8 @@ def run(
     if resume:
         config = recipes.load(str(folder / "run.json"))
     elif (folder / "run.json").exists():
-        raise UserError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another -o")
+        ways = f"continue it with --resume {folder} (resume=...), or choose another -o (out=...)"
+        raise UserError(f"{folder} holds a run already; {ways}")
     check_settings(config)
     data = _Data.opened(config)
     settings = with_steps(config.train, len(data.train))

@@ -11,6 +11,7 @@ import torch
 from degrid.data import open_dataset
 from degrid.data.inspection.check import class_pixels
 from degrid.engine.training.objective import CLASS_WEIGHTS, median_frequency_weights
+from degrid.lookup import counted
 from degrid.types import OnProgress
 
 
@@ -42,7 +43,7 @@ class ClassStatistics:
             cells.append([f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()])
         width = max(len(row[0]) for row in cells)
         columns = [max(10, len(key) + 2) for key in cells[0][1:]]
-        lines = [f"{self.path}, {self.split}: {self.num_images} images, {self.void_pixels} void pixels"]
+        lines = [f"{self.path}, {self.split}: {counted(self.num_images, 'image')}, {self.void_pixels} void pixels"]
         for name, *numbers in cells:
             lines.append(f"{name:<{width}}" + "".join(f"{n:>{w}}" for n, w in zip(numbers, columns, strict=True)))
         return "\n".join(lines)

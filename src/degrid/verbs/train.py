@@ -63,12 +63,12 @@ def train(
     given = configs.parse_settings(settings)
     if resume is not None:
         if given or any(each is not None for each in (recipe, data, operator, init, out)):
-            raise UserError("--resume continues a run with its own settings; give no others beside it")
+            raise UserError("--resume (resume=...) continues a run with its own settings; give no others beside it")
         folder = Path(resume)
         config = recipes.load(str(folder / "run.json"))
     else:
         if start_iteration is not None:
-            raise UserError("--start-iteration continues an earlier run; give it beside --resume RUN")
+            raise UserError("--start-iteration (start_iteration=...) needs a run; give it beside --resume (resume=...)")
         config = run_config(recipe, data=data, operator=operator, settings=given, init=init)
         folder = Path(out) if out is not None else Path("runs") / config.name
     try:
@@ -95,7 +95,9 @@ def run_config(
         UserError: neither a recipe nor data, or a setting that does not exist or has the wrong type.
     """
     if recipe is None and data is None:
-        raise UserError("say what to train: `degrid train --data FOLDER`, or a recipe: " + ", ".join(recipes.RECIPES))
+        raise UserError(
+            "say what to train: --data FOLDER (data=...), or a recipe (recipe=...): " + ", ".join(recipes.RECIPES)
+        )
     given = configs.parse_settings(settings)
     if isinstance(recipe, RunConfig):
         config = recipe
@@ -134,7 +136,7 @@ def _stages(
         if following.name in [stage.name for stage, _ in stages]:
             raise UserError(f'the recipes named by "then" go round in a circle: {following.name} comes twice')
         if not resume and (place / "run.json").exists():
-            raise UserError(f"{place} holds a run already; move it, or choose another -o")
+            raise UserError(f"{place} holds a run already; move it, or choose another -o (out=...)")
         open_dataset(following.data.path, following.data.train)
         stages.append((following, place))
     return stages

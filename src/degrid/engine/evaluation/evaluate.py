@@ -6,33 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from degrid.engine.evaluation.calibration import CalibrationCounts
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items, summed_over_ranks
 from degrid.lookup import some
 from degrid.types import Dataset, Sample, Scores, UserError
 
 OnImage = Callable[[int, Sample, Tensor], object]
 """Called with an image's index, its sample, and the predicted ids, uint8 [H,W]."""
-
-
-@contextmanager
-def predictor_of(
-    model: nn.Module, device: str, precision: str, options: InferenceOptions | None
-) -> Iterator[Predictor]:
-    """A predictor for a while; afterwards the model is in the mode, training or evaluation, that it was in.
-
-    Of `DistributedDataParallel` pass the module inside, since processes may have different numbers of images.
-    """
-    was_training = model.training
-    try:
-        yield Predictor(model, device, precision, options)
-    finally:
-        model.train(was_training)
 
 
 def score(

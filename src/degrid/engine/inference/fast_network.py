@@ -57,7 +57,9 @@ class FastNetwork:
             return "the exported model's own precision"
         if self.agreement is None:
             return self.precision
-        same = f"{100 * self.agreement:.2f} % of the pixels of the first images"
+        if self.agreement == 1:
+            return "bfloat16 (all pixels of the first images get the same class as in float32)"
+        same = f"{min(100 * self.agreement, 99.99):.2f} % of the pixels of the first images"
         if self.precision == "float32":
             return f"float32 (bfloat16 gave only {same} the same class; --precision bfloat16 takes it nevertheless)"
         return f"bfloat16 (at least {same} get the same class as in float32)"

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +190,36 @@ class Predictor:
         network = declared(self.model)
         self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; afterwards each of its modules is in the mode that it was in.
+
+    `model.train()` would not do: it also thaws what was put in evaluation mode by itself, such as batch norms.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def predictor_of(
+    model: nn.Module,
+    device: str = "auto",
+    precision: str = "auto",
+    options: InferenceOptions | None = None,
+    compiled: bool = False,
+) -> Iterator[Predictor]:
+    """A predictor for a while; afterwards the model's modules are in the modes, training or evaluation, they were in.
+
+    Of `DistributedDataParallel` pass the module inside, since processes may have different numbers of images.
+    """
+    with evaluating(model):
+        yield Predictor(model, device, precision, options, compiled)
 
 
 def _pixels(image: ImageLike) -> np.ndarray:
