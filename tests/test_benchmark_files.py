@@ -319,7 +319,7 @@ def test_prepare_voc_from_sbd(tmp_path, monkeypatch):
     (cls / "x.mat").write_text("x")
     code, output = cli("data", "prepare", "voc", tmp_path)
     assert code == 2
-    assert "x.mat is damaged, or none of SBD's class labels" in output
+    assert "x.mat is damaged, or not one of SBD's class labels" in output
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     assert prepare_voc(tmp_path)[0].startswith("warning: 1 of SBD's .mat files")
 

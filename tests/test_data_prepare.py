@@ -135,7 +135,7 @@ def test_camvids_stray_colours(tmp_path):
     put(where, wide)
     (root / "labels_11" / "0001TP_006690.png").unlink()
     with pytest.raises(
-        UserError, match=r"is no label of CamVid's 32 classes: 3 of its 200 pixels .* \(1, 2, 3\) among"
+        UserError, match=r"is not a label of CamVid's 32 classes: 3 of its 200 pixels .* \(1, 2, 3\) among"
     ):
         prepare_camvid(root)
     assert not (root / "labels_11" / "0001TP_006690.png").exists()
@@ -169,7 +169,7 @@ def test_mistakes_with_camvid(tmp_path):
         prepare_camvid(tmp_path)
     root = camvid(tmp_path / "CamVid", FRAMES)
     put_image(root / "copy" / "0001TP_008520.png")
-    with pytest.raises(UserError, match=r"0001TP_008520\.png have one name; give the folder of one copy of CamVid"):
+    with pytest.raises(UserError, match=r"0001TP_008520\.png have the same name; give the folder of one copy"):
         prepare_camvid(root)
     (root / "copy" / "0001TP_008520.png").unlink()
     (root / "LabeledApproved_full" / "0016E5_07959_L.png").write_bytes(b"cut short")

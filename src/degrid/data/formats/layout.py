@@ -24,7 +24,7 @@ SPLIT_NAMES = {
 
 
 def split_of(name: str) -> str:
-    """The split that a file or folder name stands for: "Validation" is "val"; unknown names are splits of their own."""
+    """The split named by a file or folder: "Validation" is "val"; any other name is a split of that name."""
     return SPLIT_NAMES.get(name.lower(), name)
 
 
@@ -40,7 +40,7 @@ class Layout:
         rule: how label values become train ids; None: as they are.
         orphans: masks without an image.
         notes: what was decided for the user, one sentence each.
-        how_to_add: what makes another split, with {split} in place of its name.
+        how_to_add: what the user can add to make another split, with {split} in place of its name.
         kind: the format's name, filled in by `degrid.data.formats.table`.
     """
 
@@ -56,12 +56,12 @@ class Layout:
 
 
 class DataFormat(ABC):
-    """One way in which datasets are stored. One of your own derives from this and is named "my_module:MyFormat=PATH".
+    """A way in which datasets are stored. Your own format derives from this class; use it as "my_module:MyFormat=PATH".
 
     Args:
-        root: for lists of files: where the leading slash of their paths points; None: to be found out.
+        root: for lists of files: the folder that the leading slash of their paths stands for; None: search for it.
     Attributes:
-        wanted: what such a dataset consists of, for the message where no format fits.
+        wanted: what such a dataset consists of, for the message that no format fits.
     """
 
     wanted: ClassVar[str] = ""
@@ -76,5 +76,5 @@ class DataFormat(ABC):
         A layout without a single sample counts as None.
 
         Raises:
-            UserError: it is of this format, but cannot be used.
+            UserError: the data are of this format but cannot be used.
         """

@@ -10,7 +10,7 @@ from degrid.data.formats.pairs import is_pair_list, read_list, read_names
 
 
 class Lists(DataFormat):
-    """train.txt, val.txt and test.txt in a folder; or one list of any name, with those beside it as other splits."""
+    """train.txt, val.txt and test.txt in a folder; or any list, with the lists beside it as further splits."""
 
     wanted = "list files (.txt) with /image /mask lines"
 
@@ -18,7 +18,7 @@ class Lists(DataFormat):
         """See `DataFormat`.
 
         Raises:
-            UserError: a list that is empty or holds lines of another form.
+            UserError: a list is empty or malformed.
         """
         files = _lists_in(path) if path.is_dir() else _lists_beside(path)
         folder = path if path.is_dir() else path.parent
@@ -30,7 +30,7 @@ class Lists(DataFormat):
 def _lists_in(folder: Path) -> dict[str, Path]:
     files = {SPLIT_NAMES[file.stem]: file for file in sorted(folder.glob("*.txt")) if file.stem in SPLIT_NAMES}
     of_pairs = {split for split, file in files.items() if is_pair_list(file)}
-    # An empty list beside one of pairs is a split that lost its images, as read_list says.
+    # An empty list beside a list of pairs is a split that lost its images; read_list reports it.
     return {split: file for split, file in files.items() if of_pairs and (split in of_pairs or not read_names(file))}
 
 
@@ -39,5 +39,5 @@ def _lists_beside(file: Path) -> dict[str, Path]:
         return {}
     splits = ("train", "val", "test")
     beside = {list_file.stem: list_file for list_file in sorted(file.parent.glob("*.txt")) if list_file.stem in splits}
-    # A list with a name of its own, such as trainaug.txt, is given in order to train on it.
+    # A list with another name, such as trainaug.txt, is taken as the one to train on.
     return {**beside, split_of(file.stem) if split_of(file.stem) in splits else "train": file}

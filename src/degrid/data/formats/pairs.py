@@ -1,4 +1,4 @@
-"""Pairs of image and mask files, and the lists that say how they are divided."""
+"""Pairs of image and mask files, and the lists that divide them into splits."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Pair(Source):
 
 
 def read_text(file: Path) -> str:
-    """A text file in UTF-8, with or without the byte order mark that Windows programs put in front.
+    """Read a UTF-8 text file, with or without the byte order mark that Windows programs write.
 
     Raises:
-        UserError: missing, or another encoding.
+        UserError: the file is missing or has another encoding.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -70,18 +70,18 @@ def read_text(file: Path) -> str:
 
 
 def read_names(file: Path) -> list[str]:
-    """The lines of a list that are not empty."""
+    """The non-empty lines of a list."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def read_list(file: Path, root: Path | None = None) -> list[Pair]:
-    """Pairs from lines of "/image /mask", the paths starting at `root`; a line with an image alone has no mask.
+    """Read pairs from lines of "/image /mask", with paths below `root`; a line with only an image has no mask.
 
     Args:
-        root: where the leading slash points; by default the list's folder, or the nearest one above it in which the
-            first image exists.
+        root: the folder that the leading slash stands for; by default the nearest one, from the list's folder upwards,
+            in which the first image exists.
     Raises:
-        UserError: missing or empty, a line of another form, or no folder in which the first image exists.
+        UserError: the list is missing, empty or malformed, or no folder holds the first image.
     """
     if not file.is_file():
         raise UserError(f"no list file at {file}")
@@ -91,7 +91,7 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
     root = root or _root_of(file, entries[0][0])
     return [
-        # The originals' lists for testing name the image as its own mask.
+        # The test lists of the original code name each image as its own mask.
         Pair(Path(image).with_suffix("").as_posix(), root / image, root / mask if mask and mask != image else None)
         for image, mask in entries
     ]
@@ -100,7 +100,7 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
     parts = line.split()
     if not 1 <= len(parts) <= 2 or not all(map(_is_image_name, parts)):
-        parts = re.split(r"\s+(?=/)", line)  # names with spaces: the slash tells where the mask's path begins
+        parts = re.split(r"\s+(?=/)", line)  # names with spaces: the slash marks the beginning of the mask's path
     if len(parts) > 2 or not all(map(_is_image_name, parts)):
         raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
     return parts[0].lstrip("/"), parts[1].lstrip("/") if len(parts) == 2 else None
@@ -118,7 +118,7 @@ def _root_of(file: Path, image: str) -> Path:
 
 
 def is_pair_list(file: Path) -> bool:
-    """Whether a list begins with "/image /mask", and not with a bare name."""
+    """Whether a list begins with "/image /mask" rather than a bare name."""
     try:
         return any(_entry(line, file, 1)[1] is not None for line in read_names(file)[:1])
     except UserError:
@@ -126,14 +126,14 @@ def is_pair_list(file: Path) -> bool:
 
 
 def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
-    """Pair the images of one folder with the masks of another by name; and the masks left over."""
+    """Pair the images of one folder with the masks of another by name; also returns the masks left over."""
     return match_names(images_in(image_folder), image_folder, images_in(mask_folder), mask_folder)
 
 
 def match_names(
     images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
 ) -> tuple[list[Pair], list[Path]]:
-    """Pairs by the names below the roots, where a mask's may end in _mask and the like; and the masks left over."""
+    """Pair files by their names below the roots; a mask's name may end in _mask and the like. See `pair_up`."""
 
     def key(file: Path, root: Path) -> str:
         return file.relative_to(root).with_suffix("").as_posix()
@@ -151,7 +151,7 @@ def match_names(
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files in a folder and below, sorted; without the hidden ones that macOS and Jupyter leave."""
+    """Image files in a folder and its sub-folders, sorted, without the hidden files of macOS and Jupyter."""
     return sorted(
         file
         for file in folder.rglob("*")
@@ -162,10 +162,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
-    """Names of images from train.txt, val.txt, ..; one per line.
+    """Read image names from train.txt, val.txt, ..., one per line.
 
     Args:
-        any_name: files with other names, such as trainaug.txt, are splits too.
+        any_name: take files with other names, such as trainaug.txt, as splits too.
     Raises:
         UserError: the list of a split is empty.
     """
@@ -180,11 +180,11 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
 
 
 def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
-    """The pairs that a list names, in its order.
+    """The pairs named by a list, in the order of the list.
 
     Args:
         names: as in Pair.name, or as paths, with or without suffix and the folder in front.
-        folder: where the images are. A name that no image has gives a pair whose image is missing there.
+        folder: the folder of the images. A name without an image gives a pair whose image is missing from it.
     """
     known = {pair.name: pair for pair in pairs}
     chosen = []
@@ -197,7 +197,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
 
 
 def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """About one image in five for validation, chosen by its name, so that the choice is the same everywhere."""
+    """Keep about one image in five for validation, chosen by its name so that the choice is always the same."""
     val = [pair for pair in pairs if zlib.crc32(pair.name.encode()) % 5 == 0]
     if not val and len(pairs) > 1:
         val = pairs[-1:]

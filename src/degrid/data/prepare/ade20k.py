@@ -20,7 +20,7 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
     """Write labels as train ids to annotations_train_ids, and train.txt, val.txt and classes.csv beside them.
 
     Id 0, "other", becomes void, 1 to 150 become 0 to 149. Existing labels are kept. Images without a label are left
-    out. Source: the benchmark's own list, objectInfo150.txt, and its evaluation, which leaves out the pixels of id 0.
+    out. Source: the benchmark's list objectInfo150.txt, and its evaluation code, which leaves out pixels of id 0.
 
     Args:
         path: ADEChallengeData2016, or the folder with it.
@@ -28,7 +28,7 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
     Returns:
         The report; see `degrid.data.prepare_benchmark`.
     Raises:
-        UserError: no ADE20K, a damaged label or one with other ids, or a table of other classes.
+        UserError: this is not ADE20K, a label is damaged or has other ids, or a class table has other classes.
     """
     root = folder_at(path)
     layout = Ade20k().find(root)

