@@ -14,6 +14,18 @@ from typing import Any
 from degrid.types import UserError
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where missing.
+
+    Raises:
+        UserError: a file has that name, or the place cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another place") from error
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to `path` on success, remove it on any failure.
@@ -26,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from degrid.engine.training.cycles import Cycles
-from degrid.files import write_text
+from degrid.files import make_folder, write_text
 from degrid.types import OnProgress, Progress, Scores, Tell
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class RunLog:
         progress: OnProgress | None = None,
         tell: Tell | None = None,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._text = _TextLog(folder, cycles)
         self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
         self.progress: OnProgress = progress or (lambda _: None)
