@@ -290,7 +290,7 @@ def test_plot_mistakes(tmp_path):
         ([run, tmp_path / "empty"], "holds no run: expected metrics.jsonl or log.txt"),
         ([run, "--smooth", 1], "expected a smoothing of at least 0 and below 1, got 1"),
         ([run, "--epoch-steps", 0], "expected at least 1 step per epoch, got 0"),
-        ([run, "-o", tmp_path / "file" / "x"], "could not write"),
+        ([run, "-o", tmp_path / "file" / "x"], "cannot make the folder"),
         ([], "Missing argument"),
     ):
         code, output = cli("plot", *words)

@@ -483,7 +483,7 @@ def test_info(trained):
         ),
         (["train", "--resume", "nowhere"], "cannot read the settings file nowhere"),
         (["train", "--resume", "nowhere", "--steps", "3"], "give no others beside it"),
-        (["predict", "nowhere", "x.jpg"], '"x.jpg": there is no image'),
+        (["predict", "nowhere", "x.jpg"], 'no such file, folder or pattern: "x.jpg"'),
         (["eval", "nowhere", "--data", "synthetic"], "no model in nowhere"),
         (["info", "nowhere.json"], "cannot read the settings file"),
         (["data", "check", "nowhere"], "no data at nowhere"),

@@ -198,7 +198,7 @@ def test_mistakes_show_before_anything_is_written(model, photos, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             degrid.ResultFiles(kind, **settings)
-    with pytest.raises(UserError, match="there is no image"):
+    with pytest.raises(UserError, match="no such file, folder or pattern"):
         degrid.predict_each(model, tmp_path / "nowhere.png")
     assert not (tmp_path / "out").exists()
 

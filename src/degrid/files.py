@@ -23,7 +23,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another place") from error
+        raise UserError(f"cannot make the folder {path}: {_reason(error) or error.strerror}; choose another") from error
 
 
 @contextlib.contextmanager
@@ -37,8 +37,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary: Path | None = None
+    make_folder(target.parent)
     try:
-        make_folder(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
@@ -102,6 +102,7 @@ _REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.EEXIST: "a file of that name is there",
     errno.EISDIR: "a folder of that name is there",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EFBIG: "the file would be larger than allowed",

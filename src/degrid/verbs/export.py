@@ -17,6 +17,7 @@ from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
+from degrid.files import make_folder
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
@@ -113,7 +114,7 @@ def export(
     classes = tuple(zip(labels.names, labels.colors, strict=True))
     facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size)
     job = _Job(exporter, network, source, facts, tell or (lambda line: None))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # On the same disk, so that the finished files can be renamed to their place; under their final names, since they
     # may name one another.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as place:

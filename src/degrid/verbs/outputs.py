@@ -100,7 +100,9 @@ def find_images(patterns: Iterable[str], exclude: Path | None = None) -> dict[st
         ]
         if not images:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            what = "the folder holds" if Path(pattern).is_dir() else "there is" if not files else "the pattern finds"
+            if not files and not Path(pattern).is_dir():
+                raise UserError(f'no such file, folder or pattern: "{pattern}"; give images of the kinds {suffixes}')
+            what = "the folder holds" if Path(pattern).is_dir() else "the pattern finds"
             raise UserError(f'"{pattern}": {what} no image; known kinds: {suffixes}')
         found += images
     if not found:

@@ -43,8 +43,8 @@ def resolve_classes(layout: Layout) -> Layout:
     layout.labels = LabelSpace.of_size(highest + 1)
     layout.rule = MaskRule.plain(layout.labels)
     where = f"{len(scanned)} of {len(masks)} masks"
-    found = f"they are numbered by the ids up to {highest} found in {where}" if values else "no mask can be read"
-    layout.notes.append(f"nothing names the classes: {found}")
+    found = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
+    layout.notes.append(f"the data name no classes: {found}")
     return layout
 
 
