@@ -225,7 +225,7 @@ def test_a_rare_class_is_found_in_one_mask_of_many(tmp_path):
         put_pair(tmp_path, f"x{k}", np.where(MASK == 1, 5, MASK) if k == 401 else MASK)
     dataset = open_dataset(tmp_path)
     assert len(dataset.labels) == 6
-    assert "the ids up to 5 found in 450 of 450 masks" in " ".join(notes_of(dataset))
+    assert "0 to 5, after the ids in 450 of 450 masks" in " ".join(notes_of(dataset))
 
 
 def test_two_classes_with_void_are_not_black_and_white(tmp_path):
