@@ -116,9 +116,11 @@ def test_last_stage_of_a_network_before_and_after():
     torch.manual_seed(0)
     encoder = timm.create_model("resnet50", features_only=True, output_stride=8, zero_init_last=False)
     encoder.train()
+    encoder.layer4[0].bn1.eval()  # frozen by its owner
     plain = dilated_stage_receptive_field(encoder, side=33, runs=2)
     assert gridding_score(plain, 2) == pytest.approx(1)  # rates 2, 4, 4: a network for every phase
     assert encoder.training
+    assert not encoder.layer4[0].bn1.training
     smooth_dilated_convs(encoder, "tent")
     smoothed = dilated_stage_receptive_field(encoder, side=33, runs=2)
     assert gridding_score(smoothed, 2) < 0.1

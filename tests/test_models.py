@@ -185,6 +185,12 @@ def test_impossible_encoders(name, output_stride, message):
         build_encoder(name, EncoderSettings(output_stride))
 
 
+def test_the_reason_of_timm_is_kept_with_a_refusal():
+    with pytest.raises(UserError) as refusal:
+        build_encoder("timm:densenet121", EncoderSettings(8))
+    assert "output_stride" in str(refusal.value.__cause__)
+
+
 @pytest.mark.parametrize(("output_stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])
 @pytest.mark.parametrize("network", ["deeplabv3", "deeplabv3plus"])
 def test_aspp_rates_follow_the_output_stride(network, output_stride, rates):

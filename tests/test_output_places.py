@@ -52,3 +52,20 @@ def test_commands_whose_results_cannot_be_written(command, place, model, tmp_pat
     assert isinstance(result.exception, UserError), result.exception
     assert "cannot make the folder" in str(result.exception)
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "nowhere", "nowhere.png", "-o", "FILE"],
+        ["eval", "nowhere", "--data", "synthetic:1", "-o", "FILE/x.json"],
+        ["compare", "nowhere", "nowhere", "--data", "synthetic:1", "-o", "FILE/below/x.json"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_place_is_checked_before_the_work(command, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    result = CliRunner().invoke(app, [word.replace("FILE", str(file)) for word in command])
+    assert "cannot make the folder" in str(result.exception)
+    assert [*tmp_path.iterdir()] == [file]

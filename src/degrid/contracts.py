@@ -7,7 +7,8 @@ derives from one of these is treated accordingly.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -121,3 +122,17 @@ def convention_of(model: nn.Module) -> str:
     """How a model's logits are enlarged, a name in `degrid.resize.RESIZES`; half_pixel if it does not declare it."""
     network = declared(model)
     return "half_pixel" if network is None else network.resize
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; afterwards each of its modules is in the mode that it was in.
+
+    `model.train()` would not do: it also thaws what was put in evaluation mode by itself, such as batch norms.
+    """
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, training in before:
+            module.training = training

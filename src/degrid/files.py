@@ -26,6 +26,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path}: {_reason(error) or error.strerror}; choose another") from error
 
 
+def check_place(path: Path) -> None:
+    """Refuse, before long work, a file in a folder that could not be made. Makes nothing.
+
+    Raises:
+        UserError: a part of the path is a file.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"cannot make the folder {path.parent}: {above} is a file; choose another")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to `path` on success, remove it on any failure.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from degrid.contracts import evaluating
 from degrid.types import UserError
 
 
@@ -67,12 +68,9 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
         raise UserError("no stage of this encoder has a dilated convolution; use a smaller output stride")
     stage = stages[-1]
     channels = next(m.in_channels for m in stage.modules() if isinstance(m, nn.Conv2d))
-    was_training = stage.training
     device = next(stage.parameters()).device
-    try:
-        return effective_receptive_field(lambda x: stage.eval()(x.to(device)).cpu(), (channels, side, side), runs, seed)
-    finally:
-        stage.train(was_training)
+    with evaluating(stage):
+        return effective_receptive_field(lambda x: stage(x.to(device)).cpu(), (channels, side, side), runs, seed)
 
 
 def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:

@@ -42,8 +42,10 @@ def compare(
     """
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.files import write_json
+    from degrid.files import check_place, write_json
 
+    if out is not None:
+        check_place(out)
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf)
     with progress_bar() as progress:
         found = degrid.compare(

@@ -55,9 +55,12 @@ def evaluate(
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.inference.fast_network import keep_freed_memory
+    from degrid.files import check_place
 
     keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, memory)
+    if out is not None:
+        check_place(out)
     measures = degrid.Measures(calibration=calibration, trimap=trimap, worst=worst)
     with progress_bar() as progress:
         found = degrid.evaluate(

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
+from degrid.contracts import evaluating
 from degrid.lookup import did_you_mean
 from degrid.models.weights import load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
@@ -166,14 +167,16 @@ def _last_blocks(net: nn.Sequential) -> list[int]:
 def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     if not timm.is_model(name):
         raise UserError(f'timm knows no network "{name}".{did_you_mean(name, timm.list_models())}')
+    net, cause = None, None
+    try:
+        net = _features(name, output_stride)
     # The families of timm refuse an impossible stride with different exceptions.
-    refusals = (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError)
-    net = _features(name, output_stride, refusals)
+    except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
+        cause = error
     if net is None:
-        # This only asks what works, and any error means that it does not.
-        possible = [str(stride) for stride in OUTPUT_STRIDES if _features(name, stride, (Exception,)) is not None]
+        possible = [str(stride) for stride in OUTPUT_STRIDES if _works(name, stride)]
         able = f"it supports {' or '.join(possible)}" if possible else "it has no features that can be dilated"
-        raise UserError(f"timm's {name} does not support output stride {output_stride}; {able}")
+        raise UserError(f"timm's {name} does not support output stride {output_stride}; {able}") from cause
     if pretrained:
         try:
             net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=True)
@@ -186,16 +189,18 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
     return net
 
 
-def _features(name: str, output_stride: int, refusals: tuple[type[Exception], ...]) -> Any:
-    """timm's feature network with random weights; None if its stride, measured on an image, is another."""
+def _works(name: str, output_stride: int) -> bool:
     try:
-        net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
-        was_training = net.training
-        with torch.no_grad():
-            side = net.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
-        net.train(was_training)
-    except refusals:
-        return None
+        return _features(name, output_stride) is not None
+    except Exception:  # this only asks what works, and any error means that it does not
+        return False
+
+
+def _features(name: str, output_stride: int) -> Any:
+    """timm's feature network with random weights; None if its stride, measured on an image, is another."""
+    net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
+    with torch.no_grad(), evaluating(net):
+        side = net(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
     return net if net.feature_info.reduction()[-1] == output_stride == 64 // int(side) else None
 
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from degrid.contracts import declared
-from degrid.engine.inference.predictor import Prediction, Predictor, evaluating, predictor_of
+from degrid.contracts import declared, evaluating
+from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
+from degrid.files import check_place
 from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
 from degrid.verbs.open_network import AnyModel, open_network
@@ -84,6 +85,7 @@ def predict(
             "--save-logits (ResultFiles.logits) writes the network's own logits; leave out --scales, --flip, --window "
             "and --crf (options=...)"
         )
+    check_place(out / "summary.json")
     found = _find(images, out)
     network = open_network(model, multi_scale)
     known = declared(network)

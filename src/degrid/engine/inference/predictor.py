@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from degrid.contracts import ExportedNetwork, convention_of, declared
+from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
 from degrid.engine.device import pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
@@ -190,20 +190,6 @@ class Predictor:
         network = declared(self.model)
         self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; afterwards each of its modules is in the mode that it was in.
-
-    `model.train()` would not do: it also thaws what was put in evaluation mode by itself, such as batch norms.
-    """
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        yield model.eval()
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from degrid.contracts import evaluating
 from degrid.engine.training.cycles import Cycles
 from degrid.files import make_folder, write_text
 from degrid.types import OnProgress, Progress, Scores, Tell
@@ -228,12 +229,10 @@ class _TensorBoard(Recorder):
         self._boards["val"].add_image(tag, picture, step, dataformats="HWC")
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
-        training = model.training
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), evaluating(model):
             # The writer traces with TorchScript, which warns that it is deprecated and of every size it takes as fixed.
             warnings.simplefilter("ignore")
-            self._boards["train"].add_graph(model.eval(), image)
-        model.train(training)
+            self._boards["train"].add_graph(model, image)
 
     def close(self, failed: bool = False) -> None:
         for board in self._boards.values():
