@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import degrid
 from degrid.cli import app
 from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_benchmark
-from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_RAW
-from degrid.data.formats.voc import VOC
+from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES, CITYSCAPES_RAW
+from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.prepare.cityscapes import prepare_cityscapes
 from degrid.data.prepare.voc import prepare_voc
 from degrid.types import IGNORE_INDEX, UserError, voc_palette

@@ -21,10 +21,10 @@ from degrid.data import (
     training_batches,
     write_preview,
 )
-from degrid.data.formats.camvid import CAMVID
-from degrid.data.formats.cityscapes import CITYSCAPES
+from degrid.data.formats.benchmarks.camvid import CAMVID
+from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES
+from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.formats.pairs import read_list
-from degrid.data.formats.voc import VOC
 from degrid.data.training import jitter_colors
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 

@@ -10,7 +10,7 @@ from PIL import Image
 from test_benchmark_files import cli
 
 from degrid.data import check_data, open_dataset
-from degrid.data.formats.voc import VOC
+from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.prepare.coco import prepare_coco
 from degrid.data.prepare.coco_masks import CocoImage, class_mask, read_instances
 from degrid.types import IGNORE_INDEX, UserError, voc_palette

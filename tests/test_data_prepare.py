@@ -6,7 +6,7 @@ from PIL import Image
 from test_benchmark_files import ade, cli, files_below, pixels, put, put_image
 
 from degrid.data import check_data, open_dataset
-from degrid.data.formats.camvid import CAMVID
+from degrid.data.formats.benchmarks.camvid import CAMVID
 from degrid.data.prepare.ade20k import prepare_ade20k
 from degrid.data.prepare.camvid import CAMVID_GROUPS, camvid_split, prepare_camvid
 from degrid.types import IGNORE_INDEX, UserError, voc_palette

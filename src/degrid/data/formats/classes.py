@@ -37,7 +37,7 @@ def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
             if not names:
                 raise UserError(f"{root / name} is empty; expected one class name per line")
             labels = LabelSpace(names, voc_palette(len(names)))
-            return labels, MaskRule.plain(labels)
+            return labels, MaskRule.plain(labels, said=name)
     return None, None
 
 
@@ -63,7 +63,7 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
         raise UserError(f"{file}: ids must run from 0 without a gap; {IGNORE_INDEX} is void")
     labels = LabelSpace(tuple(row[1] for row in classes), tuple(row[2] for row in classes))
     rule = MaskRule.plain(labels)
-    return labels, MaskRule(rule.ids, {**void, **rule.colors})
+    return labels, MaskRule(rule.ids, {**void, **rule.colors}, file.name)
 
 
 def _color(row: Mapping[str, str]) -> Color:

@@ -141,7 +141,7 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     void_ids = {value: IGNORE_INDEX for value in void if _is_id(value)}
     void_colors = {_color(value, file): IGNORE_INDEX for value in void if not _is_id(value)}
     mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX, **_id_table(given.get("ids") or {}, len(labels), file), **void_ids}
-    return labels, MaskRule(mapped, {**MaskRule.plain(labels).colors, **void_colors})
+    return labels, MaskRule(mapped, {**MaskRule.plain(labels).colors, **void_colors}, file.name)
 
 
 def _class(train: int, row: Any, color: Color, plain: bool, file: Path) -> tuple[str, Color, list[int]]:

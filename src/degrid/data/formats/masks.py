@@ -22,16 +22,18 @@ class MaskRule:
 
     ids: raw id -> train id or IGNORE_INDEX; colors: RGB -> train id or IGNORE_INDEX, for colour masks.
     Values in neither table are unknown.
+    said: the file that says so, for messages, such as "classes.csv"; empty where the rule was guessed.
     """
 
     ids: dict[int, int]
     colors: dict[Color, int] = field(default_factory=dict)
+    said: str = ""
 
     @classmethod
-    def plain(cls, labels: LabelSpace, void: tuple[int, ...] = ()) -> MaskRule:
+    def plain(cls, labels: LabelSpace, void: tuple[int, ...] = (), said: str = "") -> MaskRule:
         """Keep ids unchanged; 255 and the ids in `void` are void; colour masks use the colours of the classes."""
         ids = {**{i: i for i in range(len(labels))}, **dict.fromkeys((IGNORE_INDEX, *void), IGNORE_INDEX)}
-        return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))})
+        return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))}, said)
 
     def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
         """Map raw ids [H,W] or colours [H,W,3] to train ids uint8 [H,W]; also count the pixels of each unknown value.

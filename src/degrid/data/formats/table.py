@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from degrid.data.formats.ade20k import Ade20k
-from degrid.data.formats.camvid import CamVid
-from degrid.data.formats.cityscapes import Cityscapes
-from degrid.data.formats.coco import Coco
+from degrid.data.formats.benchmarks.ade20k import Ade20k
+from degrid.data.formats.benchmarks.camvid import CamVid
+from degrid.data.formats.benchmarks.cityscapes import Cityscapes
+from degrid.data.formats.benchmarks.coco import Coco
+from degrid.data.formats.benchmarks.voc import Voc
 from degrid.data.formats.description import Description
 from degrid.data.formats.folder import Folders, SideBySide, SplitFolders
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
-from degrid.data.formats.voc import Voc
 from degrid.data.tfrecord.format import TFRecord
 from degrid.lookup import lookup
 from degrid.types import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.data.formats.ade20k import ADE_CLASSES, ADE_RULE, Ade20k, ade_pairs
+from degrid.data.formats.benchmarks.ade20k import ADE_CLASSES, ADE_RULE, Ade20k, ade_pairs
 from degrid.data.formats.classes import table_in
 from degrid.data.formats.masks import Color
 from degrid.data.prepare.listing import ListWriter, folder_at, write_train_ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.data.formats.camvid import CAMVID
+from degrid.data.formats.benchmarks.camvid import CAMVID
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import images_in

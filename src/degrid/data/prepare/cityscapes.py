@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from degrid.data.formats.cityscapes import CITYSCAPES, CITYSCAPES_RAW
+from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES, CITYSCAPES_RAW
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.pairs import images_in
 from degrid.data.prepare.listing import ListWriter, folder_at, write_train_ids

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from degrid.data.formats.benchmarks.coco import COCO_FOLDERS
 from degrid.data.formats.classes import table_in
-from degrid.data.formats.coco import COCO_FOLDERS
 from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, mask_tools, read_instances
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
 from degrid.types import IGNORE_INDEX, OnProgress, Progress, UserError

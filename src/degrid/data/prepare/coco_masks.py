@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.data.formats.voc import VOC
+from degrid.data.formats.benchmarks.voc import VOC
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 # VOC classes that have another name in COCO; the other fourteen are named alike. The resulting category ids are those

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from degrid.data.formats.benchmarks.voc import VOC, voc_base
 from degrid.data.formats.pairs import read_names
-from degrid.data.formats.voc import VOC, voc_base
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
 from degrid.files import atomic_write
 from degrid.types import OnProgress, Progress, UserError
