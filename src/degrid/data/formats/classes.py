@@ -9,19 +9,20 @@ from pathlib import Path
 
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
+from degrid.data.formats.tools.label_files import VOID_NAMES, label_file, tool_classes
 from degrid.files import write_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _TABLES = ("classes.csv", "class_dict.csv")
 _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
-_VOID_NAMES = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
 
 
 def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
 
     Rows with the id 255 list the colours of void. Without an id column, rows are numbered from 0 and rows named void,
-    ignore or unlabelled are void.
+    ignore or unlabelled are void. Without such a file, the one that an annotation tool wrote counts, such as
+    labelmap.txt.
 
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
@@ -38,7 +39,8 @@ def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
                 raise UserError(f"{root / name} is empty; expected one class name per line")
             labels = LabelSpace(names, voc_palette(len(names)))
             return labels, MaskRule.plain(labels, said=name)
-    return None, None
+    tools_file = label_file(root)
+    return tool_classes(tools_file) if tools_file else (None, None)
 
 
 def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
@@ -47,7 +49,7 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
     try:
         for row in csv.DictReader(read_text(file).splitlines()):
             name, color = row["name"].strip(), _color(row)
-            is_void = int(row["id"]) == IGNORE_INDEX if "id" in row else name.lower() in _VOID_NAMES
+            is_void = int(row["id"]) == IGNORE_INDEX if "id" in row else name.lower() in VOID_NAMES
             if is_void:
                 void[color] = IGNORE_INDEX
             else:

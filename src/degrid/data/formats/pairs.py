@@ -204,3 +204,13 @@ def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
     chosen = {pair.name for pair in val}
     train = [pair for pair in pairs if pair.name not in chosen] or val
     return {"train": train, "val": val or train}
+
+
+def splits_or_divided(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits, where one alone that is not called as a split is everything and is divided; and the note on that.
+
+    Annotation tools write one list called "default".
+    """
+    if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
+        return splits, []
+    return divided(splits[only]), [f'the data have one list, "{only}": {DIVIDED.partition(": ")[2]}']

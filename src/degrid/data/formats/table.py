@@ -14,6 +14,7 @@ from degrid.data.formats.description import Description
 from degrid.data.formats.folder import Folders, SideBySide, SplitFolders
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
+from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.tfrecord.format import TFRecord
 from degrid.lookup import lookup
 from degrid.types import UserError
@@ -22,6 +23,9 @@ FORMATS: dict[str, type[DataFormat]] = {
     "dataset.yaml": Description,
     "COCO": Coco,
     "VOC": Voc,
+    "Datumaro Cityscapes": DatumaroCityscapes,
+    "Datumaro CamVid": DatumaroCamVid,
+    "Datumaro KITTI": DatumaroKitti,
     "Cityscapes": Cityscapes,
     "CamVid": CamVid,
     "ADE20K": Ade20k,

@@ -52,11 +52,11 @@ class Cityscapes(DataFormat):
         if masks is None or not folder.is_dir():
             return None
         images = [file for file in images_in(folder) if file.stem.endswith("_leftImg8bit")]
-        names = [file.relative_to(folder).with_suffix("").as_posix().removesuffix("_leftImg8bit") for file in images]
-        have = [_mask_of(name, masks, "labelTrainIds").exists() for name in names]
+        names = [city_name(file, folder) for file in images]
+        have = [city_mask(name, masks, "labelTrainIds").exists() for name in names]
         splits: dict[str, list[Pair]] = {}
         for name, image in zip(names, images, strict=True):
-            mask = _mask_of(name, masks, "labelTrainIds" if all(have) else "labelIds")
+            mask = city_mask(name, masks, "labelTrainIds" if all(have) else "labelIds")
             splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
         undivided = splits.pop("", [])
         notes = [] if splits else [DIVIDED]
@@ -71,7 +71,13 @@ def _masks_in(path: Path) -> Path | None:
     return next((path / name for name in ("gtFine", "gtCoarse") if (path / name).is_dir()), None)
 
 
-def _mask_of(name: str, masks: Path, ending: str) -> Path:
+def city_name(image: Path, folder: Path) -> str:
+    """The name of an image below leftImg8bit, such as "train/ulm/ulm_000000_000019"."""
+    return image.relative_to(folder).with_suffix("").as_posix().removesuffix("_leftImg8bit")
+
+
+def city_mask(name: str, masks: Path, ending: str) -> Path:
+    """The mask of an image in gtFine or gtCoarse, whose name ends in labelIds or labelTrainIds."""
     return masks / f"{name}_{masks.name}_{ending}.png"
 
 

@@ -1,13 +1,15 @@
-"""PASCAL VOC: its classes, and its layout, which labelme's exports share."""
+"""PASCAL VOC: its classes, and its layout, which the exports of annotation tools share."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, select, split_files
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, select, split_files, splits_or_divided
 from degrid.types import LabelSpace, voc_palette
 
 _NAMES = (
@@ -18,6 +20,9 @@ VOC = LabelSpace(tuple(_NAMES.split()), voc_palette(21))
 # The best first; labelme exports the last.
 _MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 
+_FOLDER = re.compile(r"VOC20(0[5-9]|1[0-2])")
+_IMAGE = re.compile(r"20(0[5-9]|1[0-2])_\d+")
+
 
 def voc_base(root: Path) -> Path | None:
     """The folder with JPEGImages: `root`, or VOC2012 and the like below it; None where there is none."""
@@ -26,7 +31,11 @@ def voc_base(root: Path) -> Path | None:
 
 
 class Voc(DataFormat):
-    """JPEGImages and SegmentationClass, with the lists of ImageSets/Segmentation as splits."""
+    """JPEGImages and SegmentationClass, with the lists of ImageSets/Segmentation as splits.
+
+    CVAT ("Segmentation mask 1.1") and Datumaro name the classes in labelmap.txt beside these, labelme in
+    class_names.txt, PaddleX in labels.txt.
+    """
 
     wanted = "JPEGImages and SegmentationClass (VOC)"
 
@@ -40,15 +49,23 @@ class Voc(DataFormat):
         masks = {file.stem: file for folder in reversed(folders) for file in images_in(folder)}
         images = {file.stem: file for file in images_in(base / "JPEGImages")}
         splits = _splits(base, images, masks)
-        notes = [] if splits else [DIVIDED]
-        if not splits:
+        if splits:
+            splits, notes = splits_or_divided(splits)
+        else:
+            notes = [DIVIDED]
             # JPEGImages holds many photographs without a segmentation: only those with one count.
             splits = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
-        named, rule = class_table(base)
-        labels, rule = named or VOC, rule or MaskRule.plain(VOC)
+        labels, rule = class_table(base)
+        if labels is None and _is_voc(base, images):
+            labels, rule = VOC, MaskRule.plain(VOC)
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
         return Layout(reason, base, splits, labels, rule, orphans, notes)
+
+
+def _is_voc(base: Path, names: Iterable[str]) -> bool:
+    """Whether the images are VOC's own, by the folder's name or by theirs: others' classes are not VOC's."""
+    return bool(_FOLDER.match(base.name)) or all(map(_IMAGE.fullmatch, names))
 
 
 def _mask_folders(base: Path | None) -> list[Path]:

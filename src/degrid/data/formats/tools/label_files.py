@@ -1,0 +1,177 @@
+"""The files in which annotation tools name their classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.pairs import read_names, read_text
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+
+VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
+"""Rows of these names, in any case, are void."""
+BACKGROUND = "background"
+
+
+class LabelRow(NamedTuple):
+    """One class as a tool wrote it: its name, its colour in colour masks, and its value in masks of ids."""
+
+    name: str
+    color: Color | None
+    value: int
+
+
+def labels_of(rows: Iterable[LabelRow], file: Path) -> tuple[LabelSpace, MaskRule]:
+    """Classes in the order of the rows, and the rule for their masks; rows with a name of void are void.
+
+    Where no row has a colour, the rows have VOC's colours in order, as the tools give them. A colour that two rows
+    share tells nothing in a colour mask, and is left out of the rule.
+
+    Raises:
+        UserError: no class, too many, or a name twice.
+    """
+    rows = list(rows)
+    palette = voc_palette(len(rows))
+    if all(row.color is None for row in rows):
+        rows = [row._replace(color=color) for row, color in zip(rows, palette, strict=True)]
+    written = [row.color for row in rows]
+    ids: dict[int, int] = {IGNORE_INDEX: IGNORE_INDEX}
+    colors: dict[Color, int] = {}
+    names: list[str] = []
+    shown: list[Color] = []
+    for row, default in zip(rows, palette, strict=True):
+        train = IGNORE_INDEX if row.name.lower() in VOID_NAMES else len(names)
+        ids[row.value] = train
+        if row.color is not None and written.count(row.color) == 1:
+            colors[row.color] = train
+        if train != IGNORE_INDEX:
+            names.append(row.name)
+            shown.append(row.color or default)
+    try:
+        return LabelSpace(tuple(names), tuple(shown)), MaskRule(ids, colors, file.name)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def with_background(rows: list[LabelRow]) -> list[LabelRow]:
+    """The rows, with a black background as value 0 in front where none is called so and none is black.
+
+    Datumaro's CamVid and Cityscapes leave the background that they added out of the file.
+    """
+    if any(row.name == BACKGROUND or row.color == (0, 0, 0) for row in rows):
+        return rows
+    color = (0, 0, 0) if any(row.color for row in rows) else None
+    return [LabelRow(BACKGROUND, color, 0), *(row._replace(value=row.value + 1) for row in rows)]
+
+
+def read_labelmap(file: Path) -> list[LabelRow]:
+    """labelmap.txt of CVAT and Datumaro: "name:r,g,b:parts:actions" per line; the colour may be empty."""
+    rows: list[LabelRow] = []
+    for line in _lines(file):
+        name, *rest = line.rsplit(":", 3) if line.count(":") >= 3 else line.split(":")
+        color = _color(rest[0].split(","), file, line) if rest and rest[0].strip() else None
+        rows.append(LabelRow(name.strip(), color, len(rows)))
+    return rows
+
+
+def read_label_colors(file: Path) -> list[LabelRow]:
+    """label_colors.txt of CVAT and Datumaro, and of CamVid: "r g b name" per line; the colour may be missing."""
+    rows: list[LabelRow] = []
+    for line in _lines(file):
+        found = re.fullmatch(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", line)
+        color = _color(found.groups()[:3], file, line) if found else None
+        rows.append(LabelRow(found[4] if found else line, color, len(rows)))
+    return rows
+
+
+def read_dataset_meta(file: Path) -> list[LabelRow]:
+    """dataset_meta.json of Datumaro: labels, and segmentation_colors of those in label_map."""
+    try:
+        meta = json.loads(read_text(file))
+        colors = dict(zip(meta.get("label_map", {}).values(), meta.get("segmentation_colors", []), strict=False))
+        names = [str(name) for name in meta["labels"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected labels, label_map and segmentation_colors ({error!r})") from error
+    return [
+        LabelRow(name, _color(colors[name], file, name) if name in colors else None, value)
+        for value, name in enumerate(names)
+    ]
+
+
+def read_pixel_values(file: Path) -> list[LabelRow]:
+    """_classes.csv of Roboflow's semantic masks: the columns "Pixel Value" and "Class"."""
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(file).splitlines()) if any(row)]
+    if not rows or [cell.lower() for cell in rows[0]] != ["pixel value", "class"]:
+        raise UserError(f"{file}: expected the columns Pixel Value, Class; got {', '.join(rows[0] if rows else ())}")
+    return [LabelRow(", ".join(row[1:]), None, _number(row[0], file)) for row in rows[1:]]
+
+
+def read_class_mapping(file: Path) -> list[LabelRow]:
+    """class_mapping.csv of Darwin (V7): the columns class_name and class_color, a value or "r g b"."""
+    rows: list[LabelRow] = []
+    for row in csv.DictReader(read_text(file).splitlines()):
+        name, color = row.get("class_name"), (row.get("class_color") or "").split()
+        if not name or len(color) not in (1, 3):
+            raise UserError(f'{file}: expected the columns class_name and class_color (a value, or "r g b"); got {row}')
+        rgb = _color(color, file, name) if len(color) == 3 else None
+        rows.append(LabelRow(name, rgb, len(rows) if rgb else _number(color[0], file)))
+    return rows
+
+
+def read_numbered_names(file: Path) -> list[LabelRow]:
+    """labels.txt of PaddleX and PaddleSeg: a name per line, or "id: name"."""
+    lines = [line for line in _lines(file) if line != "__ignore__"]
+    found = [re.fullmatch(r"(\d+)\s*:\s*(\S.*)", line) for line in lines]
+    if all(found):
+        return [LabelRow(match[2], None, int(match[1])) for match in found if match]
+    return [LabelRow(line, None, value) for value, line in enumerate(lines)]
+
+
+LABEL_FILES: dict[str, Callable[[Path], list[LabelRow]]] = {
+    "labelmap.txt": read_labelmap,
+    "label_colors.txt": lambda file: with_background(read_label_colors(file)),
+    "dataset_meta.json": lambda file: with_background(read_dataset_meta(file)),
+    "_classes.csv": read_pixel_values,
+    "class_mapping.csv": read_class_mapping,
+    "labels.txt": read_numbered_names,
+}
+"""Readers by the name of the file; where a folder has several, the first counts."""
+
+
+def label_file(folder: Path) -> Path | None:
+    """The file of an annotation tool that names the classes of this folder."""
+    return next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
+
+
+def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
+    """The classes that a tool's file names, and the rule for reading their masks.
+
+    Raises:
+        UserError: the file is empty or of another form.
+    """
+    return labels_of(LABEL_FILES[file.name](file), file)
+
+
+def _lines(file: Path) -> list[str]:
+    lines = [line for line in read_names(file) if not line.startswith("#")]
+    if not lines:
+        raise UserError(f"{file} is empty; expected one class per line")
+    return lines
+
+
+def _color(values: Iterable[object], file: Path, where: str) -> Color:
+    written = [str(value).strip() for value in values]
+    if len(written) != 3 or not all(value.isdecimal() and int(value) <= 255 for value in written):
+        raise UserError(f'{file}: "{where}": a colour is three whole numbers from 0 to 255; got {", ".join(written)}')
+    return int(written[0]), int(written[1]), int(written[2])
+
+
+def _number(written: str, file: Path) -> int:
+    if not written.isdecimal():
+        raise UserError(f'{file}: expected whole numbers as values of pixels, got "{written}"')
+    return int(written)
