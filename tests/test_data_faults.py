@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from degrid.data import check_data, check_promises, notes_of, open_dataset
-from degrid.data.formats.masks import MaskRule, read_mask
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.read_mask import read_mask
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
 MASK = (np.arange(80, dtype=np.uint8).reshape(8, 10)) % 3
@@ -198,15 +199,6 @@ def png(bits, samples):
 def test_masks_of_few_bits_give_the_stored_values(tmp_path, bits, row):
     (tmp_path / "m.png").write_bytes(png(bits, [row, row[::-1]]))
     assert read_mask(tmp_path / "m.png").tolist() == [row, row[::-1]]
-
-
-def test_masks_of_floats(tmp_path):
-    put(tmp_path / "m.tif", MASK.astype(np.float32))
-    assert np.array_equal(read_mask(tmp_path / "m.tif"), MASK)
-    for bad in (0.5, np.nan, np.inf):
-        put(tmp_path / "m.tif", np.full((2, 2), bad, np.float32))
-        with pytest.raises(UserError, match=r"m\.tif holds fractions, such as a map of probabilities"):
-            read_mask(tmp_path / "m.tif")
 
 
 def test_rule_by_hand_for_every_width():

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from degrid import image as image_module
-from degrid.image import color_table, open_image, overlay_classes, palette_image, read_image, read_jpeg, to_array
+from degrid.image import (
+    UnreadKindError,
+    color_table,
+    open_image,
+    overlay_classes,
+    palette_image,
+    read_image,
+    read_jpeg,
+    to_array,
+)
 from degrid.types import LabelSpace, UserError
 
 LABELS = LabelSpace(("sky", "road", "pole"), ((0, 0, 255), (128, 128, 128), (255, 255, 0)))
@@ -167,6 +176,37 @@ def test_damage_is_named(tmp_path):
         whole.write_bytes(data[: len(data) // 2])
         with pytest.raises(UserError, match=rf"b\.{suffix} is damaged or cut short"):
             open_image(whole)
+
+
+def test_large_images_are_read_without_a_warning_and_refused_beyond_the_limit(tmp_path, monkeypatch):
+    """Pillow warns of images above its limit and refuses those of twice its size; warnings are errors here."""
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 10, 3), dtype=np.uint8)
+    for name, options in (("a.png", {}), ("a.tif", {}), ("a.webp", {"lossless": True})):
+        Image.fromarray(pixels).save(tmp_path / name, **options)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        assert np.array_equal(read_image(tmp_path / name), pixels)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+        with pytest.raises(UserError, match=rf"{name} has 10x20 = 0 million pixels; .*cut it into tiles"):
+            read_image(tmp_path / name)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        assert np.array_equal(read_image(tmp_path / name), pixels)
+
+
+def test_sound_files_that_pillow_cannot_read_are_not_called_damaged(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    for count, dtype in ((5, "uint8"), (3, "uint16"), (1, "float64")):
+        where = rasterio.Affine(1, 0, 7, 0, -1, 7)
+        shape = {"height": 4, "width": 6, "count": count, "dtype": dtype, "transform": where}
+        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **shape) as file:
+            file.write(np.zeros((count, 4, 6), dtype))
+        said = f"{count} band{'s' if count > 1 else ''} of {dtype}"
+        with pytest.raises(
+            UnreadKindError, match=rf"a\.tif holds {said}, which is not read as a picture: save it with"
+        ):
+            read_image(tmp_path / "a.tif")
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:20])
+    with pytest.raises(UserError, match=r"a\.tif is damaged or cut short"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_palette_png_holds_ids_and_colours(tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import os
+import struct
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from degrid.raster import TIFF_MARKS, tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 if TYPE_CHECKING:
@@ -23,24 +27,84 @@ _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 """A JPEG that states its orientation, as EXIF or as XMP, contains one of these."""
 
 
+class UnreadKindError(UserError):
+    """A sound image of a kind that Pillow does not read, such as a TIFF with five bands."""
+
+
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a file completely.
 
     Raises:
-        UserError: missing, not an image, cut short, or too large to be one image.
+        UserError: missing, not an image, of a kind that Pillow does not read, cut short, or too large to be one image.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as opened:
-            opened.load()
+        with open(path, "rb") as stream:
+            opened = _identify(stream, path)
+            with _without_warning(opened.size):
+                opened.load()
             return opened.copy() if opened.format == "GIF" else opened
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not an image that can be read ({Path(path).stat().st_size} bytes)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _identify(stream: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
+    """An image whose pixels are not read yet.
+
+    As `PIL.Image.open`, which warns of images above half the size that it refuses; that is no concern of the user's.
+
+    Raises:
+        UnreadKindError: a TIFF that Pillow does not read.
+        UserError: of no known kind, or too large.
+    """
+    from PIL import Image
+
+    start, name, tried = stream.read(16), os.fsdecode(path), 0
+    header = tiff_header(path) if start.startswith(TIFF_MARKS) else None
+    if start.startswith(TIFF_MARKS) and header is None:
+        raise UserError(f"{path} is damaged or cut short: the tags of a TIFF are missing")
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        kinds = Image.ID[tried:]
+        tried = len(Image.ID)
+        for kind in kinds:
+            factory, accept = Image.OPEN[kind]
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                accepted = accept is None or accept(start)
+                if accepted and not isinstance(accepted, str):
+                    stream.seek(0)
+                    opened = factory(stream, name)
+                    _refuse_size(opened.size, path)
+                    return opened
+    if header:
+        raise UnreadKindError(
+            f"{path} holds {header}, which is not read as a picture: save it with 3 bands of 8 bits, or with 1 band of "
+            "8 or 16 bits"
+        )
+    raise UserError(f"{path} is not an image that can be read ({Path(path).stat().st_size} bytes)")
+
+
+def _without_warning(size: tuple[int, int]) -> contextlib.AbstractContextManager[Any]:
+    """Reading a TIFF warns once more of images above half the size that is refused."""
+    from PIL import Image
+
+    if math.prod(size) <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        return contextlib.nullcontext()  # changing the filters of warnings shows earlier ones again
+    return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+
+
+def _refuse_size(size: tuple[int, int], path: str | os.PathLike[str]) -> None:
+    from PIL import Image
+
+    limit, pixels = 2 * (Image.MAX_IMAGE_PIXELS or math.inf), math.prod(size)
+    if pixels > limit:
+        millions = f"{pixels / 1e6:,.0f} million pixels; up to {limit / 1e6:,.0f} million are read as one image"
+        raise UserError(
+            f'{path} has {size[0]}x{size[1]} = {millions}: cut it into tiles ("gdal_retile.py -ps 4096 4096" does)'
+        )
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

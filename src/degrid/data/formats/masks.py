@@ -1,19 +1,21 @@
-"""Reading label images, mapping their values to train ids, and orienting images like their labels."""
+"""Mapping the values of labels to train ids, and orienting images like their labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from degrid.image import open_image, to_array
+from degrid.image import to_array
 from degrid.lookup import some
-from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+from degrid.types import IGNORE_INDEX, LabelSpace
 
 Color = tuple[int, int, int]
+
+NO_DATA = -(2**63)
+"""The value in a label of pixels that the file calls without data; every rule makes them void."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class MaskRule:
             if not unknown and all(table[value] == value for value in known):
                 return raw.copy(), unknown
             return np.frombuffer(bytearray(data.translate(table)), np.uint8).reshape(raw.shape), unknown
-        # 16 or 32 bits, possibly negative: the range is too wide for a lookup table.
+        # 16 bits or more, possibly negative: the range is too wide for a lookup table.
         values, inverse, counts = np.unique(raw, return_inverse=True, return_counts=True)
         wide = np.array([self.ids.get(int(value), IGNORE_INDEX) for value in values], np.uint8)
-        unknown = {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in self.ids}
+        unknown = {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in {*self.ids, NO_DATA}}
         return wide[inverse.reshape(raw.shape)], unknown
 
     @cached_property
@@ -88,64 +90,6 @@ class MaskRule:
         """The train id of every byte value, and the known byte values."""
         known = bytes(value for value in range(256) if value in self.ids)
         return bytes(self.ids.get(value, IGNORE_INDEX) for value in range(256)), known
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Read the values of a label image: ids [H,W], or colours uint8 [H,W,3].
-
-    Palette PNGs yield their indices; PNGs of 2 or 4 bits yield the values as stored.
-
-    Raises:
-        UserError: the file is missing or damaged, holds fractions, or is a JPEG, whose compression alters the values.
-    """
-    image = open_image(path)
-    head = b""
-    if image.format == "PNG" and image.mode == "L":
-        with path.open("rb") as stream:
-            head = stream.read(_PNG_HEAD)
-    return mask_values(image, path, head)
-
-
-def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
-    """The values of a decoded label image: ids [H,W], or colours uint8 [H,W,3]; see `read_mask`.
-
-    Args:
-        name: of the file, for messages.
-        head: at least the first 26 bytes of the file; needed for greyscale PNGs.
-    Raises:
-        UserError: the image holds fractions, or is a JPEG.
-    """
-    if image.format in ("JPEG", "MPO"):
-        raise UserError(
-            f"{name} is a JPEG: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
-            'Image.open("mask.jpg").convert("L").point(lambda v: v >= 128).save("mask.png")'
-        )
-    if image.mode == "F":
-        return _whole_numbers(np.asarray(image), name)
-    if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
-        raw, factor = np.asarray(image), _brightening(image, head)
-        return raw.astype(np.uint8) if raw.dtype == bool else raw if factor == 1 else raw // factor
-    if image.mode in ("LA", "PA"):
-        return np.asarray(image)[..., 0]
-    return np.asarray(image.convert("RGB"))
-
-
-def _whole_numbers(values: np.ndarray, name: object) -> np.ndarray:
-    if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-        raise UserError(f"{name} holds fractions, such as a map of probabilities; expected a class id in every pixel")
-    return values.astype(np.int64)
-
-
-# The length of a PNG's signature and header chunk up to bit depth and colour type, the last two of these bytes.
-_PNG_HEAD = 26
-
-
-def _brightening(image: Image.Image, head: bytes) -> int:
-    """The factor by which Pillow scales the values of a greyscale PNG of 2 or 4 bits, so that white becomes 255."""
-    if image.format != "PNG" or image.mode != "L":
-        return 1
-    bits, color_type = head[_PNG_HEAD - 2 : _PNG_HEAD]
-    return {2: 85, 4: 17}.get(bits, 1) if color_type == 0 else 1
 
 
 def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
-from degrid.data.formats.masks import read_mask, rgb_like
+from degrid.data.formats.masks import rgb_like
+from degrid.data.formats.read_mask import read_mask
 from degrid.data.formats.source import Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.types import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from degrid.data.formats.layout import Layout
-from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.masks import NO_DATA, MaskRule
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -93,7 +93,8 @@ def _values_of(source: Source, root: Path) -> set[int]:
         raw = raw[..., 0]  # ids saved as a grey RGB picture
     if raw.dtype == np.uint8:
         return set(np.flatnonzero(np.bincount(raw.ravel())).tolist())
-    if raw.min() < 0 or raw.max() > IGNORE_INDEX:
+    raw = raw[raw != NO_DATA]
+    if raw.min(initial=0) < 0 or raw.max(initial=0) > IGNORE_INDEX:
         raise UserError(
             f"{mask} holds ids from {raw.min()} to {raw.max()}; degrid has at most 255 classes: map the ids in "
             "dataset.yaml"

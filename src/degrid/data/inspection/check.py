@@ -14,8 +14,10 @@ import numpy as np
 from degrid.data.dataset import is_by_name, open_dataset, open_layout
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
+from degrid.data.formats.read_mask import LossyMaskError, UnusableMaskError
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.inspection.promises import check_promises
+from degrid.image import UnreadKindError
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
 
 
@@ -258,7 +260,12 @@ class _SourceCheck:
         try:
             image = source.read_image(None if label is None else label.shape[:2])
         except UserError as error:
-            self.findings.add("images that cannot be read (get them again)", error)
+            self.findings.add(
+                "images of a kind that is not read"
+                if isinstance(error, UnreadKindError)
+                else "images that cannot be read (get them again)",
+                error,
+            )
             return
         self.splits[split].count_size(*image.shape[:2])
         if label is not None:
@@ -278,8 +285,10 @@ class _SourceCheck:
         try:
             return source.read_label()
         except UserError as error:
-            if "is a JPEG" in str(error):
-                self.findings.add("JPEG masks (their ids are blurred; save masks as PNG)", label_place)
+            if isinstance(error, LossyMaskError):
+                self.findings.add(f"{error.kind} masks (their ids are blurred; save masks as PNG)", label_place)
+            elif isinstance(error, UnusableMaskError):
+                self.findings.add("masks that are no image of class ids", error)
             else:
                 self.findings.add("masks that cannot be read (make them anew)", error)
             return None

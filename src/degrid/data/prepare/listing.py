@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from degrid.data.formats.classes import class_table, write_class_table
-from degrid.data.formats.masks import Color, MaskRule, read_mask
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.read_mask import read_mask
 from degrid.files import atomic_write, write_text
 from degrid.image import palette_image
 from degrid.types import LabelSpace, OnProgress, Progress, UserError

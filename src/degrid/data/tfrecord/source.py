@@ -10,7 +10,8 @@ from typing import ClassVar, NoReturn
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from degrid.data.formats.masks import mask_values, rgb_like
+from degrid.data.formats.masks import rgb_like
+from degrid.data.formats.read_mask import mask_values
 from degrid.data.formats.source import RawSample, Source
 from degrid.data.tfrecord.records import Features, Record, without_suffix
 from degrid.image import IMAGE_SUFFIXES

@@ -11,8 +11,8 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.cityscapes import city_mask, city_name
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout, split_of
-from degrid.data.formats.masks import read_mask
 from degrid.data.formats.pairs import Pair, images_in, pair_up, splits_or_divided
+from degrid.data.formats.read_mask import read_mask
 from degrid.data.formats.tools.label_files import label_file, labels_of, read_dataset_meta, read_label_colors
 
 _READERS = {"label_colors.txt": read_label_colors, "dataset_meta.json": read_dataset_meta}

@@ -1,0 +1,270 @@
+"""Reading the values of label images as they are stored, whatever the kind of file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from degrid.data.formats.masks import NO_DATA
+from degrid.image import UnreadKindError, open_image
+from degrid.raster import TIFF_MARKS, TiffHeader, read_bands, tiff_header
+from degrid.types import IGNORE_INDEX, UserError
+
+# The beginning of a file, in which a PNG says its bit depth and a PGM its highest value, after comments.
+_HEAD = 1024
+_PNG_SIGNATURE = b"\x89PNG"
+_PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour type
+# Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
+_STRETCHED = {2: 85, 4: 17}
+_JPEG_IN_TIFF, _WEBP_IN_TIFF = (6, 7), 50001  # numbers of compression schemes
+_LARGEST_WHOLE = 2.0**53  # beyond it, floats do not tell one whole number from the next
+
+
+class UnusableMaskError(UserError):
+    """A sound file that is no image of class ids."""
+
+
+class LossyMaskError(UnusableMaskError):
+    """A label image whose compression has changed its values. kind: of the file, such as "JPEG"."""
+
+    def __init__(self, name: object, kind: str) -> None:
+        self.kind = kind
+        super().__init__(
+            f"{name} is a {kind}: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
+            f'Image.open("mask{Path(str(name)).suffix}").convert("L").point(lambda v: v >= 128).save("mask.png")'
+        )
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read the values of a label image: ids [H,W], or colours uint8 [H,W,3].
+
+    Values are those that the file stores: palette images yield their indices, PNG and TIFF of few bits are not
+    stretched, TIFF whose 0 is white are not turned round. GIF is the exception: programs renumber its palette, so that
+    only colours or grey values are reliable. NaN, numbers no id can have, and what a GeoTIFF calls "no data" outside
+    0 to 255 become `NO_DATA`. A .npy file holds ids [H,W] or colours uint8 [H,W,3].
+
+    Raises:
+        UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss.
+    """
+    if path.suffix.lower() == ".npy":
+        return _from_numpy(path)
+    with _opened(path) as stream:
+        head = stream.read(_HEAD)
+        if head[8:12] == b"WEBP" and _is_lossy_webp(stream):
+            raise LossyMaskError(path, "lossy WebP")
+    header = tiff_header(path) if head.startswith(TIFF_MARKS) else None
+    if header:
+        return _from_tiff(path, header)
+    if head.startswith(b"GIF"):
+        with Image.open(path) as film:
+            _refuse_pages(path, getattr(film, "n_frames", 1))
+    return mask_values(open_image(path), path, head)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {path}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
+    """The values of a decoded label image other than TIFF: ids [H,W], or colours uint8 [H,W,3]; see `read_mask`.
+
+    Args:
+        name: of the file, for messages.
+        head: the first 64 bytes of the file or more.
+    Raises:
+        UserError: the image holds fractions, several pages, or 16 bits per colour, or is a JPEG.
+    """
+    if image.format in ("JPEG", "MPO"):
+        raise LossyMaskError(name, "JPEG")
+    _refuse_pages(name, getattr(image, "n_frames", 1))
+    if head.startswith(_PNG_SIGNATURE) and head[_PNG_BITS] == 16 and head[_PNG_COLORS] != 0:
+        raise UnusableMaskError(
+            f"{name} has colours of 16 bits; expected one channel of class ids, of 8 or 16 bits, or colours of 8 bits"
+        )
+    if head.startswith(b"GIF"):
+        colors = np.asarray(image.convert("RGB"))
+        return colors[..., 0] if (colors == colors[..., :1]).all() else colors
+    return _values(image, name, _stretch(image, head))
+
+
+def _refuse_pages(name: object, pages: int) -> None:
+    if pages > 1:
+        raise UnusableMaskError(
+            f"{name} holds {pages} pages; expected one image of class ids: save the page that holds them as a file of "
+            "its own (of a stack with one mask per class, save the number of the page that is set at each pixel)"
+        )
+
+
+def _values(image: Image.Image, name: object, stretch: float) -> np.ndarray:
+    """The values of an image: ids [H,W], divided by `stretch`, or colours uint8 [H,W,3]."""
+    if image.mode == "F":
+        return _whole_numbers(np.asarray(image), name)
+    if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
+        raw = np.asarray(image)
+        if raw.dtype == bool:
+            return raw.astype(np.uint8)
+        return raw if stretch == 1 else np.rint(raw / stretch).astype(raw.dtype)
+    if image.mode == "PA":
+        return np.asarray(image)[..., 0]
+    if image.mode == "LA":
+        return _seen(np.asarray(image), name)[..., 0]
+    if image.mode == "RGBA":
+        return _seen(np.asarray(image), name)
+    return np.asarray(image.convert("RGB"))
+
+
+def _seen(pixels: np.ndarray, name: object) -> np.ndarray:
+    """Pixels uint8 [H,W,C] without their last channel, the transparency.
+
+    Raises:
+        UserError: transparency is all that tells some pixels from others.
+    """
+    colors, clear = pixels[..., :-1], pixels[..., -1] == 0
+    if clear.any() and not clear.all():
+        packed = colors.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)[-colors.shape[-1] :]
+        both = np.intersect1d(packed[clear], packed[~clear])
+        # Black and clear is how most programs store nothing at all, and black is background as a rule.
+        if both.any() or (both.size and packed.max() == 0):
+            raise UnusableMaskError(
+                f"{name} has transparent and opaque pixels of the same colour, so that the mask is lost with its "
+                "transparency: fill the transparent part with another colour, and save without transparency"
+            )
+    return colors
+
+
+def _stretch(image: Image.Image, head: bytes) -> float:
+    """The factor by which Pillow stretches the values of a greyscale PNG or PGM."""
+    if image.mode == "L" and head.startswith(_PNG_SIGNATURE) and head[_PNG_COLORS] == 0:
+        return _STRETCHED.get(head[_PNG_BITS], 1)
+    if image.mode in ("L", "I") and head[:2] in (b"P2", b"P5"):
+        words = re.sub(rb"#[^\n]*", b"", head).split(maxsplit=4)
+        highest = int(words[3])
+        return (255 if highest < 256 else 65535) / highest
+    return 1
+
+
+def _whole_numbers(values: np.ndarray, name: object, no_data: float | None = None) -> np.ndarray:
+    """Floats [H,W] as int64, with `NO_DATA` for what no id can be."""
+    with np.errstate(invalid="ignore"):
+        void = ~(np.abs(values) < _LARGEST_WHOLE)
+    if no_data is not None and not 0 <= no_data <= IGNORE_INDEX:
+        void |= values == values.dtype.type(no_data)
+    ids = np.where(void, 0, values)
+    if (ids != np.rint(ids)).any():
+        raise UnusableMaskError(
+            f"{name} holds fractions, such as a map of probabilities; expected a class id in every pixel"
+        )
+    whole: np.ndarray = ids.astype(np.int64)
+    whole[void] = NO_DATA
+    return whole
+
+
+def _from_tiff(path: Path, header: TiffHeader) -> np.ndarray:
+    _refuse_pages(path, header.pages)
+    if header.compression in _JPEG_IN_TIFF:
+        raise LossyMaskError(path, "JPEG inside a TIFF")
+    if header.bands > 1 and header.kind != "uint8":
+        raise _too_many(path, header)
+    # Where parts are not stored, Pillow takes the beginning of the file for their pixels.
+    values = None if header.sparse or header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header)
+    if values is None:
+        bands = read_bands(path)
+        if len(bands) != 1 and not (header.colors and len(bands) in (3, 4)):
+            raise _too_many(path, header)
+        values = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands[:3], 0, -1))
+    if values.dtype.kind == "f":
+        return _whole_numbers(values, path, header.no_data)
+    if values.dtype.kind not in "iu":
+        raise UnusableMaskError(f"{path} holds {header}; expected class ids, which are whole numbers")
+    return _without_no_data(values, header.no_data)
+
+
+def _too_many(path: Path, header: TiffHeader) -> UnusableMaskError:
+    return UnusableMaskError(
+        f"{path} holds {header}; expected 1 band of class ids, or 3 bands of 8-bit colours: save the band with the ids "
+        "as a file of its own"
+    )
+
+
+def _from_tiff_by_pillow(path: Path, header: TiffHeader) -> np.ndarray | None:
+    """The values of a TIFF; None for one that Pillow does not read."""
+    try:
+        image = open_image(path)
+    except UnreadKindError:
+        return None
+    if image.mode == "F":
+        return np.asarray(image)
+    if header.white_is_zero and image.mode in ("1", "L"):
+        image = image.point(lambda value: 255 - value)  # as Pillow turns them round
+    values = _values(image, path, _STRETCHED.get(header.bits, 1) if image.mode == "L" else 1)
+    stored = {"int8": np.int8, "uint32": np.uint32}.get(header.kind)
+    return values.view(stored) if stored and values.ndim == 2 else values
+
+
+def _without_no_data(values: np.ndarray, no_data: float | None) -> np.ndarray:
+    """Replace the value for "no data", unless it may be a class id or is void in any case."""
+    if no_data is None or not no_data.is_integer() or 0 <= no_data <= IGNORE_INDEX or values.ndim != 2:
+        return values
+    void = values == int(no_data)
+    if not void.any():
+        return values
+    wide = values.astype(np.int64)
+    wide[void] = NO_DATA
+    return wide
+
+
+def _from_numpy(path: Path) -> np.ndarray:
+    """See `read_mask`."""
+    values = _load_numpy(path)
+    ids = values[0] if values.ndim == 3 and len(values) == 1 else values
+    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
+    if ids.ndim != 2 and not (ids.ndim == 3 and ids.shape[-1] == 3 and ids.dtype == np.uint8):
+        raise UnusableMaskError(
+            f"{path} is an array {list(values.shape)} of {values.dtype}; expected class ids [H,W] (a stack of one mask "
+            "per class, [C,H,W], becomes ids with array.argmax(0))"
+        )
+    if ids.dtype.kind == "f":
+        return _whole_numbers(ids, path)
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def _load_numpy(path: Path) -> np.ndarray:
+    """An array of numbers. Pickled objects are not read, since they may run any code."""
+    try:
+        values: Any = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {path}") from error
+    except (OSError, ValueError, EOFError) as error:
+        if "pickle" not in str(error):
+            raise UserError(f"{path} is damaged or cut short: {error}") from error
+        raise UnusableMaskError(
+            f"{path} holds Python objects, or no array at all; expected an array of class ids [H,W]: save it with "
+            "numpy.save"
+        ) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise UnusableMaskError(f"{path} holds {getattr(values, 'dtype', 'several arrays')}; expected class ids [H,W]")
+    return values
+
+
+def _is_lossy_webp(stream: BinaryIO) -> bool:
+    """Whether any picture in a WebP file is coded with loss: a chunk "VP8 " rather than "VP8L"."""
+    place = 12
+    while True:
+        stream.seek(place)
+        chunk = stream.read(8)
+        if len(chunk) < 8 or chunk[:4] == b"VP8L":
+            return False
+        if chunk[:4] == b"VP8 ":
+            return True
+        # A frame of an animation (ANMF) holds chunks of its own after 16 bytes.
+        size = int.from_bytes(chunk[4:], "little")
+        place += 8 + (16 if chunk[:4] == b"ANMF" else size + size % 2)

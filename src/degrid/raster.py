@@ -1,0 +1,143 @@
+"""What a TIFF file says about its values, and its bands as they are stored, through rasterio."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from degrid.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first four bytes of a TIFF, the last two of a BigTIFF."""
+
+# Tags of TIFF 6.0, and GDAL's own.
+_KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS = 254, 256, 257, 258, 259, 262, 273
+_BANDS, _TILES, _SAMPLE_FORMAT, _NO_DATA = 277, 324, 339, 42113
+_TAGS = frozenset((254, 256, 257, 258, 259, 262, 273, 277, 324, 339, 42113))
+_TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
+_REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
+_MOST_PAGES = 4096
+_LETTERS = {1: "uint", 2: "int", 3: "float", 5: "complexint", 6: "complex"}
+
+
+@dataclass(frozen=True)
+class TiffHeader:
+    """What the tags of a TIFF say.
+
+    Attributes:
+        size: width and height, pixels.
+        bands: values per pixel.
+        kind: of the values, such as "uint8" or "float32"; "uint4" for four bits.
+        bits: per value.
+        white_is_zero: 0 is white (PhotometricInterpretation 0); readers that show pictures turn such values round.
+        colors: the first three bands are red, green and blue.
+        compression: the number of its scheme (tag 259).
+        pages: images of full size, without overviews and transparency masks.
+        no_data: the value of pixels without data (GDAL_NODATA, tag 42113), or None.
+        sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
+    """
+
+    size: tuple[int, int]
+    bands: int
+    kind: str
+    bits: int
+    white_is_zero: bool
+    colors: bool
+    compression: int
+    pages: int
+    no_data: float | None
+    sparse: bool
+
+    def __str__(self) -> str:
+        """Such as "3 bands of uint16"."""
+        return f"{self.bands} {'bands' if self.bands > 1 else 'band'} of {self.kind}"
+
+
+def tiff_header(path: str | os.PathLike[str]) -> TiffHeader | None:
+    """The header of a TIFF; None for any other file, and for one that is damaged or missing."""
+    try:
+        with open(path, "rb") as stream:
+            mark = stream.read(4)
+            return _header(stream, "<" if mark[0] == 73 else ">", 43 in mark) if mark in TIFF_MARKS else None
+    except (OSError, ValueError, IndexError, struct.error):
+        return None
+
+
+def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
+    first: dict[int, tuple[Any, ...]] = {}
+    pages, seen = 0, set[int]()
+    stream.seek(8 if big else 4)
+    (place,) = struct.unpack(order + ("Q" if big else "I"), stream.read(8 if big else 4))
+    while place and place not in seen and len(seen) < _MOST_PAGES:
+        seen.add(place)
+        tags, place = _directory(stream, order, big, place)
+        pages += not tags.get(_KIND_OF_PAGE, (0,))[0] & _REDUCED_OR_MASK
+        first = first or tags
+    if not first:
+        return None
+    bits = first.get(_BITS, (1,))[0]
+    no_data = None
+    with contextlib.suppress(ValueError):
+        no_data = float(b"".join(first.get(_NO_DATA, ())).strip(b"\0 "))
+    return TiffHeader(
+        size=(first.get(_WIDTH, (0,))[0], first.get(_HEIGHT, (0,))[0]),
+        bands=first.get(_BANDS, (1,))[0],
+        kind=f"{_LETTERS.get(first.get(_SAMPLE_FORMAT, (1,))[0], 'uint')}{bits}",
+        bits=bits,
+        white_is_zero=first.get(_PHOTOMETRIC) == (0,),
+        colors=first.get(_PHOTOMETRIC) == (2,),
+        compression=first.get(_COMPRESSION, (1,))[0],
+        pages=pages,
+        no_data=no_data,
+        sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
+    )
+
+
+def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dict[int, tuple[Any, ...]], int]:
+    """The tags of a page that are of interest, and where the next page begins (0: nowhere)."""
+    count, entry, word = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
+    count_bytes, entry_bytes, word_bytes = (struct.calcsize(f"{order}{each}") for each in (count, entry, word))
+    stream.seek(place)
+    (number,) = struct.unpack(order + count, stream.read(count_bytes))
+    table = stream.read(number * entry_bytes)
+    (following,) = struct.unpack(order + word, stream.read(word_bytes))
+    tags = {}
+    for tag, kind, length, value in struct.iter_unpack(order + entry, table):
+        if tag not in _TAGS or kind not in _TYPES:
+            continue
+        form = f"{order}{length}{_TYPES[kind]}"
+        size = struct.calcsize(form)
+        if size > word_bytes:
+            stream.seek(struct.unpack(order + word, value)[0])
+            value = stream.read(size)
+        tags[tag] = struct.unpack(form, value[:size])
+    return tags, following
+
+
+def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
+    """All bands of a TIFF as they are stored, [C,H,W], of any type, through rasterio.
+
+    Raises:
+        UserError: rasterio is not installed, or cannot read the file.
+    """
+    try:
+        import rasterio
+    except ImportError as error:
+        raise UserError(
+            f"{path} holds {tiff_header(path)}, which is read with rasterio: pip install degrid[geo], or save it as PNG"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as opened:
+                values: np.ndarray = opened.read()
+        except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+            raise UserError(f"{path} holds {tiff_header(path)}, and rasterio cannot read it: {error}") from error
+    return values
