@@ -60,8 +60,10 @@ def test_commands_whose_results_cannot_be_written(command, place, model, tmp_pat
         ["predict", "nowhere", "nowhere.png", "-o", "FILE"],
         ["eval", "nowhere", "--data", "synthetic:1", "-o", "FILE/x.json"],
         ["compare", "nowhere", "nowhere", "--data", "synthetic:1", "-o", "FILE/below/x.json"],
+        ["convert", "nowhere", "-o", "FILE"],
+        ["convert", "nowhere", "-o", "FILE/below", "--modernise"],
     ],
-    ids=lambda command: command[0],
+    ids=" ".join,
 )
 def test_the_place_is_checked_before_the_work(command, tmp_path):
     file = tmp_path / "file"

@@ -27,14 +27,26 @@ def make_folder(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Refuse, before long work, a file in a folder that could not be made. Makes nothing.
+    """Refuse, before long work, a file in a folder that could not be made or written to. Makes nothing.
 
     Raises:
-        UserError: a part of the path is a file.
+        UserError: a part of the path is a file, or permission is denied.
     """
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"cannot make the folder {path.parent}: {above} is a file; choose another")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"cannot write to the folder {above}: permission denied; choose another")
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse the name of a model or run that the libraries which write and read those cannot take.
+
+    Raises:
+        UserError: a part of the path is not UTF-8.
+    """
+    if printable(str(path)) != str(path):
+        raise UserError(f"the name {path} is not UTF-8, which models and runs need; rename it, or choose another")
 
 
 @contextlib.contextmanager
@@ -68,10 +80,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"could not write {target}: {reason}; what was there before is unchanged") from error
 
 
+def printable(name: str) -> str:
+    """The name of a file as text that can be written and shown anywhere.
+
+    Bytes that are no UTF-8, as in names from archives of other systems, become \\udcXX. In a JSON string they are read
+    back as they were, so that `open` finds the file.
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; see `printable` for names in it that are no UTF-8."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

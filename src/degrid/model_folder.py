@@ -14,7 +14,7 @@ from degrid import config as configs
 from degrid.config import ModelConfig
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
-from degrid.files import atomic_write, read_json, write_json
+from degrid.files import atomic_write, check_utf8, read_json, write_json
 from degrid.lookup import some
 from degrid.models import Segmenter
 from degrid.networks import build_model
@@ -36,6 +36,7 @@ def save(model: Segmenter, path: str | os.PathLike[str]) -> None:
     if not isinstance(model, Segmenter) or not isinstance(model.config, ModelConfig):
         raise UserError("only models built by degrid can be saved as a model folder; use torch.save for others")
     folder = Path(path)
+    check_utf8(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     for alias, key in _aliases(model).items():  # safetensors holds each shared tensor once
         if key != alias:
@@ -135,6 +136,7 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
         UserError: there is none.
     """
     folder = Path(path)
+    check_utf8(folder)
     if folder.is_file():
         raise UserError(
             f"expected a model folder or run folder, got the file {folder}; try {folder.parent}, or turn a checkpoint "

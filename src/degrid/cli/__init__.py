@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -36,6 +37,10 @@ app.command("collect")(collect.collect)
 
 def run() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for names of files that are no text, as for the error stream
     try:
         app()
     except UserError as error:

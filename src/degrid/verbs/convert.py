@@ -20,7 +20,7 @@ from degrid.checkpoints.systems.plan import Plan
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
 from degrid.data import CITYSCAPES, VOC, class_table
-from degrid.files import atomic_write, write_json
+from degrid.files import atomic_write, check_place, write_json
 from degrid.lookup import some
 from degrid.model_folder import save
 from degrid.models import EncoderSettings, TimmEncoder, TorchvisionEncoder, build_encoder
@@ -112,6 +112,8 @@ def convert(
             shape.
         UserError: settings or classes that do not exist, or a place that cannot be written to.
     """
+    if out is not None:
+        check_place(Path(out) / "config.json")
     labels = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by = find_system(read.tensors, system, read.path)

@@ -17,7 +17,7 @@ from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
-from degrid.files import make_folder
+from degrid.files import check_utf8, make_folder
 from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
@@ -107,6 +107,7 @@ def export(
     """
     exporter = find_exporter(format)
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
+    check_utf8(path)
     _check(exporter, path, size, int8 is not None)
     network, labels = _network(model, labels)
     trial = _Trial(int8, labels, progress) if int8 else None

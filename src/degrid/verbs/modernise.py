@@ -6,11 +6,13 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from degrid.config import SmoothingConfig
+from degrid.files import check_place
 from degrid.lookup import some
 from degrid.model_folder import load, read_settings, save
 from degrid.networks import build_model
@@ -41,9 +43,10 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
     symmetric, which gives the same result where the image and the stem's feature map have odd sides (321, 513, ...).
 
     Raises:
-        UserError: not a model folder, or not a legacy model.
+        UserError: not a model folder, or not a legacy model; or a place that cannot be written to.
         ConversionError: a layer has no exact equivalent; the message names the layers.
     """
+    check_place(Path(out) / "config.json")
     old = load(source)
     config = read_settings(source)
     if not config.legacy:

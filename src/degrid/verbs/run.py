@@ -27,7 +27,7 @@ from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Training, kept
 from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
-from degrid.files import write_json
+from degrid.files import check_utf8, printable, write_json
 from degrid.image import overlay_classes
 from degrid.lookup import some
 from degrid.model_folder import initialise_from, save
@@ -91,9 +91,8 @@ def run(
     """
     if resume:
         config = recipes.load(str(folder / "run.json"))
-    elif (folder / "run.json").exists():
-        ways = f"continue it with --resume {folder} (resume=...), or choose another -o (out=...)"
-        raise UserError(f"{folder} holds a run already; {ways}")
+    else:
+        _check_new(folder)
     check_settings(config)
     data = _Data.opened(config)
     settings = with_steps(config.train, len(data.train))
@@ -144,6 +143,14 @@ class _Data:
         train = open_dataset(data.path, data.train)
         val: Dataset | None = open_dataset(data.path, data.val, labels=train.labels) if data.val else None
         return cls(train, val, tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else []))))
+
+
+def _check_new(folder: Path) -> None:
+    """Refuse a folder that a run cannot have."""
+    check_utf8(folder)
+    if (folder / "run.json").exists():
+        ways = f"continue it with --resume {folder} (resume=...), or choose another -o (out=...)"
+        raise UserError(f"{folder} holds a run already; {ways}")
 
 
 def _start(
@@ -216,7 +223,7 @@ def _validation(
             if index in shown:
                 image = sample.image.permute(1, 2, 0).numpy()
                 drawn = [overlay_classes(image, each.numpy(), dataset.labels) for each in (sample.label, ids)]
-                log.image(step, f"val/{sample.name}", np.concatenate([image, *drawn], axis=1))
+                log.image(step, f"val/{printable(sample.name)}", np.concatenate([image, *drawn], axis=1))
 
         return evaluate(
             network,

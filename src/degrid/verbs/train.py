@@ -116,9 +116,10 @@ def run_config(
 
 
 def _name_of(data: str) -> str:
-    """The name of the data's folder, or the word that stands for them."""
+    """The name of the data's folder, or the word that stands for them; "_" for what a run's name cannot hold."""
     path = Path(data).absolute()
-    return path.parent.name if path.suffix in (".yaml", ".yml", ".txt") else path.name.replace(":", "_")
+    name = path.parent.name if path.suffix in (".yaml", ".yml", ".txt") else path.name.replace(":", "_")
+    return name.encode("utf-8", "replace").decode().replace("?", "_")
 
 
 def _stages(

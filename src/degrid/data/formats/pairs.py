@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
 
 def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
     """Keep about one image in five for validation, chosen by its name so that the choice is always the same."""
-    val = [pair for pair in pairs if zlib.crc32(pair.name.encode()) % 5 == 0]
+    val = [pair for pair in pairs if zlib.crc32(os.fsencode(pair.name)) % 5 == 0]
     if not val and len(pairs) > 1:
         val = pairs[-1:]
     chosen = {pair.name for pair in val}

@@ -187,7 +187,7 @@ class _TextLog(Recorder):
     """log.txt: dated sentences; in cyclic training also the undated lines of the code of Ziegler et al."""
 
     def __init__(self, folder: Path, cycles: Cycles | None = None) -> None:
-        self._file = (folder / "log.txt").open("a", encoding="utf-8")
+        self._file = (folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
         self._cycles = cycles
 
     def step(self, record: StepRecord) -> None:
