@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from test_data_faults import png
 from degrid.data import check_data, open_dataset
 from degrid.data.formats import read_mask as module
 from degrid.data.formats.masks import NO_DATA, MaskRule
-from degrid.data.formats.read_mask import LossyMaskError, UnusableMaskError, read_mask
+from degrid.data.formats.read_array import UnusableMaskError
+from degrid.data.formats.read_mask import LossyMaskError, read_mask
 from degrid.raster import tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -144,7 +146,7 @@ def test_parts_that_a_tiff_does_not_store_are_not_taken_from_its_header(tmp_path
     assert np.asarray(Image.open(io.BytesIO(data)))[0, :3].tolist() == [73, 73, 42]  # "II*": what Pillow reads
     pytest.importorskip("rasterio")
     assert not read(tmp_path, data).any()
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(
         UserError, match=r"m\.tif holds 1 band of uint8, which is read with rasterio: pip install degrid"
     ):
@@ -175,7 +177,7 @@ def test_bands_that_are_no_ids_are_named(tmp_path):
 
 
 def test_without_rasterio_the_sentence_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(
         UserError, match=r"m\.tif holds 1 band of float64, .*: pip install degrid\[geo\], or save it as PNG"
     ):
@@ -278,6 +280,20 @@ def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):
     assert "holds 5 bands of uint8, which is not read as a picture" in problems
 
 
+@pytest.mark.parametrize(("bits", "noted"), [(10, True), (12, True), (14, True), (16, False)])
+def test_check_notes_images_of_few_bits_in_16(tmp_path, bits, noted):
+    """Divided by 257, grey of 12 bits has 17 levels of 256."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for k in range(2):
+        ramp = np.linspace(k, 2**bits - 1, 15).astype(np.uint16).reshape(3, 5)
+        Image.fromarray(ramp).save(tmp_path / f"images/{k}.png")
+        Image.fromarray(IDS.astype(np.uint8)).save(tmp_path / f"masks/{k}.png")
+    notes = [note for note in check_data(tmp_path).notes if "nearly black" in note]
+    assert len(notes) == noted
+    assert not noted or f"0.png (0 to {2 ** (bits - 8)})" in notes[0]
+
+
 @pytest.mark.parametrize(("top", "form"), [(2, "P5"), (2, "P2"), (254, "P5"), (255, "P5"), (300, "P5"), (65535, "P5")])
 def test_a_pgm_gives_the_stored_values_whatever_its_highest_is(tmp_path, top, form):
     ids = np.where(IDS == 2, top, IDS)
@@ -344,6 +360,26 @@ def test_arrays_of_numpy(tmp_path):
             read(tmp_path, data, "m.npy")
     with pytest.raises(UserError, match=r"no such image: .*n\.npy"):
         read_mask(tmp_path / "n.npy")
+
+
+def test_arrays_of_matlab(tmp_path, monkeypatch):
+    savemat = pytest.importorskip("scipy.io").savemat
+    for values in (IDS.astype(np.uint8), IDS.astype(float), IDS > 0):
+        savemat(tmp_path / "m.mat", {"LabelMap": values, "note": "by hand", "scale": 2.0})
+        assert np.array_equal(read_mask(tmp_path / "m.mat"), values)
+    savemat(tmp_path / "m.mat", {"a": IDS, "b": IDS})
+    with pytest.raises(UnusableMaskError, match=r"m\.mat holds a \[3, 5\], b \[3, 5\]; expected one array"):
+        read_mask(tmp_path / "m.mat")
+    whole = (tmp_path / "m.mat").read_bytes()
+    (tmp_path / "m.mat").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"m\.mat"):
+        read_mask(tmp_path / "m.mat")
+    (tmp_path / "m.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + b"\x89HDF")
+    with pytest.raises(UnusableMaskError, match=r"m\.mat is of MATLAB's version 7\.3"):
+        read_mask(tmp_path / "m.mat")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match=r"m\.mat is a file of MATLAB, which is read with scipy: pip install scipy"):
+        read_mask(tmp_path / "m.mat")
 
 
 def test_what_only_transparency_tells_apart_is_refused(tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from degrid.data.formats.masks import NO_DATA
+from degrid.data.formats.read_array import ARRAY_SUFFIXES, UnusableMaskError, read_array
 from degrid.image import UnreadKindError, open_image
 from degrid.raster import TIFF_MARKS, TiffHeader, read_bands, tiff_header
 from degrid.types import IGNORE_INDEX, UserError
@@ -22,10 +23,6 @@ _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour
 _STRETCHED = {2: 85, 4: 17}
 _JPEG_IN_TIFF, _WEBP_IN_TIFF = (6, 7), 50001  # numbers of compression schemes
 _LARGEST_WHOLE = 2.0**53  # beyond it, floats do not tell one whole number from the next
-
-
-class UnusableMaskError(UserError):
-    """A sound file that is no image of class ids."""
 
 
 class LossyMaskError(UnusableMaskError):
@@ -45,13 +42,14 @@ def read_mask(path: Path) -> np.ndarray:
     Values are those that the file stores: palette images yield their indices, PNG and TIFF of few bits are not
     stretched, TIFF whose 0 is white are not turned round. GIF is the exception: programs renumber its palette, so that
     only colours or grey values are reliable. NaN, numbers no id can have, and what a GeoTIFF calls "no data" outside
-    0 to 255 become `NO_DATA`. A .npy file holds ids [H,W] or colours uint8 [H,W,3].
+    0 to 255 become `NO_DATA`. A .npy or .mat file holds one
+    array: ids [H,W] or colours uint8 [H,W,3].
 
     Raises:
         UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss.
     """
-    if path.suffix.lower() == ".npy":
-        return _from_numpy(path)
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        return _ids_of_array(read_array(path), path)
     with _opened(path) as stream:
         head = stream.read(_HEAD)
         if head[8:12] == b"WEBP" and _is_lossy_webp(stream):
@@ -222,9 +220,8 @@ def _without_no_data(values: np.ndarray, no_data: float | None) -> np.ndarray:
     return wide
 
 
-def _from_numpy(path: Path) -> np.ndarray:
-    """See `read_mask`."""
-    values = _load_numpy(path)
+def _ids_of_array(values: np.ndarray, path: Path) -> np.ndarray:
+    """Numbers of any type and shape as a label: ids [H,W], or colours uint8 [H,W,3]."""
     ids = values[0] if values.ndim == 3 and len(values) == 1 else values
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
     if ids.ndim != 2 and not (ids.ndim == 3 and ids.shape[-1] == 3 and ids.dtype == np.uint8):
@@ -235,24 +232,6 @@ def _from_numpy(path: Path) -> np.ndarray:
     if ids.dtype.kind == "f":
         return _whole_numbers(ids, path)
     return ids.astype(np.uint8) if ids.dtype == bool else ids
-
-
-def _load_numpy(path: Path) -> np.ndarray:
-    """An array of numbers. Pickled objects are not read, since they may run any code."""
-    try:
-        values: Any = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"no such image: {path}") from error
-    except (OSError, ValueError, EOFError) as error:
-        if "pickle" not in str(error):
-            raise UserError(f"{path} is damaged or cut short: {error}") from error
-        raise UnusableMaskError(
-            f"{path} holds Python objects, or no array at all; expected an array of class ids [H,W]: save it with "
-            "numpy.save"
-        ) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        raise UnusableMaskError(f"{path} holds {getattr(values, 'dtype', 'several arrays')}; expected class ids [H,W]")
-    return values
 
 
 def _is_lossy_webp(stream: BinaryIO) -> bool:

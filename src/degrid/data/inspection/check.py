@@ -14,11 +14,19 @@ import numpy as np
 from degrid.data.dataset import is_by_name, open_dataset, open_layout
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
-from degrid.data.formats.read_mask import LossyMaskError, UnusableMaskError
+from degrid.data.formats.read_array import UnusableMaskError
+from degrid.data.formats.read_mask import LossyMaskError
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.inspection.promises import check_promises
 from degrid.image import UnreadKindError
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
+
+# The highest value, of 255, of images that are nearly black: what 14 bits give in a file of 16.
+_DIM = 64
+_NEARLY_BLACK = (
+    "images that are nearly black: of 0 to 255 they use few values (grey of 10 to 14 bits in a 16-bit file is read as "
+    "16 bits: stretch it to 0-65535)"
+)
 
 
 @dataclass
@@ -249,6 +257,9 @@ class _SourceCheck:
         self._check_name(name, split)
         self._check_twice(source.image_file() or image.tobytes(), name, split)
         self.splits[split].count_size(*image.shape[:2])
+        highest = int(image.max(initial=0))
+        if highest <= _DIM:
+            self.findings.add(_NEARLY_BLACK, f"{source.places()[0]} (0 to {highest})", problem=False)
         self._label(source.places()[1], split, label)
 
     def _unreadable(self, source: Source, split: str) -> None:
