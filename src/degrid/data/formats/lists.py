@@ -10,7 +10,10 @@ from degrid.data.formats.pairs import is_pair_list, read_list, read_names
 
 
 class Lists(DataFormat):
-    """train.txt, val.txt and test.txt in a folder; or any list, with the lists beside it as further splits."""
+    """train.txt, val.txt and test.txt in a folder; or any list, with the lists beside it as further splits.
+
+    PaddleX and PaddleSeg call them train_list.txt and so on, and name the classes in labels.txt.
+    """
 
     wanted = "list files (.txt) with /image /mask lines"
 
@@ -28,7 +31,7 @@ class Lists(DataFormat):
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:
-    files = {SPLIT_NAMES[file.stem]: file for file in sorted(folder.glob("*.txt")) if file.stem in SPLIT_NAMES}
+    files = {SPLIT_NAMES[_word(file)]: file for file in sorted(folder.glob("*.txt")) if _word(file) in SPLIT_NAMES}
     of_pairs = {split for split, file in files.items() if is_pair_list(file)}
     # An empty list beside a list of pairs is a split that lost its images; read_list reports it.
     return {split: file for split, file in files.items() if of_pairs and (split in of_pairs or not read_names(file))}
@@ -38,6 +41,11 @@ def _lists_beside(file: Path) -> dict[str, Path]:
     if file.suffix != ".txt":
         return {}
     splits = ("train", "val", "test")
-    beside = {list_file.stem: list_file for list_file in sorted(file.parent.glob("*.txt")) if list_file.stem in splits}
+    beside = {_word(other): other for other in sorted(file.parent.glob("*.txt")) if _word(other) in splits}
     # A list with another name, such as trainaug.txt, is taken as the one to train on.
-    return {**beside, split_of(file.stem) if split_of(file.stem) in splits else "train": file}
+    return {**beside, split_of(_word(file)) if split_of(_word(file)) in splits else "train": file}
+
+
+def _word(file: Path) -> str:
+    """The name of a list without suffix, and without what PaddleX and PaddleSeg add: "train_list" is "train"."""
+    return file.stem.removesuffix("_list")

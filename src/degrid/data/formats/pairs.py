@@ -79,6 +79,8 @@ def read_names(file: Path) -> list[str]:
 def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     """Read pairs from lines of "/image /mask", with paths below `root`; a line with only an image has no mask.
 
+    The slashes may be missing, and the separator may be another one, as in the lists of PaddleSeg and PaddleX.
+
     Args:
         root: the folder that the leading slash stands for; by default the nearest one, from the list's folder upwards,
             in which the first image exists.
@@ -100,12 +102,25 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
 
 
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
-    parts = line.split()
-    if not 1 <= len(parts) <= 2 or not all(map(_is_image_name, parts)):
-        parts = re.split(r"\s+(?=/)", line)  # names with spaces: the slash marks the beginning of the mask's path
-    if len(parts) > 2 or not all(map(_is_image_name, parts)):
+    """The image and the mask in a line, whose names may hold spaces; None where there is an image only.
+
+    Between them is any separator: spaces, a tab, a comma, a semicolon or a bar. Names may stand in double quotes.
+    """
+    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*[\s,;|]\s*", line)]
+    pairs = [cut for cut in cuts if all(_is_image_name(part.strip('"')) for part in cut)]
+    # Where there are several, the slash marks the beginning of the mask's path.
+    parts = [cut for cut in pairs if cut[1].startswith("/")] if len(pairs) > 1 else pairs
+    if not pairs and _is_image_name(line.strip('"')) and " /" not in line:
+        return _relative(line), None
+    if len(parts) != 1:
         raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
-    return parts[0].lstrip("/"), parts[1].lstrip("/") if len(parts) == 2 else None
+    return _relative(parts[0][0]), _relative(parts[0][1])
+
+
+def _relative(written: str) -> str:
+    """A path in a list without quotes and leading slash, and without the backslashes of Windows."""
+    bare = written.strip('"')
+    return (bare if "/" in bare else bare.replace("\\", "/")).lstrip("/")
 
 
 def _is_image_name(name: str) -> bool:

@@ -1,0 +1,83 @@
+"""List files as PaddleSeg, PaddleX and others write them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from degrid.data import open_dataset
+from degrid.data.formats.pairs import read_list
+from degrid.types import UserError
+
+MASK = np.array([[0, 1, 2, 255]], np.uint8)
+
+
+def put(file, values):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(file)
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", ";", " | "])
+@pytest.mark.parametrize("ending", ["", "_list"])
+def test_paddle_lists(tmp_path, separator, ending):
+    for name in ("weed (0)", "weed (1)", "c"):
+        put(tmp_path / "JPEGImages" / f"{name}.jpg", np.zeros((1, 4, 3), np.uint8))
+        put(tmp_path / "Annotations" / f"{name}.png", MASK)
+    for split, names in (("train", ("weed (0)", "weed (1)")), ("val", ("c",))):
+        lines = [f"JPEGImages/{name}.jpg{separator}Annotations/{name}.png\n" for name in names]
+        (tmp_path / f"{split}{ending}.txt").write_text("".join(lines))
+    (tmp_path / "labels.txt").write_text("background\nweed\nold crop\n")
+    for place in (tmp_path, tmp_path / f"train{ending}.txt"):
+        train, val = open_dataset(place), open_dataset(place, "val")
+        assert [source.name for source in train.sources] == ["JPEGImages/weed (0)", "JPEGImages/weed (1)"]
+        assert [source.name for source in val.sources] == ["JPEGImages/c"]
+        assert train.labels.names == ("background", "weed", "old crop")
+        assert np.array_equal(train[1].label.numpy(), MASK)
+
+
+@pytest.mark.parametrize("lines", ["0: sky\n1: old crop\n", "sky\nold crop\n", "__ignore__\nsky\nold crop\n"])
+def test_labels_with_and_without_numbers(tmp_path, lines):
+    put(tmp_path / "images" / "a.png", np.zeros((1, 2, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", np.array([[1, 0]], np.uint8))
+    (tmp_path / "labels.txt").write_text(lines)
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.names == ("sky", "old crop")
+    assert dataset.rule.said == "labels.txt"
+    assert dataset[0].label.tolist() == [[1, 0]]
+
+
+NAME = st.text("ab(1) -_ä", min_size=1, max_size=8).map(str.strip).filter(bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    NAME,
+    NAME,
+    st.sampled_from([" ", "\t", ",", ";", "|", "  "]),
+    st.sampled_from(["", "/"]),
+    st.sampled_from(["", '"']),
+)
+def test_any_two_names_and_separator(tmp_path_factory, image, mask, separator, slash, quote):
+    root = tmp_path_factory.mktemp("list")
+    image, mask = f"images/{image}.jpg", f"masks of/{mask}.png"
+    line = f"{quote}{slash}{image}{quote}{separator}{quote}{slash}{mask}{quote}\n"
+    (root / "train.txt").write_text(line, encoding="utf-8")
+    (pair,) = read_list(root / "train.txt", root)
+    assert (pair.image, pair.mask) == (root / image, root / mask)
+    (root / "train.txt").write_text(f"{slash}{image}\n", encoding="utf-8")
+    (pair,) = read_list(root / "train.txt", root)
+    assert (pair.image, pair.mask) == (root / image, None)
+
+
+@pytest.mark.parametrize("line", ["/a.jpg /b", "a.jpg b.png c.png", "a.jpg 3"])
+def test_lines_that_are_no_pair(tmp_path, line):
+    (tmp_path / "train.txt").write_text(f"/x.jpg /y.png\n{line}\n")
+    with pytest.raises(UserError, match=f'line 2: expected "/image /mask", got "{line}"'):
+        read_list(tmp_path / "train.txt", tmp_path)
+
+
+def test_paths_of_windows(tmp_path):
+    (tmp_path / "train.txt").write_text("JPEGImages\\a b.jpg Annotations\\a b.png\n")
+    (pair,) = read_list(tmp_path / "train.txt", tmp_path)
+    assert (pair.image, pair.mask) == (tmp_path / "JPEGImages/a b.jpg", tmp_path / "Annotations/a b.png")
