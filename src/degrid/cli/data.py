@@ -24,6 +24,9 @@ _DATA = Annotated[
 def check(
     path: _DATA,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many read; by default one for each core.", show_default=False)
+    ] = None,
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
 
@@ -38,7 +41,7 @@ def check(
     from degrid.cli.progress import progress_bar
 
     with progress_bar() as bar:
-        report = degrid.check_data(path, bar)
+        report = degrid.check_data(path, bar, processes=processes)
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(2)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
@@ -43,6 +41,8 @@ class SourceDataset:
         Raises:
             UserError: something is missing or damaged, image and label differ in size, or an unknown id or colour.
         """
+        import torch  # here: listing and checking files need none of it
+
         source = self.sources[index]
         name, image, raw = source.read()
         ids, unknown = self.rule.apply(raw)

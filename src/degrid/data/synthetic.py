@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import torch
 
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 
@@ -60,6 +59,8 @@ class SyntheticScenes:
         if not 0 <= index < len(self):
             raise IndexError(index)
         if index not in self._drawn:
+            import torch  # here: drawing, and checking files, need none of it
+
             image, label = draw_scene(np.random.default_rng([*self._entropy, index]), *self.size)
             self._drawn[index] = Sample(
                 torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(label), f"{self.split}/{index:04d}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,19 +13,10 @@ import numpy as np
 from degrid.data.dataset import is_by_name, open_dataset, open_layout
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
-from degrid.data.formats.read_array import UnusableMaskError
-from degrid.data.formats.read_mask import LossyMaskError
-from degrid.data.formats.source import BrokenSource, Source
-from degrid.data.inspection.promises import check_promises
-from degrid.image import UnreadKindError
+from degrid.data.formats.source import BrokenSource
+from degrid.data.inspection.reading import LabelValues, Reading, read_sample
+from degrid.data.processes import in_order
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
-
-# The highest value, of 255, of images that are nearly black: what 14 bits give in a file of 16.
-_DIM = 64
-_NEARLY_BLACK = (
-    "images that are nearly black: of 0 to 255 they use few values (grey of 10 to 14 bits in a 16-bit file is read as "
-    "16 bits: stretch it to 0-65535)"
-)
 
 
 @dataclass
@@ -49,14 +39,16 @@ class SplitReport:
         size = f"{width}x{height}"
         self.sizes[size] = self.sizes.get(size, 0) + 1
 
-    def count_label(self, ids: np.ndarray) -> int:
-        """Add one label, uint8 [H,W]; returns its number of distinct values, void included."""
-        counts = np.bincount(ids.ravel(), minlength=256)
+    def count_label(self, ids: np.ndarray) -> None:
+        """Add one label, train ids uint8 [H,W]."""
+        self.count_pixels(np.bincount(ids.ravel(), minlength=256))
+
+    def count_pixels(self, counts: np.ndarray) -> None:
+        """Add one label: the pixels of each train id, [256]."""
         self.void_pixels += int(counts[IGNORE_INDEX])
         for index in range(len(self.class_pixels)):
             self.class_pixels[index] += int(counts[index])
             self.class_images[index] += bool(counts[index])
-        return int(np.count_nonzero(counts))
 
 
 def class_pixels(dataset: Dataset, progress: OnProgress | None = None) -> SplitReport:
@@ -142,20 +134,24 @@ class _Findings:
     """Problems and notes grouped by kind, so that a thousand alike make one sentence."""
 
     def __init__(self) -> None:
+        self._numbers: Counter[tuple[bool, str]] = Counter()
         self._examples: dict[tuple[bool, str], list[str]] = {}
 
-    def add(self, kind: str, example: object, problem: bool = True) -> None:
-        self._examples.setdefault((problem, kind), []).append(str(example))
+    def add(self, kind: str, example: str, problem: bool = True) -> None:
+        self._numbers[problem, kind] += 1
+        examples = self._examples.setdefault((problem, kind), [])
+        if len(examples) < 3:
+            examples.append(example)
 
     def sentences(self, problem: bool) -> list[str]:
         return [
-            f"{len(examples)} {kind}: {'; '.join(examples[:3])}{'; ...' if len(examples) > 3 else ''}"
-            for (is_problem, kind), examples in self._examples.items()
+            f"{number} {kind}: {'; '.join(self._examples[is_problem, kind])}{'; ...' if number > 3 else ''}"
+            for (is_problem, kind), number in self._numbers.items()
             if is_problem == problem
         ]
 
 
-def check_data(path: str | Path, progress: OnProgress | None = None) -> DataReport:
+def check_data(path: str | Path, progress: OnProgress | None = None, *, processes: int | None = None) -> DataReport:
     """Read every image and label of a dataset and report what is wrong.
 
     Finds images without a mask and masks without an image, damaged files, masks that differ in size from their image,
@@ -165,29 +161,29 @@ def check_data(path: str | Path, progress: OnProgress | None = None) -> DataRepo
     Args:
         path: whatever `degrid.open_dataset` takes.
         progress: told how many samples have been read.
+        processes: how many read; None: one for each core, where there is enough to read. The report is the same.
     Raises:
         UserError: the dataset does not exist or its format is not recognised.
     """
     if is_by_name(path):
         return _check_samples(str(path), progress)
     layout = open_layout(path)
-    assert layout.labels is not None
-    check = _SourceCheck(layout, layout.labels)
-    total, done = sum(map(len, layout.splits.values())), 0
+    tally = _Tally(layout)
+    samples = [(split, source) for split, sources in layout.splits.items() for source in sources]
     for split, sources in layout.splits.items():
         broken = sum(isinstance(source, BrokenSource) for source in sources)
-        check.splits[split] = SplitReport.empty(len(sources) - broken, layout.labels)
+        tally.splits[split] = SplitReport.empty(len(sources) - broken, tally.labels)
         if not len(sources):
-            check.findings.add("splits without an image (add images, or take the split away)", split)
-        for source in sources:
-            check.source(source, split)
-            done += 1
-            if progress:
-                progress(Progress("checking", done, total))
+            tally.findings.add("splits without an image (add images, or take the split away)", split)
+    readings = in_order(read_sample, [source for _, source in samples], processes)
+    for done, ((split, _), reading) in enumerate(zip(samples, readings, strict=True), 1):
+        tally.add(reading, split)
+        if progress:
+            progress(Progress("checking", done, len(samples)))
     for orphan in layout.orphans:
-        check.findings.add("masks without an image (remove them, or add the images)", orphan)
-    report = _report(str(path), layout, check.splits, check.findings)
-    report.unknown = {str(value): (masks, check.pixels[value]) for value, masks in check.masks.most_common()}
+        tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
+    report = _report(str(path), layout, tally.splits, tally.findings)
+    report.unknown = {str(value): (masks, tally.pixels[value]) for value, masks in tally.masks.most_common()}
     if report.unknown:
         rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
         report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
@@ -196,6 +192,8 @@ def check_data(path: str | Path, progress: OnProgress | None = None) -> DataRepo
 
 def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
     """Check a dataset that yields samples but has no sources."""
+    from degrid.data.inspection.promises import check_promises  # here: files are checked without torch
+
     datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
     for split in ("val", "test"):
         with contextlib.suppress(UserError):  # a user's own dataset need not have them
@@ -228,103 +226,57 @@ def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings:
     return DataReport(path, layout.kind, list(names), splits, findings.sentences(problem=True), notes, layout.reason)
 
 
-class _SourceCheck:
-    """Counts and findings while the sources of a dataset are read.
+class _Tally:
+    """Counts and findings of a whole dataset, out of the readings of its samples in order.
 
     masks, pixels: the number of masks and pixels with each unknown value.
     """
 
-    def __init__(self, layout: Layout, labels: LabelSpace) -> None:
+    def __init__(self, layout: Layout) -> None:
+        assert layout.labels is not None
         assert layout.rule is not None
-        self.rule, self.labels = layout.rule, labels
+        self.rule, self.labels = layout.rule, layout.labels
         self.splits: dict[str, SplitReport] = {}
         self.findings = _Findings()
         self.masks: Counter[int | Color] = Counter()
         self.pixels: Counter[int | Color] = Counter()
-        self._digests: dict[str, tuple[str, str]] = {}
+        self._first: dict[bytes, tuple[str, str]] = {}
         self._names: set[tuple[str, str]] = set()
 
-    def source(self, source: Source, split: str) -> None:
-        """Read and count one sample."""
-        try:
-            name, image, label = source.read()
-        except UserError as error:
-            if source.unreadable:
-                self.findings.add(source.unreadable, error)
-            else:
-                self._unreadable(source, split)
-            return
-        self._check_name(name, split)
-        self._check_twice(source.image_file() or image.tobytes(), name, split)
-        self.splits[split].count_size(*image.shape[:2])
-        highest = int(image.max(initial=0))
-        if highest <= _DIM:
-            self.findings.add(_NEARLY_BLACK, f"{source.places()[0]} (0 to {highest})", problem=False)
-        self._label(source.places()[1], split, label)
+    def add(self, reading: Reading, split: str) -> None:
+        """Count one sample."""
+        for kind, example in reading.faults:
+            self.findings.add(kind, example)
+        for kind, example in reading.remarks:
+            self.findings.add(kind, example, problem=False)
+        if reading.name:
+            if (split, reading.name) in self._names:
+                self.findings.add(f"names in {split} that come twice (rename or remove one of each)", reading.name)
+            self._names.add((split, reading.name))
+        if reading.digest:
+            self._check_twice(reading.digest, reading.name, split)
+        if reading.size:
+            self.splits[split].count_size(*reading.size)
+        if reading.label is not None:
+            self._label(reading.label_place, split, reading.label)
 
-    def _unreadable(self, source: Source, split: str) -> None:
-        """Report which part of a sample is faulty, and count its image if that can be read."""
-        self._check_name(source.name, split)
-        if source.image_file():
-            self._check_twice(source.image_file(), source.name, split)
-        label = self._read_label(source)
-        try:
-            image = source.read_image(None if label is None else label.shape[:2])
-        except UserError as error:
-            self.findings.add(
-                "images of a kind that is not read"
-                if isinstance(error, UnreadKindError)
-                else "images that cannot be read (get them again)",
-                error,
-            )
-            return
-        self.splits[split].count_size(*image.shape[:2])
-        if label is not None:
-            self.findings.add(
-                "masks of another size than their image (export them at the image's size)",
-                f"{source.places()[1]} is {label.shape[1]}x{label.shape[0]}, the image "
-                f"{image.shape[1]}x{image.shape[0]}",
-            )
-
-    def _read_label(self, source: Source) -> np.ndarray | None:
-        image_place, label_place = source.places()
-        missing = source.missing()
-        if missing == "label":
-            self.findings.add("images without mask (add the masks, or take the images away)", image_place)
-        if missing:
-            return None
-        try:
-            return source.read_label()
-        except UserError as error:
-            if isinstance(error, LossyMaskError):
-                self.findings.add(f"{error.kind} masks (their ids are blurred; save masks as PNG)", label_place)
-            elif isinstance(error, UnusableMaskError):
-                self.findings.add("masks that are no image of class ids", error)
-            else:
-                self.findings.add("masks that cannot be read (make them anew)", error)
-            return None
-
-    def _label(self, place: str, split: str, raw: np.ndarray) -> None:
-        ids, unknown = self.rule.apply(raw)
-        num_values = self.splits[split].count_label(ids)
+    def _label(self, place: str, split: str, label: LabelValues) -> None:
+        counts, unknown = label.by_class(self.rule)
+        self.splits[split].count_pixels(counts)
         self.masks.update(unknown.keys())
         self.pixels.update(unknown)
+        present = np.flatnonzero(counts)
         if unknown:
             self.findings.add("masks with unknown values", unknown_message(place, unknown, self.labels))
-        elif (ids == IGNORE_INDEX).all():
+        elif present.tolist() == [IGNORE_INDEX]:
             self.findings.add("masks that are all void (they teach nothing)", place, problem=False)
-        elif num_values == 1 and len(self.labels) > 1:
-            name = self.labels.names[int(ids[0, 0])]
+        elif len(present) == 1 and len(self.labels) > 1:
+            name = self.labels.names[int(present[0])]
             self.findings.add("masks that are one class all over", f"{place} ({name})", problem=False)
 
-    def _check_name(self, name: str, split: str) -> None:
-        if (split, name) in self._names:
-            self.findings.add(f"names in {split} that come twice (rename or remove one of each)", name)
-        self._names.add((split, name))
-
-    def _check_twice(self, image: bytes, name: str, split: str) -> None:
+    def _check_twice(self, digest: bytes, name: str, split: str) -> None:
         """Look for duplicates: an image in two splits makes the scores of the second one too good."""
-        first = self._digests.setdefault(hashlib.sha256(image).hexdigest(), (split, name))
+        first = self._first.setdefault(digest, (split, name))
         if first[0] != split:
             self.findings.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}")
         elif first[1] != name:

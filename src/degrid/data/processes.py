@@ -1,0 +1,213 @@
+"""The same work on many things, in their order, by several processes.
+
+The other processes are plain Python programs that are told what to do through pipes. Unlike a fork they are safe beside
+threads, and unlike those of `multiprocessing` they never run the user's script again, so that it needs no
+`if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+
+_START = """
+import pickle, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from degrid.data.processes import serve
+serve()
+"""
+# Seconds: how long to watch the pace before deciding on helpers; the work that is worth one; the length of a part.
+_TRIAL, _WORTH, _PART = 0.05, 0.25, 0.03
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def in_order(
+    work: Callable[[Thing], Result], things: Sequence[Thing], processes: int | None = None
+) -> Iterator[Result]:
+    """work(thing) for each thing, in their order, whichever process did it.
+
+    What cannot be sent to another process, and what fails there, is done in this one.
+
+    Args:
+        work: a function of a module that is quick to import; its results can be pickled.
+        processes: how many take part, this one included; None: one for each core, if there is enough to do.
+    """
+    parts = _Parts(work, things)
+    helpers: list[_Helper] = []
+    position, own, seconds = 0, 0, 0.0
+    try:
+        while position < len(things):
+            results = parts.results_from(position)
+            if results is not None:
+                yield from results
+                position += len(results)
+                continue
+            if not helpers:
+                wanted = _helpers_worth_it(seconds, parts.left * seconds / max(1, own), processes)
+                helpers = [_Helper(parts) for _ in range(min(wanted, parts.left - 1))]
+            part = parts.take(again=True)
+            if part is None:
+                parts.wait_for(position)
+                continue
+            began = time.perf_counter()
+            parts.give(part, [work(thing) for thing in things[part.start : part.stop]])
+            own, seconds = own + len(part), seconds + time.perf_counter() - began
+            parts.size = max(1, min(64, int(_PART * own / max(seconds, 1e-6))))
+    finally:
+        parts.close()
+        for helper in helpers:
+            helper.stop()
+
+
+def _helpers_worth_it(seconds: float, seconds_left: float, processes: int | None) -> int:
+    if processes is not None:
+        return processes - 1
+    if seconds < _TRIAL or getattr(sys, "frozen", False):  # a frozen program is no Python that could be started
+        return 0
+    return min(num_cores() - 1, int(seconds_left / _WORTH))
+
+
+class _Parts:
+    """What is still to do, and what is done but not yet fetched; shared by the threads. A part is a range of things.
+
+    size: things in a part, from now on.
+    """
+
+    def __init__(self, work: Callable[[Any], Any], things: Sequence[Any]) -> None:
+        self.work, self.things, self.size = work, things, 1
+        self._next = 0
+        self._again: list[range] = []
+        self._done: dict[int, list[Any]] = {}
+        self._changed = threading.Condition()
+
+    @property
+    def left(self) -> int:
+        """Things that nobody has taken yet."""
+        return len(self.things) - self._next
+
+    def take(self, again: bool) -> range | None:
+        """The next part to do; None if there is none.
+
+        Args:
+            again: rather one that a helper could not do.
+        """
+        with self._changed:
+            if again and self._again:
+                return self._again.pop()
+            part = range(self._next, min(self._next + self.size, len(self.things)))
+            self._next = part.stop
+            return part or None
+
+    def give(self, part: range, results: list[Any] | None) -> None:
+        """Hand in what became of a part; None: the main process has to do it."""
+        with self._changed:
+            if results is None:
+                self._again.append(part)
+            else:
+                self._done[part.start] = results
+            self._changed.notify()
+
+    def results_from(self, position: int) -> list[Any] | None:
+        """The results of the part that starts there, if it is done."""
+        with self._changed:
+            return self._done.pop(position, None)
+
+    def wait_for(self, position: int) -> None:
+        """Wait until the part that starts there is done, or one has to be done again."""
+        with self._changed:
+            self._changed.wait_for(lambda: position in self._done or self._again)
+
+    def close(self) -> None:
+        """Give out no more parts."""
+        with self._changed:
+            self._next = len(self.things)
+
+
+class _Helper:
+    """A process, and the thread that feeds it."""
+
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End both. What the process was at is lost."""
+        if self._process:
+            self._process.kill()
+        self._thread.join()
+
+    def _run(self) -> None:
+        part: range | None = None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+            message = pickle.dumps(sys.path) + pickle.dumps(self._parts.work)
+            while part := self._parts.take(again=False):
+                message += pickle.dumps(list(self._parts.things[part.start : part.stop]))
+                self._parts.give(part, _ask(self._process, message))
+                part, message = None, b""
+        except Exception:
+            # Whatever it was (things that cannot be pickled, no memory for a process, ...), the main process goes on.
+            if part:
+                self._parts.give(part, None)
+        finally:
+            if self._process:
+                _end(self._process)
+
+
+def _ask(process: subprocess.Popen[bytes], message: bytes) -> list[Any] | None:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(message)
+    process.stdin.flush()
+    answer: list[Any] | None = pickle.load(process.stdout)
+    return answer
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # something was not sent
+            assert pipe
+            pipe.close()
+
+
+def serve() -> None:
+    """What a helper does: answer each list of things with the list of results, or with None if anything failed."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the work prints must not come among the answers
+    work = pickle.load(sys.stdin.buffer)
+    while True:
+        try:
+            things = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = [work(thing) for thing in things]
+        except Exception:
+            answer = None
+        pickle.dump(answer, answers)
+        answers.flush()
