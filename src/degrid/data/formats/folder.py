@@ -6,6 +6,7 @@ from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import (
     DIVIDED,
     MASK_ENDINGS,
@@ -18,6 +19,8 @@ from degrid.data.formats.pairs import (
     select,
     split_files,
 )
+from degrid.data.formats.tools.label_files import label_file, tool_classes
+from degrid.types import LabelSpace, UserError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "photos")
 _MASK_FOLDERS = (
@@ -47,7 +50,7 @@ class SplitFolders(DataFormat):
                 splits[split_of(name)], lost = pair_up(*both)
                 orphans += lost
                 reasons.append(" and ".join(folder.relative_to(path).as_posix() for folder in both))
-        return Layout(", ".join(reasons), path, splits, *class_table(path), orphans) if splits else None
+        return Layout(", ".join(reasons), path, splits, *_classes(path), orphans) if splits else None
 
 
 class Folders(DataFormat):
@@ -83,7 +86,7 @@ def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
 
 
 class SideBySide(DataFormat):
-    """NAME.jpg beside NAME_mask.png."""
+    """NAME.jpg beside NAME_mask.png, divided by folders called as splits (as Roboflow's masks are) or not at all."""
 
     wanted = "NAME.jpg beside NAME_mask.png"
 
@@ -102,7 +105,29 @@ class SideBySide(DataFormat):
         matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
         if not matched or 2 * len(matched) < len(pairs):
             return None  # a few names that happen to fit are no dataset
-        return Layout(" beside ".join(matched[0]), path, divided(pairs), *class_table(path), orphans, [DIVIDED])
+        splits = _by_top_folder(pairs)
+        left_out = len(pairs) - sum(map(len, splits.values()))
+        notes = ([f"{left_out} images are in none of the splits"] if left_out else []) if splits else [DIVIDED]
+        reason = " beside ".join(matched[0])
+        return Layout(reason, path, splits or divided(pairs), *_classes(path), orphans, notes)
+
+
+def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+    """The classes that a table in the folder names, or one in each folder of a split, as Roboflow's _classes.csv.
+
+    Raises:
+        UserError: see `class_table`; or the splits' tables name other classes.
+    """
+    labels, rule = class_table(path)
+    folders = [folder for name, folder in _folders(path).items() if name.lower() in SPLIT_NAMES]
+    files = [file for folder in folders if (file := label_file(folder))]
+    if labels is not None or not files:
+        return labels, rule
+    found = [tool_classes(file) for file in files]
+    other = next((file for file, classes in zip(files, found, strict=True) if classes != found[0]), None)
+    if other:
+        raise UserError(f"{files[0]} and {other} name other classes; the splits of one dataset need the same")
+    return found[0]
 
 
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
