@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from degrid import UserError
-from degrid.engine.inference.crf import CRF, Lattice, _blur, refine
+from degrid.kernels import dense_crf
+from degrid.kernels.dense_crf import CRF, Lattice, _blur, refine
 
 
 def exact_mean_field(probabilities, image, crf):
@@ -47,6 +48,12 @@ def scene(height, width, seed=0):
     return truth, image.round().to(torch.uint8), soft / soft.sum(0)
 
 
+@pytest.fixture(params=["numba", "torch"])
+def implementation(request, monkeypatch):
+    monkeypatch.setattr(dense_crf, "numba_installed", lambda: request.param == "numba")
+
+
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("crf", [CRF(), CRF(bi_xy_std=20, bi_rgb_std=13, pos_xy_std=3), CRF(bi_weight=0, iterations=3)])
 def test_agrees_with_the_exact_mean_field(crf):
     _, image, probabilities = scene(36, 44)
@@ -56,6 +63,62 @@ def test_agrees_with_the_exact_mean_field(crf):
     assert float((ours - exact).abs().mean()) < 5e-3
     if crf.bi_weight == 0:  # no lattice: exact
         torch.testing.assert_close(ours.double(), exact, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "crf"),
+    [
+        (21, (50, 70), CRF()),
+        (8, (33, 20), CRF(bi_xy_std=49, bi_rgb_std=5, pos_xy_std=3)),
+        (2, (1, 40), CRF(bi_xy_std=1, bi_rgb_std=2, pos_xy_std=0.3, iterations=2)),
+        (9, (40, 1), CRF(pos_weight=0, iterations=4)),
+        (3, (17, 19), CRF(bi_weight=12, pos_weight=8)),
+        (5, (12, 14), CRF(bi_weight=0, pos_xy_std=9)),
+    ],
+)
+def test_the_compiled_field_is_the_one_of_pytorch(classes, size, crf):
+    generator = torch.Generator().manual_seed(classes)
+    image = torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)
+    image[:, : size[0] // 2] = 90  # pixels of one colour share their lattice points
+    probabilities = torch.rand(classes, *size, generator=generator) ** 6
+    probabilities[0, 0] = 0
+    probabilities /= probabilities.sum(0)
+    ours, expected = dense_crf._compiled(probabilities, image, crf), dense_crf._with_torch(probabilities, image, crf)
+    assert ours.shape == expected.shape
+    torch.testing.assert_close(ours, expected, rtol=2e-3, atol=2e-5)
+
+
+def test_the_compiled_lattice_filters_like_the_one_of_pytorch():
+    image = torch.randint(0, 256, (3, 21, 30), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    crf = CRF(bi_weight=4, bi_xy_std=9, bi_rgb_std=20)
+    values = torch.rand(21 * 30, 8)
+    ours = dense_crf._CompiledLattice(image.permute(1, 2, 0).numpy(), crf)
+    points, _ = ours.blurred(values.numpy(), ours.values(8), ours.values(8))
+    filtered = (torch.from_numpy(points)[ours.corners] * torch.from_numpy(ours.weights)[..., None]).sum(1)
+    plain = Lattice(dense_crf._appearance(image, crf))
+    near = plain.filter(torch.ones(len(values), 1)).rsqrt()
+    # A pixel between two simplices may fall into either: a point of weight 0 that is there or not conducts the blur.
+    close = torch.isclose(filtered, 4 * near * plain.filter(near * values), rtol=1e-3, atol=1e-4)
+    assert float(close.float().mean()) > 0.97
+
+
+def test_weights_too_large_for_the_compiled_softmax_run_in_pytorch():
+    _, image, probabilities = scene(20, 24)
+    crf = CRF(bi_weight=200, pos_weight=150)
+    refined = refine(probabilities, image, crf)
+    torch.testing.assert_close(refined, dense_crf._with_torch(probabilities, image, crf))
+    torch.testing.assert_close(refined.sum(0), torch.ones(20, 24))
+
+
+def test_other_than_rgb_is_refused():
+    with pytest.raises(UserError, match="expected an RGB image, got 4 channels"):
+        refine(torch.ones(2, 8, 8) / 2, torch.zeros(4, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_widths_that_number_too_many_points_are_refused():
+    with pytest.raises(UserError, match="widths are too small"):
+        refine(torch.ones(2, 90, 90) / 2, torch.full((3, 90, 90), 255), CRF(bi_xy_std=1e-3, bi_rgb_std=1e-3))
 
 
 def test_sharpens_a_blurred_mask():

@@ -139,7 +139,7 @@ def test_bands_hold_no_more_rows_than_a_window():
 
 
 def test_crf_is_applied_to_the_fused_probabilities(image):
-    from degrid.engine.inference.crf import CRF, refine
+    from degrid.kernels.dense_crf import CRF, refine
 
     model = Pointwise()
     crf = CRF(bi_xy_std=10, bi_rgb_std=20, iterations=2)

@@ -13,10 +13,10 @@ from degrid.version import VERSION
 
 if TYPE_CHECKING:
     from degrid.data import check_data, open_dataset
-    from degrid.engine.inference.crf import CRF
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
     from degrid.engine.training.loop import Stopped
+    from degrid.kernels.dense_crf import CRF
     from degrid.model_folder import load, save
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
@@ -37,7 +37,7 @@ __version__ = VERSION
 
 _MODULES = {
     "data": "check_data open_dataset",
-    "engine.inference.crf": "CRF",
+    "kernels.dense_crf": "CRF",
     "engine.inference.predictor": "Predictor",
     "engine.inference.tta": "InferenceOptions",
     "engine.training.loop": "Stopped",

@@ -63,8 +63,8 @@ def inference_options(
     Raises:
         UserError: a value of another form, or out of its range.
     """
-    from degrid.engine.inference.crf import CRF
     from degrid.engine.inference.tta import InferenceOptions
+    from degrid.kernels.dense_crf import CRF
 
     try:
         factors = tuple(float(part) for part in scales.split(","))

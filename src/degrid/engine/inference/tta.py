@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degrid.engine.inference.crf import CRF, refine
+from degrid.kernels.dense_crf import CRF, refine
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -114,7 +114,7 @@ def fused_scores(
     if options.crf is None:
         return total
     probabilities = total / total.sum(1, keepdim=True) if options.sums_probabilities else total.softmax(1)
-    return refine(probabilities[0].cpu(), image[0].cpu(), options.crf)[None].to(total.device)
+    return refine(probabilities[0], image[0].to(probabilities.device), options.crf)[None]
 
 
 def _views(image: Tensor, options: InferenceOptions, convention: str, stride: int) -> Iterator[tuple[bool, Tensor]]:
