@@ -83,7 +83,7 @@ def test_the_compiled_field_is_the_one_of_pytorch(classes, size, crf):
     probabilities = torch.rand(classes, *size, generator=generator) ** 6
     probabilities[0, 0] = 0
     probabilities /= probabilities.sum(0)
-    ours, expected = dense_crf._compiled(probabilities, image, crf), dense_crf._with_torch(probabilities, image, crf)
+    ours, expected = dense_crf.compiled(probabilities, image, crf), dense_crf.with_torch(probabilities, image, crf)
     assert ours.shape == expected.shape
     torch.testing.assert_close(ours, expected, rtol=2e-3, atol=2e-5)
 
@@ -106,7 +106,7 @@ def test_weights_too_large_for_the_compiled_softmax_run_in_pytorch():
     _, image, probabilities = scene(20, 24)
     crf = CRF(bi_weight=200, pos_weight=150)
     refined = refine(probabilities, image, crf)
-    torch.testing.assert_close(refined, dense_crf._with_torch(probabilities, image, crf))
+    torch.testing.assert_close(refined, dense_crf.with_torch(probabilities, image, crf))
     torch.testing.assert_close(refined.sum(0), torch.ones(20, 24))
 
 

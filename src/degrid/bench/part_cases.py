@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
+import importlib.util
 import shutil
 import tempfile
 import weakref
@@ -24,6 +27,8 @@ from degrid.data import TrainTransform, open_dataset
 from degrid.data.synthetic import LABELS, scene
 from degrid.engine.evaluation.metrics import ConfusionMatrix
 from degrid.image import palette_image
+from degrid.kernels import dense_crf
+from degrid.kernels.dense_crf import CRF, refine
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
@@ -185,6 +190,45 @@ def post(scope: Scope) -> list[Block]:
         blocks.append(Block(name, 5, partial(_argmax_cases, name, smooth_logits(classes, height, width), size)))
     size = [97, 97] if scope.quick else [500, 500]
     return [*blocks, Block("confusion matrix", 3, partial(_confusion_cases, size))]
+
+
+def crf(scope: Scope) -> list[Block]:
+    """The dense CRF with DeepLab v2's parameters on 21 classes, on one core and on all; pydensecrf2 if installed."""
+    height, width = scope.sizes((375, 500))[0]
+    logits = smooth_logits(21, -(-height // 8), -(-width // 8))
+    probabilities = F.interpolate(logits, (height, width), mode="bilinear")[0].softmax(0)
+    image = torch.from_numpy(scope.picture((height, width))).permute(2, 0, 1).contiguous()
+    blocks = []
+    for threads, cores in ((1, "one core"), (None, "all cores")):
+        name = f"{width}x{height}, 21 classes, 10 iterations, {cores}"
+        blocks.append(Block(name, 60, partial(_crf_cases, name, probabilities, image), warmup=1, threads=threads))
+    return blocks
+
+
+def _crf_cases(name: str, probabilities: Tensor, image: Tensor) -> list[Case]:
+    cases = [
+        Case("degrid: CRF, PyTorch", partial(dense_crf.with_torch, probabilities, image, CRF()), name),
+        Case("degrid: CRF", partial(refine, probabilities, image), name),
+    ]
+    if importlib.util.find_spec("pydensecrf"):
+        cases = [Case("pydensecrf2 (one core)", partial(_pydensecrf, probabilities, image, CRF()), name, True), *cases]
+    else:
+        cases[0] = dataclasses.replace(cases[0], base=True)
+    return cases
+
+
+def _pydensecrf(probabilities: Tensor, image: Tensor, parameters: CRF) -> np.ndarray:
+    """As its documentation has it used; marginals [C,H*W]."""
+    library = importlib.import_module("pydensecrf.densecrf")
+    classes, height, width = probabilities.shape
+    field = library.DenseCRF2D(width, height, classes)
+    field.setUnaryEnergy(-probabilities.clamp(min=1e-8).log().reshape(classes, -1).numpy())
+    field.addPairwiseGaussian(sxy=parameters.pos_xy_std, compat=parameters.pos_weight)
+    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    field.addPairwiseBilateral(
+        sxy=parameters.bi_xy_std, srgb=parameters.bi_rgb_std, rgbim=rgb, compat=parameters.bi_weight
+    )
+    return np.array(field.inference(parameters.iterations))
 
 
 def _argmax_cases(name: str, logits: Tensor, size: Sequence[int]) -> list[Case]:

@@ -25,6 +25,7 @@ SETS = {
     "train": "degrid.bench.network_cases:train",
     "loader": "degrid.bench.part_cases:loader",
     "post": "degrid.bench.part_cases:post",
+    "crf": "degrid.bench.part_cases:crf",
     "memory": "degrid.bench.network_cases:memory",
     "large": "degrid.bench.network_cases:large",
 }

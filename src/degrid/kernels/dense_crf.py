@@ -63,11 +63,12 @@ def refine(probabilities: Tensor, image: Tensor, crf: CRF | None = None) -> Tens
         raise UserError(f"CRF: expected an RGB image, got {len(image)} channels")
     small = crf.bi_weight + crf.pos_weight <= _LARGEST_WEIGHTS
     if probabilities.device.type == "cpu" and small and numba_installed():
-        return _compiled(probabilities, image, crf)
-    return _with_torch(probabilities, image, crf)
+        return compiled(probabilities, image, crf)
+    return with_torch(probabilities, image, crf)
 
 
-def _with_torch(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
+def with_torch(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
+    """`refine` in PyTorch, on the device of its input."""
     classes, height, width = probabilities.shape
     unary = -probabilities.float().clamp(min=_LEAST).log().reshape(classes, -1).T
     lattice = Lattice(_appearance(image, crf))
@@ -89,8 +90,8 @@ _LEAST = 1e-8
 _LARGEST_WEIGHTS = 20
 
 
-def _compiled(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
-    """`_with_torch` in numba. Every kernel's weight and norms are multiplied into what it is filtered with."""
+def compiled(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
+    """`refine` in numba, on the CPU. Every kernel's weight and norms are multiplied into what it is filtered with."""
     from degrid.kernels import dense_crf_numba as kernels
 
     use_torch_threads()
@@ -264,7 +265,8 @@ def _elevate(features: Tensor) -> Tensor:
 def _scales(dims: int) -> np.ndarray:
     """The factor of each feature, [d]."""
     index = np.arange(1, dims + 1)
-    return (dims + 1) * math.sqrt(2 / 3) / np.sqrt(index * (index + 1))
+    factors: np.ndarray = (dims + 1) * math.sqrt(2 / 3) / np.sqrt(index * (index + 1))
+    return factors
 
 
 def _simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:

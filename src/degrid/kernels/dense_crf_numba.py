@@ -51,7 +51,7 @@ def _simplex(elevated, zero, rank, spread):  # type: ignore[no-untyped-def]
     `dense_crf`."""
     excess = 0
     for i in range(CORNERS):
-        nearest = np.int64(np.rint(elevated[i] * np.float32(1 / CORNERS)))
+        nearest = int(np.rint(elevated[i] * np.float32(1 / CORNERS)))
         zero[i] = nearest * CORNERS
         excess += nearest
         rank[i] = 0
