@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from degrid.verbs.collect import collect
     from degrid.verbs.compare import Comparison, compare
     from degrid.verbs.convert import convert
+    from degrid.verbs.crf_search import CrfSearch, crf_search
     from degrid.verbs.demo import demo
     from degrid.verbs.describe import describe
     from degrid.verbs.evaluate import Evaluation, Measures, evaluate
@@ -45,6 +46,7 @@ _MODULES = {
     "networks": "deeplabv2 deeplabv3 deeplabv3plus",
     "smoothing": "SmoothingReport smooth_dilated_convs",
     "verbs.compare": "Comparison compare",
+    "verbs.crf_search": "CrfSearch crf_search",
     "verbs.evaluate": "Evaluation Measures evaluate",
     "verbs.export": "Int8 export",
     "verbs.outputs": "ResultFiles",
@@ -59,6 +61,7 @@ __all__ = [
     "IGNORE_INDEX",
     "Batch",
     "Comparison",
+    "CrfSearch",
     "Evaluation",
     "InferenceOptions",
     "Int8",
@@ -77,6 +80,7 @@ __all__ = [
     "collect",
     "compare",
     "convert",
+    "crf_search",
     "deeplabv2",
     "deeplabv3",
     "deeplabv3plus",

@@ -8,7 +8,21 @@ import sys
 
 import typer
 
-from degrid.cli import bench, collect, compare, convert, data, demo, evaluate, export, info, plot, predict, train
+from degrid.cli import (
+    bench,
+    collect,
+    compare,
+    convert,
+    crf_search,
+    data,
+    demo,
+    evaluate,
+    export,
+    info,
+    plot,
+    predict,
+    train,
+)
 from degrid.types import UserError
 
 app = typer.Typer(
@@ -24,6 +38,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("crf-search")(crf_search.crf_search)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)

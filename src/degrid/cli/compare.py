@@ -32,6 +32,7 @@ def compare(
     window: opt.Window = None,
     overlap: opt.Overlap = 0.5,
     crf: opt.Crf = False,
+    crf_set: opt.CrfSet = None,
 ) -> None:
     """Score models on the same images: difference to the first, with a 95 % interval over the images.
 
@@ -46,7 +47,7 @@ def compare(
 
     if out is not None:
         check_place(out)
-    options = opt.inference_options(scales, flip, fusion, window, overlap, crf)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set)
     with progress_bar() as progress:
         found = degrid.compare(
             models,

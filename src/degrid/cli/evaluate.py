@@ -35,6 +35,7 @@ def evaluate(
     memory: opt.Memory = None,
     msc: opt.Msc = False,
     crf: opt.Crf = False,
+    crf_set: opt.CrfSet = None,
     trimap: Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")] = False,
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Also the expected calibration error; a reliability diagram with -o.")
@@ -48,6 +49,7 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --split test -o scores.json
     degrid eval runs/my_photos --data my_photos --scales 0.5,0.75,1,1.25,1.5,1.75 --flip
     degrid eval runs/my_photos --data my_photos --window 512x512
+    degrid eval runs/my_photos --data my_photos --crf-set bi_xy_std=50 --crf-set bi_rgb_std=5
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     degrid eval runs/my_photos --data my_photos --calibration -o scores.json
     """
@@ -58,7 +60,7 @@ def evaluate(
     from degrid.files import check_place
 
     keep_freed_memory()
-    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, memory)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
     if out is not None:
         check_place(out)
     measures = degrid.Measures(calibration=calibration, trimap=trimap, worst=worst)

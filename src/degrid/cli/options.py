@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
 if TYPE_CHECKING:
     from degrid.engine.inference.tta import InferenceOptions
+    from degrid.kernels.dense_crf import CRF
 
 Model = Annotated[Path, typer.Argument(help="A model folder, a run folder, or an exported model.")]
 Data = Annotated[str, typer.Option(help="The data: a folder, dataset.yaml, list file or 'synthetic'.")]
@@ -35,6 +38,12 @@ Memory = Annotated[
     typer.Option(help="Most memory for feature maps, such as 2GiB or 500MiB; larger images go through windows."),
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Sharpen by a dense CRF, with DeepLab v2's parameters.")]
+CrfSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--crf-set", metavar="NAME=VALUE", help="A CRF with another parameter, such as bi_rgb_std=5; repeatable."
+    ),
+]
 
 
 def percent(value: float | None) -> str:
@@ -56,7 +65,14 @@ def rest_idle_threads(model: Path) -> None:
 
 
 def inference_options(
-    scales: str, flip: bool, fusion: str, window: str | None, overlap: float, crf: bool, memory: str | None = None
+    scales: str = "1",
+    flip: bool = False,
+    fusion: str = "mean",
+    window: str | None = None,
+    overlap: float = 0.5,
+    crf: bool = False,
+    crf_set: list[str] | None = None,
+    memory: str | None = None,
 ) -> InferenceOptions:
     """The test-time options of the command line as one value.
 
@@ -64,7 +80,6 @@ def inference_options(
         UserError: a value of another form, or out of its range.
     """
     from degrid.engine.inference.tta import InferenceOptions
-    from degrid.kernels.dense_crf import CRF
 
     try:
         factors = tuple(float(part) for part in scales.split(","))
@@ -73,7 +88,25 @@ def inference_options(
             f'--scales: expected numbers separated by commas, such as 0.75,1,1.25; got "{scales}"'
         ) from error
     size, limit = parse_size(window) if window else None, _bytes(memory) if memory else None
-    return InferenceOptions(factors, flip, fusion, size, overlap, limit, CRF() if crf else None)
+    field = _crf(crf_set or []) if crf or crf_set else None
+    return InferenceOptions(factors, flip, fusion, size, overlap, limit, field)
+
+
+def _crf(values: list[str]) -> CRF:
+    """A CRF with the parameters given as NAME=VALUE."""
+    from degrid.kernels.dense_crf import CRF
+
+    known: dict[str, Any] = {name: type(value) for name, value in dataclasses.asdict(CRF()).items()}
+    given: dict[str, Any] = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        if name not in known:
+            raise UserError(f'--crf-set: no parameter "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
+        try:
+            given[name] = known[name](number)
+        except ValueError as error:
+            raise UserError(f'--crf-set: expected a number after "{name}=", got "{number}"') from error
+    return CRF(**given)
 
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}

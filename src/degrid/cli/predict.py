@@ -61,6 +61,7 @@ def predict(
     overlap: opt.Overlap = 0.5,
     memory: opt.Memory = None,
     crf: opt.Crf = False,
+    crf_set: opt.CrfSet = None,
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
 
@@ -81,7 +82,7 @@ def predict(
     from degrid.engine.inference.fast_network import keep_freed_memory
 
     keep_freed_memory()
-    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, memory)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
     files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp)
     with progress_bar() as progress:
         found = degrid.predict(

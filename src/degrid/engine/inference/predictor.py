@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
 from degrid.engine.device import pick_device
 from degrid.engine.inference.fast_network import FastNetwork
-from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
+from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
 from degrid.image import read_image, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import UserError
@@ -126,6 +126,15 @@ class Predictor:
         if self.gives_ids or options.only_slides:
             return self._ids_directly(batch, options)
         return self.ids(self._scores(batch, options), tuple(image.shape[-2:]))
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Probabilities at the image's size, [1,C,H,W], float32, of a uint8 image [3,H,W]; before any CRF."""
+        if self.gives_ids:
+            raise UserError("this exported model gives class ids, no logits; export it with --output logits")
+        batch, options = self._prepared(image)
+        options = dataclasses.replace(options, crf=None)
+        with torch.inference_mode():
+            return probabilities(fused_scores(self._forward, batch, options, self.resize, self.stride), options)
 
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
         """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""

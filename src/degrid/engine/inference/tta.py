@@ -113,8 +113,12 @@ def fused_scores(
     assert total is not None
     if options.crf is None:
         return total
-    probabilities = total / total.sum(1, keepdim=True) if options.sums_probabilities else total.softmax(1)
-    return refine(probabilities[0], image[0].to(probabilities.device), options.crf)[None]
+    return refine(probabilities(total, options)[0], image[0].to(total.device), options.crf)[None]
+
+
+def probabilities(scores: Tensor, options: InferenceOptions) -> Tensor:
+    """What `fused_scores` gives without a CRF as probabilities, which sum to 1 over the classes."""
+    return scores / scores.sum(1, keepdim=True) if options.sums_probabilities else scores.softmax(1)
 
 
 def _views(image: Tensor, options: InferenceOptions, convention: str, stride: int) -> Iterator[tuple[bool, Tensor]]:
