@@ -14,6 +14,7 @@ from degrid.data.formats import read_mask as module
 from degrid.data.formats.masks import NO_DATA, MaskRule
 from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, read_mask
+from degrid.image import read_image
 from degrid.raster import tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -85,6 +86,11 @@ def read(tmp_path, data, name="m.tif"):
     return read_mask(tmp_path / name)
 
 
+def read_image_of(tmp_path, data):
+    (tmp_path / "a.tif").write_bytes(data)
+    return read_image(tmp_path / "a.tif")
+
+
 # ---- TIFF ---------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +150,8 @@ def test_a_tiff_written_by_gdal_gives_what_gdal_reads(tmp_path):
 def test_parts_that_a_tiff_does_not_store_are_not_taken_from_its_header(tmp_path, monkeypatch):
     data = tiff(IDS.astype(np.uint8), sparse=True)
     assert np.asarray(Image.open(io.BytesIO(data)))[0, :3].tolist() == [73, 73, 42]  # "II*": what Pillow reads
+    with pytest.raises(UserError, match=r"a\.tif leaves out its empty parts \(SPARSE_OK of GDAL\)"):
+        read_image_of(tmp_path, data)
     pytest.importorskip("rasterio")
     assert not read(tmp_path, data).any()
     monkeypatch.setitem(sys.modules, "rasterio", None)
@@ -151,6 +159,21 @@ def test_parts_that_a_tiff_does_not_store_are_not_taken_from_its_header(tmp_path
         UserError, match=r"m\.tif holds 1 band of uint8, which is read with rasterio: pip install degrid"
     ):
         read_mask(tmp_path / "m.tif")
+
+
+def test_check_says_where_a_tiff_may_surprise(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for k, options in enumerate(({"photometric": 0}, {"nodata": "0"}, {"nodata": "255"}, {"photometric": 0}, {})):
+        ids = (IDS == 2).astype(np.uint16 if k == 3 else np.uint8)
+        (tmp_path / f"masks/{k}.tif").write_bytes(tiff(ids, **options))
+        Image.fromarray(np.full((3, 5), 200 + k, np.uint8)).save(tmp_path / f"images/{k}.png")
+    notes = [note for note in check_data(tmp_path).notes if "masks" in note and note[0].isdigit()]
+    assert len(notes) == 2
+    assert notes[0].startswith("1 TIFF masks in which 0 is white")
+    assert "0.tif" in notes[0]
+    assert notes[1].startswith('1 masks that call the id 0 "no data"')
+    assert "1.tif" in notes[1]
 
 
 def test_several_pages_are_refused_but_overviews_are_none(tmp_path):

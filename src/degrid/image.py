@@ -66,6 +66,11 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
     header = tiff_header(path) if start.startswith(TIFF_MARKS) else None
     if start.startswith(TIFF_MARKS) and header is None:
         raise UserError(f"{path} is damaged or cut short: the tags of a TIFF are missing")
+    if header and header.sparse:  # Pillow would take the beginning of the file for the missing parts
+        raise UnreadKindError(
+            f"{path} leaves out its empty parts (SPARSE_OK of GDAL), and is not read as a picture: write it anew with "
+            '"gdal_translate"'
+        )
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         kinds = Image.ID[tried:]

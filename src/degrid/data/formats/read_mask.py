@@ -63,6 +63,23 @@ def read_mask(path: Path) -> np.ndarray:
     return mask_values(open_image(path), path, head)
 
 
+def remarks_on(path: Path) -> list[str]:
+    """What may surprise about how the values of a label image are read, in words that follow "3 ".
+
+    Told from the header of the file; nothing for files that are missing or no TIFF.
+    """
+    header = tiff_header(path) if path.suffix.lower() in (".tif", ".tiff") else None
+    remarks = []
+    if header and header.white_is_zero and header.bits <= 8:
+        remarks.append("TIFF masks in which 0 is white (their numbers count, not their looks)")
+    if header and header.no_data is not None and 0 <= header.no_data < IGNORE_INDEX:
+        remarks.append(
+            f'masks that call the id {header.no_data:g} "no data" (it is read as an id; if it means nothing, list it '
+            "under void in dataset.yaml)"
+        )
+    return remarks
+
+
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -172,8 +189,7 @@ def _from_tiff(path: Path, header: TiffHeader) -> np.ndarray:
         raise LossyMaskError(path, "JPEG inside a TIFF")
     if header.bands > 1 and header.kind != "uint8":
         raise _too_many(path, header)
-    # Where parts are not stored, Pillow takes the beginning of the file for their pixels.
-    values = None if header.sparse or header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header)
+    values = None if header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header)
     if values is None:
         bands = read_bands(path)
         if len(bands) != 1 and not (header.colors and len(bands) in (3, 4)):

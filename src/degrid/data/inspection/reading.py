@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.read_array import UnusableMaskError
-from degrid.data.formats.read_mask import LossyMaskError
+from degrid.data.formats.read_mask import LossyMaskError, remarks_on
 from degrid.data.formats.source import Source
 from degrid.image import UnreadKindError
 from degrid.types import UserError
@@ -98,8 +99,10 @@ def read_sample(source: Source) -> Reading:
     digest = _digest(source.image_file() or image.tobytes())
     size = (image.shape[0], image.shape[1])
     highest = int(image.max(initial=0))
-    remarks = ((_NEARLY_BLACK, f"{source.places()[0]} (0 to {highest})"),) if highest <= _DIM else ()
-    return Reading(name, digest, size, LabelValues.of(label), source.places()[1], remarks=remarks)
+    image_place, label_place = source.places()
+    remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= _DIM else []
+    remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
+    return Reading(name, digest, size, LabelValues.of(label), label_place, remarks=tuple(remarks))
 
 
 def _faulty(source: Source) -> Reading:
