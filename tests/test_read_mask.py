@@ -11,9 +11,9 @@ from test_data_faults import png
 
 from degrid.data import check_data, open_dataset
 from degrid.data.formats import read_mask as module
-from degrid.data.formats.masks import NO_DATA, MaskRule
+from degrid.data.formats.masks import NO_DATA, MaskReading, MaskRule
 from degrid.data.formats.read_array import UnusableMaskError
-from degrid.data.formats.read_mask import LossyMaskError, read_mask
+from degrid.data.formats.read_mask import LossyMaskError, read_mask, read_palette
 from degrid.image import read_image
 from degrid.raster import tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
@@ -79,6 +79,9 @@ def tiff(*pages, order="<", **tags):
         link = len(out)
         out += bytes(4)
     return bytes(out)
+
+
+LOSSY, BY_COLOR = MaskReading(lossy=True), MaskReading(by_color=True)
 
 
 def read(tmp_path, data, name="m.tif"):
@@ -278,6 +281,8 @@ def test_masks_that_were_compressed_with_loss_are_refused(tmp_path):
         with pytest.raises(LossyMaskError, match=rf"{name} is a {kind}: .*Save masks as PNG.*>= 128") as caught:
             read_mask(tmp_path / name)
         assert caught.value.kind == kind
+        found = read_mask(tmp_path / name, LOSSY).astype(int)
+        assert np.abs((found if found.ndim == 2 else found[..., 0]) - np.asarray(grey)).max() < 60, name
     for image in (grey, alpha):
         image.save(tmp_path / "c.webp", lossless=True, exact=True)
         assert np.array_equal(read_mask(tmp_path / "c.webp"), np.asarray(grey.convert("RGB")))
@@ -427,12 +432,22 @@ def test_what_only_transparency_tells_apart_is_refused(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "m.png"), told)
 
 
-def test_palettes_with_transparency_give_their_indices(tmp_path):
+def test_palettes_give_their_indices_or_their_colours(tmp_path):
     picture = Image.fromarray(IDS.astype(np.uint8))
     picture.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200])
     for transparency in (0, bytes([0, 255, 128])):
         picture.save(tmp_path / "m.png", transparency=transparency)
         assert np.array_equal(read_mask(tmp_path / "m.png"), IDS)
+        table = np.array([[9, 9, 9], [200, 0, 0], [0, 0, 200]])
+        assert np.array_equal(read_mask(tmp_path / "m.png", BY_COLOR), table[IDS])
+        assert np.array_equal(read_palette(tmp_path / "m.png")[:3], table)
+    picture.save(tmp_path / "m.tif")
+    assert np.array_equal(read_mask(tmp_path / "m.tif"), IDS)
+    assert np.array_equal(read_mask(tmp_path / "m.tif", BY_COLOR), table[IDS])
+    Image.fromarray(IDS.astype(np.uint8)).save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png", BY_COLOR), IDS)
+    assert read_palette(tmp_path / "m.png") is None
+    assert read_palette(tmp_path / "absent.png") is None
 
 
 def test_colours_of_16_bits_are_refused(tmp_path):

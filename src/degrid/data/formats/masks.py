@@ -19,6 +19,21 @@ NO_DATA = -(2**63)
 
 
 @dataclass(frozen=True)
+class MaskReading:
+    """How the files of labels are read.
+
+    by_color: palette images give the colours of their pixels, not the indices.
+    lossy: files whose compression changes the values are read, too.
+    """
+
+    by_color: bool = False
+    lossy: bool = False
+
+
+AS_STORED = MaskReading()
+
+
+@dataclass(frozen=True)
 class MaskRule:
     """How the values in a label image become train ids.
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from degrid.data.formats.masks import NO_DATA
+from degrid.data.formats.masks import AS_STORED, NO_DATA, MaskReading
 from degrid.data.formats.read_array import ARRAY_SUFFIXES, UnusableMaskError, read_array
 from degrid.image import UnreadKindError, open_image
 from degrid.raster import TIFF_MARKS, TiffHeader, read_bands, tiff_header
@@ -36,7 +36,7 @@ class LossyMaskError(UnusableMaskError):
         )
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
     """Read the values of a label image: ids [H,W], or colours uint8 [H,W,3].
 
     Values are those that the file stores: palette images yield their indices, PNG and TIFF of few bits are not
@@ -45,6 +45,8 @@ def read_mask(path: Path) -> np.ndarray:
     0 to 255 become `NO_DATA`. A .npy or .mat file holds one
     array: ids [H,W] or colours uint8 [H,W,3].
 
+    Args:
+        how: to read colours in place of indices, or what was compressed with loss.
     Raises:
         UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss.
     """
@@ -52,15 +54,15 @@ def read_mask(path: Path) -> np.ndarray:
         return _ids_of_array(read_array(path), path)
     with _opened(path) as stream:
         head = stream.read(_HEAD)
-        if head[8:12] == b"WEBP" and _is_lossy_webp(stream):
+        if head[8:12] == b"WEBP" and not how.lossy and _is_lossy_webp(stream):
             raise LossyMaskError(path, "lossy WebP")
     header = tiff_header(path) if head.startswith(TIFF_MARKS) else None
     if header:
-        return _from_tiff(path, header)
+        return _from_tiff(path, header, how)
     if head.startswith(b"GIF"):
         with Image.open(path) as film:
             _refuse_pages(path, getattr(film, "n_frames", 1))
-    return mask_values(open_image(path), path, head)
+    return mask_values(open_image(path), path, head, how)
 
 
 def remarks_on(path: Path) -> list[str]:
@@ -89,18 +91,19 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
+def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading = AS_STORED) -> np.ndarray:
     """The values of a decoded label image other than TIFF: ids [H,W], or colours uint8 [H,W,3]; see `read_mask`.
 
     Args:
         name: of the file, for messages.
         head: the first 64 bytes of the file or more.
+        how: see `read_mask`.
     Raises:
         UserError: the image holds fractions, several pages, or 16 bits per colour, or is a JPEG.
     """
-    if image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO") and not how.lossy:
         raise LossyMaskError(name, "JPEG")
-    _refuse_pages(name, getattr(image, "n_frames", 1))
+    _refuse_pages(name, getattr(image, "n_frames", 1) if image.format != "MPO" else 1)
     if head.startswith(_PNG_SIGNATURE) and head[_PNG_BITS] == 16 and head[_PNG_COLORS] != 0:
         raise UnusableMaskError(
             f"{name} has colours of 16 bits; expected one channel of class ids, of 8 or 16 bits, or colours of 8 bits"
@@ -108,7 +111,17 @@ def mask_values(image: Image.Image, name: object, head: bytes) -> np.ndarray:
     if head.startswith(b"GIF"):
         colors = np.asarray(image.convert("RGB"))
         return colors[..., 0] if (colors == colors[..., :1]).all() else colors
-    return _values(image, name, _stretch(image, head))
+    return _values(image, name, _stretch(image, head), how)
+
+
+def read_palette(path: Path) -> np.ndarray | None:
+    """The colours of a palette image, uint8 [N,3]; None for any other file."""
+    try:
+        with Image.open(path) as image:  # the pixels are not decoded
+            colors = image.getpalette("RGB") if image.mode in ("P", "PA") and image.format != "GIF" else None
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
 
 
 def _refuse_pages(name: object, pages: int) -> None:
@@ -119,8 +132,10 @@ def _refuse_pages(name: object, pages: int) -> None:
         )
 
 
-def _values(image: Image.Image, name: object, stretch: float) -> np.ndarray:
+def _values(image: Image.Image, name: object, stretch: float, how: MaskReading) -> np.ndarray:
     """The values of an image: ids [H,W], divided by `stretch`, or colours uint8 [H,W,3]."""
+    if image.mode in ("P", "PA") and how.by_color:
+        return np.asarray(image.convert("RGBA"))[..., :3]
     if image.mode == "F":
         return _whole_numbers(np.asarray(image), name)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
@@ -183,13 +198,13 @@ def _whole_numbers(values: np.ndarray, name: object, no_data: float | None = Non
     return whole
 
 
-def _from_tiff(path: Path, header: TiffHeader) -> np.ndarray:
+def _from_tiff(path: Path, header: TiffHeader, how: MaskReading) -> np.ndarray:
     _refuse_pages(path, header.pages)
-    if header.compression in _JPEG_IN_TIFF:
+    if header.compression in _JPEG_IN_TIFF and not how.lossy:
         raise LossyMaskError(path, "JPEG inside a TIFF")
     if header.bands > 1 and header.kind != "uint8":
         raise _too_many(path, header)
-    values = None if header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header)
+    values = None if header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header, how)
     if values is None:
         bands = read_bands(path)
         if len(bands) != 1 and not (header.colors and len(bands) in (3, 4)):
@@ -209,7 +224,7 @@ def _too_many(path: Path, header: TiffHeader) -> UnusableMaskError:
     )
 
 
-def _from_tiff_by_pillow(path: Path, header: TiffHeader) -> np.ndarray | None:
+def _from_tiff_by_pillow(path: Path, header: TiffHeader, how: MaskReading) -> np.ndarray | None:
     """The values of a TIFF; None for one that Pillow does not read."""
     try:
         image = open_image(path)
@@ -219,7 +234,7 @@ def _from_tiff_by_pillow(path: Path, header: TiffHeader) -> np.ndarray | None:
         return np.asarray(image)
     if header.white_is_zero and image.mode in ("1", "L"):
         image = image.point(lambda value: 255 - value)  # as Pillow turns them round
-    values = _values(image, path, _STRETCHED.get(header.bits, 1) if image.mode == "L" else 1)
+    values = _values(image, path, _STRETCHED.get(header.bits, 1) if image.mode == "L" else 1, how)
     stored = {"int8": np.int8, "uint32": np.uint32}.get(header.kind)
     return values.view(stored) if stored and values.ndim == 2 else values
 
