@@ -1,0 +1,126 @@
+"""Label Studio's brush labels as it exports them: one PNG or NumPy file per annotation, tag and class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlparse
+
+from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
+from degrid.data.formats.tools.joined import JoinedMasks, named_classes
+from degrid.data.formats.tools.label_files import BACKGROUND
+from degrid.image import IMAGE_SUFFIXES
+from degrid.types import UserError
+
+# As label_studio_sdk's converter/brush.py writes it; of the address only letters, digits, "@" and "." are left.
+_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[\w@.]*-[^-]+-(?P<label>.+)-\d+\.(png|npy)")
+_PATTERN = "task-*-annotation-*"
+# Uploaded files have eight characters in front of their names.
+_UPLOADED = re.compile(r"[0-9a-f]{8}-")
+
+
+class _Mask(NamedTuple):
+    task: int
+    annotation: int
+    label: str
+    file: Path
+
+
+class LabelStudio(DataFormat):
+    """Masks called task-1-annotation-2-by-3-tag-NAME-0.png (or .npy), the images, and the project's JSON export.
+
+    The masks name the tasks by number only; the JSON export (or JSON-MIN) names the image of each. Without one, the
+    images must be called after the tasks, as in 1.jpg or task-1.jpg.
+    """
+
+    wanted = "task-1-annotation-2-by-3-tag-NAME-0.png, the images and the JSON export (Label Studio)"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: an image is missing, or nothing says which belongs to which task.
+        """
+        masks = _masks(path)
+        if not masks:
+            return None
+        names, said = _image_names(path)
+        images = _by_name([file for file in images_in(path) if not _NAME.fullmatch(file.name)])
+        labels, rule, ids = named_classes((mask.label for mask in masks), path, said or masks[0].file.name)
+        tasks: dict[int, dict[int, list[_Mask]]] = {}
+        for mask in masks:
+            tasks.setdefault(mask.task, {}).setdefault(mask.annotation, []).append(mask)
+        pairs: list[Pair] = []
+        for task, given in sorted(tasks.items()):
+            image = _image(task, names, images, path)
+            layers = tuple((ids[mask.label], mask.file) for mask in given[max(given)])
+            name = image.relative_to(path).with_suffix("").as_posix()
+            pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[BACKGROUND]))
+        several = sum(len(given) > 1 for given in tasks.values())
+        notes = [DIVIDED, "pixels without a label are background; where labels overlap, the smaller one counts"]
+        if several:
+            notes.append(f"{several} tasks have several annotations: the last of each counts")
+        reason = f"{masks[0].file.name}, and {said or 'images called after the tasks'}"
+        return Layout(reason, path, divided(pairs), labels, rule, notes=notes)
+
+
+def _masks(path: Path) -> list[_Mask]:
+    """The masks in a folder, PNG where there are both kinds."""
+    for ending in (".png", ".npy"):
+        files = sorted(path.rglob(_PATTERN + ending)) if path.is_dir() else []
+        found = [(_NAME.fullmatch(file.name), file) for file in files]
+        masks = [_Mask(int(m["task"]), int(m["annotation"]), m["label"], file) for m, file in found if m]
+        if masks:
+            return masks
+    return []
+
+
+def _image_names(path: Path) -> tuple[dict[int, str], str]:
+    """The name of each task's image, by the JSON export in the folder, and its file's name; ({}, "") without one."""
+    for file in sorted(path.rglob("*.json")):
+        try:
+            tasks = json.loads(read_text(file))
+        except ValueError:
+            continue
+        if isinstance(tasks, list) and tasks and all(isinstance(task, dict) and "id" in task for task in tasks):
+            return {int(task["id"]): next(_addresses(task), "") for task in tasks}, file.name
+    return {}, ""
+
+
+def _addresses(task: dict[str, Any]) -> Iterator[str]:
+    """The names of image files among the values of a task."""
+    values = task["data"] if isinstance(task.get("data"), dict) else task
+    for value in values.values():
+        if isinstance(value, str):
+            url = urlparse(value)
+            name = Path(unquote(parse_qs(url.query).get("d", [url.path])[0])).name
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield name
+
+
+def _by_name(files: list[Path]) -> dict[str, list[Path]]:
+    """The files by their names, and by what these were before the upload."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        for name in {file.name, _UPLOADED.sub("", file.name, count=1)}:
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def _image(task: int, names: dict[int, str], images: dict[str, list[Path]], path: Path) -> Path:
+    """The image of a task, by the JSON export's name for it, or by the task's number where there is no such file."""
+    name = names.get(task, "")
+    if names:
+        found = images.get(name) or images.get(_UPLOADED.sub("", name, count=1)) or []
+        what = f"called {name}" if name else "in the JSON export"
+    else:
+        called = (f"{start}{task}{suffix}" for start in ("", "task-") for suffix in sorted(IMAGE_SUFFIXES))
+        found = [file for name in called for file in images.get(name, [])]
+        what = "called after it; add the project's JSON export, which names the images"
+    if len(found) != 1:
+        raise UserError(f"{path}: Label Studio's task {task} has {len(found) or 'no'} image {what}; expected one")
+    return found[0]
