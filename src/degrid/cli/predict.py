@@ -102,10 +102,14 @@ def predict(
 
 def _print_result(found: PredictResult) -> None:
     """What was written; or what failed, which ends the command with an error."""
+    from degrid.verbs.find_images import said
+
     if found.images:
         print(f"computed in {found.precision}")
     if found.written:
         print(found.written)
+    if found.left_out:
+        print(f"left out: {said(found.left_out)}")
     if found.failures:
         total = found.images + len(found.failures)
         count = f"{len(found.failures)} of {counted(total, 'image')}"

@@ -1,27 +1,26 @@
-"""The files that a prediction leaves on disk: which images there are and what is written for each, for oneself or for
-the test servers of PASCAL VOC and Cityscapes."""
+"""The files that a prediction leaves on disk, for oneself or for the test servers of PASCAL VOC and Cityscapes."""
 
 from __future__ import annotations
 
-import glob
 import itertools
-import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from degrid.data import CITYSCAPES_LABEL_IDS
 from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
-from degrid.image import IMAGE_SUFFIXES, overlay_classes, palette_image
+from degrid.image import overlay_classes, palette_image
 from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError, voc_palette
+from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
 
 FORMATS = ("ids", "voc", "cityscapes")
 VOC_COMPETITIONS = ("comp5", "comp6")
@@ -58,17 +57,18 @@ class ResultFiles:
             )
 
 
-def make_writer(files: ResultFiles, out: Path, labels: LabelSpace | None, images: Sequence[Path]) -> ResultWriter:
+def make_writer(files: ResultFiles, out: Path, labels: LabelSpace | None, found: FoundImages) -> ResultWriter:
     """What writes the results.
 
     Args:
         labels: the model's classes; None for a network that does not declare them.
-        images: all that will be written.
+        found: the images that will be predicted.
     Raises:
         UserError: the benchmark cannot take results of this model or for these images.
     """
+    images = list(found.images.values())
     if files.format == "ids":
-        return IdFiles(out, labels, files.overlay is not False, files.logits)
+        return IdFiles(out, labels, files.overlay is not False, files.logits, found.left_out)
     if labels is None:
         raise UserError(
             f"--format {files.format} needs to know the network's classes: derive it from "
@@ -79,51 +79,6 @@ def make_writer(files: ResultFiles, out: Path, labels: LabelSpace | None, images
     return CityscapesFiles(out, len(labels), images, CITYSCAPES_LABEL_IDS)
 
 
-def find_images(patterns: Iterable[str], exclude: Path | None = None) -> dict[str, Path]:
-    """Images by the name their results get: the path below the folder (or below the fixed part of the pattern)
-    without extension; with the extension where two images would share a name.
-
-    Args:
-        patterns: files, folders (searched through with sub-folders) or glob patterns.
-        exclude: a folder whose files do not count, such as the one results are written to.
-    Raises:
-        UserError: no patterns, or one that finds no image.
-    """
-    found: list[tuple[Path, Path]] = []
-    barred = exclude.resolve() if exclude is not None else None
-    for pattern in patterns:
-        base, files = _expand(pattern)
-        images = [
-            (file.relative_to(base), file)
-            for file in files
-            if file.suffix.lower() in IMAGE_SUFFIXES and not (barred and barred in file.resolve().parents)
-        ]
-        if not images:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            if not files and not Path(pattern).is_dir():
-                raise UserError(f'no such file, folder or pattern: "{pattern}"; give images of the kinds {suffixes}')
-            what = "the folder holds" if Path(pattern).is_dir() else "the pattern finds"
-            raise UserError(f'"{pattern}": {what} no image; known kinds: {suffixes}')
-        found += images
-    if not found:
-        raise UserError("no images: expected files, folders or glob patterns, got none; name those to segment")
-    stems = Counter(relative.with_suffix("") for relative, _ in dict(found).items())
-    return {
-        (relative if stems[relative.with_suffix("")] > 1 else relative.with_suffix("")).as_posix(): file
-        for relative, file in found
-    }
-
-
-def _expand(pattern: str) -> tuple[Path, list[Path]]:
-    path = Path(pattern)
-    if path.is_dir():
-        return path, sorted(file for file in path.rglob("*") if file.is_file())
-    if path.is_file():
-        return path.parent, [path]
-    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), files
-
-
 class ResultWriter:
     """Writes the results of a run over images; by default class ids alone, as benchmarks take them.
 
@@ -131,6 +86,24 @@ class ResultWriter:
     """
 
     needs_all = True
+
+    def names(self, images: Mapping[str, Path]) -> dict[str, Path]:
+        """The images by names under which their results replace nothing but results of an earlier run.
+
+        Raises:
+            UserError: a benchmark wants a name that another file has.
+        """
+        for image in images.values():
+            if not _is_free(self.place(image)):
+                raise UserError(f"{self.place(image)} is no result of degrid and would be lost; choose another folder")
+        return dict(images)
+
+    def place(self, image: Path) -> Path:
+        """Where the class ids of an image go, for a writer that does not choose names."""
+        raise NotImplementedError
+
+    def fail(self, name: str, reason: str) -> None:
+        """Hear of an image that could not be used."""
 
     def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
         """Write one image's results, each file atomically.
@@ -161,33 +134,57 @@ class IdFiles(ResultWriter):
     """Class ids with a palette, and where wanted overlays and logits; then a summary of the pixels per class.
 
     Without labels the classes are called "class 0", "class 1", ...
+
+    Args:
+        left_out: for the summary: how many other files were passed over, by what they are.
     """
 
     needs_all = False
 
-    def __init__(self, out: Path, labels: LabelSpace | None, overlay: bool = True, logits: bool = False) -> None:
-        self.out, self.labels, self.overlay, self.logits = out, labels, overlay, logits
+    def __init__(
+        self, out: Path, labels: LabelSpace | None, overlay: bool, logits: bool, left_out: Mapping[str, int]
+    ) -> None:
+        self.out, self.labels, self.overlay, self.logits, self.left_out = out, labels, overlay, logits, left_out
         self.rows: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, str] = {}
+
+    def names(self, images: Mapping[str, Path]) -> dict[str, Path]:
+        """See `ResultWriter.names`: where a.png is taken, as by the image itself, a becomes a.png, then a.png_2, ..."""
+        summary = self.out / "summary.json"
+        if summary.is_file() and b"num_images" not in summary.read_bytes():
+            raise UserError(f"{summary} is no result of degrid and would be lost; choose another folder")
+        chosen: dict[str, Path] = {}
+        for name, image in images.items():
+            longer = f"{name}{image.suffix}"
+            others = itertools.chain([longer], (f"{longer}_{number}" for number in itertools.count(2)))
+            free = (other for other in others if other not in images and other not in chosen and self._is_free(other))
+            chosen[name if self._is_free(name) else next(free)] = image
+        return chosen
+
+    def _is_free(self, name: str) -> bool:
+        return all(_is_free(self.out / f"{name}{ending}") for ending in (".png", ".overlay.jpg"))
+
+    def fail(self, name: str, reason: str) -> None:
+        """See `ResultWriter.fail`."""
+        self.failures[name] = reason
 
     def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
         """Write NAME.png, NAME.overlay.jpg and NAME.logits.npy, each file atomically."""
         labels = self.labels = self.labels or LabelSpace.of_size(num_classes)
-        with atomic_write(self.out / f"{name}.png") as temporary:
-            palette_image(prediction.ids, labels).save(temporary, format="PNG")
+        _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
         if self.overlay:
-            with atomic_write(self.out / f"{name}.overlay.jpg") as temporary:
-                picture = overlay_classes(prediction.image, prediction.ids, labels)
-                Image.fromarray(picture).save(temporary, format="JPEG", quality=92)
+            picture = overlay_classes(prediction.image, prediction.ids, labels)
+            _save(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, prediction.logits)
         counts = np.bincount(prediction.ids.ravel(), minlength=len(labels))
         height, width = prediction.ids.shape
         pixels = {class_name: int(n) for class_name, n in zip(labels.names, counts, strict=True) if n}
-        self.rows[name] = {"width": width, "height": height, "pixels": pixels}
+        self.rows[name] = {"file": str(image), "width": width, "height": height, "pixels": pixels}
 
     def finish(self) -> str:
-        """Write summary.json: pixels per class, for each image and in total."""
+        """Write summary.json: pixels per class, for each image and in total; and which files have no result."""
         total: Counter[str] = Counter()
         for row in self.rows.values():
             total.update(row["pixels"])
@@ -195,7 +192,7 @@ class IdFiles(ResultWriter):
         summary = self.out / "summary.json"
         pixels = {name: total[name] for name in names}
         record = {"classes": list(names), "num_images": len(self.rows), "pixels": pixels, "images": self.rows}
-        write_json(summary, record)
+        write_json(summary, {**record, "failures": self.failures, "left_out": dict(self.left_out)})
         what = "masks and overlays" if self.overlay else "masks"
         return f"{counted(len(self.rows), 'image')}: {what} in {self.out}, {summary}"
 
@@ -221,12 +218,14 @@ class VocFiles(ResultWriter):
         self.labels = LabelSpace(LabelSpace.of_size(_VOC_CLASSES).names, voc_palette(_VOC_CLASSES))
         self.written: set[str] = set()
 
+    def place(self, image: Path) -> Path:
+        """See `ResultWriter.place`."""
+        return self.out / self.folder / f"{image.stem}.png"
+
     def write(self, image: Path, ids: np.ndarray) -> None:
         """See `ResultWriter.write`."""
-        name = f"{image.stem}.png"
-        with atomic_write(self.out / self.folder / name) as temporary:
-            palette_image(ids, self.labels).save(temporary, format="PNG")
-        self.written.add(name)
+        _save(palette_image(ids, self.labels), self.place(image))
+        self.written.add(self.place(image).name)
 
     def finish(self) -> str:
         """Pack results.tgz, of this run's images alone: an earlier run may have left others in the folder."""
@@ -255,15 +254,34 @@ class CityscapesFiles(ResultWriter):
         self.out, self.table = out, np.array(label_ids, np.uint8)
         self.count = 0
 
+    def place(self, image: Path) -> Path:
+        """See `ResultWriter.place`."""
+        return self.out / f"{image.stem.removesuffix('_leftImg8bit')}_pred.png"
+
     def write(self, image: Path, ids: np.ndarray) -> None:
         """See `ResultWriter.write`."""
-        with atomic_write(self.out / f"{image.stem.removesuffix('_leftImg8bit')}_pred.png") as temporary:
-            Image.fromarray(self.table[ids]).save(temporary, format="PNG")
+        _save(Image.fromarray(self.table[ids]), self.place(image))
         self.count += 1
 
     def finish(self) -> str:
         """Nothing remains to be done; see `ResultWriter.finish`."""
         return f"{counted(self.count, 'image')} as label ids in {self.out}"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Write a picture atomically and mark it as a result: a PNG, or a JPEG where the path ends in .jpg."""
+    mark = PngInfo()
+    mark.add_text("Software", RESULT_MARK)
+    with atomic_write(path) as temporary:
+        if path.suffix == ".jpg":
+            picture.save(temporary, format="JPEG", quality=92, comment=RESULT_MARK)
+        else:
+            picture.save(temporary, format="PNG", pnginfo=mark)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing would be lost if a result were written there."""
+    return not path.exists() or (path.is_file() and is_result(path))
 
 
 def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Path]) -> None:

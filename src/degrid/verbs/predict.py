@@ -20,8 +20,9 @@ from degrid.engine.inference.tta import InferenceOptions
 from degrid.files import check_place
 from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
+from degrid.verbs.find_images import FoundImages, find_images
 from degrid.verbs.open_network import AnyModel, open_network
-from degrid.verbs.outputs import ResultFiles, ResultWriter, find_images, make_writer
+from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
@@ -39,6 +40,7 @@ class PredictResult:
         out: the folder.
         images: how many images were predicted.
         failures: for each image that could not be used a sentence that says why.
+        left_out: how many files were passed over, by what they are, such as ".heic" or "results of earlier runs".
         precision: the precision of the network, as a sentence.
         written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
     """
@@ -46,6 +48,7 @@ class PredictResult:
     out: Path
     images: int
     failures: tuple[str, ...]
+    left_out: dict[str, int]
     precision: str
     written: str
 
@@ -65,10 +68,13 @@ def predict(
 ) -> PredictResult:
     """Segment images and write the results; images are read ahead and results written behind, in threads.
 
+    A result is called like its image. Where images of several folders have one name, their folders are a part of it;
+    where a name is taken by a file that is no result of an earlier run, the extension is: photo.png.png for photo.png.
+
     Args:
         model: a model folder, run folder, exported file or network.
         images: files, folders and glob patterns.
-        out: folder for the results; images in it are left out.
+        out: folder for the results, which may be that of the images; results of earlier runs are no images.
         device, compiled: see `degrid.Predictor`.
         precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
@@ -89,7 +95,8 @@ def predict(
     found = _find(images, out)
     network = open_network(model, multi_scale)
     known = declared(network)
-    writer = make_writer(files, out, known.labels if known else None, list(found.values()))
+    writer = make_writer(files, out, known.labels if known else None, found)
+    chosen = writer.names(found.images)
     exact = precision or ("float32" if files.logits else "auto")
     with predictor_of(network, device, exact, options, compiled) as predictor:
         if files.logits and predictor.gives_ids:
@@ -97,10 +104,10 @@ def predict(
                 "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
                 '--output logits (output="logits")'
             )
-        failures = _write_all(predictor, writer, found, files.logits, progress)
-    count = len(found) - len(failures)
+        failures = _write_all(predictor, writer, chosen, files.logits, progress)
+    count = len(chosen) - len(failures)
     written = "" if not count or (failures and writer.needs_all) else writer.finish()
-    return PredictResult(out, count, tuple(failures), str(predictor.network), written)
+    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written)
 
 
 def predict_each(
@@ -127,7 +134,7 @@ def predict_each(
     Raises:
         UserError: see `predict`; except for images, before anything is asked for.
     """
-    found = _find(images)
+    found = _find(images).images
     network = open_network(model, multi_scale)
     with predictor_of(network, device, precision, options, compiled) as predictor:
         pass  # mistakes show now; the network is in evaluation mode again only while images are asked for
@@ -145,9 +152,9 @@ def predict_each(
     return each()
 
 
-def _find(images: Images, out: Path | None = None) -> dict[str, Path]:
+def _find(images: Images, out: Path | None = None) -> FoundImages:
     patterns = [images] if isinstance(images, str | os.PathLike) else images
-    return find_images([os.fspath(pattern) for pattern in patterns], exclude=out)
+    return find_images([os.fspath(pattern) for pattern in patterns], out)
 
 
 def _write_all(
@@ -159,6 +166,7 @@ def _write_all(
         for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
             if isinstance(prediction, UserError):
                 failures.append(str(prediction))
+                writer.fail(name, str(prediction))
             else:
                 assert predictor.num_classes is not None
                 background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))

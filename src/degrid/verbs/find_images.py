@@ -1,0 +1,138 @@
+"""Which images are to be segmented, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from degrid.image import IMAGE_SUFFIXES
+from degrid.lookup import some
+from degrid.types import UserError
+
+IMAGE, RESULTS = "image", "results of earlier runs"
+RESULT_ENDINGS = (".logits.npy", "summary.json", "results.tgz")
+"""Endings of what is written beside pictures."""
+RESULT_MARK = "result of degrid predict"
+"""Written into pictures, so that they are not taken for images when their folder is predicted again."""
+KINDS = ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Images by the name of their results, and how many other files were passed over, by what they are."""
+
+    images: dict[str, Path]
+    left_out: dict[str, int]
+
+
+def find_images(patterns: Iterable[str], out: Path | None = None) -> FoundImages:
+    """Images by the name their results get: the path below the folder (or below the fixed part of the pattern)
+    without extension.
+
+    Where images of different folders would share a name, all names begin with as much of the folders as tells them
+    apart: left/frame and right/frame. Where images of one folder would share a name, theirs keep the extension.
+
+    Args:
+        patterns: files, folders (searched through with sub-folders) or glob patterns. Results of `degrid predict` among
+            them are no images, and hidden files in a folder are not either.
+        out: the folder for the results; what it holds is left out if it lies in a folder that is searched.
+    Raises:
+        UserError: no patterns, or one that finds no image.
+    """
+    found: list[tuple[Path, Path]] = []
+    left_out: Counter[str] = Counter()
+    patterns = list(patterns)
+    for pattern in patterns:
+        base, files = _expand(pattern)
+        results = _within(out, base) if out is not None else None
+        kinds = {file: _kind(file, file.relative_to(base), results) for file in files}
+        images = [(base, file) for file, kind in kinds.items() if kind == IMAGE]
+        others = Counter(kind for kind in kinds.values() if kind != IMAGE)
+        if not images and not Path(pattern).is_file():
+            raise UserError(_nothing(pattern, files, others))
+        found += images
+        left_out += others
+    if not found:
+        came = f"got {said(left_out) or 'none'}"
+        raise UserError(f"no images: expected files, folders or glob patterns, {came}; name those to segment ({KINDS})")
+    return FoundImages(_named(found), dict(sorted(left_out.items())))
+
+
+def said(left_out: Mapping[str, int]) -> str:
+    """Kinds of files with their numbers: ".heic (2), results of earlier runs (10)"."""
+    return some((f"{kind} ({count})" for kind, count in left_out.items()), 8)
+
+
+def is_result(picture: Path) -> bool:
+    """Whether a file begins as a result of an earlier run does."""
+    with picture.open("rb") as stream:
+        return RESULT_MARK.encode() in stream.read(4096)
+
+
+def _expand(pattern: str) -> tuple[Path, list[Path]]:
+    path = Path(pattern)
+    if path.is_dir():
+        return path, sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_file():
+        return path.parent, [path]
+    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), files
+
+
+def _kind(file: Path, below: Path, results: Path | None) -> str:
+    """IMAGE, or what is said of a file that is passed over.
+
+    Args:
+        below: its path below the folder that is searched. results: the path there of the folder for the results.
+    """
+    if any(part.startswith(".") for part in below.parts):
+        return "hidden"
+    if file.name.endswith(RESULT_ENDINGS):
+        return RESULTS
+    if file.suffix.lower() not in IMAGE_SUFFIXES:
+        return file.suffix.lower() or "without an extension"
+    if is_result(file):
+        return RESULTS
+    return "in the folder for the results" if results is not None and results in below.parents else IMAGE
+
+
+def _within(folder: Path, base: Path) -> Path | None:
+    """The path of a folder that lies in another, below that; None if it does not."""
+    inner, outer = folder.resolve(), base.resolve()
+    return inner.relative_to(outer) if outer in inner.parents else None
+
+
+def _named(found: Iterable[tuple[Path, Path]]) -> dict[str, Path]:
+    """Files by name, for those found below the folders that come with them; a file that was found twice comes once."""
+    files: dict[str, tuple[Path, Path]] = {}
+    for base, file in found:
+        files.setdefault(os.path.abspath(file), (base, file))
+    places = {Path(file).with_suffix("") for file in files}
+    for depth in itertools.count():
+        paths = [Path(*_last(base, depth), file.relative_to(base)) for base, file in files.values()]
+        stems = Counter(path.with_suffix("") for path in paths)
+        if len(stems) == len(places):
+            break
+    names = [path if stems[path.with_suffix("")] > 1 else path.with_suffix("") for path in paths]
+    if len(set(names)) < len(names):  # such as a.jpg, which a.jpg, a.png and a.jpg.png give
+        names = paths
+    return {name.as_posix(): file for name, (_, file) in zip(names, files.values(), strict=True)}
+
+
+def _last(folder: Path, count: int) -> tuple[str, ...]:
+    """The last parts of a folder's absolute path, that of a drive among them."""
+    drive, *parts = Path(os.path.abspath(folder)).parts
+    parts = [drive.strip(":/\\"), *parts] if drive.strip("/") else parts
+    return tuple(parts[len(parts) - min(count, len(parts)) :])
+
+
+def _nothing(pattern: str, files: list[Path], others: Mapping[str, int]) -> str:
+    if not files and not Path(pattern).is_dir():
+        return f'no such file, folder or pattern: "{pattern}"; give images of the kinds {KINDS}'
+    what = "the folder holds" if Path(pattern).is_dir() else "the pattern finds"
+    return f'"{pattern}": {what} no image{", but " * bool(others)}{said(others)}; known kinds: {KINDS}'
