@@ -21,6 +21,7 @@ from degrid import config as configs
 from degrid import recipes
 from degrid.config import RunConfig, TrainConfig
 from degrid.data import TrainTransform, notes_of, open_dataset, training_batches
+from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
@@ -106,14 +107,15 @@ def run(
     plan = make_plan(config.optim, settings, cycles)
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
+    sheet = None if state.step else _preview(data, config, folder)
     if not resume:
         write_json(folder / "run.json", _provenance(config, list(data.notes)))
     trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), tell)
     with RunLog(folder, plan.steps, state.step, cycles, trackers, progress, tell) as log:
-        log.say(_greeting(config, settings, model, data, device, state.step))
-        for note in (*data.notes, *start):
-            log.say(note)
-        if not state.step:
+        for line in (_greeting(config, settings, model, data, device, state.step), *data.notes, *start):
+            log.say(line)
+        if sheet is not None:
+            log.image(0, "train/preview", sheet)
             log.graph(model, torch.zeros(1, 3, *config.data.crop, device=device))
         train_loop(
             state,
@@ -151,6 +153,13 @@ def _check_new(folder: Path) -> None:
     if (folder / "run.json").exists():
         ways = f"continue it with --resume {folder} (resume=...), or choose another -o (out=...)"
         raise UserError(f"{folder} holds a run already; {ways}")
+
+
+def _preview(data: _Data, config: RunConfig, folder: Path) -> np.ndarray:
+    """What the training data were understood to be, uint8 [H,W,3]; the first that is written to the run folder."""
+    sheet = preview_sheet(data.train, title=f"{config.data.path}, {config.data.train}")
+    write_sheet(sheet, folder / "preview.png")
+    return sheet
 
 
 def _start(

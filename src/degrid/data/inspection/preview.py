@@ -1,52 +1,115 @@
-"""A contact sheet of images with label overlays and a legend."""
+"""A picture of what was understood: images with their labels, and how often and from which values each class comes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from degrid.files import atomic_write
+from degrid.data.dataset import SourceDataset
+from degrid.data.inspection.reading import LabelValues
+from degrid.files import atomic_write, printable
 from degrid.image import overlay_classes
-from degrid.types import IGNORE_INDEX, Dataset, LabelSpace
+from degrid.types import IGNORE_INDEX, Dataset
 
-_CELL, _GAP, _TEXT = 320, 8, 15
+_CELL, _GAP, _TEXT, _ROW = 320, 8, 15, 22
+_PAIR = 2 * _CELL + _GAP
+# In a row of the legend: where the name, the bar, the share and the values begin, pixels.
+_NAME, _BAR, _SHARE, _VALUES = 28, 210, 380, 450
+_MOST_VALUES, _LEAST_BAR = 6, 4
 
 
-def write_preview(dataset: Dataset, path: str | Path, num: int = 12) -> None:
-    """Write a PNG that shows `num` images, spread evenly over the dataset, each beside its label overlay, and a legend.
-
-    Void pixels are hatched.
+def write_preview(dataset: Dataset, path: str | Path, num: int = 12, title: str = "") -> None:
+    """Write `preview_sheet` as a PNG.
 
     Raises:
         UserError: a sample cannot be read, or `path` cannot be written.
     """
+    write_sheet(preview_sheet(dataset, num, title), path)
+
+
+def write_sheet(sheet: np.ndarray, path: str | Path) -> None:
+    """Write a picture, uint8 [H,W,3], as a PNG.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG", compress_level=1)
+
+
+def preview_sheet(dataset: Dataset, num: int = 12, title: str = "") -> np.ndarray:
+    """A picture, uint8 [H,W,3], of `num` images, spread evenly over the dataset, and of what their labels mean.
+
+    Each image stands beside its label overlay; void is hatched. Below, every class has its colour, a bar for its share
+    of the pixels in these images, and the values that became this class, in the masks or by the rule for them.
+
+    Args:
+        title: what to call the dataset.
+    Raises:
+        UserError: a sample cannot be read.
+    """
     num = min(num, len(dataset))
     chosen = sorted({round(i * (len(dataset) - 1) / max(1, num - 1)) for i in range(num)})
+    seen = Seen(dataset)
     cells = []
     for index in chosen:
         sample = dataset[index]
-        image = sample.image.permute(1, 2, 0).numpy()
-        overlay = overlay_classes(image, sample.label.numpy(), dataset.labels, alpha=0.7)
-        cells.append((sample.name, _pair_cell(image, _hatched(overlay, sample.label.numpy()))))
+        image, ids = sample.image.permute(1, 2, 0).numpy(), sample.label.numpy()
+        overlay = overlay_classes(image, ids, dataset.labels, alpha=0.7)
+        cells.append((sample.name, _pair_cell(image, _hatched(overlay, ids == IGNORE_INDEX))))
+        seen.add(index, ids)
     columns = min(3, len(cells))
-    width = columns * (2 * _CELL + _GAP) + _GAP
+    width = columns * _PAIR + _GAP
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.height for _, cell in row) + _TEXT + _GAP for row in rows]
-    legend = _legend(dataset.labels, width)
-    sheet = Image.new("RGB", (width, sum(heights) + legend.height + _GAP), "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT - 3), _GAP
+    legend = _legend(seen, columns)
+    sheet = Image.new("RGB", (width, _ROW + sum(heights) + legend.height + 2 * _GAP), "white")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT - 3), _GAP + _ROW
+    what = f"{len(cells)} of {len(dataset)} images" + (f" of {title}" if title else "")
+    head = ImageFont.load_default(_TEXT)
+    draw.text((_GAP, _GAP - 3), _fitting(what, head, width - 2 * _GAP), "black", head)
     for row, height in zip(rows, heights, strict=True):
         for column, (name, cell) in enumerate(row):
-            left = _GAP + column * (2 * _CELL + _GAP)
-            draw.text((left, top), _shortened(name), "black", font)
+            left = _GAP + column * _PAIR
+            draw.text((left, top), _fitting(name, font, _PAIR - _GAP), "black", font)
             sheet.paste(cell, (left, top + _TEXT))
         top += height
     sheet.paste(legend, (0, top))
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    return np.asarray(sheet)
+
+
+class Seen:
+    """What was seen of each class: its pixels, and the values in the masks that became it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.labels = dataset.labels
+        self.files = dataset if isinstance(dataset, SourceDataset) else None
+        self.pixels = np.zeros(256, np.int64)
+        self.values: dict[int, set[object]] = {}
+
+    def add(self, index: int, ids: np.ndarray) -> None:
+        """Count the label of a sample, train ids uint8 [H,W]."""
+        self.pixels += np.bincount(ids.ravel(), minlength=256)
+        if self.files:
+            values = LabelValues.of(self.files.sources[index].read_label()).values
+            became = self.files.rule.apply(values[None])[0][0]
+            for value, train in zip(values.tolist(), became.tolist(), strict=True):
+                self.values.setdefault(train, set()).add(tuple(value) if isinstance(value, list) else value)
+
+    def values_of(self, train: int) -> str:
+        """The values of a class: those in the masks, then the others that the rule gives it."""
+        if not self.files:
+            return ""
+        seen = sorted(self.values.get(train, ()), key=lambda value: (isinstance(value, tuple), value))
+        colored = any(isinstance(value, tuple) for values in self.values.values() for value in values)
+        rule: Iterable[tuple[object, int]] = (self.files.rule.colors if colored else self.files.rule.ids).items()
+        values = [*seen, *(value for value, became in rule if became == train and value not in seen)]
+        shown = [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+        return ", ".join(shown[:_MOST_VALUES]) + (", .." if len(shown) > _MOST_VALUES else "")
 
 
 def _pair_cell(image: np.ndarray, overlay: np.ndarray) -> Image.Image:
@@ -58,26 +121,56 @@ def _pair_cell(image: np.ndarray, overlay: np.ndarray) -> Image.Image:
     return cell
 
 
-def _hatched(pixels: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    y, x = np.indices(ids.shape)
-    period = max(6, min(ids.shape) // 40)
-    stripe = (ids == IGNORE_INDEX) & ((x + y) % period < period // 2)
+def _hatched(pixels: np.ndarray, void: np.ndarray) -> np.ndarray:
+    y, x = np.indices(void.shape)
+    period = max(6, min(void.shape) // 40)
+    stripe = void & ((x + y) % period < period // 2)
     return np.where(stripe[..., None], np.uint8(255), pixels)
 
 
-def _legend(labels: LabelSpace, width: int) -> Image.Image:
-    font = ImageFont.load_default(_TEXT)
-    names = [f"{index} {name}" for index, name in enumerate(labels.names)]
-    cell = max(round(font.getlength(name)) for name in names) + 40
-    columns = max(1, (width - _GAP) // cell)
-    image = Image.new("RGB", (width, math.ceil(len(names) / columns) * (_TEXT + 10)), "white")
-    draw = ImageDraw.Draw(image)
-    for index, name in enumerate(names):
-        left, top = _GAP + index % columns * cell, index // columns * (_TEXT + 10)
-        draw.rectangle((left, top + 2, left + 22, top + _TEXT + 3), labels.colors[index], "black")
-        draw.text((left + 28, top), name, "black", font)
+def _legend(seen: Seen, columns: int) -> Image.Image:
+    """A row for each class and for void, in as many columns as there are pairs of images."""
+    rows = [*range(len(seen.labels)), IGNORE_INDEX]
+    per_column = math.ceil((len(rows) + 1) / columns)
+    image = Image.new("RGB", (columns * _PAIR + _GAP, (per_column + 1) * _ROW), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_TEXT)
+    for column in range(columns):
+        heads = ((_BAR, "share of these pixels"), (_VALUES, "values in the masks" if seen.files else ""))
+        for left, text in heads:
+            draw.text((_GAP + column * _PAIR + left, 0), text, "grey", ImageFont.load_default(_TEXT - 3))
+    for place, train in enumerate(rows):
+        column, row = divmod(place, per_column)
+        _legend_row(image, (_GAP + column * _PAIR, (row + 1) * _ROW), train, seen, font)
     return image
 
 
-def _shortened(name: str, length: int = 90) -> str:
-    return name if len(name) <= length else "..." + name[3 - length :]
+def _legend_row(
+    image: Image.Image, at: tuple[int, int], train: int, seen: Seen, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
+    left, top = at
+    draw = ImageDraw.Draw(image)
+    void = train == IGNORE_INDEX
+    color, name = ((160, 160, 160), "void") if void else (seen.labels.colors[train], seen.labels.names[train])
+    share, most = (float(pixels / max(1, seen.pixels.sum())) for pixels in (seen.pixels[train], seen.pixels.max()))
+    length = max(_LEAST_BAR, round((_SHARE - _BAR - _GAP) * share / most)) if share else 0
+    for start, wide in ((left, _ROW), (left + _BAR, length)):
+        if wide:
+            patch = np.broadcast_to(np.array(color, np.uint8), (_ROW - 6, wide, 3))
+            patch = _hatched(patch, np.full(patch.shape[:2], void))
+            image.paste(Image.fromarray(patch), (start, top + 2))
+            draw.rectangle((start, top + 2, start + wide - 1, top + _ROW - 5), outline="black")
+    draw.text((left + _NAME, top), _fitting(f"{train} {name}", font, _BAR - _NAME - _GAP, end=False), "black", font)
+    draw.text((left + _SHARE, top), f"{100 * share:.1f} %" if share else "none", "black" if share else "grey", font)
+    draw.text(
+        (left + _VALUES, top), _fitting(seen.values_of(train), font, _PAIR - _VALUES - _GAP, end=False), "black", font
+    )
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, end: bool = True) -> str:
+    """The text, or if it is wider than so many pixels its end, or its beginning."""
+    text = printable(text)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[1:] if end else text[:-1]
+    return f"...{text}" if end else f"{text}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -226,7 +227,16 @@ class _TensorBoard(Recorder):
             self._boards[part].add_scalar(name, value, step)
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        self._boards["val"].add_image(tag, picture, step, dataformats="HWC")
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # As the writer's add_image, but compressed four times as fast.
+        encoded = io.BytesIO()
+        Image.fromarray(picture).save(encoded, format="PNG", compress_level=1)
+        height, width, channels = picture.shape
+        shown = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=encoded.getvalue())
+        board: Any = self._boards[tag.partition("/")[0]]
+        board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
         with warnings.catch_warnings(), torch.no_grad(), evaluating(model):
