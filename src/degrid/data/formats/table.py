@@ -16,6 +16,7 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.formats.tools.label_studio import LabelStudio
+from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.tfrecord.format import TFRecord
 from degrid.lookup import lookup
 from degrid.types import UserError
@@ -28,6 +29,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Datumaro CamVid": DatumaroCamVid,
     "Datumaro KITTI": DatumaroKitti,
     "Label Studio": LabelStudio,
+    "Supervisely": Supervisely,
     "Cityscapes": Cityscapes,
     "CamVid": CamVid,
     "ADE20K": Ade20k,

@@ -12,7 +12,7 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.read_mask import read_mask
-from degrid.data.formats.tools.label_files import BACKGROUND, VOID_NAMES, LabelRow, labels_of
+from degrid.data.formats.tools.label_files import BACKGROUND, VOID_NAMES, LabelRow, is_background, labels_of
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
@@ -43,24 +43,35 @@ class JoinedMasks(Pair):
         return label
 
 
-def named_classes(names: Iterable[str], path: Path, said: str) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
-    """The classes of masks that only have names: the user's table in `path`, or background and the names in order.
+def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
+    """The classes of objects that name theirs: the user's table in `path`, or background and the rows in order.
 
+    Args:
+        rows: the classes that the tool has; their values do not count.
+        said: the file that names them.
     Returns:
-        The classes, the rule for labels of train ids, and the train id of each name. A name of void is void, and so are
-        pixels without a label, "background", where the user's table has no such class.
+        The classes, the rule for labels of train ids, and the train id of each name; that of "" is for pixels without
+        an object: background, or void where the user's table has no such class. A name of void is void.
     Raises:
         UserError: a name that the user's table does not have.
     """
-    names = sorted(set(names))
+    rows = list(rows)
     labels, rule = class_table(path)
     if labels is None or rule is None:
-        rows = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
-        labels, rule = labels_of([LabelRow(name, None, value) for value, name in enumerate(rows)], Path(said))
-    ids = {name: labels.names.index(name) if name in labels.names else IGNORE_INDEX for name in (BACKGROUND, *names)}
-    unknown = [name for name in names if ids[name] == IGNORE_INDEX and name.lower() not in VOID_NAMES]
-    if unknown:
-        raise UserError(
-            f'{path / rule.said} has no class "{unknown[0]}", which {said} has; add it, or call it void there'
-        )
-    return labels, MaskRule.plain(labels, said=rule.said), ids
+        labels, rule = labels_of(_with_background(rows), Path(said))
+    ids = {name: train for train, name in enumerate(labels.names)}
+    rest = next((train for name, train in ids.items() if is_background(name)), IGNORE_INDEX)
+    for row in rows:
+        default = rest if is_background(row.name) else IGNORE_INDEX if row.name.lower() in VOID_NAMES else None
+        if row.name not in ids and default is None:
+            raise UserError(f'{path / rule.said} has no class "{row.name}", which {said} has; add it there')
+        ids.setdefault(row.name, IGNORE_INDEX if default is None else default)
+    return labels, MaskRule.plain(labels, said=rule.said), {**ids, "": rest}
+
+
+def _with_background(rows: list[LabelRow]) -> list[LabelRow]:
+    """The rows with background in front, unless one of them is called so; numbered by their places."""
+    if not any(is_background(row.name) for row in rows):
+        colored = any(row.color for row in rows)
+        rows = [LabelRow(BACKGROUND, (0, 0, 0) if colored else None, 0), *rows]
+    return [row._replace(value=value) for value, row in enumerate(rows)]

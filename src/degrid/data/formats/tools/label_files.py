@@ -16,6 +16,12 @@ from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
 """Rows of these names, in any case, are void."""
 BACKGROUND = "background"
+_BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_", "__bg__")
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is what tools call pixels without a label."""
+    return name.lower() in _BACKGROUND_NAMES
 
 
 class LabelRow(NamedTuple):
@@ -63,7 +69,7 @@ def with_background(rows: list[LabelRow]) -> list[LabelRow]:
 
     Datumaro's CamVid and Cityscapes leave the background that they added out of the file.
     """
-    if any(row.name == BACKGROUND or row.color == (0, 0, 0) for row in rows):
+    if any(is_background(row.name) or row.color == (0, 0, 0) for row in rows):
         return rows
     color = (0, 0, 0) if any(row.color for row in rows) else None
     return [LabelRow(BACKGROUND, color, 0), *(row._replace(value=row.value + 1) for row in rows)]
@@ -169,6 +175,12 @@ def _color(values: Iterable[object], file: Path, where: str) -> Color:
     if len(written) != 3 or not all(value.isdecimal() and int(value) <= 255 for value in written):
         raise UserError(f'{file}: "{where}": a colour is three whole numbers from 0 to 255; got {", ".join(written)}')
     return int(written[0]), int(written[1]), int(written[2])
+
+
+def hex_color(written: str) -> Color | None:
+    """A colour such as "#FA3253"; None where it is written in another way."""
+    found = re.fullmatch(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", written)
+    return (int(found[1], 16), int(found[2], 16), int(found[3], 16)) if found else None
 
 
 def _number(written: str, file: Path) -> int:

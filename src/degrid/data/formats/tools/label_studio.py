@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
-from degrid.data.formats.tools.label_files import BACKGROUND
+from degrid.data.formats.tools.label_files import LabelRow
 from degrid.image import IMAGE_SUFFIXES
 from degrid.types import UserError
 
@@ -50,7 +50,8 @@ class LabelStudio(DataFormat):
             return None
         names, said = _image_names(path)
         images = _by_name([file for file in images_in(path) if not _NAME.fullmatch(file.name)])
-        labels, rule, ids = named_classes((mask.label for mask in masks), path, said or masks[0].file.name)
+        rows = [LabelRow(name, None, value) for value, name in enumerate(sorted({mask.label for mask in masks}))]
+        labels, rule, ids = named_classes(rows, path, said or masks[0].file.name)
         tasks: dict[int, dict[int, list[_Mask]]] = {}
         for mask in masks:
             tasks.setdefault(mask.task, {}).setdefault(mask.annotation, []).append(mask)
@@ -59,7 +60,7 @@ class LabelStudio(DataFormat):
             image = _image(task, names, images, path)
             layers = tuple((ids[mask.label], mask.file) for mask in given[max(given)])
             name = image.relative_to(path).with_suffix("").as_posix()
-            pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[BACKGROUND]))
+            pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[""]))
         several = sum(len(given) > 1 for given in tasks.values())
         notes = [DIVIDED, "pixels without a label are background; where labels overlap, the smaller one counts"]
         if several:

@@ -1,0 +1,161 @@
+"""Supervisely's projects: bitmaps in JSON files, or the masks of its "Export as masks"."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from degrid.data.formats.classes import class_table
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, pair_up, read_text
+from degrid.data.formats.tools.joined import named_classes
+from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, hex_color, labels_of
+from degrid.types import LabelSpace, UserError, voc_palette
+
+_META = "meta.json"
+_VALUES = "obj_class_to_machine_color.json"
+
+
+class Supervisely(DataFormat):
+    """meta.json, and in each dataset the folders img and ann, with ann/NAME.jpg.json.
+
+    Where obj_class_to_machine_color.json and masks_machine are there, these masks are read instead of the JSON files.
+    Datasets called as splits are the splits; otherwise all of them are one set.
+    """
+
+    wanted = "meta.json and datasets with img and ann (Supervisely)"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: meta.json or the table of values is of another form.
+        """
+        if not path.is_dir():
+            return None
+        machine = (path / _VALUES).is_file()
+        folder = "masks_machine" if machine else "ann"
+        if not machine and not (path / _META).is_file():
+            return None
+        datasets = sorted(images.parent for images in path.rglob("img") if (images.parent / folder).is_dir())
+        if not datasets:
+            return None
+        rows = _class_rows(path / _META)
+        ids: dict[str, int] = {}
+        if machine:
+            labels, rule = _machine_classes(path, rows)
+        else:
+            labels, rule, ids = named_classes(rows, path, _META)
+        splits: dict[str, list[Pair]] = {}
+        for dataset in datasets:
+            pairs = _masks(dataset, path) if machine else _bitmaps(dataset, path, ids)
+            splits.setdefault(split_of(dataset.name), []).extend(pairs)
+        notes = ["pixels without an object are background"]
+        if not set(splits).intersection(SPLIT_NAMES.values()):
+            splits, notes = divided([pair for pairs in splits.values() for pair in pairs]), [DIVIDED, *notes]
+        return Layout(f"{_VALUES if machine else _META}, img and {folder}", path, splits, labels, rule, [], notes)
+
+
+def _masks(dataset: Path, path: Path) -> list[Pair]:
+    """The images of a dataset with their masks_machine/NAME.png."""
+    pairs, _ = pair_up(dataset / "img", dataset / "masks_machine")
+    return [replace(pair, name=(dataset.relative_to(path) / pair.name).as_posix()) for pair in pairs]
+
+
+def _bitmaps(dataset: Path, path: Path, ids: dict[str, int]) -> list[Pair]:
+    """The images of a dataset with their ann/NAME.jpg.json."""
+    pairs: list[Pair] = []
+    for image in images_in(dataset / "img"):
+        name = image.relative_to(dataset / "img")
+        file = dataset / "ann" / f"{name.as_posix()}.json"
+        mask = file if file.is_file() else None
+        pairs.append(BitmapFile((dataset.relative_to(path) / name).as_posix(), image, mask, ids))
+    return pairs
+
+
+def _class_rows(file: Path) -> list[LabelRow]:
+    """The classes of meta.json in order; none without the file."""
+    if not file.is_file():
+        return []
+    try:
+        classes = [
+            (str(row["title"]), hex_color(str(row.get("color", "")))) for row in json.loads(read_text(file))["classes"]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected classes, each with a title and a color ({error!r})") from error
+    return [LabelRow(name, color, value) for value, (name, color) in enumerate(classes)]
+
+
+def _machine_classes(path: Path, rows: list[LabelRow]) -> tuple[LabelSpace, MaskRule]:
+    """The classes by the table of values, with the colours that meta.json has for them; 0 is background."""
+    labels, rule = class_table(path)
+    if labels is not None and rule is not None:
+        return labels, rule
+    file = path / _VALUES
+    try:
+        values = {str(name): np.broadcast_to(value, 3).tolist() for name, value in json.loads(read_text(file)).items()}
+        drawn = [LabelRow(name, (r, g, b), int(r)) for name, (r, g, b) in values.items()]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected a value or colour for each class ({error!r})") from error
+    labels, rule = labels_of([LabelRow(BACKGROUND, (0, 0, 0), 0), *drawn], file)
+    shown = {row.name: row.color for row in rows if row.color}
+    palette = voc_palette(len(labels))
+    colors = [shown.get(name, palette[train]) for train, name in enumerate(labels.names)]
+    return LabelSpace(labels.names, tuple(colors)), rule
+
+
+@dataclass(frozen=True)
+class BitmapFile(Pair):
+    """An image and the JSON file of its objects, drawn in the order of the file, the later ones on top.
+
+    Attributes:
+        ids: the train id of each class; that of "" is for pixels without an object.
+    """
+
+    ids: dict[str, int] = field(default_factory=dict)
+
+    def read_label(self) -> np.ndarray:
+        """See `Source`."""
+        if self.mask is None:
+            return super().read_label()
+        try:
+            values = json.loads(read_text(self.mask))
+            label = np.full((values["size"]["height"], values["size"]["width"]), self.ids[""], np.uint8)
+            for drawn in values["objects"]:
+                name = drawn["classTitle"]
+                if name not in self.ids:
+                    raise UserError(f'{self.mask} has an object of the class "{name}", which is not in {_META}')
+                if "bitmap" not in drawn:
+                    kind = drawn.get("geometryType", "shape of another kind")
+                    raise UserError(f'{self.mask}: an object of the class "{name}" is a {kind}; expected bitmaps')
+                _draw(label, drawn["bitmap"], self.ids[name])
+        except (KeyError, TypeError, ValueError, OSError, zlib.error) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.mask}: expected the size and the objects of an image ({error!r})") from error
+        return label
+
+
+def _draw(label: np.ndarray, bitmap: dict[str, Any], value: int) -> None:
+    """Draw a bitmap on a label [H,W] in place; what lies outside is cut off."""
+    left, top = bitmap["origin"]
+    white = bitmap_pixels(bitmap["data"])[max(-top, 0) :, max(-left, 0) :]
+    part = label[max(top, 0) :, max(left, 0) :][: white.shape[0], : white.shape[1]]
+    part[white[: part.shape[0], : part.shape[1]]] = value
+
+
+def bitmap_pixels(data: str) -> np.ndarray:
+    """The pixels of a bitmap, bool [H,W]: base64 of a PNG, which is compressed once more with zlib or not."""
+    packed = base64.b64decode(data)
+    image = Image.open(io.BytesIO(packed if packed.startswith(b"\x89PNG") else zlib.decompress(packed)))
+    values = np.asarray(image)
+    return (values[..., 3] if values.ndim == 3 and values.shape[2] == 4 else values) > 0
