@@ -16,6 +16,7 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.formats.tools.label_studio import LabelStudio
+from degrid.data.formats.tools.segments_ai import SegmentsAi
 from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.tfrecord.format import TFRecord
 from degrid.lookup import lookup
@@ -30,6 +31,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Datumaro KITTI": DatumaroKitti,
     "Label Studio": LabelStudio,
     "Supervisely": Supervisely,
+    "Segments.ai": SegmentsAi,
     "Cityscapes": Cityscapes,
     "CamVid": CamVid,
     "ADE20K": Ade20k,
