@@ -52,9 +52,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     With running statistics fixed a batch norm is a factor and a shift per channel: W' = W g / sqrt(v + eps) and
     b' = (b - m) g / sqrt(v + eps) + beta, worked out in double precision. The model is run once, and a pair is folded
     where the convolution's output goes to that batch norm and nowhere else, and the batch norm gets nothing else. This
-    needs no graph of the model, and works for networks that call a layer several times. A subclass of nn.Conv2d with a
-    forward of its own (smoothed, padded, ..) is folded if its output for the input it got stays the same. The
-    activation inside a batch norm of timm stays.
+    needs no graph of the model, and works for networks that call a layer several times, or hold it in several places. A
+    subclass of nn.Conv2d with a forward of its own (smoothed, padded, ..) is folded if its output for the input it got
+    stays the same. The activation inside a batch norm of timm stays. Layers with hooks are left as they are, and so are
+    those whose weights the model reads elsewhere; where its path depends on values, nothing is folded.
 
     Args:
         model: any module from one tensor to anything.
@@ -74,7 +75,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
             continue
         sources = wiring.sources.get(norm, set())
         conv = next(iter(sources), None) if len(sources) == 1 else None
-        reason = _reason_to_leave(conv, norm, wiring) or _fold(copied, conv, norm, name, wiring)
+        reason = reason_to_leave(conv, norm, wiring) or _fold(conv, norm, wiring)
         if reason:
             left.append((name, reason))
         else:
@@ -88,57 +89,78 @@ class Wiring:
 
     sources: of each batch norm the convolutions whose output it got, None for anything else. targets: of each
     convolution the batch norms that took its output, None for any other use. inputs: of each convolution the last one.
+    read_elsewhere: convolutions and batch norms whose weights or statistics something else reads, too.
+    by_value: whether a value of a tensor was read, as for a condition.
     """
 
     sources: dict[nn.Module, set[nn.Conv2d | None]] = field(default_factory=lambda: defaultdict(set))
     targets: dict[nn.Module, set[nn.Module | None]] = field(default_factory=lambda: defaultdict(set))
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    read_elsewhere: set[nn.Module] = field(default_factory=set)
+    by_value: bool = False
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Calls `used` with every tensor that an operation reads."""
+    """Calls `used` with every tensor that an operation reads, and `asked` where one gives its value to Python."""
 
-    def __init__(self, used: Callable[[Tensor], None]) -> None:
+    def __init__(self, used: Callable[[Tensor], None], asked: Callable[[], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.used = used
+        self.used, self.asked = used, asked
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.asked()
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self.used(leaf)
         return func(*args, **(kwargs or {}))
 
 
-def wiring_of(model: nn.Module, example: Tensor) -> Wiring:
-    """Run a model once on an example, and see which convolution feeds which batch norm."""
-    wiring = Wiring()
+def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -> Wiring:
+    """Run a model once on an example, and see which convolution feeds which batch norm.
+
+    Args:
+        before: what was seen in another run, to add to.
+    """
+    wiring = before or Wiring()
     made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id comes twice
+    owners: dict[int, set[nn.Module]] = defaultdict(set)  # of weights and statistics
     inside: list[nn.Module] = []
 
     def used(tensor: Tensor) -> None:
         if id(tensor) in made:
-            wiring.targets[made[id(tensor)][1]].add(inside[-1] if inside else None)
+            norm = inside[-1] if inside and isinstance(inside[-1], _BatchNorm) else None
+            wiring.targets[made[id(tensor)][1]].add(norm)
+        readers = owners.get(id(tensor))
+        if readers and readers.isdisjoint(inside):
+            wiring.read_elsewhere |= readers
 
-    def after_conv(conv: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        made[id(output)] = (output, conv)
-        wiring.inputs[conv] = args[0]
+    def asked() -> None:
+        wiring.by_value |= not inside  # what a layer does inside is its own affair
 
-    def before_norm(norm: nn.Module, args: tuple[Any, ...]) -> None:
-        wiring.sources[norm].add(made[id(args[0])][1] if id(args[0]) in made else None)
-        inside.append(norm)
+    def enter(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(layer, _BatchNorm):
+            wiring.sources[layer].add(made[id(args[0])][1] if id(args[0]) in made else None)
+        inside.append(layer)
+
+    def leave(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        inside.pop()
+        if isinstance(layer, nn.Conv2d):
+            made[id(output)] = (output, layer)
+            wiring.inputs[layer] = args[0]
 
     hooks = []
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, _BatchNorm):
-            hooks.append(module.register_forward_pre_hook(before_norm))
-            hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+        if isinstance(module, nn.Conv2d | _BatchNorm):
+            # First and last, so that what the user's own hooks do counts as use from elsewhere.
+            hooks.append(module.register_forward_pre_hook(enter))
+            hooks.append(module.register_forward_hook(leave, prepend=True))
+            for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                owners[id(tensor)].add(module)
     try:
-        with torch.no_grad(), _Uses(used):
+        with torch.no_grad(), _Uses(used, asked):
             found = model(example)
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
@@ -149,9 +171,14 @@ def wiring_of(model: nn.Module, example: Tensor) -> Wiring:
     return wiring
 
 
-def _reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
+def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
+    """Why a batch norm and the one convolution that feeds it cannot be one layer; None if they can."""
     if norm not in wiring.sources:
         return "not used in the forward"
+    if wiring.by_value:
+        return "the path through the network depends on values"
+    if norm.training:
+        return "it stays in training mode"
     if conv is None:
         return "its input is not the output of one convolution"
     if wiring.targets[conv] != {norm}:
@@ -160,10 +187,20 @@ def _reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -
         return "it keeps no running statistics"
     if "weight" not in conv._parameters or is_parametrized(conv):
         return "the convolution's weight is computed, not stored"
+    if has_hooks(conv) or has_hooks(norm):
+        return "it or its convolution has hooks"
+    if {conv, norm} & wiring.read_elsewhere:
+        return "the network reads its numbers or its convolution's elsewhere too"
     return None
 
 
-def _fold(model: nn.Module, conv: nn.Conv2d | None, norm: _BatchNorm, name: str, wiring: Wiring) -> str | None:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether functions of the user run before or after a module, or in its backward pass."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def _fold(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
     """Fold one pair in place; or leave it and say why."""
     assert conv is not None
     rest = _without_affine(norm)
@@ -177,9 +214,14 @@ def _fold(model: nn.Module, conv: nn.Conv2d | None, norm: _BatchNorm, name: str,
         if before is not None and not _same(rest(conv(x)), before):
             conv.weight, conv.bias = kept
             return f"{type(conv).__name__} is not linear in its weight"
-    parent, _, leaf = name.rpartition(".")
-    model.get_submodule(parent).add_module(leaf, rest)
+    _become(norm, rest)
     return None
+
+
+def _become(norm: nn.Module, rest: nn.Module) -> None:
+    """Turn a batch norm into what remains of it, in place: the model may hold it under several names, or in a list."""
+    norm.__class__ = type(rest)
+    norm.__dict__ = rest.__dict__
 
 
 def _merged(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[nn.Parameter, nn.Parameter]:

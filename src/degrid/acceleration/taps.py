@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.acceleration.fold import has_hooks
 from degrid.kernels.support import has_matrix_units
 
 NARROW = 32
@@ -86,7 +87,7 @@ def use_taps(model: nn.Module, dtype: torch.dtype) -> int:
 
 def _wins(module: nn.Module, dtype: torch.dtype) -> bool:
     """Measured on 2 cores: ratios of 1.4 and more with AMX; in bfloat16 without it 0.87."""
-    if type(module) is not nn.Conv2d or module.kernel_size == (1, 1) or not _can_be_taps(module):
+    if type(module) is not nn.Conv2d or module.kernel_size == (1, 1) or not _can_be_taps(module) or has_hooks(module):
         return False
     narrow = module.out_channels <= NARROW and module.in_channels >= 256
     slow = dtype == torch.bfloat16 and module.in_channels >= 2048 and module.dilation[0] >= 4

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.acceleration.fold import has_hooks
 from degrid.contracts import ExchangeableConv2d
 from degrid.kernels.support import has_matrix_units, numba_installed
 from degrid.kernels.winograd import (
@@ -148,8 +149,7 @@ def _eligible(conv: nn.Module) -> bool:
         return False
     narrow = min(conv.in_channels, conv.out_channels) < NARROWEST or conv.in_channels % 16 or conv.out_channels % 16
     same = conv.dilation[0] == conv.dilation[1] and conv.padding in (conv.dilation, "same")
-    hooked = conv._forward_hooks or conv._forward_pre_hooks
-    return not narrow and same and conv.padding_mode == "zeros" and not hooked
+    return not narrow and same and conv.padding_mode == "zeros" and not has_hooks(conv)
 
 
 @functools.cache

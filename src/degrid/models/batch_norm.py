@@ -10,9 +10,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from degrid.acceleration.fold import example_image, wiring_of
+from degrid.acceleration.fold import example_image, reason_to_leave, wiring_of
 from degrid.acceleration.recompute import as_convolved
-from degrid.contracts import ExchangeableConv2d, FoldingConv2d
+from degrid.contracts import ExchangeableConv2d, FoldingConv2d, evaluating
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -170,27 +170,30 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
     """Pairs of a convolution and the batch norm that reads its output, found by running the network once.
 
     A pair counts if the batch norm's input is always the very tensor that the convolution returned, and nothing else
-    ever reads that tensor: only then can the two be computed as one. The network runs in evaluation mode without
-    gradients, and its mode is restored. See `freeze_batch_norm` for the example, and for what is raised.
+    ever reads that tensor: only then can the two be computed as one. Neither has hooks, and nothing else reads their
+    weights. The network runs without gradients in evaluation mode and, with its batch norms in evaluation mode, in
+    training mode, where it may do more; modes and random generators are put back. See `freeze_batch_norm` for the
+    example, and for what is raised.
     """
     if example is None:
         example = example_image(model, 64)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
     try:
-        wiring = wiring_of(model, example)
+        with evaluating(model), torch.random.fork_rng():
+            wiring = wiring_of(model, example)
+            model.train()
+            for norm in norms:
+                norm.eval()
+            wiring = wiring_of(model, example, wiring)
+            return [
+                (conv, norm)
+                for norm in norms
+                for conv in wiring.sources.get(norm, ())
+                if conv is not None and len(wiring.sources[norm]) == 1 and not reason_to_leave(conv, norm, wiring)
+            ]
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "
             f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "
             "leave the batch norms unfolded (fold=False)"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return [
-        (conv, norm)
-        for norm, sources in wiring.sources.items()
-        for conv in sources
-        if isinstance(norm, Norm) and conv is not None and len(sources) == 1 and wiring.targets[conv] == {norm}
-    ]
