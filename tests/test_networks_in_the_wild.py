@@ -122,7 +122,7 @@ def test_it_is_folded_and_made_fast(net):
     assert use_winograd(folding.model) == use_winograd(fold_batch_norm(wild()).model) == 1
     fast = FastNetwork(net, torch.device("cpu"), "float32", "half_pixel")
     fast(torch.zeros(1, 3, 32, 32))
-    prepared = fast._networks["float32"]
+    prepared = fast._network
     assert not [module for module in prepared.modules() if isinstance(module, nn.BatchNorm2d)]
 
 

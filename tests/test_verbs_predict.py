@@ -129,11 +129,10 @@ def test_each_is_lazy(model, photos):
 
     each = degrid.predict_each(Counting(), photos, device="cpu", precision="float32")
     assert calls == []
-    next(each)
-    first = len(calls)  # the first image also finds out what can be folded
-    next(each)
-    assert len(calls) == first + 1
-    each.close()
+    for seen in ({(40, 50)}, {(40, 50), (40, 51)}):  # an image may be run several times, but none before its turn
+        next(each)
+        assert set(calls) == seen
+    assert len(list(each)) > 0
 
 
 def test_a_network_of_any_kind(photos, tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
+import logging
 import sys
+import threading
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,26 +19,51 @@ from degrid.acceleration.taps import TapConv2d, use_taps
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import ExportedNetwork
 from degrid.engine.device import autocast, resolved_precision
+from degrid.engine.inference.adapted import adapted
 from degrid.kernels.upsample_argmax import upsample_argmax
 
 CHECKS = 3
 """Images on which bfloat16 is compared with float32 if the precision is "auto"."""
 AGREEMENT = 0.995
 """Fraction of an image's pixels that must get the same class in bfloat16 as in float32."""
+SIZES = 3
+"""Most sizes of images at whose first image the copy is compared with the network itself."""
+_LARGEST_ERROR = 1e-3
+"""In float32, of the largest logit: some hundred layers of rounding stay below a tenth of it."""
+_MEAN_ERROR = 0.1
+"""In bfloat16, of the mean logit: coarse, since its rounding alone makes about 0.01."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a copy is made fast: batch norms folded, layers exchanged for faster ones; or neither, and no copy."""
+
+    fold: bool
+    exchange: bool
+
+    def __str__(self) -> str:
+        done = [word for word, is_done in (("folded", self.fold), ("exchanged", self.exchange)) if is_done]
+        return f"with its layers {' and '.join(done)}" if done else "as it is"
+
+
+_WAYS = (_Way(True, True), _Way(True, False), _Way(False, True), _Way(False, False))
+"""From the fastest to the network itself, each tried where those before it do not compute the same."""
 
 
 class FastNetwork:
     """A copy of a network for inference; the network itself stays as it is.
 
     Batch norms are folded into convolutions, tensors are channels_last, and the convolutions run in bfloat16, or in
-    float32 by Winograd's algorithm where that is faster.
+    float32 by Winograd's algorithm where that is faster. On the first image of each of the first SIZES sizes the copy
+    is compared with the network. If it computes something else, one that is folded or exchanged only in part takes its
+    place, at last the network itself; a warning says so, and the result is the network's.
 
     Args:
         model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on its device.
         precision: "float32", "bfloat16" or "auto": bfloat16 where the hardware multiplies in it and, on each of the
-            first images, at least 99.5 % of the pixels get the class that float32 gives; else float32.
+            first images, at least 99.5 % of the pixels get the class that the network gives in float32; else float32.
         convention: of enlarging the logits, for that comparison.
         compiled: also compile it (torch.compile): some 20 seconds at the first image of each size.
     """
@@ -48,9 +77,14 @@ class FastNetwork:
         self.agreement: float | None = None
         """The lowest fraction of equal pixels, in bfloat16 and float32, over the images compared so far."""
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
-        self._model = model
+        self._may_change = bool(self._checks)
+        self._model = adapted(model)
+        self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
-        self._networks: dict[str, nn.Module] = {}
+        self._way = 0
+        self._sizes: set[tuple[int, ...]] = set()
+        self._network: nn.Module | None = None
+        self._lock = threading.Lock()
 
     def __str__(self) -> str:
         if self._as_it_is:
@@ -69,41 +103,99 @@ class FastNetwork:
         if self._as_it_is:
             exported: Tensor = self._model(batch)
             return exported
-        logits = self._run(self.precision, batch)
+        if not self._is_due(batch):
+            return self._run(batch)
+        with self._lock:
+            if not self._is_due(batch):  # another thread was first
+                return self._run(batch)
+            return self._checked(batch)
+
+    def _is_due(self, batch: Tensor) -> bool:
+        """Whether something is left to compare on this image."""
+        new_size = len(self._sizes) < SIZES and tuple(batch.shape[-2:]) not in self._sizes
+        return new_size or bool(self._checks)
+
+    def _checked(self, batch: Tensor) -> Tensor:
+        """The logits, after a comparison with those of the network itself."""
+        with autocast(self.device, "float32"):
+            exact = self._model(batch).float()
+        logits = self._close_to(exact, batch)
         if self._checks:
             self._checks -= 1
-            exact = self._run("float32", batch)
             size = tuple(batch.shape[-2:])
             same = upsample_argmax(logits, size, self.convention) == upsample_argmax(exact, size, self.convention)
             agreement = same.float().mean().item()
-            self.agreement = min(agreement, self.agreement or 1.0)
+            self.agreement = min(agreement, 1.0 if self.agreement is None else self.agreement)
             if agreement < AGREEMENT:
-                self.precision, self._checks = "float32", 0
-                del self._networks["bfloat16"]
-                return exact
-            if not self._checks:
-                self._networks.pop("float32", None)
+                self._become("float32")
+                logits = self._close_to(exact, batch)
+        self._sizes.add(tuple(batch.shape[-2:]))
         return logits
 
-    def _run(self, precision: str, batch: Tensor) -> Tensor:
-        if precision not in self._networks:
-            self._networks[precision] = self._prepared(precision, batch)
-        with autocast(self.device, precision):
-            logits: Tensor = self._networks[precision](batch)
+    def _close_to(self, exact: Tensor, batch: Tensor) -> Tensor:
+        """The logits by the fastest way that computes what the network does."""
+        while True:
+            last, logits = self._way == len(_WAYS) - 1, None
+            try:
+                logits = self._run(batch)
+            except Exception:  # the network itself did run: layers that cannot be copied, that want float32, ..
+                if last and not (self._may_change and self.precision == "bfloat16"):
+                    raise
+            if logits is not None and (last or _agree(logits, exact, self.precision)):
+                return logits
+            if last:
+                self._become("float32")
+                continue
+            self._way += 1
+            self._network = None
+            logging.getLogger("degrid").warning(
+                f"the fast copy of {self._name} does not compute what the network does; it now runs {_WAYS[self._way]}"
+            )
+
+    def _become(self, precision: str) -> None:
+        self.precision, self._checks, self._network, self._way = precision, 0, None, 0
+
+    def _run(self, batch: Tensor) -> Tensor:
+        if self._network is None:
+            self._network = self._prepared(batch)
+        with autocast(self.device, self.precision):
+            logits: Tensor = self._network(batch)
         return logits.float()
 
-    def _prepared(self, precision: str, batch: Tensor) -> nn.Module:
-        network = _folded(self._model, batch)
-        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        if self.device.type == "cpu":
+    def _prepared(self, batch: Tensor) -> nn.Module:
+        way = _WAYS[self._way]
+        kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        network = self._model
+        if way.fold:
+            network = _folded(network, batch)
+        elif way.exchange:
+            network = copy.deepcopy(network).eval()
+        if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
             use_winograd(network)
-        for module in network.modules():
-            # Autocast then finds the weights in its type already, and casts the first layer's input only.
-            if kind == torch.bfloat16 and isinstance(module, nn.Conv2d | nn.Linear | TapConv2d):
-                module.to(kind)
-        network.to(memory_format=torch.channels_last)
+        if way.exchange:
+            for module in network.modules():
+                # Autocast then finds the weights in its type already, and casts the first layer's input only.
+                if kind == torch.bfloat16 and isinstance(module, nn.Conv2d | nn.Linear | TapConv2d):
+                    module.to(kind)
+        if network is not self._model:
+            network.to(memory_format=torch.channels_last)
         return cast(nn.Module, torch.compile(network)) if self.compiled else network
+
+
+def _agree(logits: Tensor, exact: Tensor, precision: str) -> bool:
+    """Whether logits differ by no more than rounding; what is not finite in both does not count."""
+    if logits.shape != exact.shape:
+        return False
+    both = torch.isfinite(exact)
+    if not torch.equal(both, torch.isfinite(logits)):
+        return False
+    difference, size = (logits - exact)[both].abs(), exact[both].abs()
+    if not len(size):
+        return True
+    if precision == "float32":
+        return bool(difference.max() <= _LARGEST_ERROR * size.max())
+    return bool(difference.mean() <= _MEAN_ERROR * size.mean())
 
 
 def _folded(model: nn.Module, batch: Tensor) -> nn.Module:

@@ -53,8 +53,10 @@ class Predictor:
     """Predict class ids with a model, one image at a time, as fast as the machine can; see `FastNetwork` for how.
 
     Args:
-        model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. It is moved to
-            the device and put in evaluation mode; later changes of its weights have no effect here.
+        model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. Images are given
+            as uint8, or as floats to a network that refuses these; of a dictionary "out" or "logits" is taken, of a
+            list or tuple the first entry. It is moved to the device and put in evaluation mode; later changes of its
+            weights have no effect here.
         device: "auto", "cpu", "cuda", ...
         precision: "float32"; "bfloat16" (faster where the hardware has it, less exact); or "auto": bfloat16 where the
             hardware has it and it agrees with float32 on at least 99.5 % of the pixels of the first images.
@@ -158,8 +160,13 @@ class Predictor:
         if exported or (options.memory is None and pixels < _LARGE):
             return options
         if self._bytes_per_pixel is None:
-            # Feature maps grow with the image, so one size is enough; 5 % more because sides are rounded up.
-            self._bytes_per_pixel = 1.05 * activation_bytes(self.model, (512, 512)) / 512**2
+            try:
+                # Feature maps grow with the image, so one size is enough; 5 % more because sides are rounded up.
+                self._bytes_per_pixel = 1.05 * activation_bytes(self.model, (512, 512)) / 512**2
+            except UserError:
+                if options.memory is not None:
+                    raise
+                return options  # nobody asked for a limit
         limit = options.memory or int(_USABLE * available_bytes(self.device))
         most = limit / self._bytes_per_pixel
         if pixels <= most:
@@ -251,7 +258,7 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     try:
         with torch.inference_mode(False), torch.no_grad(), count:
             shadow(torch.empty(1, 3, *size, device="meta"))
-    except (NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"cannot tell how much memory this {type(model).__name__} needs ({error}); give a window instead of a limit"
         ) from error
