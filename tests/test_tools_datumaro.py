@@ -98,6 +98,21 @@ def test_one_list_called_default_is_everything(tmp_path):
     assert notes_of(train)[0].startswith('the data have one list, "default": about every fifth image')
 
 
+def test_sub_folders_and_images_that_nothing_was_drawn_on(tmp_path):
+    names = ["my day/photo 1", "other/photo 1", "plain.v2", "nothing"]
+    root = voc(tmp_path, painted(), {"train": names, "val": ["other/photo 1"]}, label_map())
+    (root / "SegmentationClass" / "nothing.png").unlink()
+    dataset = check(root, said="labelmap.txt")
+    assert [source.name for source in dataset.sources] == names[:3]
+    assert dataset.sources[1].image == root / "JPEGImages" / "other" / "photo 1.jpg"
+    assert notes_of(dataset) == ["1 images have no mask, as the tool writes none where nothing was drawn: left out"]
+    # Without the tool's file it may be a mask that was lost.
+    (root / "labelmap.txt").rename(root / "classes.txt")
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    with pytest.raises(UserError, match="1 of 4 images in the split .* have no mask"):
+        open_dataset(root)
+
+
 def test_own_classes_in_vocs_layout_are_not_called_as_vocs(tmp_path):
     root = voc(tmp_path / "own", TRUTH, {"train": ["a"], "val": ["b"]})
     assert open_dataset(root).labels.names == ("class 0", "class 1", "class 2", "class 3")
@@ -257,3 +272,24 @@ def test_dataset_meta_in_vocs_layout(tmp_path):
     (root / "dataset_meta.json").write_text("[]")
     with pytest.raises(UserError, match="expected labels, label_map and segmentation_colors"):
         open_dataset(root)
+
+
+# ---- exports without the images -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("masks", "images"),
+    [
+        ("SegmentationClass", "JPEGImages"),
+        ("defaultannot", "default"),
+        ("gtFine/default", "leftImg8bit"),
+        ("default/semantic", "default/image_2"),
+    ],
+)
+def test_masks_without_images(tmp_path, masks, images):
+    put(tmp_path / masks / "a_gtFine_labelIds.png", TRUTH)
+    put_text(tmp_path / "label_colors.txt", color_lines(NAMES, COLORS))
+    with pytest.raises(
+        UserError, match=rf"{masks.partition('/default')[0]} holds masks, .* put them in .*/{images}, or"
+    ):
+        open_dataset(tmp_path)

@@ -223,6 +223,25 @@ def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
     return {"train": train, "val": val or train}
 
 
+def no_images(masks: Path, images: Path) -> UserError:
+    """The error for an export of masks without the images, which belong in a folder that is not there."""
+    return UserError(
+        f'{masks} holds masks, but the images are missing; put them in {images}, or export them, too ("Save images" in '
+        "CVAT)"
+    )
+
+
+def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits without the images that have no mask, and the note that counts these.
+
+    For tools that write no mask where nothing was drawn. Splits without any mask are left out.
+    """
+    kept = {split: [pair for pair in pairs if pair.mask] for split, pairs in splits.items()}
+    number = sum(map(len, splits.values())) - sum(map(len, kept.values()))
+    note = f"{number} images have no mask, as the tool writes none where nothing was drawn: left out"
+    return {split: pairs for split, pairs in kept.items() if pairs}, [note] if number else []
+
+
 def splits_or_divided(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
     """The splits, where one alone that is not called as a split is everything and is divided; and the note on that.
 

@@ -7,9 +7,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
+from degrid.data.formats.folder import IMAGE_FOLDERS
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, select, split_files, splits_or_divided
+from degrid.data.formats.pairs import (
+    DIVIDED,
+    Pair,
+    divided,
+    images_in,
+    labelled,
+    no_images,
+    select,
+    split_files,
+    splits_or_divided,
+)
+from degrid.data.formats.tools.label_files import label_file
 from degrid.types import LabelSpace, voc_palette
 
 _NAMES = (
@@ -40,17 +52,25 @@ class Voc(DataFormat):
     wanted = "JPEGImages and SegmentationClass (VOC)"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
+        """See `DataFormat`.
+
+        Raises:
+            UserError: there are masks and no images at all.
+        """
         folders = _mask_folders(voc_base(path))
         if not folders:
+            _refuse_masks_alone(path)
             return None
         base = folders[0].parent
         # Later entries win, so that the best folder comes last.
-        masks = {file.stem: file for folder in reversed(folders) for file in images_in(folder)}
-        images = {file.stem: file for file in images_in(base / "JPEGImages")}
+        masks = {name: file for folder in reversed(folders) for name, file in _by_name(folder).items()}
+        images = _by_name(base / "JPEGImages")
         splits = _splits(base, images, masks)
         if splits:
+            # Tools list images on which nothing was drawn, too.
+            splits, left_out = labelled(splits) if label_file(base) else (splits, [])
             splits, notes = splits_or_divided(splits)
+            notes += left_out
         else:
             notes = [DIVIDED]
             # JPEGImages holds many photographs without a segmentation: only those with one count.
@@ -61,6 +81,17 @@ class Voc(DataFormat):
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
         return Layout(reason, base, splits, labels, rule, orphans, notes)
+
+
+def _refuse_masks_alone(path: Path) -> None:
+    masks = next(iter(_mask_folders(path)), None)
+    if masks and not any((path / name).is_dir() for name in IMAGE_FOLDERS):
+        raise no_images(masks, path / "JPEGImages")
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The files by their paths in the folder without suffix, which lists name: CVAT keeps sub-folders."""
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in images_in(folder)}
 
 
 def _is_voc(base: Path, names: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.cityscapes import city_mask, city_name
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout, split_of
-from degrid.data.formats.pairs import Pair, images_in, pair_up, splits_or_divided
+from degrid.data.formats.pairs import Pair, images_in, labelled, no_images, pair_up, splits_or_divided
 from degrid.data.formats.read_mask import read_mask
 from degrid.data.formats.tools.label_files import label_file, labels_of, read_dataset_meta, read_label_colors
 
@@ -26,18 +26,24 @@ class DatumaroCamVid(DataFormat):
     wanted = "default, defaultannot and label_colors.txt (CVAT, Datumaro)"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
+        """See `DataFormat`.
+
+        Raises:
+            UserError: there are no images, or the file of the classes is of another form.
+        """
         file = _label_file(path)
-        folders = [(image, image.with_name(f"{image.name}annot")) for image in _folders(path) if file]
-        folders = [both for both in folders if both[1].is_dir()]
-        if file is None or not folders or _is_camvids_own(file, folders[0][1]):
+        annotated = [folder for folder in _folders(path) if folder.name.endswith("annot")]
+        if file is None or not annotated or _is_camvids_own(file, annotated[0]):
             return None
-        splits, orphans = {}, []
-        for images, masks in folders:
+        splits, orphans, reasons = {}, [], []
+        for masks in annotated:
+            images = masks.with_name(masks.name.removesuffix("annot"))
+            if not images.is_dir():
+                raise no_images(masks, images)
             splits[split_of(images.name)], lost = pair_up(images, masks)
             orphans += lost
-        reason = ", ".join(f"{images.name} and {masks.name}" for images, masks in folders)
-        return _layout(f"{reason}, {file.name}", path, splits, orphans)
+            reasons.append(f"{images.name} and {masks.name}")
+        return _layout(", ".join([*reasons, file.name]), path, splits, orphans)
 
 
 class DatumaroCityscapes(DataFormat):
@@ -46,12 +52,18 @@ class DatumaroCityscapes(DataFormat):
     wanted = "imgsFine/leftImg8bit or leftImg8bit, gtFine and label_colors.txt (CVAT, Datumaro)"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
+        """See `DataFormat`.
+
+        Raises:
+            UserError: there are no images, or the file of the classes is of another form.
+        """
         file, masks = _label_file(path), path / "gtFine"
         folders = (path / "imgsFine" / "leftImg8bit", path / "leftImg8bit")
         folder = next((place for place in folders if place.is_dir()), None)
-        if file is None or folder is None or not masks.is_dir():
+        if file is None or not masks.is_dir():
             return None
+        if folder is None:
+            raise no_images(masks, folders[1])
         splits: dict[str, list[Pair]] = {}
         for image in images_in(folder):
             name = city_name(image, folder)
@@ -67,14 +79,19 @@ class DatumaroKitti(DataFormat):
     wanted = "default/image_2, default/semantic and label_colors.txt (CVAT, Datumaro)"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
+        """See `DataFormat`.
+
+        Raises:
+            UserError: there are no images, or the file of the classes is of another form.
+        """
         file = _label_file(path)
-        parts = ("image_2", "semantic")
-        folders = [folder for folder in _folders(path) if all((folder / part).is_dir() for part in parts)]
+        folders = [folder for folder in _folders(path) if (folder / "semantic").is_dir()]
         if file is None or not folders:
             return None
         splits, orphans = {}, []
         for folder in folders:
+            if not (folder / "image_2").is_dir():
+                raise no_images(folder / "semantic", folder / "image_2")
             splits[split_of(folder.name)], lost = pair_up(folder / "image_2", folder / "semantic")
             orphans += lost
         found = _layout(f"{folders[0].name}/image_2, semantic and {file.name}", path, splits, orphans)
@@ -108,10 +125,7 @@ def _is_camvids_own(file: Path, masks: Path) -> bool:
 
 
 def _layout(reason: str, path: Path, splits: dict[str, list[Pair]], orphans: list[Path]) -> Layout:
-    """The layout without the images that have no mask: the tool writes none where nothing was drawn."""
-    kept = {split: [pair for pair in pairs if pair.mask] for split, pairs in splits.items()}
-    left_out = sum(map(len, splits.values())) - sum(map(len, kept.values()))
-    splits, notes = splits_or_divided({split: pairs for split, pairs in kept.items() if pairs})
-    if left_out:
-        notes.append(f"{left_out} images have no mask, as the tool writes none where nothing was drawn: left out")
-    return Layout(reason, path, splits, *class_table(path), orphans, notes)
+    """The layout of the images that have a mask."""
+    kept, left_out = labelled(splits)
+    kept, notes = splits_or_divided(kept)
+    return Layout(reason, path, kept, *class_table(path), orphans, [*notes, *left_out])
