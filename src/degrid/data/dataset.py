@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from degrid.data.formats.hugging_face.address import PREFIX, Address
+from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
@@ -55,12 +57,14 @@ def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:
     """What is in a dataset, with its classes.
 
     Args:
-        path: a folder, dataset.yaml, list file or TFRecord file; or FORMAT=PATH, where FORMAT is a row of
-            `degrid.data.formats.table` or "module:Format" of your own.
+        path: a folder, dataset.yaml, list file or TFRecord file; FORMAT=PATH, where FORMAT is a row of
+            `degrid.data.formats.table` or "module:Format" of your own; or "hf:NAME_OR_FOLDER".
         root: for a list file: where the leading slash of its paths points.
     Raises:
         UserError: missing, or not recognised.
     """
+    if _is_hugging_face(path):
+        return resolve_classes(open_hugging_face(Address.parse(str(path).removeprefix(PREFIX))))
     kind, written = _format_and_place(path)
     place = Path(written).expanduser()
     if kind:
@@ -69,6 +73,10 @@ def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:
         near = did_you_mean(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
         raise UserError(f"no data at {place}.{near} Give a folder, dataset.yaml, list or TFRecord file, or 'synthetic'")
     return resolve_classes(recognise(place, None if root is None else Path(root)))
+
+
+def _is_hugging_face(path: str | Path) -> bool:
+    return str(path).startswith(PREFIX) and not Path(path).exists()
 
 
 def _format_and_place(path: str | Path) -> tuple[str, str]:
@@ -80,6 +88,8 @@ def _format_and_place(path: str | Path) -> tuple[str, str]:
 
 def absolute(path: str | Path) -> str:
     """The same dataset, named so that it can be opened from any working directory."""
+    if _is_hugging_face(path):
+        return Address.parse(str(path).removeprefix(PREFIX)).absolute()
     kind, place = _format_and_place(path)
     full = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
     return f"{kind}={full}" if kind else full
@@ -93,8 +103,9 @@ def open_dataset(
     Args:
         path: a folder (images and masks by name, VOC, Cityscapes, CamVid, ADE20K, COCO as `degrid data prepare` leaves
             it, list files, TFRecord files), a dataset.yaml, a list file, a TFRecord file, "synthetic" for the built-in
-            scenes ("synthetic:50" for 50 per split), "module:Format=PATH" for a `DataFormat` of your own, or
-            "module:Dataset" of your own (called with the split).
+            scenes ("synthetic:50" for 50 per split), "hf:NAME_OR_FOLDER" for a dataset of Hugging Face,
+            "module:Format=PATH" for a `DataFormat` of your own, or "module:Dataset" of your own (called with the
+            split).
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.
@@ -121,6 +132,8 @@ def notes_of(dataset: Dataset) -> list[str]:
 def is_by_name(path: str | Path) -> bool:
     """Whether a dataset is "synthetic" or "module:Dataset", and no place on the disk."""
     name = str(path)
+    if _is_hugging_face(name):
+        return False
     return name == "synthetic" or (":" in name and not _format_and_place(name)[0] and not Path(name).exists())
 
 

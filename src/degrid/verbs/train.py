@@ -10,6 +10,7 @@ from degrid import config as configs
 from degrid import recipes
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
+from degrid.data.formats.hugging_face.address import PREFIX
 from degrid.engine.training.loop import Stopped
 from degrid.model_folder import read_settings
 from degrid.types import OnProgress, Tell, UserError
@@ -117,7 +118,7 @@ def run_config(
 
 def _name_of(data: str) -> str:
     """The name of the data's folder, or the word that stands for them; "_" for what a run's name cannot hold."""
-    path = Path(data).absolute()
+    path = Path(data.partition("?")[0] if data.startswith(PREFIX) else data).absolute()
     name = path.parent.name if path.suffix in (".yaml", ".yml", ".txt") else path.name.replace(":", "_")
     return name.encode("utf-8", "replace").decode().replace("?", "_")
 

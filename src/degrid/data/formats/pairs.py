@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from degrid.data.formats.source import Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.types import UserError
 
+AnySource = TypeVar("AnySource", bound=Source)
 MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L")
 DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
@@ -213,13 +215,13 @@ def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
     return chosen
 
 
-def divided(pairs: list[Pair]) -> dict[str, list[Pair]]:
+def divided(sources: Sequence[AnySource]) -> dict[str, list[AnySource]]:
     """Keep about one image in five for validation, chosen by its name so that the choice is always the same."""
-    val = [pair for pair in pairs if zlib.crc32(os.fsencode(pair.name)) % 5 == 0]
-    if not val and len(pairs) > 1:
-        val = pairs[-1:]
-    chosen = {pair.name for pair in val}
-    train = [pair for pair in pairs if pair.name not in chosen] or val
+    val = [source for source in sources if zlib.crc32(os.fsencode(source.name)) % 5 == 0]
+    if not val and len(sources) > 1:
+        val = list(sources[-1:])
+    chosen = {source.name for source in val}
+    train = [source for source in sources if source.name not in chosen] or val
     return {"train": train, "val": val or train}
 
 

@@ -12,6 +12,7 @@ from degrid.data.formats.benchmarks.coco import Coco
 from degrid.data.formats.benchmarks.voc import Voc
 from degrid.data.formats.description import Description
 from degrid.data.formats.folder import Folders, SideBySide, SplitFolders
+from degrid.data.formats.hugging_face.format import HuggingFace
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
@@ -35,6 +36,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Cityscapes": Cityscapes,
     "CamVid": CamVid,
     "ADE20K": Ade20k,
+    "Hugging Face": HuggingFace,
     "lists": Lists,
     "split folders": SplitFolders,
     "folder": Folders,
