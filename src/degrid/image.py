@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+_SUFFIXES = ".jpg .jpeg .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pnm .jp2 .avif"
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 """Endings of the files that count as images, in lower case."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright

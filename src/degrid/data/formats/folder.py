@@ -5,58 +5,85 @@ from __future__ import annotations
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
-from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.matching import masks_among
 from degrid.data.formats.pairs import (
     DIVIDED,
-    MASK_ENDINGS,
     Pair,
     divided,
-    images_in,
+    masks_in,
     match_names,
     pair_up,
     read_names,
     select,
     split_files,
+    unread_note,
+    with_val,
 )
 from degrid.data.formats.tools.label_files import label_file, tool_classes
+from degrid.image import IMAGE_SUFFIXES
 from degrid.types import LabelSpace, UserError
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "photos")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original")
 _MASK_FOLDERS = (
-    "masks mask labels label annotations annotation annots gt ground_truth groundtruth segmentation segmentations "
-    "SegmentationClass"
+    "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
+    "segmentations SegmentationClass"
 )
-MASK_FOLDERS = tuple(_MASK_FOLDERS.split())
+MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth")
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
-_FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot")
+_FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
+# Where lists of names may lie, below the folder of the data.
+_LIST_FOLDERS = (".", "splits", "lists", "ImageSets/Segmentation", "ImageSets")
 
 
 class SplitFolders(DataFormat):
-    """train/images and train/masks, or train and train_labels, and so on."""
+    """train/images and train/masks, train and train_labels, train_images and train_masks, and so on."""
 
-    wanted = "train/images and train/masks, or train and train_labels"
+    wanted = "train/images and train/masks, or train and train_labels, or train_images and train_masks"
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         splits: dict[str, list[Pair]] = {}
         orphans: list[Path] = []
-        reasons = []
-        folders = _folders(path)
-        for name in [name for name in folders if name.lower() in SPLIT_NAMES]:
-            beside = next((folders[name + ending] for ending in _FOLDER_ENDINGS if name + ending in folders), None)
-            both = _image_and_mask_folders(folders[name]) or (beside and (folders[name], beside))
+        found = _split_folders(path)
+        for split, images, masks in found:
+            pairs, lost = pair_up(images, masks)
+            splits.setdefault(split, []).extend(pairs)
+            orphans += lost
+        if not any(splits.values()):
+            return None
+        lists = _lists(path)
+        splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits
+        splits, notes = with_val(splits) if set(splits) == {"train"} and not lists else (splits, [])
+        notes += unread_note(*(images for _, images, _ in found))
+        reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
+        return Layout(reason, path, splits, *_classes(path), orphans, notes)
+
+
+def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
+    """Splits, each with its folder of images and its folder of masks."""
+    folders = {name.lower(): folder for name, folder in _folders(path).items()}
+    found = []
+    for folder, split in [(folders[name], split) for name, split in splits_of(folders).items()]:
+        named = (folders.get(f"{folder.name.lower()}{ending}") for ending in _FOLDER_ENDINGS)
+        inside = (place for name in MASK_FOLDERS if (place := path / name / folder.name).is_dir())
+        beside = next(filter(None, named), None) or next(inside, None)
+        both = _image_and_mask_folders(folder) or (beside and (folder, beside))
+        if both:
+            found.append((split, *both))
+    for word, split in SPLIT_NAMES.items():
+        for form in (f"{word}_{{}}", f"{word}-{{}}", f"{{}}_{word}", f"{{}}-{word}"):
+            both = _image_and_mask_folders(path, form)
             if both:
-                splits[split_of(name)], lost = pair_up(*both)
-                orphans += lost
-                reasons.append(" and ".join(folder.relative_to(path).as_posix() for folder in both))
-        return Layout(", ".join(reasons), path, splits, *_classes(path), orphans) if splits else None
+                found.append((split, *both))
+    return found
 
 
 class Folders(DataFormat):
     """images/ and masks/, divided by sub-folders, by train.txt and val.txt, or not at all."""
 
-    wanted = "images/ and masks/ (or labels/, annotations/) with files of the same names"
+    wanted = "images/ and masks/ (or labels/, annotations/, img_dir/ and ann_dir/) with files of the same names"
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
@@ -64,52 +91,62 @@ class Folders(DataFormat):
         if folders is None:
             return None
         pairs, orphans = pair_up(*folders)
-        listed = {split: select(names, pairs, folders[0]) for split, names in split_files(path).items()}
-        splits = listed or _by_top_folder(pairs) or divided(pairs)
-        used = {pair.name for split in splits.values() for pair in split}
-        left_out = sum(pair.name not in used for pair in pairs)
-        notes = [f"{left_out} images are in none of the {'lists' if listed else 'splits'}"] if left_out else []
-        if not listed and not _by_top_folder(pairs):
-            notes = [DIVIDED]
         reason = " and ".join(folder.name for folder in folders)
-        return Layout(reason, path, splits, *class_table(path), orphans, notes)
+        splits, notes = _divide(path, pairs, folders[0])
+        return Layout(reason, path, splits, *_classes(path), orphans, notes + unread_note(folders[0]))
+
+
+class SideBySide(DataFormat):
+    """NAME.jpg beside NAME_mask.png, divided by folders called as splits (as Roboflow's masks are) or not at all.
+
+    Also image_01.jpg beside mask_01.png or label_01.png, NAME.jpg beside NAME.jpg.png or NAME.png, and others that
+    `matching` knows.
+    """
+
+    wanted = "NAME.jpg beside NAME_mask.png, NAME.jpg.png or NAME.png"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`."""
+        files = {file.relative_to(path).as_posix(): file for file in masks_in(path)} if path.is_dir() else {}
+        masks = masks_among(files)
+        images = [file for name, file in files.items() if name not in masks and file.suffix.lower() in IMAGE_SUFFIXES]
+        pairs, orphans = match_names(images, path, [files[name] for name in sorted(masks)], path)
+        matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
+        if not matched or 2 * len(matched) < len(pairs):
+            return None  # a few names that happen to fit are no dataset
+        splits, notes = _divide(path, pairs, path)
+        return Layout(" beside ".join(matched[0]), path, splits, *_classes(path), orphans, notes + unread_note(path))
+
+
+def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The pairs by lists of names, else by folders called as splits, else by chance; and the notes on that.
+
+    Args:
+        images: the folder of the images.
+    """
+    listed = {split: select(names, pairs, images, path) for split, names in _lists(path).items()}
+    splits = listed or _by_top_folder(pairs)
+    if not splits:
+        return divided(pairs), [DIVIDED]
+    used = {pair.name for split in splits.values() for pair in split}
+    left_out = sum(pair.name not in used for pair in pairs)
+    return splits, [f"{left_out} images are in none of the {'lists' if listed else 'splits'}"] if left_out else []
+
+
+def _lists(path: Path) -> dict[str, list[str]]:
+    """The names in each list; those of the first folder that holds any."""
+    return next((found for name in _LIST_FOLDERS if (found := split_files(path / name))), {})
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
     """The pairs in folders that are called as splits are."""
+    tops = splits_of({pair.name.split("/")[0] for pair in pairs if "/" in pair.name})
     splits: dict[str, list[Pair]] = {}
     for pair in pairs:
         top, _, below = pair.name.partition("/")
-        if below and top.lower() in SPLIT_NAMES:
-            splits.setdefault(split_of(top), []).append(pair)
+        if below and top in tops:
+            splits.setdefault(tops[top], []).append(pair)
     return splits
-
-
-class SideBySide(DataFormat):
-    """NAME.jpg beside NAME_mask.png, divided by folders called as splits (as Roboflow's masks are) or not at all."""
-
-    wanted = "NAME.jpg beside NAME_mask.png"
-
-    def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
-        files = images_in(path)
-        stems = {file.with_suffix("") for file in files}
-        # cat_mask.png is a mask because there is a cat.jpg.
-        masks = {
-            file
-            for file in files
-            for ending in MASK_ENDINGS
-            if file.stem.endswith(ending) and file.with_name(file.stem.removesuffix(ending)) in stems
-        }
-        pairs, orphans = match_names([file for file in files if file not in masks], path, sorted(masks), path)
-        matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
-        if not matched or 2 * len(matched) < len(pairs):
-            return None  # a few names that happen to fit are no dataset
-        splits = _by_top_folder(pairs)
-        left_out = len(pairs) - sum(map(len, splits.values()))
-        notes = ([f"{left_out} images are in none of the splits"] if left_out else []) if splits else [DIVIDED]
-        reason = " beside ".join(matched[0])
-        return Layout(reason, path, splits or divided(pairs), *_classes(path), orphans, notes)
 
 
 def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
@@ -119,7 +156,8 @@ def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
         UserError: see `class_table`; or the splits' tables name other classes.
     """
     labels, rule = class_table(path)
-    folders = [folder for name, folder in _folders(path).items() if name.lower() in SPLIT_NAMES]
+    below = _folders(path)
+    folders = [below[name] for name in splits_of(below)]
     files = [file for folder in folders if (file := label_file(folder))]
     if labels is not None or not files:
         return labels, rule
@@ -133,18 +171,19 @@ def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
     """The pairs that a list of bare names selects from the image and mask folders of `root`; None without those."""
     folders = _image_and_mask_folders(root)
-    return select(read_names(file), pair_up(*folders)[0], folders[0]) if folders else None
+    return select(read_names(file), pair_up(*folders)[0], folders[0], root) if folders else None
 
 
 def _folders(root: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir()} if root.is_dir() else {}
 
 
-def _image_and_mask_folders(root: Path) -> tuple[Path, Path] | None:
+def _image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:
+    """The folders of images and of masks; their names have words of `form` around the usual ones."""
     folders = {name.lower(): folder for name, folder in _folders(root).items()}
 
     def first(names: tuple[str, ...]) -> Path | None:
-        return next((folders[name.lower()] for name in names if name.lower() in folders), None)
+        return next((folder for name in names if (folder := folders.get(form.format(name.lower())))), None)
 
     images, masks = first(IMAGE_FOLDERS), first(MASK_FOLDERS)
     return (images, masks) if images and masks else None

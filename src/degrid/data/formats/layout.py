@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +28,17 @@ SPLIT_NAMES = {
 def split_of(name: str) -> str:
     """The split named by a file or folder: "Validation" is "val"; any other name is a split of that name."""
     return SPLIT_NAMES.get(name.lower(), name)
+
+
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """The split that each folder or file stands for; only those that are called as splits.
+
+    A year at the end is passed over ("train2017", "val_2012"), unless several years of one split are there.
+    """
+    bare = {name: re.sub(r"[-_]?(19|20)\d\d$", "", name.lower()) for name in names}
+    found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
+    years = Counter(split for name, split in found.items() if bare[name] != name.lower())
+    return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
 
 
 @dataclass

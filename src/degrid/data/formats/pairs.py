@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from degrid.data.formats.layout import SPLIT_NAMES, split_of
+from degrid.data.formats.layout import SPLIT_NAMES, splits_of
 from degrid.data.formats.masks import rgb_like
+from degrid.data.formats.matching import matched, without_image
+from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask
 from degrid.data.formats.source import Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.types import UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
-MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L")
+MASK_SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES
+"""Endings of the files that count as masks, in lower case."""
+_UNREAD = ".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .svg .dcm .nii .nii.gz .nrrd .mha .exr .hdr"
 DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
 
@@ -109,7 +114,7 @@ def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
     Between them is any separator: spaces, a tab, a comma, a semicolon or a bar. Names may stand in double quotes.
     """
     cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*[\s,;|]\s*", line)]
-    pairs = [cut for cut in cuts if all(_is_image_name(part.strip('"')) for part in cut)]
+    pairs = [cut for cut in cuts if _is_image_name(cut[0].strip('"')) and _is_mask_name(cut[1].strip('"'))]
     # Where there are several, the slash marks the beginning of the mask's path.
     parts = [cut for cut in pairs if cut[1].startswith("/")] if len(pairs) > 1 else pairs
     if not pairs and _is_image_name(line.strip('"')) and " /" not in line:
@@ -129,6 +134,10 @@ def _is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def _is_mask_name(name: str) -> bool:
+    return Path(name).suffix.lower() in MASK_SUFFIXES
+
+
 def _root_of(file: Path, image: str) -> Path:
     root = next((place for place in file.resolve().parents if (place / image).exists()), None)
     if root is None:
@@ -146,37 +155,58 @@ def is_pair_list(file: Path) -> bool:
 
 def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
     """Pair the images of one folder with the masks of another by name; also returns the masks left over."""
-    return match_names(images_in(image_folder), image_folder, images_in(mask_folder), mask_folder)
+    return match_names(images_in(image_folder), image_folder, masks_in(mask_folder), mask_folder)
+
+
+def pair_folders(folders: Mapping[str, tuple[Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
+    """`pair_up` for the folders of each split, where both are there and hold an image."""
+    found = {split: pair_up(*both) for split, both in folders.items() if all(folder.is_dir() for folder in both)}
+    splits = {split: pairs for split, (pairs, _) in found.items() if pairs}
+    return splits, [mask for _, lost in found.values() for mask in lost]
 
 
 def match_names(
     images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
 ) -> tuple[list[Pair], list[Path]]:
-    """Pair files by their names below the roots; a mask's name may end in _mask and the like. See `pair_up`."""
-
-    def key(file: Path, root: Path) -> str:
-        return file.relative_to(root).with_suffix("").as_posix()
-
-    by_name = {key(mask, mask_root): mask for mask in masks}
-    pairs, used = [], set()
-    for image in images:
-        name = key(image, image_root)
-        base = next((name.removesuffix(e) for e in ("_image", "_img", "_sat") if name.endswith(e)), name)
-        candidates = [stem + ending for stem in dict.fromkeys((name, base)) for ending in ("", *MASK_ENDINGS)]
-        mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
-        used.add(mask)
-        pairs.append(Pair(name, image, mask))
-    return pairs, [mask for mask in masks if mask not in used]
+    """Pair files by their names below the roots, see `matched`; also returns the masks left over."""
+    image_names = [file.relative_to(image_root).as_posix() for file in images]
+    mask_names = {file.relative_to(mask_root).as_posix(): file for file in masks}
+    found = matched(image_names, mask_names)
+    pairs = [
+        Pair(Path(name).with_suffix("").as_posix(), image, mask_names[found[name]] if name in found else None)
+        for name, image in zip(image_names, images, strict=True)
+    ]
+    return pairs, [mask_names[name] for name in without_image(mask_names, found)]
 
 
 def images_in(folder: Path) -> list[Path]:
     """Image files in a folder and its sub-folders, sorted, without the hidden files of macOS and Jupyter."""
+    return _files_in(folder, IMAGE_SUFFIXES)
+
+
+def masks_in(folder: Path) -> list[Path]:
+    """As `images_in`, with the files of arrays."""
+    return _files_in(folder, MASK_SUFFIXES)
+
+
+def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if _is_image_name(file.name)
+        if file.suffix.lower() in suffixes
         and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
         and file.is_file()
+    )
+
+
+def unread_note(*folders: Path) -> list[str]:
+    """A sentence on the images in these folders, and below, of kinds that are not read; none where there are none."""
+    names = (file.name.lower() for folder in dict.fromkeys(folders) for file in folder.rglob("*"))
+    suffixes = (".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix for name in names if name[0] != ".")
+    count = Counter(suffix for suffix in suffixes if suffix in _UNREAD.split())
+    shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common())
+    return (
+        [f"files of kinds that are not read as images are left out: {shown}; save them as JPEG or PNG"] if count else []
     )
 
 
@@ -189,29 +219,36 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         UserError: the list of a split is empty.
     """
     found = {}
-    for file in sorted(folder.glob("*.txt")):
-        if not (any_name or file.stem.lower() in SPLIT_NAMES) or is_pair_list(file):
+    files = sorted(folder.glob("*.txt"))
+    splits = splits_of(file.stem for file in files)
+    for file in files:
+        if not (any_name or file.stem in splits) or is_pair_list(file):
             continue
-        found[split_of(file.stem)] = read_names(file)
-        if not found[split_of(file.stem)]:
+        split = splits.get(file.stem, file.stem)
+        found[split] = read_names(file)
+        if not found[split]:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
     return found
 
 
-def select(names: list[str], pairs: list[Pair], folder: Path) -> list[Pair]:
+def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None = None) -> list[Pair]:
     """The pairs named by a list, in the order of the list.
 
     Args:
         names: as in Pair.name, or as paths, with or without suffix and the folder in front.
         folder: the folder of the images. A name without an image gives a pair whose image is missing from it.
+        root: names may be paths below this folder, too.
     """
-    known = {pair.name: pair for pair in pairs}
+    known = {pair.image.relative_to(root).with_suffix("").as_posix(): pair for pair in pairs} if root else {}
+    known.update((pair.name, pair) for pair in pairs)
     chosen = []
     for name in names:
-        bare = name.removeprefix("./").lstrip("/").removeprefix(f"{folder.name}/")
+        below = name.removeprefix("./").lstrip("/")
+        bare = below.removeprefix(f"{folder.name}/")
         file = bare if _is_image_name(bare) else f"{bare}.jpg"
         stem = Path(file).with_suffix("").as_posix()
-        chosen.append(known.get(name) or known.get(bare) or known.get(stem) or Pair(stem, folder / file, None))
+        tried = (name, bare, stem, below, Path(below).with_suffix("").as_posix())
+        chosen.append(next((known[each] for each in tried if each in known), Pair(stem, folder / file, None)))
     return chosen
 
 
@@ -252,3 +289,11 @@ def splits_or_divided(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pai
     if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
         return splits, []
     return divided(splits[only]), [f'the data have one list, "{only}": {DIVIDED.partition(": ")[2]}']
+
+
+def with_val(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits, where a part of "train" is kept for validation if nothing is there for that; and the note on it."""
+    if "val" in splits or "train" not in splits:
+        return splits, []
+    note = 'the data have no split "val": about every fifth image of "train", chosen by its name, is kept for it'
+    return {**splits, **divided(splits["train"])}, [note]

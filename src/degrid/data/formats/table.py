@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.ade20k import Ade20k
@@ -44,6 +47,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "TFRecord": TFRecord,
 }
 """In the order in which they are tried: the more particular ones first."""
+_TRIED = 20  # folders below one that holds no dataset
 
 
 def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Layout:
@@ -66,7 +70,24 @@ def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Lay
             f"expected a folder, dataset.yaml, list file (.txt) or TFRecord file (.tfrecord), got the file {path}"
         )
     wanted = "; ".join(made.wanted for made in formats.values())
-    raise UserError(f"no images with masks found in {path}. Looked for: {wanted}")
+    raise UserError(f"no images with masks found in {path}{_what_is_there(path, formats)}. Looked for: {wanted}")
+
+
+def _what_is_there(path: Path, formats: Mapping[str, type[DataFormat]]) -> str:
+    """What a folder holds instead of a dataset: the folder to give in its place, or the kinds of its files."""
+    below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    for folder in below[:_TRIED]:
+        for kind, made in formats.items():
+            with contextlib.suppress(UserError):
+                if _read(kind, made(), folder):
+                    return f", but there are some in {folder}: give that folder"
+    count = Counter(
+        file.suffix.lower() or "without an ending"
+        for file in path.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    )
+    shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
+    return f", which holds {len(below)} folders and these files: {shown}" if count else ", which holds no file"
 
 
 def read_as(kind: str, path: Path) -> Layout:

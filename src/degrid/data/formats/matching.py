@@ -1,0 +1,115 @@
+"""Which mask belongs to which image, told by their names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePath, PurePosixPath
+
+MASK_ENDINGS = (
+    "",
+    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L"),
+    *("_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
+    *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
+)
+"""What the name of a mask has more than that of its image; the first that is there counts."""
+_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit")
+# Files that lie beside masks and are none; without a word when their image has a mask.
+_COMPANIONS = ("_train_color", "_color", "_instanceIds", "_labelIds", "_labelTrainIds")
+_CITYSCAPES = ("_gtFine", "_gtCoarse")
+
+_OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw"
+_OF_MASKS = "mask masks label labels lbl gt seg segmentation annotation anno annot target"
+_IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
+_PHOTOGRAPHS = (".jpg", ".jpeg")
+
+
+def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
+    """The mask of each image that has one.
+
+    A mask is called as its image, with one of `MASK_ENDINGS` or not; or as the whole file (a.jpg.png for a.jpg); or
+    as its image but for the word that says what it is (image_01 and mask_01), if no other file is called so.
+
+    Args:
+        images: paths below a folder, with "/" and with suffix.
+        masks: likewise, below the same folder or another one.
+    """
+    masks = list(masks)
+    by_name = {_stem(mask): mask for mask in masks}
+    found, left = {}, []
+    for image in images:
+        name = _stem(image)
+        base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
+        candidates = [start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS]
+        mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
+        if mask is None:
+            left.append(image)
+        else:
+            found[image] = mask
+    used = set(found.values())
+    by_words = _by_words([mask for mask in masks if mask not in used], _MASK_WORDS)
+    found.update((image, by_words[key]) for key, image in _by_words(left, _IMAGE_WORDS).items() if key in by_words)
+    return found
+
+
+def without_image(masks: Iterable[str], found: dict[str, str]) -> list[str]:
+    """The masks that belong to no image; not the further files of one, such as a_gtFine_color.png.
+
+    Args:
+        masks: as in `matched`.
+        found: what it returned.
+    """
+    used = set(found.values())
+    bases = {_cut(_cut(_stem(mask), MASK_ENDINGS[1:]), _CITYSCAPES) for mask in used}
+    return [
+        mask
+        for mask in masks
+        if mask not in used
+        and not (_stem(mask).endswith(_COMPANIONS) and _cut(_cut(_stem(mask), _COMPANIONS), _CITYSCAPES) in bases)
+    ]
+
+
+def masks_among(files: Iterable[str]) -> set[str]:
+    """Which files of one folder are the masks of others in it.
+
+    Args:
+        files: paths below the folder, with "/" and with suffix.
+    """
+    files = list(files)
+    names, stems = set(files), {_stem(file) for file in files}
+    photographs = {_stem(file) for file in files if file.lower().endswith(_PHOTOGRAPHS)}
+    image_keys = {_key(file, _IMAGE_WORDS) for file in files if _key(file, _MASK_WORDS) == _key(file, frozenset())}
+
+    def is_mask(file: str) -> bool:
+        stem = _stem(file)
+        return (
+            any(ending and stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in MASK_ENDINGS)
+            or stem in names
+            or (stem in photographs and not file.lower().endswith(_PHOTOGRAPHS))
+            or (_key(file, _MASK_WORDS) != _key(file, frozenset()) and _key(file, _MASK_WORDS) in image_keys)
+        )
+
+    return {file for file in files if is_mask(file)}
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).with_suffix("").as_posix()
+
+
+def _cut(name: str, endings: Iterable[str]) -> str:
+    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
+
+
+def _key(path: str, words: frozenset[str]) -> tuple[str, tuple[str, ...]]:
+    """The folder of a file, and the words and numbers of its name but for some."""
+    place = PurePath(path)
+    parts = re.findall(r"[^\W\d_]+|\d+", place.stem)
+    return place.parent.as_posix(), tuple(part for part in parts if part.lower() not in words)
+
+
+def _by_words(files: list[str], words: frozenset[str]) -> dict[tuple[str, tuple[str, ...]], str]:
+    """The files by what is left of their names; not those of which nothing is left, or the same as of others."""
+    keys = {file: _key(file, words) for file in files}
+    count = Counter(keys.values())
+    return {key: file for file, key in keys.items() if key[1] and count[key] == 1}

@@ -1,0 +1,222 @@
+"""Layouts of one's own data: which names belong together, which splits they form, and what is said of the rest."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from degrid.data import notes_of, open_dataset
+from degrid.data.formats.layout import splits_of
+from degrid.data.formats.matching import masks_among, matched, without_image
+from degrid.types import UserError
+
+
+def label_of(key):
+    """A label that no other key has: ids of 0 to 4."""
+    return np.random.default_rng(sum(map(ord, key))).integers(0, 5, (3, 4)).astype(np.uint8)
+
+
+def put_image(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(file)
+
+
+def put_mask(file, key):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, label_of(key))
+    else:
+        values = label_of(key)
+        if file.suffix == ".webp":
+            Image.fromarray(np.stack([values] * 3, -1)).save(file, lossless=True)
+        else:
+            Image.fromarray(values).save(file)
+
+
+def make(root, pairs):
+    """Images and masks, each pair with a label of its own."""
+    for image, mask in pairs:
+        put_image(root / image)
+        put_mask(root / mask, image)
+
+
+def check(root, pairs, splits=("train", "val")):
+    """Whether every image has its own label; gives the images of each split."""
+    truth, found = {image for image, _ in pairs}, {}
+    for split in splits:
+        dataset = open_dataset(root, split)
+        found[split] = [source.image.relative_to(root).as_posix() for source in dataset.sources]
+        for k, image in enumerate(found[split]):
+            assert dataset[k].label.tolist() == label_of(image).tolist(), image
+    assert {image for images in found.values() for image in images} == truth
+    return found
+
+
+PATTERNS = [
+    ("images/{}.jpg", "masks/{}.jpg.png"),
+    ("images/{}.jpg", "masks/{}.npy"),
+    ("images/{}.jpg", "masks/{}.webp"),
+    ("images/{}.jpg", "masks/{}.bmp"),
+    ("images/{}.bmp", "masks/{}.gif"),
+    ("images/{}.tif", "masks/{}.tif"),
+    ("images/image_{}.jpg", "masks/mask_{}.png"),
+    ("images/image_000{}.png", "labels/label_000{}.png"),
+    ("images/img{}.png", "annotations/gt{}.png"),
+    ("images/a/image_{}.png", "masks/a/mask_{}.png"),
+    ("img_dir/{}.jpg", "ann_dir/{}.png"),
+    ("Original/{}.png", "Ground Truth/{}.png"),
+    ("images/c_{}_leftImg8bit.png", "masks/c_{}_gtFine_labelTrainIds.png"),
+    ("images/c_{}_leftImg8bit.png", "masks/c_{}_gtFine_labelIds.png"),
+    ("images/{}.jpg", "masks/{}_train_id.png"),
+    ("{}_sat.jpg", "{}_mask.png"),
+    ("{}.jpg", "{}_mask.npy"),
+    ("{}.jpg", "{}.jpg.png"),
+    ("{}.jpg", "{}.png"),
+    ("image_{}.png", "mask_{}.png"),
+    ("deep/image_000{}.jpg", "deep/label_000{}.png"),
+    ("IMG-{}.JPG", "IMG-{}_label.PNG"),
+]
+
+
+@pytest.mark.parametrize(("image", "mask"), PATTERNS, ids=[" ".join(pattern) for pattern in PATTERNS])
+def test_names_that_belong_together(tmp_path, image, mask):
+    pairs = [(image.format(k), mask.format(k)) for k in range(4)]
+    make(tmp_path, pairs)
+    check(tmp_path, pairs)
+    assert "the data name no splits" in notes_of(open_dataset(tmp_path))[0]
+
+
+SPLITS = [
+    ("images/train2017/{}.jpg", "images/val2017/{}.jpg", "masks/train2017/{}.png", "masks/val2017/{}.png"),
+    ("train2017/{}.jpg", "val2017/{}.jpg", "masks/train2017/{}.png", "masks/val2017/{}.png"),
+    ("train_2017/{}.jpg", "val_2017/{}.jpg", "train_2017_masks/{}.png", "val_2017_masks/{}.png"),
+    ("img_dir/train/{}.jpg", "img_dir/val/{}.jpg", "ann_dir/train/{}.png", "ann_dir/val/{}.png"),
+    ("train/img_dir/{}.jpg", "valid/img_dir/{}.jpg", "train/ann_dir/{}.png", "valid/ann_dir/{}.png"),
+    ("train_images/{}.jpg", "val_images/{}.jpg", "train_masks/{}.png", "val_masks/{}.png"),
+    ("images_train/{}.jpg", "images_val/{}.jpg", "masks_train/{}.png", "masks_val/{}.png"),
+    ("Train/{}.jpg", "Validation/{}.jpg", "Train_labels/{}_mask.gif", "Validation_labels/{}_mask.gif"),
+    ("train/{}.jpg", "valid/{}.jpg", "train/{}_mask.png", "valid/{}_mask.png"),
+    ("train/{}_sat.jpg", "valid/{}_sat.jpg", "train/{}_mask.png", "valid/{}_mask.png"),
+    ("train/image_{}.jpg", "val/image_{}.jpg", "train/mask_{}.png", "val/mask_{}.png"),
+    ("train/{}.jpg", "val/{}.jpg", "train/{}.png", "val/{}.png"),
+]
+
+
+@pytest.mark.parametrize("patterns", SPLITS, ids=[patterns[0] + " " + patterns[2] for patterns in SPLITS])
+def test_splits_are_those_of_the_folders(tmp_path, patterns):
+    train, val = ([(patterns[s].format(k), patterns[s + 2].format(k)) for k in range(2 + s)] for s in (0, 1))
+    make(tmp_path, train + val)
+    found = check(tmp_path, train + val)
+    assert found == {"train": [image for image, _ in train], "val": [image for image, _ in val]}
+    assert not any("kept for" in note for note in notes_of(open_dataset(tmp_path)))
+
+
+def test_years_are_passed_over_with_care():
+    assert splits_of(["train2017", "val_2012", "Test-1999", "train3", "trainaug", "more"]) == {
+        "train2017": "train",
+        "val_2012": "val",
+        "Test-1999": "test",
+    }
+    several = {"train2014": "train2014", "train2017": "train2017", "val2017": "val", "train": "train"}
+    assert splits_of(several) == several
+
+
+def test_train_alone_is_divided(tmp_path):
+    pairs = [(f"train/{k}.jpg", f"train_masks/{k}_mask.gif") for k in range(12)]
+    make(tmp_path, pairs)
+    put_image(tmp_path / "test" / "1.jpg")  # has no masks
+    found = check(tmp_path, pairs)
+    assert len(found["train"]) + len(found["val"]) == 12
+    assert "kept for it" in notes_of(open_dataset(tmp_path))[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "place"),
+    [
+        ("images/{}.jpg", "masks/{}.png", "train.txt"),
+        ("images/train/{}.jpg", "masks/train/{}.png", "ImageSets/Segmentation/train.txt"),
+        ("{}.jpg", "{}_mask.png", "train.txt"),
+        ("train/{}.jpg", "train/{}_mask.png", "splits/train.txt"),
+    ],
+)
+@pytest.mark.parametrize("name", ["{name}", "./{image}", "{image}"])
+def test_a_list_of_names_wins(tmp_path, image, mask, place, name):
+    pairs = [(image.format(k), mask.format(k)) for k in range(5)]
+    make(tmp_path, pairs)
+    base = image.removeprefix("images/").removesuffix(".jpg")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    for split, chosen in (("train", (4, 0)), ("val", (2,))):
+        lines = [name.format(name=base.format(k), image=image.format(k)) for k in chosen]
+        (tmp_path / place).with_name(f"{split}.txt").write_text("\n".join(lines))
+    found = {
+        split: [s.image.relative_to(tmp_path).as_posix() for s in open_dataset(tmp_path, split).sources]
+        for split in ("train", "val")
+    }
+    assert found == {"train": [image.format(4), image.format(0)], "val": [image.format(2)]}
+    assert notes_of(open_dataset(tmp_path))[0] == "2 images are in none of the lists"
+
+
+def test_a_list_of_names_wins_over_split_folders(tmp_path):
+    pairs = [(f"train/images/{k}.jpg", f"train/masks/{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    (tmp_path / "train.txt").write_text("train/images/2.jpg\n")
+    assert [source.name for source in open_dataset(tmp_path).sources] == ["2"]
+
+
+def test_names_that_fit_several_are_left_alone():
+    images = ["image_1.jpg", "img_1.jpg", "photo_2.jpg"]
+    masks = ["mask_1.png", "label_2.png", "gt_2.png"]
+    assert matched(images, masks) == {}
+    assert without_image(masks, {}) == masks
+    assert matched(["mask.jpg"], ["image.png"]) == {}  # nothing is left of the names without these words
+
+
+def test_further_files_of_an_image_are_no_masks_without_image():
+    images = ["ulm_1_leftImg8bit.png"]
+    masks = [f"ulm_1_gtFine_{word}.png" for word in ("color", "instanceIds", "labelIds", "labelTrainIds")]
+    found = matched(images, masks)
+    assert found == {images[0]: masks[3]}
+    assert without_image([*masks, "bonn_1_gtFine_color.png"], found) == ["bonn_1_gtFine_color.png"]
+
+
+def test_masks_among_images():
+    files = [
+        "a.jpg",
+        "a_mask.png",
+        "b.png",
+        "label_1.jpg",
+        "label_1_mask.png",
+        "mask_7.png",
+        "c.jpg",
+        "c.JPG.png",
+        "d.jpeg",
+        "d.png",
+    ]
+    assert masks_among(files) == {"a_mask.png", "label_1_mask.png", "d.png"}
+    assert masks_among(["c.jpg", "c.jpg.png"]) == {"c.jpg.png"}
+    # Photographs of masks, and one photograph in two forms, are no dataset.
+    assert masks_among(["mask_1.jpg", "mask_2.jpg"]) == set()
+    assert masks_among(["a.jpg", "a.jpeg"]) == set()
+
+
+def test_images_that_are_not_read_are_counted(tmp_path):
+    pairs = [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    for name in ("x.HEIC", "y.heic", "z.nii.gz", "notes.gz", ".w.heic"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    assert notes_of(open_dataset(tmp_path))[1] == (
+        "files of kinds that are not read as images are left out: 2 .heic, 1 .nii.gz; save them as JPEG or PNG"
+    )
+
+
+def test_what_lies_there_is_said(tmp_path):
+    for name in ("photos/a.jpg", "photos/b.jpg", "c.json", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"which holds 1 folders and these files: 2 \.jpg, 1 \.json\. Looked for"):
+        open_dataset(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty, which holds no file\. Looked for"):
+        open_dataset(tmp_path / "empty")
+    make(tmp_path / "inner", [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)])
+    with pytest.raises(UserError, match=r"but there are some in .*inner: give that folder"):
+        open_dataset(tmp_path)
