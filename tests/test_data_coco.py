@@ -87,7 +87,7 @@ def test_polygons_are_filled(corners):
     assert mask.shape == (HEIGHT, WIDTH)
     assert set(np.unique(mask)) == {0, 15}
     nearest, inside = distances(corners, HEIGHT, WIDTH)
-    sure = nearest > 1  # how pixels upon the outline are rounded is pycocotools' own affair
+    sure = nearest > 1  # how pixels upon the outline are rounded: see test_shapes.py
     assert np.array_equal((mask == 15)[sure], inside[sure])
     x, y = np.array(corners).T
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
@@ -314,19 +314,9 @@ def test_one_split_alone(root):
 # ---- mistakes -----------------------------------------------------------------------------------------------
 
 
-def test_without_pycocotools(root, monkeypatch):
+def test_pycocotools_is_not_needed(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)  # as if it were not installed
-    code, output = cli("data", "prepare", "coco", root)
-    assert (code, output) == (
-        2,
-        "degrid: drawing COCO's annotations needs pycocotools: pip install degrid[coco]",
-    )
-    assert not (root / "voc21").exists()
-
-
-def test_masks_once_made_are_read_without_pycocotools(root, monkeypatch):
     prepare_coco(root)
-    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     assert open_dataset(root)[0].label.max() == 7
 
 

@@ -143,7 +143,7 @@ def prepare(
     ade20k: annotations_train_ids, train.txt (20,210) and val.txt (2,000).
 
     coco: masks of the instance annotations of 2017 in voc21 or coco81, train.txt (the images in which more than 1,000
-    pixels belong to the classes) and val.txt (5,000). Needs pycocotools: pip install degrid[coco].
+    pixels belong to the classes) and val.txt (5,000).
 
     Other counts are a warning. What is there stays, so that a run that was stopped goes on.
 

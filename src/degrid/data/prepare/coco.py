@@ -8,7 +8,7 @@ import numpy as np
 
 from degrid.data.formats.benchmarks.coco import COCO_FOLDERS
 from degrid.data.formats.classes import table_in
-from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, mask_tools, read_instances
+from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, read_instances
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
 from degrid.types import IGNORE_INDEX, OnProgress, Progress, UserError
 
@@ -37,13 +37,12 @@ def prepare_coco(path: str | Path, progress: OnProgress | None = None, classes: 
     Returns:
         The report; see `degrid.data.prepare_benchmark`.
     Raises:
-        UserError: pycocotools is not installed, a folder or both annotation files are missing, an annotation is
-            damaged, or the two files differ in their categories.
+        UserError: a folder or both annotation files are missing, an annotation is damaged, or the two files differ in
+            their categories.
     """
     root = folder_at(path)
     if classes not in COCO_CHOICES:
         raise UserError(f'unknown classes "{classes}"; known: {", ".join(COCO_CHOICES)}')
-    mask_tools()
     notes, found = _sources(root)
     lists: ListWriter | None = None
     for split, (file, images) in found.items():
