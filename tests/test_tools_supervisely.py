@@ -98,6 +98,13 @@ def test_bitmaps(root):
     assert notes_of(train) == ["pixels without an object are background"]
 
 
+def test_one_dataset_of_a_project(root):
+    dataset = open_dataset(root / "train")
+    assert dataset.labels.names == NAMES
+    assert [source.name for source in dataset.sources] == ["a.jpg", "a.png"]
+    assert np.array_equal(dataset[0].label.numpy(), TRUTH)
+
+
 def test_later_objects_lie_on_top_and_are_cut_at_the_border(root):
     everything = bitmap(np.ones((9, 9), bool), NAMES[2], origin=[-2, -3])
     for dataset, name in (("train", "a.jpg"), ("train", "a.png"), ("val", "b.jpg")):
@@ -153,6 +160,16 @@ def test_export_as_masks(root, values, rgb):
     (root / "meta.json").unlink()
     colors = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
     check(root, colors=colors, said="obj_class_to_machine_color.json")
+
+
+def test_two_images_with_one_mask(root):
+    put_machine(root, {"crack": 1, "old pothole": 2}, (0, 1, 2), False)
+    check(root, said="obj_class_to_machine_color.json")
+    put(root, "train", "a.png", [])
+    with pytest.raises(
+        UserError, match=r"a.png and a.jpg have one mask, a.png: .* take obj_class_to_machine_color.json"
+    ):
+        open_dataset(root)
 
 
 def test_export_as_masks_in_colour(root):

@@ -40,21 +40,20 @@ class Supervisely(DataFormat):
         Raises:
             UserError: meta.json or the table of values is of another form.
         """
-        if not path.is_dir():
+        base = _project(path)
+        if base is None:
             return None
-        machine = (path / _VALUES).is_file()
+        machine = (base / _VALUES).is_file()
         folder = "masks_machine" if machine else "ann"
-        if not machine and not (path / _META).is_file():
-            return None
         datasets = sorted(images.parent for images in path.rglob("img") if (images.parent / folder).is_dir())
         if not datasets:
             return None
-        rows = _class_rows(path / _META)
+        rows = _class_rows(base / _META)
         ids: dict[str, int] = {}
         if machine:
-            labels, rule = _machine_classes(path, rows)
+            labels, rule = _machine_classes(base, rows)
         else:
-            labels, rule, ids = named_classes(rows, path, _META)
+            labels, rule, ids = named_classes(rows, base, _META)
         splits: dict[str, list[Pair]] = {}
         for dataset in datasets:
             pairs = _masks(dataset, path) if machine else _bitmaps(dataset, path, ids)
@@ -65,9 +64,22 @@ class Supervisely(DataFormat):
         return Layout(f"{_VALUES if machine else _META}, img and {folder}", path, splits, labels, rule, [], notes)
 
 
+def _project(path: Path) -> Path | None:
+    """The folder of the project: this one, or the one above where this is a dataset; None for other data."""
+    places = (path, path.parent) if (path / "img").is_dir() else (path,)
+    return next((place for place in places if any((place / name).is_file() for name in (_VALUES, _META))), None)
+
+
 def _masks(dataset: Path, path: Path) -> list[Pair]:
     """The images of a dataset with their masks_machine/NAME.png."""
     pairs, _ = pair_up(dataset / "img", dataset / "masks_machine")
+    by_mask: dict[Path, Path] = {}
+    for pair in pairs:
+        if pair.mask and by_mask.setdefault(pair.mask, pair.image) != pair.image:
+            raise UserError(
+                f"{pair.image} and {by_mask[pair.mask].name} have one mask, {pair.mask.name}: this export drops the "
+                f"ending; take {_VALUES} away, so that the JSON files are read"
+            )
     return [replace(pair, name=(dataset.relative_to(path) / pair.name).as_posix()) for pair in pairs]
 
 
