@@ -242,13 +242,13 @@ def test_descriptions_of_other_toolkits(tmp_path):
         ("train: [", "is not valid YAML"),
         ("train: nowhere\nmasks: masks\n", "nowhere is not a folder"),
         ("path: nowhere\n", "path .*nowhere is not a folder"),
-        ("train: images\nmasks: masks\nclasses: {0: a, 2: b}\n", "without a gap"),
+        ("train: images\nmasks: masks\nclasses: {0: a, x: b}\n", "a table from ids, 0 to 255, to names"),
         ("train: images\nmasks: masks\nclasses: [a, a]\n", "named twice: a"),
         (
             "train: images\nmasks: masks\nclasses: [a]\nids: {5: 9}\n",
             "expected a raw id and a class 0 to 0 or void",
         ),
-        ("train: images\nmasks: masks\nids: {5: 0}\n", "need classes beside them"),
+        ("train: images\nmasks: masks\nids: {5: 0}\n", "needs classes beside it; without them give a list"),
         (
             "train: images\nmasks: masks\nclasses: [{name: a, colour: [1, 2, 3]}]\n",
             "expected name, and if wanted color",

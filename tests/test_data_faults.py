@@ -272,7 +272,8 @@ def test_yaml_with_a_list_of_names(root):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ids: [1, 2]", "ids must be a table from raw ids to classes"),
+        ("ids: [1, 2]", "ids lists 2 values for 3 classes"),
+        ("ids: 3", "ids must be a table from raw ids to classes"),
         ("ids: {a: 0}", "expected a raw id and a class"),
         ("ids: {1: true}", "expected a raw id and a class"),
         ("void: [a]", "a colour is three whole numbers"),

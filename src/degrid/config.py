@@ -114,6 +114,9 @@ class DataConfig:
     """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5)."""
     workers: int = 0
     """Number of processes that load training images; 0: the training process loads them itself."""
+    accept: tuple[str, ...] = ()
+    """Doubts about the masks that do not stop training, as `degrid data check` names them, such as
+    `one-class,nearly-void`."""
 
 
 @dataclass(frozen=True)
@@ -424,7 +427,8 @@ def _in_words(hint: Any) -> str:
         return names[hint]
     parts = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return f"{'' if Ellipsis in parts else f'{len(parts)} '}numbers separated by commas"
+        what = "words" if str in parts else "numbers"
+        return f"{'' if Ellipsis in parts else f'{len(parts)} '}{what} separated by commas"
     if typing.get_origin(hint) is types.UnionType:
         return " or ".join(map(_in_words, parts))
     return "a table"

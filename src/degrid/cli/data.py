@@ -27,6 +27,9 @@ def check(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many read; by default one for each core.", show_default=False)
     ] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Doubt that is no problem, such as one-class; can be repeated.")
+    ] = None,
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
 
@@ -41,7 +44,7 @@ def check(
     from degrid.cli.progress import progress_bar
 
     with progress_bar() as bar:
-        report = degrid.check_data(path, bar, processes=processes)
+        report = degrid.check_data(path, bar, processes=processes, accept=accept or ())
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(2)

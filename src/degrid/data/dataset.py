@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout
@@ -96,7 +97,12 @@ def absolute(path: str | Path) -> str:
 
 
 def open_dataset(
-    path: str | Path, split: str = "train", labels: LabelSpace | None = None, *, root: str | Path | None = None
+    path: str | Path,
+    split: str = "train",
+    labels: LabelSpace | None = None,
+    *,
+    root: str | Path | None = None,
+    accept: Sequence[str] | None = None,
 ) -> Dataset:
     """Open one split of a dataset.
 
@@ -109,12 +115,18 @@ def open_dataset(
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.
+        accept: refuse data whose meaning is in doubt, except for these kinds of doubts (see
+            `degrid.data.formats.doubts`); None: do not look for any.
     Raises:
-        UserError: not there, not recognised, no such split, images without masks, or other classes than expected.
+        UserError: not there, not recognised, no such split, images without masks, other classes than expected, or a
+            doubt.
     """
     name = str(path)
     if not is_by_name(path):
-        found: Dataset = _open_split(open_layout(path, root), split, path)
+        layout = open_layout(path, root)
+        found: Dataset = _open_split(layout, split, path)
+        if accept is not None:
+            stop_at_doubts(layout, accept)
     elif name.partition(":")[0] == "synthetic":
         found = SyntheticScenes(split, _number_of_scenes(name))
     else:
@@ -184,7 +196,8 @@ def _as_expected(found: Dataset, labels: LabelSpace, name: str) -> Dataset:
     if isinstance(found, SourceDataset):
         numbered = found.labels.names == LabelSpace.of_size(len(found.labels)).names
         if numbered and len(found.labels) <= len(labels):
-            return _relabelled(found, labels, MaskRule.plain(labels))
+            # Ids that the user lists stay what they are.
+            return _relabelled(found, labels, found.rule if found.rule.said else MaskRule.plain(labels))
         if found.labels == BINARY_LABELS and len(labels) == 2:
             return _relabelled(found, labels, found.rule)
     raise UserError(

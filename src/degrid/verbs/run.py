@@ -142,7 +142,7 @@ class _Data:
     @classmethod
     def opened(cls, config: RunConfig) -> _Data:
         data = config.data
-        train = open_dataset(data.path, data.train)
+        train = open_dataset(data.path, data.train, accept=data.accept)
         val: Dataset | None = open_dataset(data.path, data.val, labels=train.labels) if data.val else None
         return cls(train, val, tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else []))))
 

@@ -139,7 +139,7 @@ def _stages(
             raise UserError(f'the recipes named by "then" go round in a circle: {following.name} comes twice')
         if not resume and (place / "run.json").exists():
             raise UserError(f"{place} holds a run already; move it, or choose another -o (out=...)")
-        open_dataset(following.data.path, following.data.train)
+        open_dataset(following.data.path, following.data.train, accept=following.data.accept)
         stages.append((following, place))
     return stages
 

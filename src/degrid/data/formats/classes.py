@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
-from degrid.data.formats.tools.label_files import VOID_NAMES, label_file, tool_classes
+from degrid.data.formats.tools.label_files import label_file, tool_classes
 from degrid.files import write_text
-from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 _TABLES = ("classes.csv", "class_dict.csv")
 _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
@@ -20,9 +23,9 @@ _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
 def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
 
-    Rows with the id 255 list the colours of void. Without an id column, rows are numbered from 0 and rows named void,
-    ignore or unlabelled are void. Without such a file, the one that an annotation tool wrote counts, such as
-    labelmap.txt.
+    Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
+    column, the other rows are numbered from 0. Columns r,g,b may be missing. Without such a file, the one that an
+    annotation tool wrote counts, such as labelmap.txt.
 
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
@@ -34,38 +37,47 @@ def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
             return _read_table(root / name)
     for name in _NAME_FILES:
         if (root / name).is_file():
-            names = tuple(line for line in read_names(root / name) if line != "__ignore__")
-            if not names:
-                raise UserError(f"{root / name} is empty; expected one class name per line")
-            labels = LabelSpace(names, voc_palette(len(names)))
-            return labels, MaskRule.plain(labels, said=name)
+            return labels_and_rule(_read_names(root / name), name, root / name)
     tools_file = label_file(root)
     return tool_classes(tools_file) if tools_file else (None, None)
 
 
+def _read_names(file: Path) -> list[ClassRow]:
+    """One class per line, or "ID NAME", "ID,NAME" or "ID: NAME" in every line."""
+    lines = [line for line in read_names(file) if line != "__ignore__"]
+    if not lines:
+        raise UserError(f"{file} is empty; expected one class name per line")
+    numbered = [re.fullmatch(r"(\d+)\s*[\s,;:]\s*(\S.*)", line) for line in lines]
+    if not all(numbered):
+        return [ClassRow(number, line) for number, line in enumerate(lines)]
+    rows = [ClassRow(int(found[1]), found[2].strip()) for found in numbered if found]
+    _refuse_gaps(rows, file)
+    return rows
+
+
 def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
-    classes: list[tuple[int, str, Color]] = []
-    void: dict[Color, int] = {}
+    rows: list[ClassRow] = []
     try:
         for row in csv.DictReader(read_text(file).splitlines()):
-            name, color = row["name"].strip(), _color(row)
-            is_void = int(row["id"]) == IGNORE_INDEX if "id" in row else name.lower() in VOID_NAMES
-            if is_void:
-                void[color] = IGNORE_INDEX
-            else:
-                classes.append((int(row.get("id", len(classes))), name, color))
+            number = int(row["id"]) if "id" in row else sum(not known.void for known in rows)
+            colored = any(key in row for key in "rgb")
+            new = ClassRow(number, row["name"].strip(), (_color(row),) if colored else ())
+            # Without ids, only the colours of void are said.
+            rows.append(new if "id" in row or not new.void else dataclasses.replace(new, number=IGNORE_INDEX))
     except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file}: expected the columns id,name,r,g,b with whole numbers ({error!r})") from error
-    classes.sort()
-    if not classes:
+    if all(row.void for row in rows):
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
-    if [row[0] for row in classes] != list(range(len(classes))):
+    _refuse_gaps(rows, file)
+    return labels_and_rule(rows, file.name, file)
+
+
+def _refuse_gaps(rows: list[ClassRow], file: Path) -> None:
+    numbers = sorted(row.number for row in rows if row.number != IGNORE_INDEX)
+    if numbers != list(range(len(numbers))):
         raise UserError(f"{file}: ids must run from 0 without a gap; {IGNORE_INDEX} is void")
-    labels = LabelSpace(tuple(row[1] for row in classes), tuple(row[2] for row in classes))
-    rule = MaskRule.plain(labels)
-    return labels, MaskRule(rule.ids, {**void, **rule.colors}, file.name)
 
 
 def _color(row: Mapping[str, str]) -> Color:

@@ -8,17 +8,24 @@ from typing import Any
 
 import yaml
 
+from degrid.data.formats.class_rows import ClassRow, labels_and_rule
+from degrid.data.formats.doubts import check_kinds
 from degrid.data.formats.folder import pairs_by_name
-from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.layout import DataFormat, Layout, Wishes
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, read_text
-from degrid.lookup import did_you_mean
-from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+from degrid.lookup import did_you_mean, some
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # Other toolkits' words for the same keys.
 _ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "ignore_classes": "void", "root": "path"}
-_KEYS = ("path", "format", "train", "val", "test", "masks", "classes", "void", "ids")
+_KEYS = (
+    *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
+    *("threshold", "nearest_color", "palette", "accept"),
+)
 _IGNORED = ("nc", "download")
+# Where a class lists its ids, or its colours in colour masks.
+_ID_KEYS = ("ids", "labels", "values")
 
 
 class Description(DataFormat):
@@ -27,8 +34,10 @@ class Description(DataFormat):
     Keys: path (the root, relative to the file), format (a row of `degrid.data.formats.table`, or "module:Format" of
     your own), train, val, test (a folder of images, a list file of "/image /mask" or of names, or {images, masks}),
     masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
-    or colours that are void), ids ({raw id: train id, or "void"}). Without splits the folder is recognised, or read in
-    the format.
+    or colours that are void), ids ({raw id: train id, or "void"}, or a list with the raw id of each class in order),
+    threshold (a number: values below it are background), nearest_color (a distance: other colours become the nearest
+    one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are meant so).
+    Without splits the folder is recognised, or read in the format.
     """
 
     wanted = "dataset.yaml"
@@ -57,10 +66,13 @@ class Description(DataFormat):
             raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
         if not any(layout.splits.values()):
             raise UserError(f"{file}: no image in {', '.join(splits)}")
+        layout.wishes = _wishes(given, file)
         if "classes" in given:
             layout.labels, layout.rule = _classes(given, file)
-        elif "ids" in given or "void" in given:
-            raise UserError(f"{file}: ids and void need classes beside them")
+        elif isinstance(given.get("ids"), dict):
+            raise UserError(
+                f"{file}: a table of ids needs classes beside it; without them give a list, such as [0, 255]"
+            )
         return layout
 
 
@@ -129,52 +141,98 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     rows = given["classes"]
     if isinstance(rows, list):
         rows = dict(enumerate(rows))
-    if not isinstance(rows, dict) or sorted(rows) != list(range(len(rows))):
-        raise UserError(f"{file}: classes must be a list of names, or a table with the ids 0, 1, 2, .. without a gap")
-    palette = voc_palette(len(rows))
+    if not isinstance(rows, dict) or not all(_is_id(number) and 0 <= number <= IGNORE_INDEX for number in rows):
+        raise UserError(f"{file}: classes must be a list of names, or a table from ids, 0 to 255, to names")
     # With a table of ids, that table says everything.
-    plain = not given.get("ids")
-    read = [_class(train, rows[train], palette[train], plain, file) for train in range(len(rows))]
-    labels = LabelSpace(tuple(name for name, _, _ in read), tuple(color for _, color, _ in read))
-    ids = {raw: train for train, (_, _, raws) in enumerate(read) for raw in raws}
-    void = [] if given.get("void") is None else _listed(given["void"])
-    void_ids = {value: IGNORE_INDEX for value in void if _is_id(value)}
-    void_colors = {_color(value, file): IGNORE_INDEX for value in void if not _is_id(value)}
-    mapped = {**ids, IGNORE_INDEX: IGNORE_INDEX, **_id_table(given.get("ids") or {}, len(labels), file), **void_ids}
-    return labels, MaskRule(mapped, {**MaskRule.plain(labels).colors, **void_colors}, file.name)
+    table = given.get("ids") if isinstance(given.get("ids"), dict) else {}
+    read = [_class(number, row, bool(table), file) for number, row in rows.items()]
+    labels, rule = labels_and_rule(read, file.name, file)
+    if not table:
+        return labels, rule
+    numbers = sorted(row.number for row in read if not row.void)
+    ids = {IGNORE_INDEX: IGNORE_INDEX, **_id_table(table, numbers, file)}
+    return labels, dataclasses.replace(rule, ids=ids, exact=True)
 
 
-def _class(train: int, row: Any, color: Color, plain: bool, file: Path) -> tuple[str, Color, list[int]]:
-    """Name, colour and raw ids of a class.
+def _class(number: int, row: Any, in_table: bool, file: Path) -> ClassRow:
+    """One class.
 
     Args:
-        color: the default.
-        plain: a class without ids has its train id as raw id.
+        in_table: a table of ids says which ids a class has that does not say so itself.
     """
     row = row if isinstance(row, dict) else {"name": row}
-    if set(row) - {"name", "color", "ids", "labels"} or "name" not in row:
-        raise UserError(f"{file}: class {train}: expected name, and if wanted color and ids; got {', '.join(row)}")
-    raw = _listed(row.get("ids", row.get("labels", [train] if plain else [])))
-    if not all(_is_id(value) for value in raw):
-        raise UserError(f"{file}: class {train}: ids are whole numbers, such as [26, 27]; got {raw}")
-    return str(row["name"]), _color(row.get("color", list(color)), file), raw
+    if set(row) - {"name", "color", "colors", *_ID_KEYS} or "name" not in row:
+        raise UserError(f"{file}: class {number}: expected name, and if wanted color and ids; got {', '.join(row)}")
+    listed = [value for key in _ID_KEYS if key in row for value in _listed(row[key])]
+    ids = tuple(value for value in listed if not isinstance(value, list))
+    if not all(_is_id(value) for value in ids):
+        raise UserError(f"{file}: class {number}: ids are whole numbers, such as [26, 27]; got {listed}")
+    colors = [*_colors(row.get("color"), file), *_colors(row.get("colors"), file)]
+    colors += _colors([value for value in listed if isinstance(value, list)], file)
+    return ClassRow(number, str(row["name"]), tuple(colors), ids or (() if in_table else None))
 
 
-def _id_table(table: Any, num_classes: int, file: Path) -> dict[int, int]:
-    """Raw id -> train id or IGNORE_INDEX."""
-    if not isinstance(table, dict):
+def _colors(value: Any, file: Path) -> list[Color]:
+    """None, one colour, or a list of them."""
+    several = isinstance(value, list) and all(isinstance(each, list) for each in value)
+    return [] if value is None else [_color(each, file) for each in (value if several else [value])]
+
+
+def _wishes(given: dict[str, Any], file: Path) -> Wishes:
+    """What is asked for besides the classes."""
+    void = [] if given.get("void") is None else _listed(given["void"])
+    ids = given.get("ids") or []
+    if not isinstance(ids, dict | list):
         raise UserError(
-            f"{file}: ids must be a table from raw ids to classes, such as {{7: 0, 19: void}}; got {table!r}"
+            f"{file}: ids must be a table from raw ids to classes, such as {{7: 0, 19: void}}, or the list of the "
+            f"classes' ids; got {ids!r}"
         )
+    ids = [] if isinstance(ids, dict) else ids
+    accept = tuple(map(str, _listed(given.get("accept") or [])))
+    palette = given.get("palette", "")
+    if palette not in ("", "color", "index"):
+        raise UserError(f"{file}: palette: expected color or index, got {palette!r}")
+    if not all(_is_id(value) for value in ids) or len(set(ids)) != len(ids):
+        raise UserError(f"{file}: ids: expected different whole numbers, one for each class, got {ids}")
+    check_kinds(accept, f"{file}: accept")
+    return Wishes(
+        tuple(value if _is_id(value) else _color(value, file) for value in void),
+        tuple(ids),
+        _number(given, "threshold", file),
+        _number(given, "nearest_color", file),
+        palette,
+        accept,
+        str(file),
+    )
+
+
+def _number(given: dict[str, Any], key: str, file: Path) -> float | None:
+    value = given.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise UserError(f"{file}: {key}: expected a number from 0 on, got {value!r}")
+    return float(value)
+
+
+def _id_table(table: dict[Any, Any], numbers: list[int], file: Path) -> dict[int, int]:
+    """Raw id -> train id or IGNORE_INDEX.
+
+    Args:
+        numbers: of the classes, as the file gives them.
+    """
     mapped = {}
-    for raw, train in table.items():
-        is_void = train in ("void", "ignore", "ignore_label", IGNORE_INDEX, -1)
-        if not _is_id(raw) or not (is_void or (_is_id(train) and 0 <= train < num_classes)):
-            raise UserError(
-                f"{file}: ids: {raw}: {train}: expected a raw id and a class 0 to {num_classes - 1} or void"
-            )
-        mapped[raw] = IGNORE_INDEX if is_void else train
+    for raw, number in table.items():
+        is_void = number in ("void", "ignore", "ignore_label", IGNORE_INDEX, -1)
+        if not _is_id(raw) or not (is_void or (_is_id(number) and number in numbers)):
+            raise UserError(f"{file}: ids: {raw}: {number}: expected a raw id and a class {_range(numbers)} or void")
+        mapped[raw] = IGNORE_INDEX if is_void else numbers.index(number)
     return mapped
+
+
+def _range(numbers: list[int]) -> str:
+    whole = numbers == list(range(len(numbers)))
+    return f"0 to {len(numbers) - 1}" if whole else f"({some(numbers)})"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.source import Source
+from degrid.data.formats.values import Survey
 from degrid.types import LabelSpace
 
 SPLIT_NAMES = {
@@ -41,6 +42,28 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How the user wants masks to be read, whatever classes they have.
+
+    Attributes:
+        void: ids and colours that are void.
+        ids: the raw id of each class in order; empty where they are not listed.
+        threshold, nearest: see `MaskRule`.
+        palette: "color" or "index": how palette images are read; empty: as fits the classes.
+        accept: the kinds of doubts that are accepted; see `degrid.data.formats.doubts`.
+        file: where the wishes are written, for messages.
+    """
+
+    void: tuple[int | Color, ...] = ()
+    ids: tuple[int, ...] = ()
+    threshold: float | None = None
+    nearest: float | None = None
+    palette: str = ""
+    accept: tuple[str, ...] = ()
+    file: str = ""
+
+
 @dataclass
 class Layout:
     """What is in a dataset.
@@ -55,6 +78,9 @@ class Layout:
         notes: what was decided for the user, one sentence each.
         how_to_add: what the user can add to make another split, with {split} in place of its name.
         kind: the format's name, filled in by `degrid.data.formats.table`.
+        wishes: how the user wants masks to be read.
+        guessed: the classes were found by looking at the masks.
+        surveys: of each split, what values a sample of its masks holds; filled in by `degrid.data.formats.scan`.
     """
 
     reason: str
@@ -66,6 +92,9 @@ class Layout:
     notes: list[str] = field(default_factory=list)
     how_to_add: str = "a folder {split}/ or a list {split}.txt"
     kind: str = ""
+    wishes: Wishes = field(default_factory=Wishes)
+    guessed: bool = False
+    surveys: Mapping[str, Survey] = field(default_factory=dict)
 
 
 class DataFormat(ABC):

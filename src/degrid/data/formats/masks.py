@@ -40,37 +40,77 @@ class MaskRule:
     ids: raw id -> train id or IGNORE_INDEX; colors: RGB -> train id or IGNORE_INDEX, for colour masks.
     Values in neither table are unknown.
     said: the file that says so, for messages, such as "classes.csv"; empty where the rule was guessed.
+    exact: the file lists the ids of the classes, which nothing else overrules.
+    says_void: the file says that 255 is void, so that it never stands for white.
+    default_colors: the colours are not said, but VOC's in the order of the classes.
+    threshold: values below it become 0 and all others 255, before anything else; of colours, their brightness counts.
+    nearest: values in neither table become the nearest one that is, up to this distance (Euclidean in RGB).
+    notes: what was decided when the file was read, one sentence each.
     """
 
     ids: dict[int, int]
     colors: dict[Color, int] = field(default_factory=dict)
     said: str = ""
+    exact: bool = False
+    says_void: bool = False
+    default_colors: bool = False
+    threshold: float | None = None
+    nearest: float | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def plain(cls, labels: LabelSpace, void: tuple[int, ...] = (), said: str = "") -> MaskRule:
+    def plain(
+        cls, labels: LabelSpace, void: tuple[int, ...] = (), said: str = "", default_colors: bool = False
+    ) -> MaskRule:
         """Keep ids unchanged; 255 and the ids in `void` are void; colour masks use the colours of the classes."""
         ids = {**{i: i for i in range(len(labels))}, **dict.fromkeys((IGNORE_INDEX, *void), IGNORE_INDEX)}
-        return cls(ids, {color: i for i, color in reversed(list(enumerate(labels.colors)))}, said)
+        colors = {color: i for i, color in reversed(list(enumerate(labels.colors)))}
+        return cls(ids, colors, said, default_colors=default_colors)
 
     def apply(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
         """Map raw ids [H,W] or colours [H,W,3] to train ids uint8 [H,W]; also count the pixels of each unknown value.
 
         Pixels with unknown values become void.
         """
+        if self.threshold is not None:
+            raw = np.where(_brightness(raw) < self.threshold, np.uint8(0), np.uint8(255))
         if raw.ndim == 2:
-            return self._apply_ids(raw)
+            return self._apply_ids(raw) if self.nearest is None else self._near_ids(raw)
         packed = raw.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
         values, inverse, counts = np.unique(packed, return_inverse=True, return_counts=True)
         colors: list[Color] = [(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) for v in values]
-        table = np.array([self.colors.get(color, IGNORE_INDEX) for color in colors], np.uint8)
+        meant = self._near_colors(colors)
+        table = np.array([self.colors.get(color, IGNORE_INDEX) for color in meant], np.uint8)
         missing: dict[int | Color, int] = {
-            color: int(n) for color, n in zip(colors, counts, strict=True) if color not in self.colors
+            color: int(n) for color, near, n in zip(colors, meant, counts, strict=True) if near not in self.colors
         }
         if missing and all(red == green == blue for red, green, blue in colors):
             as_ids = self.apply(raw[..., 0])  # ids saved as an RGB image
             if len(as_ids[1]) < len(missing):
                 return as_ids
         return table[inverse.reshape(packed.shape)], missing
+
+    def _near_colors(self, colors: list[Color]) -> list[Color]:
+        """The nearest colour in the table for each one, or the colour itself where none is near."""
+        if self.nearest is None or not self.colors:
+            return colors
+        known = np.array(list(self.colors), np.int32)
+        meant = []
+        for color in colors:
+            squares = ((known - np.array(color, np.int32)) ** 2).sum(axis=1)
+            near = squares.min() <= self.nearest**2
+            red, green, blue = known[squares.argmin()].tolist() if near else color
+            meant.append((red, green, blue))
+        return meant
+
+    def _near_ids(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
+        """As `_apply_ids`, with each value replaced by the nearest id in the table, if that is near."""
+        assert self.nearest is not None
+        values, inverse = np.unique(raw, return_inverse=True)
+        known = np.array(sorted(self.ids), np.int64)
+        distance = np.abs(values.astype(np.int64)[:, None] - known)
+        meant = np.where(distance.min(axis=1) <= self.nearest, known[distance.argmin(axis=1)], values)
+        return self._apply_ids(meant[inverse.reshape(raw.shape)])
 
     def _apply_ids(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int | Color, int]]:
         if raw.dtype == np.uint8:
@@ -105,6 +145,11 @@ class MaskRule:
         """The train id of every byte value, and the known byte values."""
         known = bytes(value for value in range(256) if value in self.ids)
         return bytes(self.ids.get(value, IGNORE_INDEX) for value in range(256)), known
+
+
+def _brightness(raw: np.ndarray) -> np.ndarray:
+    """Ids [H,W] as they are; of colours [H,W,3] the luma (ITU-R BT.601)."""
+    return raw if raw.ndim == 2 else raw @ np.array([0.299, 0.587, 0.114])
 
 
 def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from degrid.data.formats.layout import SPLIT_NAMES, splits_of
-from degrid.data.formats.masks import rgb_like
+from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.matching import matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
-from degrid.data.formats.read_mask import read_mask
+from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.types import UserError
@@ -36,6 +37,7 @@ class Pair(Source):
     name: str
     image: Path
     mask: Path | None
+    how: MaskReading = field(default=AS_STORED, kw_only=True)
     unreadable: ClassVar[str] = ""
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
@@ -47,7 +49,7 @@ class Pair(Source):
         """See `Source`."""
         if self.mask is None:
             raise UserError(f"{self.image} has no mask; degrid data check lists all such images")
-        return read_mask(self.mask)
+        return read_mask(self.mask, self.how)
 
     def places(self) -> tuple[str, str]:
         """See `Source`."""
@@ -62,6 +64,14 @@ class Pair(Source):
     def image_file(self) -> bytes:
         """See `Source`; empty where the file is not there."""
         return self.image.read_bytes() if self.image.is_file() else b""
+
+    def palette(self) -> np.ndarray | None:
+        """See `Source`."""
+        return None if self.mask is None or self.how.by_color else read_palette(self.mask)
+
+    def reading(self, how: MaskReading) -> Pair:
+        """See `Source`."""
+        return dataclasses.replace(self, how=how)
 
 
 def read_text(file: Path) -> str:

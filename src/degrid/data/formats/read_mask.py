@@ -115,13 +115,16 @@ def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading 
 
 
 def read_palette(path: Path) -> np.ndarray | None:
-    """The colours of a palette image, uint8 [N,3]; None for any other file."""
+    """The colours of a palette image, uint8 [N,3]; None for any other file, and for GIF, which is read by colour."""
     try:
-        with Image.open(path) as image:  # the pixels are not decoded
-            colors = image.getpalette("RGB") if image.mode in ("P", "PA") and image.format != "GIF" else None
+        with Image.open(path) as image:
+            if image.mode not in ("P", "PA") or image.palette is None or image.format == "GIF":
+                return None
+            kind, data = image.palette.getdata()  # unlike `getpalette`, does not decode the pixels
+            colors = bytes(data) if kind == "RGB" else bytes(image.getpalette("RGB") or ())
     except (OSError, SyntaxError, ValueError):
         return None
-    return None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
+    return np.frombuffer(colors, np.uint8, len(colors) // 3 * 3).reshape(-1, 3)
 
 
 def _refuse_pages(name: object, pages: int) -> None:

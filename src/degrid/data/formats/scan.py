@@ -1,102 +1,240 @@
-"""Finding the classes in the masks of a dataset that does not name them."""
+"""What the values in a dataset's masks mean: the classes as the user says, or else as the masks look."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
-import numpy as np
+import dataclasses
 
 from degrid.data.formats.layout import Layout
-from degrid.data.formats.masks import NO_DATA, MaskRule
-from degrid.data.formats.source import BrokenSource, Source
+from degrid.data.formats.masks import Color, MaskReading, MaskRule
+from degrid.data.formats.source import LazySources, Source
+from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, labelled, survey_masks
+from degrid.data.formats.values import Survey, Surveys, total
+from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
-# The most masks scanned for class ids; a rare class may occur only in the others.
-_SCANNED = 1000
-
-BINARY_LABELS = LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 64, 64)))
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+_OBJECT = (255, 64, 64)
+BINARY_LABELS = LabelSpace(("background", "foreground"), (BLACK, _OBJECT))
 """The classes of black and white masks."""
-_BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {(0, 0, 0): 0, (255, 255, 255): 1})
-_BINARY_NOTE = "masks hold only 0 and 255: taken as background and foreground"
+_BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {BLACK: 0, WHITE: 1})
+BACKGROUND_NAMES = ("background", "_background_", "bg")
 
 
 def resolve_classes(layout: Layout) -> Layout:
-    """Fill in classes and rule where the layout does not have them, by scanning the masks.
+    """Fill in classes and rule, and how masks are read, by looking at them; also notes on what was decided.
 
-    Masks with nothing but 0 and 255 are black and white pictures of two classes; otherwise 255 is void.
+    What the user says wins. Masks with nothing but 0 and 255 are black and white pictures of two classes; otherwise
+    255 is void where nothing says what it is.
+
+    Raises:
+        UserError: the masks are colour pictures or have ids above 255, and nothing says what they mean; or the user
+            asks for something that does not fit the classes.
     """
-    if layout.labels is not None:
+    wishes = layout.wishes
+    if layout.rule:
+        layout.notes += layout.rule.notes
+    lossy = wishes.threshold is not None or wishes.nearest is not None
+    if lossy or wishes.palette == "color":
+        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy))
+    surveys = _survey(layout)
+    if wishes.palette == "" and _says_palettes(layout, surveys):
+        layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
+        layout.notes.append("the palettes of the masks show the colours of the classes: they are read by colour")
+        surveys = _survey(layout)
+    whole = total(surveys)
+    if wishes.threshold is not None:
+        _set_threshold(layout)
+    elif wishes.ids:
+        _set_ids(layout)
+    elif layout.labels is None:
+        _guess(layout, whole)
+    else:
         layout.rule = layout.rule or MaskRule.plain(layout.labels)
-        if len(layout.labels) == 2 and _black_and_white(layout):
-            layout.rule = _BINARY
-            layout.notes.append(_BINARY_NOTE)
-        return layout
-    masks = _labelled(layout)
-    scanned = _spread(masks)
-    values = set().union(*(_values_of(source, layout.root) for source in scanned))
-    if values == {0, IGNORE_INDEX}:
-        layout.labels, layout.rule = BINARY_LABELS, _BINARY
-        layout.notes.append(_BINARY_NOTE)
-        return layout
-    highest = max((value for value in values if value != IGNORE_INDEX), default=0)
-    layout.labels = LabelSpace.of_size(highest + 1)
-    layout.rule = MaskRule.plain(layout.labels)
-    where = f"{len(scanned)} of {len(masks)} masks"
-    found = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
-    layout.notes.append(f"the data name no classes: {found}")
+        if not (layout.rule.exact or layout.rule.says_void or IGNORE_INDEX in wishes.void):
+            _fit_to_masks(layout, whole)
+    layout.rule = _with_wishes(layout)
+    if _grey_ids(layout.rule, whole):
+        layout.rule = dataclasses.replace(layout.rule, colors={})
+    layout.surveys = surveys
     return layout
 
 
-def _labelled(layout: Layout) -> list[Source]:
-    """The sources whose label is there. Broken ones are reported when they are used."""
-    everything = [source for split in layout.splits.values() for source in split]
-    return [source for source in everything if not isinstance(source, BrokenSource) and source.places()[1]]
+def _read_otherwise(layout: Layout, how: MaskReading) -> dict[str, list[Source] | LazySources]:
+    def lazily(sources: LazySources) -> LazySources:
+        return LazySources(lambda: [source.reading(how) for source in sources])
+
+    return {
+        split: lazily(sources) if isinstance(sources, LazySources) else [source.reading(how) for source in sources]
+        for split, sources in layout.splits.items()
+    }
 
 
-def _spread(sources: list[Source]) -> list[Source]:
-    """At most _SCANNED of them, from the whole dataset."""
-    return sources[:: math.ceil(len(sources) / _SCANNED) or 1]
+def _survey(layout: Layout) -> Surveys:
+    """A sample of the masks; a larger one where it decides more than usual."""
+    if layout.labels is None:
+        return survey_masks(layout, MANY_MASKS)
+    surveys = survey_masks(layout, SOME_MASKS)
+    few = len({value for survey in surveys.values() for value in survey.pixels if value not in (IGNORE_INDEX, WHITE)})
+    return survey_masks(layout, MANY_MASKS) if few < 2 else surveys
 
 
-def _black_and_white(layout: Layout) -> bool:
-    """Whether the masks hold both 0 and 255 and nothing else. For most datasets the first mask decides."""
-    seen: set[int] = set()
-    for source in _spread(_labelled(layout)):
-        try:
-            raw = source.read_label()
-        except UserError:
-            continue  # reported when it is used
-        if not ((raw == 0) | (raw == IGNORE_INDEX)).all() or (raw.ndim == 3 and (raw != raw[..., :1]).any()):
-            return False
-        seen |= set(np.unique(raw).tolist())
-    return seen == {0, IGNORE_INDEX}
+def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
+    """Whether the palettes show the classes' own colours, in another order than that of the ids."""
+    rule = layout.rule
+    if rule is None or rule.default_colors or not rule.colors or rule.exact:
+        return False
+    shown = total(surveys).shown
+    meant = [(rule.ids.get(index), rule.colors.get(color)) for index, color in shown]
+    return all(by_color is not None for _, by_color in meant) and any(by_id != by_color for by_id, by_color in meant)
 
 
-def _values_of(source: Source, root: Path) -> set[int]:
-    """The ids in a mask; none where it is damaged, which is reported when the mask is used.
+def _grey_ids(rule: MaskRule, found: Survey) -> bool:
+    """Whether pictures hold ids as grey. Seen in all of them, since black in one may be a class's colour, too."""
+    greys = {value for value in found.pixels if isinstance(value, tuple)}
+    if not greys or found.colored or rule.nearest is not None:
+        return False
+    unknown = any(grey not in rule.colors for grey in greys)
+    return (unknown or rule.default_colors) and all(grey[0] in rule.ids for grey in greys)
 
-    Raises:
-        UserError: a colour mask, which needs a table of classes; or ids that are no class ids.
-    """
-    try:
-        raw = source.read_label()
-    except UserError:
-        return set()
-    mask = source.places()[1]
-    if raw.ndim == 3:
-        if (raw != raw[..., :1]).any():
-            raise UserError(
-                f"{mask} is a colour picture and nothing says which colour is which class; write {root}/classes.csv "
-                "with the columns id,name,r,g,b"
-            )
-        raw = raw[..., 0]  # ids saved as a grey RGB picture
-    if raw.dtype == np.uint8:
-        return set(np.flatnonzero(np.bincount(raw.ravel())).tolist())
-    raw = raw[raw != NO_DATA]
-    if raw.min(initial=0) < 0 or raw.max(initial=0) > IGNORE_INDEX:
+
+# ---- nothing names the classes --------------------------------------------------------------------------------
+
+
+def _guess(layout: Layout, found: Survey) -> None:
+    colored = [color for color in found.colored if color not in layout.wishes.void]
+    if colored:
+        raise UserError(_colors_message(layout, found, colored))
+    values = set(found.ids) - set(layout.wishes.void)
+    if values == {0, IGNORE_INDEX}:
+        layout.labels, layout.rule = BINARY_LABELS, _BINARY
+        layout.notes.append("masks hold only 0 and 255: taken as background and foreground")
+        return
+    if values and (min(values) < 0 or max(values) > IGNORE_INDEX):
+        where = next(found.first[value] for value in found.first if value in (min(values), max(values)))
         raise UserError(
-            f"{mask} holds ids from {raw.min()} to {raw.max()}; degrid has at most 255 classes: map the ids in "
+            f"{where} holds ids from {min(values)} to {max(values)}; degrid has at most 255 classes: map the ids in "
             "dataset.yaml"
         )
-    return set(np.unique(raw).tolist())
+    highest = max((value for value in values if value != IGNORE_INDEX), default=0)
+    layout.labels, layout.guessed = LabelSpace.of_size(highest + 1), True
+    layout.rule = MaskRule.plain(layout.labels, default_colors=True)
+    where = f"{found.masks} of {labelled(layout)} masks"
+    said = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
+    layout.notes.append(f"the data name no classes: {said}")
+
+
+def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
+    place = found.first[colored[0]]
+    common = sorted(colored, key=lambda color: -found.pixels[color])
+    return (
+        f"{place} is a colour picture and nothing says which colour is which class ({len(common)} colours, such as "
+        f"{some(common, 3)}); write {layout.root}/classes.csv with the columns id,name,r,g,b"
+    )
+
+
+# ---- the classes are named ------------------------------------------------------------------------------------
+
+
+def _fit_to_masks(layout: Layout, found: Survey) -> None:
+    """Let a table of one or two classes fit masks that mark objects in white, or with 1, on a background."""
+    labels, rule = layout.labels, layout.rule
+    assert labels is not None
+    assert rule is not None
+    values = set(found.ids)
+    if len(labels) == 1 and _marks_objects(labels, rule, found):
+        white = 1 not in values and IGNORE_INDEX in values
+        color = rule_color(labels)
+        layout.labels = _with_background(labels)
+        ids = {0: 0, IGNORE_INDEX: 1} if white else {0: 0, 1: 1, IGNORE_INDEX: IGNORE_INDEX}
+        layout.rule = dataclasses.replace(rule, ids=ids, colors={**rule.colors, WHITE: 1, color: 1, BLACK: 0})
+        said = rule.said or "the data"
+        layout.notes.append(f'{said} names one class, "{labels.names[0]}": what is 0 (black) is taken as background')
+    elif len(labels) == 2 and values == {0, IGNORE_INDEX} and not found.colored:
+        layout.rule, note = _two_classes(labels, rule)
+        layout.notes.append(f"masks hold only 0 and 255: {note}")
+
+
+def _marks_objects(labels: LabelSpace, rule: MaskRule, found: Survey) -> bool:
+    """Whether masks hold 0 (black) and one value that can stand for the only class."""
+    values, colors = set(found.ids), set(found.colored)
+    if labels.names[0].lower() in BACKGROUND_NAMES or 0 not in values:
+        return False
+    if colors:
+        return colors == {labels.colors[0]} and values <= {0, IGNORE_INDEX}
+    own_black = labels.colors[0] == BLACK and not rule.default_colors
+    return not own_black and values in ({0, 1}, {0, IGNORE_INDEX}, {0, 1, IGNORE_INDEX})
+
+
+def rule_color(labels: LabelSpace) -> Color:
+    """The colour of the only class, beside a black background."""
+    return _OBJECT if labels.colors[0] == BLACK else labels.colors[0]
+
+
+def _with_background(labels: LabelSpace) -> LabelSpace:
+    return LabelSpace(("background", labels.names[0]), (BLACK, rule_color(labels)))
+
+
+def _two_classes(labels: LabelSpace, rule: MaskRule) -> tuple[MaskRule, str]:
+    """The rule for black and white masks of two named classes, and how that is said."""
+    black, why = 0, ""
+    if not rule.default_colors:
+        # Only the colours tell, where black or white is among them.
+        of_black, of_white = rule.colors.get(BLACK), rule.colors.get(WHITE)
+        said = of_black if of_black in (0, 1) else 1 - of_white if of_white in (0, 1) else 0
+        black, why = (1, f", after the colours in {rule.said or 'the table'}") if said else (0, "")
+    white = 1 - black
+    new = dataclasses.replace(rule, ids={0: black, IGNORE_INDEX: white}, colors={BLACK: black, WHITE: white})
+    if black == 0:
+        return new, f"taken as background and foreground ({labels.names[0]} and {labels.names[1]})"
+    return new, f"0 is {labels.names[black]} and 255 is {labels.names[white]}{why}"
+
+
+# ---- wishes ---------------------------------------------------------------------------------------------------
+
+
+def _set_threshold(layout: Layout) -> None:
+    labels = layout.labels or BINARY_LABELS
+    rule = layout.rule or MaskRule.plain(labels, default_colors=True)
+    if len(labels) == 1:
+        labels = _with_background(labels)
+    if len(labels) != 2:
+        raise UserError(
+            f"{layout.wishes.file}: a threshold makes masks of two classes, background and object; there are "
+            f"{len(labels)} classes ({some(labels.names, 4)}): leave out the threshold, or name two"
+        )
+    exact = rule.exact and {rule.ids.get(0), rule.ids.get(IGNORE_INDEX)} == {0, 1}
+    new = rule if exact else _two_classes(labels, rule)[0]
+    said = rule.said or layout.wishes.file
+    layout.labels, layout.rule = labels, dataclasses.replace(new, said=said, threshold=layout.wishes.threshold)
+    low, high = labels.names[new.ids[0]], labels.names[new.ids[IGNORE_INDEX]]
+    layout.notes.append(f"values below {layout.wishes.threshold:g} are {low}, all others are {high}")
+
+
+def _set_ids(layout: Layout) -> None:
+    wishes = layout.wishes
+    labels = layout.labels or LabelSpace.of_size(len(wishes.ids))
+    if len(labels) != len(wishes.ids):
+        raise UserError(
+            f"{wishes.file}: ids lists {len(wishes.ids)} values for {len(labels)} classes ({some(labels.names, 4)}); "
+            "expected one value for each class, in their order"
+        )
+    ids = {IGNORE_INDEX: IGNORE_INDEX, **{value: train for train, value in enumerate(wishes.ids)}}
+    rule = layout.rule or MaskRule.plain(labels, default_colors=True)
+    layout.labels = labels
+    layout.rule = dataclasses.replace(rule, ids=ids, said=wishes.file, exact=True)
+
+
+def _with_wishes(layout: Layout) -> MaskRule:
+    """The rule with what is void and near besides."""
+    wishes, rule = layout.wishes, layout.rule
+    assert rule is not None
+    ids = {value: IGNORE_INDEX for value in wishes.void if isinstance(value, int)}
+    colors = {value: IGNORE_INDEX for value in wishes.void if not isinstance(value, int)}
+    new = dataclasses.replace(rule, ids={**rule.ids, **ids}, colors={**rule.colors, **colors})
+    if wishes.nearest is None:
+        return new
+    if layout.guessed:
+        raise UserError(
+            f"{wishes.file}: nearest_color needs classes with their colours beside it, or ids: a list of their values"
+        )
+    return dataclasses.replace(new, nearest=wishes.nearest)

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple, overload
 
 import numpy as np
 
+from degrid.data.formats.masks import MaskReading
 from degrid.types import UserError
 
 
@@ -87,6 +88,14 @@ class Source(ABC):
     def image_file(self) -> bytes:
         """The image file as it is stored; empty where the image is not stored as a file."""
         return b""
+
+    def palette(self) -> np.ndarray | None:
+        """The colours that the label's file shows its values in, uint8 [N,3]; None for one without palette."""
+        return None
+
+    def reading(self, how: MaskReading) -> Source:
+        """The same sample, with its label read in this way, where that makes a difference."""
+        return self
 
 
 @dataclass(frozen=True)

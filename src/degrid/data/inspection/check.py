@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from degrid.data.dataset import is_by_name, open_dataset, open_layout
+from degrid.data.formats.doubts import doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.source import BrokenSource
-from degrid.data.inspection.reading import LabelValues, Reading, read_sample
+from degrid.data.formats.values import LabelValues, Survey
+from degrid.data.inspection.reading import Reading, read_sample
 from degrid.data.processes import in_order
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
 
@@ -151,7 +154,13 @@ class _Findings:
         ]
 
 
-def check_data(path: str | Path, progress: OnProgress | None = None, *, processes: int | None = None) -> DataReport:
+def check_data(
+    path: str | Path,
+    progress: OnProgress | None = None,
+    *,
+    processes: int | None = None,
+    accept: Sequence[str] = (),
+) -> DataReport:
     """Read every image and label of a dataset and report what is wrong.
 
     Finds images without a mask and masks without an image, damaged files, masks that differ in size from their image,
@@ -162,6 +171,7 @@ def check_data(path: str | Path, progress: OnProgress | None = None, *, processe
         path: whatever `degrid.open_dataset` takes.
         progress: told how many samples have been read.
         processes: how many read; None: one for each core, where there is enough to read. The report is the same.
+        accept: kinds of doubts that are no problem; see `degrid.data.formats.doubts`.
     Raises:
         UserError: the dataset does not exist or its format is not recognised.
     """
@@ -183,11 +193,16 @@ def check_data(path: str | Path, progress: OnProgress | None = None, *, processe
     for orphan in layout.orphans:
         tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
     report = _report(str(path), layout, tally.splits, tally.findings)
+    report.problems += [doubt.sentence for doubt in doubts(layout, tally.surveys) if doubt.kind not in accept]
+    _report_unknown(report, tally)
+    return report
+
+
+def _report_unknown(report: DataReport, tally: _Tally) -> None:
     report.unknown = {str(value): (masks, tally.pixels[value]) for value, masks in tally.masks.most_common()}
     if report.unknown:
         rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
         report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
-    return report
 
 
 def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
@@ -238,6 +253,7 @@ class _Tally:
         self.rule, self.labels = layout.rule, layout.labels
         self.splits: dict[str, SplitReport] = {}
         self.findings = _Findings()
+        self.surveys: dict[str, Survey] = {}
         self.masks: Counter[int | Color] = Counter()
         self.pixels: Counter[int | Color] = Counter()
         self._first: dict[bytes, tuple[str, str]] = {}
@@ -259,6 +275,7 @@ class _Tally:
             self.splits[split].count_size(*reading.size)
         if reading.label is not None:
             self._label(reading.label_place, split, reading.label)
+            self.surveys.setdefault(split, Survey()).add(reading.label, reading.label_place)
 
     def _label(self, place: str, split: str, label: LabelValues) -> None:
         counts, unknown = label.by_class(self.rule)

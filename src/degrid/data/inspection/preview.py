@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from degrid.data.dataset import SourceDataset
-from degrid.data.inspection.reading import LabelValues
+from degrid.data.formats.values import LabelValues
 from degrid.files import atomic_write, printable
 from degrid.image import overlay_classes
 from degrid.types import IGNORE_INDEX, Dataset

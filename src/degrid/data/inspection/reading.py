@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, remarks_on
 from degrid.data.formats.source import Source
+from degrid.data.formats.values import LabelValues
 from degrid.image import UnreadKindError
 from degrid.types import UserError
 
@@ -22,48 +21,6 @@ _NEARLY_BLACK = (
     "images that are nearly black: of 0 to 255 they use few values (grey of 10 to 14 bits in a 16-bit file is read as "
     "16 bits: stretch it to 0-65535)"
 )
-
-
-@dataclass(frozen=True)
-class LabelValues:
-    """The distinct values of a label and how often each occurs.
-
-    Attributes:
-        values: ids [K], or colours uint8 [K,3].
-        pixels: of each value, int64 [K].
-    """
-
-    values: np.ndarray
-    pixels: np.ndarray
-
-    @classmethod
-    def of(cls, raw: np.ndarray) -> LabelValues:
-        """Count ids [H,W] or colours uint8 [H,W,3]."""
-        if raw.ndim == 3:
-            wide = raw.astype(np.uint32)
-            packed, pixels = np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], return_counts=True)
-            return cls(np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8), pixels)
-        if raw.dtype == np.uint8:
-            grey = np.ascontiguousarray(raw)
-            # Pillow's histogram takes less than half the time of np.bincount, which widens the values first.
-            counts = np.array(Image.frombuffer("L", (grey.size, 1), grey, "raw", "L", 0, 1).histogram())
-            values = np.flatnonzero(counts)
-            return cls(values.astype(np.uint8), counts[values])
-        return cls(*np.unique(raw, return_counts=True))
-
-    def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
-        """What `MaskRule.apply` and counting would give: pixels of each train id [256], and of each unknown value."""
-        ids, unknown = rule.apply(self.values[None])
-        counts = np.zeros(256, np.int64)
-        np.add.at(counts, ids[0], self.pixels)
-        pixels: dict[int | Color, int] = {}
-        for value, count in zip(self.values.tolist(), self.pixels.tolist(), strict=True):
-            color = tuple(value) if isinstance(value, list) else None
-            grey = value if color is None else color[0]
-            for key in (grey, color):
-                if key in unknown:
-                    pixels[key] = count
-        return counts, {value: pixels[value] for value in unknown}
 
 
 @dataclass(frozen=True)
@@ -102,7 +59,7 @@ def read_sample(source: Source) -> Reading:
     image_place, label_place = source.places()
     remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= _DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
-    return Reading(name, digest, size, LabelValues.of(label), label_place, remarks=tuple(remarks))
+    return Reading(name, digest, size, LabelValues.of(label, source.palette()), label_place, remarks=tuple(remarks))
 
 
 def _faulty(source: Source) -> Reading:

@@ -22,13 +22,16 @@ from degrid.data.formats.pairs import (
     splits_or_divided,
 )
 from degrid.data.formats.tools.label_files import label_file
-from degrid.types import LabelSpace, voc_palette
+from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
 
 _NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
     "pottedplant sheep sofa train tvmonitor"
 )
 VOC = LabelSpace(tuple(_NAMES.split()), voc_palette(21))
+_PLAIN = MaskRule.plain(VOC)
+VOC_RULE = MaskRule(_PLAIN.ids, {**_PLAIN.colors, (224, 224, 192): IGNORE_INDEX}, "VOC")
+"""255 is void, and so is the colour that VOC's palette gives it."""
 # The best first; labelme exports the last.
 _MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 
@@ -77,7 +80,7 @@ class Voc(DataFormat):
             splits = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
         labels, rule = class_table(base)
         if labels is None and _is_voc(base, images):
-            labels, rule = VOC, MaskRule.plain(VOC)
+            labels, rule = VOC, VOC_RULE
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
         return Layout(reason, base, splits, labels, rule, orphans, notes)

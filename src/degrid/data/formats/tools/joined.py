@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.read_mask import read_mask
-from degrid.data.formats.tools.label_files import BACKGROUND, VOID_NAMES, LabelRow, is_background, labels_of
+from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, is_background, labels_of
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
@@ -41,6 +42,9 @@ class JoinedMasks(Pair):
         for train, white, _ in sorted(found, key=lambda layer: -np.count_nonzero(layer[1])):
             label[white] = train
         return label
+
+    def palette(self) -> None:
+        """See `Source`; the ids are no one file's."""
 
 
 def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[LabelSpace, MaskRule, dict[str, int]]:

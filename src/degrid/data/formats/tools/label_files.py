@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
-VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
-"""Rows of these names, in any case, are void."""
 BACKGROUND = "background"
 _BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_", "__bg__")
 
@@ -43,7 +42,8 @@ def labels_of(rows: Iterable[LabelRow], file: Path) -> tuple[LabelSpace, MaskRul
     """
     rows = list(rows)
     palette = voc_palette(len(rows))
-    if all(row.color is None for row in rows):
+    plain = all(row.color is None for row in rows)
+    if plain:
         rows = [row._replace(color=color) for row, color in zip(rows, palette, strict=True)]
     written = [row.color for row in rows]
     ids: dict[int, int] = {IGNORE_INDEX: IGNORE_INDEX}
@@ -59,7 +59,7 @@ def labels_of(rows: Iterable[LabelRow], file: Path) -> tuple[LabelSpace, MaskRul
             names.append(row.name)
             shown.append(row.color or default)
     try:
-        return LabelSpace(tuple(names), tuple(shown)), MaskRule(ids, colors, file.name)
+        return LabelSpace(tuple(names), tuple(shown)), MaskRule(ids, colors, file.name, default_colors=plain)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -1,0 +1,88 @@
+"""From the rows of a table of classes to the classes and the rule for reading their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+
+VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
+"""Rows of these names, in any case, are void."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One row of a table.
+
+    Attributes:
+        number: the class's place in the table, or the id that the table gives it; 255 is void.
+        name: of the class.
+        colors: in colour masks; the first is the one to show it in. Without any it has VOC's colour.
+        ids: in masks of ids; None: its number.
+    """
+
+    number: int
+    name: str
+    colors: tuple[Color, ...] = ()
+    ids: tuple[int, ...] | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether it is no class."""
+        return self.number == IGNORE_INDEX or self.name.lower() in VOID_NAMES
+
+
+def labels_and_rule(rows: Sequence[ClassRow], said: str, where: object) -> tuple[LabelSpace, MaskRule]:
+    """The classes, numbered from 0 in the order of their numbers, and the rule. Void rows are no classes.
+
+    A colour that two rows share tells nothing in a colour mask, and is left out of the rule.
+
+    Args:
+        said: see `MaskRule`.
+        where: the table, for messages.
+    Raises:
+        UserError: no class, too many, or a name twice.
+    """
+    rows = sorted(rows, key=lambda row: row.number)
+    classes = [row for row in rows if not row.void]
+    default = not any(row.colors for row in rows)
+    palette = voc_palette(max((row.number for row in classes), default=0) + 1)
+    shown = tuple(row.colors[0] if row.colors else palette[row.number] for row in classes)
+    try:
+        labels = LabelSpace(tuple(row.name for row in classes), shown)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    train = {row.number: index for index, row in enumerate(classes)}
+    ids = {IGNORE_INDEX: IGNORE_INDEX}
+    for row in rows:
+        ids.update(dict.fromkeys((row.number,) if row.ids is None else row.ids, train.get(row.number, IGNORE_INDEX)))
+    rule = MaskRule(
+        ids,
+        MaskRule.plain(labels).colors if default else _colors(rows, train),
+        said,
+        exact=any(row.ids is not None for row in rows),
+        says_void=any(row.number == IGNORE_INDEX for row in rows),
+        default_colors=default,
+        notes=tuple(_notes(rows, classes, said)),
+    )
+    return labels, rule
+
+
+def _colors(rows: Sequence[ClassRow], train: dict[int, int]) -> dict[Color, int]:
+    """The train id of each colour that belongs to one class or to void only."""
+    found: dict[Color, set[int]] = {}
+    for row in rows:
+        for color in row.colors:
+            found.setdefault(color, set()).add(train.get(row.number, IGNORE_INDEX))
+    return {color: min(meant) for color, meant in found.items() if len(meant) == 1}
+
+
+def _notes(rows: Sequence[ClassRow], classes: Sequence[ClassRow], said: str) -> list[str]:
+    void = [f"{row.number} ({row.name})" for row in rows if row.void and row.number != IGNORE_INDEX]
+    notes = [f"{said}: {', '.join(void)} is void, which is no class"] if void else []
+    numbers = [row.number for row in classes]
+    if numbers != list(range(len(numbers))):
+        notes.append(f"{said}: the ids {', '.join(map(str, numbers))} become 0 to {len(numbers) - 1}")
+    return notes

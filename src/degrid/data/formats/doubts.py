@@ -1,0 +1,257 @@
+"""Doubts about what the values in masks mean: what `degrid data check` calls a problem, and what training stops at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from degrid.data.formats.layout import Layout
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.scan import BACKGROUND_NAMES
+from degrid.data.formats.values import Survey, Surveys, total
+from degrid.lookup import did_you_mean, some
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+
+
+class Doubt(NamedTuple):
+    """What looks wrong: its kind, a row of `DOUBTS`, and a sentence with what was found and how to mend it."""
+
+    kind: str
+    sentence: str
+
+
+def check_kinds(kinds: Iterable[str], where: str) -> None:
+    """Refuse kinds that are none.
+
+    Raises:
+        UserError: one is not in `DOUBTS`.
+    """
+    for kind in kinds:
+        if kind not in DOUBTS:
+            raise UserError(
+                f'{where}: no doubt is called "{kind}".{did_you_mean(kind, DOUBTS)} Known: {", ".join(DOUBTS)}'
+            )
+
+
+def doubts(layout: Layout, surveys: Surveys | None = None) -> list[Doubt]:
+    """What looks wrong in a dataset, the gravest first. One that was accepted, or follows from another, is left out.
+
+    Args:
+        layout: of which classes and rule are known.
+        surveys: of the masks of each split; by default of the sample by which the classes were found.
+    """
+    surveys = layout.surveys if surveys is None else surveys
+    whole = total(surveys)
+    if not whole.masks:
+        return []
+    # What there is to learn is in the split to train on; masks of a test split are often empty.
+    assert layout.labels is not None
+    assert layout.rule is not None
+    look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole)
+    found: list[Doubt] = []
+    for kind, (examine, hidden_by) in DOUBTS.items():
+        if not any(doubt.kind in hidden_by for doubt in found):
+            found += [Doubt(kind, f"{sentence} [{kind}]") for sentence in examine(look)]
+    return [doubt for doubt in found if doubt.kind not in layout.wishes.accept]
+
+
+def stop_at_doubts(layout: Layout, accept: Iterable[str] = ()) -> None:
+    """Refuse data whose meaning is in doubt.
+
+    Args:
+        accept: kinds of doubts that are accepted, beside those that the data accept.
+    Raises:
+        UserError: there is a doubt, or a kind that is none.
+    """
+    accept = tuple(accept)
+    check_kinds(accept, "data.accept")
+    left = [doubt for doubt in doubts(layout) if doubt.kind not in accept]
+    if left:
+        more = f" ({len(left) - 1} more: degrid data check)" if len(left) > 1 else ""
+        raise UserError(
+            f"{layout.root}: {left[0].sentence}: if it is meant so, accept it with {how_to_accept(left[0].kind)}{more}"
+        )
+
+
+def how_to_accept(kind: str) -> str:
+    """Where it is said that a kind of doubt is meant so."""
+    return f"data.accept={kind}, or accept: [{kind}] in dataset.yaml"
+
+
+class _Look(NamedTuple):
+    """What is examined: the layout, its classes and rule, the values in all masks, and in those to train on."""
+
+    layout: Layout
+    labels: LabelSpace
+    rule: MaskRule
+    whole: Survey
+    learnt: Survey
+
+
+# A value is soft where almost none of its pixels lies inside an area of that value.
+_SOFT, _SOLID = 0.05, 0.2
+_LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
+_MOST_SOFT_PIXELS = 0.5
+_MOSTLY = 0.8
+_NEARLY = 0.95
+
+
+def _grey_edges(look: _Look) -> Iterator[str]:
+    """Values that occur only along the edges between two others: masks that were smoothed or scaled."""
+    layout, rule, found = look.layout, look.rule, look.whole
+    solid, soft = _solid_and_soft(found)
+    if rule.threshold is not None or rule.nearest is not None or not soft:
+        return
+    # Ids between those of two classes may be classes that are thin.
+    named = not layout.guessed and all(value in rule.ids for value in soft)
+    pixels = sum(found.examined[value] for value in soft)
+    few = len(soft) < (_LEAST_SOFT_OF_NAMED if named else _LEAST_SOFT)
+    if few or pixels > _MOST_SOFT_PIXELS * found.examined.total():
+        return
+    low, high = solid[0], solid[-1]
+    text = (
+        f"{found.first[soft[0]]}{' and others' * (found.masks > 1)}: soft edges, {len(soft)} values "
+        f"({some(soft, 3)}) that come only where {low} meets {high}"
+    )
+    ends = found.examined[low] + found.examined[high]
+    if len(solid) == 2 or ends > _MOSTLY * found.examined.total():
+        wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
+        yield f"{text}; {wish} to divide them into background and object"
+    else:
+        yield f"{text}, as if the masks had been scaled or smoothed; make them anew without (nearest neighbour)"
+
+
+def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
+    """The values that fill areas, and those between them that come only along edges, both sorted."""
+    share = {value: found.inside[value] / pixels for value, pixels in found.examined.items() if pixels}
+    solid = sorted(value for value, inside in share.items() if inside >= _SOLID)
+    if len(solid) < 2:
+        return solid, []
+    return solid, sorted(value for value in share if share[value] < _SOFT and solid[0] < value < solid[-1])
+
+
+def _sparse_ids(look: _Look) -> Iterator[str]:
+    """Numbers that leave most classes empty: brightness, or ids of another list."""
+    layout, found = look.layout, look.whole
+    values = sorted(value for value in found.ids if value != IGNORE_INDEX)
+    if not layout.guessed or not values or 2 * len(values) >= values[-1] + 1:
+        return
+    classes = values[-1] + 1
+    listed = [*values, *([IGNORE_INDEX] if IGNORE_INDEX in found.ids else [])]
+    text = (
+        f"masks hold the values {some(listed, 12)}, which would be {classes} classes, {classes - len(values)} of them "
+        "empty"
+    )
+    if len(listed) <= 20:
+        void = ", and leave out 255 if it is void" if IGNORE_INDEX in listed else ""
+        yield f"{text}; {_write(layout, f'ids: {listed}')}{void}, or name all classes in classes.txt"
+    else:
+        yield f"{text}; name the classes in classes.txt, or give ids: {{value: class}} in dataset.yaml"
+
+
+def _palettes_differ(look: _Look) -> Iterator[str]:
+    """One id in several colours, and one of these for several ids, as where each file has a palette of its own."""
+    layout, found = look.layout, look.whole
+    if layout.wishes.palette or look.rule.exact:
+        return
+    colors: dict[int, list[Color]] = {}
+    ids: dict[Color, list[int]] = {}
+    for value, color in sorted(found.shown, key=lambda shown: -found.shown[shown]):
+        colors.setdefault(value, []).append(color)
+        ids.setdefault(color, []).append(value)
+    for value, shown in colors.items():
+        if len(shown) > 1 and any(len(ids[color]) > 1 for color in shown):
+            yield (
+                f"the palettes of the masks differ: id {value} is {shown[0]} in some and {shown[1]} in others; "
+                f"{_write(layout, 'palette: color')} and give the classes their colours, or palette: index if the ids "
+                "count"
+            )
+            return
+
+
+def _palette_order(look: _Look) -> Iterator[str]:
+    """Ids shown in the colour of another class."""
+    layout, labels, rule = look.layout, look.labels, look.rule
+    if layout.wishes.palette or rule.default_colors or rule.exact:
+        return
+    for value, color in look.whole.shown:
+        index, meant = rule.ids.get(value), rule.colors.get(color)
+        if index is not None and meant is not None and index != meant:
+            names = [*labels.names, *["void"] * (IGNORE_INDEX + 1)]
+            yield (
+                f"the palettes of the masks show id {value} in {color}, the colour of {_named(names, meant)}, but "
+                f"{value} is {_named(names, index)} in {rule.said or 'the table'}; {_write(layout, 'palette: color')} "
+                "or palette: index"
+            )
+            return
+
+
+def _named(names: list[str], index: int) -> str:
+    return "void" if index == IGNORE_INDEX else names[index]
+
+
+def _table_contradicted(look: _Look) -> Iterator[str]:
+    """Black and white masks of two classes, the second of which is called background."""
+    layout, labels, rule = look.layout, look.labels, look.rule
+    if rule.exact or rule.says_void or len(labels) != 2 or set(look.whole.ids) != {0, IGNORE_INDEX}:
+        return
+    black, white = rule.ids.get(0), rule.ids.get(IGNORE_INDEX)
+    first, second = labels.names
+    if (black, white) == (0, 1) and second.lower() in BACKGROUND_NAMES:
+        yield (
+            f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
+            f"{_write(layout, 'ids: {0: 1, 255: 0}')} if black is {second}, or ids: {{0: 0, 255: 1}} if it is {first}"
+        )
+
+
+def _nearly_void(look: _Look) -> Iterator[str]:
+    """Hardly a pixel with a class."""
+    counts, _ = look.learnt.by_class(look.rule)
+    share = counts[IGNORE_INDEX] / max(1, counts.total())
+    if share > _NEARLY:
+        common = [value for value, _ in look.learnt.pixels.most_common(4)]
+        yield (
+            f"{100 * share:.1f} % of the pixels are void, so that there is hardly anything to learn; the commonest "
+            f"values are {some(common)}, the classes {some(look.labels.names, 4)}: if these are not your classes, "
+            "name yours in classes.csv, or map ids in dataset.yaml"
+        )
+
+
+def _one_class(look: _Look) -> Iterator[str]:
+    """Nothing to tell apart."""
+    labels = look.labels
+    counts, unknown = look.learnt.by_class(look.rule)
+    present = [index for index in counts if index != IGNORE_INDEX]
+    if unknown or len(present) > 1 or (not present and len(labels) > 1):
+        return
+    values = some(sorted(look.learnt.ids), 6)
+    if len(labels) == 1:
+        yield (
+            f'there is one class, "{labels.names[0]}", and nothing to tell it from (the masks hold the values '
+            f"{values}); name the background, too"
+        )
+        return
+    held = f'all masks are "{labels.names[present[0]]}" and no other class: they hold the values {values}'
+    if counts[IGNORE_INDEX] and IGNORE_INDEX in look.learnt.ids:
+        yield f"{held}, where 255 is void; {_write(look.layout, 'ids: {0: 0, 255: 1}')} if it is a class"
+    else:
+        yield f"{held}; are these the right masks?"
+
+
+def _write(layout: Layout, line: str) -> str:
+    """How to say something in dataset.yaml."""
+    if layout.wishes.file:
+        return f'write "{line}" in {layout.wishes.file}'
+    return f'write "{line}" in {layout.root}/dataset.yaml'
+
+
+DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
+    "grey-edges": (_grey_edges, ()),
+    "sparse-ids": (_sparse_ids, ("grey-edges",)),
+    "palettes-differ": (_palettes_differ, ()),
+    "palette-order": (_palette_order, ("palettes-differ",)),
+    "table-contradicted": (_table_contradicted, ()),
+    "nearly-void": (_nearly_void, ("grey-edges", "sparse-ids")),
+    "one-class": (_one_class, ("grey-edges", "sparse-ids", "nearly-void")),
+}
+"""How each kind of doubt is examined, and the kinds that it would only repeat; the gravest first."""
