@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "degrid"
-LEAVES = {"types", "lookup", "files", "raster", "image", "protobuf", "resize", "weight_names", "version", "contracts"}
+LEAVES = {
+    "types",
+    "lookup",
+    "files",
+    "raster",
+    "image",
+    "bands",
+    "protobuf",
+    "resize",
+    "weight_names",
+    "version",
+    "contracts",
+}
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
 ROOMS = {"smoothing", "models", "data", "engine", "analysis", "checkpoints", "exporters", "acceleration", "kernels"}
@@ -16,6 +28,7 @@ JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
     **{leaf: {"types"} for leaf in LEAVES},
     "image": {"types", "raster"},
+    "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "acceleration": {*LEAVES, "kernels", "acceleration"},

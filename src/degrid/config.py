@@ -79,6 +79,11 @@ class ModelConfig:
     """Standard deviation of the input, likewise; `none`: the encoder's own."""
     bgr: bool | None = None
     """`true`: the encoder reads blue, green, red; needs `mean` and `std`. `none`: the encoder's own order."""
+    range: tuple[float, ...] | str = "auto"
+    """The values in image files that become 0 and 255, the darkest and brightest that the network sees: `0,4095`, or
+    such a pair for each channel in turn; `file`: found in each file; `bytes`: 8-bit values stay, those of 16 bits are
+    divided by 257, fractions from 0 to 1 are multiplied by 255; `auto`: `bytes`, but found in the training images where
+    they are of more than 8 bits and use the lower half of their range only. The model keeps what was found."""
     resize: str | None = None
     """How logits are enlarged: `half_pixel`, `align_corners` or `tf_legacy`; `none`: `tf_legacy` where `legacy` is
     set, else `half_pixel`."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.types import LabelSpace
+from degrid.types import RGB, Bands, LabelSpace
 
 Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation and groups, as `torch.nn.functional.conv2d` takes them."""
@@ -28,10 +28,12 @@ class SegmentationNetwork(nn.Module):
     Attributes:
         labels: the classes.
         resize: how logits are enlarged to the image's size, a name in `degrid.resize.RESIZES`.
+        bands: how image files become the pixels that the network takes.
     """
 
     labels: LabelSpace
     resize: str
+    bands: Bands = RGB
 
     @property
     def stride(self) -> int:
@@ -116,6 +118,12 @@ def declared(model: nn.Module) -> SegmentationNetwork | None:
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         model = model._orig_mod
     return model if isinstance(model, SegmentationNetwork) else None
+
+
+def bands_of(model: nn.Module) -> Bands:
+    """How image files become a model's input; as always if it does not declare it."""
+    network = declared(model)
+    return RGB if network is None else network.bands
 
 
 def convention_of(model: nn.Module) -> str:

@@ -163,25 +163,34 @@ def _simplejpeg() -> Any:
 def to_array(image: Image.Image) -> np.ndarray:
     """RGB pixels of a PIL image, uint8 [H,W,3]; see `read_image` for the other kinds."""
     import numpy as np
-    from PIL import ImageOps
 
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = oriented(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return np.repeat(_to_bytes(np.asarray(image), image.mode)[..., None], 3, axis=2)
+        return np.repeat(values_to_bytes(np.asarray(image))[..., None], 3, axis=2)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, PIL would warn
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy in any case
 
 
-def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits."""
+def oriented(image: Image.Image, size: tuple[int, ...] | None = None) -> Image.Image:
+    """An image turned by its EXIF orientation, unless `size`, a height and width, is that of the unturned one alone."""
+    from PIL import ImageOps
+
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    fits = size is None or (turned.height, turned.width) == tuple(size) or (image.height, image.width) != tuple(size)
+    return turned if fits else image
+
+
+def values_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits."""
     import numpy as np
 
     highest = values.max(initial=0)
-    if mode == "F" and highest <= 1:
+    if values.dtype.kind == "f" and highest <= 1:
         scale = 255.0
-    elif mode.startswith("I;16") or highest > 255:
+    elif (values.dtype.kind == "u" and values.dtype.itemsize == 2) or highest > 255:
         scale = 1 / 257
     else:
         scale = 1.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypedDict, Unpack
 
 from degrid import config as configs
 from degrid.config import ModelConfig
 from degrid.models import EncoderSettings, HeadSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
-from degrid.types import LabelSpace, Preprocess, UserError
+from degrid.types import Bands, LabelSpace, Preprocess, UserError
 
 
 class NetworkSettings(TypedDict, total=False):
@@ -32,6 +33,7 @@ class NetworkSettings(TypedDict, total=False):
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     bgr: bool | None
+    range: tuple[float, ...] | str
     resize: str | None
     scales: tuple[float, ...]
     legacy: bool
@@ -43,7 +45,7 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     Raises:
         UserError: an unknown name or an impossible combination.
     """
-    preprocess = _preprocess(config)
+    preprocess, bands = _preprocess(config), bands_of(config)
     body = EncoderSettings(
         config.output_stride, config.pretrained, config.multi_grid, config.uniform_rates, preprocess, config.legacy
     )
@@ -58,7 +60,30 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         where = rate_at_most(smoothing.max_rate)
         smooth_dilated_convs(part, smoothing.operator, where, legacy=config.legacy, **smoothing.options)
     model.config = config
+    model.bands = dataclasses.replace(bands, range="bytes") if bands.range == "auto" else bands
     return model
+
+
+def bands_of(config: ModelConfig) -> Bands:
+    """How images become the input of the network that the settings describe.
+
+    Raises:
+        UserError: a range of another form.
+    """
+    given = config.range
+    if isinstance(given, str):
+        if given not in ("auto", "file", "bytes"):
+            raise UserError(
+                f'setting "model.range": expected auto, file, bytes or numbers such as 0,4095, got "{given}"'
+            )
+        return Bands(3, given)
+    pairs = tuple(zip(given[::2], given[1::2], strict=False))
+    if len(given) not in (2, 6) or not all(low < high for low, high in pairs):
+        raise UserError(
+            f'setting "model.range": expected a lower and a higher value, or such a pair for each of 3 channels, got '
+            f"{', '.join(f'{value:g}' for value in given)}"
+        )
+    return Bands(3, pairs)
 
 
 def _preprocess(config: ModelConfig) -> Preprocess | None:

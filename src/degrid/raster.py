@@ -131,7 +131,8 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
         import rasterio
     except ImportError as error:
         raise UserError(
-            f"{path} holds {tiff_header(path)}, which is read with rasterio: pip install degrid[geo], or save it as PNG"
+            f"{path} holds {tiff_header(path) or '16-bit colours'}, which is read with rasterio: pip install "
+            "degrid[geo], or save it as PNG of 8 bits"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)

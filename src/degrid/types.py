@@ -149,6 +149,30 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Bands:
+    """How image files become what a network reads, uint8 [count,H,W].
+
+    Attributes:
+        count: channels; 3: RGB, where grey becomes three equal ones; 0: to be found in the data.
+        range: pairs of values that become 0 and 255, one pair for all channels or one for each; "file": of each file
+            its own; "bytes": 8-bit values stay, those of 16 bits are divided by 257, fractions from 0 to 1 are
+            multiplied by 255; "auto": to be found in the data.
+    """
+
+    count: int = 3
+    range: tuple[tuple[float, float], ...] | str = "bytes"
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Bands:
+        """From plain values, such as those of `dataclasses.asdict` that went through JSON."""
+        given = values["range"]
+        return cls(values["count"], given if isinstance(given, str) else tuple((low, high) for low, high in given))
+
+
+RGB = Bands()
+
+
+@dataclass(frozen=True)
 class ConfidenceBin:
     """The pixels whose predicted class has a probability in one interval.
 

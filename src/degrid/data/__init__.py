@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from degrid.data.dataset import SourceDataset, absolute, notes_of, open_dataset
+    from degrid.data.dataset import SourceDataset, absolute, bands_in, notes_of, open_dataset
     from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES, CITYSCAPES_LABEL_IDS
     from degrid.data.formats.benchmarks.voc import VOC
     from degrid.data.formats.classes import class_table
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from degrid.data.training import TrainTransform, collate, training_batches
 
 _MODULES = {
-    "dataset": "SourceDataset absolute notes_of open_dataset",
+    "dataset": "SourceDataset absolute bands_in notes_of open_dataset",
     "formats.benchmarks.cityscapes": "CITYSCAPES CITYSCAPES_LABEL_IDS",
     "formats.benchmarks.voc": "VOC",
     "formats.classes": "class_table",
@@ -57,6 +57,7 @@ __all__ = [
     "SyntheticScenes",
     "TrainTransform",
     "absolute",
+    "bands_in",
     "check_data",
     "check_promises",
     "class_table",

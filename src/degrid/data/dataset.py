@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from degrid.bands import find_bands, thinned
 from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
@@ -17,7 +19,11 @@ from degrid.data.formats.source import Source
 from degrid.data.formats.table import FORMATS, read_as, recognise
 from degrid.data.synthetic import SyntheticScenes
 from degrid.lookup import did_you_mean, lookup, some
-from degrid.types import Dataset, LabelSpace, Sample, UserError
+from degrid.types import RGB, Bands, Dataset, LabelSpace, Sample, UserError
+
+FOUND = Bands(3, "auto")
+"""Bands that are found in the images."""
+_LOOKED_AT = 31
 
 
 class SourceDataset:
@@ -28,18 +34,25 @@ class SourceDataset:
         labels: the classes.
         rule: how the labels' values become train ids.
         notes: what was decided for the user when the dataset was opened, one sentence each.
+        bands: how the images are read.
     """
 
     def __init__(
-        self, sources: Sequence[Source], labels: LabelSpace, rule: MaskRule, notes: Sequence[str] = ()
+        self,
+        sources: Sequence[Source],
+        labels: LabelSpace,
+        rule: MaskRule,
+        notes: Sequence[str] = (),
+        bands: Bands = RGB,
     ) -> None:
         self.sources, self.labels, self.rule, self.notes = list(sources), labels, rule, list(notes)
+        self.bands = bands
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample: image uint8 [3,H,W], label uint8 [H,W].
+        """Read one sample: image uint8 [C,H,W], label uint8 [H,W].
 
         Raises:
             UserError: something is missing or damaged, image and label differ in size, or an unknown id or colour.
@@ -47,7 +60,7 @@ class SourceDataset:
         import torch  # here: listing and checking files need none of it
 
         source = self.sources[index]
-        name, image, raw = source.read()
+        name, image, raw = source.read() if self.bands == RGB else source.read(self.bands)
         ids, unknown = self.rule.apply(raw)
         if unknown:
             raise UserError(unknown_message(source.places()[1], unknown, self.labels))
@@ -103,6 +116,7 @@ def open_dataset(
     *,
     root: str | Path | None = None,
     accept: Sequence[str] | None = None,
+    bands: Bands = FOUND,
 ) -> Dataset:
     """Open one split of a dataset.
 
@@ -117,6 +131,7 @@ def open_dataset(
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.
         accept: refuse data whose meaning is in doubt, except for these kinds of doubts (see
             `degrid.data.formats.doubts`); None: do not look for any.
+        bands: how the images are read, such as those of a trained model; by default found in the split's images.
     Raises:
         UserError: not there, not recognised, no such split, images without masks, other classes than expected, or a
             doubt.
@@ -124,7 +139,7 @@ def open_dataset(
     name = str(path)
     if not is_by_name(path):
         layout = open_layout(path, root)
-        found: Dataset = _open_split(layout, split, path)
+        found: Dataset = _open_split(layout, split, path, bands)
         if accept is not None:
             stop_at_doubts(layout, accept)
     elif name.partition(":")[0] == "synthetic":
@@ -139,6 +154,11 @@ def open_dataset(
 def notes_of(dataset: Dataset) -> list[str]:
     """What was decided for the user when a dataset was opened, one sentence each; none for a dataset of their own."""
     return list(dataset.notes) if isinstance(dataset, SourceDataset) else []
+
+
+def bands_in(dataset: Dataset) -> Bands:
+    """How the images of a dataset are read; as always for a dataset of the user's own."""
+    return dataset.bands if isinstance(dataset, SourceDataset) else RGB
 
 
 def is_by_name(path: str | Path) -> bool:
@@ -156,7 +176,7 @@ def _own_dataset(name: str, split: str) -> Dataset:
     return cast(Dataset, made(split))
 
 
-def _open_split(layout: Layout, split: str, path: str | Path) -> SourceDataset:
+def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> SourceDataset:
     assert layout.labels is not None
     assert layout.rule is not None
     if split not in layout.splits:
@@ -181,7 +201,33 @@ def _open_split(layout: Layout, split: str, path: str | Path) -> SourceDataset:
             f"among them{f' (expected {mask})' if mask else ''}; add the masks or take the images away (degrid data "
             "check lists them)"
         )
-    return SourceDataset(sources, layout.labels, layout.rule, layout.notes)
+    bands, notes = bands_found(sources, bands)
+    return SourceDataset(sources, layout.labels, layout.rule, [*layout.notes, *notes], bands)
+
+
+def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[str]]:
+    """What is not said about the bands of images, and sentences on what was found.
+
+    Looks at the beginning of some files, and only reads some where one holds more than bytes.
+
+    Raises:
+        UserError: see `degrid.bands.find_bands`.
+    """
+    if wanted.count and wanted.range != "auto":
+        return wanted, []
+    some_of = [
+        sources[index]
+        for index in sorted({round(at * (len(sources) - 1) / _LOOKED_AT) for at in range(_LOOKED_AT + 1)})
+    ]
+    pictures = []
+    if not all(source.is_plain() for source in some_of):
+        for source in some_of:
+            with contextlib.suppress(UserError):  # the one who reads them all tells of those that cannot be read
+                pictures.append(thinned(source.read_values()))
+    if not pictures:
+        return Bands(wanted.count or 3, "bytes" if wanted.range == "auto" else wanted.range), []
+    bands, note = find_bands(pictures, wanted)
+    return bands, [note] if note else []
 
 
 def _number_of_scenes(name: str) -> int | None:

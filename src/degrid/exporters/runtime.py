@@ -18,7 +18,7 @@ from degrid.contracts import ExportedNetwork, convention_of
 from degrid.exporters.graph import example_image
 from degrid.exporters.table import EXPORTERS, find_opener
 from degrid.resize import resize
-from degrid.types import LabelSpace, UserError
+from degrid.types import RGB, Bands, LabelSpace, UserError
 
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
 """Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size."""
@@ -34,7 +34,8 @@ class Facts:
 
     classes: name and colour of each. output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w].
     input: type of the pixels, RGB [N,3,H,W], 0-255: "uint8" or "float32". resize: how logits are enlarged. version: of
-    degrid. size: height and width of the one image that it takes; None if it takes any number of any size.
+    degrid. size: height and width of the one image that it takes; None if it takes any number of any size. bands: how
+    image files become its input.
     """
 
     classes: tuple[tuple[str, tuple[int, int, int]], ...]
@@ -44,6 +45,7 @@ class Facts:
     version: str
     kind: str = "model"
     size: tuple[int, int] | None = None
+    bands: Bands = RGB
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Facts:
@@ -55,15 +57,16 @@ class Facts:
         try:
             values = json.loads(text or "")
             classes = tuple((name, tuple(color)) for name, color in values.pop("classes"))
-            size = values.pop("size", None)
-            return cls(classes, **values, size=size and (size[0], size[1]))
+            size, bands = values.pop("size", None), values.pop("bands", None)
+            return cls(classes, **values, size=size and (size[0], size[1]), bands=Bands.of(bands) if bands else RGB)
         except (ValueError, KeyError, TypeError) as error:
             message = f"{path} was not written by degrid export: it does not say its classes and output"
             raise UserError(message) from error
 
     def to_json(self) -> str:
-        """ASCII; the size is left out where there is none, so that earlier versions can read it."""
-        values = {key: value for key, value in asdict(self).items() if (key, value) != ("size", None)}
+        """ASCII; what is as always is left out, so that earlier versions can read it."""
+        usual = {"size": None, "bands": asdict(RGB)}
+        values = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return json.dumps(values, ensure_ascii=True)
 
 
@@ -95,7 +98,7 @@ class ExportedModel(ExportedNetwork):
         self._run: Callable[[Tensor], Tensor] = lambda image: run(image)
         self.facts = Facts.read(text, file)
         self.labels = LabelSpace(*zip(*self.facts.classes, strict=True))
-        self.output, self.resize = self.facts.output, self.facts.resize
+        self.output, self.resize, self.bands = self.facts.output, self.facts.resize, self.facts.bands
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w].

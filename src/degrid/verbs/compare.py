@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from degrid.contracts import declared
+from degrid.contracts import bands_of, declared
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
 from degrid.engine.evaluation.evaluate import score
@@ -117,13 +117,15 @@ def compare(
     networks = [open_network(model) for model in models]  # all of them first, so that mistakes show early
     _check_classes(networks, names)
     first = declared(networks[0])
-    dataset = opened(data, split, first.labels if first else None)
+    labels = first.labels if first else None
+    datasets = {bands: opened(data, split, labels, bands) for bands in dict.fromkeys(map(bands_of, networks))}
+    dataset = datasets[bands_of(networks[0])]
     found, stacks, precisions = [], [], []
     count = counting(progress, "comparing", len(networks) * len(own_items(len(dataset))))
     for network in networks:
         collect = ImageConfusions(len(dataset.labels))
         with predictor_of(network, device, precision, options) as predictor:
-            found.append(score(predictor, dataset, boundary=False, on_image=each_of(collect, count)))
+            found.append(score(predictor, datasets[predictor.bands], boundary=False, on_image=each_of(collect, count)))
         stacks.append(collect.stacked())
         precisions.append(str(predictor.network))
     return Comparison(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from degrid.contracts import declared
+from degrid.contracts import bands_of, declared
 from degrid.engine.evaluation.metrics import ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
@@ -79,7 +79,7 @@ def crf_search(
         raise UserError(f"--num (num): expected at least 1 image, got {num}")
     network, options = open_network(model), options or InferenceOptions()
     known = declared(network)
-    dataset = opened(data, split, known.labels if known else None)
+    dataset = opened(data, split, known.labels if known else None, bands_of(network))
     if not len(dataset):
         raise UserError("nothing to search on: the dataset holds no image")
     num = min(num, len(dataset))

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.analysis.page import COLORS, png
-from degrid.contracts import declared
+from degrid.contracts import bands_of, declared
 from degrid.data import notes_of, open_dataset
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
@@ -23,7 +23,7 @@ from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
 from degrid.image import overlay_classes
-from degrid.types import ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
+from degrid.types import Bands, ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 
 AnyData = str | os.PathLike[str] | Dataset
@@ -145,7 +145,7 @@ def evaluate(
     measures = measures or Measures()
     network = open_network(model, multi_scale)
     known = declared(network)
-    dataset = opened(data, split, known.labels if known else None)
+    dataset = opened(data, split, known.labels if known else None, bands_of(network))
     trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
     worst = WorstImages(len(dataset.labels), measures.worst)
     count = counting(progress, "evaluating", len(own_items(len(dataset))))
@@ -169,13 +169,15 @@ def evaluate(
     )
 
 
-def opened(data: AnyData, split: str, labels: LabelSpace | None) -> Dataset:
-    """The dataset itself, or the one that is opened.
+def opened(data: AnyData, split: str, labels: LabelSpace | None, bands: Bands) -> Dataset:
+    """The dataset itself, or the one that is opened, with the classes and bands of a network.
 
     Raises:
         UserError: see `degrid.open_dataset`.
     """
-    return open_dataset(os.fspath(data), split, labels=labels) if isinstance(data, str | os.PathLike) else data
+    if not isinstance(data, str | os.PathLike):
+        return data
+    return open_dataset(os.fspath(data), split, labels=labels, bands=bands)
 
 
 def each_of(*hooks: OnImage | None) -> OnImage:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from torch import nn
 
-from degrid.contracts import ExportedNetwork, convention_of, declared
+from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, make_folder
-from degrid.types import Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
+from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.open_network import name_of as model_name
@@ -110,10 +110,10 @@ def export(
     check_utf8(path)
     _check(exporter, path, size, int8 is not None)
     network, labels = _network(model, labels)
-    trial = _Trial(int8, labels, progress) if int8 else None
+    trial = _Trial(int8, labels, bands_of(network), progress) if int8 else None
     source = Source.of(network, output, input_type, size)
     classes = tuple(zip(labels.names, labels.colors, strict=True))
-    facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size)
+    facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size, bands=bands_of(network))
     job = _Job(exporter, network, source, facts, tell or (lambda line: None))
     make_folder(path.parent)
     # On the same disk, so that the finished files can be renamed to their place; under their final names, since they
@@ -207,8 +207,8 @@ class _Job:
 class _Trial:
     """The images of an `Int8`, to calibrate and to measure on."""
 
-    def __init__(self, how: Int8, labels: LabelSpace, progress: OnProgress | None) -> None:
-        dataset = opened(how.data, how.split, labels)
+    def __init__(self, how: Int8, labels: LabelSpace, bands: Bands, progress: OnProgress | None) -> None:
+        dataset = opened(how.data, how.split, labels, bands)
         count = len(dataset)
         if count < 2:
             raise UserError(f'split "{how.split}" of {how.data}: {count} images, but int8 needs one half to measure on')

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from degrid.bands import read_picture
 from degrid.contracts import declared, evaluating
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.files import check_place
-from degrid.image import read_image
 from degrid.types import OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
 from degrid.verbs.open_network import AnyModel, open_network
@@ -179,7 +179,7 @@ def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
-    reads = _ahead(functools.partial(read_image, path) for path in found.values())
+    reads = _ahead(functools.partial(read_picture, path, predictor.bands) for path in found.values())
     for name, read in zip(found, reads, strict=True):
         prediction: Prediction | UserError
         try:

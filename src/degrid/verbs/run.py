@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import subprocess
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from degrid import config as configs
 from degrid import recipes
 from degrid.config import RunConfig, TrainConfig
-from degrid.data import TrainTransform, notes_of, open_dataset, training_batches
+from degrid.data import TrainTransform, bands_in, notes_of, open_dataset, training_batches
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -33,7 +34,7 @@ from degrid.image import overlay_classes
 from degrid.lookup import some
 from degrid.model_folder import initialise_from, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
-from degrid.networks import build_model
+from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
 from degrid.verbs.run_settings import (
@@ -95,7 +96,7 @@ def run(
     else:
         _check_new(folder)
     check_settings(config)
-    data = _Data.opened(config)
+    data, config = _opened(config)
     settings = with_steps(config.train, len(data.train))
     check_class_weights(settings.class_weights, data.train)
     device = pick_device(settings.device)
@@ -139,12 +140,18 @@ class _Data:
     val: Dataset | None
     notes: tuple[str, ...]
 
-    @classmethod
-    def opened(cls, config: RunConfig) -> _Data:
-        data = config.data
-        train = open_dataset(data.path, data.train, accept=data.accept)
-        val: Dataset | None = open_dataset(data.path, data.val, labels=train.labels) if data.val else None
-        return cls(train, val, tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else []))))
+
+def _opened(config: RunConfig) -> tuple[_Data, RunConfig]:
+    """The data, and the settings with what was found in them, which the model and a repeated run keep."""
+    data, model = config.data, config.model
+    train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept)
+    bands = bands_in(train)
+    val: Dataset | None = open_dataset(data.path, data.val, train.labels, bands=bands) if data.val else None
+    notes = tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else [])))
+    if bands.range != "bytes":
+        found = bands.range if isinstance(bands.range, str) else tuple(itertools.chain(*bands.range))
+        model = dataclasses.replace(model, range=found)
+    return _Data(train, val, notes), dataclasses.replace(config, model=model)
 
 
 def _check_new(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from degrid.bands import is_plain, read_values
 from degrid.data.formats.layout import SPLIT_NAMES, splits_of
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.matching import matched, without_image
@@ -44,6 +45,14 @@ class Pair(Source):
         """See `Source`."""
         pixels = read_jpeg(self.image)
         return rgb_like(open_image(self.image), size or (0, 0)) if pixels is None else pixels
+
+    def read_values(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        return read_values(self.image, size)
+
+    def is_plain(self) -> bool:
+        """See `Source`."""
+        return is_plain(self.image)
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""

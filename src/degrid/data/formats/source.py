@@ -11,12 +11,13 @@ from typing import ClassVar, NamedTuple, overload
 
 import numpy as np
 
+from degrid.bands import to_bytes
 from degrid.data.formats.masks import MaskReading
-from degrid.types import UserError
+from degrid.types import RGB, Bands, UserError
 
 
 class RawSample(NamedTuple):
-    """A name, an image uint8 [H,W,3] (RGB), and a label as it is stored: ids [H,W] or colours uint8 [H,W,3]."""
+    """A name, an image uint8 [H,W,C] (RGB if C is 3), and a label as it is stored: ids [H,W] or uint8 [H,W,3]."""
 
     name: str
     image: np.ndarray
@@ -47,6 +48,20 @@ class Source(ABC):
             UserError: missing or damaged.
         """
 
+    def read_values(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """The image as it is stored, [H,W,C] of any number of bands and type; by default what `read_image` gives.
+
+        Args:
+            size: see `read_image`.
+        Raises:
+            UserError: see `read_image`.
+        """
+        return self.read_image(size)
+
+    def is_plain(self) -> bool:
+        """Whether `read_image` loses nothing, since the image holds grey or colours of 8 bits."""
+        return True
+
     @abstractmethod
     def read_label(self) -> np.ndarray:
         """The label's values: whole numbers [H,W], or colours uint8 [H,W,3]. A `MaskRule` maps them to train ids.
@@ -55,16 +70,19 @@ class Source(ABC):
             UserError: missing or damaged.
         """
 
-    def read(self) -> RawSample:
-        """Everything at once.
+    def read(self, bands: Bands = RGB) -> RawSample:
+        """Everything at once, with an image of these bands.
 
         Raises:
             UserError: missing, damaged, of another form than promised, or of two sizes.
         """
         label = self.read_label()
-        image = self.read_image(label.shape[:2])
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(f"{self.name}: an image must be uint8 [H,W,3], got {image.dtype} {list(image.shape)}")
+        size = label.shape[:2]
+        image = self.read_image(size) if bands == RGB else to_bytes(self.read_values(size), bands, self.places()[0])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != bands.count:
+            raise UserError(
+                f"{self.name}: an image must be uint8 [H,W,{bands.count}], got {image.dtype} {list(image.shape)}"
+            )
         if image.shape[:2] != label.shape[:2]:
             image_place, label_place = self.places()
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.data.dataset import is_by_name, open_dataset, open_layout
+from degrid.data.dataset import FOUND, bands_found, is_by_name, open_dataset, open_layout
 from degrid.data.formats.doubts import doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
@@ -185,7 +186,10 @@ def check_data(
         tally.splits[split] = SplitReport.empty(len(sources) - broken, tally.labels)
         if not len(sources):
             tally.findings.add("splits without an image (add images, or take the split away)", split)
-    readings = in_order(read_sample, [source for _, source in samples], processes)
+    sources = [source for _, source in samples]
+    bands, notes = bands_found(sources, FOUND)
+    layout.notes += notes
+    readings = in_order(functools.partial(read_sample, bands=bands), sources, processes)
     for done, ((split, _), reading) in enumerate(zip(samples, readings, strict=True), 1):
         tally.add(reading, split)
         if progress:

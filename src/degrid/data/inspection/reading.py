@@ -13,7 +13,7 @@ from degrid.data.formats.read_mask import LossyMaskError, remarks_on
 from degrid.data.formats.source import Source
 from degrid.data.formats.values import LabelValues
 from degrid.image import UnreadKindError
-from degrid.types import UserError
+from degrid.types import RGB, Bands, UserError
 
 # The highest value, of 255, of images that are nearly black: what 14 bits give in a file of 16.
 _DIM = 64
@@ -45,10 +45,10 @@ class Reading:
     remarks: tuple[tuple[str, str], ...] = ()
 
 
-def read_sample(source: Source) -> Reading:
-    """Read image and label completely."""
+def read_sample(source: Source, bands: Bands = RGB) -> Reading:
+    """Read image, as these bands, and label completely."""
     try:
-        name, image, label = source.read()
+        name, image, label = source.read() if bands == RGB else source.read(bands)
     except UserError as error:
         if source.unreadable:
             return Reading("", faults=((source.unreadable, str(error)),))

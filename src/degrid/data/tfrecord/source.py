@@ -10,13 +10,14 @@ from typing import ClassVar, NoReturn
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from degrid.bands import to_bytes
 from degrid.data.formats.masks import rgb_like
 from degrid.data.formats.read_mask import mask_values
 from degrid.data.formats.source import RawSample, Source
 from degrid.data.tfrecord.records import Features, Record, without_suffix
 from degrid.image import IMAGE_SUFFIXES
 from degrid.protobuf import Span
-from degrid.types import ConversionError, UserError
+from degrid.types import RGB, Bands, ConversionError, UserError
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class RecordSource(Source):
         """The file name in the record, or the record's number; read from the file each time."""
         return _name(self.record, *_open_record(self.record))
 
-    def read(self) -> RawSample:
+    def read(self, bands: Bands = RGB) -> RawSample:
         """See `Source`.
 
         Raises:
@@ -95,6 +96,8 @@ class RecordSource(Source):
             picture = _open_picture(image, "image")
             values = _label_values(label, picture)
             pixels = _pixels(image, picture, values.shape[:2])
+        if bands != RGB:
+            pixels = to_bytes(pixels, bands, self.record)
         return RawSample(_name(self.record, schema, features), pixels, values)
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from degrid.data.tfrecord.records import encode_example, framed
 from degrid.data.tfrecord.source import SCHEMAS, Schema
 from degrid.files import atomic_write
 from degrid.lookup import did_you_mean
-from degrid.types import Dataset, OnProgress, Progress, Sample, UserError
+from degrid.types import RGB, Dataset, OnProgress, Progress, Sample, UserError
 
 # The EXIF tag for the orientation of the camera; 1 is upright.
 _ORIENTATION = 0x0112
@@ -92,7 +92,7 @@ def _png(pixels: np.ndarray, level: int) -> bytes:
 
 def _jpeg_file(dataset: Dataset, index: int, sample: Sample) -> bytes:
     """The JPEG file behind a sample if every reader decodes it to the sample's pixels; otherwise empty."""
-    if type(dataset) is not SourceDataset:  # a subclass may change the image
+    if type(dataset) is not SourceDataset or dataset.bands != RGB:  # a subclass may change the image
         return b""
     data = dataset.sources[index].image_file()
     if not data.startswith(b"\xff\xd8"):

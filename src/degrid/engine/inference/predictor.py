@@ -17,13 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from degrid.bands import read_picture, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
 from degrid.engine.device import pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
-from degrid.image import read_image, to_array
+from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
-from degrid.types import UserError
+from degrid.types import RGB, Bands, UserError
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
@@ -64,6 +65,7 @@ class Predictor:
         compiled: also use torch.compile, which needs a C++ compiler and some 20 seconds for each size of image.
     Attributes:
         network: how the network runs; str(network) says in which precision.
+        bands: how image files become what the network takes.
         num_classes: classes of the model's logits; None before the first image.
         windowed: images so far that were larger than a window.
     """
@@ -82,6 +84,7 @@ class Predictor:
         self.windowed = 0
         network = declared(model)
         self.stride = 1 if network is None else network.stride
+        self.bands = RGB if network is None else network.bands
         self.resize = convention_of(model)
         self.model = model.to(self.device).eval()
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
@@ -98,7 +101,8 @@ class Predictor:
         """Class ids of an image, uint8 [H,W].
 
         Args:
-            image: a file, a PIL image, a uint8 array [H,W,3] or [H,W], or a uint8 tensor [3,H,W]; RGB.
+            image: a file, a PIL image, a uint8 array [H,W,3] or [H,W], or a uint8 tensor [3,H,W]; RGB. Files, PIL
+                images and arrays of other types become bytes through the range that the model was trained with.
         Raises:
             UserError: the file is missing or damaged, or the array is of another kind.
         """
@@ -106,7 +110,7 @@ class Predictor:
 
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
-        pixels = _pixels(image)
+        pixels = _pixels(image, self.bands)
         batch, options = self._prepared(torch.from_numpy(pixels).permute(2, 0, 1))
         if self.gives_ids or options.only_slides:
             return Prediction(self._ids_directly(batch, options).cpu().numpy(), None, pixels)
@@ -224,16 +228,21 @@ def predictor_of(
         yield Predictor(model, device, precision, options, compiled)
 
 
-def _pixels(image: ImageLike) -> np.ndarray:
+def _pixels(image: ImageLike, bands: Bands) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_picture(image, bands)
     if isinstance(image, Image.Image):
-        return to_array(image)
+        return to_array(image) if bands == RGB else to_bytes(values_of(oriented(image)), bands, "the image")
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
             raise UserError(f"expected a uint8 tensor [3,H,W], got {image.dtype} {list(image.shape)}")
         return np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
-    pixels = np.asarray(image)
+    return _pixels_of_array(np.asarray(image), bands)
+
+
+def _pixels_of_array(pixels: np.ndarray, bands: Bands) -> np.ndarray:
+    if pixels.dtype != np.uint8 and pixels.ndim in (2, 3) and bands.range != "bytes":
+        return to_bytes(np.atleast_3d(pixels), bands, "the image")
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise UserError(f"expected a uint8 array [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)

@@ -1,0 +1,236 @@
+"""Images of science as the bytes that networks read: any number of bands, of any type, through a range of values."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from degrid.image import open_image, oriented, read_image, values_to_bytes
+from degrid.raster import read_bands, tiff_header
+from degrid.types import RGB, Bands, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+PERCENTILES = (0.5, 99.5)
+"""What lies outside becomes 0 or 255 where a range is found in the images themselves, in percent of their pixels."""
+_PIXELS = 1 << 16
+"""How many pixels of an image are looked at to find a range."""
+_LUMA = (0.299, 0.587, 0.114)
+_PNG_START, _PNG_BITS, _PNG_COLORS = b"\x89PNG\r\n\x1a\n", 24, 25
+_DIRECT = ("uint16", "int16", "int32", "float32")
+"""Types of a single band that Pillow reads without loss."""
+
+
+def read_picture(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> np.ndarray:
+    """An image file as a network reads it, uint8 [H,W,bands.count].
+
+    Args:
+        size: see `read_values`.
+    Raises:
+        UserError: missing, damaged, of a kind that is not read, or of another number of bands.
+    """
+    return read_image(path) if bands == RGB else to_bytes(read_values(path, size), bands, path)
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds grey or colours of 8 bits (with transparency, perhaps), so that `read_image` loses nothing.
+
+    Reads the beginning of the file only; true for one that is missing or damaged.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".jpg", ".jpeg"):
+        return True
+    if suffix == ".npy":
+        return False
+    if suffix in (".tif", ".tiff"):
+        header = tiff_header(path)
+        return header is None or (header.bits <= 8 and header.kind.startswith("uint") and header.bands <= 4)
+    start = _start(path)
+    return not start.startswith(_PNG_START) or start[_PNG_BITS] <= 8
+
+
+def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = None) -> np.ndarray:
+    """The bands of an image file as they are stored, [H,W,C] of any type of numbers; [H,W] of a .npy file is one band.
+
+    Colours of 16 bits, and TIFFs of many bands, are read through rasterio. Transparency of a PNG of 16 bits is dropped.
+
+    Args:
+        size: height and width of the label: an image stored sideways is turned by its EXIF orientation unless only
+            the unturned image has this size.
+    Raises:
+        UserError: missing, damaged, or of a kind that is not read.
+    """
+    import numpy as np
+
+    if Path(path).suffix.lower() == ".npy":
+        return _read_array(path)
+    header, start = tiff_header(path), _start(path)
+    many = header is not None and header.bands > 1 and (header.bits > 8 or header.bands > 4)
+    other = header is not None and header.bands == 1 and header.bits >= 8 and header.kind not in ("uint8", *_DIRECT)
+    deep = start.startswith(_PNG_START) and start[_PNG_BITS] == 16 and start[_PNG_COLORS] in (2, 4, 6)
+    if many or other or deep:
+        found = np.moveaxis(read_bands(path), 0, -1)
+        return found[..., : {4: 1}.get(start[_PNG_COLORS], 3)] if deep else found
+    return values_of(oriented(open_image(path), size))
+
+
+def values_of(image: Image.Image) -> np.ndarray:
+    """The bands of a PIL image, [H,W,C]: 1 for grey, 4 for colours with transparency, else 3."""
+    import numpy as np
+
+    if image.mode in ("1", "LA", "La"):
+        image = image.convert("L")
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return np.asarray(image)[..., None]
+    if image.mode not in ("RGB", "RGBA"):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    return np.asarray(image)
+
+
+def _read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a NumPy array that can be read: {error}") from error
+    if not isinstance(found, np.ndarray) or found.ndim not in (2, 3) or found.dtype.kind not in "buif":
+        kind = f"{list(found.shape)} of {found.dtype}" if isinstance(found, np.ndarray) else "several arrays"
+        raise UserError(f"{path} holds {kind}; expected numbers [H,W] or [H,W,C], channels last")
+    return found[..., None] if found.ndim == 2 else found
+
+
+def _start(path: str | os.PathLike[str]) -> bytes:
+    """The first 32 bytes, filled up with zeros; as of an empty file where there is none."""
+    start = b""
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        start = stream.read(32)
+    return start.ljust(32, b"\0")
+
+
+def to_bytes(values: np.ndarray, bands: Bands, place: object) -> np.ndarray:
+    """Values [H,W,C] as uint8 [H,W,bands.count]: grey for every channel, colours as grey, and through the range.
+
+    Values that are no numbers become 0.
+
+    Args:
+        place: what messages call the image.
+    Raises:
+        UserError: another number of bands.
+    """
+    import numpy as np
+
+    pixels = _with_channels(values, bands.count, place)
+    if bands.range == "bytes":
+        return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else values_to_bytes(pixels))
+    pairs = ranges_of([pixels]) if bands.range == "file" else bands.range
+    assert not isinstance(pairs, str)
+    if len(pairs) not in (1, bands.count):
+        raise UserError(f"model.range: expected 1 pair of values or {bands.count}, one per channel; got {len(pairs)}")
+    low, high = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
+    scaled = (pixels - low.astype(np.float32)) * (255 / np.maximum(high - low, 1e-30)).astype(np.float32)
+    found: np.ndarray = np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
+    return found
+
+
+def _with_channels(values: np.ndarray, count: int, place: object) -> np.ndarray:
+    import numpy as np
+
+    found = values.shape[2]
+    if found == count:
+        return values
+    if found == 1:
+        return np.repeat(values, count, axis=2)
+    if (found, count) == (4, 3):  # transparency
+        return values[..., :3]
+    if found in (3, 4) and count == 1:
+        grey: np.ndarray = np.dot(values[..., :3].astype(np.float32), np.array(_LUMA, np.float32))[..., None]
+        return np.rint(grey).astype(values.dtype) if values.dtype.kind in "iu" else grey
+    raise UserError(
+        f"{place} has {found} bands; expected {count}: the network's input has as many channels as the images that it "
+        "was trained on (model.in_channels)"
+    )
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """Pixels of an image [H,W,C], evenly spread over it, that are enough to find a range."""
+    step = max(1, math.isqrt(values.shape[0] * values.shape[1] // _PIXELS))
+    return values[::step, ::step].copy()
+
+
+def ranges_of(pictures: list[np.ndarray]) -> tuple[tuple[float, float], ...]:
+    """For each band the values between which nearly all pixels of the pictures [H,W,C] lie (see `PERCENTILES`).
+
+    Values that are no numbers do not count; (0, 1) for a band without any.
+    """
+    import numpy as np
+
+    found = []
+    for band in range(pictures[0].shape[2]):
+        values = np.concatenate([thinned(picture[..., band : band + 1]).ravel() for picture in pictures])
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, PERCENTILES) if values.size else (0.0, 1.0)
+        found.append((float(f"{low:.6g}"), float(f"{high:.6g}")))
+    return tuple(found)
+
+
+def find_bands(pictures: list[np.ndarray], wanted: Bands) -> tuple[Bands, str]:
+    """What is not said about the bands, from pictures [H,W,C] that were read by `read_values`, and a sentence on it.
+
+    Without more said, 1 or 3 bands give 3 channels, other images as many as they have. 8-bit images keep their values,
+    and so do images of 16 bits or of fractions whose values reach the upper half of what they can hold; for others the
+    range is found in the images.
+
+    Args:
+        pictures: a sample of the data; not empty.
+        wanted: with count 0, range "auto", or both, to be found.
+    Raises:
+        UserError: the pictures differ in their number of bands.
+    """
+    count = _count_of(pictures, wanted.count)
+    if wanted.range != "auto":
+        return Bands(count, wanted.range), ""
+    kinds = sorted({picture.dtype.name for picture in pictures})
+    if "uint8" in kinds:
+        return Bands(count, "bytes"), _mixed(kinds)
+    grey = all(picture.shape[2] == 1 for picture in pictures)
+    pictures = pictures if grey else [_with_channels(picture, count, "an image") for picture in pictures]
+    pairs = ranges_of(pictures)
+    if _is_full(pictures, pairs):
+        return Bands(count, "bytes"), ""
+    shown = ", ".join(f"{low:g} to {high:g}" for low, high in pairs[:4]) + (", .." if len(pairs) > 4 else "")
+    each = " of each channel" if len(pairs) > 1 else ""
+    return Bands(count, pairs), (
+        f"images of {' and '.join(kinds)}: the values {shown}{each} become 0 to 255 (between them lie "
+        f"{PERCENTILES[1] - PERCENTILES[0]:g} % of the pixels; model.range gives others)"
+    )
+
+
+def _count_of(pictures: list[np.ndarray], wanted: int) -> int:
+    """How many channels pictures [H,W,C] have, with grey as colours; or what is wanted, if that is not 0."""
+    counts = sorted({picture.shape[2] for picture in pictures})
+    found = wanted or next((count for count in counts if count != 1), 3)
+    if not wanted and not {*counts} <= {1, found}:
+        raise UserError(
+            f"the images have {' or '.join(map(str, counts))} bands; expected as many in all: leave some images away, "
+            "or store the bands that all have"
+        )
+    return found
+
+
+def _mixed(kinds: list[str]) -> str:
+    if len(kinds) == 1:
+        return ""
+    return f"images are of {' and '.join(kinds)}, and are read as bytes; model.range gives all the same range"
+
+
+def _is_full(pictures: list[np.ndarray], pairs: tuple[tuple[float, float], ...]) -> bool:
+    """Whether values reach the upper half of 16 bits, or of fractions, and never leave them."""
+    full = 1.0 if all(picture.dtype.kind == "f" for picture in pictures) else 65535.0
+    largest = max(picture.max(initial=0) for picture in pictures)
+    return min(low for low, _ in pairs) >= 0 and full / 2 <= max(high for _, high in pairs) and bool(largest <= full)

@@ -1,0 +1,194 @@
+"""Images of more than 8 bits: the range of values that become 0 to 255, kept by the model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import degrid
+from degrid.bands import find_bands, is_plain, read_picture, read_values, to_bytes
+from degrid.data import bands_in, check_data, open_dataset
+from degrid.image import read_image
+from degrid.types import RGB, Bands, UserError
+
+TINY = {
+    "model.encoder": "timm:resnet10t",
+    "model.pretrained": False,
+    "model.channels": 16,
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.eval_every": 2,
+    "data.crop": "33,33",
+    "train.precision": "float32",
+    "train.device": "cpu",
+}
+
+
+def ramp(high, kind, shape=(40, 50)):
+    """From 0 on the left to `high` on the right."""
+    return np.linspace(0, high, shape[1])[None].repeat(shape[0], 0).astype(kind)
+
+
+def dataset(folder, images, ending="png"):
+    for index, image in enumerate(images):
+        for name, pixels in (("images", image), ("masks", np.arange(image.shape[1])[None].repeat(len(image), 0) % 2)):
+            file = folder / name / f"{index}.{ending if name == 'images' else 'png'}"
+            file.parent.mkdir(exist_ok=True, parents=True)
+            Image.fromarray(pixels.astype(np.uint8) if name == "masks" else pixels).save(file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "bands", "expected"),
+    [
+        ([0, 2000, 4095, 9000], Bands(3, ((0, 4095),)), [0, 125, 255, 255]),
+        ([-1000, -160, 41, 240], Bands(3, ((-160, 240),)), [0, 0, 128, 255]),
+        ([0.0, 0.5, np.nan, np.inf], Bands(3, ((0, 1),)), [0, 128, 0, 255]),
+        ([0, 257, 65535, 128], Bands(3, "bytes"), [0, 1, 255, 0]),
+    ],
+)
+def test_values_go_through_the_range(values, bands, expected):
+    kind = np.float32 if isinstance(values[0], float) else np.int32
+    found = to_bytes(np.array(values, kind)[None, :, None], bands, "here")
+    assert found.dtype == np.uint8
+    assert found.shape == (1, 4, 3)
+    assert (found == np.array(expected)[None, :, None]).all()
+
+
+def test_each_channel_has_its_own_range():
+    values = np.array([[[100, 100, 100]]], np.uint16)
+    assert to_bytes(values, Bands(3, ((0, 100), (0, 200), (100, 200))), "here").ravel().tolist() == [255, 128, 0]
+    with pytest.raises(UserError, match="expected 1 pair of values or 3"):
+        to_bytes(values, Bands(3, ((0, 1), (0, 1))), "here")
+
+
+def test_the_range_of_a_file_leaves_out_half_a_percent_at_each_end():
+    values = np.arange(10_001, dtype=np.int32).reshape(1, -1, 1)
+    found = to_bytes(values, Bands(1, "file"), "here").ravel()
+    expected = np.rint(((np.arange(10_001) - 50) / 9900 * 255).clip(0, 255))
+    assert np.abs(found - expected).max() <= 1  # percentiles are those of a sample of the pixels
+    assert found[0] == 0
+    assert found[-1] == 255
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("uint16", "png"), ("uint16", "tif"), ("int16", "tif"), ("int32", "tif")])
+def test_grey_files_are_read_as_stored(tmp_path, kind, ending):
+    values = ramp(3000, kind)
+    if kind.startswith("int"):
+        values = values - 1000
+    if kind == "int16":
+        rasterio = pytest.importorskip("rasterio", reason="writes int16, which Pillow does not")
+        with rasterio.open(
+            tmp_path / "a.tif", "w", driver="GTiff", width=50, height=40, count=1, dtype=kind, transform=AFFINE
+        ) as file:
+            file.write(values.astype(kind)[None])
+    else:
+        Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    found = read_values(tmp_path / f"a.{ending}")
+    assert (found[..., 0] == values).all()
+    assert not is_plain(tmp_path / f"a.{ending}")
+
+
+AFFINE = (1.0, 0.0, 5.0, 0.0, -1.0, 9.0)
+
+
+def test_arrays_are_images_of_any_type(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 7, 5)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    assert (read_values(tmp_path / "a.npy") == values).all()
+    np.save(tmp_path / "b.npy", values[None])
+    with pytest.raises(UserError, match=r"holds \[1, 6, 7, 5\] of float32; expected numbers \[H,W\] or \[H,W,C\]"):
+        read_values(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "LA", "RGBA", "CMYK"])
+def test_images_of_eight_bits_stay_as_they_are(tmp_path, mode):
+    pixels = np.random.default_rng(1).integers(0, 255, (9, 8, 3), dtype=np.uint8)
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.fromarray(pixels).convert(mode).save(file)
+    assert is_plain(file)
+    assert (read_picture(file) == read_image(file)).all()
+    if mode not in ("CMYK",):
+        assert (to_bytes(read_values(file), RGB, file) == read_image(file)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (ramp(4095, np.uint16), ((0, 0),)),
+        (ramp(65535, np.uint16), "bytes"),
+        (ramp(1.0, np.float32), "bytes"),
+        (ramp(0.2, np.float32), ((0, 0),)),
+        (ramp(400, np.int32) - 200, ((0, 0),)),
+        (ramp(100, np.uint8), "bytes"),
+    ],
+)
+def test_a_range_is_found_where_values_use_little_of_theirs(values, expected):
+    found, note = find_bands([values[..., None]], Bands(0, "auto"))
+    if expected == "bytes":
+        assert found == RGB
+        assert not note
+        return
+    low, high = np.percentile(values, (0.5, 99.5))
+    assert found.range == ((pytest.approx(low, rel=1e-5), pytest.approx(high, rel=1e-5)),)
+    assert "model.range" in note
+
+
+def test_training_finds_the_range_and_the_model_keeps_it(tmp_path):
+    rng = np.random.default_rng(2)
+    data = dataset(
+        tmp_path / "data", [ramp(3000, np.uint16) + rng.integers(0, 900, (40, 50), np.uint16) for _ in range(6)]
+    )
+    run = degrid.train(data=data, settings=TINY, out=tmp_path / "run")
+    assert any("become 0 to 255" in note for note in run.notes)
+    model = degrid.load(run.folder)
+    ((low, high),) = model.bands.range
+    assert 0 <= low < 200
+    assert 3500 < high < 3900
+    assert json.loads((run.folder / "run.json").read_text())["config"]["model"]["range"] == [low, high]
+    # Prediction, of a file and of its values, sees what training saw.
+    trained = open_dataset(data, bands=model.bands)[0]
+    file = data / "images" / f"{trained.name}.png"
+    predictor = degrid.Predictor(model, "cpu", "float32")
+    assert (predictor.predict(file).image == trained.image.permute(1, 2, 0).numpy()).all()
+    assert (predictor(np.asarray(Image.open(file))) == predictor(file)).all()
+    assert (predictor(Image.open(file)) == predictor(file)).all()
+    assert trained.image.float().std() > 50
+    scores = degrid.evaluate(run.folder, data, "train", device="cpu")
+    truth = degrid.evaluate(run.folder, open_dataset(data, bands=model.bands), device="cpu")
+    assert scores.confusion == truth.confusion
+
+
+def test_a_range_that_is_given_wins(tmp_path):
+    data = dataset(tmp_path / "data", [ramp(3000, np.uint16)] * 4)
+    model = degrid.deeplabv3plus("timm:resnet10t", 2, channels=16, range=(0, 4095))
+    assert model.bands == Bands(3, ((0, 4095),))
+    degrid.save(model, tmp_path / "model")
+    assert degrid.load(tmp_path / "model").bands == model.bands
+    opened = open_dataset(data, bands=Bands(3, ((0, 4095),)))
+    assert bands_in(opened).range == ((0, 4095),)
+    assert int(opened[0].image.max()) == round(3000 / 4095 * 255)
+    for wrong in ((5, 1), (0, 1, 2), "no"):
+        with pytest.raises(UserError, match="model.range"):
+            degrid.deeplabv3plus("timm:resnet10t", 2, range=wrong)
+
+
+def test_a_model_without_a_range_reads_as_before(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(ramp(4095, np.uint16)).save(file)
+    predictor = degrid.Predictor(degrid.deeplabv3plus("timm:resnet10t", 2, channels=16), "cpu")
+    assert (predictor.predict(file).image == read_image(file)).all()
+    assert read_image(file).max() == 16
+
+
+def test_the_check_says_what_training_will_do(tmp_path):
+    data = dataset(tmp_path / "data", [ramp(1000 + index, np.uint16) for index in range(6)])
+    report = check_data(data)
+    assert report.ok
+    assert any("become 0 to 255" in note for note in report.notes)
+    assert not any("nearly black" in note for note in report.notes)
+    plain = dataset(tmp_path / "plain", [ramp(200 + index, np.uint8) for index in range(6)])
+    assert not any("become" in note for note in check_data(plain).notes)
+    assert torch.equal(open_dataset(plain)[0].image, open_dataset(plain, bands=RGB)[0].image)
