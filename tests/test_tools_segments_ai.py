@@ -61,7 +61,10 @@ def check(root, truth=TRUTH):
 @pytest.mark.parametrize("values", [INSTANCES, rgba(INSTANCES)], ids=["16 bit", "RGBA"])
 def test_instances_become_classes(root, values):
     put_labels(root, values)
-    assert "1 samples of the release have no image or label here: left out" in notes_of(check(root))
+    dataset = check(root)
+    assert "1 samples of the release have no image or label here: left out" in notes_of(dataset)
+    # What was found out about sources is kept by them.
+    assert len({*dataset.sources, *open_dataset(root).sources}) == len(dataset)
 
 
 def test_semantic_bitmaps_are_preferred(root):

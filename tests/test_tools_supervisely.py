@@ -94,6 +94,7 @@ def test_every_packing(mode):
 
 def test_bitmaps(root):
     train = check(root)
+    assert len({*train.sources, *open_dataset(root).sources}) == 2  # what was found out about sources is kept by them
     assert [source.name for source in train.sources] == ["train/a.jpg", "train/a.png"]
     assert notes_of(train) == ["pixels without an object are background"]
 

@@ -70,7 +70,7 @@ class InstanceBitmap(Pair):
         categories: the category of each instance; 0, no label, is 0.
     """
 
-    categories: Mapping[int, int] = field(default_factory=dict)
+    categories: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""

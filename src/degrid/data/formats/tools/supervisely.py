@@ -133,7 +133,7 @@ class BitmapFile(Pair):
         ids: the train id of each class; that of "" is for pixels without an object.
     """
 
-    ids: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict, hash=False)
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""
