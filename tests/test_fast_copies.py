@@ -192,7 +192,6 @@ def test_a_copy_that_computes_something_else_is_given_up_and_that_is_said(caplog
     with caplog.at_level(logging.WARNING, "degrid"):
         assert_exact(model, image(64, 64), image(64, 150))
     assert caplog.messages == [
-        "the fast copy of BySize does not compute what the network does; it now runs with its layers folded",
         "the fast copy of BySize does not compute what the network does; it now runs with its layers exchanged",
     ]
 

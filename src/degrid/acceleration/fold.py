@@ -110,12 +110,13 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.asked()
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self.used(leaf)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, bool | int | float | complex):
+            self.asked()
+        return result
 
 
 def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -> Wiring:

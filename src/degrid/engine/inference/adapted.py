@@ -26,7 +26,7 @@ class Adapted(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.train(network.training)
+        self.training = network.training  # alone: each module inside keeps its mode
         self.wants_floats = False
 
     def forward(self, image: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class _Way:
         return f"with its layers {' and '.join(done)}" if done else "as it is"
 
 
-_WAYS = (_Way(True, True), _Way(True, False), _Way(False, True), _Way(False, False))
+_WAYS = (_Way(True, True), _Way(False, True), _Way(True, False), _Way(False, False))
 """From the fastest to the network itself, each tried where those before it do not compute the same."""
 
 
@@ -148,6 +148,7 @@ class FastNetwork:
                 continue
             self._way += 1
             self._network = None
+            self._sizes.clear()  # the next way was seen on this image alone
             logging.getLogger("degrid").warning(
                 f"the fast copy of {self._name} does not compute what the network does; it now runs {_WAYS[self._way]}"
             )
