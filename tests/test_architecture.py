@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "degrid"
 LEAVES = {
     "types",
+    "arguments",
     "lookup",
     "files",
     "raster",

@@ -197,10 +197,10 @@ def test_benchmarks_results_replace_only_results(format, count, image, taken):
 
 def test_what_has_no_result_is_said():
     picture(Path("photos/a.png")), picture(Path("photos/.b.png")), picture(Path("photos/out/c.png"))
-    for name in ("d.HEIC", "e.heic", "f.gif", "notes.txt", "README", "broken.jpg"):
+    for name in ("d.HEIC", "e.heic", "f.psd", "notes.txt", "README", "broken.jpg"):
         Path("photos", name).write_bytes(b"other")
     expected = {
-        ".gif": 1,
+        ".psd": 1,
         ".heic": 2,
         ".txt": 1,
         "hidden": 1,

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from degrid import config as configs
+from degrid.arguments import checked
 from degrid.config import ModelConfig
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
@@ -27,7 +28,8 @@ CLASSIFIERS = ("head.classifier.", "head.branches.")
 """Beginnings of the names of classifiers, in v3 and v2 heads."""
 
 
-def save(model: Segmenter, path: str | os.PathLike[str]) -> None:
+@checked
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model folder: model.safetensors and config.json, which `load` reads anywhere, without pickle.
 
     Raises:
@@ -59,6 +61,7 @@ def save(model: Segmenter, path: str | os.PathLike[str]) -> None:
     )
 
 
+@checked
 def load(path: str | os.PathLike[str]) -> Segmenter:
     """The model in a model folder, or in the model/ of a run folder; in evaluation mode.
 

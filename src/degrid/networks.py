@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, TypedDict, Unpack
 
 from degrid import config as configs
+from degrid.arguments import checked
 from degrid.config import ModelConfig
 from degrid.models import EncoderSettings, HeadSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
@@ -104,6 +105,7 @@ def _network(name: str, encoder: str, num_classes: int | LabelSpace, settings: N
     return build_model(configs.from_dict(ModelConfig, values), labels)
 
 
+@checked
 def deeplabv2(
     encoder: str, num_classes: int | LabelSpace, *, large_fov: bool = False, **settings: Unpack[NetworkSettings]
 ) -> Segmenter:
@@ -122,6 +124,7 @@ def deeplabv2(
     return _network("deeplabv2_largefov" if large_fov else "deeplabv2", encoder, num_classes, settings)
 
 
+@checked
 def deeplabv3(encoder: str, num_classes: int | LabelSpace, **settings: Unpack[NetworkSettings]) -> Segmenter:
     """DeepLab v3: an encoder and the concatenated ASPP with image pooling. Arguments as for `deeplabv2`.
 
@@ -130,6 +133,7 @@ def deeplabv3(encoder: str, num_classes: int | LabelSpace, **settings: Unpack[Ne
     return _network("deeplabv3", encoder, num_classes, settings)
 
 
+@checked
 def deeplabv3plus(encoder: str, num_classes: int | LabelSpace, **settings: Unpack[NetworkSettings]) -> Segmenter:
     """DeepLab v3+: v3 with a decoder that adds detail from the features at stride 4. Arguments as for `deeplabv2`.
 

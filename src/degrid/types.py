@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +123,7 @@ def voc_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((value(index, 0), value(index, 1), value(index, 2)) for index in range(num_colors))
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Anything indexable that gives samples, whose sizes may differ."""
 

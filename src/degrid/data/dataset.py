@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from degrid.arguments import checked
 from degrid.bands import find_bands, thinned
 from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
@@ -109,6 +110,7 @@ def absolute(path: str | Path) -> str:
     return f"{kind}={full}" if kind else full
 
 
+@checked
 def open_dataset(
     path: str | Path,
     split: str = "train",

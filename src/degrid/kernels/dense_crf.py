@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from degrid.arguments import check_fields
 from degrid.kernels.support import numba_installed, use_torch_threads
 from degrid.types import UserError
 
@@ -37,6 +38,7 @@ class CRF:
     iterations: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.bi_xy_std, self.bi_rgb_std, self.pos_xy_std, self.iterations) <= 0:
             raise UserError(f"CRF: widths and iterations must be above 0, got {self}")
         if min(self.bi_weight, self.pos_weight) < 0:

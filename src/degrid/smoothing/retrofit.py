@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from degrid.arguments import checked
 from degrid.contracts import ExchangeableConv2d
 from degrid.lookup import some
 from degrid.smoothing.operators import Operator
@@ -81,6 +82,7 @@ def rate_at_most(limit: int) -> Where:
     return where
 
 
+@checked
 def smooth_dilated_convs(
     model: nn.Module,
     operator: str | Callable[[int], Operator],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from degrid.analysis.curves import distinct
+from degrid.arguments import checked
 from degrid.files import atomic_write
 from degrid.types import UserError
 
@@ -27,6 +28,7 @@ class Archive:
     left_out: tuple[Path, ...]
 
 
+@checked
 def collect(runs: Runs, out: str | os.PathLike[str], *, weights: bool = False) -> Archive:
     """Pack settings, logs, curves and scores of runs into one archive, as `degrid collect` does.
 

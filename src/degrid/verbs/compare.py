@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from degrid.arguments import checked
 from degrid.contracts import bands_of, declared
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
@@ -83,8 +84,9 @@ def interval(difference: Difference) -> str:
     return f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
 
 
+@checked
 def compare(
-    models: Iterable[AnyModel],
+    models: AnyModel | Iterable[AnyModel],
     data: AnyData,
     split: str = "val",
     *,

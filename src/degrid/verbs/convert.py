@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from degrid import config as configs
+from degrid.arguments import checked
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import Plan
 from degrid.checkpoints.systems.table import find_system
@@ -82,6 +83,7 @@ class ConversionReport:
         )
 
 
+@checked
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from degrid.arguments import checked
 from degrid.contracts import bands_of, declared
 from degrid.engine.evaluation.metrics import ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor, predictor_of
@@ -50,6 +51,7 @@ class CrfSearch:
         return {"images": self.images, "miou_without": self.without, "tried": tried}
 
 
+@checked
 def crf_search(
     model: AnyModel,
     data: AnyData,

@@ -18,6 +18,7 @@ from degrid import recipes
 from degrid.analysis import dilated_stage_receptive_field, gridding_score, hole_ratio
 from degrid.analysis.curves import Curves, read_curves
 from degrid.analysis.page import COLORS, Raw, figure, image, page, percent, svg, table
+from degrid.arguments import checked
 from degrid.config import RunConfig, override
 from degrid.data import open_dataset
 from degrid.engine.inference.predictor import Predictor
@@ -61,6 +62,7 @@ class DemoResult:
     runs: tuple[ReportRun, ...]
 
 
+@checked
 def demo(
     out: str | Path = "demo",
     *,

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from degrid import recipes
+from degrid.arguments import checked
 from degrid.model_folder import load
 from degrid.models import ModelInfo, Segmenter
 from degrid.models import describe as describe_network
@@ -14,6 +15,7 @@ from degrid.networks import build_model
 from degrid.types import LabelSpace
 
 
+@checked
 def describe(
     model: Segmenter | str | os.PathLike[str], *, size: tuple[int, int] = (512, 512), num_classes: int = 21
 ) -> ModelInfo:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.analysis.page import COLORS, png
+from degrid.arguments import check_fields, checked
 from degrid.contracts import bands_of, declared
 from degrid.data import notes_of, open_dataset
 from degrid.engine.evaluation.evaluate import OnImage, score
@@ -45,6 +46,9 @@ class Measures:
     calibration: bool = False
     trimap: bool = False
     worst: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Evaluation(Scores):
         return {**written, "scores": out}
 
 
+@checked
 def evaluate(
     model: AnyModel,
     data: AnyData,

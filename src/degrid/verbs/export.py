@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
+from degrid.arguments import check_fields, checked
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.graph import Source
@@ -40,6 +41,9 @@ class Int8:
     split: str = "train"
     images: int = 100
     max_drop: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class ExportResult:
         return sum(part.stat().st_size for file in self.files for part in [file, *file.rglob("*")] if part.is_file())
 
 
+@checked
 def export(
     model: AnyModel,
     out: str | os.PathLike[str] | None = None,

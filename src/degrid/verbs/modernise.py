@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from degrid.arguments import checked
 from degrid.config import SmoothingConfig
 from degrid.files import check_place
 from degrid.lookup import some
@@ -36,6 +37,7 @@ class ModernisationReport:
         return "\n".join([*self.changes, *(f"note: {note}" for note in self.notes)])
 
 
+@checked
 def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> ModernisationReport:
     """Rewrite a legacy model folder as a default one that computes the same logits.
 

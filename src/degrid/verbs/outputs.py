@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from degrid.arguments import check_fields
 from degrid.data import CITYSCAPES_LABEL_IDS
 from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
@@ -48,6 +49,7 @@ class ResultFiles:
     voc_competition: str = "comp6"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.format not in FORMATS:
             raise UserError(f'unknown format "{self.format}"; known: {", ".join(FORMATS)}')
         if self.format != "ids" and (self.overlay or self.logits):

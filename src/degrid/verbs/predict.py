@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from degrid.arguments import checked
 from degrid.bands import read_picture
 from degrid.contracts import declared, evaluating
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
@@ -53,6 +54,7 @@ class PredictResult:
     written: str
 
 
+@checked
 def predict(
     model: AnyModel,
     images: Images,
@@ -110,6 +112,7 @@ def predict(
     return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written)
 
 
+@checked
 def predict_each(
     model: AnyModel,
     images: Images,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from degrid.arguments import checked
 from degrid.data import open_dataset
 from degrid.data.inspection.check import class_pixels
 from degrid.engine.training.objective import CLASS_WEIGHTS, median_frequency_weights
@@ -49,6 +50,7 @@ class ClassStatistics:
         return "\n".join(lines)
 
 
+@checked
 def class_statistics(path: str | Path, split: str = "train", progress: OnProgress | None = None) -> ClassStatistics:
     """Count the classes of one split.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from degrid import config as configs
 from degrid import recipes
+from degrid.arguments import checked
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
 from degrid.data.formats.hugging_face.address import PREFIX
@@ -20,6 +21,7 @@ Settings = Iterable[str] | Mapping[str, object]
 """Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"; see `degrid.config`."""
 
 
+@checked
 def train(
     recipe: str | Path | RunConfig | None = None,
     *,
@@ -82,6 +84,7 @@ def train(
     return result
 
 
+@checked
 def run_config(
     recipe: str | Path | RunConfig | None = None,
     *,

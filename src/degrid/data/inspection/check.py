@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from degrid.arguments import checked
 from degrid.data.dataset import FOUND, bands_found, is_by_name, open_dataset, open_layout
 from degrid.data.formats.doubts import doubts
 from degrid.data.formats.layout import Layout
@@ -155,6 +156,7 @@ class _Findings:
         ]
 
 
+@checked
 def check_data(
     path: str | Path,
     progress: OnProgress | None = None,

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from degrid.arguments import checked
 from degrid.bands import read_picture, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
 from degrid.engine.device import pick_device
@@ -70,6 +71,7 @@ class Predictor:
         windowed: images so far that were larger than a window.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

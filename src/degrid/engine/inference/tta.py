@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from degrid.arguments import check_fields
 from degrid.kernels.dense_crf import CRF, refine
 from degrid.resize import resize
 from degrid.types import UserError
@@ -46,6 +47,7 @@ class InferenceOptions:
     crf: CRF | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
             raise UserError(f"scales: expected factors above 0, up to 8, such as 0.75,1,1.25; got {self.scales}")
         if self.fusion not in FUSIONS:
