@@ -128,11 +128,17 @@ def export(
 
 @app.command()
 def prepare(
-    benchmark: Annotated[str, typer.Argument(help="voc, cityscapes, camvid, ade20k or coco.")],
-    path: Annotated[Path, typer.Argument(help="The folder with the benchmark's files, as they were unpacked.")],
+    benchmark: Annotated[str, typer.Argument(help="voc, cityscapes, camvid, ade20k or coco; or polygons.")],
+    path: Annotated[Path, typer.Argument(help="The folder with the files, as they were unpacked.")],
     classes: Annotated[
         str | None,
         typer.Option(help="Of coco: voc (by default), the 20 classes of VOC; or all 80.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", help='Of polygons: where to write; by default "drawn" in PATH.', show_default=False
+        ),
     ] = None,
 ) -> None:
     """Make a downloaded benchmark ready: labels as train ids, lists, classes.csv; and count what is there.
@@ -148,6 +154,9 @@ def prepare(
     coco: masks of the instance annotations of 2017 in voc21 or coco81, train.txt (the images in which more than 1,000
     pixels belong to the classes) and val.txt (5,000).
 
+    polygons: masks of the polygons and run-length codes of an annotation tool (COCO JSON, YOLO, labelme, VIA, Label
+    Studio, Supervisely), a list for each split and classes.csv. They can be trained on undrawn, too.
+
     Other counts are a warning. What is there stays, so that a run that was stopped goes on.
 
     \b
@@ -156,10 +165,11 @@ def prepare(
     degrid data prepare camvid CamVid
     degrid data prepare ade20k ADEChallengeData2016
     degrid data prepare coco coco
+    degrid data prepare polygons my_export -o my_masks
     """
     from degrid.cli.progress import progress_bar
     from degrid.data import prepare_benchmark
 
     with progress_bar() as bar:
-        report = prepare_benchmark(benchmark, path, classes, bar)
+        report = prepare_benchmark(benchmark, path, classes, bar, out)
     print("\n".join(report))

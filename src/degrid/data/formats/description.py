@@ -23,7 +23,8 @@ _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
     *("threshold", "nearest_color", "palette", "accept"),
 )
-_IGNORED = ("nc", "download")
+# "crowd" is read by the format of COCO's polygons.
+_IGNORED = ("nc", "download", "crowd")
 # Where a class lists its ids, or its colours in colour masks.
 _ID_KEYS = ("ids", "labels", "values")
 

@@ -33,6 +33,8 @@ _MASK_FOLDERS = (
 MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth")
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
+DRAWN = "drawn"
+"""The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
 _LIST_FOLDERS = (".", "splits", "lists", "ImageSets/Segmentation", "ImageSets")
 
@@ -166,6 +168,13 @@ def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     if other:
         raise UserError(f"{files[0]} and {other} name other classes; the splits of one dataset need the same")
     return found[0]
+
+
+def holds_masks(path: Path) -> bool:
+    """Whether a folder, or one in it, has a folder of masks; those that were drawn of polygons do not count."""
+    places = [path, *_folders(path).values()]
+    folders = [folder for place in places for name, folder in _folders(place).items() if name in MASK_FOLDERS]
+    return any(masks_in(folder) for folder in folders if folder.parent.name != DRAWN)
 
 
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.ade20k import Ade20k
@@ -14,10 +14,11 @@ from degrid.data.formats.benchmarks.cityscapes import Cityscapes
 from degrid.data.formats.benchmarks.coco import Coco
 from degrid.data.formats.benchmarks.voc import Voc
 from degrid.data.formats.description import Description
-from degrid.data.formats.folder import Folders, SideBySide, SplitFolders
+from degrid.data.formats.folder import Folders, SideBySide, SplitFolders, holds_masks
 from degrid.data.formats.hugging_face.format import HuggingFace
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
+from degrid.data.formats.tools.coco_json import CocoJson
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.formats.tools.label_studio import LabelStudio
 from degrid.data.formats.tools.segments_ai import SegmentsAi
@@ -41,35 +42,45 @@ FORMATS: dict[str, type[DataFormat]] = {
     "ADE20K": Ade20k,
     "Hugging Face": HuggingFace,
     "lists": Lists,
+    "COCO polygons": CocoJson,
     "split folders": SplitFolders,
     "folder": Folders,
     "side by side": SideBySide,
     "TFRecord": TFRecord,
 }
 """In the order in which they are tried: the more particular ones first."""
+POLYGON_FORMATS = ("COCO polygons",)
+"""Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
 _TRIED = 20  # folders below one that holds no dataset
 
 
-def recognise(path: Path, root: Path | None = None, inside: bool = False) -> Layout:
+def recognise(
+    path: Path, root: Path | None = None, inside: bool = False, among: Collection[str] = tuple(FORMATS)
+) -> Layout:
     """What is in a dataset, by the first format that fits.
 
     Args:
         path: a folder or file.
         root: see `DataFormat`.
         inside: pass over a dataset.yaml, which is what asks.
+        among: the formats in question.
     Raises:
         UserError: no format fits; the message lists them.
     """
-    formats = {kind: made for kind, made in FORMATS.items() if not (inside and made is Description)}
+    formats = {kind: FORMATS[kind] for kind in among if not (inside and FORMATS[kind] is Description)}
+    if among != POLYGON_FORMATS and holds_masks(path):
+        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS}
     for kind, made in formats.items():
         found = _read(kind, made(root), path)
         if found:
             return found
-    if path.is_file():
+    if path.is_file() and among != POLYGON_FORMATS:
         raise UserError(
             f"expected a folder, dataset.yaml, list file (.txt) or TFRecord file (.tfrecord), got the file {path}"
         )
     wanted = "; ".join(made.wanted for made in formats.values())
+    if among == POLYGON_FORMATS:
+        raise UserError(f"no polygons found in {path}. Looked for: {wanted}")
     raise UserError(f"no images with masks found in {path}{_what_is_there(path, formats)}. Looked for: {wanted}")
 
 

@@ -108,3 +108,9 @@ def _passed(x: np.ndarray, slope: np.ndarray, point: np.ndarray, step: np.ndarra
     """Whether the edge is beyond the middle at a step."""
     passed: np.ndarray = (np.trunc(x + slope * step + 0.5) > point) == (slope > 0)
     return passed
+
+
+def rectangle(left: float, top: float, width: float, height: float) -> np.ndarray:
+    """The corners of a rectangle, float64 [4,2]."""
+    right, bottom = left + width, top + height
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)

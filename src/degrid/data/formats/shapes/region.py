@@ -68,8 +68,8 @@ def without(region: Region, holes: Iterable[Region]) -> Region:
     return region._replace(pixels=pixels)
 
 
-def draw(things: Iterable[Thing], height: int, width: int) -> np.ndarray:
-    """The label of an image, uint8 [H,W]: train ids, 0 where nothing was drawn.
+def draw(things: Iterable[Thing], height: int, width: int, rest: int = 0) -> np.ndarray:
+    """The label of an image, uint8 [H,W]: train ids, `rest` where nothing was drawn.
 
     Where objects overlap, the smaller one wins, because it is more likely in front of or on top of the other: a
     table's outline includes the plates on it. Of two of one size, the later one does. A crowd is void, except where
@@ -80,7 +80,7 @@ def draw(things: Iterable[Thing], height: int, width: int) -> np.ndarray:
         region = thing.region.inside(height, width)
         area = float("inf") if thing.crowd else int(np.count_nonzero(region.pixels))
         found.append((area, IGNORE_INDEX if thing.crowd else thing.value, region))
-    label = np.zeros((height, width), np.uint8)
+    label = np.full((height, width), rest, np.uint8)
     for _, value, region in sorted(found, key=lambda row: -row[0]):
         _window(label, region)[region.pixels] = value
     return label

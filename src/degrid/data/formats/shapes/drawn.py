@@ -1,0 +1,151 @@
+"""Samples whose label is drawn when it is read, out of the shapes in a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from degrid.data.formats.folder import DRAWN
+from degrid.data.formats.pairs import Pair, images_in, read_text, splits_or_divided, with_val
+from degrid.data.formats.shapes.region import Thing, draw
+from degrid.image import open_image
+from degrid.types import UserError
+
+OVERLAPS = "pixels without an object are background; where objects overlap, the smaller one counts"
+
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on the image lies on its side
+# What may be wrong with the values in a file that is JSON.
+DAMAGE = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+
+
+def _nothing(height: int, width: int) -> Iterable[Thing]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Drawn(Pair):
+    """An image, and the file (`mask`) that holds its shapes.
+
+    Attributes:
+        things: gives the objects of the image, called with its height and width.
+        size: height and width; None: those of the image as it is shown.
+        rest: the train id of pixels without an object.
+    """
+
+    things: Callable[[int, int], Iterable[Thing]] = _nothing
+    size: tuple[int, int] | None = None
+    rest: int = 0
+
+    def read_label(self) -> np.ndarray:
+        """See `Source`."""
+        height, width = self.size or shown_size(self.image)
+        try:
+            return draw(self.things(height, width), height, width, self.rest)
+        except DAMAGE as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.mask}: the shapes of {self.name} cannot be drawn: {error!r}") from error
+
+
+def shown_size(file: Path) -> tuple[int, int]:
+    """Height and width of an image, turned as its EXIF orientation says.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(file) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, SyntaxError, ValueError):
+        width, height = open_image(file).size  # which explains, or reads more kinds
+        turned = False
+    return (width, height) if turned else (height, width)
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file, with or without a byte order mark.
+
+    Raises:
+        UserError: it is missing, cut short, or no JSON.
+    """
+    try:
+        return json.loads(read_text(file))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is not valid JSON, or cut short: {error}") from error
+
+
+def with_splits(splits: Mapping[str, Sequence[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits, where one list that is everything is divided, and train without val is, too; and notes on that."""
+    found, notes = splits_or_divided({split: list(pairs) for split, pairs in splits.items()})
+    return (found, notes) if notes or set(found) != {"train"} else with_val(found)
+
+
+class Images:
+    """Finds the images that a tool's file names, whose folders may be others by now.
+
+    Args:
+        root: of the data.
+    """
+
+    # What Label Studio puts in front of the names of uploaded files.
+    _UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, written: str, near: Path, *folders: Path) -> Path:
+        """The image that `written` stands for.
+
+        Args:
+            near: the folder of the file that names it.
+            folders: others to look in first.
+        Returns:
+            A file that is there; or, where there is none, the place where it was expected.
+        """
+        name = written.replace("\\", "/").partition("?")[0].removeprefix("file://").lstrip("/")
+        places = [folder / name for folder in (near, *folders, self.root, self.root / "images")]
+        found = next((place for place in places if place.is_file()), None)
+        return found or self._by_name(Path(name)) or places[0]
+
+    def relative(self, image: Path) -> str:
+        """The name of the sample: below the root, without suffix."""
+        inside = image.is_relative_to(self.root)
+        return (image.relative_to(self.root) if inside else Path(image.name)).with_suffix("").as_posix()
+
+    def _by_name(self, name: Path) -> Path | None:
+        """The image of this name in any folder; of several, the one in the most alike folders, if it is one only."""
+        found = self._index.get(name.name) or self._index.get(self._UPLOADED.sub("", name.name)) or []
+        alike = [(_alike(file, name), file) for file in found]
+        best = [file for score, file in alike if score == max(alike)[0]]
+        return best[0] if len(best) == 1 else None
+
+    @cached_property
+    def _index(self) -> dict[str, list[Path]]:
+        files: dict[str, list[Path]] = {}
+        for file in images_in(self.root):
+            if file.relative_to(self.root).parts[0] == DRAWN:
+                continue
+            for name in {file.name, self._UPLOADED.sub("", file.name)}:
+                files.setdefault(name, []).append(file)
+        return files
+
+
+def _alike(file: Path, name: Path) -> int:
+    """How many folders above are called alike."""
+    count = 0
+    for ours, theirs in zip(reversed(file.parts[:-1]), reversed(name.parts[:-1]), strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count

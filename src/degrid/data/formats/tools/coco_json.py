@@ -1,0 +1,259 @@
+"""Annotations in COCO's JSON, as CVAT, Roboflow, Label Studio, Darwin, Datumaro and supervision write it.
+
+COCO 2017 itself is prepared by `degrid.data.prepare.coco`.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.pairs import read_text
+from degrid.data.formats.shapes.coco import segmentation_region
+from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, with_splits
+from degrid.data.formats.shapes.polygon import polygon_region, rectangle
+from degrid.data.formats.shapes.region import Thing
+from degrid.data.formats.tools.joined import named_classes
+from degrid.data.formats.tools.label_files import LabelRow, is_background
+from degrid.types import UserError
+
+_KEYS = (b'"images"', b'"annotations"', b'"categories"')
+# More crowds than this among the annotations are none: in COCO itself one in eighty is.
+_MOST_CROWDS = 0.25
+# With as many JSON files in one folder, each of them is about one image.
+_MOST_FILES = 50
+
+
+@dataclass
+class CocoFile:
+    """The content of one file.
+
+    Attributes:
+        categories: name by id, in order of the ids.
+        rows: images by id, as written.
+        annotations: of each image, in the order of the file.
+        lost: annotations of images that the file does not name.
+    """
+
+    file: Path
+    categories: dict[Any, str]
+    rows: dict[Any, dict[str, Any]]
+    annotations: dict[Any, list[dict[str, Any]]] = field(default_factory=dict)
+    lost: int = 0
+
+    def all(self) -> Iterator[dict[str, Any]]:
+        """Every annotation of an image."""
+        return (row for rows in self.annotations.values() for row in rows)
+
+
+class CocoJson(DataFormat):
+    """One JSON file, one per split, or one in each split's folder; the images anywhere below the folder.
+
+    Crowds are void where `crowd: void` is in dataset.yaml, and objects where `crowd: instance` is; otherwise they are
+    void as long as they are few.
+    """
+
+    wanted = "annotations in COCO's JSON with polygons or run-length codes"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: a file is damaged, holds boxes only, or calls its objects crowds.
+        """
+        files = coco_files(path)
+        if not files:
+            return None
+        root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
+        contents = [_read(file) for file in files]
+        notes = [OVERLAPS]
+        crowd = _crowds(contents, root)
+        names = _names(contents, notes)
+        rows = [LabelRow(name, None, value) for value, name in enumerate(names)]
+        labels, rule, ids = named_classes(rows, root, files[0].name)
+        images = Images(root)
+        splits: dict[str, list[Drawn]] = {}
+        for content in contents:
+            splits.setdefault(_split(content.file, root), []).extend(_sources(content, images, ids, crowd))
+        _count(contents, notes)
+        divided, said = with_splits(splits)
+        reason = ", ".join(file.relative_to(root).as_posix() for file in files)
+        return Layout(reason, root, divided, labels, rule, notes=[*said, *notes])
+
+
+def coco_files(path: Path) -> list[Path]:
+    """The files in COCO's form: the one that is given, or those in a folder, in its folders, and in theirs."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".json" and _is_coco(path) else []
+    found = []
+    for pattern in ("*.json", "*/*.json", "*/*/*.json"):
+        folders: dict[Path, list[Path]] = {}
+        for file in sorted(path.glob(pattern)):
+            folders.setdefault(file.parent, []).append(file)
+        for files in folders.values():
+            found += [file for file in files if _is_coco(file)] if len(files) <= _MOST_FILES else []
+    if len(found) > 1:  # person_keypoints_val2017.json has the same objects again
+        found = [file for file in found if "instances" in file.name] or found
+    return found
+
+
+def _is_coco(file: Path) -> bool:
+    content = file.read_bytes() if file.is_file() else b""
+    return (
+        content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{"
+        and all(key in content for key in _KEYS)
+        and (
+            b'"segments_info"' not in content  # panoptic
+        )
+    )
+
+
+def _read(file: Path) -> CocoFile:
+    try:
+        content = json.loads(read_text(file), object_hook=_compact)
+        names = {row["id"]: str(row["name"]) for row in sorted(content["categories"], key=lambda row: row["id"])}
+        rows = {row["id"]: row for row in content["images"]}
+        found = CocoFile(file, names, rows)
+        for row in content["annotations"]:
+            if row["image_id"] in rows:
+                found.annotations.setdefault(row["image_id"], []).append(row)
+            else:
+                found.lost += 1
+        if any(str(row["file_name"]) == "" for row in rows.values()):
+            raise ValueError("an image without file_name")
+        unknown = next((row["category_id"] for row in found.all() if row["category_id"] not in names), None)
+        if unknown is not None:
+            raise ValueError(f"category_id {unknown}, which is not among the categories")
+    except DAMAGE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{file} is not valid JSON, cut short, or holds no annotations in COCO's form (images, annotations, "
+            f"categories): {error!r}"
+        ) from error
+    return found
+
+
+def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    # Arrays take half the memory of lists of numbers. What is not numbers is refused when it is drawn.
+    polygons = row.get("segmentation")
+    if isinstance(polygons, list):
+        row["segmentation"] = [
+            array.array("d", polygon) if isinstance(polygon, list) and _numbers(polygon) else polygon
+            for polygon in polygons
+        ]
+    return row
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _crowds(contents: list[CocoFile], root: Path) -> bool:
+    """Whether crowds are void rather than objects.
+
+    Raises:
+        UserError: there are only boxes, or so many crowds that it must be said.
+    """
+    counts: Counter[str] = Counter()
+    for content in contents:
+        for row in content.all():
+            counts["all"] += 1
+            counts["drawn"] += bool(row.get("segmentation"))
+            counts["crowd"] += bool(row.get("segmentation")) and bool(row.get("iscrowd", 0))
+    if counts["all"] and not counts["drawn"]:
+        raise UserError(
+            f"{contents[0].file} holds {counts['all']:,} boxes and no polygon or run-length code: boxes cannot train a "
+            "segmentation; draw polygons or masks in the tool that wrote the file, and export them"
+        )
+    wish = _wish(root)
+    if not wish and counts["crowd"] > _MOST_CROWDS * counts["drawn"]:
+        raise UserError(
+            f"{contents[0].file} calls {counts['crowd']:,} of {counts['drawn']:,} annotations crowds (iscrowd 1), "
+            "which are void: several tools mark all masks from a brush so. Write crowd: instance in "
+            f"{root / 'dataset.yaml'} if they are objects, or crowd: void if they are not"
+        )
+    return wish != "instance"
+
+
+def _wish(root: Path) -> str:
+    """What dataset.yaml says about crowds."""
+    file = root / "dataset.yaml"
+    found = re.search(r"^crowd\s*:\s*[\"']?(\w+)", read_text(file), re.MULTILINE) if file.is_file() else None
+    if found and found[1] not in ("instance", "void"):
+        raise UserError(f"{file}: crowd: expected instance or void, got {found[1]}")
+    return found[1] if found else ""
+
+
+def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
+    """The categories that are classes, each once, in the order of their ids in the first file that has them."""
+    used = {content.categories[row["category_id"]] for content in contents for row in content.all()}
+    names: dict[str, None] = {}
+    for content in contents:
+        for key, name in content.categories.items():
+            # Roboflow has the project itself as category 0.
+            project = key == 0 and name not in used and len(content.categories) > 1 and name not in names
+            if project and not is_background(name) and "roboflow" in content.file.read_bytes()[:4096].decode().lower():
+                notes.append(f'category 0, "{name}", is the name of the project and no class: left out')
+            else:
+                names[name] = None
+    return list(names)
+
+
+def _split(file: Path, root: Path) -> str:
+    """The split of a file by its name, or by its folder's."""
+    words = [*re.findall(r"[a-z]+", file.stem.lower()), *(part.lower() for part in file.relative_to(root).parts[:-1])]
+    return next((split_of(word) for word in words if word in SPLIT_NAMES), "default")
+
+
+def _sources(content: CocoFile, images: Images, ids: Mapping[str, int], crowd: bool) -> Iterator[Drawn]:
+    by_id = {key: ids[name] for key, name in content.categories.items() if name in ids}
+    near, split = content.file.parent, _split(content.file, images.root)
+    for key, row in content.rows.items():
+        folders = (near.parent, near.parent / "images", near.parent / split, near.parent / "images" / split)
+        image = images.find(str(row["file_name"]), near, near / "images", *folders)
+        size = None
+        if row.get("height") and row.get("width"):
+            size = int(row["height"]), int(row["width"])
+        things = partial(_things, content.annotations.get(key, []), by_id, crowd)
+        yield Drawn(images.relative(image), image, content.file, things, size, ids[""])
+
+
+def _things(
+    rows: Iterable[Mapping[str, Any]], ids: Mapping[Any, int], crowd: bool, height: int, width: int
+) -> Iterator[Thing]:
+    for row in rows:
+        if row["category_id"] not in ids:
+            continue
+        try:
+            if row.get("segmentation"):
+                region = segmentation_region(row["segmentation"], height, width)
+                yield Thing(ids[row["category_id"]], region, crowd and bool(row.get("iscrowd", 0)))
+            elif row.get("bbox"):
+                yield Thing(ids[row["category_id"]], polygon_region(rectangle(*row["bbox"]), height, width), True)
+        except DAMAGE as error:
+            raise ValueError(
+                f"annotation {row.get('id')} is neither polygons nor a run-length code of {width}x{height} pixels: "
+                f"{error}"
+            ) from error
+
+
+def _count(contents: list[CocoFile], notes: list[str]) -> None:
+    """Note what is empty, left out or void."""
+    empty = sum(len(content.rows) - len(content.annotations) for content in contents)
+    boxes = sum(not row.get("segmentation") for content in contents for row in content.all())
+    lost = sum(content.lost for content in contents)
+    if empty:
+        notes.append(f"{empty:,} images have no annotation: they are background all over")
+    if boxes:
+        notes.append(f"{boxes:,} annotations have only a box: void, except where an object is drawn")
+    if lost:
+        notes.append(f"{lost:,} annotations belong to no image of their file: left out")
