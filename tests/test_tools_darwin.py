@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from degrid.data import open_dataset
+from degrid.data import check_data, open_dataset
 from degrid.types import UserError
 
 TRUTH = np.array([[0, 1, 2], [3, 0, 1]], np.uint8)
@@ -53,3 +53,25 @@ def test_mistakes_in_the_mapping(tmp_path, values, message):
     export(tmp_path, values, TRUTH)
     with pytest.raises(UserError, match=f"class_mapping.csv: .*{message}"):
         open_dataset(tmp_path)
+
+
+def test_grey_masks_of_many_classes_are_mixed_up(tmp_path):
+    number = 17
+    grey = [index * 255 // (number - 1) for index in range(number)]
+    names = [f"class {index:02d}" for index in range(number)]
+    ids = np.arange(2 * number).reshape(2, number) % number
+    written = ids.copy()
+    for index, value in enumerate(grey):  # as darwin-py does it
+        written = np.where(written == index, value, written)
+    for masks, mixed in ((written, True), (np.array(grey)[ids], False)):
+        root = tmp_path / str(mixed)
+        export(root, grey, np.array(masks, np.uint8), names)
+        for file in (root / "images").rglob("*.png"):
+            Image.fromarray(np.random.default_rng(len(file.name)).integers(0, 256, (*ids.shape, 3), np.uint8)).save(
+                file
+            )
+        problems = [problem for problem in check_data(root).problems if "values-mixed" in problem]
+        assert bool(problems) == mixed
+        if mixed:
+            assert "gives class 01 the value 15, which no mask has; darwin-py up to 3.6.3 writes 239" in problems[0]
+            assert "the value of class 15; export ids or colours" in problems[0]

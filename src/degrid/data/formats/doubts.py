@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.scan import BACKGROUND_NAMES
+from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
@@ -197,10 +197,31 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
         return
     black, white = rule.ids.get(0), rule.ids.get(IGNORE_INDEX)
     first, second = labels.names
-    if (black, white) == (0, 1) and second.lower() in BACKGROUND_NAMES:
+    if (black, white) == (0, 1) and is_background(second):
         yield (
             f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
             f"{_write(layout, 'ids: {0: 1, 255: 0}')} if black is {second}, or ids: {{0: 0, 255: 1}} if it is {first}"
+        )
+
+
+def _values_mixed(look: _Look) -> Iterator[str]:
+    """Darwin's grey masks of 17 classes and more; see findings/darwin_grey_masks.sh.
+
+    Its values are given out one after the other on the same array, so that a value that is a later id is taken again.
+    """
+    number = len(look.labels)
+    grey = [index * 255 // max(1, number - 1) for index in range(number)]
+    if look.rule.said != "class_mapping.csv" or look.rule.ids != {value: index for index, value in enumerate(grey)}:
+        return
+    lost = [index for index in range(1, number) if index < grey[index] < number]
+    if lost and not any(grey[index] in look.whole.ids for index in lost):
+        first = taken = lost[0]
+        for index in range(number):
+            taken = grey[index] if taken == index else taken
+        names = look.labels.names
+        yield (
+            f"{look.rule.said} gives {names[first]} the value {grey[first]}, which no mask has; darwin-py up to 3.6.3 "
+            f"writes {taken} in its place, the value of {names[grey.index(taken)]}; export ids or colours"
         )
 
 
@@ -251,6 +272,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "palettes-differ": (_palettes_differ, ()),
     "palette-order": (_palette_order, ("palettes-differ",)),
     "table-contradicted": (_table_contradicted, ()),
+    "values-mixed": (_values_mixed, ()),
     "nearly-void": (_nearly_void, ("grey-edges", "sparse-ids")),
     "one-class": (_one_class, ("grey-edges", "sparse-ids", "nearly-void")),
 }

@@ -8,6 +8,7 @@ from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, labelled, survey_masks
+from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import Survey, Surveys, total
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
@@ -17,7 +18,6 @@ _OBJECT = (255, 64, 64)
 BINARY_LABELS = LabelSpace(("background", "foreground"), (BLACK, _OBJECT))
 """The classes of black and white masks."""
 _BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {BLACK: 0, WHITE: 1})
-BACKGROUND_NAMES = ("background", "_background_", "bg")
 
 
 def resolve_classes(layout: Layout) -> Layout:
@@ -157,7 +157,7 @@ def _fit_to_masks(layout: Layout, found: Survey) -> None:
 def _marks_objects(labels: LabelSpace, rule: MaskRule, found: Survey) -> bool:
     """Whether masks hold 0 (black) and one value that can stand for the only class."""
     values, colors = set(found.ids), set(found.colored)
-    if labels.names[0].lower() in BACKGROUND_NAMES or 0 not in values:
+    if is_background(labels.names[0]) or 0 not in values:
         return False
     if colors:
         return colors == {labels.colors[0]} and values <= {0, IGNORE_INDEX}

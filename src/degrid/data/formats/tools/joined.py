@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[Labe
         if row.name not in ids and default is None:
             raise UserError(f'{path / rule.said} has no class "{row.name}", which {said} has; add it there')
         ids.setdefault(row.name, IGNORE_INDEX if default is None else default)
-    return labels, MaskRule.plain(labels, said=rule.said), {**ids, "": rest}
+    return labels, replace(MaskRule.plain(labels, said=rule.said), exact=True), {**ids, "": rest}
 
 
 def _with_background(rows: list[LabelRow]) -> list[LabelRow]:

@@ -15,7 +15,7 @@ from degrid.data.formats.pairs import read_names, read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 BACKGROUND = "background"
-_BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_", "__bg__")
+_BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_", "__bg__", "bg")
 
 
 def is_background(name: str) -> bool:
@@ -31,12 +31,14 @@ class LabelRow(NamedTuple):
     value: int
 
 
-def labels_of(rows: Iterable[LabelRow], file: Path) -> tuple[LabelSpace, MaskRule]:
+def labels_of(rows: Iterable[LabelRow], file: Path, exact: bool = False) -> tuple[LabelSpace, MaskRule]:
     """Classes in the order of the rows, and the rule for their masks; rows with a name of void are void.
 
     Where no row has a colour, the rows have VOC's colours in order, as the tools give them. A colour that two rows
     share tells nothing in a colour mask, and is left out of the rule.
 
+    Args:
+        exact: the file lists the values of the pixels; see `MaskRule`.
     Raises:
         UserError: no class, too many, or a name twice.
     """
@@ -59,9 +61,10 @@ def labels_of(rows: Iterable[LabelRow], file: Path) -> tuple[LabelSpace, MaskRul
             names.append(row.name)
             shown.append(row.color or default)
     try:
-        return LabelSpace(tuple(names), tuple(shown)), MaskRule(ids, colors, file.name, default_colors=plain)
+        labels = LabelSpace(tuple(names), tuple(shown))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    return labels, MaskRule(ids, colors, file.name, exact, default_colors=plain)
 
 
 def with_background(rows: list[LabelRow]) -> list[LabelRow]:
@@ -147,6 +150,8 @@ LABEL_FILES: dict[str, Callable[[Path], list[LabelRow]]] = {
     "labels.txt": read_numbered_names,
 }
 """Readers by the name of the file; where a folder has several, the first counts."""
+# Those that list the values of pixels.
+_VALUES = ("_classes.csv", "class_mapping.csv")
 
 
 def label_file(folder: Path) -> Path | None:
@@ -160,7 +165,7 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     Raises:
         UserError: the file is empty or of another form.
     """
-    return labels_of(LABEL_FILES[file.name](file), file)
+    return labels_of(LABEL_FILES[file.name](file), file, exact=file.name in _VALUES)
 
 
 def _lines(file: Path) -> list[str]:

@@ -59,7 +59,7 @@ class SegmentsAi(DataFormat):
         notes = [DIVIDED, "pixels that Segments.ai has no label for are background"]
         if len(pairs) < len(samples):
             notes.append(f"{len(samples) - len(pairs)} samples of the release have no image or label here: left out")
-        return Layout(said, path, divided(pairs), classes, MaskRule(categories, {}, rule.said), notes=notes)
+        return Layout(said, path, divided(pairs), classes, MaskRule(categories, {}, rule.said, exact=True), notes=notes)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _machine_classes(path: Path, rows: list[LabelRow]) -> tuple[LabelSpace, Mask
         drawn = [LabelRow(name, (r, g, b), int(r)) for name, (r, g, b) in values.items()]
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file}: expected a value or colour for each class ({error!r})") from error
-    labels, rule = labels_of([LabelRow(BACKGROUND, (0, 0, 0), 0), *drawn], file)
+    labels, rule = labels_of([LabelRow(BACKGROUND, (0, 0, 0), 0), *drawn], file, exact=True)
     shown = {row.name: row.color for row in rows if row.color}
     palette = voc_palette(len(labels))
     colors = [shown.get(name, palette[train]) for train, name in enumerate(labels.names)]
