@@ -15,11 +15,11 @@ from degrid.data.formats.values import LabelValues
 from degrid.image import UnreadKindError
 from degrid.types import RGB, Bands, UserError
 
-# The highest value, of 255, of images that are nearly black: what 14 bits give in a file of 16.
-_DIM = 64
+# The highest value, of 255, of images that are nearly black.
+_DIM = 25
 _NEARLY_BLACK = (
-    "images that are nearly black: of 0 to 255 they use few values (grey of 10 to 14 bits in a 16-bit file is read as "
-    "16 bits: stretch it to 0-65535)"
+    "images that are nearly black: of 0 to 255 they use few values (where images have more than 8 bits, model.range "
+    "gives others)"
 )
 
 

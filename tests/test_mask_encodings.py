@@ -1,0 +1,263 @@
+"""What was written is what is read: random classes, colours and void, in every encoding and every format."""
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from mask_writers import ENCODINGS
+from PIL import Image
+
+from degrid.data import open_dataset
+from degrid.data.dataset import open_layout
+from degrid.types import IGNORE_INDEX
+
+# A world is small as it is drawn; making it smaller after a failure would take minutes.
+FEW = settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+
+class World(NamedTuple):
+    """Classes, and masks of train ids by the name of their image.
+
+    colors: of each class, and of void last. raw: the id in the files of each class, and of void last.
+    """
+
+    names: tuple[str, ...]
+    colors: np.ndarray
+    raw: np.ndarray
+    masks: dict[str, np.ndarray]
+
+    def stored(self, name, encoding):
+        """What a mask file holds: raw ids or colours."""
+        table = self.colors if encoding.colors else self.raw
+        ids = self.masks[name]
+        return table[np.where(ids == IGNORE_INDEX, len(self.names), ids)]
+
+    def write(self, file, encoding):
+        """The mask of the image that the file is named after, up to a dot or underscore."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        palette = np.zeros((256, 3), np.uint8)
+        shown = (self.raw >= 0) & (self.raw < 256)
+        palette[self.raw[shown]] = self.colors[shown]
+        encoding.write(file, self.stored(file.name[:2], encoding), palette)
+
+    def image(self, file):
+        """An image of the size of its mask."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        seed = int(file.name[1])
+        size = self.masks[file.name[:2]].shape
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(file)
+
+
+@st.composite
+def worlds(draw, encoding, remapped=False):
+    """Classes that an encoding can hold. remapped: their ids are any numbers; else 0, 1, .. and 255 for void."""
+    room = encoding.high - encoding.low + 1
+    most = 6 if encoding.colors else min(6, max(2, room - remapped))
+    number = draw(st.integers(2, most))
+    with_void = draw(st.booleans()) and (encoding.colors or encoding.high >= 255 or (remapped and number < room))
+    triple = st.tuples(*[st.integers(0, 255)] * 3).filter(lambda rgb: len(set(rgb)) > 1)
+    colors = draw(st.lists(triple, min_size=number + 1, max_size=number + 1, unique=True))
+    if draw(st.booleans()):
+        colors[0] = (0, 0, 0)
+    ids = [*range(number), IGNORE_INDEX]
+    if remapped and not encoding.colors:
+        one = st.integers(encoding.low, encoding.high)
+        count = number + 1 if number < room else number
+        ids = draw(st.lists(one, min_size=count, max_size=count, unique=True)) + [0] * (number + 1 - count)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    masks = {}
+    for name in ("x0", "x1", "x2", "x3"):
+        size = rng.integers((2, 4), (7, 9))
+        mask = rng.integers(0, number, size).astype(np.uint8)
+        if with_void:
+            mask[rng.random(size) < 0.3] = IGNORE_INDEX
+        places = rng.permutation(mask.size)[:number]
+        mask.flat[places] = np.arange(number)  # every class occurs, as in data that raise no doubts
+        masks[name] = mask
+    names = tuple(f"{'big ' * (index % 2)}class {index}" for index in range(number))
+    return World(names, np.array(colors, np.uint8), np.array(ids), masks)
+
+
+# ---- formats ------------------------------------------------------------------------------------------------
+# Each writes a world below a folder and gives what to open.
+
+
+def class_rows(world, root):
+    with (root / "classes.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(("id", "name", "r", "g", "b"))
+        rows.writerows((k, name, *world.colors[k].tolist()) for k, name in enumerate(world.names))
+        rows.writerow((255, "void", *world.colors[-1].tolist()))
+
+
+def folders(world, root, encoding):
+    for name in world.masks:
+        world.image(root / "images" / f"{name}.png")
+        world.write(root / "masks" / f"{name}_mask{encoding.suffix}", encoding)
+    class_rows(world, root)
+    return root
+
+
+def split_folders(world, root, encoding):
+    for k, name in enumerate(world.masks):
+        split = "train" if k else "val"
+        world.image(root / split / "images" / f"{name}.png")
+        world.write(root / split / "masks" / f"{name}{encoding.suffix}", encoding)
+    class_rows(world, root)
+    return root
+
+
+def side_by_side(world, root, encoding):
+    for name in world.masks:
+        world.image(root / "here" / f"{name}.jpg")
+        world.write(root / "here" / f"{name}_mask{encoding.suffix}", encoding)
+    class_rows(world, root / "here")
+    return root / "here"
+
+
+def lists(world, root, encoding):
+    lines = []
+    for name in world.masks:
+        world.image(root / "pictures" / f"{name}.png")
+        world.write(root / "truth" / f"{name}{encoding.suffix}", encoding)
+        lines.append(f"/pictures/{name}.png /truth/{name}{encoding.suffix}")
+    (root / "train.txt").write_text("\n".join(lines[1:]))
+    (root / "val.txt").write_text(lines[0])
+    class_rows(world, root)
+    return root / "train.txt"
+
+
+def voc(world, root, encoding):
+    for name in world.masks:
+        world.image(root / "JPEGImages" / f"{name}.jpg")
+        world.write(root / "SegmentationClass" / f"{name}{encoding.suffix}", encoding)
+    folder = root / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("x0\nx1")
+    (folder / "val.txt").write_text("x2\nx3\n")
+    rows = [*world.names, "void"]
+    lines = (f"{name}:{','.join(map(str, color))}::" for name, color in zip(rows, world.colors.tolist(), strict=True))
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines))
+    return root
+
+
+def described(world, root, encoding):
+    """dataset.yaml: the ids in the files are any numbers."""
+    for k, name in enumerate(world.masks):
+        split = "train" if k else "val"
+        world.image(root / "images" / split / f"{name}.png")
+        world.write(root / "masks" / split / f"{name}{encoding.suffix}", encoding)
+    colors, raw = world.colors.tolist(), world.raw.tolist()
+    classes = {
+        k: {"name": name, "color": colors[k], **({} if encoding.colors else {"ids": [raw[k]]})}
+        for k, name in enumerate(world.names)
+    }
+    void = [colors[-1]] if encoding.colors else [raw[-1]] if raw[-1] not in raw[:-1] else []
+    rows = {"train": "images/train", "val": "images/val", "classes": classes, "void": void}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(rows))
+    return root / "dataset.yaml"
+
+
+def _label_colors(world, root):
+    rows = zip([*world.names, "void"], world.colors.tolist(), strict=True)
+    (root / "label_colors.txt").write_text("\n".join(f"{r} {g} {b} {name}" for name, (r, g, b) in rows))
+
+
+def datumaro_camvid(world, root, encoding):
+    world.colors[0] = 0  # else black background would be added
+    for k, name in enumerate(world.masks):
+        split = "train" if k else "default"
+        world.image(root / split / f"{name}.png")
+        world.write(root / f"{split}annot" / f"{name}{encoding.suffix}", encoding)
+    _label_colors(world, root)
+    return root
+
+
+def datumaro_kitti(world, root, encoding):
+    for k, name in enumerate(world.masks):
+        split = "train" if k else "val"
+        world.image(root / split / "image_2" / f"{name}.png")
+        world.write(root / split / "semantic" / f"{name}{encoding.suffix}", encoding)
+    world.colors[0] = 0
+    _label_colors(world, root)
+    return root
+
+
+def roboflow(world, root, encoding):
+    raw = world.raw.tolist()
+    for k, name in enumerate(world.masks):
+        folder = root / ("train" if k else "valid")
+        world.image(folder / f"{name}_jpg.rf.0a.jpg")
+        world.write(folder / f"{name}_jpg.rf.0a_mask{encoding.suffix}", encoding)
+        lines = [f"{value}, {name}" for value, name in zip(raw, world.names, strict=False)]
+        void = [f"{raw[-1]}, void"] if raw[-1] not in raw[:-1] else []
+        (folder / "_classes.csv").write_text("\n".join(["Pixel Value, Class", *lines, *void]))
+    return root
+
+
+class Format(NamedTuple):
+    """write: a world below a folder. fits: the encodings it may come in. remapped: the ids may be any numbers."""
+
+    write: object
+    fits: object
+    remapped: bool = False
+
+
+FORMATS = {
+    "folders": Format(folders, lambda e: True),
+    "split folders": Format(split_folders, lambda e: True),
+    "side by side": Format(side_by_side, lambda e: True),
+    "lists": Format(lists, lambda e: True),
+    "VOC with labelmap.txt": Format(voc, lambda e: True),
+    "dataset.yaml": Format(described, lambda e: True, remapped=True),
+    "CamVid with label_colors.txt": Format(datumaro_camvid, lambda e: True),
+    "KITTI with label_colors.txt": Format(datumaro_kitti, lambda e: not e.colors),
+    "Roboflow": Format(roboflow, lambda e: not e.colors and e.low == 0, remapped=True),
+}
+
+
+def read_back(place):
+    """The masks of all splits, by the first two letters of the image's name; and the names of the classes."""
+    found, names = {}, set()
+    for split in open_layout(place).splits:
+        dataset = open_dataset(place, split)
+        names.add(dataset.labels.names)
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            found[Path(sample.name).name[:2]] = sample.label.numpy()
+    assert len(names) == 1
+    return found, names.pop()
+
+
+def check(world, encoding, layout):
+    with tempfile.TemporaryDirectory() as folder:
+        found, names = read_back(layout.write(world, Path(folder), encoding))
+    assert names == world.names
+    assert found.keys() == world.masks.keys()
+    for name, ids in world.masks.items():
+        assert np.array_equal(found[name], ids), name
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@settings(FEW, max_examples=4)
+@given(data=st.data())
+def test_every_encoding(name, data):
+    """In folders and dataset.yaml, which take them all."""
+    encoding = ENCODINGS[name]
+    layout = FORMATS[data.draw(st.sampled_from(["folders", "dataset.yaml"]))]
+    check(data.draw(worlds(encoding, layout.remapped)), encoding, layout)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@FEW
+@given(data=st.data())
+def test_every_format(name, data):
+    layout = FORMATS[name]
+    encoding = ENCODINGS[data.draw(st.sampled_from([name for name in ENCODINGS if layout.fits(ENCODINGS[name])]))]
+    check(data.draw(worlds(encoding, layout.remapped)), encoding, layout)
