@@ -177,6 +177,15 @@ def test_camvid_with_own_classes(tmp_path):
     check(root, said="label_colors.txt")
 
 
+def test_subsets_as_cvat_calls_them(tmp_path):
+    root = camvid(
+        tmp_path, painted(), {"Train": ["a", "b"], "Validation": ["c"], "Test": ["d"]}, color_lines(NAMES, COLORS)
+    )
+    assert [len(check(root, split, said="label_colors.txt")) for split in ("train", "val", "test")] == [2, 1, 1]
+    root = voc(tmp_path / "voc", painted(), {"Train": ["a", "b"], "Validation": ["c"]}, label_map())
+    assert [len(check(root, split, said="labelmap.txt")) for split in ("train", "val")] == [2, 1]
+
+
 def test_camvid_without_colours(tmp_path):
     lines = "".join(f" {name}\n" for name in NAMES[1:])
     root = camvid(tmp_path, painted(VOC_COLORS), {"default": [f"r{k}" for k in range(10)]}, lines)

@@ -124,10 +124,10 @@ def open_dataset(
 
     Args:
         path: a folder (images and masks by name, VOC, Cityscapes, CamVid, ADE20K, COCO as `degrid data prepare` leaves
-            it, list files, TFRecord files), a dataset.yaml, a list file, a TFRecord file, "synthetic" for the built-in
-            scenes ("synthetic:50" for 50 per split), "hf:NAME_OR_FOLDER" for a dataset of Hugging Face,
-            "module:Format=PATH" for a `DataFormat` of your own, or "module:Dataset" of your own (called with the
-            split).
+            it, exports of annotation tools, list files, TFRecord files), a dataset.yaml, a list file, a TFRecord file,
+            "synthetic" for the built-in scenes ("synthetic:50" for 50 per split), "hf:NAME_OR_FOLDER" for a dataset of
+            Hugging Face, "module:Format=PATH" for a `DataFormat` of your own, or "module:Dataset" of your own (called
+            with the split).
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.
