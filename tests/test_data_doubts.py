@@ -7,6 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from degrid.data import check_data, notes_of, open_dataset
+from degrid.data.formats.layout import Layout
+from degrid.data.formats.pairs import Pair
+from degrid.data.formats.scan import resolve_classes
 from degrid.types import IGNORE_INDEX, UserError
 
 SIZE = (24, 32)
@@ -226,3 +229,27 @@ def test_kinds_are_checked(tmp_path):
     put(tmp_path, [stripes(0, 1)] * 2)
     with pytest.raises(UserError, match='no doubt is called "one_class". Did you mean "one-class"'):
         open_dataset(tmp_path, accept=["one_class"])
+
+
+# ---- check and training agree on the splits -------------------------------------------------------------------
+
+
+def test_one_list_of_any_name_is_everything(tmp_path):
+    put(tmp_path, [stripes(0, 1)] * 12)
+    splits = {"default": [Pair(str(k), tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png") for k in range(12)]}
+    layout = resolve_classes(Layout("", tmp_path, splits))
+    assert set(layout.splits) == {"train", "val"}
+    assert sorted(pair.name for pairs in layout.splits.values() for pair in pairs) == sorted(map(str, range(12)))
+    assert any("chosen by its name, is kept for validation" in note for note in layout.notes)
+    named = resolve_classes(Layout("", tmp_path, {"test": splits["default"]}))
+    assert list(named.splits) == ["test"]
+
+
+def test_what_has_no_split_to_train_on_is_not_called_ready(tmp_path):
+    put(tmp_path, [stripes(0, 1)] * 3)
+    (tmp_path / "dataset.yaml").write_text("test: images\nmasks: masks\n")
+    report = check_data(tmp_path)
+    assert report.ok
+    assert str(report).endswith('sound, but without a split "train"; there is: test')
+    with pytest.raises(UserError, match='has no split "train"; it has: test'):
+        open_dataset(tmp_path)

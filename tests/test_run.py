@@ -303,10 +303,32 @@ def test_a_recipe_can_have_a_second_stage(photos, tmp_path, monkeypatch):
     assert "circle" in output
 
 
+def test_data_without_validation_are_trained_on_with_a_note(photos, tmp_path):
+    (tmp_path / "d.yaml").write_text(f"path: {photos}\ntrain: images\nmasks: masks\n")
+    code, output = cli("data", "check", tmp_path / "d.yaml")
+    assert (code, output.splitlines()[-1]) == (0, "ready to train on")
+    code, output = cli("train", "--data", tmp_path / "d.yaml", "-o", tmp_path / "run", *options(TINY))
+    assert code == 0, output
+    assert 'the data have no split "val": nothing is validated, and the last model is kept' in output
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
 def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
     model = networks.build_model(degrid.load(trained).config, LabelSpace.of_size(3))
     anew = model_folder.initialise_from(model, trained)
-    assert sorted(anew) == ["head.classifier.bias", "head.classifier.weight"]
+    classifier = ["head.classifier.bias", "head.classifier.weight"]
+    assert sorted(anew) == classifier
+    # As many classes of other names: none of the old weights may stand for them. Numbered classes can be any.
+    known = degrid.load(trained)
+    for names, expected in (
+        (known.labels.names, []),
+        (LabelSpace.of_size(len(known.labels)).names, []),
+        ([f"other {name}" for name in known.labels.names], classifier),
+        (known.labels.names[::-1], classifier),
+    ):
+        model = networks.build_model(known.config, LabelSpace(tuple(names), known.labels.colors))
+        assert sorted(model_folder.initialise_from(model, trained)) == expected
+        assert torch.equal(model.head.classifier.weight, known.head.classifier.weight) == (not expected)
     code, output = cli("train", "synthetic", *options(TINY), "--init", trained, "--set", "model.channels=32", "-q")
     assert code == 2
     assert "holds another network" in output

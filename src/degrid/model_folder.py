@@ -102,8 +102,8 @@ def read_settings(path: str | os.PathLike[str]) -> ModelConfig:
 def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool = True) -> list[str]:
     """Give a network the weights in a model folder or run folder, except where it is meant to differ.
 
-    Gives the names that start anew: the classifier, where the number of classes differs, and smoothing parameters that
-    the folder's network does not have.
+    Gives the names that start anew: the classifier, where the classes are others, and smoothing parameters that the
+    folder's network does not have.
 
     Args:
         head: false leaves the whole head as it is.
@@ -112,7 +112,8 @@ def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool =
     """
     file = _find_folder(path) / "model.safetensors"
     weights = _with_aliases(model, _read_weights(file))
-    given = {key: value for key, value in weights.items() if head or not key.startswith("head.")}
+    anew_too = ("head.",) if not head else CLASSIFIERS if other_classes(model, path) else ()
+    given = {key: value for key, value in weights.items() if not key.startswith(anew_too)}
     state = model.state_dict()
     fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
     anew = [key for key in state if key not in fits]
@@ -125,6 +126,13 @@ def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool =
         )
     model.load_state_dict(fits, strict=False)
     return anew
+
+
+def other_classes(model: Segmenter, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The classes in a model folder or run folder where they are not the network's; numbered ones can be any."""
+    there, here = _read_config(_find_folder(path))[2].names, model.labels.names
+    numbered = LabelSpace.of_size(len(here)).names
+    return () if there == here or (numbered in (there, here) and len(there) == len(here)) else there
 
 
 def _may_differ(key: str, state: dict[str, Tensor], head: bool) -> bool:

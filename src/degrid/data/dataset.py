@@ -36,6 +36,7 @@ class SourceDataset:
         rule: how the labels' values become train ids.
         notes: what was decided for the user when the dataset was opened, one sentence each.
         bands: how the images are read.
+        splits: the names of all splits of the data that this is one of; empty where they are not known.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class SourceDataset:
         rule: MaskRule,
         notes: Sequence[str] = (),
         bands: Bands = RGB,
+        splits: Sequence[str] = (),
     ) -> None:
         self.sources, self.labels, self.rule, self.notes = list(sources), labels, rule, list(notes)
-        self.bands = bands
+        self.bands, self.splits = bands, tuple(splits)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -204,7 +206,7 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> S
             "check lists them)"
         )
     bands, notes = bands_found(sources, bands)
-    return SourceDataset(sources, layout.labels, layout.rule, [*layout.notes, *notes], bands)
+    return SourceDataset(sources, layout.labels, layout.rule, [*layout.notes, *notes], bands, tuple(layout.splits))
 
 
 def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[str]]:

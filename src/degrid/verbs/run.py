@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from degrid import config as configs
 from degrid import recipes
-from degrid.config import RunConfig, TrainConfig
-from degrid.data import TrainTransform, bands_in, notes_of, open_dataset, training_batches
+from degrid.config import DataConfig, RunConfig, TrainConfig
+from degrid.data import SourceDataset, TrainTransform, bands_in, notes_of, open_dataset, training_batches
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -32,7 +32,7 @@ from degrid.engine.training.trackers import make_trackers
 from degrid.files import check_utf8, printable, write_json
 from degrid.image import overlay_classes
 from degrid.lookup import some
-from degrid.model_folder import initialise_from, save
+from degrid.model_folder import initialise_from, other_classes, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
 from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
@@ -146,12 +146,18 @@ def _opened(config: RunConfig) -> tuple[_Data, RunConfig]:
     data, model = config.data, config.model
     train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept)
     bands = bands_in(train)
-    val: Dataset | None = open_dataset(data.path, data.val, train.labels, bands=bands) if data.val else None
-    notes = tuple(dict.fromkeys(notes_of(train) + (notes_of(val) if val is not None else [])))
+    there = train.splits if isinstance(train, SourceDataset) else ()
+    val: Dataset | None = None
+    notes = notes_of(train)
+    if data.val == DataConfig.val and there and data.val not in there:
+        notes.append(f'the data have no split "{data.val}": nothing is validated, and the last model is kept')
+    elif data.val:
+        val = open_dataset(data.path, data.val, train.labels, bands=bands)
+        notes += notes_of(val)
     if bands.range != "bytes":
         found = bands.range if isinstance(bands.range, str) else tuple(itertools.chain(*bands.range))
         model = dataclasses.replace(model, range=found)
-    return _Data(train, val, notes), dataclasses.replace(config, model=model)
+    return _Data(train, val, tuple(dict.fromkeys(notes))), dataclasses.replace(config, model=model)
 
 
 def _check_new(folder: Path) -> None:
@@ -182,7 +188,9 @@ def _start(
     if settings.init and not interrupted:
         anew = initialise_from(model, settings.init, settings.init_head)
         which = f" ({some(anew, 3)})" if anew else ""
-        told = (f"started from {settings.init}; {len(anew)} tensors start anew{which}",)
+        others = other_classes(model, settings.init)
+        names = f": its classes are others ({some(others, 4)})" if others and settings.init_head else ""
+        told = (f"started from {settings.init}; {len(anew)} tensors start anew{which}{names}",)
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)

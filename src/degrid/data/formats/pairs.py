@@ -300,13 +300,15 @@ def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list
     return {split: pairs for split, pairs in kept.items() if pairs}, [note] if number else []
 
 
-def splits_or_divided(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+def splits_or_divided(
+    splits: Mapping[str, Sequence[AnySource]],
+) -> tuple[dict[str, list[AnySource]], list[str]]:
     """The splits, where one alone that is not called as a split is everything and is divided; and the note on that.
 
     Annotation tools write one list called "default".
     """
     if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
-        return splits, []
+        return {split: list(sources) for split, sources in splits.items()}, []
     return divided(splits[only]), [f'the data have one list, "{only}": {DIVIDED.partition(": ")[2]}']
 
 

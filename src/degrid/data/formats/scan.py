@@ -6,6 +6,7 @@ import dataclasses
 
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule
+from degrid.data.formats.pairs import splits_or_divided
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, labelled, survey_masks
 from degrid.data.formats.tools.label_files import is_background
@@ -30,33 +31,41 @@ def resolve_classes(layout: Layout) -> Layout:
         UserError: the masks are colour pictures or have ids above 255, and nothing says what they mean; or the user
             asks for something that does not fit the classes.
     """
-    wishes = layout.wishes
+    if not any(isinstance(sources, LazySources) for sources in layout.splits.values()):
+        layout.splits, notes = splits_or_divided(layout.splits)
+        layout.notes += notes
     if layout.rule:
         layout.notes += layout.rule.notes
-    lossy = wishes.threshold is not None or wishes.nearest is not None
-    if lossy or wishes.palette == "color":
-        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy))
-    surveys = _survey(layout)
-    if wishes.palette == "" and _says_palettes(layout, surveys):
-        layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
-        layout.notes.append("the palettes of the masks show the colours of the classes: they are read by colour")
-        surveys = _survey(layout)
-    whole = total(surveys)
-    if wishes.threshold is not None:
+    layout.surveys = _look(layout)
+    whole = total(layout.surveys)
+    if layout.wishes.threshold is not None:
         _set_threshold(layout)
-    elif wishes.ids:
+    elif layout.wishes.ids:
         _set_ids(layout)
     elif layout.labels is None:
         _guess(layout, whole)
     else:
         layout.rule = layout.rule or MaskRule.plain(layout.labels)
-        if not (layout.rule.exact or layout.rule.says_void or IGNORE_INDEX in wishes.void):
+        if not (layout.rule.exact or layout.rule.says_void or IGNORE_INDEX in layout.wishes.void):
             _fit_to_masks(layout, whole)
     layout.rule = _with_wishes(layout)
     if _grey_ids(layout.rule, whole):
         layout.rule = dataclasses.replace(layout.rule, colors={})
-    layout.surveys = surveys
     return layout
+
+
+def _look(layout: Layout) -> Surveys:
+    """Decide how the files of masks are read, and survey them."""
+    wishes = layout.wishes
+    lossy = wishes.threshold is not None or wishes.nearest is not None
+    if lossy or wishes.palette == "color":
+        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy))
+    surveys = _survey(layout)
+    if wishes.palette or not _says_palettes(layout, surveys):
+        return surveys
+    layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
+    layout.notes.append("the palettes of the masks show the colours of the classes: they are read by colour")
+    return _survey(layout)
 
 
 def _read_otherwise(layout: Layout, how: MaskReading) -> dict[str, list[Source] | LazySources]:

@@ -117,8 +117,16 @@ class DataReport:
         lines += self._histogram()
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
-        lines.append("ready to train on" if self.ok else f"{len(self.problems)} problems found")
+        lines.append(self._verdict())
         return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        if not self.ok:
+            return f"{len(self.problems)} problems found"
+        there = ", ".join(self.splits)
+        return (
+            "ready to train on" if "train" in self.splits else f'sound, but without a split "train"; there is: {there}'
+        )
 
     def _histogram(self) -> list[str]:
         """A table of the percentage of pixels and the number of images per class and split."""
