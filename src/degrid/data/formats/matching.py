@@ -12,11 +12,12 @@ MASK_ENDINGS = (
     *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L"),
     *("_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
     *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
+    *("_manual1", "_1stHO", ".ah"),  # the first observer's in DRIVE, CHASE-DB1 and STARE
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
-_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit")
+_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test")
 # Files that lie beside masks and are none; without a word when their image has a mask.
-_COMPANIONS = ("_train_color", "_color", "_instanceIds", "_labelIds", "_labelTrainIds")
+_COMPANIONS = ("_train_color", "_color", "_instanceIds", "_labelIds", "_labelTrainIds", "_manual2", "_2ndHO", ".vk")
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
 _OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw"

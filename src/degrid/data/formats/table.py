@@ -12,6 +12,15 @@ from degrid.data.formats.benchmarks.ade20k import Ade20k
 from degrid.data.formats.benchmarks.camvid import CamVid
 from degrid.data.formats.benchmarks.cityscapes import Cityscapes
 from degrid.data.formats.benchmarks.coco import Coco
+from degrid.data.formats.benchmarks.coco_panoptic import CocoPanoptic
+from degrid.data.formats.benchmarks.coco_stuff import CocoStuff
+from degrid.data.formats.benchmarks.drive import Drive
+from degrid.data.formats.benchmarks.driving import Bdd100k, Kitti
+from degrid.data.formats.benchmarks.mapillary import Mapillary
+from degrid.data.formats.benchmarks.nyu import NyuDepth
+from degrid.data.formats.benchmarks.pascal_context import PascalContext
+from degrid.data.formats.benchmarks.remote_sensing import DeepGlobe, Isprs, LoveDA
+from degrid.data.formats.benchmarks.suim import Suim
 from degrid.data.formats.benchmarks.voc import Voc
 from degrid.data.formats.description import Description
 from degrid.data.formats.folder import Folders, SideBySide, SplitFolders, holds_masks
@@ -29,7 +38,10 @@ from degrid.types import UserError
 
 FORMATS: dict[str, type[DataFormat]] = {
     "dataset.yaml": Description,
+    "COCO-Stuff": CocoStuff,
+    "COCO panoptic": CocoPanoptic,
     "COCO": Coco,
+    "PASCAL Context": PascalContext,
     "VOC": Voc,
     "Datumaro Cityscapes": DatumaroCityscapes,
     "Datumaro CamVid": DatumaroCamVid,
@@ -40,6 +52,15 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Cityscapes": Cityscapes,
     "CamVid": CamVid,
     "ADE20K": Ade20k,
+    "KITTI": Kitti,
+    "BDD100K": Bdd100k,
+    "Mapillary Vistas": Mapillary,
+    "LoveDA": LoveDA,
+    "ISPRS": Isprs,
+    "DeepGlobe": DeepGlobe,
+    "SUIM": Suim,
+    "DRIVE": Drive,
+    "NYU Depth v2": NyuDepth,
     "Hugging Face": HuggingFace,
     "lists": Lists,
     "COCO polygons": CocoJson,
@@ -51,6 +72,8 @@ FORMATS: dict[str, type[DataFormat]] = {
 """In the order in which they are tried: the more particular ones first."""
 POLYGON_FORMATS = ("COCO polygons",)
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
+_OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "side by side", "TFRecord")
+"""Layouts of one's own data, which a message explains; the others have names that their users know."""
 _TRIED = 20  # folders below one that holds no dataset
 
 
@@ -78,10 +101,19 @@ def recognise(
         raise UserError(
             f"expected a folder, dataset.yaml, list file (.txt) or TFRecord file (.tfrecord), got the file {path}"
         )
-    wanted = "; ".join(made.wanted for made in formats.values())
     if among == POLYGON_FORMATS:
-        raise UserError(f"no polygons found in {path}. Looked for: {wanted}")
-    raise UserError(f"no images with masks found in {path}{_what_is_there(path, formats)}. Looked for: {wanted}")
+        raise UserError(
+            f"no polygons found in {path}. Looked for: {'; '.join(made.wanted for made in formats.values())}"
+        )
+    raise UserError(
+        f"no images with masks found in {path}{_what_is_there(path, formats)}. Looked for: {_wanted(formats)}"
+    )
+
+
+def _wanted(formats: Mapping[str, type[DataFormat]]) -> str:
+    """What was looked for: layouts of one's own in words, the others by their names."""
+    own = [made.wanted for kind, made in formats.items() if kind in _OWN]
+    return f"{'; '.join(own)}; and the layouts of {', '.join(kind for kind in formats if kind not in _OWN)}"
 
 
 def _what_is_there(path: Path, formats: Mapping[str, type[DataFormat]]) -> str:

@@ -28,7 +28,7 @@ class Coco(DataFormat):
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             return None
-        prepared = [path / name for name in COCO_FOLDERS.values() if any((path / name).glob("*.txt"))]
+        prepared = prepared_folders(path)
         if len(prepared) != 1:
             given = f"give one of {' and '.join(map(str, prepared))}"
             wanted = given if prepared else f"degrid data prepare coco {path}"
@@ -36,3 +36,8 @@ class Coco(DataFormat):
         folder = prepared[0]
         splits = {file.stem: read_list(file, path) for file in sorted(folder.glob("*.txt"))}
         return Layout(f"{file.name}, prepared in {folder.name}", folder, splits, *class_table(folder))
+
+
+def prepared_folders(path: Path) -> list[Path]:
+    """The folders of COCO in which `degrid.data.prepare.coco` has put lists."""
+    return [path / name for name in COCO_FOLDERS.values() if any((path / name).glob("*.txt"))]

@@ -1,0 +1,132 @@
+"""COCO's panoptic labels: PNG files of segments, whose classes are in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from degrid.data.formats.benchmarks.coco import prepared_folders
+from degrid.data.formats.layout import DataFormat, Layout, split_of
+from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.pairs import Pair, read_text
+from degrid.data.formats.source import LazySources, Source
+from degrid.lookup import some
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
+
+
+class CocoPanoptic(DataFormat):
+    """annotations/panoptic_val2017.json, panoptic_val2017/*.png and val2017 (or images/val2017): things and stuff.
+
+    A pixel (R,G,B) belongs to the segment R + 256 G + 65536 B, whose category is its class; 0 is void.
+    """
+
+    wanted = "annotations/panoptic_train2017.json, panoptic_train2017 and train2017 (COCO panoptic)"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: the files of images or segments are missing, or the categories are of another form.
+        """
+        files = sorted([*path.glob("panoptic_*.json"), *path.glob("annotations/panoptic_*.json")])
+        if not files or prepared_folders(path):
+            return None
+        folders = {file: (_images_of(file, path), _segments_of(file, path)) for file in files}
+        whole = {file: (images, masks) for file, (images, masks) in folders.items() if images and masks}
+        if not whole and any((path / "annotations").glob("instances_*.json")):
+            return None
+        if not whole:
+            images, _ = folders[files[0]]
+            missing = f"segments: unpack {files[0].stem}.zip" if images else "images"
+            raise UserError(f"{files[0]} is there without its {missing}, in {path}")
+        labels, trains = _categories(list(whole))
+        splits = {
+            split_of(re.sub(r"[-_]?\d{4}$", "", _name(file))): LazySources(partial(_segmented, file, *both, trains))
+            for file, both in whole.items()
+        }
+        notes = [f"{file.name} is there without its images or segments" for file in files if file not in whole]
+        said = MaskRule.plain(labels, said=next(iter(whole)).name)
+        return Layout(", ".join(file.name for file in whole), path, splits, labels, said, notes=notes)
+
+
+def _name(file: Path) -> str:
+    return file.stem.removeprefix("panoptic_")
+
+
+def _images_of(file: Path, path: Path) -> Path | None:
+    return next((place for place in (path / "images" / _name(file), path / _name(file)) if place.is_dir()), None)
+
+
+def _segments_of(file: Path, path: Path) -> Path | None:
+    places = (file.parent / file.stem, path / file.stem, path / "annotations" / file.stem)
+    return next((place for place in places if place.is_dir() and any(place.glob("*.png"))), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(read_text(file))
+        return {key: list(values[key]) for key in ("images", "annotations", "categories")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: expected images, annotations and categories ({error!r})") from error
+
+
+def _categories(files: list[Path]) -> tuple[LabelSpace, dict[int, int]]:
+    """The classes in the order of their ids, after the smallest file, and the train id of each category."""
+    file = min(files, key=lambda each: each.stat().st_size)
+    rows = sorted(_read(file)["categories"], key=lambda row: int(row["id"]))
+    palette = voc_palette(len(rows))
+    colors: list[Color] = []
+    for row, default in zip(rows, palette, strict=True):
+        color = row.get("color")
+        colors.append((color[0], color[1], color[2]) if color else default)
+    labels = LabelSpace(tuple(str(row["name"]) for row in rows), tuple(colors))
+    return labels, {int(row["id"]): train for train, row in enumerate(rows)}
+
+
+def _segmented(file: Path, images: Path, masks: Path, trains: dict[int, int]) -> Iterator[Source]:
+    """The images of a split with their segments.
+
+    Raises:
+        UserError: a segment has a category that is not listed.
+    """
+    values = _read(file)
+    names = {row["id"]: str(row["file_name"]) for row in values["images"]}
+    for row in values["annotations"]:
+        unknown = {info["category_id"] for info in row["segments_info"]} - set(trains)
+        if unknown:
+            raise UserError(f"{file}: {row['file_name']} has categories that are not listed: {some(sorted(unknown))}")
+        segments = {int(info["id"]): trains[info["category_id"]] for info in row["segments_info"]}
+        image = images / names.get(row["image_id"], f"{Path(row['file_name']).stem}.jpg")
+        yield Segments(image.stem, image, masks / row["file_name"], segments=segments)
+
+
+@dataclass(frozen=True)
+class Segments(Pair):
+    """An image and its segments.
+
+    Attributes:
+        segments: the train id of each segment; 0 is no segment.
+    """
+
+    segments: dict[int, int] = field(default_factory=dict, kw_only=True)
+
+    def read_label(self) -> np.ndarray:
+        """See `Source`."""
+        colors = super().read_label()
+        if colors.ndim == 2:  # all segments have numbers below 256, or the file has an alpha channel and is grey
+            colors = np.stack([colors, np.zeros_like(colors), np.zeros_like(colors)], axis=-1)
+        numbers = colors.astype(np.int64) @ np.array([1, 256, 65536])
+        found, inverse = np.unique(numbers, return_inverse=True)
+        unknown = [int(number) for number in found if number and number not in self.segments]
+        if unknown:
+            raise UserError(f"{self.mask} has segments that the JSON file does not list: {some(unknown)}")
+        table = np.array([self.segments.get(int(number), IGNORE_INDEX) for number in found], np.uint8)
+        label: np.ndarray = table[inverse.reshape(numbers.shape)]
+        return label
