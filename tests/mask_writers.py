@@ -122,6 +122,15 @@ def _rgb(values, table):
     return Image.fromarray(values)
 
 
+def _shuffled(values, table):
+    """A palette image whose indices mean nothing."""
+    colors, indices = np.unique(values.reshape(-1, 3), axis=0, return_inverse=True)
+    order = np.random.default_rng(values.sum()).permutation(len(colors))
+    image = Image.fromarray(np.argsort(order)[indices].reshape(values.shape[:2]).astype(np.uint8))
+    image.putpalette(colors[order].tobytes())
+    return image
+
+
 def _rgba(values, table):
     return Image.fromarray(np.dstack([values, np.full(values.shape[:2], 255, np.uint8)]))
 
@@ -181,6 +190,16 @@ ENCODINGS: dict[str, Encoding] = {
         for how in ("tiff_lzw", "tiff_adobe_deflate", "packbits")
     },
     "palette TIFF": _ids(".tif", 255, _saved(_palette)),
+    "grey GIF": _ids(".gif", 255, _saved(_grey)),
+    "JPEG 2000": _ids(".jp2", 255, _saved(_grey)),
+    "NumPy, bytes": _ids(".npy", 255, lambda file, values, _: np.save(file, values.astype(np.uint8))),
+    "NumPy": _ids(".npy", 2**40, lambda file, values, _: np.save(file, values), -(2**40)),
+    "NumPy, floats": _ids(".npy", 2**40, lambda file, values, _: np.save(file, values[None].astype(float)), -(2**40)),
+    "palette PNG in any order": _colors(".png", _saved(_shuffled)),
+    "palette BMP in any order": _colors(".bmp", _saved(_shuffled)),
+    "palette TIFF in any order": _colors(".tif", _saved(_shuffled)),
+    "palette GIF": _colors(".gif", _saved(_shuffled)),
+    "NumPy, colours": _colors(".npy", lambda file, values, _: np.save(file, values)),
     "RGB PNG": _colors(".png", _saved(_rgb)),
     "RGBA PNG": _colors(".png", _saved(_rgba)),
     "RGB BMP": _colors(".bmp", _saved(_rgb)),

@@ -1,12 +1,13 @@
 """Values of label images as they are stored, for every kind of file that changes them on the way."""
 
+import importlib
 import io
 import sys
 
 import numpy as np
 import pytest
 from mask_writers import tiff
-from PIL import Image
+from PIL import Image, features
 from test_data_faults import png
 
 from degrid.data import check_data, open_dataset
@@ -214,13 +215,17 @@ def test_masks_that_were_compressed_with_loss_are_refused(tmp_path):
         ("a.tif", grey, {"compression": "jpeg"}, "JPEG inside a TIFF"),
         ("a.webp", grey, {}, "lossy WebP"),
         ("b.webp", alpha, {}, "lossy WebP"),
+        ("a.jp2", grey, {"irreversible": True}, "lossy JPEG 2000"),
+        *([("a.avif", grey, {}, "AVIF")] if features.check("avif") else []),
     ):
         image.save(tmp_path / name, **options)
-        with pytest.raises(LossyMaskError, match=rf"{name} is a {kind}: .*Save masks as PNG.*>= 128") as caught:
+        with pytest.raises(LossyMaskError, match=rf"{name} is an? {kind}: .*Save masks as PNG.*>= 128") as caught:
             read_mask(tmp_path / name)
         assert caught.value.kind == kind
         found = read_mask(tmp_path / name, LOSSY).astype(int)
         assert np.abs((found if found.ndim == 2 else found[..., 0]) - np.asarray(grey)).max() < 60, name
+    grey.save(tmp_path / "c.jp2")
+    assert np.array_equal(read_mask(tmp_path / "c.jp2"), grey)
     for image in (grey, alpha):
         image.save(tmp_path / "c.webp", lossless=True, exact=True)
         assert np.array_equal(read_mask(tmp_path / "c.webp"), np.asarray(grey.convert("RGB")))
@@ -269,6 +274,28 @@ def test_a_pgm_gives_the_stored_values_whatever_its_highest_is(tmp_path, top, fo
     assert np.array_equal(
         read(tmp_path, b"%s\n# %s\n5 3\n%d\n" % (form.encode(), b"c" * 100, top) + body, "m.pgm"), ids
     )
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "bmp", "pgm", "jp2", "mat", "npy"])
+def test_files_that_are_cut_short_anywhere_end_in_one_sentence_or_in_whole_values(tmp_path, suffix):
+    pytest.importorskip("scipy")
+    whole, file = tmp_path / f"whole.{suffix}", tmp_path / f"m.{suffix}"
+    ids = np.random.default_rng(0).integers(0, 9, (12, 20), np.uint8)
+    if suffix == "npy":
+        np.save(whole, ids)
+    elif suffix == "mat":
+        importlib.import_module("scipy.io").savemat(whole, {"a": ids})
+    else:
+        Image.fromarray(ids).save(whole, **({"lossless": True} if suffix == "webp" else {}))
+    data, refused = whole.read_bytes(), 0
+    for length in range(0, len(data), max(1, len(data) // 60)):
+        file.write_bytes(data[:length])
+        try:
+            read_mask(file)
+        except UserError as error:
+            refused += 1
+            assert file.name in str(error)  # noqa: PT017
+    assert refused > 40
 
 
 def test_gifs_give_colours_or_grey_values_since_programs_renumber_their_palette(tmp_path):

@@ -21,6 +21,7 @@ _PNG_SIGNATURE = b"\x89PNG"
 _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour type
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
 _STRETCHED = {2: 85, 4: 17}
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
 _JPEG_IN_TIFF, _WEBP_IN_TIFF = (6, 7), 50001  # numbers of compression schemes
 _LARGEST_WHOLE = 2.0**53  # beyond it, floats do not tell one whole number from the next
 
@@ -30,9 +31,10 @@ class LossyMaskError(UnusableMaskError):
 
     def __init__(self, name: object, kind: str) -> None:
         self.kind = kind
+        article = "an" if kind.startswith("A") else "a"
         super().__init__(
-            f"{name} is a {kind}: its compression blurs class ids. Save masks as PNG; for a black-and-white mask: "
-            f'Image.open("mask{Path(str(name)).suffix}").convert("L").point(lambda v: v >= 128).save("mask.png")'
+            f"{name} is {article} {kind}: its compression blurs class ids. Save masks as PNG; for a black-and-white "
+            f'mask: Image.open("mask{Path(str(name)).suffix}").convert("L").point(lambda v: v >= 128).save("mask.png")'
         )
 
 
@@ -42,8 +44,7 @@ def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
     Values are those that the file stores: palette images yield their indices, PNG and TIFF of few bits are not
     stretched, TIFF whose 0 is white are not turned round. GIF is the exception: programs renumber its palette, so that
     only colours or grey values are reliable. NaN, numbers no id can have, and what a GeoTIFF calls "no data" outside
-    0 to 255 become `NO_DATA`. A .npy or .mat file holds one
-    array: ids [H,W] or colours uint8 [H,W,3].
+    0 to 255 become `NO_DATA`. A .npy or .mat file holds one array: ids [H,W] or colours uint8 [H,W,3].
 
     Args:
         how: to read colours in place of indices, or what was compressed with loss.
@@ -60,9 +61,17 @@ def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
     if header:
         return _from_tiff(path, header, how)
     if head.startswith(b"GIF"):
-        with Image.open(path) as film:
-            _refuse_pages(path, getattr(film, "n_frames", 1))
+        _refuse_pages(path, _frames(path))
     return mask_values(open_image(path), path, head, how)
+
+
+def _frames(path: Path) -> int:
+    """The pictures in a GIF; 1 for one that is damaged."""
+    try:
+        with Image.open(path) as film:
+            return int(getattr(film, "n_frames", 1))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return 1
 
 
 def remarks_on(path: Path) -> list[str]:
@@ -101,8 +110,10 @@ def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading 
     Raises:
         UserError: the image holds fractions, several pages, or 16 bits per colour, or is a JPEG.
     """
-    if image.format in ("JPEG", "MPO") and not how.lossy:
-        raise LossyMaskError(name, "JPEG")
+    if not how.lossy and image.format in _LOSSY:
+        raise LossyMaskError(name, _LOSSY[image.format])
+    if not how.lossy and image.format == "JPEG2000" and _is_lossy_jpeg2000(head):
+        raise LossyMaskError(name, "lossy JPEG 2000")
     _refuse_pages(name, getattr(image, "n_frames", 1) if image.format != "MPO" else 1)
     if head.startswith(_PNG_SIGNATURE) and head[_PNG_BITS] == 16 and head[_PNG_COLORS] != 0:
         raise UnusableMaskError(
@@ -266,6 +277,15 @@ def _ids_of_array(values: np.ndarray, path: Path) -> np.ndarray:
     if ids.dtype.kind == "f":
         return _whole_numbers(ids, path)
     return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def _is_lossy_jpeg2000(head: bytes) -> bool:
+    """Whether the wavelets of a JPEG 2000 file are those of fractions (9-7), of which rounding loses some.
+
+    The segment COD of the codestream says so: after its mark and 11 bytes, 0; ISO/IEC 15444-1, A.6.1.
+    """
+    place = head.find(b"\xff\x52", head.find(b"\xff\x4f\xff\x51"))
+    return place >= 0 and head[place + 13 : place + 14] == b"\0"
 
 
 def _is_lossy_webp(stream: BinaryIO) -> bool:

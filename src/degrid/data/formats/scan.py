@@ -92,8 +92,10 @@ def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
     rule = layout.rule
     if rule is None or rule.default_colors or not rule.colors or rule.exact:
         return False
+    void = {color: IGNORE_INDEX for color in layout.wishes.void if isinstance(color, tuple)}
+    colors = {**rule.colors, **void}
     shown = total(surveys).shown
-    meant = [(rule.ids.get(index), rule.colors.get(color)) for index, color in shown]
+    meant = [(rule.ids.get(index), colors.get(color)) for index, color in shown]
     return all(by_color is not None for _, by_color in meant) and any(by_id != by_color for by_id, by_color in meant)
 
 
