@@ -39,7 +39,7 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(
         runs,
         "open_dataset",
-        lambda path, split, labels=None, accept=(): SyntheticScenes(split, 2 if split == "val" else 8, (64, 64)),
+        lambda path, split, labels=None, **how: SyntheticScenes(split, 2 if split == "val" else 8, (64, 64)),
     )
 
 

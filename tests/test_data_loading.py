@@ -126,3 +126,12 @@ def test_a_batch_lies_in_memory_as_the_network_wants_it():
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert batch.label.dtype == torch.int64
     assert batch.label[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_loading_in_processes_leaves_the_random_generator_alone():
+    """Else dropout, and so a run, would depend on the number of workers and on where it was resumed."""
+    data = SyntheticScenes("train", 4, (64, 64))
+    for workers in (0, 1):
+        before = torch.get_rng_state()
+        next(training_batches(data, TrainTransform((32, 32)), 2, seed=0, workers=workers))
+        assert torch.equal(torch.get_rng_state(), before)

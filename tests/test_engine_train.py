@@ -282,9 +282,23 @@ def test_smoothing_parameters_learn_at_the_encoders_rate_without_decay():
     groups = {g["name"]: g for g in parameter_groups(model, 0.5)}
     residual = model.encoder[-1].smoothing.residual
     [home] = [name for name, group in groups.items() if any(p is residual for p in group["params"])]
-    assert home == "encoder rest"
+    assert home == "smoothing"
     assert (groups[home]["factor"], groups[home]["weight_decay"]) == (1.0, 0.0)
     assert any(p is model.encoder[-1].weight for p in groups["encoder weights"]["params"])
+
+
+def test_smoothing_parameters_of_the_head_have_their_own_rate():
+    from degrid.smoothing import smooth_dilated_convs
+    from degrid.smoothing.retrofit import rate_at_most
+
+    model = Net()
+    model.head = nn.Sequential(model.head, nn.Conv2d(3, 3, 3, dilation=12, padding=12))
+    smooth_dilated_convs(model, "ssc", where=rate_at_most(36))
+    groups = {g["name"]: g for g in parameter_groups(model, 0.5, head_bias_factor=20, smoothing_factor=2)}
+    assert [id(p) for p in groups["smoothing"]["params"]] == [id(model.head[-1].smoothing.residual)]
+    assert (groups["smoothing"]["factor"], groups["smoothing"]["weight_decay"]) == (2, 0)
+    assert any(p is model.head[-1].weight for p in groups["head weights"]["params"])
+    assert any(p is model.head[-1].bias for p in groups["head biases"]["params"])
 
 
 def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import degrid
+from degrid.engine.device import available_bytes
 from degrid.engine.inference import predictor as predictor_module
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
 from degrid.engine.inference.tta import InferenceOptions
@@ -121,3 +122,40 @@ def test_deep_copies_are_independent():
     other = copy.deepcopy(model)
     other.scales_in_turn = False
     assert model.scales_in_turn
+
+
+def write(root, **files):
+    for name, text in files.items():
+        file = root / name.replace("__", "/").replace("DOT", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+CPU = torch.device("cpu")
+MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\n"
+
+
+def test_files_kept_in_memory_count_as_available(tmp_path):
+    write(tmp_path, proc__meminfo=MEMINFO)
+    assert available_bytes(CPU, tmp_path) == 20_000_000 * 1024
+
+
+def test_the_smallest_limit_of_the_control_groups_counts(tmp_path):
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/slice/job\n")
+    group = "sys__fs__cgroup__slice__"
+    write(tmp_path, **{f"{group}memoryDOTmax": "3000000000\n", f"{group}memoryDOTcurrent": "1000000000\n"})
+    write(tmp_path, **{f"{group}job__memoryDOTmax": "max\n", f"{group}job__memoryDOTcurrent": "900000000\n"})
+    assert available_bytes(CPU, tmp_path) == 2_000_000_000
+    write(tmp_path, **{f"{group}memoryDOTstat": "anon 5\ninactive_file 500000000\n"})
+    assert available_bytes(CPU, tmp_path) == 2_500_000_000
+
+
+def test_control_groups_of_version_1(tmp_path):
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="5:cpu:/x\n4:memory:/docker/1234\n")
+    group = "sys__fs__cgroup__memory__"  # in the container the group is the top of its tree
+    write(tmp_path, **{f"{group}memoryDOTlimit_in_bytes": "800", f"{group}memoryDOTusage_in_bytes": "300"})
+    assert available_bytes(CPU, tmp_path) == 500
+
+
+def test_somewhere_else_something_is_available(tmp_path):
+    assert available_bytes(CPU, tmp_path) > 1 << 20

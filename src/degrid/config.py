@@ -144,6 +144,8 @@ class OptimConfig:
     """Learning rate of the head's weights over that of the encoder."""
     head_bias_factor: float = 20.0
     """Learning rate of the head's biases over that of the encoder."""
+    smoothing_factor: float = 1.0
+    """Learning rate of the smoothing operators' parameters over that of the encoder, wherever they are."""
     schedule: str = "poly"
     """How the learning rate falls: `poly`, `cosine`, `step`, or your own, `my_module:my_schedule`, a function of `lr`
     and `steps` that returns a function from the step to its rate."""

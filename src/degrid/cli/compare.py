@@ -78,7 +78,7 @@ def print_comparison(found: Comparison) -> None:
     table.add_row("pixel accuracy", *(opt.percent(each.pixel_accuracy) for each in scores))
     table.add_row("mIoU difference", "-", *(f"{100 * each.difference:+.2f}" for each in differences))
     table.add_row("95 % interval", "-", *(interval(each) for each in differences))
-    table.add_row("sign flips in", "-", *(opt.percent(each.p) for each in differences), end_section=True)
+    table.add_row("p, two-sided", "-", *(f"{each.p:.4f}" for each in differences), end_section=True)
     for index, name in enumerate(scores[0].class_names):
         table.add_row(escape(f"IoU {name}"), *(opt.percent(each.class_iou[index]) for each in scores))
     Console().print(table)

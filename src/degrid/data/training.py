@@ -61,7 +61,9 @@ def _in_order(batches: _Batches, start: int, workers: int) -> Iterator[Batch]:
     """All batches from `start` on; the same with any number of workers."""
     numbered = _Numbered(batches, start)
     # With n workers, each makes every n-th batch; the loader polls them in turn, which restores the order.
-    for item in DataLoader(numbered, batch_size=None, num_workers=workers) if workers else numbered:
+    # Without a generator of its own it would draw from the global one, and dropout would depend on `workers`.
+    loader = DataLoader(numbered, batch_size=None, num_workers=workers, generator=torch.Generator())
+    for item in loader if workers else numbered:
         if isinstance(item, UserError):
             raise item
         yield item

@@ -125,7 +125,14 @@ def make_objective(settings: TrainConfig, dataset: Dataset, model: Segmenter, de
 def make_state(config: RunConfig, model: Segmenter) -> Training:
     """A model with its optimiser and moving average, before the first step."""
     optim = config.optim
-    groups = parameter_groups(model, optim.weight_decay, optim.head_factor, optim.head_bias_factor, optim.decay_all)
+    groups = parameter_groups(
+        model,
+        optim.weight_decay,
+        optim.head_factor,
+        optim.head_bias_factor,
+        optim.decay_all,
+        optim.smoothing_factor,
+    )
     optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum, optim.options)
     return Training(model, optimizer, moving_average(model, config.train.ema) if config.train.ema else None)
 

@@ -20,7 +20,8 @@ class Difference:
     """How much better the second of two models is than the first, on the same images. All in 0..1.
 
     miou_a, miou_b: over all images. difference: miou_b - miou_a. low, high: its 95 % interval, between the percentiles
-    2.5 and 97.5 of the draws. p: fraction of the draws in which the difference is zero or has the other sign.
+    2.5 and 97.5 of the draws. p: two-sided: twice the share of draws in which the difference is zero or has the other
+    sign, counted with the data themselves as one more such draw, so that it is never 0; at most 1.
     """
 
     miou_a: float
@@ -63,7 +64,8 @@ def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -
         a, b: int64 [num_images,C,C], see `ImageConfusions`.
     Raises:
         UserError: no image or draw, matrices of different shape, or of different images.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile intervals.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: percentile intervals; Davison and
+    Hinkley, Bootstrap Methods and their Application (1997), section 4.2: one more draw.
     """
     _check_pair(a, b, draws)
     images, classes = a.shape[:2]
@@ -80,8 +82,9 @@ def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -
     drawn = torch.cat(found).numpy()
     low, high = np.quantile(drawn, [0.025, 0.975])
     difference = (miou_b - miou_a).item()
-    flipped = float(np.mean(drawn * np.sign(difference) <= 0))
-    return Difference(miou_a.item(), miou_b.item(), difference, float(low), float(high), flipped)
+    flipped = int(np.sum(drawn * np.sign(difference) <= 0))
+    p = min(1.0, 2 * (flipped + 1) / (draws + 1))
+    return Difference(miou_a.item(), miou_b.item(), difference, float(low), float(high), p)
 
 
 def _check_pair(a: Tensor, b: Tensor, draws: int) -> None:

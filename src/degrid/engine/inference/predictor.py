@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from degrid.arguments import checked
 from degrid.bands import read_picture, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
-from degrid.engine.device import pick_device
+from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
 from degrid.image import oriented, to_array
@@ -302,13 +302,3 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
-
-
-def available_bytes(device: torch.device) -> int:
-    """Free memory of a device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system has these
-        return 4 << 30

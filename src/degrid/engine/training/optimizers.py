@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from degrid.contracts import ExchangeableConv2d
 from degrid.lookup import lookup, settings_for
 from degrid.types import UserError
 
@@ -22,17 +23,17 @@ def parameter_groups(
     head_factor: float = 10.0,
     head_bias_factor: float = 20.0,
     decay_all: bool = False,
+    smoothing_factor: float = 1.0,
 ) -> list[dict[str, object]]:
-    """The trainable parameters in up to five groups: those of the encoder (weights, rest) and of the head (weights,
-    batch norm, biases).
+    """The trainable parameters in up to six groups: those of the encoder (weights, rest), of the head (weights, batch
+    norm, biases), and of smoothing, wherever it is.
 
     Each group has "name", "factor" (its learning rate over the base rate) and "weight_decay". Decay acts on the weights
     of convolutions and linear layers only, not on biases, batch norm or smoothing parameters, unless `decay_all` is
-    set. Parameters of a child module called "head" are the head's; all others count as encoder, smoothing parameters
-    included.
+    set. Parameters of a child module called "head" are the head's; all others count as encoder.
 
-    Source: DeepLab v2 (arXiv 1606.00915) and Wang & Ji 2018: encoder 1x, head weights 10x, head biases 20x.
-    Their heads had no batch norm; here it learns at the rate of the head weights.
+    Source: DeepLab v2 (arXiv 1606.00915) and Wang & Ji 2018: encoder and smoothing 1x, head weights 10x, head
+    biases 20x. Their heads had no batch norm; here it learns at the rate of the head weights.
     """
     rest = weight_decay if decay_all else 0.0
     rows = {
@@ -41,14 +42,13 @@ def parameter_groups(
         "head weights": (head_factor, weight_decay),
         "head norm": (head_factor, rest),
         "head biases": (head_bias_factor, rest),
+        "smoothing": (smoothing_factor, rest),
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in rows}
-    weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
-    norms = _ids(module for module in model.modules() if isinstance(module, NORMS))
-    head = _ids(module for name, child in model.named_children() if name == "head" for module in child.modules())
+    find = _finder(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            members[_group(id(parameter), weights, norms, head)].append(parameter)
+            members[find(id(parameter))].append(parameter)
     return [
         {"name": name, "params": members[name], "factor": factor, "weight_decay": decay}
         for name, (factor, decay) in rows.items()
@@ -61,12 +61,24 @@ def _ids(modules: Iterable[nn.Module]) -> set[int]:
     return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
 
 
-def _group(parameter: int, weights: set[int], norms: set[int], head: set[int]) -> str:
-    if parameter not in head:
-        return "encoder weights" if parameter in weights else "encoder rest"
-    if parameter in weights:
-        return "head weights"
-    return "head norm" if parameter in norms else "head biases"
+def _finder(model: nn.Module) -> Callable[[int], str]:
+    """From the identity of a parameter to the name of its group."""
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
+    norms = _ids(module for module in model.modules() if isinstance(module, NORMS))
+    head = _ids(module for name, child in model.named_children() if name == "head" for module in child.modules())
+    layers = (module for module in model.modules() if isinstance(module, ExchangeableConv2d))
+    smoothing = _ids(module for layer in layers for child in layer.children() for module in child.modules())
+
+    def find(parameter: int) -> str:
+        if parameter in smoothing:
+            return "smoothing"
+        if parameter not in head:
+            return "encoder weights" if parameter in weights else "encoder rest"
+        if parameter in weights:
+            return "head weights"
+        return "head norm" if parameter in norms else "head biases"
+
+    return find
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
