@@ -74,6 +74,8 @@ PATTERNS = [
     ("image_{}.png", "mask_{}.png"),
     ("deep/image_000{}.jpg", "deep/label_000{}.png"),
     ("IMG-{}.JPG", "IMG-{}_label.PNG"),
+    ("images/img_{}.jpg", "masks/mask_00{}.png"),
+    ("{}_rgb.png", "{} mask.png"),
 ]
 
 
@@ -98,6 +100,7 @@ SPLITS = [
     ("train/{}_sat.jpg", "valid/{}_sat.jpg", "train/{}_mask.png", "valid/{}_mask.png"),
     ("train/image_{}.jpg", "val/image_{}.jpg", "train/mask_{}.png", "val/mask_{}.png"),
     ("train/{}.jpg", "val/{}.jpg", "train/{}.png", "val/{}.png"),
+    ("TrainDataset/image/{}.jpg", "dev_set/image/{}.jpg", "TrainDataset/masks/{}.png", "dev_set/masks/{}.png"),
 ]
 
 
@@ -115,6 +118,11 @@ def test_years_are_passed_over_with_care():
         "train2017": "train",
         "val_2012": "val",
         "Test-1999": "test",
+    }
+    assert splits_of(["TrainDataset", "val_data", "testset", "dataset"]) == {
+        "TrainDataset": "train",
+        "val_data": "val",
+        "testset": "test",
     }
     several = {"train2014": "train2014", "train2017": "train2017", "val2017": "val", "train": "train"}
     assert splits_of(several) == several
@@ -160,6 +168,29 @@ def test_a_list_of_names_wins_over_split_folders(tmp_path):
     make(tmp_path, pairs)
     (tmp_path / "train.txt").write_text("train/images/2.jpg\n")
     assert [source.name for source in open_dataset(tmp_path).sources] == ["2"]
+
+
+def test_two_folders_of_masks(tmp_path):
+    pairs = [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.2 0.3 0.1\n")  # polygons are no masks
+    assert "masks is not read" not in " ".join(notes_of(open_dataset(tmp_path)))
+    make(tmp_path, [(image, mask.replace("masks", "labels")) for image, mask in pairs])
+    check(tmp_path, pairs)
+    assert notes_of(open_dataset(tmp_path))[1] == "the labels are those of masks; labels is not read"
+    for split in ("train", "val"):
+        make(tmp_path / "b" / split, pairs)
+        make(tmp_path / "b" / split, [(image, mask.replace("masks", "gt")) for image, mask in pairs])
+    assert notes_of(open_dataset(tmp_path / "b"))[0] == "the labels are those of masks; gt is not read"
+
+
+def test_a_folder_without_masks_is_passed_over(tmp_path):
+    pairs = [(f"images/{k}.jpg", f"annotations/{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.2 0.3 0.1\n")
+    check(tmp_path, pairs)
 
 
 def test_names_that_fit_several_are_left_alone():

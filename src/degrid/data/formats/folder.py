@@ -11,6 +11,7 @@ from degrid.data.formats.matching import masks_among
 from degrid.data.formats.pairs import (
     DIVIDED,
     Pair,
+    any_mask,
     divided,
     masks_in,
     match_names,
@@ -58,7 +59,9 @@ class SplitFolders(DataFormat):
         lists = _lists(path)
         splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits
         splits, notes = with_val(splits) if set(splits) == {"train"} and not lists else (splits, [])
-        notes += unread_note(*(images for _, images, _ in found))
+        for _, images, masks in found:
+            notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
+        notes = [*dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
         return Layout(reason, path, splits, *_classes(path), orphans, notes)
 
@@ -70,7 +73,7 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
     for folder, split in [(folders[name], split) for name, split in splits_of(folders).items()]:
         named = (folders.get(f"{folder.name.lower()}{ending}") for ending in _FOLDER_ENDINGS)
         inside = (place for name in MASK_FOLDERS if (place := path / name / folder.name).is_dir())
-        beside = next(filter(None, named), None) or next(inside, None)
+        beside = next((place for place in (*filter(None, named), *inside) if any_mask(place)), None)
         both = _image_and_mask_folders(folder) or (beside and (folder, beside))
         if both:
             found.append((split, *both))
@@ -95,7 +98,8 @@ class Folders(DataFormat):
         pairs, orphans = pair_up(*folders)
         reason = " and ".join(folder.name for folder in folders)
         splits, notes = _divide(path, pairs, folders[0])
-        return Layout(reason, path, splits, *_classes(path), orphans, notes + unread_note(folders[0]))
+        notes += [*_not_read(path, folders[1]), *unread_note(folders[0])]
+        return Layout(reason, path, splits, *_classes(path), orphans, notes)
 
 
 class SideBySide(DataFormat):
@@ -174,7 +178,7 @@ def holds_masks(path: Path) -> bool:
     """Whether a folder, or one in it, has a folder of masks; those that were drawn of polygons do not count."""
     places = [path, *_folders(path).values()]
     folders = [folder for place in places for name, folder in _folders(place).items() if name in MASK_FOLDERS]
-    return any(masks_in(folder) for folder in folders if folder.parent.name != DRAWN)
+    return any(any_mask(folder) for folder in folders if folder.parent.name != DRAWN)
 
 
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
@@ -188,11 +192,18 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def _image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:
-    """The folders of images and of masks; their names have words of `form` around the usual ones."""
+    """The folder of images and the first that holds masks; their names have words of `form` around the usual ones."""
+    images, masks = (_called(root, names, form) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+    with_masks = next(filter(any_mask, masks), None)
+    return (images[0], with_masks) if images and with_masks else None
+
+
+def _called(root: Path, names: tuple[str, ...], form: str = "{}") -> list[Path]:
     folders = {name.lower(): folder for name, folder in _folders(root).items()}
+    return [folders[called] for name in names if (called := form.format(name.lower())) in folders]
 
-    def first(names: tuple[str, ...]) -> Path | None:
-        return next((folder for name in names if (folder := folders.get(form.format(name.lower())))), None)
 
-    images, masks = first(IMAGE_FOLDERS), first(MASK_FOLDERS)
-    return (images, masks) if images and masks else None
+def _not_read(root: Path, masks: Path) -> list[str]:
+    """A sentence on the other folders of masks; none where there are none."""
+    others = [folder.name for folder in _called(root, MASK_FOLDERS) if folder != masks and any_mask(folder)]
+    return [f"the labels are those of {masks.name}; {', '.join(others)} is not read"] if others else []

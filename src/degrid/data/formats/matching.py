@@ -20,7 +20,7 @@ _IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test"
 _COMPANIONS = ("_train_color", "_color", "_instanceIds", "_labelIds", "_labelTrainIds", "_manual2", "_2ndHO", ".vk")
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
-_OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw"
+_OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw original"
 _OF_MASKS = "mask masks label labels lbl gt seg segmentation annotation anno annot target"
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
 _PHOTOGRAPHS = (".jpg", ".jpeg")
@@ -103,10 +103,11 @@ def _cut(name: str, endings: Iterable[str]) -> str:
 
 
 def _key(path: str, words: frozenset[str]) -> tuple[str, tuple[str, ...]]:
-    """The folder of a file, and the words and numbers of its name but for some."""
+    """The folder of a file, and the words and numbers of its name but for some; 007 is 7."""
     place = PurePath(path)
     parts = re.findall(r"[^\W\d_]+|\d+", place.stem)
-    return place.parent.as_posix(), tuple(part for part in parts if part.lower() not in words)
+    kept = (part.lstrip("0") or "0" if part.isdigit() else part for part in parts if part.lower() not in words)
+    return place.parent.as_posix(), tuple(kept)
 
 
 def _by_words(files: list[str], words: frozenset[str]) -> dict[tuple[str, tuple[str, ...]], str]:

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -208,8 +208,17 @@ def masks_in(folder: Path) -> list[Path]:
     return _files_in(folder, MASK_SUFFIXES)
 
 
+def any_mask(folder: Path) -> bool:
+    """Whether `masks_in` would find any."""
+    return any(True for _ in _found_in(folder, MASK_SUFFIXES))
+
+
 def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    return sorted(
+    return sorted(_found_in(folder, suffixes))
+
+
+def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    return (
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in suffixes

@@ -20,6 +20,7 @@ from degrid.data.formats.pairs import (
     select,
     split_files,
     splits_or_divided,
+    unread_note,
 )
 from degrid.data.formats.tools.label_files import label_file
 from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
@@ -81,6 +82,7 @@ class Voc(DataFormat):
         labels, rule = class_table(base)
         if labels is None and _is_voc(base, images):
             labels, rule = VOC, VOC_RULE
+        notes = [*notes, *unread_note(base / "JPEGImages")]
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
         return Layout(reason, base, splits, labels, rule, orphans, notes)
