@@ -1,16 +1,23 @@
 """Masks whose values do not mean what they seem to: what stops training, what is read otherwise, and the mends."""
 
+import pickle
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from degrid.bands import RGB
 from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.scan import resolve_classes
-from degrid.types import IGNORE_INDEX, UserError
+from degrid.data.formats.values import LabelValues, Survey
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+from degrid.verbs.evaluate import opened
 
 SIZE = (24, 32)
 RNG = np.random.default_rng(0)
@@ -229,6 +236,186 @@ def test_kinds_are_checked(tmp_path):
     put(tmp_path, [stripes(0, 1)] * 2)
     with pytest.raises(UserError, match='no doubt is called "one_class". Did you mean "one-class"'):
         open_dataset(tmp_path, accept=["one_class"])
+
+
+# ---- mends in dataset.yaml ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("", {"background": 0.75, "foreground": 0.25}),
+        ("classes: [polyp]\n", {"background": 0.75, "polyp": 0.25}),
+        ("classes: [soil, leaf]\n", {"soil": 0.75, "leaf": 0.25}),
+        (
+            "classes: [{name: leaf, color: [255, 255, 255]}, {name: soil, color: [0, 0, 0]}]\n",
+            {"leaf": 0.25, "soil": 0.75},
+        ),
+        ("classes: [leaf, soil]\nids: {0: 1, 255: 0}\n", {"leaf": 0.25, "soil": 0.75}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_threshold_reads_jpeg_masks(tmp_path, table, expected, mode):
+    put(tmp_path, [stripes(0, 255, 0, 0)] * 2)
+    for k in range(2):
+        Image.fromarray(stripes(0, 255, 0, 0)).convert(mode).save(tmp_path / "masks" / f"{k}.jpg", quality=60)
+        (tmp_path / "masks" / f"{k}.png").unlink()
+    (tmp_path / "dataset.yaml").write_text("threshold: 128\n" + table)
+    assert kinds(tmp_path) == []
+    assert shares(tmp_path) == {**expected, "void": 0}
+
+
+def test_the_nearest_colour_by_hand(tmp_path):
+    """Up to 30 away; (0, 100, 31) is 31 from (0, 100, 0), and (200, 18, 24) is 30 from (200, 0, 0)."""
+    rows = np.array([[(0, 100, 30), (0, 100, 31), (200, 18, 24), (200, 0, 0)]], np.uint8)
+    classes = "classes: [{name: leaf, color: [0, 100, 0]}, {name: fruit, color: [200, 0, 0]}]\nnearest_color: 30\n"
+    put(tmp_path, [Image.fromarray(rows)] * 2)
+    (tmp_path / "dataset.yaml").write_text(classes)
+    assert check_data(tmp_path).unknown == {"(0, 100, 31)": (2, 2)}
+    (tmp_path / "dataset.yaml").write_text(classes + "void: [[0, 100, 60]]\n")  # 29 from the second, 30 from the first
+    assert open_dataset(tmp_path)[0].label.tolist() == [[0, IGNORE_INDEX, 1, 1]]
+
+
+def test_the_nearest_colour_reads_jpeg_masks(tmp_path):
+    picture = np.array([(0, 0, 0), (200, 30, 30), (30, 200, 30)], np.uint8)[stripes(0, 1, 2, 2)]
+    put(tmp_path, [stripes(0)] * 2)
+    for k in range(2):
+        Image.fromarray(picture).save(tmp_path / "masks" / f"{k}.jpg", quality=95, subsampling=0)
+        (tmp_path / "masks" / f"{k}.png").unlink()
+    assert "JPEG masks" in check_data(tmp_path).problems[0]
+    colors = "{0: {name: a, color: [0, 0, 0]}, 1: {name: b, color: [200, 30, 30]}, 2: {name: c, color: [30, 200, 30]}}"
+    (tmp_path / "dataset.yaml").write_text(f"classes: {colors}\nnearest_color: 60\n")
+    assert shares(tmp_path) == {"a": 0.25, "b": 0.25, "c": 0.5, "void": 0}
+
+
+def test_the_nearest_of_listed_ids(tmp_path):
+    put(tmp_path, [np.array([[0, 3, 84, 90, 120, 169, 171, 255]])] * 2)
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 85, 170]\nnearest_color: 5\nvoid: 120\n")
+    assert open_dataset(tmp_path)[0].label.tolist() == [[0, 0, 1, 1, 255, 2, 2, 255]]
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 85, 170]\nnearest_color: 5\n")
+    assert check_data(tmp_path).unknown == {"120": (2, 2)}
+
+
+def test_void_without_classes(tmp_path):
+    put(tmp_path, [stripes(0, 1, 11, 255)] * 2)
+    assert kinds(tmp_path) == ["sparse-ids"]
+    (tmp_path / "dataset.yaml").write_text("void: 11\n")
+    assert shares(tmp_path) == {"class 0": 0.25, "class 1": 0.25, "void": 0.5}
+
+
+def test_vocs_border_in_colour_is_void(tmp_path):
+    base = tmp_path / "VOC2012"
+    (base / "JPEGImages").mkdir(parents=True)
+    (base / "SegmentationClass").mkdir()
+    picture = np.array([(0, 0, 0), (192, 128, 128), (224, 224, 192)], np.uint8)[stripes(0, 1, 1, 2)]
+    for k in range(2):
+        Image.fromarray(RNG.integers(0, 256, picture.shape, dtype=np.uint8)).save(base / "JPEGImages" / f"{k}.jpg")
+        Image.fromarray(picture).convert("RGBA").save(base / "SegmentationClass" / f"{k}.png")
+    found = shares(tmp_path)
+    assert {name: share for name, share in found.items() if share} == {"background": 0.25, "person": 0.5, "void": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("classes", "mask", "expected"),
+    [
+        ("{0: {name: o, labels: [[0, 0, 0]]}, 1: {name: b, labels: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
+        ("{0: {name: o, values: [[0, 0, 0]]}, 1: {name: b, values: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
+        ("{0: {name: o, color: [0, 0, 0]}, 1: {name: b, colors: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
+        ("{0: {name: o, labels: [0]}, 18: {name: b, labels: [18]}, 1: c}", "L", [0, 2, 1, 0]),
+        ("{0: o, 1: c, 18: b}", "L", [0, 2, 1, 0]),
+    ],
+)
+def test_tables_of_other_toolkits(tmp_path, classes, mask, expected):
+    """Several colours for one class, and ids with gaps, which are numbered anew."""
+    picture = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 0)], np.uint8)[None]
+    put(tmp_path, [Image.fromarray(picture) if mask == "RGB" else np.array([[0, 18, 1, 0]])] * 2)
+    (tmp_path / "dataset.yaml").write_text(f"classes: {classes}\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset[0].label.tolist() == [expected]
+    assert any("the ids 0, 1, 18 become 0 to 2" in note for note in notes_of(dataset)) == (mask == "L")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threshold: high", "threshold: expected a number from 0 on, got 'high'"),
+        ("nearest_color: -1", "nearest_color: expected a number from 0 on"),
+        ("palette: colour", "palette: expected color or index, got 'colour'"),
+        ("ids: [1, 1]", "ids: expected different whole numbers"),
+        ("accept: [grey-edge]", 'no doubt is called "grey-edge". Did you mean "grey-edges"'),
+        ("threshold: 9\nclasses: [a, b, c]", "a threshold makes masks of two classes"),
+        ("nearest_color: 9", "nearest_color needs classes with their colours"),
+    ],
+)
+def test_mistakes_in_the_mends(tmp_path, text, message):
+    put(tmp_path, [stripes(0, 1)] * 2)
+    (tmp_path / "dataset.yaml").write_text(text + "\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_dataset(tmp_path)
+
+
+# ---- what is counted ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6), st.integers(0, 6))
+@settings(max_examples=25, deadline=None)
+def test_surveys_add_up_in_any_parts(seeds, cut):
+    """Counts of two parts, merged after a journey between processes, are those of the whole; compared with numpy's."""
+    masks = [random_mask(seed) for seed in seeds]
+    whole, parts = Survey(), (Survey(), Survey())
+    for index, mask in enumerate(masks):
+        values = LabelValues.of(mask)
+        assert values.pixels.sum() == mask.shape[0] * mask.shape[1]
+        whole.add(values, str(index))
+        parts[index >= cut].add(values, str(index))
+    merged, second = pickle.loads(pickle.dumps(parts))
+    merged.merge(second)
+    assert merged == whole
+    flat = [
+        value
+        for mask in masks
+        for value in (map(tuple, mask.reshape(-1, 3).tolist()) if mask.ndim == 3 else mask.ravel().tolist())
+    ]
+    assert whole.pixels == Counter(flat)
+
+
+def random_mask(seed):
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(3)
+    shape = (*rng.integers(1, 9, 2), *([3] if kind == 2 else []))
+    return rng.integers(0, 4, shape).astype(np.int32 if kind == 1 else np.uint8)
+
+
+def test_surveys_stay_small():
+    survey = Survey()
+    for first in range(0, 9000, 900):
+        survey.add(LabelValues.of(np.arange(first, first + 900, dtype=np.int32)[None]), "m")
+    assert (len(survey.pixels), survey.pixels.total() + survey.beyond, survey.masks) == (4096, 9000, 10)
+
+
+def test_thin_classes_have_no_soft_edges(tmp_path):
+    """Lines of one pixel in ten classes beside large areas, as poles and wires are."""
+    mask = stripes(0, 11)
+    for k in range(1, 10):
+        mask[2 * k] = k
+    put(tmp_path, [mask] * 3, "\n".join(f"c{k}" for k in range(12)))
+    assert kinds(tmp_path) == []
+
+
+def test_ids_that_were_scaled_with_smoothing(tmp_path):
+    """Also where a table has names for what comes only between two classes."""
+    masks = [Image.fromarray(np.asarray(soft(k)) // 17) for k in range(3)]
+    assert {0, 15} < set(np.unique(masks))
+    scaled = [mask.resize((160, 120), Image.Resampling.BILINEAR) for mask in masks]
+    put(tmp_path, scaled, "\n".join(f"c{k}" for k in range(21)))
+    assert kinds(tmp_path) == ["grey-edges"]
+    assert "make them anew without (nearest neighbour)" in check_data(tmp_path).problems[0]
+
+
+def test_scores_of_data_in_doubt_are_refused(tmp_path):
+    put(tmp_path, [soft(k) for k in range(5)], "background\nobject\n")
+    with pytest.raises(UserError, match=r"soft edges.*\[grey-edges\]"):
+        opened(tmp_path, "train", LabelSpace.of_size(2), RGB)
 
 
 # ---- check and training agree on the splits -------------------------------------------------------------------

@@ -50,10 +50,10 @@ def encoded(picture, form="PNG"):
 
 
 def palette(k):
-    """Indices are ids; the colours are of no use, in another order in each file."""
+    """Indices are ids; the colours are of no use, and others in each file."""
     picture = Image.fromarray(ids(k)).convert("P")
     picture.frombytes(ids(k).tobytes())
-    picture.putpalette(np.random.default_rng(k).permutation(256).astype(np.uint8).repeat(3).tobytes())
+    picture.putpalette(np.random.default_rng(k).integers(0, 256, 768, dtype=np.uint8).tobytes())
     return picture
 
 

@@ -174,6 +174,10 @@ def evaluate(
     )
 
 
+# Doubts about what there is to learn, and about ids that the network's classes explain.
+_NO_MATTER = ("one-class", "nearly-void", "sparse-ids")
+
+
 def opened(data: AnyData, split: str, labels: LabelSpace | None, bands: Bands) -> Dataset:
     """The dataset itself, or the one that is opened, with the classes and bands of a network.
 
@@ -182,7 +186,7 @@ def opened(data: AnyData, split: str, labels: LabelSpace | None, bands: Bands) -
     """
     if not isinstance(data, str | os.PathLike):
         return data
-    return open_dataset(os.fspath(data), split, labels=labels, bands=bands)
+    return open_dataset(os.fspath(data), split, labels=labels, bands=bands, accept=_NO_MATTER)
 
 
 def each_of(*hooks: OnImage | None) -> OnImage:

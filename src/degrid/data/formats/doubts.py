@@ -114,7 +114,8 @@ def _grey_edges(look: _Look) -> Iterator[str]:
         f"({some(soft, 3)}) that come only where {low} meets {high}"
     )
     ends = found.examined[low] + found.examined[high]
-    if len(solid) == 2 or ends > _MOSTLY * found.examined.total():
+    two = len(solid) == 2 or ends > _MOSTLY * found.examined.total()
+    if two and (layout.guessed or len(look.labels) <= 2):
         wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
         yield f"{text}; {wish} to divide them into background and object"
     else:
@@ -133,7 +134,7 @@ def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
 def _sparse_ids(look: _Look) -> Iterator[str]:
     """Numbers that leave most classes empty: brightness, or ids of another list."""
     layout, found = look.layout, look.whole
-    values = sorted(value for value in found.ids if value != IGNORE_INDEX)
+    values = sorted(value for value in found.ids if value not in (IGNORE_INDEX, *layout.wishes.void))
     if not layout.guessed or not values or 2 * len(values) >= values[-1] + 1:
         return
     classes = values[-1] + 1

@@ -167,6 +167,10 @@ def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
     return turned
 
 
+# So many values are no list of classes, but what smoothing or compression leaves between them.
+_MANY_UNKNOWN = 8
+
+
 def unknown_message(mask: object, unknown: dict[int | Color, int], labels: LabelSpace) -> str:
     """One sentence about the values in a mask that belong to no class.
 
@@ -176,12 +180,16 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], labels: Label
     """
     pixels = sum(unknown.values())
     shown = some(unknown)
+    many = len(unknown) > _MANY_UNKNOWN
     if any(isinstance(value, tuple) for value in unknown):
+        nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if many else ""
         return (
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
-            "in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there"
+            f"in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there{nearest}"
         )
+    threshold = ", or threshold: 128 if the mask is black and white and blurred" if many else ""
     return (
         f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); {pixels} pixels have "
-        "such ids; give more classes, or a mapping of ids, in dataset.yaml (degrid data check shows all ids)"
+        f"such ids; give more classes, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
+        "ids)"
     )

@@ -76,7 +76,8 @@ class Pair(Source):
 
     def palette(self) -> np.ndarray | None:
         """See `Source`."""
-        return None if self.mask is None or self.how.by_color else read_palette(self.mask)
+        as_stored = type(self).read_label is Pair.read_label and not self.how.by_color
+        return read_palette(self.mask) if self.mask and as_stored else None
 
     def reading(self, how: MaskReading) -> Pair:
         """See `Source`."""

@@ -128,6 +128,11 @@ def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading 
 def read_palette(path: Path) -> np.ndarray | None:
     """The colours of a palette image, uint8 [N,3]; None for any other file, and for GIF, which is read by colour."""
     try:
+        if path.suffix.lower() == ".png":  # most masks, and most of these have none, as a few bytes tell
+            with path.open("rb") as stream:
+                head = stream.read(_PNG_COLORS + 1)
+            if head.startswith(_PNG_SIGNATURE) and head[_PNG_COLORS:] != b"\x03":
+                return None
         with Image.open(path) as image:
             if image.mode not in ("P", "PA") or image.palette is None or image.format == "GIF":
                 return None

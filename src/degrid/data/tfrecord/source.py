@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from degrid.bands import to_bytes
-from degrid.data.formats.masks import rgb_like
+from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.read_mask import mask_values
 from degrid.data.formats.source import RawSample, Source
 from degrid.data.tfrecord.records import Features, Record, without_suffix
@@ -71,6 +72,7 @@ class RecordSource(Source):
     """A sample in a TFRecord file."""
 
     record: Record
+    how: MaskReading = AS_STORED
     unreadable: ClassVar[str] = "records that cannot be read (write the file anew)"
 
     @property
@@ -94,7 +96,7 @@ class RecordSource(Source):
             values = np.frombuffer(label.data, np.uint8).reshape(height, width)
         else:
             picture = _open_picture(image, "image")
-            values = _label_values(label, picture)
+            values = _label_values(label, picture, self.how)
             pixels = _pixels(image, picture, values.shape[:2])
         if bands != RGB:
             pixels = to_bytes(pixels, bands, self.record)
@@ -110,7 +112,19 @@ class RecordSource(Source):
         image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
         if schema.raw:
             return np.frombuffer(label.data, np.uint8).reshape(_raw_size(schema, features, image, label))
-        return _label_values(label, _open_picture(image, "image"))
+        return _label_values(label, _open_picture(image, "image"), self.how)
+
+    def palette(self) -> np.ndarray | None:
+        """See `Source`."""
+        schema, features = _open_record(self.record)
+        if schema.raw or self.how.by_color:
+            return None
+        colors = _open_picture(features.bytes_of(schema.label), "label").getpalette("RGB")
+        return None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
+
+    def reading(self, how: MaskReading) -> RecordSource:
+        """See `Source`."""
+        return dataclasses.replace(self, how=how)
 
     def places(self) -> tuple[str, str]:
         """See `Source`."""
@@ -142,14 +156,14 @@ def _raw_size(schema: Schema, features: Features, image: Span, label: Span) -> t
     return height, width
 
 
-def _label_values(label: Span, picture: Image.Image) -> np.ndarray:
+def _label_values(label: Span, picture: Image.Image, how: MaskReading) -> np.ndarray:
     """A label file's values. Its size is compared with the picture's before either is decoded."""
     opened = _open_picture(label, "label")
     if opened.size not in (picture.size, picture.size[::-1]):
         _refuse_size(label, opened.size, picture.size)
     try:
         opened.load()
-        return mask_values(opened, f"{label.file}: the label at byte {label.offset}", bytes(label.data[:64]))
+        return mask_values(opened, f"{label.file}: the label at byte {label.offset}", bytes(label.data[:64]), how)
     except UserError as error:
         raise ConversionError(str(error)) from error
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import os
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from degrid.data.formats.hugging_face.columns import is_image
+from degrid.data.formats.masks import AS_STORED, MaskReading
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.source import Source
 from degrid.types import UserError
@@ -33,6 +35,7 @@ class Row(Source):
         columns: of images and masks.
         place: what messages call the row.
         lacks: "image" or "label", if the row has none.
+        how: the mask is read.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Row(Source):
     columns: tuple[str, str]
     place: str
     lacks: str = ""
+    how: MaskReading = AS_STORED
     unreadable: ClassVar[str] = ""
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
@@ -49,7 +53,15 @@ class Row(Source):
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""
-        return self._with_file("mask", lambda file: Pair(self.name, file, file).read_label())
+        return self._with_file("mask", lambda file: Pair(self.name, file, file, how=self.how).read_label())
+
+    def palette(self) -> np.ndarray | None:
+        """See `Source`."""
+        return self._with_file("mask", lambda file: Pair(self.name, file, file, how=self.how).palette())
+
+    def reading(self, how: MaskReading) -> Row:
+        """See `Source`."""
+        return dataclasses.replace(self, how=how)
 
     def places(self) -> tuple[str, str]:
         """See `Source`."""

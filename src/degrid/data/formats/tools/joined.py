@@ -43,9 +43,6 @@ class JoinedMasks(Pair):
             label[white] = train
         return label
 
-    def palette(self) -> None:
-        """See `Source`; the ids are no one file's."""
-
 
 def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
     """The classes of objects that name theirs: the user's table in `path`, or background and the rows in order.
