@@ -35,6 +35,18 @@ def test_splits_and_classes(root):
         assert np.array_equal(dataset[0].label.numpy(), MASK)
 
 
+def test_an_archive_that_unpacks_into_a_folder(root):
+    inner = root / "my export" / "roads.v2i.png-mask-semantic"
+    inner.mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        (root / split).rename(inner / split)
+    (root / "my export" / "README.dataset.txt").write_text("roads\n")
+    for split, number in (("train", 6), ("val", 3), ("test", 2)):
+        dataset = open_dataset(root, split)
+        assert len(dataset) == number
+        assert dataset.labels.names == ("background", "crack", "old pothole, filled")
+
+
 def test_values_need_not_be_in_order(root):
     for split in ("train", "valid", "test"):
         (root / split / "_classes.csv").write_text("Pixel Value, Class\n2, crack\n0, void\n1, pothole\n")

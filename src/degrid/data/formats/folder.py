@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
@@ -121,7 +122,10 @@ class SideBySide(DataFormat):
         if not matched or 2 * len(matched) < len(pairs):
             return None  # a few names that happen to fit are no dataset
         splits, notes = _divide(path, pairs, path)
-        return Layout(" beside ".join(matched[0]), path, splits, *_classes(path), orphans, notes + unread_note(path))
+        labels, rule = _classes(path)
+        if labels is None:
+            labels, rule = _classes(path / _around(pairs))
+        return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes + unread_note(path))
 
 
 def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -145,14 +149,25 @@ def _lists(path: Path) -> dict[str, list[str]]:
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """The pairs in folders that are called as splits are."""
-    tops = splits_of({pair.name.split("/")[0] for pair in pairs if "/" in pair.name})
+    """The pairs in folders that are called as splits are, below the folder in which all of them lie."""
+    around = _around(pairs)
+    bare = {pair.name: pair.name.removeprefix(around) for pair in pairs}
+    tops = splits_of({name.split("/")[0] for name in bare.values() if "/" in name})
     splits: dict[str, list[Pair]] = {}
     for pair in pairs:
-        top, _, below = pair.name.partition("/")
+        top, _, below = bare[pair.name].partition("/")
         if below and top in tops:
             splits.setdefault(tops[top], []).append(pair)
     return splits
+
+
+def _around(pairs: list[Pair]) -> str:
+    """The folder in which all pairs lie, as "export/", where an archive was unpacked into one; never one of a split."""
+    folders = [pair.name.split("/")[:-1] for pair in pairs]
+    # What the first and the last in order share, all share.
+    shared = itertools.takewhile(lambda both: both[0] == both[1], zip(min(folders), max(folders), strict=False))
+    parts = itertools.takewhile(lambda part: not splits_of([part]), (part for part, _ in shared))
+    return "".join(f"{part}/" for part in parts)
 
 
 def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:

@@ -71,13 +71,10 @@ class LabelStudio(DataFormat):
 
 def _masks(path: Path) -> list[_Mask]:
     """The masks in a folder, PNG where there are both kinds."""
-    for ending in (".png", ".npy"):
-        files = sorted(path.rglob(_PATTERN + ending)) if path.is_dir() else []
-        found = [(_NAME.fullmatch(file.name), file) for file in files]
-        masks = [_Mask(int(m["task"]), int(m["annotation"]), m["label"], file) for m, file in found if m]
-        if masks:
-            return masks
-    return []
+    files = sorted(path.rglob(_PATTERN)) if path.is_dir() else []
+    found = [(match, file) for file in files if (match := _NAME.fullmatch(file.name))]
+    ending = ".png" if any(file.suffix == ".png" for _, file in found) else ".npy"
+    return [_Mask(int(m["task"]), int(m["annotation"]), m["label"], f) for m, f in found if f.suffix == ending]
 
 
 def _image_names(path: Path) -> tuple[dict[int, str], str]:
