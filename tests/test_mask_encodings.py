@@ -1,6 +1,7 @@
 """What was written is what is read: random classes, colours and void, in every encoding and every format."""
 
 import csv
+import json
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from mask_writers import ENCODINGS
 from PIL import Image
 
-from degrid.data import open_dataset
+from degrid.data import open_dataset, write_tfrecord
 from degrid.data.dataset import open_layout
 from degrid.types import IGNORE_INDEX
 
@@ -201,6 +202,48 @@ def roboflow(world, root, encoding):
     return root
 
 
+def mmsegmentation(world, root, encoding):
+    for k, name in enumerate(world.masks):
+        split = "train" if k else "val"
+        world.image(root / "img_dir" / split / f"{name}.png")
+        world.write(root / "ann_dir" / split / f"{name}{encoding.suffix}", encoding)
+    class_rows(world, root)
+    return root
+
+
+def darwin(world, root, encoding):
+    """class_mapping.csv with the value or the colour of each class."""
+    for name in world.masks:
+        world.image(root / "images" / f"{name}.jpg")
+        world.write(root / "masks" / f"{name}{encoding.suffix}", encoding)
+    values = [" ".join(map(str, color)) for color in world.colors.tolist()] if encoding.colors else world.raw.tolist()
+    rows = list(zip([*world.names, "void"], values, strict=True))
+    rows = rows[: len(set(world.raw.tolist()))]  # without void where it has no value
+    lines = ["class_name,class_color", *(f"{name},{value}" for name, value in rows)]
+    (root / "class_mapping.csv").write_text("\n".join(lines))
+    return root
+
+
+def datumaro_cityscapes(world, root, encoding):
+    for k, name in enumerate(world.masks):
+        place = Path("train" if k else "val", "ulm")
+        world.image(root / "leftImg8bit" / place / f"{name}_leftImg8bit.png")
+        world.write(root / "gtFine" / place / f"{name}_gtFine_labelIds{encoding.suffix}", encoding)
+    world.colors[0] = 0
+    _label_colors(world, root)
+    return root
+
+
+def tfrecord(world, root, encoding):
+    """Written from folders."""
+    folders(world, root / "folders", encoding)
+    (root / "records").mkdir()
+    for split in ("train", "val"):
+        write_tfrecord(open_dataset(root / "folders", split), root / "records" / f"x_{split}.tfrecord")
+    class_rows(world, root / "records")
+    return root / "records"
+
+
 class Format(NamedTuple):
     """write: a world below a folder. fits: the encodings it may come in. remapped: the ids may be any numbers."""
 
@@ -218,6 +261,10 @@ FORMATS = {
     "dataset.yaml": Format(described, lambda e: True, remapped=True),
     "CamVid with label_colors.txt": Format(datumaro_camvid, lambda e: True),
     "KITTI with label_colors.txt": Format(datumaro_kitti, lambda e: not e.colors),
+    "mmsegmentation": Format(mmsegmentation, lambda e: True),
+    "Darwin": Format(darwin, lambda e: e.colors or e.low == 0, remapped=True),
+    "Cityscapes with label_colors.txt": Format(datumaro_cityscapes, lambda e: not e.colors and e.suffix == ".png"),
+    "TFRecord": Format(tfrecord, lambda e: True),
     "Roboflow": Format(roboflow, lambda e: not e.colors and e.low == 0, remapped=True),
 }
 
@@ -261,3 +308,65 @@ def test_every_format(name, data):
     layout = FORMATS[name]
     encoding = ENCODINGS[data.draw(st.sampled_from([name for name in ENCODINGS if layout.fits(ENCODINGS[name])]))]
     check(data.draw(worlds(encoding, layout.remapped)), encoding, layout)
+
+
+# ---- shapes -------------------------------------------------------------------------------------------------
+
+
+def runs(region):
+    """COCO's run-length code of a mask [H,W]: background and object in turn, column by column."""
+    flat = np.concatenate([[0], region.ravel(order="F").astype(int), [0]])
+    ends = np.flatnonzero(np.diff(flat)).tolist()
+    counts = np.diff([0, *ends, region.size] if not ends or ends[-1] != region.size else [0, *ends])
+    return {"size": list(region.shape), "counts": counts.tolist()}
+
+
+def packed(region):
+    code = pytest.importorskip("pycocotools.mask").encode(np.asfortranarray(region.astype(np.uint8)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def rectangles(region):
+    """Polygons, one around each run of a row."""
+    found = []
+    for y, row in enumerate(region):
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]]))).tolist()
+        found += [[a, y, b, y, b, y + 1, a, y + 1] for a, b in zip(ends[::2], ends[1::2], strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("shape", [runs, packed, rectangles])
+@FEW
+@given(data=st.data())
+def test_shapes_in_cocos_json(shape, data):
+    """The first class is the background, void is a crowd; an object may lie over a larger one."""
+    world = data.draw(worlds(ENCODINGS["grey PNG"]))
+    world = world._replace(names=("background", *world.names[1:]))
+    first = data.draw(st.integers(0, 9))
+    images, annotations = [], []
+    for k, (name, ids) in enumerate(world.masks.items()):
+        images.append({"id": 7 * k, "file_name": f"{name}.png", "height": ids.shape[0], "width": ids.shape[1]})
+        for value in np.unique(ids).tolist():
+            region = ids == value
+            if value and value != IGNORE_INDEX:
+                # The pixels of smaller objects may belong to larger ones, too.
+                sizes = {int(other): int((ids == other).sum()) for other in np.unique(ids) if other != IGNORE_INDEX}
+                less = [other for other, size in sizes.items() if other != 0 and size < sizes[value] // 2]
+                if less and data.draw(st.booleans()):
+                    region = region | (ids == less[0])
+            if value:
+                number = first + (value if value != IGNORE_INDEX else 1)
+                row = {"id": len(annotations), "image_id": 7 * k, "category_id": number, "segmentation": shape(region)}
+                annotations.append({**row, "iscrowd": int(value == IGNORE_INDEX)})
+    categories = [{"id": first + index, "name": name} for index, name in enumerate(world.names) if index]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in world.masks:
+            world.image(root / "images" / f"{name}.png")
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "instances_default.json").write_text(json.dumps(content))
+        (root / "dataset.yaml").write_text("crowd: void\n")
+        found, names = read_back(root)
+    assert names == world.names
+    for name, ids in world.masks.items():
+        assert np.array_equal(found[name], ids), name

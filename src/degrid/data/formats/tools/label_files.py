@@ -165,7 +165,9 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     Raises:
         UserError: the file is empty or of another form.
     """
-    return labels_of(LABEL_FILES[file.name](file), file, exact=file.name in _VALUES)
+    rows = LABEL_FILES[file.name](file)
+    # Darwin lists either values or colours.
+    return labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
 
 
 def _lines(file: Path) -> list[str]:
