@@ -1,5 +1,7 @@
 """Shapes in text files as datasets: COCO's JSON, YOLO, labelme, VIA, Supervisely and Label Studio."""
 
+import base64
+import io
 import json
 import zlib
 
@@ -255,3 +257,350 @@ def test_nothing_to_draw(tmp_path):
     code, output = cli("data", "prepare", "voc", tmp_path, "-o", tmp_path / "x")
     assert code == 2
     assert "only polygons can be written elsewhere" in output
+
+
+# ---- YOLO ---------------------------------------------------------------------------------------------------
+
+
+def fractions(polygon):
+    return " ".join(str(value / (HEIGHT if odd % 2 else WIDTH)) for odd, value in enumerate(polygon))
+
+
+YOLO_TEXT = f"1 {fractions(SIGN)}\n0 {fractions(CAR)}\n"
+
+
+def yolo(root, images, text=YOLO_TEXT):
+    for name in images:
+        put_image(root / name)
+        put_text((root / name.replace("images", "labels")).with_suffix(".txt"), text)
+
+
+def test_roboflows_yaml(tmp_path):
+    """Its paths begin with "../", although the folders are beside the file; and it has a key of its own."""
+    yolo(tmp_path, ["train/images/a.png", "train/images/b.png", "valid/images/c.png"])
+    put_text(
+        tmp_path / "data.yaml",
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\nnames: ['car', 'sign']\n"
+        "roboflow:\n  workspace: me\n",
+    )
+    check(tmp_path, kind="YOLO polygons")
+    check(tmp_path / "data.yaml", "val")
+    prepared(tmp_path, tmp_path / "drawn")
+    assert check_data(tmp_path).ok
+
+
+def test_yolo_with_lists_and_a_path_of_another_machine(tmp_path):
+    """CVAT: path ./ and lists of images; Kaggle: an absolute path that is not here. An image without text is empty."""
+    yolo(tmp_path, ["images/train/a.png", "images/train/c.png", "images/val/b.png"])
+    put_text(tmp_path / "train.txt", "images/train/a.png\n./images/train/c.png\n")
+    put_text(
+        tmp_path / "data.yaml",
+        "path: ./\ntrain: train.txt\nval: /kaggle/input/signs/images/val\nnames:\n  0: car\n  1: sign\n",
+    )
+    assert [sample.name for sample in check(tmp_path)] == ["images/train/a", "images/train/c"]
+    check(tmp_path, "val")
+    (tmp_path / "labels" / "train" / "c.txt").unlink()
+    put_text(tmp_path / "labels" / "train" / "a.txt", "")
+    train = open_dataset(tmp_path)
+    assert not train[0].label.any()
+    assert not train[1].label.any()
+    assert "1 images have no text file: they are background all over" in notes_of(train)
+
+
+def test_yolo_without_a_yaml(tmp_path):
+    yolo(tmp_path, ["images/a.png", "images/b.png"])
+    check(tmp_path, names=("background", "class 0", "class 1"))
+    put_text(tmp_path / "classes.txt", "car\nsign\n")  # Label Studio; it has no background
+    check(tmp_path)
+    put_text(tmp_path / "classes.csv", "id,name,r,g,b\n0,sign,0,0,0\n1,car,9,9,9\n")  # one's own, without background
+    check(tmp_path, truth=np.array([IGNORE_INDEX, 1, 0], np.uint8)[TRUTH], names=("sign", "car"))
+
+
+def test_yolo_boxes(tmp_path):
+    box = f"1 {5 / WIDTH} {3 / HEIGHT} {2 / WIDTH} {2 / HEIGHT}\n"  # middle and size
+    yolo(tmp_path, ["images/a.png"], box)
+    with pytest.raises(UserError, match="holds labels of YOLO with boxes only .*: boxes cannot train a segmentation"):
+        open_dataset(tmp_path)
+    put_text(tmp_path / "labels" / "a.txt", f"0 {fractions(CAR)}\n{box}")
+    put_text(tmp_path / "obj.names", "car\nsign\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset[0].label.tolist() == crowd_below().tolist()
+    assert any("some lines are boxes" in note for note in notes_of(dataset))
+    put_text(tmp_path / "labels" / "a.txt", f"7 {fractions(CAR)}\n")
+    with pytest.raises(UserError, match=r"a\.txt, line 1: class 7 is not among the 2 classes"):
+        open_dataset(tmp_path)[0]
+
+
+# ---- labelme ------------------------------------------------------------------------------------------------
+
+
+def pairs_of(polygon):
+    return [list(point) for point in zip(polygon[::2], polygon[1::2], strict=True)]
+
+
+def labelme(file, shapes, **changed):
+    rows = [
+        {"label": name, "points": points, "group_id": None, "shape_type": kind, "flags": {}, **more}
+        for name, points, kind, more in shapes
+    ]
+    put_json(
+        file,
+        {
+            "version": "6.3.1",
+            "flags": {},
+            "shapes": rows,
+            "imagePath": f"{file.stem}.png",
+            "imageData": None,
+            "imageHeight": HEIGHT,
+            "imageWidth": WIDTH,
+            **changed,
+        },
+    )
+
+
+def png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def test_labelme(tmp_path):
+    """A polygon and a mask; a rectangle; two parts of one group; and points, which have no area."""
+    for name in "abc":
+        put_image(tmp_path / f"{name}.png")
+    sign = [[4, 2], [5, 3]]  # of masks, both corners belong
+    mask = ("sign", sign, "mask", {"mask": png(np.full((2, 2), 255, np.uint8))})
+    labelme(tmp_path / "a.json", [mask, ("car", pairs_of(CAR), "polygon", {})])
+    labelme(tmp_path / "b.json", [("car", [[5, 4], [1, 1]], "rectangle", {}), mask], imagePath="..\\old\\b.png")
+    parts = [
+        ("car", [[1, 1], [3, 4]], "rectangle", {"group_id": 1}),
+        ("car", [[3, 1], [5, 4]], "rectangle", {"group_id": 1}),
+    ]
+    labelme(tmp_path / "c.json", [*parts, mask, ("car", [[0, 0]], "point", {})], imageHeight=None, imageWidth=None)
+    put_image(tmp_path / "nobody_looked.png")
+    train = check(tmp_path, kind="labelme")
+    check(tmp_path, "val")
+    assert "shapes without an area are left out: 1 of the kind point" in notes_of(train)
+    prepared(tmp_path, tmp_path / "drawn")
+    left_out = "1 images have no JSON file: left out, as nobody has looked at them"
+    assert left_out in notes_of(train)
+    assert left_out in notes_of(open_dataset(tmp_path))
+
+
+def test_labelme_groups_are_one_object(tmp_path):
+    """Together 6 pixels, so that the sign of 5 is in front; each part alone has 3 and would be."""
+    put_image(tmp_path / "a.png")
+    parts = [
+        ("car", [[0, 0], [3, 1]], "rectangle", {"group_id": 1}),
+        ("car", [[3, 0], [6, 1]], "rectangle", {"group_id": 1}),
+    ]
+    polygon = ("sign", [[1, 0], [6, 0], [6, 1], [1, 1]], "polygon", {})
+    labelme(tmp_path / "a.json", [*parts, polygon])
+    assert open_dataset(tmp_path)[0].label[0].tolist() == [1, 2, 2, 2, 2, 2, 0, 0]
+
+
+def test_labelme_circles_and_splits(tmp_path):
+    for split in ("train", "val"):
+        put_image(tmp_path / split / "a.png")
+        labelme(tmp_path / split / "a.json", [("car", [[3, 3], [3, 5.1]], "circle", {})])
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    circle = ((x - 3) ** 2 + (y - 3) ** 2 <= 2.1**2).astype(np.uint8)
+    check(tmp_path, "val", circle, ("background", "car"))
+
+
+def test_labelme_names_in_labels_txt(tmp_path):
+    put_image(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", [("sign", pairs_of(SIGN), "polygon", {}), ("car", pairs_of(CAR), "polygon", {})])
+    put_text(tmp_path / "labels.txt", "__ignore__\n_background_\nsign\ncar\n")
+    check(tmp_path, truth=np.array([0, 2, 1], np.uint8)[TRUTH], names=("_background_", "sign", "car"))
+    put_text(tmp_path / "labels.txt", "sign\n")
+    check(tmp_path, truth=np.array([0, 2, 1], np.uint8)[TRUTH], names=("background", "sign", "car"))
+
+
+def test_labelme_rectangles_only(tmp_path):
+    put_image(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", [("car", [[1, 1], [3, 4]], "rectangle", {})])
+    with pytest.raises(
+        UserError, match="the shapes are 1 of the kind rectangle, and no outlines: boxes, points and lines cannot train"
+    ):
+        open_dataset(tmp_path)
+    labelme(tmp_path / "a.json", [("car", [[1, 1], [3, 4]], "mask", {"mask": "AAAA"})])
+    with pytest.raises(UserError, match=r"a\.json: the shapes of a cannot be drawn: .*a mask that is no PNG"):
+        open_dataset(tmp_path)[0]
+
+
+# ---- VIA ----------------------------------------------------------------------------------------------------
+
+
+def via_region(polygon, **attributes):
+    points = {"name": "polygon", "all_points_x": polygon[::2], "all_points_y": polygon[1::2]}
+    return {"shape_attributes": points, "region_attributes": attributes}
+
+
+def via(images):
+    return {
+        f"{name}123": {"filename": name, "size": 123, "regions": regions, "file_attributes": {}}
+        for name, regions in images.items()
+    }
+
+
+def test_via(tmp_path):
+    """Version 2, with a list of regions, in a project; version 1, with a table of them."""
+    regions = [via_region(CAR, type="car", colour="red"), via_region(SIGN, type="sign")]
+    put_json(
+        tmp_path / "train" / "via_project.json", {"_via_settings": {}, "_via_img_metadata": via({"a.png": regions})}
+    )
+    put_json(tmp_path / "val" / "via_region_data.json", via({"b.png": dict(enumerate(regions)), "c.png": {}}))
+    put_image(tmp_path / "train" / "a.png")
+    for name in "bc":
+        put_image(tmp_path / "val" / f"{name}.png")
+    check(tmp_path, kind="VIA")
+    val = open_dataset(tmp_path, "val")
+    assert val[0].label.tolist() == TRUTH.tolist()
+    assert not val[1].label.any()
+    assert "1 images have no region: they are background all over" in notes_of(val)
+    prepared(tmp_path, tmp_path / "drawn")
+
+
+def test_via_attributes(tmp_path):
+    """None: one class. Check boxes: the ticked one. A region without a class is void. Of several, it must be said."""
+    put_image(tmp_path / "a.png")
+    file = tmp_path / "via.json"
+    put_json(file, via({"a.png": [via_region(CAR), via_region(SIGN)]}))
+    check(tmp_path, truth=(TRUTH > 0).astype(np.uint8), names=("background", "object"))
+    put_json(file, via({"a.png": [via_region(CAR, kind={"car": True}), via_region(SIGN)]}))
+    check(tmp_path, truth=np.where(TRUTH == 2, IGNORE_INDEX, TRUTH), names=("background", "car"))
+    put_json(file, via({"a.png": [via_region(CAR, kind="car", age="new"), via_region(SIGN, kind="sign")]}))
+    with pytest.raises(UserError, match="the regions have the attributes kind, age; call the one"):
+        open_dataset(tmp_path)
+
+
+def test_via_shapes(tmp_path):
+    put_image(tmp_path / "a.png")
+    ellipse = {"name": "ellipse", "cx": 3, "cy": 3, "rx": 2.6, "ry": 1.1, "theta": np.pi / 2}  # upright
+    shapes = [ellipse, {"name": "rect", "x": 6, "y": 0, "width": 2, "height": 1}, {"name": "point", "cx": 1, "cy": 1}]
+    put_json(tmp_path / "via.json", via({"a.png": [{"shape_attributes": s, "region_attributes": {}} for s in shapes]}))
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    drawn = (((y - 3) / 2.6) ** 2 + ((x - 3) / 1.1) ** 2 <= 1).astype(np.uint8)
+    drawn[0, 6:] = 1
+    dataset = check(tmp_path, truth=drawn, names=("background", "object"))
+    assert "shapes without an area are left out: 1 of the kind point" in notes_of(dataset)
+    put_json(tmp_path / "via.json", via({"a.png": [{"shape_attributes": shapes[1], "region_attributes": {}}]}))
+    with pytest.raises(
+        UserError, match="the shapes are 1 of the kind rect, and no outlines: boxes, points and lines cannot train"
+    ):
+        open_dataset(tmp_path)
+
+
+# ---- Supervisely --------------------------------------------------------------------------------------------
+
+
+def test_supervisely_polygons_with_holes(tmp_path):
+    put_json(
+        tmp_path / "meta.json",
+        {"classes": [{"title": "car", "color": "#FF0000"}, {"title": "sign", "color": "#00FF00"}]},
+    )
+    outer, hole = pairs_of([1, 1, 7, 1, 7, 5, 1, 5]), pairs_of([2, 2, 4, 2, 4, 4, 2, 4])
+    objects = [
+        {"classTitle": "car", "geometryType": "polygon", "points": {"exterior": outer, "interior": [hole]}},
+        {"classTitle": "sign", "geometryType": "rectangle", "points": {"exterior": [[6, 4], [8, 6]], "interior": []}},
+        {"classTitle": "sign", "geometryType": "line", "points": {"exterior": [[0, 0], [8, 6]], "interior": []}},
+    ]
+    for split in ("train", "val"):
+        put_image(tmp_path / split / "img" / "a.png")
+        size = {"height": HEIGHT, "width": WIDTH}
+        put_json(tmp_path / split / "ann" / "a.png.json", {"size": size, "objects": objects})
+    drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+    drawn[1:5, 1:7] = 1
+    drawn[2:4, 2:4] = 0
+    drawn[4:6, 6:8] = 2
+    check(tmp_path, truth=drawn, kind="Supervisely")
+    prepared(tmp_path, tmp_path / "drawn", truth=drawn)
+
+
+# ---- Label Studio -------------------------------------------------------------------------------------------
+
+
+def brush(mask):
+    """The code of an RGBA image whose alpha is the mask: words of 8 bits, lengths of 3, 4, 8 and 16."""
+    values = np.repeat(np.where(mask, 255, 0).ravel(), 4).tolist()
+    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    done = 0
+    while done < len(values):
+        count = next((k for k in range(done, len(values)) if values[k] != values[done]), len(values)) - done
+        if done == 0 and count > 4:  # some one by one, as the encoder does where values change
+            bits += "0" + "00" + f"{3:03b}" + "".join(f"{value:08b}" for value in values[:4])
+            count = 4
+        else:
+            bits += "1" + "11" + f"{count - 1:016b}" + f"{values[done]:08b}"
+        done += count
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
+
+
+def percent(polygon):
+    return [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in pairs_of(polygon)]
+
+
+def result(kind, value, name):
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    return {"type": f"{kind}labels", **size, "value": {**value, f"{kind}labels": [name]}}
+
+
+def test_label_studio(tmp_path):
+    """Polygons and a brush; the last annotation counts; images that nobody looked at are left out."""
+    polygon = result("polygon", {"points": percent(CAR), "closed": True}, "car")
+    strokes = result("brush", {"format": "rle", "rle": brush(TRUTH == 2)}, "sign")
+    box = {"x": 100 * 4 / WIDTH, "y": 100 * 2 / HEIGHT, "width": 100 * 2 / WIDTH, "height": 100 * 2 / HEIGHT}
+    turned = {**box, "x": 100 * 6 / WIDTH, "rotation": 90}  # by a quarter, around its first corner: the same square
+    results = [
+        [strokes, polygon],
+        [polygon, result("rectangle", box, "sign")],
+        [polygon, result("rectangle", turned, "sign")],
+    ]
+    tasks = [
+        {
+            "id": k,
+            "data": {"image": f"/data/upload/1/0a1b2c3d-{k}.png"},
+            "annotations": [
+                {"id": 1, "result": []},
+                {"id": 2, "result": drawn},
+                {"id": 3, "was_cancelled": True, "result": []},
+            ],
+        }
+        for k, drawn in enumerate(results)
+    ]
+    tasks.append({"id": 9, "data": {"image": "/data/upload/1/0a1b2c3d-9.png"}, "annotations": []})
+    for k in range(3):
+        put_image(tmp_path / f"0a1b2c3d-{k}.png")
+    put_json(tmp_path / "project-1.json", tasks)
+    train, val = check(tmp_path, kind="Label Studio JSON"), check(tmp_path, "val")
+    assert len(train) + len(val) == 3
+    assert "1 images have no annotation yet: left out" in notes_of(train)
+    prepared(tmp_path, tmp_path / "drawn")
+
+
+def test_label_studio_json_min_and_ellipses(tmp_path):
+    ellipse = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 50, "rotation": 0, "ellipselabels": ["car"]}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    put_image(tmp_path / "a.png")
+    put_json(tmp_path / "min.json", [{"id": 1, "image": "/data/upload/a.png", "label": [{**ellipse, **size}]}])
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    check(tmp_path, truth=(((x - 4) / 2) ** 2 + ((y - 3) / 3) ** 2 <= 1).astype(np.uint8), names=("background", "car"))
+
+
+def test_label_studio_faults(tmp_path):
+    put_image(tmp_path / "a.png")
+    box = result("rectangle", {"x": 0, "y": 0, "width": 10, "height": 10}, "car")
+    file = tmp_path / "a.json"
+    put_json(file, [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"id": 1, "result": [box]}]}])
+    with pytest.raises(
+        UserError, match="the shapes are 1 of the kind rectangle, and no outlines: boxes, points and lines cannot train"
+    ):
+        open_dataset(tmp_path)
+    code = brush(TRUTH == 1)
+    for bad, message in ((code[:-4], "cut short"), (code[:3], "cut short"), (brush(TRUTH[:2] == 1), "expected 192")):
+        strokes = result("brush", {"format": "rle", "rle": bad}, "car")
+        put_json(file, [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"id": 1, "result": [strokes]}]}])
+        with pytest.raises(UserError, match=rf"a\.json: the shapes of a cannot be drawn: .*{message}"):
+            open_dataset(tmp_path)[0]

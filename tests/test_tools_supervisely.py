@@ -184,7 +184,7 @@ def test_export_as_masks_in_colour(root):
         ([{"classTitle": "cat", "bitmap": {}}], 'has an object of the class "cat", which is not in meta.json'),
         (
             [{"classTitle": "crack", "geometryType": "polygon", "points": {}}],
-            'class "crack" is a polygon; expected bitmaps',
+            "expected the size and the objects",
         ),
         ([{"classTitle": "crack", "bitmap": {"origin": [0, 0], "data": "AAAA"}}], "expected the size and the objects"),
     ],

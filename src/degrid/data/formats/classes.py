@@ -87,6 +87,11 @@ def _color(row: Mapping[str, str]) -> Color:
     return red, green, blue
 
 
+def has_table(root: Path) -> bool:
+    """Whether a folder holds a table with a row for each class."""
+    return any((root / name).is_file() for name in _TABLES)
+
+
 def table_in(folder: Path, labels: LabelSpace) -> Path | None:
     """The table of these classes in a folder, or None.
 

@@ -30,13 +30,18 @@ from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.coco_json import CocoJson
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.formats.tools.label_studio import LabelStudio
+from degrid.data.formats.tools.label_studio_json import LabelStudioJson
+from degrid.data.formats.tools.labelme import Labelme
 from degrid.data.formats.tools.segments_ai import SegmentsAi
 from degrid.data.formats.tools.supervisely import Supervisely
+from degrid.data.formats.tools.via import Via
+from degrid.data.formats.tools.yolo import Yolo
 from degrid.data.tfrecord.format import TFRecord
 from degrid.lookup import lookup
 from degrid.types import UserError
 
 FORMATS: dict[str, type[DataFormat]] = {
+    "YOLO polygons": Yolo,
     "dataset.yaml": Description,
     "COCO-Stuff": CocoStuff,
     "COCO panoptic": CocoPanoptic,
@@ -64,13 +69,16 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Hugging Face": HuggingFace,
     "lists": Lists,
     "COCO polygons": CocoJson,
+    "labelme": Labelme,
+    "VIA": Via,
+    "Label Studio JSON": LabelStudioJson,
     "split folders": SplitFolders,
     "folder": Folders,
     "side by side": SideBySide,
     "TFRecord": TFRecord,
 }
 """In the order in which they are tried: the more particular ones first."""
-POLYGON_FORMATS = ("COCO polygons",)
+POLYGON_FORMATS = ("YOLO polygons", "COCO polygons", "labelme", "VIA", "Label Studio JSON", "Supervisely")
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
 _OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "side by side", "TFRecord")
 """Layouts of one's own data, which a message explains; the others have names that their users know."""
@@ -92,7 +100,7 @@ def recognise(
     """
     formats = {kind: FORMATS[kind] for kind in among if not (inside and FORMATS[kind] is Description)}
     if among != POLYGON_FORMATS and holds_masks(path):
-        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS}
+        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS or kind == "Supervisely"}
     for kind, made in formats.items():
         found = _read(kind, made(root), path)
         if found:

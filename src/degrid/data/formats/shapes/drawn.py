@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.data.formats.folder import DRAWN
+from degrid.data.formats.layout import SPLIT_NAMES, split_of
 from degrid.data.formats.pairs import Pair, images_in, read_text, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
 from degrid.image import open_image
@@ -85,6 +86,33 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} is not valid JSON, or cut short: {error}") from error
 
 
+def refuse_boxes(kinds: Mapping[str, int], areas: Collection[str], boxes: Collection[str], where: str) -> list[str]:
+    """Refuse labels without a single outline, and note the shapes that have no area.
+
+    Args:
+        kinds: how many shapes there are of each kind.
+        areas: the kinds that are drawn, boxes among them.
+        boxes: the kinds that say too little if there are no others.
+        where: what messages call the file.
+    Raises:
+        UserError: there are boxes, points and lines only.
+    """
+    if kinds and not set(kinds) & (set(areas) - set(boxes)):
+        shown = ", ".join(f"{number:,} of the kind {kind}" for kind, number in kinds.items())
+        raise UserError(
+            f"{where}: the shapes are {shown}, and no outlines: boxes, points and lines cannot train a segmentation; "
+            "draw polygons or masks"
+        )
+    left = ", ".join(f"{number:,} of the kind {kind}" for kind, number in kinds.items() if kind not in areas)
+    return [f"shapes without an area are left out: {left}"] if left else []
+
+
+def split_of_file(file: Path, root: Path) -> str:
+    """The split of a file by the words of its name, or by its folders below the root; "default" where none says so."""
+    words = [*re.findall(r"[a-z]+", file.stem.lower()), *(part.lower() for part in file.relative_to(root).parts[:-1])]
+    return next((split_of(word) for word in words if word in SPLIT_NAMES), "default")
+
+
 def with_splits(splits: Mapping[str, Sequence[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
     """The splits, where one list that is everything is divided, and train without val is, too; and notes on that."""
     found, notes = splits_or_divided({split: list(pairs) for split, pairs in splits.items()})
@@ -131,11 +159,14 @@ class Images:
         return best[0] if len(best) == 1 else None
 
     @cached_property
+    def all(self) -> list[Path]:
+        """Every image below the root, without masks that were drawn."""
+        return [file for file in images_in(self.root) if file.relative_to(self.root).parts[0] != DRAWN]
+
+    @cached_property
     def _index(self) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
-        for file in images_in(self.root):
-            if file.relative_to(self.root).parts[0] == DRAWN:
-                continue
+        for file in self.all:
             for name in {file.name, self._UPLOADED.sub("", file.name)}:
                 files.setdefault(name, []).append(file)
         return files

@@ -114,3 +114,26 @@ def rectangle(left: float, top: float, width: float, height: float) -> np.ndarra
     """The corners of a rectangle, float64 [4,2]."""
     right, bottom = left + width, top + height
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
+
+
+def ellipse_region(
+    center: tuple[float, float], radii: tuple[float, float], angle: float, size: tuple[int, int]
+) -> Region:
+    """The pixels whose centres are in an ellipse.
+
+    Args:
+        center: x, y, in pixels.
+        radii: half the width and half the height, pixels.
+        angle: how far it is turned clockwise, degrees.
+        size: of the image, height and width.
+    """
+    reach = max(radii)
+    if not (reach < _FURTHEST and abs(center[0]) < _FURTHEST and abs(center[1]) < _FURTHEST):
+        raise ValueError(f"an ellipse at {center} with the radii {radii}")
+    left, top = (max(0, int(np.floor(middle - reach))) for middle in center)
+    right, bottom = (min(end, int(np.ceil(middle + reach))) for middle, end in zip(center, size[::-1], strict=True))
+    y, x = np.mgrid[top : max(top, bottom), left : max(left, right)] + 0.5
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    x, y = x - center[0], y - center[1]
+    along, across = x * cos + y * sin, y * cos - x * sin
+    return Region(top, left, (along * radii[1]) ** 2 + (across * radii[0]) ** 2 <= (radii[0] * radii[1]) ** 2)

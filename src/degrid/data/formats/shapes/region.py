@@ -54,7 +54,7 @@ def union(regions: Sequence[Region]) -> Region:
     right = max(region.left + region.pixels.shape[1] for region in regions)
     pixels = np.zeros((bottom - top, right - left), bool)
     for region in regions:
-        _window(pixels, region, top, left)[...] |= region.pixels
+        window(pixels, region, top, left)[...] |= region.pixels
     return Region(top, left, pixels)
 
 
@@ -64,7 +64,7 @@ def without(region: Region, holes: Iterable[Region]) -> Region:
     pixels = region.pixels.copy()
     for hole in holes:
         cut = hole._replace(top=hole.top - region.top, left=hole.left - region.left).inside(height, width)
-        _window(pixels, cut)[...] &= ~cut.pixels
+        window(pixels, cut)[...] &= ~cut.pixels
     return region._replace(pixels=pixels)
 
 
@@ -82,11 +82,11 @@ def draw(things: Iterable[Thing], height: int, width: int, rest: int = 0) -> np.
         found.append((area, IGNORE_INDEX if thing.crowd else thing.value, region))
     label = np.full((height, width), rest, np.uint8)
     for _, value, region in sorted(found, key=lambda row: -row[0]):
-        _window(label, region)[region.pixels] = value
+        window(label, region)[region.pixels] = value
     return label
 
 
-def _window(pixels: np.ndarray, region: Region, top: int = 0, left: int = 0) -> np.ndarray:
+def window(pixels: np.ndarray, region: Region, top: int = 0, left: int = 0) -> np.ndarray:
     """The part of an array, whose first pixel is at (top, left), that the region's box covers."""
     row, column = region.top - top, region.left - left
     return pixels[row : row + region.pixels.shape[0], column : column + region.pixels.shape[1]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,3 +59,49 @@ def unpacked(text: str | bytes) -> list[int]:
     if shift or min(counts, default=0) < 0:
         raise ValueError("its packed runs are cut short or negative")
     return counts
+
+
+def label_studio_pixels(code: Sequence[int], height: int, width: int) -> np.ndarray:
+    """The pixels of Label Studio's code of an RGBA image: those that are not transparent, bool [H,W].
+
+    Source: @thi.ng/rle-pack, as label_studio_sdk's converter/brush.py reads it: the number of values (32 bits), their
+    size in bits less one (5), four lengths in bits less one (4 each); then a bit that says whether one value is
+    repeated, which of the four lengths (2), the number of values less one, and the value or values.
+
+    Args:
+        code: bytes.
+    Raises:
+        ValueError: it is cut short, or of an image of another size.
+    """
+    bits = np.unpackbits(np.asarray(code, np.uint8))
+    if len(bits) < 53:
+        raise ValueError("its brush code is cut short")
+    place = 0
+
+    def read(size: int) -> int:
+        nonlocal place
+        place += size
+        if place > len(bits):
+            raise ValueError("its brush code is cut short")
+        return int.from_bytes(np.packbits(bits[place - size : place]).tobytes(), "big") >> -size % 8
+
+    number, word = read(32), read(5) + 1
+    lengths = [read(4) + 1 for _ in range(4)]
+    if number != 4 * height * width:
+        raise ValueError(f"its brush code has {number} values, expected {4 * height * width}")
+    values = np.zeros(number, np.uint32)
+    powers = 1 << np.arange(word - 1, -1, -1, dtype=np.uint32)
+    done = 0
+    while done < number:
+        repeated = read(1)
+        count = min(1 + read(lengths[read(2)]), number - done)
+        if repeated:
+            values[done : done + count] = read(word)
+        else:
+            place += count * word
+            if place > len(bits):
+                raise ValueError("its brush code is cut short")
+            values[done : done + count] = bits[place - count * word : place].reshape(count, word) @ powers
+        done += count
+    opaque: np.ndarray = values.reshape(height, width, 4)[..., 3] > 0
+    return opaque

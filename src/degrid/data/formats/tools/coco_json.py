@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.shapes.coco import segmentation_region
-from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, with_splits
+from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
@@ -82,7 +82,7 @@ class CocoJson(DataFormat):
         images = Images(root)
         splits: dict[str, list[Drawn]] = {}
         for content in contents:
-            splits.setdefault(_split(content.file, root), []).extend(_sources(content, images, ids, crowd))
+            splits.setdefault(split_of_file(content.file, root), []).extend(_sources(content, images, ids, crowd))
         _count(contents, notes)
         divided, said = with_splits(splits)
         reason = ", ".join(file.relative_to(root).as_posix() for file in files)
@@ -208,15 +208,9 @@ def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
     return list(names)
 
 
-def _split(file: Path, root: Path) -> str:
-    """The split of a file by its name, or by its folder's."""
-    words = [*re.findall(r"[a-z]+", file.stem.lower()), *(part.lower() for part in file.relative_to(root).parts[:-1])]
-    return next((split_of(word) for word in words if word in SPLIT_NAMES), "default")
-
-
 def _sources(content: CocoFile, images: Images, ids: Mapping[str, int], crowd: bool) -> Iterator[Drawn]:
     by_id = {key: ids[name] for key, name in content.categories.items() if name in ids}
-    near, split = content.file.parent, _split(content.file, images.root)
+    near, split = content.file.parent, split_of_file(content.file, images.root)
     for key, row in content.rows.items():
         folders = (near.parent, near.parent / "images", near.parent / split, near.parent / "images" / split)
         image = images.find(str(row["file_name"]), near, near / "images", *folders)

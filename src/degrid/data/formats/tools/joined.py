@@ -44,11 +44,14 @@ class JoinedMasks(Pair):
         return label
 
 
-def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
+def named_classes(
+    rows: Iterable[LabelRow], path: Path | None, said: str
+) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
     """The classes of objects that name theirs: the user's table in `path`, or background and the rows in order.
 
     Args:
         rows: the classes that the tool has; their values do not count.
+        path: where a table of the user's may be; None: nowhere.
         said: the file that names them.
     Returns:
         The classes, the rule for labels of train ids, and the train id of each name; that of "" is for pixels without
@@ -57,7 +60,7 @@ def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[Labe
         UserError: a name that the user's table does not have.
     """
     rows = list(rows)
-    labels, rule = class_table(path)
+    labels, rule = class_table(path) if path else (None, None)
     if labels is None or rule is None:
         labels, rule = labels_of(_with_background(rows), Path(said))
     ids = {name: train for train, name in enumerate(labels.names)}
@@ -65,7 +68,7 @@ def named_classes(rows: Iterable[LabelRow], path: Path, said: str) -> tuple[Labe
     for row in rows:
         default = rest if is_background(row.name) else IGNORE_INDEX if row.name.lower() in VOID_NAMES else None
         if row.name not in ids and default is None:
-            raise UserError(f'{path / rule.said} has no class "{row.name}", which {said} has; add it there')
+            raise UserError(f'{(path or Path()) / rule.said} has no class "{row.name}", which {said} has; add it there')
         ids.setdefault(row.name, IGNORE_INDEX if default is None else default)
     return labels, replace(MaskRule.plain(labels, said=rule.said), exact=True), {**ids, "": rest}
 

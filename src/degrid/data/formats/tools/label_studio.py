@@ -85,8 +85,13 @@ def _image_names(path: Path) -> tuple[dict[int, str], str]:
         except ValueError:
             continue
         if isinstance(tasks, list) and tasks and all(isinstance(task, dict) and "id" in task for task in tasks):
-            return {int(task["id"]): next(_addresses(task), "") for task in tasks}, file.name
+            return {int(task["id"]): image_address(task) for task in tasks}, file.name
     return {}, ""
+
+
+def image_address(task: dict[str, Any]) -> str:
+    """The name of a task's image file; empty where none of its values is one."""
+    return next(_addresses(task), "")
 
 
 def _addresses(task: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Supervisely's projects: bitmaps in JSON files, or the masks of its "Export as masks"."""
+"""Supervisely's projects: bitmaps and polygons in JSON files, or the masks of its "Export as masks"."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, pair_up, read_text
+from degrid.data.formats.shapes.polygon import polygon_region, rectangle
+from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, hex_color, labels_of
 from degrid.types import LabelSpace, UserError, voc_palette
@@ -56,7 +58,7 @@ class Supervisely(DataFormat):
             labels, rule, ids = named_classes(rows, base, _META)
         splits: dict[str, list[Pair]] = {}
         for dataset in datasets:
-            pairs = _masks(dataset, path) if machine else _bitmaps(dataset, path, ids)
+            pairs = _masks(dataset, path) if machine else _shapes(dataset, path, ids)
             splits.setdefault(split_of(dataset.name), []).extend(pairs)
         notes = ["pixels without an object are background"]
         if not set(splits).intersection(SPLIT_NAMES.values()):
@@ -83,14 +85,14 @@ def _masks(dataset: Path, path: Path) -> list[Pair]:
     return [replace(pair, name=(dataset.relative_to(path) / pair.name).as_posix()) for pair in pairs]
 
 
-def _bitmaps(dataset: Path, path: Path, ids: dict[str, int]) -> list[Pair]:
+def _shapes(dataset: Path, path: Path, ids: dict[str, int]) -> list[Pair]:
     """The images of a dataset with their ann/NAME.jpg.json."""
     pairs: list[Pair] = []
     for image in images_in(dataset / "img"):
         name = image.relative_to(dataset / "img")
         file = dataset / "ann" / f"{name.as_posix()}.json"
         mask = file if file.is_file() else None
-        pairs.append(BitmapFile((dataset.relative_to(path) / name).as_posix(), image, mask, ids))
+        pairs.append(ShapeFile((dataset.relative_to(path) / name).as_posix(), image, mask, ids))
     return pairs
 
 
@@ -126,7 +128,7 @@ def _machine_classes(path: Path, rows: list[LabelRow]) -> tuple[LabelSpace, Mask
 
 
 @dataclass(frozen=True)
-class BitmapFile(Pair):
+class ShapeFile(Pair):
     """An image and the JSON file of its objects, drawn in the order of the file, the later ones on top.
 
     Attributes:
@@ -146,10 +148,8 @@ class BitmapFile(Pair):
                 name = drawn["classTitle"]
                 if name not in self.ids:
                     raise UserError(f'{self.mask} has an object of the class "{name}", which is not in {_META}')
-                if "bitmap" not in drawn:
-                    kind = drawn.get("geometryType", "shape of another kind")
-                    raise UserError(f'{self.mask}: an object of the class "{name}" is a {kind}; expected bitmaps')
-                _draw(label, drawn["bitmap"], self.ids[name])
+                region = _region(drawn, *label.shape)
+                window(label, region)[region.pixels] = self.ids[name]
         except (KeyError, TypeError, ValueError, OSError, zlib.error) as error:
             if isinstance(error, UserError):
                 raise
@@ -157,12 +157,21 @@ class BitmapFile(Pair):
         return label
 
 
-def _draw(label: np.ndarray, bitmap: dict[str, Any], value: int) -> None:
-    """Draw a bitmap on a label [H,W] in place; what lies outside is cut off."""
-    left, top = bitmap["origin"]
-    white = bitmap_pixels(bitmap["data"])[max(-top, 0) :, max(-left, 0) :]
-    part = label[max(top, 0) :, max(left, 0) :][: white.shape[0], : white.shape[1]]
-    part[white[: part.shape[0], : part.shape[1]]] = value
+def _region(drawn: dict[str, Any], height: int, width: int) -> Region:
+    """The pixels of an object; none for points and lines, which have no area."""
+    if "bitmap" in drawn:
+        left, top = drawn["bitmap"]["origin"]
+        return Region(top, left, bitmap_pixels(drawn["bitmap"]["data"])).inside(height, width)
+    kind = drawn.get("geometryType")
+    if kind not in ("polygon", "rectangle"):
+        return NOTHING
+    outline = np.asarray(drawn["points"]["exterior"], np.float64).reshape(-1, 2)
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = outline
+        outline = rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
+    holes = [np.asarray(hole, np.float64).reshape(-1, 2) for hole in drawn["points"].get("interior") or ()]
+    region = polygon_region(outline, height, width)
+    return without(region, [polygon_region(hole, height, width) for hole in holes])
 
 
 def bitmap_pixels(data: str) -> np.ndarray:

@@ -1,0 +1,157 @@
+"""labelme's JSON files, one beside each image."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from degrid.data.formats.classes import has_table
+from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.masks import MaskRule
+from degrid.data.formats.pairs import images_in, read_names
+from degrid.data.formats.shapes.drawn import (
+    DAMAGE,
+    OVERLAPS,
+    Drawn,
+    Images,
+    read_json,
+    refuse_boxes,
+    split_of_file,
+    with_splits,
+)
+from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
+from degrid.data.formats.shapes.region import Region, Thing, union
+from degrid.data.formats.tools.joined import named_classes
+from degrid.data.formats.tools.label_files import LabelRow
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+
+_MARKS = (b'"shapes"', b'"imagePath"')
+_AREAS = ("polygon", "circle", "rectangle", "oriented_rectangle", "mask")
+_BOXES = ("rectangle", "oriented_rectangle")
+
+
+class Labelme(DataFormat):
+    """NAME.json with shapes beside the images, in folders called as splits or not.
+
+    Polygons, rectangles, circles and masks are drawn; points and lines have no area. Shapes of one label and group are
+    one object.
+    """
+
+    wanted = "NAME.json of labelme"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: a file is damaged, or they hold nothing but rectangles, points and lines.
+        """
+        files = _files(path)
+        if not files:
+            return None
+        contents = {file: _read(file) for file in files}
+        shapes = [shape for content in contents.values() for shape in content["shapes"]]
+        left_out = refuse_boxes(Counter(map(_kind, shapes)), _AREAS, _BOXES, f"{files[0]} and others of labelme")
+        classes, rule, ids = _classes(shapes, files, path)
+        images = Images(path)
+        splits: dict[str, list[Drawn]] = {}
+        for file, content in contents.items():
+            image = _image(content, file, images)
+            source = Drawn(images.relative(image), image, file, partial(_things, file, ids), _size(content), ids[""])
+            splits.setdefault(split_of_file(file, path), []).append(source)
+        used = {source.image for sources in splits.values() for source in sources}
+        divided, notes = with_splits(splits)
+        notes += [OVERLAPS, *left_out]
+        if lost := len(set(images.all) - used):
+            notes.append(f"{lost:,} images have no JSON file: left out, as nobody has looked at them")
+        return Layout(f"images and {files[0].name} (labelme)", path, divided, classes, rule, notes=notes)
+
+
+def _classes(
+    shapes: list[Mapping[str, Any]], files: list[Path], path: Path
+) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
+    """The classes in the order of labels.txt, which labelme was started with, and then of the alphabet."""
+    labels = {str(shape["label"]) for shape in shapes if _kind(shape) in _AREAS}
+    listed = path / "labels.txt"  # often without background
+    order = read_names(listed) if listed.is_file() else []
+    rows = [LabelRow(name, None, 0) for name in dict.fromkeys([*order, *sorted(labels)]) if name != "__ignore__"]
+    said = listed if order else files[0]
+    classes, rule, ids = named_classes(rows, path if has_table(path) else None, said.name)
+    return classes, rule, {"__ignore__": IGNORE_INDEX, **ids}
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.rglob("*.json")) if path.is_dir() else []
+    return [file for file in files if all(mark in file.read_bytes() for mark in _MARKS)] if files else []
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    try:
+        for shape in content["shapes"]:
+            shape["label"], shape["points"]
+        content["imagePath"]
+    except DAMAGE as error:
+        raise UserError(f"{file}: expected labelme's shapes, each with label and points ({error!r})") from error
+    return {key: value for key, value in content.items() if key != "imageData"}
+
+
+def _kind(shape: Mapping[str, Any]) -> str:
+    return str(shape.get("shape_type") or "polygon")
+
+
+def _image(content: Mapping[str, Any], file: Path, images: Images) -> Path:
+    """The image that the file names, or the one that is called as the file."""
+    named = images.find(str(content["imagePath"]), file.parent)
+    if named.is_file():
+        return named
+    return next((image for image in images_in(file.parent) if image.with_suffix(".json") == file), named)
+
+
+def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
+    size = content.get("imageHeight"), content.get("imageWidth")
+    return (int(size[0]), int(size[1])) if size[0] and size[1] else None
+
+
+def _things(file: Path, ids: Mapping[str, int], height: int, width: int) -> Iterator[Thing]:
+    groups: dict[Any, list[Region]] = {}
+    for number, shape in enumerate(_read(file)["shapes"]):
+        if _kind(shape) not in _AREAS:
+            continue
+        if str(shape["label"]) not in ids:
+            raise UserError(f'{file} has a shape of the class "{shape["label"]}", which the data did not have')
+        group = number if shape.get("group_id") is None else ("group", shape["group_id"])
+        groups.setdefault((str(shape["label"]), group), []).append(_region(shape, height, width))
+    for (name, _), regions in groups.items():
+        yield Thing(ids[name], union(regions))
+
+
+def _region(shape: Mapping[str, Any], height: int, width: int) -> Region:
+    points = np.asarray(shape["points"], np.float64)
+    kind = _kind(shape)
+    if kind == "circle":
+        radius = float(np.hypot(*(points[1] - points[0])))
+        return ellipse_region((points[0][0], points[0][1]), (radius, radius), 0, (height, width))
+    if kind == "mask":
+        left, top = points[0].astype(int)
+        return Region(int(top), int(left), _mask(shape["mask"])).inside(height, width)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
+    return polygon_region(points, height, width)
+
+
+def _mask(data: str) -> np.ndarray:
+    """The pixels of a PNG in base64, bool [h,w]."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")) > 0
+    except (binascii.Error, OSError) as error:
+        raise ValueError(f"a mask that is no PNG: {error}") from error

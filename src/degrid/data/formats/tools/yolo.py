@@ -1,0 +1,227 @@
+"""Polygons in the text files of YOLO, as ultralytics describes them and Roboflow, CVAT and Label Studio write them.
+
+Source: the published description of the format (docs.ultralytics.com, "Instance Segmentation Datasets").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from degrid.data.formats.classes import has_table
+from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.pairs import images_in, read_names, read_text
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, with_splits
+from degrid.data.formats.shapes.polygon import corners, polygon_region, rectangle
+from degrid.data.formats.shapes.region import Thing
+from degrid.data.formats.tools.joined import named_classes
+from degrid.data.formats.tools.label_files import LabelRow
+from degrid.types import UserError
+
+_NAME_FILES = ("classes.txt", "obj.names", "classes.names")
+_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# So many label files, from the whole dataset, tell whether it holds polygons.
+_LOOKED_AT = 200
+
+
+class _Found(NamedTuple):
+    """The images of each split, the names of the classes by number, and the file that names them."""
+
+    splits: dict[str, list[Path]]
+    names: dict[int, str]
+    said: str
+    root: Path
+
+
+class Yolo(DataFormat):
+    """images/.. and labels/.. with NAME.txt: per line a class number and x y x y ... as fractions of the image's size.
+
+    Splits and class names are those of data.yaml; or the folders of the images, and classes.txt. An image without a
+    text file is background, as for ultralytics. Lines of a box only are void, except where an object is drawn.
+    """
+
+    wanted = "images/, labels/NAME.txt with polygons, and data.yaml (YOLO)"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: the files hold boxes or key points only.
+        """
+        found = _by_yaml(path) or _by_folders(path)
+        if found is None:
+            return None
+        images = [image for files in found.splits.values() for image in files]
+        there = [file for image in images if (file := label_file(image)).is_file()]
+        polygons, boxes = _kinds(there[:: len(there) // _LOOKED_AT + 1])
+        if not polygons and not boxes:
+            return None
+        if not polygons:
+            raise UserError(
+                f"{found.root} holds labels of YOLO with boxes only ({there[0].name} and others: 5 numbers per line): "
+                "boxes cannot train a segmentation; export polygons (YOLO segmentation)"
+            )
+        notes = [OVERLAPS]
+        if not found.names:
+            notes.append("no data.yaml or classes.txt names the classes: they are numbered")
+        if boxes:
+            notes.append("some lines are boxes, not polygons: void, except where an object is drawn")
+        if len(there) < len(images):
+            notes.append(f"{len(images) - len(there):,} images have no text file: they are background all over")
+        return _layout(found, there, notes)
+
+
+def _layout(found: _Found, there: list[Path], notes: list[str]) -> Layout:
+    names = found.names or {number: f"class {number}" for number in range(_highest(there) + 1)}
+    # Here classes.txt is the tool's own, without background.
+    table = found.root if has_table(found.root) else None
+    rows = [LabelRow(name, None, number) for number, name in sorted(names.items())]
+    labels, rule, ids = named_classes(rows, table, found.said or there[0].name)
+    by_number = {number: ids[name] for number, name in names.items()}
+    place = Images(found.root)
+    splits, said = with_splits(
+        {split: [_source(image, by_number, place, ids[""]) for image in files] for split, files in found.splits.items()}
+    )
+    reason = f"{found.said or 'images'} and {there[0].name}"
+    return Layout(reason, found.root, splits, labels, rule, notes=[*said, *notes])
+
+
+def label_file(image: Path) -> Path:
+    """NAME.txt in labels/ in place of the last images/ of the path; beside the image where there is no such folder."""
+    parts = list(image.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _by_yaml(path: Path) -> _Found | None:
+    alone = path.suffix in (".yaml", ".yml")
+    for file in [path] if alone else sorted((*path.glob("*.yaml"), *path.glob("*.yml"))):
+        values = _yaml(file)
+        names = _names(values)
+        if not names:
+            continue
+        splits: dict[str, list[Path]] = {}
+        for key, split in _KEYS.items():
+            given = values.get(key)
+            for value in given if isinstance(given, list) else [given]:
+                splits.setdefault(split, []).extend(_images(str(value or ""), file, str(values.get("path") or ".")))
+        splits = {split: images for split, images in splits.items() if images}
+        if splits:
+            return _Found(splits, names, file.name, file.parent)
+    return None
+
+
+def _names(values: dict[str, Any]) -> dict[int, str]:
+    """The names of the classes by number; none where data.yaml is about something else, such as key points."""
+    given = values.get("names")
+    named = dict(enumerate(given)) if isinstance(given, list) else given
+    if not isinstance(named, dict) or "kpt_shape" in values or {type(key) for key in named} != {int}:
+        return {}
+    return {number: str(name) for number, name in named.items()}
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    """The values by key; none where the file is no table."""
+    try:
+        values = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, UserError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _images(value: str, file: Path, root: str) -> list[Path]:
+    """The images of a split: those of a folder, or those on a list.
+
+    Args:
+        value: as data.yaml gives it. Roboflow's "../train/images" means a folder beside the file, and folders of the
+            machine on which it was written are looked for beside the file, too.
+        file: data.yaml.
+        root: what it calls the path.
+    """
+    if not value:
+        return []
+    bare = [Path(*Path(value).parts[-count:]) for count in (3, 2, 1)] if Path(value).is_absolute() else []
+    tried = [Path(value), Path(value.removeprefix("../")), *bare]
+    places = [folder / each for each in tried for folder in (file.parent / root, file.parent)]
+    place = next((each for each in places if each.exists()), None)
+    if place is None:
+        return []
+    if place.is_dir():
+        return images_in(place)
+    lines = [line.removeprefix("./") for line in read_names(place)] if place.suffix == ".txt" else []
+    return [
+        next((at for at in (place.parent / line, file.parent / root / line) if at.is_file()), place.parent / line)
+        for line in lines
+    ]
+
+
+def _by_folders(path: Path) -> _Found | None:
+    """images/ beside labels/ in the folder, or in folders that are called as splits."""
+    splits: dict[str, list[Path]] = {}
+    folders = (
+        [path, *(folder for folder in path.iterdir() if folder.name.lower() in SPLIT_NAMES)] if path.is_dir() else []
+    )
+    for folder in folders:
+        if not (folder / "labels").is_dir() or not (folder / "images").is_dir():
+            continue
+        for image in images_in(folder / "images"):
+            parts = (folder.name, *image.relative_to(folder / "images").parts[:-1])
+            split = next((split_of(part) for part in parts if part.lower() in SPLIT_NAMES), "default")
+            splits.setdefault(split, []).append(image)
+    said = next((name for name in _NAME_FILES if (path / name).is_file()), "")
+    names = dict(enumerate(read_names(path / said))) if said else {}
+    return _Found(splits, names, said, path) if splits else None
+
+
+def _kinds(files: list[Path]) -> tuple[int, int]:
+    """How many lines are polygons, and how many are boxes; none where the files hold something else."""
+    polygons = boxes = 0
+    for file in files:
+        for line in read_names(file):
+            numbers = line.split()
+            if not all(_is_number(number) for number in numbers) or not numbers[0].isdecimal():
+                return 0, 0
+            polygons += len(numbers) >= 7
+            boxes += len(numbers) in (5, 6)
+    return polygons, boxes
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _highest(files: list[Path]) -> int:
+    return max((int(line.split()[0]) for file in files for line in read_names(file)), default=0)
+
+
+def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Drawn:
+    file = label_file(image)
+    if not file.is_file():
+        return Drawn(place.relative(image), image, image, rest=rest)
+    return Drawn(place.relative(image), image, file, partial(_things, file, ids), rest=rest)
+
+
+def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iterator[Thing]:
+    for row, line in enumerate(read_names(file), 1):
+        values: list[Any] = line.split()
+        if not values[0].isdecimal() or int(values[0]) not in ids:
+            raise UserError(f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes")
+        numbers = np.array(values[1:], np.float64)
+        train = ids[int(values[0])]
+        if len(numbers) in (4, 5):
+            x, y, wide, high = numbers[:4] * (width, height, width, height)
+            yield Thing(train, polygon_region(rectangle(x - wide / 2, y - high / 2, wide, high), height, width), True)
+        else:
+            yield Thing(train, polygon_region(corners(numbers.tolist()) * (width, height), height, width))
