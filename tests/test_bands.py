@@ -192,3 +192,157 @@ def test_the_check_says_what_training_will_do(tmp_path):
     plain = dataset(tmp_path / "plain", [ramp(200 + index, np.uint8) for index in range(6)])
     assert not any("become" in note for note in check_data(plain).notes)
     assert torch.equal(open_dataset(plain)[0].image, open_dataset(plain, bands=RGB)[0].image)
+
+
+def tiff(file, values):
+    """Write values [C,H,W]."""
+    import rasterio
+
+    count, height, width = values.shape
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        file, "w", driver="GTiff", width=width, height=height, count=count, dtype=values.dtype, transform=AFFINE
+    ) as opened:
+        opened.write(values)
+
+
+def five_bands(folder, count=6, size=(40, 48)):
+    """The third and fifth band tell the classes apart, the others are noise of other ranges."""
+    rng = np.random.default_rng(3)
+    for index in range(count):
+        ids = (np.arange(size[1]) >= 10 + 4 * index)[None].repeat(size[0], 0)
+        scale = np.array([1, 10, 100, 1000, 3])[:, None, None]
+        values = (
+            scale * rng.integers(0, 10, (5, *size))
+            + np.where(ids, scale * 10, 0) * np.eye(5)[[2, 4]].sum(0)[:, None, None]
+        )
+        tiff(folder / "images" / f"{index}.tif", values.astype(np.uint16))
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(ids.astype(np.uint8)).save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def test_five_bands_are_trained_on_and_predicted(tmp_path):
+    data = five_bands(tmp_path / "data")
+    report = check_data(data)
+    assert report.ok, report.problems
+    run = degrid.train(data=data, settings=TINY, out=tmp_path / "run")
+    model = degrid.load(run.folder)
+    assert model.bands.count == 5
+    assert len(model.bands.range) == 5
+    assert [round(high) for _, high in model.bands.range] == [9, 90, 1900, 9000, 57]
+    file = data / "images" / "0.tif"
+    predictor = degrid.Predictor(model, "cpu", "float32")
+    prediction = predictor.predict(file)
+    assert prediction.image.shape == (40, 48, 5)
+    assert (predictor(read_values(file)) == prediction.ids).all()
+    result = degrid.predict(run.folder, data / "images", tmp_path / "out", device="cpu", precision="float32")
+    assert result.images == 6
+    assert (np.asarray(Image.open(tmp_path / "out" / "0.png")) == prediction.ids).all()
+    grey = tmp_path / "grey.tif"
+    tiff(grey, np.zeros((2, 40, 48), np.uint16))
+    with pytest.raises(UserError, match=r"grey.tif has 2 bands; expected 5"):
+        predictor(grey)
+    again = degrid.train(
+        data=data, init=run.folder, settings={**TINY, "model.encoder": "timm:resnet10t"}, out=tmp_path / "again"
+    )
+    assert degrid.load(again.folder).bands == model.bands
+
+
+def test_images_of_other_numbers_of_bands_are_refused(tmp_path):
+    data = five_bands(tmp_path / "data")
+    tiff(data / "images" / "3.tif", np.zeros((4, 40, 48), np.uint16))
+    with pytest.raises(UserError, match="the images have 4 or 5 bands; expected as many in all"):
+        open_dataset(data)
+
+
+@pytest.mark.parametrize(
+    "encoder", ["timm:resnet10t", "caffe:resnet50", "slim:resnet_v2_50", "timm:mobilenetv3_small_050"]
+)
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_pretrained_stems_give_equal_channels_what_they_gave_before(tmp_path, encoder, count):
+    from safetensors.torch import save_file
+
+    from degrid.models import EncoderSettings, build_encoder
+
+    torch.manual_seed(0)
+    known = build_encoder(encoder, EncoderSettings())
+    inner = getattr(known, "net", known)
+    save_file({key: value.contiguous() for key, value in inner.state_dict().items()}, tmp_path / "a.safetensors")
+    made = build_encoder(encoder, EncoderSettings(pretrained=str(tmp_path / "a.safetensors"), in_channels=count))
+    state = getattr(made, "net", made).state_dict()
+    stem = next(key for key, value in inner.state_dict().items() if value.ndim == 4)
+    expected = inner.state_dict()[stem]
+    found = state[stem]
+    if count == 1:
+        assert torch.allclose(found, expected.sum(1, keepdim=True))
+    else:
+        for channel in range(count):
+            assert torch.allclose(found[:, channel], expected[:, channel % 3] * 3 / count)
+    assert len(made.preprocess.mean) == len(made.preprocess.std) == count
+    if count in (1, 6):  # the same sum over equal channels
+        assert torch.allclose(found.sum(1), expected.sum(1), atol=1e-6)
+    others = [key for key in state if key != stem]
+    assert all(torch.equal(state[key], inner.state_dict()[key]) for key in others)
+
+
+def test_blue_comes_first_where_the_weights_want_it_so():
+    from degrid.models import EncoderSettings, build_encoder
+
+    model = degrid.deeplabv3("caffe:resnet50", 2, channels=8, in_channels=5)
+    assert build_encoder("caffe:resnet50", EncoderSettings(in_channels=5)).preprocess.bgr
+    image = torch.arange(5.0).reshape(1, 5, 1, 1).expand(1, 5, 33, 33)
+    order = (model._normalised(image) * model.std + model.mean)[0, :, 0, 0]
+    assert order.round().tolist() == [2, 1, 0, 3, 4]
+
+
+def test_grey_may_be_a_single_channel(tmp_path):
+    data = dataset(tmp_path / "data", [ramp(200 + index, np.uint8) for index in range(4)])
+    opened = open_dataset(data, bands=Bands(1, "auto"))
+    assert opened[0].image.shape == (1, 40, 50)
+    assert torch.equal(opened[0].image[0], open_dataset(data)[0].image[0])
+    model = degrid.deeplabv3plus("timm:resnet10t", 2, channels=16, in_channels=1)
+    assert degrid.Predictor(model, "cpu")(np.zeros((40, 50), np.uint8)).shape == (40, 50)
+    colors = np.zeros((4, 5, 3), np.uint8)
+    colors[:] = (200, 100, 50)
+    Image.fromarray(colors).save(tmp_path / "rgb.png")
+    assert set(read_picture(tmp_path / "rgb.png", Bands(1)).ravel().tolist()) == {124}  # 0.299 R + 0.587 G + 0.114 B
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_transforms_keep_every_band(count):
+    from degrid.data import TrainTransform
+    from degrid.kernels import resample as kernel
+    from degrid.types import Sample
+
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (count, 50, 60), np.uint8)
+    sample = Sample(torch.from_numpy(image), torch.zeros(50, 60, dtype=torch.uint8), "a")
+    transform = TrainTransform((40, 40))
+    found = transform(sample, np.random.default_rng(1)).image
+    for band in range(count):  # each as if it were one of three equal ones
+        alone = Sample(sample.image[band : band + 1].repeat(3, 1, 1), sample.label, "a")
+        expected = transform(alone, np.random.default_rng(1)).image
+        assert (found[band].int() - expected[0].int()).abs().max() <= 0
+    place = ((30, 31), (-2.5, 1.25), (0.7, 1.3), tuple(range(count)))
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    assert (kernel._by_pillow(pixels, *place) == kernel.resample(pixels, *place)).all()
+    jittery = TrainTransform((40, 40), jitter=(0.5, 0.5, 0.5, 0.2))
+    assert jittery(sample, np.random.default_rng(1)).image.shape == (count, 40, 40)
+
+
+def test_a_network_of_five_bands_is_exported_with_them(tmp_path):
+    pytest.importorskip("onnxruntime", reason="runs the file")
+    torch.manual_seed(0)
+    model = degrid.deeplabv3plus(
+        "timm:resnet10t", 3, channels=16, in_channels=5, range=tuple(float(n) for n in range(10))
+    ).eval()
+    result = degrid.export(model, tmp_path / "a.onnx", format="onnx")
+    from degrid.model_folder import open_model
+
+    opened = open_model(result.name)
+    assert opened.bands == model.bands
+    values = np.random.default_rng(0).integers(0, 12, (40, 44, 5)).astype(np.uint16)
+    ids = degrid.Predictor(opened, "cpu")(values)
+    assert (ids == degrid.Predictor(model, "cpu", "float32")(values)).mean() > 0.999
+    assert degrid.describe(model).multiply_adds > 0

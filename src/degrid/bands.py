@@ -127,7 +127,7 @@ def to_bytes(values: np.ndarray, bands: Bands, place: object) -> np.ndarray:
 
     pixels = _with_channels(values, bands.count, place)
     if bands.range == "bytes":
-        return np.ascontiguousarray(pixels if pixels.dtype == np.uint8 else values_to_bytes(pixels))
+        return np.array(pixels if pixels.dtype == np.uint8 else values_to_bytes(pixels), order="C")
     pairs = ranges_of([pixels]) if bands.range == "file" else bands.range
     assert not isinstance(pairs, str)
     if len(pairs) not in (1, bands.count):

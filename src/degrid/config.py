@@ -73,9 +73,13 @@ class ModelConfig:
     """Fraction of values dropped after ASPP, 0 to 1 (`deeplabv3` and `deeplabv3plus`)."""
     separable: bool = False
     """`true`: depthwise-separable convolutions in ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
-    mean: tuple[float, float, float] | None = None
+    in_channels: int | None = None
+    """Channels of the input; `none`: as many as the training images have bands, and 3 for grey. Pretrained weights of
+    the first convolution are adapted as timm does: repeated and scaled by 3 / `in_channels`, or summed up for one;
+    `mean` and `std` are repeated, or averaged."""
+    mean: tuple[float, ...] | None = None
     """Mean of the input, 0 to 255, one value per channel in the encoder's channel order; `none`: the encoder's own."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[float, ...] | None = None
     """Standard deviation of the input, likewise; `none`: the encoder's own."""
     bgr: bool | None = None
     """`true`: the encoder reads blue, green, red; needs `mean` and `std`. `none`: the encoder's own order."""
@@ -116,7 +120,8 @@ class DataConfig:
     flip: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5)."""
+    """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5); images of
+    other than 3 channels have neither saturation nor hue."""
     workers: int = 0
     """Number of processes that load training images; 0: the training process loads them itself."""
     accept: tuple[str, ...] = ()

@@ -206,6 +206,13 @@ def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
     return image
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image uint8 [H,W,C] to look at, uint8 [H,W,3]: its first three bands, or its first as grey if it has fewer."""
+    import numpy as np
+
+    return image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+
+
 def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alpha: float = 0.55) -> np.ndarray:
     """The image, uint8 [H,W,3], with the colours of its ids, uint8 [H,W], laid over with weight `alpha`, 0 to 1.
 

@@ -18,6 +18,7 @@ from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, check_utf8, read_json, write_json
 from degrid.lookup import some
 from degrid.models import Segmenter
+from degrid.models.weights import with_stem
 from degrid.networks import build_model
 from degrid.types import LabelSpace, Preprocess, UserError
 from degrid.version import VERSION
@@ -113,8 +114,8 @@ def initialise_from(model: Segmenter, path: str | os.PathLike[str], head: bool =
     file = _find_folder(path) / "model.safetensors"
     weights = _with_aliases(model, _read_weights(file))
     anew_too = ("head.",) if not head else CLASSIFIERS if other_classes(model, path) else ()
-    given = {key: value for key, value in weights.items() if not key.startswith(anew_too)}
     state = model.state_dict()
+    given = with_stem(state, {key: value for key, value in weights.items() if not key.startswith(anew_too)})
     fits = {key: value for key, value in given.items() if key in state and value.shape == state[key].shape}
     anew = [key for key in state if key not in fits]
     differing = [*anew, *(key for key in given if key not in state)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, TypedDict, Unpack
 
 from degrid import config as configs
@@ -31,8 +30,9 @@ class NetworkSettings(TypedDict, total=False):
     channels: int
     dropout: float
     separable: bool
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
+    in_channels: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     bgr: bool | None
     range: tuple[float, ...] | str
     resize: str | None
@@ -46,9 +46,17 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     Raises:
         UserError: an unknown name or an impossible combination.
     """
-    preprocess, bands = _preprocess(config), bands_of(config)
+    wanted = bands_of(config)
+    bands = Bands(wanted.count or 3, "bytes" if wanted.range == "auto" else wanted.range)
+    preprocess = _preprocess(config)
     body = EncoderSettings(
-        config.output_stride, config.pretrained, config.multi_grid, config.uniform_rates, preprocess, config.legacy
+        config.output_stride,
+        config.pretrained,
+        config.multi_grid,
+        config.uniform_rates,
+        preprocess and preprocess.of_channels(bands.count),
+        config.legacy,
+        bands.count,
     )
     head = HeadSettings(config.rates, config.channels, config.dropout, config.separable)
     resize = config.resize or ("tf_legacy" if config.legacy else "half_pixel")
@@ -61,30 +69,33 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         where = rate_at_most(smoothing.max_rate)
         smooth_dilated_convs(part, smoothing.operator, where, legacy=config.legacy, **smoothing.options)
     model.config = config
-    model.bands = dataclasses.replace(bands, range="bytes") if bands.range == "auto" else bands
+    model.bands = bands
     return model
 
 
 def bands_of(config: ModelConfig) -> Bands:
-    """How images become the input of the network that the settings describe.
+    """How images become the input of the network that the settings describe; what they leave open is to be found.
 
     Raises:
-        UserError: a range of another form.
+        UserError: a number of channels below 1, or a range of another form.
     """
-    given = config.range
+    count, given = config.in_channels or 0, config.range
+    if config.in_channels is not None and count < 1:
+        raise UserError(f'setting "model.in_channels": expected at least 1 channel, got {count}')
     if isinstance(given, str):
         if given not in ("auto", "file", "bytes"):
             raise UserError(
                 f'setting "model.range": expected auto, file, bytes or numbers such as 0,4095, got "{given}"'
             )
-        return Bands(3, given)
+        return Bands(count, given)
     pairs = tuple(zip(given[::2], given[1::2], strict=False))
-    if len(given) not in (2, 6) or not all(low < high for low, high in pairs):
+    fits = len(given) == 2 or (len(given) % 2 == 0 and count in (0, len(pairs)))
+    if not given or not fits or not all(low < high for low, high in pairs):
         raise UserError(
-            f'setting "model.range": expected a lower and a higher value, or such a pair for each of 3 channels, got '
-            f"{', '.join(f'{value:g}' for value in given)}"
+            f'setting "model.range": expected a lower and a higher value, or such a pair for each of the '
+            f"{count or 'input'} channels, got {', '.join(f'{value:g}' for value in given)}"
         )
-    return Bands(3, pairs)
+    return Bands(count, pairs)
 
 
 def _preprocess(config: ModelConfig) -> Preprocess | None:

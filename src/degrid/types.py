@@ -60,7 +60,7 @@ class Sample:
     """One image with its label.
 
     Attributes:
-        image: uint8 [3,H,W], RGB, 0-255.
+        image: uint8 [C,H,W], 0-255; RGB where C is 3.
         label: uint8 [H,W], train ids 0..C-1 or IGNORE_INDEX.
         name: of the image within its dataset, with sub-folders and without extension ("city/frame_0001").
     """
@@ -75,7 +75,7 @@ class Batch:
     """Samples of one size.
 
     Attributes:
-        image: uint8 [N,3,H,W], RGB, 0-255.
+        image: uint8 [N,C,H,W], 0-255; RGB where C is 3.
         label: int64 [N,H,W], train ids 0..C-1 or IGNORE_INDEX.
         names: of the N samples.
     """
@@ -141,12 +141,33 @@ class Preprocess:
     Attributes:
         mean: one value per channel, in the order in which the network reads them: blue first where `bgr` is set.
         std: likewise.
-        bgr: whether the network reads blue, green, red instead of red, green, blue.
+        bgr: whether the network reads blue, green, red instead of red, green, blue; of more channels the first three.
     """
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
     bgr: bool = False
+
+    def of_channels(self, count: int) -> Preprocess:
+        """The same for another number of channels: repeated in turn; their average for a single one.
+
+        Raises:
+            UserError: neither 1, 3 nor `count` values are there.
+        """
+        if len(self.mean) == len(self.std) == count:
+            return self
+        if {len(self.mean), len(self.std)} - {1, 3}:
+            raise UserError(
+                f"model.mean and model.std: expected {count} values each, one per channel, got {len(self.mean)} and "
+                f"{len(self.std)}"
+            )
+
+        def fitted(values: tuple[float, ...]) -> tuple[float, ...]:
+            if count == 1:
+                return (sum(values) / len(values),)
+            return tuple(values[channel % len(values)] for channel in range(count))
+
+        return Preprocess(fitted(self.mean), fitted(self.std), self.bgr)
 
 
 @dataclass(frozen=True)

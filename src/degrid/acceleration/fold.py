@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from degrid.contracts import FoldingConv2d
+from degrid.contracts import FoldingConv2d, bands_of
 
 # How much a folded layer may differ, relative to its largest output: rounding and nothing more.
 _TOLERANCE = 1e-4
@@ -260,8 +260,8 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def example_image(model: nn.Module, side: int) -> Tensor:
-    """Noise [1,3,side,side], 0-255, on the model's device and in its number format."""
+    """Noise [1,C,side,side], 0-255, on the model's device and in its number format."""
     state = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, side, side), generator=generator)
+    image = torch.randint(0, 256, (1, bands_of(model).count, side, side), generator=generator)
     return image.to(state.device, state.dtype)

@@ -22,7 +22,7 @@ from degrid.data.synthetic import SyntheticScenes
 from degrid.lookup import did_you_mean, lookup, some
 from degrid.types import RGB, Bands, Dataset, LabelSpace, Sample, UserError
 
-FOUND = Bands(3, "auto")
+FOUND = Bands(0, "auto")
 """Bands that are found in the images."""
 _LOOKED_AT = 31
 
@@ -161,8 +161,9 @@ def notes_of(dataset: Dataset) -> list[str]:
 
 
 def bands_in(dataset: Dataset) -> Bands:
-    """How the images of a dataset are read; as always for a dataset of the user's own."""
-    return dataset.bands if isinstance(dataset, SourceDataset) else RGB
+    """How the images of a dataset are read; as always for a dataset of the user's own that has no attribute bands."""
+    bands = getattr(dataset, "bands", RGB)
+    return bands if isinstance(bands, Bands) else RGB
 
 
 def is_by_name(path: str | Path) -> bool:

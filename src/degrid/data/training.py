@@ -141,7 +141,7 @@ class TrainTransform:
             )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A crop of one sample: image uint8 [3,h,w], label uint8 [h,w]."""
+        """A crop of one sample: image uint8 [C,h,w], label uint8 [h,w]."""
         height, width = sample.label.shape
         crop_height, crop_width = self.crop
         factor = rng.uniform(*self.scale)
@@ -158,9 +158,11 @@ class TrainTransform:
             shown = crop_width if self.centred else min(crop_width, scaled_width)
             start_x, dx = (left + shown) * step_x, -step_x
         start, step = (start_y, start_x), (step_y, dx)
-        pixels = resample(sample.image.permute(1, 2, 0).numpy(), self.crop, start, step, _FILL)
+        image = sample.image.permute(1, 2, 0).numpy()
+        fill = tuple(_FILL[channel % 3] for channel in range(image.shape[2]))
+        pixels = resample(image, self.crop, start, step, fill)
         if any(self.jitter):
-            pixels = np.array(jitter_colors(Image.fromarray(pixels), self.jitter, rng))
+            pixels = jittered(pixels, self.jitter, rng)
         label = nearest(sample.label.numpy(), self.crop, start, step, IGNORE_INDEX)
         return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label), sample.name)
 
@@ -168,6 +170,16 @@ class TrainTransform:
 # The weights of red, green and blue in luma (ITU-R BT.601), and the two chrominance axes of YIQ.
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.stack([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def jittered(image: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator) -> np.ndarray:
+    """An image uint8 [H,W,C] with other colours, see `jitter_colors`; where C is not 3, of brightness and contrast."""
+    if image.shape[2] == 3:
+        return np.array(jitter_colors(Image.fromarray(image), strength, rng))
+    brightness, contrast, _ = (rng.uniform(max(0.0, 1 - s), 1 + s) for s in strength[:3])
+    changed = brightness * (contrast * image + (1 - contrast) * image.mean())
+    pixels: np.ndarray = np.clip(changed, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def jitter_colors(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
-from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, convention_of
+from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, bands_of, convention_of
 from degrid.exporters.exporter import quiet
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
@@ -108,6 +108,11 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
     return pixels if input_type == "uint8" else pixels.float()
 
 
+def _shape(channels: int, size: tuple[int, int] | None) -> tuple[int, ...]:
+    """Of the images to trace with."""
+    return (1, channels, *size) if size else (TRACED[0], channels, *TRACED[2:])
+
+
 @dataclass(frozen=True)
 class Source:
     """A network that is ready to be written: the module, and images to trace it with, of the type that the file takes.
@@ -132,7 +137,7 @@ class Source:
         graph = ExportGraph(model, output).eval()
         if input_type not in INPUTS:
             raise UserError(f'unknown input "{input_type}"; known: {", ".join(INPUTS)}')
-        return cls(graph, example_image((1, 3, *size) if size else TRACED, input_type), size is None)
+        return cls(graph, example_image(_shape(bands_of(model).count, size), input_type), size is None)
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:

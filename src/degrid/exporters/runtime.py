@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from degrid.contracts import ExportedNetwork, convention_of
+from degrid.contracts import ExportedNetwork, bands_of, convention_of
 from degrid.exporters.graph import example_image
 from degrid.exporters.table import EXPORTERS, find_opener
 from degrid.resize import resize
 from degrid.types import RGB, Bands, LabelSpace, UserError
 
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
-"""Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size."""
+"""Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size. Where a
+network takes other channels, they are as many."""
 TOLERANCE = 1e-4
 """Largest difference of logits that is accepted, relative to the largest logit."""
 AGREEMENT = 0.999
@@ -155,6 +156,7 @@ def compared(
     """
     found = []
     for seed, size in enumerate(sizes):
+        size = (size[0], bands_of(model).count, *size[2:])
         image = example_image(size, seed=seed)
         with torch.no_grad():
             logits = model(image)
@@ -177,7 +179,7 @@ def must_run(model: str) -> None:
     """
     run = (
         "import sys, degrid.exporters.runtime as runtime; model = runtime.ExportedModel(sys.argv[1]); "
-        "[model(runtime.example_image(size)) for size in runtime.SIZES]"
+        "[model(runtime.example_image((size[0], model.bands.count, *size[2:]))) for size in runtime.SIZES]"
     )
     done = subprocess.run([sys.executable, "-c", run, model], capture_output=True)
     if done.returncode < 0:

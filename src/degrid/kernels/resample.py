@@ -13,42 +13,62 @@ def resample(
     size: tuple[int, int],
     start: tuple[float, float],
     step: tuple[float, float],
-    fill: tuple[int, int, int],
+    fill: tuple[int, ...],
 ) -> np.ndarray:
-    """The image at evenly spaced places, bilinear; uint8 [h,w,3].
+    """The image at evenly spaced places, bilinear; uint8 [h,w,C].
 
     Output pixel (i, j) lies at row start[0] + (i + 0.5) * step[0] and column start[1] + (j + 0.5) * step[1] of the
     image, whose pixel (0, 0) extends from 0 to 1. Values are truncated to whole numbers. Where numba is installed it
     runs compiled, else in Pillow, with the same result to the last bit.
 
     Args:
-        image: uint8 [H,W,3].
+        image: uint8 [H,W,C].
         size: h and w.
         start: row and column where the output begins, pixels.
         step: image pixels per output pixel, down and to the right; negative ones mirror it.
-        fill: the colour outside the image.
+        fill: the colour outside the image, C values.
     """
     if not can_import_numba():
-        affine, kind = (step[1], 0.0, start[1], 0.0, step[0], start[0]), Image.Transform.AFFINE
-        picture, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
-        return np.array(picture.transform((size[1], size[0]), kind, affine, bilinear, fillcolor=fill))
+        return _by_pillow(image, size, start, step, fill)
     from degrid.kernels.resample_numba import fill_in
 
     rows, row_weights, top, bottom = _places(size[0], image.shape[0], start[0], step[0])
     columns, column_weights, left, right = _places(size[1], image.shape[1], start[1], step[1])
-    out = np.empty((size[0], 3 * size[1]), np.uint8)
+    count = image.shape[2]
+    out = np.empty((size[0], count * size[1]), np.uint8)
     if (bottom - top, right - left) != tuple(size):
-        out.reshape(*size, 3)[:] = fill
+        out.reshape(*size, count)[:] = fill
     if bottom > top and right > left:
         low, high = np.maximum(columns, 0), np.minimum(columns + 1, image.shape[1] - 1)
         first = int(low.min())
         # Unsigned, so that compiled code does not check each index for being negative.
-        low, high = ((3 * (each - first)[:, None] + np.arange(3)).ravel().astype(np.uint64) for each in (low, high))
+        low, high = (
+            (count * (each - first)[:, None] + np.arange(count)).ravel().astype(np.uint64) for each in (low, high)
+        )
         flat = np.ascontiguousarray(image).reshape(len(image), -1)
-        weights = np.repeat(column_weights, 3)
-        columns_read = 3 * first, 3 * first + int(high.max()) + 1
-        fill_in(flat, columns_read, rows, row_weights, low, high, weights, out, (top, 3 * left))
-    return out.reshape(*size, 3)
+        weights = np.repeat(column_weights, count)
+        columns_read = count * first, count * first + int(high.max()) + 1
+        fill_in(flat, columns_read, rows, row_weights, low, high, weights, out, (top, count * left))
+    return out.reshape(*size, count)
+
+
+def _by_pillow(
+    image: np.ndarray,
+    size: tuple[int, int],
+    start: tuple[float, float],
+    step: tuple[float, float],
+    fill: tuple[int, ...],
+) -> np.ndarray:
+    """`resample` without numba."""
+    if image.shape[2] != 3:
+        bands = [(np.ascontiguousarray(image[..., band]), fill[band]) for band in range(image.shape[2])]
+        colors = [
+            _by_pillow(np.repeat(band[..., None], 3, 2), size, start, step, (value,) * 3) for band, value in bands
+        ]
+        return np.stack([color[..., 0] for color in colors], axis=2)
+    affine, kind = (step[1], 0.0, start[1], 0.0, step[0], start[0]), Image.Transform.AFFINE
+    picture, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
+    return np.array(picture.transform((size[1], size[0]), kind, affine, bilinear, fillcolor=fill))
 
 
 def nearest(

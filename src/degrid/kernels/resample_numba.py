@@ -18,14 +18,14 @@ def _across(row, left, right, weights, wide, out):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True)
 def fill_in(image, read, rows, row_weights, left, right, weights, out, corner):  # type: ignore[no-untyped-def]
-    """Write a part of out, uint8 [h, w * 3].
+    """Write a part of out, uint8 [h, w * C].
 
     Args:
-        image: uint8 [H, W * 3].
+        image: uint8 [H, W * C].
         read: the range of a row's values that is needed, first and last + 1.
         rows, row_weights: [part's height], of the two image rows of each output row the upper one, and the lower one's
             weight.
-        left, right, weights: [part's width * 3], where in that range the two neighbours are, and the right one's
+        left, right, weights: [part's width * C], where in that range the two neighbours are, and the right one's
             weight.
         corner: row and value of `out` where the part begins.
     """

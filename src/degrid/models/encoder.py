@@ -27,6 +27,7 @@ class EncoderSettings:
             the stage before.
         preprocess: replaces the encoder's own.
         legacy: compute as the original code does; for the ResNets that come from it.
+        in_channels: of the images.
     """
 
     output_stride: int = 16
@@ -35,6 +36,7 @@ class EncoderSettings:
     uniform_rates: bool = False
     preprocess: Preprocess | None = None
     legacy: bool = False
+    in_channels: int = 3
 
 
 @runtime_checkable
@@ -52,7 +54,7 @@ class Encoder(Protocol):
     preprocess: Preprocess
 
     def __call__(self, image: Tensor, /) -> list[Tensor]:
-        """Images [N,3,H,W], normalised -> features, fine to coarse."""
+        """Images [N,C,H,W], normalised -> features, fine to coarse."""
         ...
 
 

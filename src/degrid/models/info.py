@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from degrid.contracts import ExchangeableConv2d
+from degrid.contracts import ExchangeableConv2d, bands_of
 from degrid.lookup import some
 from degrid.models.encoder import Encoder
 from degrid.models.segmenter import Segmenter
@@ -128,5 +128,5 @@ def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """Counted on a copy without data, which computes nothing."""
     hollow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        hollow(torch.zeros(1, 3, *size, device="meta"))
+        hollow(torch.zeros(1, bands_of(model).count, *size, device="meta"))
     return int(counter.get_total_flops()) // 2

@@ -35,6 +35,7 @@ class TimmEncoder(nn.Module):
         uniform_rates: every unit of a dilated stage has the stage's rate, as in the original DeepLabs and in
             segmentation_models.pytorch: 2, 2, 2, ... and 4, 4, 4 at output stride 8.
         legacy: has no effect, since none of these networks comes from the original code.
+        in_channels: of the images; weights for 3 are adapted, see `degrid.models.weights.with_stem`.
     Raises:
         UserError: an unknown name, a stride that the network does not support, or weights that do not fit.
     Source: output stride and multi-grid: DeepLab v3 (arXiv 1706.05587) sections 3.1 and 3.2.
@@ -49,13 +50,14 @@ class TimmEncoder(nn.Module):
         preprocess: Preprocess | None = None,
         uniform_rates: bool = False,
         legacy: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         name = name.removeprefix("timm:")
-        self.net = _create(name, output_stride, pretrained is True)
+        self.net = _create(name, output_stride, pretrained is True, in_channels)
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.reductions: tuple[int, ...] = tuple(self.net.feature_info.reduction())
-        self.preprocess = preprocess or _preprocess(name)
+        self.preprocess = preprocess or _preprocess(name).of_channels(in_channels)
         if isinstance(pretrained, str):
             with torch.device("meta"):
                 full_names = set(timm.create_model(name).state_dict())
@@ -66,7 +68,7 @@ class TimmEncoder(nn.Module):
             self._apply_multi_grid(name, multi_grid, 32 // output_stride)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """[N,3,H,W], normalised -> features, fine to coarse."""
+        """[N,C,H,W], normalised -> features, fine to coarse."""
         return cast(list[Tensor], self.net(image))
 
     def _apply_multi_grid(self, name: str, multi_grid: tuple[int, ...], stage_rate: int) -> None:
@@ -112,7 +114,7 @@ class TorchvisionEncoder(nn.Module):
         output_stride: 16 or 32.
         pretrained: a local file; False for random weights.
         multi_grid, uniform_rates: not supported.
-        preprocess, legacy: see `TimmEncoder`.
+        preprocess, legacy, in_channels: see `TimmEncoder`.
     Raises:
         UserError: another network, a setting that it does not support, or weights that do not fit.
     Source: torchvision's deeplabv3_mobilenet_v3_large; timm's network of that name has another batch norm epsilon.
@@ -127,6 +129,7 @@ class TorchvisionEncoder(nn.Module):
         preprocess: Preprocess | None = None,
         uniform_rates: bool = False,
         legacy: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if name != MOBILENET_V3:
@@ -142,14 +145,17 @@ class TorchvisionEncoder(nn.Module):
         self.taps = _last_blocks(self.net)
         self.channels = tuple(int(self.net[index].out_channels) for index in self.taps)
         self.reductions = (2, 4, 8, 16, output_stride)
-        self.preprocess = preprocess or Preprocess()
+        if in_channels != 3:
+            self.net[0][0] = nn.Conv2d(in_channels, self.net[0][0].out_channels, 3, 2, 1, bias=False)
+            nn.init.kaiming_normal_(self.net[0][0].weight, mode="fan_out")  # as torchvision does
+        self.preprocess = preprocess or Preprocess().of_channels(in_channels)
         if isinstance(pretrained, str):
             given = {key.removeprefix("features."): value for key, value in read_weights(pretrained).items()}
             classifier = {f"classifier.{layer}.{leaf}" for layer in (0, 3) for leaf in ("weight", "bias")}
             load_encoder_weights(self.net, classifier, given, pretrained)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """[N,3,H,W], normalised -> features, fine to coarse."""
+        """[N,C,H,W], normalised -> features, fine to coarse."""
         features, x = [], image
         for index, block in enumerate(self.net):
             x = block(x)
@@ -164,12 +170,12 @@ def _last_blocks(net: nn.Sequential) -> list[int]:
     return [0, *(index - 1 for index in starts[1:]), len(net) - 1]
 
 
-def _create(name: str, output_stride: int, pretrained: bool) -> Any:
+def _create(name: str, output_stride: int, pretrained: bool, in_channels: int) -> Any:
     if not timm.is_model(name):
         raise UserError(f'timm knows no network "{name}".{did_you_mean(name, timm.list_models())}')
     net, cause = None, None
     try:
-        net = _features(name, output_stride)
+        net = _features(name, output_stride, in_channels)
     # The families of timm refuse an impossible stride with different exceptions.
     except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
         cause = error
@@ -179,7 +185,9 @@ def _create(name: str, output_stride: int, pretrained: bool) -> Any:
         raise UserError(f"timm's {name} does not support output stride {output_stride}; {able}") from cause
     if pretrained:
         try:
-            net = timm.create_model(name, features_only=True, output_stride=output_stride, pretrained=True)
+            net = timm.create_model(
+                name, features_only=True, output_stride=output_stride, pretrained=True, in_chans=in_channels
+            )
         except Exception as error:  # hub, connection and file system each raise their own
             raise UserError(
                 f"could not get the ImageNet weights of {name} ({type(error).__name__}: {str(error)[:120]}); "
@@ -196,11 +204,11 @@ def _works(name: str, output_stride: int) -> bool:
         return False
 
 
-def _features(name: str, output_stride: int) -> Any:
+def _features(name: str, output_stride: int, in_channels: int = 3) -> Any:
     """timm's feature network with random weights; None if its stride, measured on an image, is another."""
-    net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
+    net: Any = timm.create_model(name, features_only=True, output_stride=output_stride, in_chans=in_channels)
     with torch.no_grad(), evaluating(net):
-        side = net(torch.zeros(1, 3, 64, 64))[-1].shape[-1]
+        side = net(torch.zeros(1, in_channels, 64, 64))[-1].shape[-1]
     return net if net.feature_info.reduction()[-1] == output_stride == 64 // int(side) else None
 
 

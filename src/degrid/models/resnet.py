@@ -94,6 +94,7 @@ class ResNet(nn.Module):
         legacy: compute as the TensorFlow code does. Its pooling pads to "same" size with the odd row and column at the
             bottom and right; with caffe so does its stem, and the epsilon of batch norm is 1e-3; with slim_v2 there is
             no batch norm after the last stage. Otherwise padding is symmetric, and the pooling of caffe rounds up.
+        in_channels: of the images; weights for 3 are adapted, see `degrid.models.weights.with_stem`.
     Raises:
         UserError: an unknown name, a multi_grid or weights that do not fit, or a download, which does not exist.
     Source: DeepLab v2 (arXiv 1606.00915) and v3 (arXiv 1706.05587); rates 2 and 4 at output stride 8.
@@ -108,22 +109,23 @@ class ResNet(nn.Module):
         preprocess: Preprocess | None = None,
         uniform_rates: bool = False,
         legacy: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         variant, units = _variant_and_units(name, multi_grid)
         self.variant, self.legacy = variant, legacy
-        self.preprocess = preprocess or (CAFFE if variant == "caffe" else SLIM)
+        self.preprocess = preprocess or (CAFFE if variant == "caffe" else SLIM).of_channels(in_channels)
         self.channels = (64, 256, 512, 1024, 2048)
         self.same_stem = variant == "caffe" and legacy
         eps = 1e-3 if self.same_stem else 1e-5
         v2 = variant == "slim_v2"
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
         self.bn1 = nn.Identity() if v2 else nn.BatchNorm2d(64, eps)
         self.relu = nn.Identity() if v2 else nn.ReLU(inplace=True)
         strides, rates = _strides_and_rates(output_stride)
         factors = [*((1,) * count for count in units[:-1]), multi_grid or (1,) * units[-1]]
-        for stage, (in_channels, stride, rate) in enumerate(zip(self.channels, strides, rates, strict=False)):
-            blocks = _stage(v2, in_channels, 64 * 2**stage, stride, [rate * factor for factor in factors[stage]], eps)
+        for stage, (width, stride, rate) in enumerate(zip(self.channels, strides, rates, strict=False)):
+            blocks = _stage(v2, width, 64 * 2**stage, stride, [rate * factor for factor in factors[stage]], eps)
             self.add_module(f"layer{stage + 1}", blocks)
         self.norm: nn.Module = nn.Identity()
         if v2 and not legacy:
@@ -134,7 +136,7 @@ class ResNet(nn.Module):
             _load(self, name, pretrained)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """[N,3,H,W], normalised -> features, fine to coarse."""
+        """[N,C,H,W], normalised -> features, fine to coarse."""
         if self.same_stem:
             image = F.pad(image, _same_padding(image, 7))
         x = self.relu(self.bn1(self.conv1(image)))

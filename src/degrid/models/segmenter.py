@@ -72,8 +72,8 @@ class Segmenter(MultiScaleNetwork):
         self.config: BuiltFrom | None = None
         """The settings that the network was built from, if any."""
         # Not in the state dict, since they are settings: all names in it belong to encoder and head.
-        self.register_buffer("mean", torch.tensor(self.preprocess.mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.preprocess.std).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.preprocess.mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocess.std).reshape(1, -1, 1, 1), persistent=False)
 
     @property
     def output_stride(self) -> int:
@@ -86,7 +86,7 @@ class Segmenter(MultiScaleNetwork):
         return max(cast(Encoder, self.encoder).reductions)
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB images [N,3,H,W], uint8 or float, 0-255, any size -> logits [N,C,h,w] at the head's stride."""
+        """Images [N,C,H,W] (RGB), uint8 or float, 0-255, any size -> logits [N,C,h,w] at the head's stride."""
         if not self.scales:
             return self._logits(self._normalised(image))
         return self.fused(self.scale_logits(image))
@@ -107,7 +107,9 @@ class Segmenter(MultiScaleNetwork):
         return torch.stack([resize(each, size, self.resize) for each in logits]).amax(0)
 
     def _normalised(self, image: Tensor) -> Tensor:
-        x = image.flip(1) if self.preprocess.bgr else image
+        x = image
+        if self.preprocess.bgr and image.shape[1] >= 3:
+            x = image.flip(1) if image.shape[1] == 3 else torch.cat([image[:, :3].flip(1), image[:, 3:]], 1)
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from degrid.types import UserError
@@ -77,13 +78,34 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
 
     state = net.state_dict()
     own = {flat(key): key for key in state}
-    given = {own.get(flat(key), key): value for key, value in weights.items()}
+    given = with_stem(state, {own.get(flat(key), key): value for key, value in weights.items()})
     spare = {flat(key) for key in full_names}
     if problems := misfit(state, given, [key for key in given if flat(key) in spare]):
         fits = guess_network(weights)
         hint = f". The file looks like {fits}" if fits else ""
         raise UserError(f"the weights in {source} do not fit this encoder: {problems}{hint}")
     net.load_state_dict({key: value for key, value in given.items() if key in state}, strict=False)
+
+
+def with_stem(state: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network for images of 3 channels, for one of another number: its first convolution adapted.
+
+    As timm adapts it: for 1 channel the weights of the three are added up; for C channels they are repeated in turn and
+    scaled by 3 / C, so that equal channels give what they gave before.
+
+    Args:
+        state: the state dict of the network that takes them.
+    """
+
+    def fitted(key: str, value: Tensor) -> Tensor:
+        wanted = state.get(key, value).shape
+        others = value.ndim == len(wanted) == 4 and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:])
+        if not others or value.shape[1] != 3 or wanted[1] == 3:
+            return value
+        adapted: Tensor = adapt_input_conv(wanted[1], value)
+        return adapted
+
+    return {key: fitted(key, value) for key, value in weights.items()}
 
 
 def guess_network(weights: dict[str, Tensor]) -> str | None:

@@ -23,7 +23,7 @@ from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
-from degrid.image import overlay_classes
+from degrid.image import as_rgb, overlay_classes
 from degrid.types import Bands, ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 
@@ -204,7 +204,7 @@ def _write_worst(images: Sequence[ScoredImage], labels: LabelSpace, out: Path) -
     """A picture per image, image | truth | prediction, in a folder beside the scores: scores_worst for scores.json."""
     folder = out.with_name(f"{out.stem}_worst")
     for rank, image in enumerate(images, start=1):
-        pixels = image.sample.image.permute(1, 2, 0).numpy()
+        pixels = as_rgb(image.sample.image.permute(1, 2, 0).numpy())
         shown = (overlay_classes(pixels, ids.numpy(), labels) for ids in (image.sample.label, image.ids))
         # Names hold sub-folders; the pictures lie side by side.
         name = f"{rank:03d}_{image.sample.name}.png".replace("/", "_")

@@ -18,7 +18,7 @@ from degrid.arguments import check_fields
 from degrid.data import CITYSCAPES_LABEL_IDS
 from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
-from degrid.image import overlay_classes, palette_image
+from degrid.image import as_rgb, overlay_classes, palette_image
 from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
@@ -175,7 +175,7 @@ class IdFiles(ResultWriter):
         labels = self.labels = self.labels or LabelSpace.of_size(num_classes)
         _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
         if self.overlay:
-            picture = overlay_classes(prediction.image, prediction.ids, labels)
+            picture = overlay_classes(as_rgb(prediction.image), prediction.ids, labels)
             _save(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:

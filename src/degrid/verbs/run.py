@@ -30,7 +30,7 @@ from degrid.engine.training.loop import Training, kept
 from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
 from degrid.files import check_utf8, printable, write_json
-from degrid.image import overlay_classes
+from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import some
 from degrid.model_folder import initialise_from, other_classes, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
@@ -117,7 +117,7 @@ def run(
             log.say(line)
         if sheet is not None:
             log.image(0, "train/preview", sheet)
-            log.graph(model, torch.zeros(1, 3, *config.data.crop, device=device))
+            log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=device))
         train_loop(
             state,
             _batches(config, data.train, cycles, state.step),
@@ -154,6 +154,8 @@ def _opened(config: RunConfig) -> tuple[_Data, RunConfig]:
     elif data.val:
         val = open_dataset(data.path, data.val, train.labels, bands=bands)
         notes += notes_of(val)
+    if bands.count != 3:
+        model = dataclasses.replace(model, in_channels=bands.count)
     if bands.range != "bytes":
         found = bands.range if isinstance(bands.range, str) else tuple(itertools.chain(*bands.range))
         model = dataclasses.replace(model, range=found)
@@ -245,7 +247,7 @@ def _validation(
     def validate(network: nn.Module, step: int) -> Scores:
         def record(index: int, sample: Sample, ids: Tensor) -> None:
             if index in shown:
-                image = sample.image.permute(1, 2, 0).numpy()
+                image = as_rgb(sample.image.permute(1, 2, 0).numpy())
                 drawn = [overlay_classes(image, each.numpy(), dataset.labels) for each in (sample.label, ids)]
                 log.image(step, f"val/{printable(sample.name)}", np.concatenate([image, *drawn], axis=1))
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from degrid.data.dataset import SourceDataset
 from degrid.data.formats.values import LabelValues
 from degrid.files import atomic_write, printable
-from degrid.image import overlay_classes
+from degrid.image import as_rgb, overlay_classes
 from degrid.types import IGNORE_INDEX, Dataset
 
 _CELL, _GAP, _TEXT, _ROW = 320, 8, 15, 22
@@ -58,7 +58,7 @@ def preview_sheet(dataset: Dataset, num: int = 12, title: str = "") -> np.ndarra
     cells = []
     for index in chosen:
         sample = dataset[index]
-        image, ids = sample.image.permute(1, 2, 0).numpy(), sample.label.numpy()
+        image, ids = as_rgb(sample.image.permute(1, 2, 0).numpy()), sample.label.numpy()
         overlay = overlay_classes(image, ids, dataset.labels, alpha=0.7)
         cells.append((sample.name, _pair_cell(image, _hatched(overlay, ids == IGNORE_INDEX))))
         seen.add(index, ids)

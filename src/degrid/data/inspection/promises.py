@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from degrid.data.dataset import bands_in
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, Sample, UserError
 
 
@@ -18,21 +19,22 @@ def check_promises(dataset: Dataset, num: int = 8) -> None:
         raise UserError("a dataset needs the attribute labels, a degrid.LabelSpace")
     if len(dataset) == 0:
         raise UserError("the dataset is empty")
+    channels = bands_in(dataset).count
     for index in sorted({round(i * (len(dataset) - 1) / max(1, num - 1)) for i in range(num)}):
         sample, again = dataset[index], dataset[index]
-        _check_sample(sample, len(dataset.labels), f"sample {index}")
+        _check_sample(sample, len(dataset.labels), channels, f"sample {index}")
         if not (torch.equal(sample.image, again.image) and torch.equal(sample.label, again.label)):
             raise UserError(f"sample {index}: two reads gave different samples; put randomness into the transform")
 
 
-def _check_sample(sample: object, num_classes: int, where: str) -> None:
+def _check_sample(sample: object, num_classes: int, channels: int, where: str) -> None:
     if not isinstance(sample, Sample):
         raise UserError(f"{where}: expected a degrid.Sample, got {type(sample).__name__}")
     image, label, name = sample.image, sample.label, sample.name
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: name must be a word that is not empty, got {name!r}")
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise UserError(f"{where}: image must be uint8 [3,H,W], got {image.dtype} {list(image.shape)}")
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != channels:
+        raise UserError(f"{where}: image must be uint8 [{channels},H,W], got {image.dtype} {list(image.shape)}")
     if label.dtype != torch.uint8 or label.shape != image.shape[1:]:
         raise UserError(
             f"{where}: label must be uint8 [H,W] = {list(image.shape[1:])}, got {label.dtype} {list(label.shape)}"

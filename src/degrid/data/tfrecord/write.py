@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from degrid.data.dataset import SourceDataset
+from degrid.data.dataset import SourceDataset, bands_in
 from degrid.data.tfrecord.format import is_record_file
 from degrid.data.tfrecord.records import encode_example, framed
 from degrid.data.tfrecord.source import SCHEMAS, Schema
@@ -47,6 +47,8 @@ def write_tfrecord(
         raise UserError(f"expected a file called NAME.tfrecord, best with the split in its name; got {path}")
     if len(dataset) == 0:
         raise UserError("nothing to write: the dataset holds no image")
+    if bands_in(dataset).count != 3:
+        raise UserError(f"TFRecord files hold images of 3 channels; these have {bands_in(dataset).count}")
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         for index in range(len(dataset)):
             stream.write(framed(encode_example(_features(dataset, index, SCHEMAS[schema]))))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from degrid.arguments import checked
 from degrid.bands import read_picture, to_bytes, values_of
-from degrid.contracts import ExportedNetwork, convention_of, declared, evaluating
+from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
@@ -103,8 +103,9 @@ class Predictor:
         """Class ids of an image, uint8 [H,W].
 
         Args:
-            image: a file, a PIL image, a uint8 array [H,W,3] or [H,W], or a uint8 tensor [3,H,W]; RGB. Files, PIL
-                images and arrays of other types become bytes through the range that the model was trained with.
+            image: a file, a PIL image, a uint8 array [H,W,C] or [H,W], or a uint8 tensor [C,H,W], where C is
+                `bands.count`; RGB where that is 3. Files, PIL images and arrays of other types become bytes through the
+                range that the model was trained with.
         Raises:
             UserError: the file is missing or damaged, or the array is of another kind.
         """
@@ -236,18 +237,19 @@ def _pixels(image: ImageLike, bands: Bands) -> np.ndarray:
     if isinstance(image, Image.Image):
         return to_array(image) if bands == RGB else to_bytes(values_of(oriented(image)), bands, "the image")
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise UserError(f"expected a uint8 tensor [3,H,W], got {image.dtype} {list(image.shape)}")
+        if image.ndim != 3 or image.shape[0] != bands.count or image.dtype != torch.uint8:
+            raise UserError(f"expected a uint8 tensor [{bands.count},H,W], got {image.dtype} {list(image.shape)}")
         return np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
     return _pixels_of_array(np.asarray(image), bands)
 
 
 def _pixels_of_array(pixels: np.ndarray, bands: Bands) -> np.ndarray:
+    grey, count = pixels.ndim == 2, bands.count
     if pixels.dtype != np.uint8 and pixels.ndim in (2, 3) and bands.range != "bytes":
-        return to_bytes(np.atleast_3d(pixels), bands, "the image")
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise UserError(f"expected a uint8 array [H,W,3] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
-    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels)
+        return to_bytes(pixels[..., None] if grey else pixels, bands, "the image")
+    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] == count)):
+        raise UserError(f"expected a uint8 array [H,W,{count}] or [H,W], got {pixels.dtype} {list(pixels.shape)}")
+    return np.repeat(pixels[..., None], count, axis=2) if grey else np.array(pixels)
 
 
 def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
@@ -268,7 +270,7 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     count = _LiveBytes()
     try:
         with torch.inference_mode(False), torch.no_grad(), count:
-            shadow(torch.empty(1, 3, *size, device="meta"))
+            shadow(torch.empty(1, bands_of(model).count, *size, device="meta"))
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"cannot tell how much memory this {type(model).__name__} needs ({error}); give a window instead of a limit"
