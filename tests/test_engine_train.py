@@ -197,20 +197,25 @@ def test_trains_in_another_thread_too(tmp_path):
     assert len(losses(tmp_path)) == 2
 
 
-def test_best_is_kept_and_last_moves_on(tmp_path):
-    found = iter([0.3, 0.5, 0.4])
-    published = []
+def scores_of(values):
+    """A validation that finds these mIoUs in turn."""
+    found = iter(values)
 
     def validate(model, step):
         value = next(found)
         return Scores(value, value, value, value, None, ("a",), (value,), (value,), None, (1,), 1, 1, ((1,),))
 
+    return validate
+
+
+def test_best_is_kept_and_last_moves_on(tmp_path):
+    published = []
     go(
         new_state(),
         tmp_path,
         6,
         eval_every=2,
-        validate=validate,
+        validate=scores_of([0.3, 0.5, 0.4]),
         publish=lambda m: published.append(m.head.weight.detach().clone()),
     )
     best, last = (load_state(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
@@ -219,6 +224,36 @@ def test_best_is_kept_and_last_moves_on(tmp_path):
     # What is published is the moving average, not the raw weights.
     assert torch.equal(published[-1], best["average"]["module.head.weight"])
     assert not torch.equal(published[-1], best["model"]["head.weight"])
+
+
+def test_patience_ends_training_and_is_kept_over_a_resume(tmp_path):
+    state = new_state()
+    go(state, tmp_path, 20, eval_every=2, patience=3, validate=scores_of([0.3, 0.5, 0.4, 0.5, 0.2]))
+    assert (state.step, state.since_best, state.best_miou) == (10, 3, 0.5)
+    assert "stopped after step 10: 3 validations in a row were not better" in (tmp_path / "log.txt").read_text()
+    again = new_state()
+    again.restore(tmp_path / "last.ckpt")
+    go(again, tmp_path, 20, eval_every=2, patience=3, validate=scores_of([]))
+    assert again.step == 10
+    go(again, tmp_path, 16, eval_every=2, patience=4, validate=scores_of([0.6, 0.1, 0.1]))
+    assert (again.step, again.since_best) == (16, 2)
+
+
+def test_a_large_gradient_is_scaled_down(tmp_path):
+    def step(clip_norm):
+        state = new_state(ema=0)
+        state.optimizer = make_optimizer("sgd", parameter_groups(state.model, 0, 1, 1), 1.0, 0.0)
+        before = [each.detach().clone() for each in state.model.parameters()]
+        torch.manual_seed(1)  # of dropout
+        go(state, tmp_path / str(clip_norm), 1, clip_norm=clip_norm)
+        return [a - b.detach() for a, b in zip(before, state.model.parameters(), strict=True)]
+
+    free, clipped, loose = step(0.0), step(0.01), step(1e6)
+    norm = torch.stack([each.norm() for each in free]).norm()
+    rate = torch.stack([each.norm() for each in clipped]).norm() / 0.01
+    for a, b, c in zip(free, clipped, loose, strict=True):
+        torch.testing.assert_close(b, a * (0.01 * rate / norm), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(c, a)
 
 
 def test_moving_average_by_hand():

@@ -224,3 +224,22 @@ def test_collect(runs, tmp_path):
     with pytest.raises(UserError, match="no runs: expected one run folder or more, got none"):
         degrid.collect([], tmp_path / "d.tgz")
     assert not (tmp_path / "d.tgz").exists()
+
+
+def test_the_momentum_of_batch_norm_is_that_of_the_settings(tmp_path):
+    """With a momentum of 0 the running statistics never move from those of a new layer, with 1 they are the batch's."""
+    for momentum, stays in (("0", True), ("1", False)):
+        once = {
+            **SMALL,
+            "train.steps": 1,
+            "train.ema": 0.0,
+            "train.batch_norm_momentum": float(momentum),
+            "data.val": "",
+        }
+        found = degrid.train(data="synthetic:4", settings=once, out=tmp_path / momentum)
+        state = degrid.load(found.folder).state_dict()
+        means = [value for name, value in state.items() if name.endswith("running_mean")]
+        assert len(means) > 3
+        assert all(bool((value == 0).all()) == stays for value in means)
+    with pytest.raises(UserError, match="a momentum of at most 1; got 0, 0 and 1.5"):
+        degrid.train(data="synthetic:4", settings={"train.batch_norm_momentum": 1.5}, out=tmp_path / "none")

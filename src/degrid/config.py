@@ -164,6 +164,8 @@ class OptimConfig:
     """Factor by which `step` multiplies the rate."""
     warmup: int = 0
     """Steps over which the rate rises linearly at the start."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of all parameters together; a larger gradient is scaled down to it. 0: off."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,9 @@ class TrainConfig:
     """Micro-batches per optimiser step; the loss is the mean over the valid pixels of all of them."""
     batch_norm: str = "train"
     """`train`: normalise by the statistics of the batch; `frozen`: statistics, scale and shift stay as loaded."""
+    batch_norm_momentum: float | None = None
+    """Weight of the newest batch in the running statistics, 0 to 1, such as `0.0003` in DeepLab v3; `none`: that of the
+    layers, usually 0.1."""
     loss_size: str = "label"
     """Where the loss is computed: `label` enlarges the logits to the label's size; `logits` reduces the label to
     theirs, by nearest neighbour."""
@@ -221,6 +226,8 @@ class TrainConfig:
     """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one."""
     eval_every: int = 1000
     """Steps between validations."""
+    patience: int = 0
+    """Stop after this many validations in a row without a better mIoU; 0: never."""
     save_every: int = 0
     """Steps between checkpoints; 0: one at every validation."""
     keep_checkpoints: bool = False

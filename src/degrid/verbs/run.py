@@ -196,6 +196,8 @@ def _start(
     model.to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
+    for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+        norm.momentum = norm.momentum if settings.batch_norm_momentum is None else settings.batch_norm_momentum
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
     if settings.checkpoint_activations:
@@ -235,7 +237,7 @@ def _restore(state: Training, folder: Path, iteration: int | None, eval_every: i
             "(train.keep_checkpoints=true keeps them)"
         )
     state.restore(file)
-    state.best_miou = -1.0
+    state.best_miou, state.since_best = -1.0, 0
 
 
 def _validation(

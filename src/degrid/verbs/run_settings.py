@@ -61,6 +61,12 @@ def check_settings(config: RunConfig) -> None:
         )
     if not 0 <= settings.ema < 1:
         raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
+    momentum = settings.batch_norm_momentum
+    if min(config.optim.clip_norm, settings.patience) < 0 or not 0 <= (momentum or 0) <= 1:
+        raise UserError(
+            "settings optim.clip_norm, train.patience and train.batch_norm_momentum: expected 0 (off) or more, and a "
+            f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
+        )
     losses = _losses(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
@@ -108,6 +114,8 @@ def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) 
         cycles.updates if cycles else settings.eval_every,
         settings.save_every,
         settings.keep_checkpoints,
+        optim.clip_norm,
+        settings.patience,
     )
 
 

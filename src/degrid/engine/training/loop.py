@@ -39,6 +39,8 @@ class Training:
     average: AveragedModel | None = None
     step: int = 0
     best_miou: float = -1.0
+    since_best: int = 0
+    """Validations since the best one."""
 
     def save(self, path: Path) -> None:
         """Write the state; an earlier file stays until the new one is complete.
@@ -54,6 +56,7 @@ class Training:
             "average": self.average.state_dict() if self.average else None,
             "step": self.step,
             "best_miou": self.best_miou,
+            "since_best": self.since_best,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -77,6 +80,7 @@ class Training:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.step, self.best_miou = state["step"], state["best_miou"]
+        self.since_best = state.get("since_best", 0)  # older versions did not count
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"], next(self.model.parameters()).device)
@@ -129,6 +133,8 @@ class Plan:
         eval_every: steps between validations; the last step is always validated.
         save_every: steps between checkpoints beside those of validations; 0 for none.
         keep: also keep the state of every validation under a name of its own, see `kept`.
+        clip_norm: largest norm of the gradient of all parameters; 0: any.
+        patience: stop after this many validations in a row without a better mIoU; 0: never.
     """
 
     steps: int
@@ -138,6 +144,20 @@ class Plan:
     eval_every: int = 1000
     save_every: int = 0
     keep: bool = False
+    clip_norm: float = 0.0
+    patience: int = 0
+
+    def validates_at(self, step: int) -> bool:
+        """Whether a validation follows this step."""
+        return step == self.steps or step % self.eval_every == 0
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return self.validates_at(step) or bool(self.save_every and step % self.save_every == 0)
+
+    def is_over(self, state: Training) -> bool:
+        """Whether patience is."""
+        return 0 < self.patience <= state.since_best
 
 
 def train(
@@ -152,7 +172,8 @@ def train(
     validate: Callable[[nn.Module, int], Scores] | None = None,
     publish: Callable[[nn.Module], None] = lambda model: None,
 ) -> None:
-    """Train until `plan.steps`, saving `last.ckpt`, and `best.ckpt` with the published model at the best mIoU.
+    """Train until `plan.steps` or `plan.patience` is over, saving `last.ckpt`, and `best.ckpt` with the published model
+    at the best mIoU.
 
     Args:
         state: model, optimiser and the step to start from.
@@ -166,14 +187,14 @@ def train(
         Stopped: on Ctrl-C or SIGTERM, after the state was saved.
     """
     with _stop_requested(log.tell) as stop:
-        while state.step < plan.steps:
+        while state.step < plan.steps and not plan.is_over(state):
             began = time.monotonic()
             lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             micro = [next(batches) for _ in range(plan.accumulate)]
             if score:
                 score.restart(state.step)
-            loss = train_step(state, micro, objective, plan.precision, score)
+            loss = train_step(state, micro, objective, plan.precision, score, plan.clip_norm)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
@@ -183,16 +204,16 @@ def train(
             images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
             log.step(StepRecord(state.step, loss, lr, images_per_second, score.miou if score else None))
 
-            finished = state.step == plan.steps
-            if finished or state.step % plan.eval_every == 0:
+            if plan.validates_at(state.step):
                 _validate_and_publish(state, folder, log, validate, publish)
-                state.save(folder / "last.ckpt")
                 if plan.keep:
                     state.save(kept(folder, state.step))
-            elif stop.is_set() or (plan.save_every and state.step % plan.save_every == 0):
+            if stop.is_set() or plan.saves_at(state.step):
                 state.save(folder / "last.ckpt")
-            if stop.is_set() and not finished:
+            if stop.is_set() and state.step < plan.steps:
                 raise Stopped(folder)
+        if state.step < plan.steps:
+            log.say(f"stopped after step {state.step}: {state.since_best} validations in a row were not better")
 
 
 def kept(folder: Path, step: int) -> Path:
@@ -206,12 +227,17 @@ def train_step(
     objective: Objective,
     precision: str = "float32",
     score: TrainingScore | None = None,
+    clip_norm: float = 0.0,
 ) -> float:
     """One optimiser step on some micro-batches, as if they were one batch.
 
     A multi-scale network has a loss for each scale and one for their maximum, which are added up (DeepLab v2, arXiv
     1606.00915 section 4.1.2). Each is a mean over all micro-batches, however void pixels are spread over them.
 
+    Args:
+        micro: what the step is computed from.
+        score: counts the predictions.
+        clip_norm: see `Plan`.
     Returns:
         The loss; 0, with a gradient of 0, if no pixel is valid. If it is not finite, the weights stay as they are.
     """
@@ -234,6 +260,8 @@ def train_step(
             score.count(maps[-1], batch.label.to(device))
     loss = float(total)
     if math.isfinite(loss):
+        if clip_norm:
+            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
         state.optimizer.step()
         if state.average:
             state.average.update_parameters(state.model)
@@ -260,8 +288,9 @@ def _validate_and_publish(
         return
     found = validate(state.weights, state.step)
     log.validation(state.step, found)
+    state.since_best += 1
     if found.miou > state.best_miou:
-        state.best_miou = found.miou
+        state.best_miou, state.since_best = found.miou, 0
         publish(state.weights)
         state.save(folder / "best.ckpt")
 
