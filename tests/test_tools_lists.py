@@ -47,6 +47,14 @@ def test_labels_with_and_without_numbers(tmp_path, lines):
     assert dataset[0].label.tolist() == [[1, 0]]
 
 
+def test_labels_that_are_a_list_of_masks(tmp_path):
+    for folder, values in (("images", np.zeros((1, 2, 3), np.uint8)), ("masks", np.array([[1, 0]], np.uint8))):
+        for name in ("a", "b"):
+            put(tmp_path / folder / f"{name}.png", values)
+    (tmp_path / "labels.txt").write_text("masks/a.png\nmasks/b.png\n")
+    assert open_dataset(tmp_path).labels.names == ("class 0", "class 1")
+
+
 NAME = st.text("ab(1) -_ä", min_size=1, max_size=8).map(str.strip).filter(bool)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
+from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 BACKGROUND = "background"
@@ -156,7 +157,14 @@ _VALUES = ("_classes.csv", "class_mapping.csv")
 
 def label_file(folder: Path) -> Path | None:
     """The file of an annotation tool that names the classes of this folder."""
-    return next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
+    files = (folder / name for name in LABEL_FILES)
+    return next((file for file in files if file.is_file() and not _lists_images(file)), None)
+
+
+def _lists_images(file: Path) -> bool:
+    """Whether a labels.txt names label images, as other programs' lists of that name do."""
+    lines = read_names(file) if file.name == "labels.txt" else []
+    return any(Path(line).suffix.lower() in IMAGE_SUFFIXES for line in lines)
 
 
 def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
