@@ -1,10 +1,13 @@
 """Published benchmarks in the layouts in which they are handed out: classes, colours, void and splits."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from degrid.data import notes_of, open_dataset
 from degrid.data.formats.benchmarks.coco_stuff import COCO_STUFF
@@ -327,11 +330,73 @@ def test_nyu_depth(tmp_path, lists):
     assert (dataset.labels.names[0], dataset.labels.names[39], len(dataset.labels)) == ("wall", "otherprop", 40)
 
 
-def test_nyu_depth_of_894_classes(tmp_path):
-    (tmp_path / "nyu_depth_v2_labeled.mat").write_bytes(b"")
+class Hdf5:
+    """What h5py gives of a file, from an .npz; MATLAB's arrays come with their axes in reverse."""
+
+    def __init__(self, file, mode):
+        assert mode == "r"
+        self.arrays = dict(np.load(file))
+
+    def __enter__(self):
+        return self.arrays
+
+    def __exit__(self, *error):
+        pass
+
+
+def nyu(root):
+    """Three images of 2x4 pixels, of 5 classes that become 3 (and 4 is none)."""
+    values = np.array([[0, 1, 2, 3], [4, 5, 1, 0]])
+    labels = np.stack([np.roll(values, k, axis=1) for k in range(3)], -1)  # [H,W,N], as MATLAB has it
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 3)).astype(np.uint8)  # [H,W,3,N]
+    with (root / "nyu_depth_v2_labeled.mat").open("wb") as file:
+        np.savez(file, images=images.T, labels=labels.T.astype(np.uint16))
+    names = np.empty((1, 3), object)
+    names[0] = ["wall", "floor", "bed"]
+    savemat(root / "classMapping40.mat", {"mapClass": np.array([[1, 2, 2, 0, 3]]), "className": names})
+    return images, [np.roll([[V, 0, 1, 1], [V, 2, 0, V]], k, axis=1).tolist() for k in range(3)]
+
+
+def test_nyu_depth_as_it_is_handed_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=Hdf5))
+    images, truth = nyu(tmp_path)
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1], [3]]), "testNdxs": np.array([[2]])})
     for place in (tmp_path, tmp_path / "nyu_depth_v2_labeled.mat"):
-        with pytest.raises(UserError, match="894 classes, and degrid has at most 255"):
-            open_dataset(place)
+        samples = {}
+        for split in ("train", "val", "test"):
+            dataset = open_dataset(place, split)
+            assert len(dataset) == 1
+            samples[split] = dataset[0]
+        assert {samples[split].name for split in ("train", "val")} == {"0001", "0003"}
+        assert samples["test"].name == "0002"
+        for sample in samples.values():
+            index = int(sample.name) - 1
+            assert sample.label.tolist() == truth[index]
+            assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), images[..., index])
+    assert dataset.labels.names == ("wall", "floor", "bed")
+    assert dataset.rule.said == "classMapping40.mat"
+    (tmp_path / "splits.mat").unlink()
+    assert sum(len(sources) for sources in recognise(tmp_path).splits.values()) == 3
+
+
+def test_mistakes_in_nyu_depth(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as where it is not installed
+    nyu(tmp_path)
+    with pytest.raises(UserError, match="read with h5py: pip install h5py"):
+        open_dataset(tmp_path)
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=Hdf5))
+    savemat(tmp_path / "classMapping40.mat", {"mapClass": np.array([[1]]), "className": np.array([["wall"]], object)})
+    with pytest.raises(UserError, match="has the class 5 of 1"):
+        open_dataset(tmp_path)[0]
+    savemat(tmp_path / "classMapping40.mat", {"mapClass": np.array([[2]]), "className": np.array([["wall"]], object)})
+    with pytest.raises(UserError, match="expected classes from 0 to 1, got up to 2"):
+        open_dataset(tmp_path)
+    savemat(tmp_path / "classMapping40.mat", {"other": 1})
+    with pytest.raises(UserError, match="expected mapClass and className"):
+        open_dataset(tmp_path)
+    (tmp_path / "classMapping40.mat").unlink()
+    with pytest.raises(UserError, match="894 classes, and degrid has at most 255: put one table .* there are 0"):
+        open_dataset(tmp_path)
 
 
 # ---- COCO ---------------------------------------------------------------------------------------------------
@@ -401,6 +466,7 @@ def test_coco_panoptic(tmp_path, where, images):
     for split in ("train", "val"):
         dataset = check(tmp_path, split, "000000000005", [[1, 0, V, 1]], kind="COCO panoptic", names=("car", "sky"))
     assert dataset.labels.colors == ((4, 5, 6), (1, 2, 3))
+    assert hash(dataset.sources[0]) == hash(open_dataset(tmp_path, "val").sources[0])  # what was found is kept by it
 
 
 def test_coco_panoptic_of_which_one_split_is_unpacked(tmp_path):

@@ -322,7 +322,7 @@ def splits_or_divided(
     return divided(splits[only]), [f'the data have one list, "{only}": {DIVIDED.partition(": ")[2]}']
 
 
-def with_val(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+def with_val(splits: dict[str, list[AnySource]]) -> tuple[dict[str, list[AnySource]], list[str]]:
     """The splits, where a part of "train" is kept for validation if nothing is there for that; and the note on it."""
     if "val" in splits or "train" not in splits:
         return splits, []

@@ -44,15 +44,28 @@ def read_array(path: Path) -> np.ndarray:
     return values
 
 
-def _matlab(path: Path) -> Any:
+def read_matlab(path: Path) -> dict[str, Any]:
+    """The variables in a .mat file of version 5 to 7.
+
+    Raises:
+        UserError: missing or damaged, or of version 7.3; scipy, which reads them, is not installed.
+    """
     try:
         load = importlib.import_module("scipy.io").loadmat
     except ImportError as error:
         raise UserError(f"{path} is a file of MATLAB, which is read with scipy: pip install scipy") from error
     try:
-        variables = {name: value for name, value in load(path).items() if not name.startswith("__")}
+        return {name: value for name, value in load(path).items() if not name.startswith("__")}
     except NotImplementedError as error:
         raise UnusableMaskError(f"{path} is of MATLAB's version 7.3; save it with -v7, or the ids as PNG") from error
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {path}") from error
+    except Exception as error:  # what the library raises for bytes that mean nothing is not documented
+        raise UserError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _matlab(path: Path) -> Any:
+    variables = read_matlab(path)
     arrays = [each for each in variables.values() if each.ndim > 1 and each.size > 1 and each.dtype.kind in "biuf"]
     if len(arrays) != 1:
         shown = ", ".join(f"{name} {list(value.shape)}" for name, value in variables.items()) or "nothing"

@@ -115,7 +115,7 @@ class Segments(Pair):
         segments: the train id of each segment; 0 is no segment.
     """
 
-    segments: dict[int, int] = field(default_factory=dict, kw_only=True)
+    segments: dict[int, int] = field(default_factory=dict, kw_only=True, hash=False)
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.common import benchmark, from_one
+from degrid.data.formats.benchmarks.nyu_matlab import MATLAB, read_nyu
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, is_pair_list, pair_up, read_list, select, split_files
-from degrid.types import LabelSpace, UserError, voc_palette
+from degrid.types import LabelSpace, voc_palette
 
 _FORTY = (
     "wall,floor,cabinet,bed,chair,sofa,table,door,window,bookshelf,picture,counter,blinds,desk,shelves,curtain,dresser,"
@@ -15,34 +16,30 @@ _FORTY = (
     "person,night stand,toilet,sink,lamp,bathtub,bag,otherstructure,otherfurniture,otherprop"
 )
 NYU40 = LabelSpace(tuple(_FORTY.split(",")), voc_palette(41)[1:])
-_MATLAB = "nyu_depth_v2_labeled.mat"
 _FOLDERS = (("RGB", "Label"), ("RGBFolder", "LabelFolder"), ("rgb", "label"), ("image", "label40"))
 
 
 class NyuDepth(DataFormat):
     """RGB and Label (0 is void, 1 to 40 are the classes) beside HHA or Depth, with train.txt and test.txt.
 
-    The file of the benchmark itself, nyu_depth_v2_labeled.mat, has 894 classes, which are too many.
+    Or nyu_depth_v2_labeled.mat, see `read_nyu`.
     """
 
-    wanted = "RGB, Label and HHA or Depth (NYU Depth v2)"
+    wanted = "RGB, Label and HHA or Depth, or nyu_depth_v2_labeled.mat and classMapping40.mat (NYU Depth v2)"
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`.
 
         Raises:
-            UserError: only the file with 894 classes is there.
+            UserError: see `read_nyu`.
         """
         for images, masks in _FOLDERS:
             third = any((path / name).is_dir() for name in ("HHA", "Depth", "depth", "hha"))
             if third and (path / images).is_dir() and (path / masks).is_dir():
                 return self._read(path, path / images, path / masks)
-        if (path / _MATLAB).is_file() or path.name == _MATLAB:
-            raise UserError(
-                f"{path} holds NYU Depth v2 with 894 classes, and degrid has at most 255: convert the labels to the 40 "
-                "classes of Gupta et al. as PNG (Label/0.png, 0 void, beside RGB/0.jpg and Depth)"
-            )
-        return None
+        if path.name == MATLAB and path.is_file():
+            return read_nyu(path)
+        return read_nyu(path / MATLAB) if (path / MATLAB).is_file() else None
 
     def _read(self, path: Path, images: Path, masks: Path) -> Layout | None:
         pairs, orphans = pair_up(images, masks)
