@@ -14,6 +14,7 @@ from degrid.cli import app
 from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.formats.hugging_face.address import Address
 from degrid.data.formats.hugging_face.columns import find_columns
+from degrid.data.formats.masks import MaskReading
 from degrid.types import IGNORE_INDEX, UserError
 from degrid.verbs.train import run_config
 
@@ -212,6 +213,25 @@ def test_a_table_of_the_users_own_wins(saved):
     (saved / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
     (saved / "classes.csv").write_text("id,name,r,g,b\n0,a,0,0,0\n1,b,1,1,1\n2,c,2,2,2\n")
     assert open_dataset(saved).labels.names == ("a", "b", "c")
+
+
+def test_a_palette_can_be_read_by_color(saved):
+    source = open_dataset(f"hf:{saved}").sources[0]
+    shown = source.palette()
+    assert np.array_equal(source.reading(MaskReading(by_color=True)).read_label(), shown[ids(0)])
+    assert len(np.unique(shown[:3], axis=0)) == 3
+
+
+def test_images_of_16_bits_keep_their_contrast(tmp_path):
+    deep = np.arange(48, dtype=np.uint16).reshape(SHAPE) * 20
+    kinds = {
+        "image": (lambda k: encoded(Image.fromarray(deep)), datasets.Image()),
+        "mask": (lambda k: encoded(palette(k)), datasets.Image()),
+    }
+    datasets.DatasetDict(train=table(3, **kinds), test=table(1, **kinds)).save_to_disk(tmp_path / "saved")
+    source = open_dataset(tmp_path / "saved").sources[0]
+    assert not source.is_plain()
+    assert np.array_equal(source.read_values()[..., 0], deep)
 
 
 def test_processes_that_load_data_can_read_it(saved):

@@ -94,6 +94,17 @@ def test_void_is_hatched_and_only_void():
     assert len({tuple(pixel) for pixel in rest.tolist()}) == 1
 
 
+@pytest.mark.parametrize("bands", [1, 2, 5])
+def test_images_of_any_number_of_bands_are_shown(bands):
+    class Set(list):
+        labels = LabelSpace(("a",), (RED,))
+
+    image = torch.arange(bands, dtype=torch.uint8)[:, None, None].expand(bands, 318, 318) + 50
+    sheet = preview_sheet(Set([Sample(image, torch.zeros(318, 318, dtype=torch.uint8), "x")]))
+    shown = sheet[8 + 22 + 15 :, 8:][:318, :318].reshape(-1, 3)
+    assert np.unique(shown, axis=0).tolist() == [[50, 51, 52] if bands >= 3 else [50, 50, 50]]
+
+
 def test_training_shows_what_it_understood_before_its_first_step(root, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

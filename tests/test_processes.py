@@ -4,16 +4,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_verbs_check_data import dataset
 
 import degrid
 from degrid.data.processes import in_order, num_cores
+from degrid.image import read_jpeg
 from degrid.types import UserError
 
 PARTS = """
 import os, sys, time
 from pathlib import Path
+from degrid.image import read_jpeg
 from degrid.types import UserError
 HOME, HELPED = {home}, Path({helped!r})
 
@@ -167,3 +171,36 @@ def test_the_report_does_not_depend_on_the_number_of_processes(tmp_path, monkeyp
     kinds = ("samples that cannot be read", "masks with unknown values", "names in val", "images of val that are in")
     assert all(any(kind in problem for problem in reports[0]["problems"]) for kind in kinds)
     assert any("images that are in one split twice" in note for note in reports[0]["notes"])
+
+
+def test_brightness_alone_shows_the_same_damage(tmp_path):
+    """The check decodes the brightness of a JPEG only; whatever is wrong with its bytes is noticed as in colour."""
+    pytest.importorskip("simplejpeg")
+    rng, file = np.random.default_rng(0), tmp_path / "a.jpg"
+    pixels = np.cumsum(rng.integers(-9, 10, (64, 80, 3)), axis=1).clip(-100, 100).astype(np.int16) + 128
+    Image.fromarray(pixels.astype(np.uint8)).save(file, quality=90)
+    whole, damaged = file.read_bytes(), 0
+    for k in range(300):
+        data = bytearray(whole[: rng.integers(1, len(whole))] if k % 3 == 0 else whole)
+        for place in rng.integers(0, len(data), k % 3):
+            data[place] = rng.integers(256)
+        file.write_bytes(data)
+        color, luma = read_jpeg(file), read_jpeg(file, luma=True)
+        assert (color is None) == (luma is None)
+        damaged += luma is None
+    assert 100 < damaged < 300
+
+
+def test_dark_blue_is_not_nearly_black(tmp_path):
+    for name, blue in (("deep", 200), ("dark", 15)):
+        for folder, picture in (
+            ("images", Image.new("RGB", (16, 16), (0, 0, blue))),
+            ("masks", Image.new("L", (16, 16))),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            suffix = "jpg" if folder == "images" else "png"
+            picture.save(tmp_path / folder / f"{name}.{suffix}", quality=95)
+    notes = [note for note in degrid.check_data(tmp_path).notes if "nearly black" in note]
+    assert len(notes) == 1
+    assert "1 images that are nearly black" in notes[0]
+    assert "dark.jpg" in notes[0]

@@ -74,6 +74,17 @@ def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:
     """What is in a dataset, with its classes.
 
     Args:
+        path, root: see `find_layout`.
+    Raises:
+        UserError: missing, or not recognised.
+    """
+    return resolve_classes(find_layout(path, root))
+
+
+def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
+    """What is in a dataset. Its classes are those that the data name; the masks are not looked at.
+
+    Args:
         path: a folder, dataset.yaml, list file or TFRecord file; FORMAT=PATH, where FORMAT is a row of
             `degrid.data.formats.table` or "module:Format" of your own; or "hf:NAME_OR_FOLDER".
         root: for a list file: where the leading slash of its paths points.
@@ -81,15 +92,15 @@ def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:
         UserError: missing, or not recognised.
     """
     if _is_hugging_face(path):
-        return resolve_classes(open_hugging_face(Address.parse(str(path).removeprefix(PREFIX))))
+        return open_hugging_face(Address.parse(str(path).removeprefix(PREFIX)))
     kind, written = _format_and_place(path)
     place = Path(written).expanduser()
     if kind:
-        return resolve_classes(read_as(kind, place))
+        return read_as(kind, place)
     if not place.exists():
         near = did_you_mean(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
         raise UserError(f"no data at {place}.{near} Give a folder, dataset.yaml, list or TFRecord file, or 'synthetic'")
-    return resolve_classes(recognise(place, None if root is None else Path(root)))
+    return recognise(place, None if root is None else Path(root))
 
 
 def _is_hugging_face(path: str | Path) -> bool:

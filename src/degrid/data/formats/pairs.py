@@ -20,9 +20,9 @@ from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.matching import matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
-from degrid.data.formats.source import Source
+from degrid.data.formats.source import RawSample, Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
-from degrid.types import UserError
+from degrid.types import RGB, Bands, UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
 MASK_SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES
@@ -59,6 +59,14 @@ class Pair(Source):
         if self.mask is None:
             raise UserError(f"{self.image} has no mask; degrid data check lists all such images")
         return read_mask(self.mask, self.how)
+
+    def check(self, bands: Bands = RGB) -> RawSample:
+        """See `Source`."""
+        luma = read_jpeg(self.image, luma=True) if bands == RGB else None
+        label = None if luma is None else self.read_label()
+        if luma is None or label is None or luma.shape[:2] != label.shape[:2]:
+            return super().check(bands)
+        return RawSample(self.name, luma, label)
 
     def places(self) -> tuple[str, str]:
         """See `Source`."""

@@ -8,7 +8,7 @@ from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule
 from degrid.data.formats.pairs import splits_or_divided
 from degrid.data.formats.source import LazySources, Source
-from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, labelled, survey_masks
+from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import Survey, Surveys, total
 from degrid.lookup import some
@@ -21,12 +21,14 @@ BINARY_LABELS = LabelSpace(("background", "foreground"), (BLACK, _OBJECT))
 _BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {BLACK: 0, WHITE: 1})
 
 
-def resolve_classes(layout: Layout) -> Layout:
+def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     """Fill in classes and rule, and how masks are read, by looking at them; also notes on what was decided.
 
     What the user says wins. Masks with nothing but 0 and 255 are black and white pictures of two classes; otherwise
     255 is void where nothing says what it is.
 
+    Args:
+        read: reads the masks that are looked at.
     Raises:
         UserError: the masks are colour pictures or have ids above 255, and nothing says what they mean; or the user
             asks for something that does not fit the classes.
@@ -36,7 +38,7 @@ def resolve_classes(layout: Layout) -> Layout:
         layout.notes += notes
     if layout.rule:
         layout.notes += layout.rule.notes
-    layout.surveys = _look(layout)
+    layout.surveys = _look(layout, read)
     whole = total(layout.surveys)
     if layout.wishes.threshold is not None:
         _set_threshold(layout)
@@ -54,18 +56,18 @@ def resolve_classes(layout: Layout) -> Layout:
     return layout
 
 
-def _look(layout: Layout) -> Surveys:
+def _look(layout: Layout, read: ReadValues) -> Surveys:
     """Decide how the files of masks are read, and survey them."""
     wishes = layout.wishes
     lossy = wishes.threshold is not None or wishes.nearest is not None
     if lossy or wishes.palette == "color":
         layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy))
-    surveys = _survey(layout)
+    surveys = _survey(layout, read)
     if wishes.palette or not _says_palettes(layout, surveys):
         return surveys
     layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
     layout.notes.append("the palettes of the masks show the colours of the classes: they are read by colour")
-    return _survey(layout)
+    return _survey(layout, read)
 
 
 def _read_otherwise(layout: Layout, how: MaskReading) -> dict[str, list[Source] | LazySources]:
@@ -78,13 +80,13 @@ def _read_otherwise(layout: Layout, how: MaskReading) -> dict[str, list[Source] 
     }
 
 
-def _survey(layout: Layout) -> Surveys:
+def _survey(layout: Layout, read: ReadValues) -> Surveys:
     """A sample of the masks; a larger one where it decides more than usual."""
     if layout.labels is None:
-        return survey_masks(layout, MANY_MASKS)
-    surveys = survey_masks(layout, SOME_MASKS)
+        return survey_masks(layout, MANY_MASKS, read)
+    surveys = survey_masks(layout, SOME_MASKS, read)
     few = len({value for survey in surveys.values() for value in survey.pixels if value not in (IGNORE_INDEX, WHITE)})
-    return survey_masks(layout, MANY_MASKS) if few < 2 else surveys
+    return survey_masks(layout, MANY_MASKS, read) if few < 2 else surveys
 
 
 def _says_palettes(layout: Layout, surveys: Surveys) -> bool:

@@ -91,6 +91,14 @@ class Source(ABC):
             )
         return RawSample(self.name, image, label)
 
+    def check(self, bands: Bands = RGB) -> RawSample:
+        """As `read`, for one who only wants to know what is there: the image may be its brightness, uint8 [H,W,1].
+
+        Raises:
+            UserError: see `read`.
+        """
+        return self.read() if bands == RGB else self.read(bands)
+
     def places(self) -> tuple[str, str]:
         """What messages call the image and the label; the label's is empty where there is none."""
         return self.name, self.name

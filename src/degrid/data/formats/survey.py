@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from degrid.data.formats.layout import Layout
@@ -19,13 +19,27 @@ SOME_MASKS = 100
 """The most masks that are surveyed where the classes are known."""
 
 
-def survey_masks(layout: Layout, most: int) -> dict[str, Survey]:
+def read_values(sources: Sequence[Source]) -> Iterator[LabelValues | None]:
+    """The values of each label; None for one that cannot be read, which is reported when it is used."""
+    for source in sources:
+        try:
+            yield LabelValues.of(source.read_label(), source.palette())
+        except UserError:
+            yield None
+
+
+ReadValues = Callable[[Sequence[Source]], Iterable[LabelValues | None]]
+"""What `read_values` does, perhaps by several processes."""
+
+
+def survey_masks(layout: Layout, most: int, read: ReadValues = read_values) -> dict[str, Survey]:
     """Read masks from the whole dataset and count their values. Masks that cannot be read are passed over.
 
     What was counted before in this process is not read again, unless the files have changed.
 
     Args:
         most: the number of masks that are read.
+        read: reads them.
     """
     chosen = spread(list(_labelled(layout)), most)
     key = _fingerprint(chosen)
@@ -33,12 +47,9 @@ def survey_masks(layout: Layout, most: int) -> dict[str, Survey]:
     if known is not None:
         return known
     surveys: dict[str, Survey] = {}
-    for split, source in chosen:
-        try:
-            values = LabelValues.of(source.read_label(), source.palette())
-        except UserError:
-            continue  # reported when it is used
-        surveys.setdefault(split, Survey()).add(values, source.places()[1])
+    for (split, source), values in zip(chosen, read([source for _, source in chosen]), strict=True):
+        if values is not None:
+            surveys.setdefault(split, Survey()).add(values, source.places()[1])
     if key:
         _KNOWN[key] = surveys
         while len(_KNOWN) > _MOST_KNOWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ Value = int | Color
 _MOST_VALUES = 4096
 # Edges are looked for in masks with at least this many values, of which the highest is at least so high.
 _EDGE_VALUES, _EDGE_HIGHEST = 3, 8
+# About how many pixels of a mask are examined for that; of larger masks, every so many rows.
+_EXAMINED = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,14 @@ class LabelValues:
     Attributes:
         values: ids [K], or colours uint8 [K,3].
         pixels: of each value, int64 [K].
-        inside: of these, the pixels whose four neighbours have the same value, int64 [K]; None where it does not
-            matter, or for colours that are not grey.
+        examined, inside: of each value, pixels that were examined, and those of them whose four neighbours have the
+            same value, int64 [K]; None where it does not matter, or for colours that are not grey.
         palette: the colour that the file shows each value in, uint8 [K,3]; None for a label without palette.
     """
 
     values: np.ndarray
     pixels: np.ndarray
+    examined: np.ndarray | None = None
     inside: np.ndarray | None = None
     palette: np.ndarray | None = None
 
@@ -49,14 +53,14 @@ class LabelValues:
             packed, pixels = _unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
             colors = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
             grey = bool((colors == colors[:, :1]).all())
-            return cls(colors, pixels, _inside(raw[..., 0], colors[:, 0]) if grey else None)
+            return cls(colors, pixels, *(_inside(raw[..., 0], colors[:, 0], pixels) if grey else ()))
         values, pixels = _unique(raw)
         shown = None
         if palette is not None and len(values) and values[0] >= 0:
             padded = np.zeros((max(int(values[-1]) + 1, len(palette)), 3), np.uint8)
             padded[: len(palette)] = palette
             shown = padded[values]
-        return cls(values, pixels, _inside(raw, values), shown)
+        return cls(values, pixels, *_inside(raw, values, pixels), shown)
 
     def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
         """What `MaskRule.apply` and counting would give: pixels of each train id [256], and of each unknown value."""
@@ -93,15 +97,16 @@ def _unique(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, pixels
 
 
-def _inside(raw: np.ndarray, values: np.ndarray) -> np.ndarray | None:
-    """See `LabelValues`."""
+def _inside(raw: np.ndarray, values: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Examined and inside, as `LabelValues` has them."""
     if raw.dtype != np.uint8 or len(values) < _EDGE_VALUES or values[-1] < _EDGE_HIGHEST or min(raw.shape) < 3:
-        return None
-    middle = raw[1:-1, 1:-1]
-    same = (middle == raw[:-2, 1:-1]) & (middle == raw[2:, 1:-1])
-    same &= (middle == raw[1:-1, :-2]) & (middle == raw[1:-1, 2:])
-    inside: np.ndarray = np.bincount(middle[same], minlength=256)[values]
-    return inside
+        return None, None
+    step = math.ceil(raw.size / _EXAMINED)
+    middle = raw[1:-1:step, 1:-1]
+    same = (middle == raw[:-2:step, 1:-1]) & (middle == raw[2::step, 1:-1])
+    same &= (middle == raw[1:-1:step, :-2]) & (middle == raw[1:-1:step, 2:])
+    inside = np.bincount(middle[same], minlength=256)[values]
+    return pixels if step == 1 else np.bincount(middle.ravel(), minlength=256)[values], inside
 
 
 @dataclass
@@ -112,8 +117,8 @@ class Survey:
         masks: how many were read.
         pixels, found_in: of each value, its pixels and the number of masks that hold it.
         first: the first mask that holds it.
-        examined, inside: of each id, its pixels in masks that were searched for soft edges, and those of them whose
-            four neighbours have the same id.
+        examined, inside: of each id, its pixels that were searched for soft edges, and those of them whose four
+            neighbours have the same id.
         shown: the pixels of each id and the colour that the palette of its mask gives it.
         beyond: pixels of values beyond the most that are kept apart.
     """
@@ -143,8 +148,8 @@ class Survey:
                 self.first.setdefault(value, place)
             else:
                 self.beyond += count
-        if label.inside is not None:
-            for value, count, inside in zip(values, pixels, label.inside.tolist(), strict=True):
+        if label.examined is not None and label.inside is not None:
+            for value, count, inside in zip(values, label.examined.tolist(), label.inside.tolist(), strict=True):
                 self.examined[_grey(value)] += count
                 self.inside[_grey(value)] += inside
         if label.palette is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from degrid.arguments import checked
-from degrid.data.dataset import FOUND, bands_found, is_by_name, open_dataset, open_layout
+from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, open_dataset
 from degrid.data.formats.doubts import doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
-from degrid.data.formats.source import BrokenSource
+from degrid.data.formats.scan import resolve_classes
+from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.values import LabelValues, Survey
-from degrid.data.inspection.reading import Reading, read_sample
-from degrid.data.processes import in_order
+from degrid.data.inspection.reading import Reader, Reading
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
 
 
@@ -188,28 +188,31 @@ def check_data(
     """
     if is_by_name(path):
         return _check_samples(str(path), progress)
-    layout = open_layout(path)
-    tally = _Tally(layout)
-    samples = [(split, source) for split, sources in layout.splits.items() for source in sources]
-    for split, sources in layout.splits.items():
-        broken = sum(isinstance(source, BrokenSource) for source in sources)
-        tally.splits[split] = SplitReport.empty(len(sources) - broken, tally.labels)
-        if not len(sources):
-            tally.findings.add("splits without an image (add images, or take the split away)", split)
-    sources = [source for _, source in samples]
+    layout = find_layout(path)
+    sources = _all_sources(layout)
     bands, notes = bands_found(sources, FOUND)
+    reader = Reader(len(sources), bands, processes, progress)
+    layout = resolve_classes(layout, reader.values)
     layout.notes += notes
-    readings = in_order(functools.partial(read_sample, bands=bands), sources, processes)
-    for done, ((split, _), reading) in enumerate(zip(samples, readings, strict=True), 1):
-        tally.add(reading, split)
-        if progress:
-            progress(Progress("checking", done, len(samples)))
+    tally = _Tally(layout)
+    readings = reader.readings(_all_sources(layout))
+    for split, found in layout.splits.items():
+        broken = sum(isinstance(source, BrokenSource) for source in found)
+        tally.splits[split] = SplitReport.empty(len(found) - broken, tally.labels)
+        if not len(found):
+            tally.findings.add("splits without an image (add images, or take the split away)", split)
+        for reading in itertools.islice(readings, len(found)):
+            tally.add(reading, split)
     for orphan in layout.orphans:
         tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
     report = _report(str(path), layout, tally.splits, tally.findings)
     report.problems += [doubt.sentence for doubt in doubts(layout, tally.surveys) if doubt.kind not in accept]
     _report_unknown(report, tally)
     return report
+
+
+def _all_sources(layout: Layout) -> list[Source]:
+    return [source for sources in layout.splits.values() for source in sources]
 
 
 def _report_unknown(report: DataReport, tally: _Tally) -> None:
@@ -287,7 +290,7 @@ class _Tally:
             self._check_twice(reading.digest, reading.name, split)
         if reading.size:
             self.splits[split].count_size(*reading.size)
-        if reading.label is not None:
+        if reading.label is not None and reading.fits:
             self._label(reading.label_place, split, reading.label)
             self.surveys.setdefault(split, Survey()).add(reading.label, reading.label_place)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, remarks_on
 from degrid.data.formats.source import Source
 from degrid.data.formats.values import LabelValues
+from degrid.data.processes import in_order
 from degrid.image import UnreadKindError
-from degrid.types import RGB, Bands, UserError
+from degrid.types import RGB, Bands, OnProgress, Progress, UserError
 
 # The highest value, of 255, of images that are nearly black.
 _DIM = 25
@@ -31,7 +34,8 @@ class Reading:
         name: of the sample; empty where nothing can be read.
         digest: of the image as it is stored; empty where it cannot be read.
         size: of the image, height and width; None where it cannot be read.
-        label: None where it cannot be read or belongs to no image.
+        label: None where it cannot be read.
+        fits: whether the label belongs to an image that can be read, so that it counts.
         label_place: what messages call the label.
         faults, remarks: what is wrong, and what may surprise, as kinds and examples.
     """
@@ -40,6 +44,7 @@ class Reading:
     digest: bytes = b""
     size: tuple[int, int] | None = None
     label: LabelValues | None = None
+    fits: bool = True
     label_place: str = ""
     faults: tuple[tuple[str, str], ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
@@ -48,22 +53,25 @@ class Reading:
 def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     """Read image, as these bands, and label completely."""
     try:
-        name, image, label = source.read() if bands == RGB else source.read(bands)
+        name, image, label = source.check(bands)
+        if image.shape[2] == 1 and image.max(initial=0) <= _DIM:  # of dark blue, the brightness is near 0, too
+            name, image, label = source.read(bands)
     except UserError as error:
-        if source.unreadable:
-            return Reading("", faults=((source.unreadable, str(error)),))
-        return _faulty(source)
+        return _faulty(source, error)
     digest = _digest(source.image_file() or image.tobytes())
     size = (image.shape[0], image.shape[1])
     highest = int(image.max(initial=0))
     image_place, label_place = source.places()
     remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= _DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
-    return Reading(name, digest, size, LabelValues.of(label, source.palette()), label_place, remarks=tuple(remarks))
+    values = LabelValues.of(label, source.palette())
+    return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks))
 
 
-def _faulty(source: Source) -> Reading:
+def _faulty(source: Source, error: UserError) -> Reading:
     """Which part of a sample is at fault, and the image's size if it can be read."""
+    if source.unreadable:
+        return Reading("", label=_values(source), fits=False, faults=((source.unreadable, str(error)),))
     stored = source.image_file()
     faults: list[tuple[str, str]] = []
     label = _read_label(source, faults)
@@ -71,15 +79,24 @@ def _faulty(source: Source) -> Reading:
     try:
         image = source.read_image(None if label is None else label.shape[:2])
         size = (image.shape[0], image.shape[1])
-    except UserError as error:
-        unread = isinstance(error, UnreadKindError)
+    except UserError as wrong:
+        unread = isinstance(wrong, UnreadKindError)
         kind = "images of a kind that is not read" if unread else "images that cannot be read (get them again)"
-        faults.append((kind, str(error)))
+        faults.append((kind, str(wrong)))
     if size and label is not None:
         place = source.places()[1]
         differ = f"{place} is {label.shape[1]}x{label.shape[0]}, the image {size[1]}x{size[0]}"
         faults.append(("masks of another size than their image (export them at the image's size)", differ))
-    return Reading(source.name, _digest(stored) if stored else b"", size, faults=tuple(faults))
+    values = None if label is None else LabelValues.of(label, source.palette())
+    return Reading(source.name, _digest(stored) if stored else b"", size, values, False, faults=tuple(faults))
+
+
+def _values(source: Source) -> LabelValues | None:
+    """The values of a label whose image cannot be read."""
+    try:
+        return LabelValues.of(source.read_label(), source.palette())
+    except UserError:
+        return None
 
 
 def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | None:
@@ -103,3 +120,40 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:16]
+
+
+class Reader:
+    """Reads samples once, by several processes: those that were looked at to find the classes are kept.
+
+    Args:
+        total: how many samples there are, for `progress`.
+        bands: how the images are read.
+        processes: see `degrid.data.processes.in_order`.
+        progress: told how many samples have been read.
+    """
+
+    def __init__(self, total: int, bands: Bands, processes: int | None, progress: OnProgress | None) -> None:
+        self._total, self._progress, self._processes = total, progress, processes
+        self._read = functools.partial(read_sample, bands=bands)
+        self._kept: dict[int, tuple[Source, Reading]] = {}
+        self._done = 0
+
+    def values(self, sources: Sequence[Source]) -> list[LabelValues | None]:
+        """As `degrid.data.formats.survey.read_values`; the samples are read as a whole, and kept."""
+        new = [source for source in sources if id(source) not in self._kept]
+        for source, reading in zip(new, self._each(new), strict=True):
+            self._kept[id(source)] = source, reading  # with the source, so that its id is not given to another
+        return [self._kept[id(source)][1].label for source in sources]
+
+    def readings(self, sources: Sequence[Source]) -> Iterator[Reading]:
+        """All samples, in order."""
+        new = self._each([source for source in sources if id(source) not in self._kept])
+        for source in sources:
+            yield self._kept[id(source)][1] if id(source) in self._kept else next(new)
+
+    def _each(self, sources: Sequence[Source]) -> Iterator[Reading]:
+        for reading in in_order(self._read, sources, self._processes):
+            self._done = min(self._done + 1, self._total)  # some are read again, in another way
+            if self._progress:
+                self._progress(Progress("checking", self._done, self._total))
+            yield reading

@@ -51,13 +51,21 @@ class Row(Source):
         """See `Source`."""
         return self._with_file("image", lambda file: Pair(self.name, file, None).read_image(size))
 
+    def read_values(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        return self._with_file("image", lambda file: Pair(self.name, file, None).read_values(size))
+
+    def is_plain(self) -> bool:
+        """See `Source`."""
+        return self.lacks == "image" or self._with_file("image", lambda file: Pair(self.name, file, None).is_plain())
+
     def read_label(self) -> np.ndarray:
         """See `Source`."""
-        return self._with_file("mask", lambda file: Pair(self.name, file, file, how=self.how).read_label())
+        return self._with_file("mask", lambda file: self._pair(file).read_label())
 
     def palette(self) -> np.ndarray | None:
         """See `Source`."""
-        return self._with_file("mask", lambda file: Pair(self.name, file, file, how=self.how).palette())
+        return self._with_file("mask", lambda file: self._pair(file).palette())
 
     def reading(self, how: MaskReading) -> Row:
         """See `Source`."""
@@ -74,6 +82,9 @@ class Row(Source):
     def image_file(self) -> bytes:
         """See `Source`."""
         return b"" if self.lacks == "image" else self._with_file("image", Path.read_bytes)
+
+    def _pair(self, mask: Path) -> Pair:
+        return Pair(self.name, mask, mask, how=self.how)
 
     def _with_file(self, part: str, read: Callable[[Path], Result]) -> Result:
         """What `read` makes of the image or mask as a file; messages name the row."""
