@@ -189,6 +189,22 @@ def test_no_data_is_no_class_where_classes_are_found_in_the_masks(tmp_path):
     dataset = open_dataset(tmp_path)
     assert len(dataset.labels) == 2
     assert np.array_equal(dataset[0].label, np.where(IDS == 2, IGNORE_INDEX, IDS))
+    report = check_data(tmp_path)
+    assert report.ok
+    assert any(note.startswith("4 masks with pixels that have no data (NaN") for note in report.notes)
+
+
+def test_negative_ids_are_void_if_said_so(tmp_path):
+    for k in range(2):
+        for folder, data in (("images", IDS.astype(np.uint8) + k), ("masks", np.where(IDS == 2, -1, IDS).astype("i2"))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{k}.tif").write_bytes(tiff(data))
+    with pytest.raises(
+        UserError, match=r'from -1 to 1; .*, from 0 on: write "void: \[-1\]" in .*dataset\.yaml if that'
+    ):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("void: [-1]")
+    assert np.array_equal(open_dataset(tmp_path)[0].label, np.where(IDS == 2, IGNORE_INDEX, IDS))
 
 
 def test_damaged_tiffs_end_in_one_sentence(tmp_path):
@@ -241,14 +257,10 @@ def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):
         Image.fromarray(IDS.astype(np.uint8)).save(tmp_path / f"masks/{k}.{suffix}")
     (tmp_path / "masks/1.tif").write_bytes(tiff(*[IDS.astype(np.uint8)] * 3))
     (tmp_path / "masks/2.png").write_bytes((tmp_path / "masks/2.png").read_bytes()[:50])
-    (tmp_path / "images/1.png").unlink()
-    (tmp_path / "images/1.tif").write_bytes(tiff(np.dstack([IDS] * 5).astype(np.uint8)))
     problems = "\n".join(check_data(tmp_path).problems)
     assert "1 lossy WebP masks" in problems
     assert "1 masks that are no image of class ids" in problems
     assert "1 masks that cannot be read (make them anew)" in problems
-    assert "1 images of a kind that is not read: " in problems
-    assert "holds 5 bands of uint8, which is not read as a picture" in problems
 
 
 def test_check_notes_images_that_are_nearly_black(tmp_path):

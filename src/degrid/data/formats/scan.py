@@ -123,17 +123,21 @@ def _guess(layout: Layout, found: Survey) -> None:
         layout.notes.append("masks hold only 0 and 255: taken as background and foreground")
         return
     if values and (min(values) < 0 or max(values) > IGNORE_INDEX):
-        where = next(found.first[value] for value in found.first if value in (min(values), max(values)))
-        raise UserError(
-            f"{where} holds ids from {min(values)} to {max(values)}; degrid has at most 255 classes: map the ids in "
-            "dataset.yaml"
-        )
+        raise UserError(_range_message(layout, found, sorted(values)))
     highest = max((value for value in values if value != IGNORE_INDEX), default=0)
     layout.labels, layout.guessed = LabelSpace.of_size(highest + 1), True
     layout.rule = MaskRule.plain(layout.labels, default_colors=True)
     where = f"{found.masks} of {labelled(layout)} masks"
     said = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
     layout.notes.append(f"the data name no classes: {said}")
+
+
+def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
+    place = next(found.first[value] for value in found.first if value in (values[0], values[-1]))
+    mend, low = "map the ids in dataset.yaml", [value for value in values if value < 0]
+    if 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
+        mend = f'write "void: {low}" in {layout.wishes.file or layout.root / "dataset.yaml"} if that means nothing'
+    return f"{place} holds ids from {values[0]} to {values[-1]}; degrid has at most 255 classes, from 0 on: {mend}"
 
 
 def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:

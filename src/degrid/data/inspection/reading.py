@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from degrid.data.formats.masks import NO_DATA
 from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, remarks_on
 from degrid.data.formats.source import Source
@@ -65,6 +66,8 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= _DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
     values = LabelValues.of(label, source.palette())
+    if values.values.ndim == 1 and NO_DATA in values.values:
+        remarks.append(("masks with pixels that have no data (NaN, or what the file calls so): void", label_place))
     return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks))
 
 
