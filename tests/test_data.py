@@ -460,17 +460,17 @@ def test_check_finds_everything_at_once(tmp_path):
     text = str(report)
     assert not report.ok
     for message in (
-        r"1 images without mask",
-        "1 masks without an image",
-        "1 masks of another size than their image",
-        "1 masks with unknown values",
+        r"1 image without mask",
+        "1 mask without an image",
+        "1 mask of another size than their image",
+        "1 mask with unknown values",
         "the ids 9",
-        "1 images that cannot be read",
-        "1 JPEG masks",
-        "1 masks that cannot be read",
-        "1 masks that are all void",
-        "1 images of val that are in train too",
-        "classes without a single pixel (is the list of classes right?): 3 never",
+        "1 image that cannot be read",
+        "1 JPEG mask",
+        "1 mask that cannot be read",
+        "1 mask that is all void",
+        "1 image of val that is in train too",
+        "class without a single pixel (is the list of classes right?): 3 never",
     ):
         assert message in text, message
 

@@ -70,7 +70,7 @@ def test_a_listed_image_that_is_not_there(root):
     with pytest.raises(UserError, match=r'1 of 2 images in the split "train" .* are not there, .*zz\.jpg among them'):
         open_dataset(root)
     report = check_data(root)
-    assert report.problems == [f"1 images that cannot be read (get them again): no such image: {root}/images/zz.jpg"]
+    assert report.problems == [f"1 image that cannot be read (get them again): no such image: {root}/images/zz.jpg"]
 
 
 def test_an_empty_list_is_a_mistake(root):
@@ -301,7 +301,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
     for k in range(6):
         put_pair(root, f"y{k}", np.full((8, 10), 2, np.uint8))
     report = check_data(root)
-    assert report.problems == ["1 names in val that come twice (rename or remove one of each): x0"]
+    assert report.problems == ["1 name in val that comes twice (rename or remove one of each): x0"]
     assert any(
         note.startswith("6 masks that are one class all over: ") and "(class 2)" in note for note in report.notes
     )

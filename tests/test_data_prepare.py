@@ -338,7 +338,7 @@ def test_check_lists_the_missing_files(lists):
     code, output = cli("data", "check", lists)
     assert code == 2
     assert (
-        f"problem: 1 images that cannot be read (get them again): no such image: {lists / 'images' / 'z.png'}" in output
+        f"problem: 1 image that cannot be read (get them again): no such image: {lists / 'images' / 'z.png'}" in output
     )
     (lists / "val.txt").write_text("")
     assert cli("data", "check", lists / "train.txt") == (2, f"degrid: the list {lists / 'val.txt'} is empty")

@@ -112,9 +112,9 @@ def test_check_says_where_a_tiff_may_surprise(tmp_path):
         Image.fromarray(np.full((3, 5), 200 + k, np.uint8)).save(tmp_path / f"images/{k}.png")
     notes = [note for note in check_data(tmp_path).notes if "masks" in note and note[0].isdigit()]
     assert len(notes) == 2
-    assert notes[0].startswith("1 TIFF masks in which 0 is white")
+    assert notes[0].startswith("1 TIFF mask in which 0 is white")
     assert "0.tif" in notes[0]
-    assert notes[1].startswith('1 masks that call the id 0 "no data"')
+    assert notes[1].startswith('1 mask that calls the id 0 "no data"')
     assert "1.tif" in notes[1]
 
 
@@ -258,9 +258,9 @@ def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):
     (tmp_path / "masks/1.tif").write_bytes(tiff(*[IDS.astype(np.uint8)] * 3))
     (tmp_path / "masks/2.png").write_bytes((tmp_path / "masks/2.png").read_bytes()[:50])
     problems = "\n".join(check_data(tmp_path).problems)
-    assert "1 lossy WebP masks" in problems
-    assert "1 masks that are no image of class ids" in problems
-    assert "1 masks that cannot be read (make them anew)" in problems
+    assert "1 lossy WebP mask" in problems
+    assert "1 mask that is no image of class ids" in problems
+    assert "1 mask that cannot be read (make them anew)" in problems
 
 
 def test_check_notes_images_that_are_nearly_black(tmp_path):
@@ -271,7 +271,7 @@ def test_check_notes_images_that_are_nearly_black(tmp_path):
         Image.fromarray(IDS.astype(np.uint8)).save(tmp_path / f"masks/{k}.png")
     notes = [note for note in check_data(tmp_path).notes if "nearly black" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("1 images")
+    assert notes[0].startswith("1 image that is")
     assert notes[0].endswith("0.png (0 to 20)")
 
 

@@ -365,7 +365,7 @@ def test_check_counts_and_names_places(tmp_path):
         f"train.tfrecord, record 2 (byte {2 * second}) has the ids 5; expected 0 to 1",
         "1 files whose records are lost from some place on",
         f"at byte {second}",
-        "1 images of val that are in train too",
+        "1 image of val that is in train too",
     ):
         assert message in text, message
 

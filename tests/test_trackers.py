@@ -18,6 +18,16 @@ CONFIG = {"name": "tiny", "optim": {"lr": 0.007, "head": {"factor": 10}}, "data"
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def temporary_files(tmp_path_factory):
+    """W&B makes folders for temporary files when it is imported, and leaves some behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = str(tmp_path_factory.mktemp("temporary"))
+        patch.setenv("TMPDIR", place)
+        patch.setattr("tempfile.tempdir", place)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """Neither client may reach out, or write elsewhere than here."""

@@ -55,7 +55,7 @@ def test_int8_is_measured_on_other_images_than_it_is_calibrated_on(tmp_path):
     assert seen == ["measuring float32 1/1", "measuring int8 1/1"]
     assert result.int8.images == 1
     assert 0 <= result.int8.int8 <= 1
-    assert "mIoU on 1 images that were not calibrated on: float32 " in str(result.int8)
+    assert "mIoU on 1 image not calibrated on: float32 " in str(result.int8)
     dataset = degrid.open_dataset("synthetic:4", "train")
     with pytest.raises(UserError, match=r"int8 loses -?\d+\.\d\d points of mIoU, more than -101"):
         degrid.export(model, tmp_path / "o.onnx", int8=degrid.Int8(dataset, images=1, max_drop=-101))
@@ -69,7 +69,7 @@ def test_what_cannot_be_exported(folder):
         degrid.export(ExportedNetwork(), folder / "n.onnx")
     with pytest.raises(UserError, match="Identity does not declare its classes; give them as labels"):
         degrid.export(nn.Identity(), folder / "n.onnx")
-    with pytest.raises(UserError, match='split "train" of synthetic:1: 1 images, but int8 needs one half'):
+    with pytest.raises(UserError, match='split "train" of synthetic:1: 1 image, but int8 needs one half'):
         degrid.export(scene_network(), folder / "n.onnx", int8=degrid.Int8("synthetic:1"))
     with pytest.raises(UserError, match="int8 is for files that take images of any size"):
         degrid.export(folder / "m", size=(32, 32), int8=degrid.Int8("synthetic:4"))

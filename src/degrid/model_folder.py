@@ -161,7 +161,7 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
     if (folder / "encoder.safetensors").exists():
         raise UserError(
             f"{folder} holds ImageNet weights of an encoder, not a whole model; train with "
-            f"--set model.pretrained={folder}"
+            f"--set model.pretrained={folder} (settings=...)"
         )
     if not (folder / "config.json").exists():
         raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder")

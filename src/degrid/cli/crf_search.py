@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from degrid.cli import options as opt
+from degrid.lookup import counted
 
 
 def crf_search(
@@ -42,7 +43,7 @@ def crf_search(
         found = degrid.crf_search(
             model, data, split, num=num, device=device, precision=precision, options=options, progress=bar
         )
-    print(f"{'mIoU %':>7}  bi_weight  bi_xy_std  bi_rgb_std   (on {found.images} images)")
+    print(f"{'mIoU %':>7}  bi_weight  bi_xy_std  bi_rgb_std   (on {counted(found.images, 'image')})")
     print(f"{opt.percent(found.without):>7}  without a CRF")
     for crf, miou in found.tried[:10]:
         print(f"{opt.percent(miou):>7}  {crf.bi_weight:9g}  {crf.bi_xy_std:9g}  {crf.bi_rgb_std:10g}")

@@ -26,7 +26,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise UserError(f'unknown device "{name}"; expected auto, cpu, cuda or cuda:1') from error
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise UserError(f'device "{name}": this machine has {torch.cuda.device_count()} usable GPUs; try --device cpu')
+        raise UserError(
+            f'device "{name}": this machine has {torch.cuda.device_count()} usable GPUs; try --device cpu (device=...)'
+        )
     return device
 
 

@@ -22,7 +22,7 @@ from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
 from degrid.data import CITYSCAPES, VOC, class_table
 from degrid.files import atomic_write, check_place, write_json
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.model_folder import save
 from degrid.models import EncoderSettings, TimmEncoder, TorchvisionEncoder, build_encoder
 from degrid.networks import build_model
@@ -66,7 +66,7 @@ class ConversionReport:
             f"file      {self.source} ({self.format})",
             f"system    {self.system}, recognised by {self.recognised_by}",
             f"network   {self._network()}",
-            f"loaded    {len(set(self.loaded.values()))} tensors into {len(self.loaded)}",
+            f"loaded    {counted(len(set(self.loaded.values())), 'tensor')} into {len(self.loaded)}",
             *(f"dropped   {count}: {reason}" for reason, count in Counter(self.dropped.values()).most_common()),
         ]
         if self.unexpected:
@@ -122,8 +122,8 @@ def convert(
     plan, origin = writer.plan(read.tensors), f"{read.path} ({writer.title})"
     if plan.unexpected and not allow_unused:
         raise ConversionError(
-            f"{origin} holds {len(plan.unexpected)} tensors that have no place in the network: "
-            f"{some(plan.unexpected)}; leave them out with --allow-unused"
+            f"{origin} holds {counted(len(plan.unexpected), 'tensor')} without a place in the network: "
+            f"{some(plan.unexpected)}; leave them out with --allow-unused (allow_unused=True)"
         )
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     report = ConversionReport(

@@ -19,6 +19,7 @@ from degrid.exporters.graph import Source
 from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, make_folder
+from degrid.lookup import counted
 from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
@@ -56,7 +57,7 @@ class Int8Scores:
 
     def __str__(self) -> str:
         before, after = 100 * self.float32, 100 * self.int8
-        return f"mIoU on {self.images} images that were not calibrated on: float32 {before:.2f}, int8 {after:.2f}"
+        return f"mIoU on {counted(self.images, 'image')} not calibrated on: float32 {before:.2f}, int8 {after:.2f}"
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: b
     if not path.name.endswith(exporter.ending):
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
     if size is None and not exporter.any_size:
-        raise UserError(f"{name} files are for images of one size; say which, such as --size 512x1024")
+        raise UserError(f"{name} files are for images of one size; say which, such as --size 512x1024 (size=...)")
     if int8 and not (exporter.has_int8 and exporter.runs_here):
         raise UserError(f"int8 is for {' and '.join(formats_with_int8())}, not for {name}")
     if int8 and size:
-        raise UserError("int8 is for files that take images of any size; leave out --size")
+        raise UserError("int8 is for files that take images of any size; leave out --size (size=...)")
     for package in (*exporter.packages, *(exporter.int8_packages if int8 else ())):
         exporter.library(package)
 
@@ -196,7 +197,7 @@ class _Job:
 
     def quantize(self, exact: Path, path: Path, trial: _Trial) -> tuple[list[Comparison], Int8Scores]:
         """Write the float file `exact` anew as int8, compare it, and try both."""
-        self.tell(f"calibrating int8 on {len(trial.calibrating)} images")
+        self.tell(f"calibrating int8 on {counted(len(trial.calibrating), 'image')}")
         path.parent.mkdir()
         images = (trial.dataset[index].image[None].numpy() for index in trial.calibrating)
         self.exporter.quantize(exact, path, (image.astype(self.facts.input) for image in images))
@@ -216,7 +217,9 @@ class _Trial:
         dataset = opened(how.data, how.split, labels, bands)
         count = len(dataset)
         if count < 2:
-            raise UserError(f'split "{how.split}" of {how.data}: {count} images, but int8 needs one half to measure on')
+            raise UserError(
+                f'split "{how.split}" of {how.data}: {counted(count, "image")}, but int8 needs one half to measure on'
+            )
         step = max(2, count // how.images)
         self.how, self.dataset, self.progress = how, dataset, progress
         self.calibrating = range(0, count, step)[: how.images]
@@ -229,8 +232,8 @@ class _Trial:
         drop = 100 * (before - after)
         if drop > self.how.max_drop:
             raise UserError(
-                f"int8 loses {drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop); nothing is "
-                f"written ({scores}). Calibrate on images like those to come, or stay with float32"
+                f"int8 loses {drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop, max_drop=...); "
+                f"nothing is written ({scores}). Calibrate on images like those to come, or stay with float32"
             )
         return scores
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from degrid.arguments import checked
 from degrid.config import SmoothingConfig
 from degrid.files import check_place
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.model_folder import load, read_settings, save
 from degrid.networks import build_model
 from degrid.smoothing import SmoothedConv2d, filters, legacy
@@ -69,7 +69,9 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
     new = build_model(wanted, old.labels)
     rewritten = _batch_norm(old, new, state)
     if rewritten:
-        changes.append(f"batch norm: epsilon of {rewritten} layers from 1e-3 to 1e-5, compensated in their weights")
+        changes.append(
+            f"batch norm: epsilon of {counted(rewritten, 'layer')} from 1e-3 to 1e-5, compensated in their weights"
+        )
     new.load_state_dict(state)
     save(new.eval(), out)
     return ModernisationReport(
@@ -105,7 +107,7 @@ def _group_interaction(
         operator = conv.smoothing
         assert isinstance(operator, legacy.GroupInteraction)
         state[f"{name}.smoothing.weight"] = operator.mixing().detach()
-    return config, f"gi: the mixing of {len(layers)} layers rewritten with the first group in its place"
+    return config, f"gi: the mixing of {counted(len(layers), 'layer')} rewritten with the first group in its place"
 
 
 def _gaussian(
@@ -121,7 +123,10 @@ def _average(
     layers: dict[str, SmoothedConv2d], state: dict[str, Tensor], config: SmoothingConfig
 ) -> tuple[SmoothingConfig, str]:
     _absorb_boxes(layers, state)
-    return config, f"average: the gains of {len(layers)} trained boxes moved into the convolutions' weights"
+    return (
+        config,
+        f"average: the gains of the boxes of {counted(len(layers), 'layer')} moved into the convolutions' weights",
+    )
 
 
 def _aggregation(
@@ -159,7 +164,9 @@ def _aggregation(
         state[f"{name}.smoothing.mix"] = weights.log()
         state.pop(f"{name}.smoothing.weight")
         state.pop(f"{name}.smoothing.sigma", None)
-    return dataclasses.replace(config, options={}), f"aggregation: the weights of {len(layers)} layers as a softmax"
+    return dataclasses.replace(
+        config, options={}
+    ), f"aggregation: the weights of {counted(len(layers), 'layer')} as a softmax"
 
 
 def _absorb_boxes(layers: dict[str, SmoothedConv2d], state: dict[str, Tensor]) -> None:

@@ -54,7 +54,7 @@ class ResultFiles:
             raise UserError(f'unknown format "{self.format}"; known: {", ".join(FORMATS)}')
         if self.format != "ids" and (self.overlay or self.logits):
             raise UserError(
-                f"--format {self.format} writes no more than the benchmark takes; leave out --overlay and "
+                f"--format {self.format} (format=...) writes no more than the benchmark takes; leave out --overlay and "
                 "--save-logits (overlay=..., logits=...)"
             )
 
@@ -73,7 +73,7 @@ def make_writer(files: ResultFiles, out: Path, labels: LabelSpace | None, found:
         return IdFiles(out, labels, files.overlay is not False, files.logits, found.left_out)
     if labels is None:
         raise UserError(
-            f"--format {files.format} needs to know the network's classes: derive it from "
+            f"--format {files.format} (format=...) needs to know the network's classes: derive it from "
             "degrid.contracts.SegmentationNetwork"
         )
     if files.format == "voc":
@@ -289,7 +289,9 @@ def _is_free(path: Path) -> bool:
 def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Path]) -> None:
     """Refuse what the benchmark cannot take before the long work begins."""
     if num_classes != expected:
-        raise UserError(f"{benchmark} has {expected} classes, the model has {num_classes}; leave out --format")
+        raise UserError(
+            f"{benchmark} has {expected} classes, the model has {num_classes}; leave out --format (format=...)"
+        )
     seen: dict[str, Path] = {}
     for image in images:
         # Without the ending, because a.jpg and a_leftImg8bit.png would give the same file too.

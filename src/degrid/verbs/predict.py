@@ -104,7 +104,7 @@ def predict(
         if files.logits and predictor.gives_ids:
             raise UserError(
                 "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
-                '--output logits (output="logits")'
+                "--output logits (output=...)"
             )
         failures = _write_all(predictor, writer, chosen, files.logits, progress)
     count = len(chosen) - len(failures)
@@ -190,7 +190,7 @@ def _predictions(
             if with_logits and prediction.logits is None:
                 raise UserError(
                     f"{found[name]} is too large for its logits: it was predicted in windows, which keep none; allow "
-                    "more with --memory (InferenceOptions.memory), or leave out --save-logits (ResultFiles.logits)"
+                    "more with --memory (memory=...), or leave out --save-logits (logits=...)"
                 )
         except UserError as error:
             prediction = error

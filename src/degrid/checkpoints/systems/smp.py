@@ -54,7 +54,8 @@ class Smp(System):
         }
         note = (
             "the file does not say its output stride and rates; that library's defaults are assumed: "
-            f"{settings['output_stride']} and 12,24,36 (change them with --set output_stride=... and --set rates=...)"
+            f"{settings['output_stride']} and 12,24,36 (change them with --set output_stride=... and "
+            "--set rates=..., settings=...)"
         )
         return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(plus))
 

@@ -40,7 +40,7 @@ class Sthalles(System):
             "rates": (6, 12, 18),
             "legacy": True,
         }
-        note = "the file does not say its output stride; 16 is assumed (change it with --set output_stride=8)"
+        note = "the file does not say its output stride; 16 is assumed (--set output_stride=8, settings=... changes it)"
         return Plan(settings, notes=[note]).fill(tensors, rules.training_state, _rule)
 
 

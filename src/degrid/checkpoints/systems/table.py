@@ -52,7 +52,7 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> tuple[Syste
         system = _named(name)
         shown_by = system.recognise(tensors)
         if shown_by is None:
-            hints = [f"it fits {known.title} (--as {key})" for key, known in fits.items()]
+            hints = [f"it fits {known.title} (--as {key}, system=...)" for key, known in fits.items()]
             hint = hints[0] if hints else "it fits no system that degrid knows"
             raise ConversionError(f"{file} does not hold the tensors of {system.title}; {hint}")
         return system, shown_by
@@ -60,7 +60,7 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> tuple[Syste
         return system, system.recognise(tensors) or ""
     raise ConversionError(
         f"{file} is of no system that degrid can convert; its tensors are called {some(tensors) or 'none'}; "
-        f'known: {"; ".join(known.title for known in SYSTEMS.values())}; your own: --as "module:Class"'
+        f'known: {"; ".join(known.title for known in SYSTEMS.values())}; your own: --as "module:Class" (system=...)'
     )
 
 

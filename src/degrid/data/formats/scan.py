@@ -11,7 +11,7 @@ from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import Survey, Surveys, total
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -127,7 +127,7 @@ def _guess(layout: Layout, found: Survey) -> None:
     highest = max((value for value in values if value != IGNORE_INDEX), default=0)
     layout.labels, layout.guessed = LabelSpace.of_size(highest + 1), True
     layout.rule = MaskRule.plain(layout.labels, default_colors=True)
-    where = f"{found.masks} of {labelled(layout)} masks"
+    where = f"{found.masks} of {counted(labelled(layout), 'mask')}"
     said = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
     layout.notes.append(f"the data name no classes: {said}")
 
@@ -217,7 +217,7 @@ def _set_threshold(layout: Layout) -> None:
     if len(labels) != 2:
         raise UserError(
             f"{layout.wishes.file}: a threshold makes masks of two classes, background and object; there are "
-            f"{len(labels)} classes ({some(labels.names, 4)}): leave out the threshold, or name two"
+            f"{counted(len(labels), 'class')} ({some(labels.names, 4)}): leave out the threshold, or name two"
         )
     exact = rule.exact and {rule.ids.get(0), rule.ids.get(IGNORE_INDEX)} == {0, 1}
     new = rule if exact else _two_classes(labels, rule)[0]
@@ -232,8 +232,8 @@ def _set_ids(layout: Layout) -> None:
     labels = layout.labels or LabelSpace.of_size(len(wishes.ids))
     if len(labels) != len(wishes.ids):
         raise UserError(
-            f"{wishes.file}: ids lists {len(wishes.ids)} values for {len(labels)} classes ({some(labels.names, 4)}); "
-            "expected one value for each class, in their order"
+            f"{wishes.file}: ids lists {len(wishes.ids)} values for {counted(len(labels), 'class')} "
+            f"({some(labels.names, 4)}); expected one value for each class, in their order"
         )
     ids = {IGNORE_INDEX: IGNORE_INDEX, **{value: train for train, value in enumerate(wishes.ids)}}
     rule = layout.rule or MaskRule.plain(labels, default_colors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from degrid.data.formats.scan import resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.values import LabelValues, Survey
 from degrid.data.inspection.reading import Reader, Reading
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
 
 
@@ -108,12 +110,12 @@ class DataReport:
 
     def __str__(self) -> str:
         reason = f" ({self.reason})" if self.reason else ""
-        lines = [f"{self.path}: {self.kind}{reason}, {len(self.classes)} classes"]
+        lines = [f"{self.path}: {self.kind}{reason}, {counted(len(self.classes), 'class')}"]
         for name, split in self.splits.items():
             sizes = Counter(split.sizes).most_common(3)
             shown = ", ".join(f"{size} ({count})" for size, count in sizes)
-            more = f" and {len(split.sizes) - 3} other sizes" if len(split.sizes) > 3 else ""
-            lines.append(f"{name}: {split.num_images} images; {shown}{more}")
+            more = f" and {counted(len(split.sizes) - 3, 'other size')}" if len(split.sizes) > 3 else ""
+            lines.append(f"{name}: {counted(split.num_images, 'image')}; {shown}{more}")
         lines += self._histogram()
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
@@ -122,7 +124,7 @@ class DataReport:
 
     def _verdict(self) -> str:
         if not self.ok:
-            return f"{len(self.problems)} problems found"
+            return f"{counted(len(self.problems), 'problem')} found"
         there = ", ".join(self.splits)
         return (
             "ready to train on" if "train" in self.splits else f'sound, but without a split "train"; there is: {there}'
@@ -158,10 +160,21 @@ class _Findings:
 
     def sentences(self, problem: bool) -> list[str]:
         return [
-            f"{number} {kind}: {'; '.join(self._examples[is_problem, kind])}{'; ...' if number > 3 else ''}"
+            f"{_numbered(number, kind)}: {'; '.join(self._examples[is_problem, kind])}{'; ...' if number > 3 else ''}"
             for (is_problem, kind), number in self._numbers.items()
             if is_problem == problem
         ]
+
+
+def _numbered(number: int, kind: str) -> str:
+    """ "1 mask that is all void", "2 masks that are all void"."""
+    if number != 1:
+        return f"{number} {kind}"
+    one = re.sub(r"\b(class|dataset|image|mask|name|sample|split)e?s\b", r"\1", kind, count=1)
+    return "1 " + re.sub(r"(?<= that )(are|come|call|break)\b", lambda verb: _ONE_DOES[verb[0]], one, count=1)
+
+
+_ONE_DOES = {"are": "is", "come": "comes", "call": "calls", "break": "breaks"}
 
 
 @checked
@@ -218,7 +231,10 @@ def _all_sources(layout: Layout) -> list[Source]:
 def _report_unknown(report: DataReport, tally: _Tally) -> None:
     report.unknown = {str(value): (masks, tally.pixels[value]) for value, masks in tally.masks.most_common()}
     if report.unknown:
-        rows = [f"{value} ({masks} masks, {pixels} pixels)" for value, (masks, pixels) in report.unknown.items()]
+        rows = [
+            f"{value} ({counted(masks, 'mask')}, {counted(pixels, 'pixel')})"
+            for value, (masks, pixels) in report.unknown.items()
+        ]
         report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
 
 

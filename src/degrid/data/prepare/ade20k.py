@@ -10,6 +10,7 @@ from degrid.data.formats.benchmarks.ade20k import ADE_CLASSES, ADE_RULE, Ade20k,
 from degrid.data.formats.classes import table_in
 from degrid.data.formats.masks import Color
 from degrid.data.prepare.listing import ListWriter, folder_at, write_train_ids
+from degrid.lookup import counted
 from degrid.types import OnProgress, UserError
 
 _COUNTS = {"train": 20_210, "val": 2_000}
@@ -42,7 +43,9 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
     assert labels is not None
     if len(labels) != ADE_CLASSES:
         table = table_in(base, labels)
-        raise UserError(f"{table} names {len(labels)} classes, ADE20K has {ADE_CLASSES}; take it away to prepare")
+        raise UserError(
+            f"{table} names {counted(len(labels), 'class')}, ADE20K has {ADE_CLASSES}; take it away to prepare"
+        )
     lists = ListWriter(base, labels, _COUNTS)
     if labels.names[0] == "object 1":
         lists.report.append(

@@ -10,6 +10,7 @@ from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES, CITYSCAPES_RAW
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.pairs import images_in
 from degrid.data.prepare.listing import ListWriter, folder_at, write_train_ids
+from degrid.lookup import counted
 from degrid.types import OnProgress, UserError
 
 _COUNTS = {"train": 2_975, "val": 500, "test": 1_525}
@@ -38,7 +39,7 @@ def prepare_cityscapes(path: str | Path, progress: OnProgress | None = None) -> 
     }
     made = write_train_ids(targets, CITYSCAPES_RAW, CITYSCAPES, _refuse, progress)
     lists = ListWriter(root, CITYSCAPES, _COUNTS)
-    lists.report.append(f"{made} labels made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png")
+    lists.report.append(f"{counted(made, 'label')} made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png")
     for split in _COUNTS:
         masks = {image: _label_of(root, image) for image in images_in(root / "leftImg8bit" / split)}
         if split == "test":

@@ -95,7 +95,8 @@ class FastNetwork:
             return "bfloat16 (all pixels of the first images get the same class as in float32)"
         same = f"{min(100 * self.agreement, 99.99):.2f} % of the pixels of the first images"
         if self.precision == "float32":
-            return f"float32 (bfloat16 gave only {same} the same class; --precision bfloat16 takes it nevertheless)"
+            how = "--precision bfloat16 (precision=...) takes it nevertheless"
+            return f"float32 (bfloat16 gave only {same} the same class; {how})"
         return f"bfloat16 (at least {same} get the same class as in float32)"
 
     def __call__(self, batch: Tensor) -> Tensor:

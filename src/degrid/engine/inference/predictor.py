@@ -94,7 +94,7 @@ class Predictor:
         if self.gives_ids and not (self.options.is_plain and self.options.memory is None):
             raise UserError(
                 "this exported model gives class ids, which cannot be fused over scales, flips or windows or sharpened "
-                "by a CRF; export it with --output logits"
+                "by a CRF; export it with --output logits (output=...)"
             )
         self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled)
         self._bytes_per_pixel: float | None = None
@@ -126,7 +126,9 @@ class Predictor:
         By default logits at the head's stride; with scales, flips, windows or a CRF see `tta.fused_scores`.
         """
         if self.gives_ids:
-            raise UserError("this exported model gives class ids, no logits; export it with --output logits")
+            raise UserError(
+                "this exported model gives class ids, no logits; export it with --output logits (output=...)"
+            )
         return self._scores(*self._prepared(image))
 
     def class_ids(self, image: Tensor) -> Tensor:
@@ -139,7 +141,9 @@ class Predictor:
     def probabilities(self, image: Tensor) -> Tensor:
         """Probabilities at the image's size, [1,C,H,W], float32, of a uint8 image [3,H,W]; before any CRF."""
         if self.gives_ids:
-            raise UserError("this exported model gives class ids, no logits; export it with --output logits")
+            raise UserError(
+                "this exported model gives class ids, no logits; export it with --output logits (output=...)"
+            )
         batch, options = self._prepared(image)
         options = dataclasses.replace(options, crf=None)
         with torch.inference_mode():

@@ -17,6 +17,7 @@ import torch
 from degrid.contracts import evaluating
 from degrid.engine.training.cycles import Cycles
 from degrid.files import make_folder, write_text
+from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, Scores, Tell
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class RunLog:
         self._scalars("val", step, {**means, **{f"IoU class {name}": iou for name, iou in classes}})
         self.say(
             f"step {step}: val mIoU {100 * scores.miou:.2f} %, pixel accuracy {100 * scores.pixel_accuracy:.2f} % "
-            f"({scores.num_images} images, {scores.num_classes_counted} classes)"
+            f"({counted(scores.num_images, 'image')}, {counted(scores.num_classes_counted, 'class')})"
         )
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, divided, read_text
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
+from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError
 
 # What `save_to_disk` leaves: of several splits, or of one.
@@ -51,7 +52,7 @@ def open_hugging_face(address: Address) -> Layout:
         notes.append(DIVIDED)
     labels, rule = _classes(features[columns[1]], address)
     if first is not None:
-        notes.append(f"only the first {first} rows of each split were fetched")
+        notes.append(f"only the first {counted(first, 'row')} of each split were fetched")
     return Layout(
         f"columns {columns[0]} and {columns[1]}",
         address.folder or Path(address.name),
