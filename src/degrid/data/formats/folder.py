@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
@@ -78,6 +79,12 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
         both = _image_and_mask_folders(folder) or (beside and (folder, beside))
         if both:
             found.append((split, *both))
+    return found + (_split_by_name(path) if len(folders) > 1 else [])
+
+
+def _split_by_name(path: Path) -> list[tuple[str, Path, Path]]:
+    """train_images and train_masks, and the like."""
+    found = []
     for word, split in SPLIT_NAMES.items():
         for form in (f"{word}_{{}}", f"{word}-{{}}", f"{{}}_{word}", f"{{}}-{word}"):
             both = _image_and_mask_folders(path, form)
@@ -203,7 +210,11 @@ def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    return {folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir()} if root.is_dir() else {}
+    if not root.is_dir():
+        return {}
+    with os.scandir(root) as entries:  # unlike Path.iterdir, this needs no look at each of many files
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    return {name: root / name for name in names}
 
 
 def _image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:

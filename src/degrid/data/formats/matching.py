@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePath, PurePosixPath
 
 MASK_ENDINGS = (
     "",
@@ -23,6 +23,7 @@ _CITYSCAPES = ("_gtFine", "_gtCoarse")
 _OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw original"
 _OF_MASKS = "mask masks label labels lbl gt seg segmentation annotation anno annot target"
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
+_PARTS = re.compile(r"[^\W\d_]+|\d+")
 _PHOTOGRAPHS = (".jpg", ".jpeg")
 
 
@@ -80,22 +81,24 @@ def masks_among(files: Iterable[str]) -> set[str]:
     files = list(files)
     names, stems = set(files), {_stem(file) for file in files}
     photographs = {_stem(file) for file in files if file.lower().endswith(_PHOTOGRAPHS)}
-    image_keys = {_key(file, _IMAGE_WORDS) for file in files if _key(file, _MASK_WORDS) == _key(file, frozenset())}
+    keys = {file: (_key(file, _MASK_WORDS), _key(file, frozenset())) for file in files}
+    image_keys = {_key(file, _IMAGE_WORDS) for file, (bare, whole) in keys.items() if bare == whole}
 
     def is_mask(file: str) -> bool:
         stem = _stem(file)
+        bare, whole = keys[file]
         return (
             any(ending and stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in MASK_ENDINGS)
             or stem in names
             or (stem in photographs and not file.lower().endswith(_PHOTOGRAPHS))
-            or (_key(file, _MASK_WORDS) != _key(file, frozenset()) and _key(file, _MASK_WORDS) in image_keys)
+            or (bare != whole and bare in image_keys)
         )
 
     return {file for file in files if is_mask(file)}
 
 
 def _stem(path: str) -> str:
-    return PurePosixPath(path).with_suffix("").as_posix()
+    return os.path.splitext(path)[0]
 
 
 def _cut(name: str, endings: Iterable[str]) -> str:
@@ -104,10 +107,10 @@ def _cut(name: str, endings: Iterable[str]) -> str:
 
 def _key(path: str, words: frozenset[str]) -> tuple[str, tuple[str, ...]]:
     """The folder of a file, and the words and numbers of its name but for some; 007 is 7."""
-    place = PurePath(path)
-    parts = re.findall(r"[^\W\d_]+|\d+", place.stem)
+    folder, _, name = _stem(path).rpartition("/")
+    parts = _PARTS.findall(name)
     kept = (part.lstrip("0") or "0" if part.isdigit() else part for part in parts if part.lower() not in words)
-    return place.parent.as_posix(), tuple(kept)
+    return folder, tuple(kept)
 
 
 def _by_words(files: list[str], words: frozenset[str]) -> dict[tuple[str, tuple[str, ...]], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -227,20 +228,25 @@ def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    return (
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in suffixes
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _found_in(Path(entry.path), suffixes)
+            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+                yield Path(entry.path)
 
 
 def unread_note(*folders: Path) -> list[str]:
     """A sentence on the images in these folders, and below, of kinds that are not read; none where there are none."""
-    names = (file.name.lower() for folder in dict.fromkeys(folders) for file in folder.rglob("*"))
-    suffixes = (".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix for name in names if name[0] != ".")
-    count = Counter(suffix for suffix in suffixes if suffix in _UNREAD.split())
+    walks = (walk for folder in dict.fromkeys(folders) for walk in os.walk(folder))
+    names = (name.lower() for _, _, files in walks for name in files)
+    suffixes = (
+        ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1] for name in names if name[0] != "."
+    )
+    unread = frozenset(_UNREAD.split())
+    count = Counter(suffix for suffix in suffixes if suffix in unread)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common())
     return (
         [f"files of kinds that are not read as images are left out: {shown}; save them as JPEG or PNG"] if count else []
