@@ -238,7 +238,7 @@ def test_five_bands_are_trained_on_and_predicted(tmp_path):
     assert (predictor(read_values(file)) == prediction.ids).all()
     result = degrid.predict(run.folder, data / "images", tmp_path / "out", device="cpu", precision="float32")
     assert result.images == 6
-    assert (np.asarray(Image.open(tmp_path / "out" / "0.png")) == prediction.ids).all()
+    assert (np.asarray(Image.open(tmp_path / "out" / "0.tif")) == prediction.ids).all()
     grey = tmp_path / "grey.tif"
     tiff(grey, np.zeros((2, 40, 48), np.uint16))
     with pytest.raises(UserError, match=r"grey.tif has 2 bands; expected 5"):

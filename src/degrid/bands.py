@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from degrid.image import open_image, oriented, read_image, values_to_bytes
 from degrid.raster import read_bands, tiff_header
@@ -34,7 +34,54 @@ def read_picture(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[i
     Raises:
         UserError: missing, damaged, of a kind that is not read, or of another number of bands.
     """
-    return read_image(path) if bands == RGB else to_bytes(read_values(path, size), bands, path)
+    return read_scene(path, bands, size).pixels
+
+
+class Scene(NamedTuple):
+    """An image as a network reads it, uint8 [H,W,C], and which pixels hold no data, bool [H,W] (None: all hold some).
+
+    Pixels without data are 0.
+    """
+
+    pixels: np.ndarray
+    empty: np.ndarray | None = None
+
+
+def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> Scene:
+    """As `read_picture`, with what a TIFF calls "no data" (GDAL_NODATA)."""
+    no_data = no_data_of(path)
+    if bands == RGB and no_data is None:
+        return Scene(read_image(path))
+    return scene_of(read_values(path, size), bands, no_data, path)
+
+
+def scene_of(values: np.ndarray, bands: Bands, no_data: float | None, place: object) -> Scene:
+    """Values [H,W,C] through `to_bytes`; pixels without data are 0."""
+    pixels, empty = to_bytes(values, bands, place), None
+    if no_data is not None:
+        empty = without_data(values, no_data)
+        pixels[empty] = 0
+    return Scene(pixels, empty)
+
+
+def no_data_of(path: str | os.PathLike[str]) -> float | None:
+    """The value that a TIFF calls "no data"; None for another file."""
+    header = tiff_header(path) if Path(path).suffix.lower() in (".tif", ".tiff") else None
+    return header.no_data if header else None
+
+
+def without_data(values: np.ndarray, no_data: float) -> np.ndarray:
+    """The pixels of [H,W,C] whose bands all have the value for "no data", or are no numbers if that is none; [H,W]."""
+    import numpy as np
+
+    if math.isnan(no_data):
+        same = np.isnan(values)
+    else:
+        with np.errstate(over="ignore"):
+            wanted = np.float32(no_data) if values.dtype == np.float32 else no_data
+            same = values == wanted
+    found: np.ndarray = same.all(axis=2)
+    return found
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:
@@ -133,8 +180,9 @@ def to_bytes(values: np.ndarray, bands: Bands, place: object) -> np.ndarray:
     if len(pairs) not in (1, bands.count):
         raise UserError(f"model.range: expected 1 pair of values or {bands.count}, one per channel; got {len(pairs)}")
     low, high = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
-    scaled = (pixels - low.astype(np.float32)) * (255 / np.maximum(high - low, 1e-30)).astype(np.float32)
-    found: np.ndarray = np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
+    low, high = low.astype(np.float32), high.astype(np.float32)
+    scaled = (np.clip(pixels.astype(np.float32), low, high) - low) * (255 / np.maximum(high - low, 1e-30))
+    found: np.ndarray = np.rint(np.nan_to_num(scaled, nan=0.0)).astype(np.uint8)
     return found
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,9 +21,9 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Tags of TIFF 6.0, and GDAL's own.
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS = 254, 256, 257, 258, 259, 262, 273
-_BANDS, _TILES, _SAMPLE_FORMAT, _NO_DATA = 277, 324, 339, 42113
-_TAGS = frozenset((254, 256, 257, 258, 259, 262, 273, 277, 324, 339, 42113))
-_TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
+_BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
+_TAGS = frozenset((254, 256, 257, 258, 259, 262, 273, 277, 324, 339, 33550, 34264, 42113))
+_TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
 _LETTERS = {1: "uint", 2: "int", 3: "float", 5: "complexint", 6: "complex"}
@@ -42,6 +44,7 @@ class TiffHeader:
         pages: images of full size, without overviews and transparency masks.
         no_data: the value of pixels without data (GDAL_NODATA, tag 42113), or None.
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
+        on_map: it says where on a map its pixels lie (GeoTIFF).
     """
 
     size: tuple[int, int]
@@ -54,6 +57,7 @@ class TiffHeader:
     pages: int
     no_data: float | None
     sparse: bool
+    on_map: bool = False
 
     def __str__(self) -> str:
         """Such as "3 bands of uint16"."""
@@ -97,6 +101,7 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         pages=pages,
         no_data=no_data,
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
+        on_map=_SCALE in first or _TRANSFORM in first,
     )
 
 
@@ -127,18 +132,58 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         UserError: rasterio is not installed, or cannot read the file.
     """
-    try:
-        import rasterio
-    except ImportError as error:
+    with _opened(path) as opened:
+        values: np.ndarray = opened.read()
+    return values
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A file opened by rasterio, whose errors become ours."""
+    rasterio = rasterio_or_none()
+    if rasterio is None:
         raise UserError(
             f"{path} holds {tiff_header(path) or '16-bit colours'}, which is read with rasterio: pip install "
             "degrid[geo], or save it as PNG of 8 bits"
-        ) from error
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             with rasterio.open(path) as opened:
-                values: np.ndarray = opened.read()
-        except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+                yield opened
+        except (rasterio.errors.RasterioError, OSError) as error:
             raise UserError(f"{path} holds {tiff_header(path)}, and rasterio cannot read it: {error}") from error
-    return values
+
+
+@functools.cache
+def rasterio_or_none() -> Any:
+    """The library, or None where it is not installed."""
+    try:
+        import rasterio
+    except ImportError:
+        return None
+    return rasterio
+
+
+def is_on_map(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a GeoTIFF, and `write_map` can write another one for the same place."""
+    header = tiff_header(path)
+    return header is not None and header.on_map and rasterio_or_none() is not None
+
+
+def write_map(path: str | os.PathLike[str], ids: np.ndarray, colors: np.ndarray, place: object, software: str) -> None:
+    """Write class ids, uint8 [H,W], as a GeoTIFF in tiles with a palette; 255 is "no data".
+
+    Args:
+        colors: by id, uint8 [256,3].
+        place: a GeoTIFF of the same size, whose coordinate system and transform the file gets.
+        software: what it says that it was written by.
+    """
+    rasterio = rasterio_or_none()
+    with _opened(str(place)) as model:
+        profile = {"crs": model.crs, "transform": model.transform, "height": ids.shape[0], "width": ids.shape[1]}
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "bigtiff": "if_safer"}
+    with rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", nodata=255, **tiles, **profile) as opened:
+        opened.write_colormap(1, {value: (*map(int, color), 255) for value, color in enumerate(colors)})
+        opened.update_tags(TIFFTAG_SOFTWARE=software)
+        opened.write(ids, 1)

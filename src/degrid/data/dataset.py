@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from degrid.arguments import checked
-from degrid.bands import find_bands, thinned
+from degrid.bands import find_bands, thinned, without_data
 from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
@@ -20,7 +20,7 @@ from degrid.data.formats.source import Source
 from degrid.data.formats.table import FORMATS, read_as, recognise
 from degrid.data.synthetic import SyntheticScenes
 from degrid.lookup import did_you_mean, lookup, some
-from degrid.types import RGB, Bands, Dataset, LabelSpace, Sample, UserError
+from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, LabelSpace, Sample, UserError
 
 FOUND = Bands(0, "auto")
 """Bands that are found in the images."""
@@ -63,8 +63,10 @@ class SourceDataset:
         import torch  # here: listing and checking files need none of it
 
         source = self.sources[index]
-        name, image, raw = source.read() if self.bands == RGB else source.read(self.bands)
+        name, image, raw, empty = source.read() if self.bands == RGB else source.read(self.bands)
         ids, unknown = self.rule.apply(raw)
+        if empty is not None:
+            ids[empty] = IGNORE_INDEX
         if unknown:
             raise UserError(unknown_message(source.places()[1], unknown, self.labels))
         return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
@@ -239,7 +241,8 @@ def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[s
     if not all(source.is_plain() for source in some_of):
         for source in some_of:
             with contextlib.suppress(UserError):  # the one who reads them all tells of those that cannot be read
-                pictures.append(thinned(source.read_values()))
+                values, no_data = thinned(source.read_values()), source.no_data()
+                pictures.append(values if no_data is None else values[~without_data(values, no_data)][None])
     if not pictures:
         return Bands(wanted.count or 3, "bytes" if wanted.range == "auto" else wanted.range), []
     bands, note = find_bands(pictures, wanted)

@@ -18,8 +18,9 @@ from degrid.arguments import check_fields
 from degrid.data import CITYSCAPES_LABEL_IDS
 from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
-from degrid.image import as_rgb, overlay_classes, palette_image
+from degrid.image import as_rgb, color_table, overlay_classes, palette_image
 from degrid.lookup import counted
+from degrid.raster import is_on_map, write_map
 from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
 
@@ -34,8 +35,8 @@ class ResultFiles:
     """Which files are written for the images.
 
     Attributes:
-        format: "ids": NAME.png, class ids with a palette, and summary.json; "voc" or "cityscapes": what the benchmark's
-            test server takes.
+        format: "ids": NAME.png, class ids with a palette (of a GeoTIFF NAME.tif, for the same place), and summary.json;
+            "voc" or "cityscapes": what the benchmark's test server takes.
         overlay: also NAME.overlay.jpg, the image with its classes laid over; by default with "ids" only.
         logits: also NAME.logits.npy, float32 [C,h,w], before enlarging; with "ids" only.
         voc_competition: for "voc": comp5 (trained on VOC alone) or comp6 (on other data too).
@@ -164,23 +165,27 @@ class IdFiles(ResultWriter):
         return chosen
 
     def _is_free(self, name: str) -> bool:
-        return all(_is_free(self.out / f"{name}{ending}") for ending in (".png", ".overlay.jpg"))
+        return all(_is_free(self.out / f"{name}{ending}") for ending in (".png", ".tif", ".overlay.jpg"))
 
     def fail(self, name: str, reason: str) -> None:
         """See `ResultWriter.fail`."""
         self.failures[name] = reason
 
     def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
-        """Write NAME.png, NAME.overlay.jpg and NAME.logits.npy, each file atomically."""
+        """Write NAME.png (NAME.tif for a GeoTIFF), NAME.overlay.jpg and NAME.logits.npy, each file atomically."""
         labels = self.labels = self.labels or LabelSpace.of_size(num_classes)
-        _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
+        if is_on_map(image):
+            with atomic_write(self.out / f"{name}.tif") as temporary:
+                write_map(temporary, prediction.ids, color_table(labels), image, RESULT_MARK)
+        else:
+            _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
         if self.overlay:
             picture = overlay_classes(as_rgb(prediction.image), prediction.ids, labels)
             _save(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, prediction.logits)
-        counts = np.bincount(prediction.ids.ravel(), minlength=len(labels))
+        counts = np.bincount(prediction.ids.ravel(), minlength=256)[: len(labels)]
         height, width = prediction.ids.shape
         pixels = {class_name: int(n) for class_name, n in zip(labels.names, counts, strict=True) if n}
         self.rows[name] = {"file": str(image), "width": width, "height": height, "pixels": pixels}

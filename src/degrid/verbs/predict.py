@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from degrid.arguments import checked
-from degrid.bands import read_picture
+from degrid.bands import read_scene
 from degrid.contracts import declared, evaluating
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
@@ -182,7 +182,7 @@ def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
-    reads = _ahead(functools.partial(read_picture, path, predictor.bands) for path in found.values())
+    reads = _ahead(functools.partial(read_scene, path, predictor.bands) for path in found.values())
     for name, read in zip(found, reads, strict=True):
         prediction: Prediction | UserError
         try:

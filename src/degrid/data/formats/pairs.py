@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from degrid.bands import is_plain, read_values
+from degrid.bands import is_plain, no_data_of, read_values
 from degrid.data.formats.layout import SPLIT_NAMES, splits_of
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.matching import matched, without_image
@@ -54,6 +54,10 @@ class Pair(Source):
     def is_plain(self) -> bool:
         """See `Source`."""
         return is_plain(self.image)
+
+    def no_data(self) -> float | None:
+        """See `Source`."""
+        return no_data_of(self.image)
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""

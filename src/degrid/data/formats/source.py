@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, overload
 
 import numpy as np
 
-from degrid.bands import to_bytes
+from degrid.bands import scene_of
 from degrid.data.formats.masks import MaskReading
 from degrid.types import RGB, Bands, UserError
 
@@ -22,6 +22,8 @@ class RawSample(NamedTuple):
     name: str
     image: np.ndarray
     label: np.ndarray
+    empty: np.ndarray | None = None
+    """The pixels without data, bool [H,W], whose label is void; None where all hold data."""
 
 
 class Source(ABC):
@@ -62,6 +64,10 @@ class Source(ABC):
         """Whether `read_image` loses nothing, since the image holds grey or colours of 8 bits."""
         return True
 
+    def no_data(self) -> float | None:
+        """The value of pixels of `read_values` that hold no data; None where there is none."""
+        return None
+
     @abstractmethod
     def read_label(self) -> np.ndarray:
         """The label's values: whole numbers [H,W], or colours uint8 [H,W,3]. A `MaskRule` maps them to train ids.
@@ -78,7 +84,11 @@ class Source(ABC):
         """
         label = self.read_label()
         size = label.shape[:2]
-        image = self.read_image(size) if bands == RGB else to_bytes(self.read_values(size), bands, self.places()[0])
+        no_data = self.no_data()
+        if bands == RGB and no_data is None:
+            image, empty = self.read_image(size), None
+        else:
+            image, empty = scene_of(self.read_values(size), bands, no_data, self.places()[0])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != bands.count:
             raise UserError(
                 f"{self.name}: an image must be uint8 [H,W,{bands.count}], got {image.dtype} {list(image.shape)}"
@@ -89,7 +99,7 @@ class Source(ABC):
                 f"{label_place} is {label.shape[1]}x{label.shape[0]} pixels, its image {Path(image_place).name} is "
                 f"{image.shape[1]}x{image.shape[0]}; they must be of one size"
             )
-        return RawSample(self.name, image, label)
+        return RawSample(self.name, image, label, empty)
 
     def check(self, bands: Bands = RGB) -> RawSample:
         """As `read`, for one who only wants to know what is there: the image may be its brightness, uint8 [H,W,1].

@@ -54,11 +54,13 @@ class Reading:
 def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     """Read image, as these bands, and label completely."""
     try:
-        name, image, label = source.check(bands)
+        name, image, label, empty = source.check(bands)
         if image.shape[2] == 1 and image.max(initial=0) <= _DIM:  # of dark blue, the brightness is near 0, too
-            name, image, label = source.read(bands)
+            name, image, label, empty = source.read(bands)
     except UserError as error:
-        return _faulty(source, error)
+        return _faulty(source, error, bands)
+    if empty is not None and label.ndim == 2:
+        label = np.where(empty, np.int64(NO_DATA), label)
     digest = _digest(source.image_file() or image.tobytes())
     size = (image.shape[0], image.shape[1])
     highest = int(image.max(initial=0))
@@ -71,7 +73,7 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks))
 
 
-def _faulty(source: Source, error: UserError) -> Reading:
+def _faulty(source: Source, error: UserError, bands: Bands) -> Reading:
     """Which part of a sample is at fault, and the image's size if it can be read."""
     if source.unreadable:
         return Reading("", label=_values(source), fits=False, faults=((source.unreadable, str(error)),))
@@ -80,7 +82,8 @@ def _faulty(source: Source, error: UserError) -> Reading:
     label = _read_label(source, faults)
     size = None
     try:
-        image = source.read_image(None if label is None else label.shape[:2])
+        read = source.read_image if bands == RGB else source.read_values
+        image = read(None if label is None else label.shape[:2])
         size = (image.shape[0], image.shape[1])
     except UserError as wrong:
         unread = isinstance(wrong, UnreadKindError)

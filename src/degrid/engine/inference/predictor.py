@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from degrid.arguments import checked
-from degrid.bands import read_picture, to_bytes, values_of
+from degrid.bands import Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
 from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
-from degrid.types import RGB, Bands, UserError
+from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a model predicts for an image.
 
-    ids: uint8 [H,W], at the image's size. logits: float32 [C,h,w], see `Predictor.scores`; None where windows slide, so
-    that they are never all in memory. image: uint8 [H,W,3].
+    ids: uint8 [H,W], at the image's size; 255 where it holds no data. logits: float32 [C,h,w], see `Predictor.scores`;
+    None where windows slide, so that they are never all in memory. image: uint8 [H,W,C].
     """
 
     ids: np.ndarray
@@ -100,7 +100,7 @@ class Predictor:
         self._bytes_per_pixel: float | None = None
 
     def __call__(self, image: ImageLike) -> np.ndarray:
-        """Class ids of an image, uint8 [H,W].
+        """Class ids of an image, uint8 [H,W]; 255 where a TIFF holds no data.
 
         Args:
             image: a file, a PIL image, a uint8 array [H,W,C] or [H,W], or a uint8 tensor [C,H,W], where C is
@@ -113,12 +113,17 @@ class Predictor:
 
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
-        pixels = _pixels(image, self.bands)
+        pixels, empty = _scene(image, self.bands)
         batch, options = self._prepared(torch.from_numpy(pixels).permute(2, 0, 1))
         if self.gives_ids or options.only_slides:
-            return Prediction(self._ids_directly(batch, options).cpu().numpy(), None, pixels)
-        scores = self._scores(batch, options)
-        return Prediction(self.ids(scores, pixels.shape[:2]).cpu().numpy(), scores[0].float().cpu().numpy(), pixels)
+            ids, logits = self._ids_directly(batch, options), None
+        else:
+            scores = self._scores(batch, options)
+            ids, logits = self.ids(scores, pixels.shape[:2]), scores[0].float().cpu().numpy()
+        found = ids.cpu().numpy()
+        if empty is not None:
+            found[empty] = IGNORE_INDEX
+        return Prediction(found, logits, pixels)
 
     def scores(self, image: Tensor) -> Tensor:
         """Scores [1,C,h,w], float32, of a uint8 image [3,H,W].
@@ -235,9 +240,13 @@ def predictor_of(
         yield Predictor(model, device, precision, options, compiled)
 
 
-def _pixels(image: ImageLike, bands: Bands) -> np.ndarray:
-    if isinstance(image, str | os.PathLike):
-        return read_picture(image, bands)
+def _scene(image: ImageLike, bands: Bands) -> Scene:
+    if isinstance(image, Scene):
+        return image
+    return read_scene(image, bands) if isinstance(image, str | os.PathLike) else Scene(_pixels(image, bands))
+
+
+def _pixels(image: Image.Image | np.ndarray | Tensor, bands: Bands) -> np.ndarray:
     if isinstance(image, Image.Image):
         return to_array(image) if bands == RGB else to_bytes(values_of(oriented(image)), bands, "the image")
     if isinstance(image, Tensor):

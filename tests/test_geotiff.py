@@ -1,0 +1,116 @@
+"""GeoTIFFs: pixels without data, and predictions for the same place on the map."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+
+import degrid
+from degrid.bands import Scene, no_data_of, read_scene, without_data
+from degrid.data import check_data, open_dataset
+from degrid.raster import is_on_map
+from degrid.types import IGNORE_INDEX, Bands
+from degrid.verbs.find_images import is_result
+
+PLACE = {"crs": CRS.from_epsg(32632), "transform": Affine(10, 0, 500_000, 0, -10, 5_200_000)}
+
+
+def write(file, values, **more):
+    """A GeoTIFF in tiles of values [C,H,W]."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = values.shape
+    tiles = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    profile = {**PLACE, **tiles, "width": width, "height": height, "count": count, "dtype": values.dtype, **more}
+    with rasterio.open(file, "w", driver="GTiff", **profile) as opened:
+        opened.write(values)
+    return file
+
+
+def network(count=3, **settings):
+    torch.manual_seed(0)
+    return degrid.deeplabv3plus("timm:resnet10t", 3, channels=16, in_channels=count, **settings).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "no_data"), [("uint8", 0), ("uint16", 65535), ("int16", -9999), ("float32", -3.4e38), ("float32", np.nan)]
+)
+def test_pixels_without_data_are_black_and_void(tmp_path, kind, no_data):
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 200, (3, 32, 48)).astype(kind)
+    values[:, :8, :] = no_data
+    values[0, 20, 20] = no_data  # one band alone does not count
+    file = write(tmp_path / "images" / "a.tif", values, nodata=no_data)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.ones((32, 48), np.uint8)).save(tmp_path / "masks" / "a.png")
+    expected = np.zeros((32, 48), bool)
+    expected[:8] = True
+    scene = read_scene(file, Bands(3, ((0, 200),)))
+    assert (scene.empty == expected).all()
+    assert (scene.pixels[:8] == 0).all()
+    rest = np.rint(values.transpose(1, 2, 0)[8:, 21:].astype(float) / 200 * 255)
+    assert np.abs(scene.pixels[8:, 21:] - rest).max() <= 1
+    dataset = open_dataset(tmp_path)
+    label = dataset[0].label.numpy()
+    assert (label == np.where(expected, IGNORE_INDEX, 1)).all()
+    if dataset.bands.range != "bytes":
+        assert all(0 <= low < high <= 200 for low, high in dataset.bands.range)  # not of what is no data
+    report = check_data(tmp_path)
+    assert report.splits["train"].void_pixels == expected.sum()
+
+
+def test_what_counts_as_without_data():
+    values = np.array([[[1, 1], [1, 2], [np.nan, np.nan]]], np.float32)
+    assert without_data(values, 1.0).tolist() == [[True, False, False]]
+    assert without_data(values, float("nan")).tolist() == [[False, False, True]]
+    assert without_data(np.array([[[255, 255]]], np.uint8), -9999.0).tolist() == [[False]]
+
+
+def test_a_map_is_predicted_as_a_map(tmp_path):
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 3000, (4, 64, 80)).astype(np.uint16)
+    values[:, :, 60:] = 0
+    file = write(tmp_path / "maps" / "a.tif", values, nodata=0)
+    Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "maps" / "plain.tif")
+    model = network(4, range=(0, 3000))
+    result = degrid.predict(model, file, tmp_path / "out", device="cpu", precision="float32")
+    assert result.images == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.tif", "a.overlay.jpg", "summary.json"}
+    with rasterio.open(tmp_path / "out" / "a.tif") as opened:
+        assert opened.crs == PLACE["crs"]
+        assert opened.transform == PLACE["transform"]
+        assert opened.nodata == IGNORE_INDEX
+        assert opened.profile["tiled"]
+        ids = opened.read(1)
+        colors = opened.colormap(1)
+    assert [colors[value][:3] for value in range(3)] == list(model.labels.colors)
+    assert (ids[:, 60:] == IGNORE_INDEX).all()
+    assert ids[:, :60].max() < 3
+    predictor = degrid.Predictor(model, "cpu", "float32")
+    assert (predictor(file) == ids).all()
+    scene = Scene(read_scene(file, model.bands).pixels)
+    assert (predictor(scene)[:, :60] == ids[:, :60]).all()
+    # Palette images are ids to whoever reads them as labels, and results of degrid are no images.
+    assert (np.asarray(Image.open(tmp_path / "out" / "a.tif")) == ids).all()
+    assert is_result(tmp_path / "out" / "a.tif")
+
+
+def test_a_tiff_without_a_place_gives_a_png(tmp_path):
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "plain.tif")
+    assert not is_on_map(tmp_path / "plain.tif")
+    assert no_data_of(tmp_path / "plain.tif") is None
+    degrid.predict(network(), tmp_path / "plain.tif", tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "plain.png").exists()
+
+
+def test_a_result_beside_its_map_replaces_nothing(tmp_path):
+    values = np.random.default_rng(2).integers(0, 255, (3, 40, 40)).astype(np.uint8)
+    file = write(tmp_path / "a.tif", values)
+    before = file.read_bytes()
+    for _ in range(2):
+        degrid.predict(network(), tmp_path, tmp_path, device="cpu")
+        assert file.read_bytes() == before
+        assert (tmp_path / "a.tif.tif").exists()
+    assert not (tmp_path / "a.tif_2.tif").exists()
