@@ -19,7 +19,7 @@ from degrid.data.dataset import open_layout
 from degrid.types import IGNORE_INDEX
 
 # A world is small as it is drawn; making it smaller after a failure would take minutes.
-FEW = settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+FEW = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 class World(NamedTuple):
@@ -292,7 +292,7 @@ def check(world, encoding, layout):
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-@settings(FEW, max_examples=4)
+@settings(FEW, max_examples=3)
 @given(data=st.data())
 def test_every_encoding(name, data):
     """In folders and dataset.yaml, which take them all."""
