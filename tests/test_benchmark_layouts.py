@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from degrid.data import notes_of, open_dataset
+from degrid.data.formats.benchmarks.coco_panoptic import Segments
 from degrid.data.formats.benchmarks.coco_stuff import COCO_STUFF
 from degrid.data.formats.table import recognise
 from degrid.types import UserError
@@ -516,3 +518,9 @@ def test_a_table_beside_a_benchmark_wins(tmp_path):
     assert dataset[0].label.tolist() == [[V, 0, 1, 6]]
     (tmp_path / "classes.txt").write_text("void as a class\na\nb\nc\nd\ne\nf\ng\n")
     assert open_dataset(tmp_path)[0].label.tolist() == [[0, 1, 2, 7]]
+
+
+def test_segments_can_be_a_key():
+    """Surveys of masks are kept by the sources that they read."""
+    made = [Segments("a", Path("a.jpg"), Path("a.png"), segments={1: 2}) for _ in range(2)]
+    assert len(set(made)) == 1

@@ -121,7 +121,7 @@ def unknown_settings(text: str) -> list[str]:
     named += [
         span
         for span in spans(text)
-        if re.fullmatch(r"(model|data|optim|train)\.(?!txt|md|json|safetensors)\w+(\.\w+)?", span)
+        if re.fullmatch(r"(model|data|optim|train)\.(?!txt|md|json|yaml|safetensors)\w+(\.\w+)?", span)
     ]
     return sorted({name for name in named if not _has(groups, name.split("."))})
 

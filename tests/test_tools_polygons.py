@@ -310,6 +310,9 @@ def test_yolo_with_lists_and_a_path_of_another_machine(tmp_path):
 def test_yolo_without_a_yaml(tmp_path):
     yolo(tmp_path, ["images/a.png", "images/b.png"])
     check(tmp_path, names=("background", "class 0", "class 1"))
+    put_text(tmp_path / "data.yaml", "names: [car, sign]\nnc: 2\n")  # supervision: no splits
+    check(tmp_path)
+    (tmp_path / "data.yaml").unlink()
     put_text(tmp_path / "classes.txt", "car\nsign\n")  # Label Studio; it has no background
     check(tmp_path)
     put_text(tmp_path / "classes.csv", "id,name,r,g,b\n0,sign,0,0,0\n1,car,9,9,9\n")  # one's own, without background

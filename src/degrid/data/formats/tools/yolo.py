@@ -102,8 +102,7 @@ def label_file(image: Path) -> Path:
 
 
 def _by_yaml(path: Path) -> _Found | None:
-    alone = path.suffix in (".yaml", ".yml")
-    for file in [path] if alone else sorted((*path.glob("*.yaml"), *path.glob("*.yml"))):
+    for file in _yaml_files(path):
         values = _yaml(file)
         names = _names(values)
         if not names:
@@ -117,6 +116,12 @@ def _by_yaml(path: Path) -> _Found | None:
         if splits:
             return _Found(splits, names, file.name, file.parent)
     return None
+
+
+def _yaml_files(path: Path) -> list[Path]:
+    if path.suffix in (".yaml", ".yml"):
+        return [path]
+    return sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
 
 
 def _names(values: dict[str, Any]) -> dict[int, str]:
@@ -176,9 +181,16 @@ def _by_folders(path: Path) -> _Found | None:
             parts = (folder.name, *image.relative_to(folder / "images").parts[:-1])
             split = next((split_of(part) for part in parts if part.lower() in SPLIT_NAMES), "default")
             splits.setdefault(split, []).append(image)
+    return _Found(splits, *_named_beside(path), path) if splits else None
+
+
+def _named_beside(path: Path) -> tuple[dict[int, str], str]:
+    """The names of the classes in a folder, and the file that has them; supervision's data.yaml has no splits."""
+    for file in _yaml_files(path):
+        if names := _names(_yaml(file)):
+            return names, file.name
     said = next((name for name in _NAME_FILES if (path / name).is_file()), "")
-    names = dict(enumerate(read_names(path / said))) if said else {}
-    return _Found(splits, names, said, path) if splits else None
+    return dict(enumerate(read_names(path / said))) if said else {}, said
 
 
 def _kinds(files: list[Path]) -> tuple[int, int]:
