@@ -114,6 +114,27 @@ def test_values_that_are_ids(tmp_path, values):
     assert kinds(tmp_path) == []
 
 
+def test_shades_without_areas(tmp_path):
+    """Thin lines with soft edges have no white area that could show where the edges are."""
+    big = Image.new("L", (640, 480))
+    for k in range(6):
+        ImageDraw.Draw(big).line([0, 40 + 60 * k, 639, 90 + 50 * k], fill=255, width=5)
+    put(tmp_path, [big.resize((160, 120), Image.Resampling.BICUBIC)] * 3)
+    assert kinds(tmp_path) == ["grey-edges"]
+    noise = np.random.default_rng(0).integers(-6, 7, (48, 64))
+    put(tmp_path, [np.clip(np.kron(stripes(0, 255), np.ones((2, 2), int)) + noise, 0, 255)] * 3)
+    assert kinds(tmp_path) == ["sparse-ids"]
+    assert 'write "threshold: 128"' in check_data(tmp_path).problems[0]
+
+
+def test_edges_by_hand():
+    """A ramp of three columns between two areas, and a line that has the same on both sides."""
+    values = LabelValues.of(np.array([[0, 0, 0, 6, 9, 14, 20, 20, 20, 5, 20]] * 6, np.uint8))
+    assert values.values.tolist() == [0, 5, 6, 9, 14, 20]
+    # In the 4 inner rows and 9 inner columns: examined, with equal neighbours, between a lower and a higher one.
+    assert values.edges.tolist() == [[8, 4, 4, 4, 4, 12], [4, 0, 0, 0, 0, 4], [0, 0, 4, 4, 4, 0]]
+
+
 def test_ids_from_a_list_of_values(tmp_path):
     put(tmp_path, [stripes(0, 85, 170, 255)] * 3)
     (tmp_path / "dataset.yaml").write_text("ids: [0, 85, 170, 255]\n")
@@ -224,6 +245,14 @@ def test_palettes_that_differ(tmp_path):
     (tmp_path / "dataset.yaml").write_text("palette: color\n")
     dataset = open_dataset(tmp_path, "train")
     assert dataset[0].label[0, ::16].tolist() == ([0, 1] if dataset.sources[0].name == "0" else [1, 0])
+
+
+def test_black_and_white_palettes_that_begin_with_white(tmp_path):
+    white_first = indexed(stripes(0, 1, 1, 1), [(255, 255, 255), (0, 0, 0)])
+    black_first = indexed(stripes(1, 0, 0, 0), [(0, 0, 0), (255, 255, 255)])
+    put(tmp_path, [white_first, black_first, white_first])
+    assert kinds(tmp_path) == []
+    assert shares(tmp_path) == {"background": 0.75, "foreground": 0.25, "void": 0}
 
 
 def test_palettes_of_random_colours_do_not_matter(tmp_path):

@@ -313,7 +313,8 @@ def test_faulty_rows_are_named(tmp_path):
     where = f"hf:{tmp_path / 'saved'}, train"
     assert f"1 image without mask (add the masks, or take the images away): {where}[1], image" in problems
     assert f"{where}[2], mask" in problems
-    assert f"1 JPEG mask (their ids are blurred; save masks as PNG): {where}[3], mask" in problems
+    assert "1 JPEG mask (their ids are blurred; save masks as PNG" in problems
+    assert f"dataset.yaml): {where}[3], mask" in problems
     assert f"{where}[4], image: there is none" in problems
     assert "images of train" not in problems
     with pytest.raises(UserError, match=r'1 of 5 images in the split "train" of .* are not there'):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.tools.label_files import is_background
-from degrid.data.formats.values import Survey, Surveys, total
+from degrid.data.formats.values import SOFT, Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -88,29 +88,35 @@ class _Look(NamedTuple):
     learnt: Survey
 
 
-# A value is soft where almost none of its pixels lies inside an area of that value.
-_SOFT, _SOLID = 0.05, 0.2
+# A value is solid where many of its pixels lie inside an area of that value, and soft where almost none does and many
+# lie between a lower and a higher neighbour.
+_SOLID, _BETWEEN = 0.2, 0.4
 _LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
 _MOST_SOFT_PIXELS = 0.5
 _MOSTLY = 0.8
+# Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
+_SHADES, _HIGHEST_ID = 16, 190
 _NEARLY = 0.95
+# Values this close to the lowest and the highest are noise on black and white.
+_NEAR = 24
 
 
 def _grey_edges(look: _Look) -> Iterator[str]:
     """Values that occur only along the edges between two others: masks that were smoothed or scaled."""
     layout, rule, found = look.layout, look.rule, look.whole
-    solid, soft = _solid_and_soft(found)
-    if rule.threshold is not None or rule.nearest is not None or not soft:
+    if rule.threshold is not None or rule.nearest is not None:
         return
+    solid, soft = _solid_and_soft(found)
     # Ids between those of two classes may be classes that are thin.
     named = not layout.guessed and all(value in rule.ids for value in soft)
     pixels = sum(found.examined[value] for value in soft)
     few = len(soft) < (_LEAST_SOFT_OF_NAMED if named else _LEAST_SOFT)
     if few or pixels > _MOST_SOFT_PIXELS * found.examined.total():
+        yield from _shades(look)
         return
     low, high = solid[0], solid[-1]
     text = (
-        f"{found.first[soft[0]]}{' and others' * (found.masks > 1)}: soft edges, {len(soft)} values "
+        f"{found.first_of(soft[0])}{' and others' * (found.masks > 1)}: soft edges, {len(soft)} values "
         f"({some(soft, 3)}) that come only where {low} meets {high}"
     )
     ends = found.examined[low] + found.examined[high]
@@ -122,13 +128,29 @@ def _grey_edges(look: _Look) -> Iterator[str]:
         yield f"{text}, as if the masks had been scaled or smoothed; make them anew without (nearest neighbour)"
 
 
+def _shades(look: _Look) -> Iterator[str]:
+    """So many high values that they are no ids: thin objects with soft edges, maps of heat or of depth."""
+    values = sorted(value for value in look.whole.ids if value != IGNORE_INDEX)
+    if look.layout.guessed and len(values) >= _SHADES and values[-1] >= _HIGHEST_ID:
+        yield (
+            f"{look.whole.first_of(values[-1])}: {len(values)} values up to {values[-1]} look like shades of grey; "
+            f"{_write(look.layout, 'threshold: 128')} if they are background and object, or name all classes in "
+            "classes.txt"
+        )
+
+
 def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
     """The values that fill areas, and those between them that come only along edges, both sorted."""
     share = {value: found.inside[value] / pixels for value, pixels in found.examined.items() if pixels}
     solid = sorted(value for value, inside in share.items() if inside >= _SOLID)
     if len(solid) < 2:
         return solid, []
-    return solid, sorted(value for value in share if share[value] < _SOFT and solid[0] < value < solid[-1])
+    soft = [
+        value
+        for value, inside in share.items()
+        if inside < SOFT and solid[0] < value < solid[-1] and found.between[value] >= _BETWEEN * found.examined[value]
+    ]
+    return solid, sorted(soft)
 
 
 def _sparse_ids(look: _Look) -> Iterator[str]:
@@ -143,7 +165,11 @@ def _sparse_ids(look: _Look) -> Iterator[str]:
         f"masks hold the values {some(listed, 12)}, which would be {classes} classes, {classes - len(values)} of them "
         "empty"
     )
-    if len(listed) <= 20:
+    low, high = listed[0], listed[-1]
+    if len(listed) > 2 and all(min(value - low, high - value) <= _NEAR for value in listed):
+        wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
+        yield f"{text}; {wish} to divide them into background and object"
+    elif len(listed) <= 20:
         void = ", and leave out 255 if it is void" if IGNORE_INDEX in listed else ""
         yield f"{text}; {_write(layout, f'ids: {listed}')}{void}, or name all classes in classes.txt"
     else:

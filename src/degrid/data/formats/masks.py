@@ -168,7 +168,7 @@ def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
 
 
 # So many values are no list of classes, but what smoothing or compression leaves between them.
-_MANY_UNKNOWN = 8
+_MANY_UNKNOWN = 3
 
 
 def unknown_message(mask: object, unknown: dict[int | Color, int], labels: LabelSpace) -> str:
@@ -187,9 +187,12 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], labels: Label
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
             f"in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there{nearest}"
         )
-    threshold = ", or threshold: 128 if the mask is black and white and blurred" if many else ""
+    more = "give more classes"
+    if list(unknown) == [len(labels)]:
+        more += " (the first one is that of id 0, which is often background)"
+    threshold = ", or threshold: 128 if it is black and white and blurred" if many and len(labels) <= 2 else ""
     return (
         f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); {pixels} pixels have "
-        f"such ids; give more classes, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
+        f"such ids; {more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
     )

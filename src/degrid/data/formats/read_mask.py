@@ -35,6 +35,7 @@ class LossyMaskError(UnusableMaskError):
         super().__init__(
             f"{name} is {article} {kind}: its compression blurs class ids. Save masks as PNG; for a black-and-white "
             f'mask: Image.open("mask{Path(str(name)).suffix}").convert("L").point(lambda v: v >= 128).save("mask.png")'
+            ", or threshold: 128 in dataset.yaml"
         )
 
 

@@ -66,7 +66,8 @@ def _look(layout: Layout, read: ReadValues) -> Surveys:
     if wishes.palette or not _says_palettes(layout, surveys):
         return surveys
     layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
-    layout.notes.append("the palettes of the masks show the colours of the classes: they are read by colour")
+    what = "black and white" if layout.labels is None else "the colours of the classes"
+    layout.notes.append(f"the palettes of the masks show {what}: they are read by colour")
     return _survey(layout, read)
 
 
@@ -91,12 +92,13 @@ def _survey(layout: Layout, read: ReadValues) -> Surveys:
 
 def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
     """Whether the palettes show the classes' own colours, in another order than that of the ids."""
-    rule = layout.rule
+    rule, shown = layout.rule, total(surveys).shown
+    if layout.labels is None:  # black and white, with white first
+        return {color for _, color in shown} == {BLACK, WHITE} and (0, WHITE) in shown
     if rule is None or rule.default_colors or not rule.colors or rule.exact:
         return False
     void = {color: IGNORE_INDEX for color in layout.wishes.void if isinstance(color, tuple)}
     colors = {**rule.colors, **void}
-    shown = total(surveys).shown
     meant = [(rule.ids.get(index), colors.get(color)) for index, color in shown]
     return all(by_color is not None for _, by_color in meant) and any(by_id != by_color for by_id, by_color in meant)
 
@@ -141,11 +143,10 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
 
 
 def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
-    place = found.first[colored[0]]
-    common = sorted(colored, key=lambda color: -found.pixels[color])
+    colors = [value for value, _ in found.pixels.most_common() if isinstance(value, tuple)]
     return (
-        f"{place} is a colour picture and nothing says which colour is which class ({len(common)} colours, such as "
-        f"{some(common, 3)}); write {layout.root}/classes.csv with the columns id,name,r,g,b"
+        f"{found.first[colored[0]]} is a colour picture and nothing says which colour is which class (there are "
+        f"{len(colors)}: {some(colors, 6)}); write {layout.root}/classes.csv with the columns id,name,r,g,b"
     )
 
 

@@ -17,6 +17,8 @@ Value = int | Color
 
 # The most distinct values that a survey keeps; the pixels of all further ones are counted together.
 _MOST_VALUES = 4096
+SOFT = 0.05
+"""A value whose share of pixels with equal neighbours is lower comes only along edges."""
 # Edges are looked for in masks with at least this many values, of which the highest is at least so high.
 _EDGE_VALUES, _EDGE_HIGHEST = 3, 8
 # About how many pixels of a mask are examined for that; of larger masks, every so many rows.
@@ -30,15 +32,14 @@ class LabelValues:
     Attributes:
         values: ids [K], or colours uint8 [K,3].
         pixels: of each value, int64 [K].
-        examined, inside: of each value, pixels that were examined, and those of them whose four neighbours have the
-            same value, int64 [K]; None where it does not matter, or for colours that are not grey.
+        edges: how many pixels of each value were examined, have four neighbours of the same value, and lie between a
+            lower and a higher neighbour, int64 [3,K]; None where it does not matter, or for colours that are not grey.
         palette: the colour that the file shows each value in, uint8 [K,3]; None for a label without palette.
     """
 
     values: np.ndarray
     pixels: np.ndarray
-    examined: np.ndarray | None = None
-    inside: np.ndarray | None = None
+    edges: np.ndarray | None = None
     palette: np.ndarray | None = None
 
     @classmethod
@@ -53,14 +54,14 @@ class LabelValues:
             packed, pixels = _unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
             colors = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
             grey = bool((colors == colors[:, :1]).all())
-            return cls(colors, pixels, *(_inside(raw[..., 0], colors[:, 0], pixels) if grey else ()))
+            return cls(colors, pixels, _edges(raw[..., 0], colors[:, 0]) if grey else None)
         values, pixels = _unique(raw)
         shown = None
         if palette is not None and len(values) and values[0] >= 0:
             padded = np.zeros((max(int(values[-1]) + 1, len(palette)), 3), np.uint8)
             padded[: len(palette)] = palette
             shown = padded[values]
-        return cls(values, pixels, *_inside(raw, values, pixels), shown)
+        return cls(values, pixels, _edges(raw, values), shown)
 
     def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
         """What `MaskRule.apply` and counting would give: pixels of each train id [256], and of each unknown value."""
@@ -97,16 +98,21 @@ def _unique(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, pixels
 
 
-def _inside(raw: np.ndarray, values: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Examined and inside, as `LabelValues` has them."""
+def _edges(raw: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+    """See `LabelValues.edges`; some rows do, spread over the label."""
     if raw.dtype != np.uint8 or len(values) < _EDGE_VALUES or values[-1] < _EDGE_HIGHEST or min(raw.shape) < 3:
-        return None, None
+        return None
     step = math.ceil(raw.size / _EXAMINED)
-    middle = raw[1:-1:step, 1:-1]
-    same = (middle == raw[:-2:step, 1:-1]) & (middle == raw[2::step, 1:-1])
-    same &= (middle == raw[1:-1:step, :-2]) & (middle == raw[1:-1:step, 2:])
-    inside = np.bincount(middle[same], minlength=256)[values]
-    return pixels if step == 1 else np.bincount(middle.ravel(), minlength=256)[values], inside
+    above, middle, below = raw[:-2:step, 1:-1], raw[1:-1:step], raw[2::step, 1:-1]
+    left, inner, right = middle[:, :-2], middle[:, 1:-1], middle[:, 2:]
+    same = (inner == above) & (inner == below) & (inner == left) & (inner == right)
+    examined, inside = (np.bincount(pixels, minlength=256)[values] for pixels in (inner.ravel(), inner[same]))
+    between = np.zeros_like(inside)
+    if np.count_nonzero(SOFT * examined > inside) >= _EDGE_VALUES:  # rarely so
+        ramps = ((left < inner) & (inner < right)) | ((left > inner) & (inner > right))
+        ramps |= ((above < inner) & (inner < below)) | ((above > inner) & (inner > below))
+        between = np.bincount(inner[ramps], minlength=256)[values]
+    return np.stack([examined, inside, between])
 
 
 @dataclass
@@ -117,8 +123,8 @@ class Survey:
         masks: how many were read.
         pixels, found_in: of each value, its pixels and the number of masks that hold it.
         first: the first mask that holds it.
-        examined, inside: of each id, its pixels that were searched for soft edges, and those of them whose four
-            neighbours have the same id.
+        examined, inside, between: of each id, the pixels that were searched for soft edges, those of them whose four
+            neighbours have the same id, and those between a lower and a higher neighbour.
         shown: the pixels of each id and the colour that the palette of its mask gives it.
         beyond: pixels of values beyond the most that are kept apart.
     """
@@ -129,6 +135,7 @@ class Survey:
     first: dict[Value, str] = field(default_factory=dict)
     examined: Counter[int] = field(default_factory=Counter)
     inside: Counter[int] = field(default_factory=Counter)
+    between: Counter[int] = field(default_factory=Counter)
     shown: Counter[tuple[int, Color]] = field(default_factory=Counter)
     beyond: int = 0
 
@@ -148,10 +155,11 @@ class Survey:
                 self.first.setdefault(value, place)
             else:
                 self.beyond += count
-        if label.examined is not None and label.inside is not None:
-            for value, count, inside in zip(values, label.examined.tolist(), label.inside.tolist(), strict=True):
-                self.examined[_grey(value)] += count
+        if label.edges is not None:
+            for value, examined, inside, between in zip(values, *label.edges.tolist(), strict=True):
+                self.examined[_grey(value)] += examined
                 self.inside[_grey(value)] += inside
+                self.between[_grey(value)] += between
         if label.palette is not None:
             for value, color, count in zip(values, _as_values(label.palette), pixels, strict=True):
                 if len(self.shown) < _MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
@@ -173,9 +181,14 @@ class Survey:
                 self.beyond += count
         self.examined.update(other.examined)
         self.inside.update(other.inside)
+        self.between.update(other.between)
         for key, count in other.shown.items():
             if len(self.shown) < _MOST_VALUES or key in self.shown:
                 self.shown[key] += count
+
+    def first_of(self, value: int) -> str:
+        """The first mask that holds an id, or the grey of that value."""
+        return self.first.get(value) or self.first.get((value, value, value), "")
 
     @property
     def colored(self) -> list[Color]:

@@ -116,7 +116,8 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
         return source.read_label()
     except UserError as error:
         if isinstance(error, LossyMaskError):
-            faults.append((f"{error.kind} masks (their ids are blurred; save masks as PNG)", label_place))
+            mend = "save masks as PNG, or write threshold: 128 or nearest_color: 30 in dataset.yaml"
+            faults.append((f"{error.kind} masks (their ids are blurred; {mend})", label_place))
         elif isinstance(error, UnusableMaskError):
             faults.append(("masks that are no image of class ids", str(error)))
         else:
