@@ -1,6 +1,7 @@
 """Pictures of every kind, and what is written."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -204,6 +205,13 @@ def test_sound_files_that_pillow_cannot_read_are_not_called_damaged(tmp_path):
             UnreadKindError, match=rf"a\.tif holds {said}, which is not read as a picture: save it with"
         ):
             read_image(tmp_path / "a.tif")
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.tif", tiffinfo={})
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    place = data.index(struct.pack("<HHI", 259, 3, 1)) + 8  # the compression, which becomes WebP
+    data[place : place + 2] = struct.pack("<H", 50001)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(UnreadKindError, match=r"a\.tif is a TIFF compressed as WebP, and is not read as a picture"):
+        read_image(tmp_path / "a.tif")
     (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:20])
     with pytest.raises(UserError, match=r"a\.tif is damaged or cut short"):
         read_image(tmp_path / "a.tif")

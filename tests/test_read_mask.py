@@ -96,7 +96,7 @@ def test_parts_that_a_tiff_does_not_store_are_not_taken_from_its_header(tmp_path
         read_image_of(tmp_path, data)
     pytest.importorskip("rasterio")
     assert not read(tmp_path, data).any()
-    monkeypatch.setitem(sys.modules, "rasterio", None)
+    monkeypatch.setattr("degrid.raster.rasterio_or_none", lambda: None)
     with pytest.raises(
         UserError, match=r"m\.tif holds 1 band of uint8, which is read with rasterio: pip install degrid"
     ):
@@ -142,7 +142,7 @@ def test_bands_that_are_no_ids_are_named(tmp_path):
 
 
 def test_without_rasterio_the_sentence_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rasterio", None)
+    monkeypatch.setattr("degrid.raster.rasterio_or_none", lambda: None)
     with pytest.raises(
         UserError, match=r"m\.tif holds 1 band of float64, .*: pip install degrid\[geo\], or save it as PNG"
     ):

@@ -23,6 +23,7 @@ _SUFFIXES = ".jpg .jpeg .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pnm .jp
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 """Endings of the files that count as images, in lower case."""
 
+_WEBP_IN_TIFF = 50001  # the number of a compression scheme
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 """A JPEG that states its orientation, as EXIF or as XMP, contains one of these."""
@@ -67,11 +68,10 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
     header = tiff_header(path) if start.startswith(TIFF_MARKS) else None
     if start.startswith(TIFF_MARKS) and header is None:
         raise UserError(f"{path} is damaged or cut short: the tags of a TIFF are missing")
-    if header and header.sparse:  # Pillow would take the beginning of the file for the missing parts
-        raise UnreadKindError(
-            f"{path} leaves out its empty parts (SPARSE_OK of GDAL), and is not read as a picture: write it anew with "
-            '"gdal_translate"'
-        )
+    # Pillow would take the beginning of the file for the missing parts, and call the other kind damaged.
+    if header and (header.sparse or header.compression == _WEBP_IN_TIFF):
+        how = "leaves out its empty parts (SPARSE_OK of GDAL)" if header.sparse else "is a TIFF compressed as WebP"
+        raise UnreadKindError(f'{path} {how}, and is not read as a picture: write it anew with "gdal_translate"')
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         kinds = Image.ID[tried:]

@@ -22,7 +22,7 @@ _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
 _STRETCHED = {2: 85, 4: 17}
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
-_JPEG_IN_TIFF, _WEBP_IN_TIFF = (6, 7), 50001  # numbers of compression schemes
+_JPEG_IN_TIFF = (6, 7)  # numbers of compression schemes
 _LARGEST_WHOLE = 2.0**53  # beyond it, floats do not tell one whole number from the next
 
 
@@ -224,7 +224,7 @@ def _from_tiff(path: Path, header: TiffHeader, how: MaskReading) -> np.ndarray:
         raise LossyMaskError(path, "JPEG inside a TIFF")
     if header.bands > 1 and header.kind != "uint8":
         raise _too_many(path, header)
-    values = None if header.compression == _WEBP_IN_TIFF else _from_tiff_by_pillow(path, header, how)
+    values = _from_tiff_by_pillow(path, header, how)
     if values is None:
         bands = read_bands(path)
         if len(bands) != 1 and not (header.colors and len(bands) in (3, 4)):
