@@ -224,6 +224,14 @@ def test_suim(tmp_path):
     assert dataset.labels.colors[:7] == tuple(colors)
 
 
+def test_ids_where_colours_are_expected(tmp_path):
+    for k in range(2):
+        put_image(tmp_path / f"train_val/images/{k}.jpg", 3)
+        put(tmp_path / f"train_val/masks/{k}.bmp", [[0, 1, 7]])
+    with pytest.raises(UserError, match="holds ids up to 7; expected this benchmark's colours"):
+        open_dataset(tmp_path)[0]
+
+
 @pytest.mark.parametrize("ending", [".gif", ".png"])
 @pytest.mark.parametrize("base", ["", "DRIVE"])
 def test_drive(tmp_path, ending, base):

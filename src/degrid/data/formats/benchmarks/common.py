@@ -12,7 +12,7 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, with_val
-from degrid.types import IGNORE_INDEX, LabelSpace
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
 def benchmark(
@@ -63,6 +63,11 @@ class FullColors(Pair):
     def read_label(self) -> np.ndarray:
         """See `Source`."""
         values = super().read_label()
+        if values.ndim == 2 and 0 < values.max(initial=0) < 128:
+            raise UserError(
+                f"{self.mask} holds ids up to {values.max()}; expected this benchmark's colours: for ids of your own, "
+                "name the folders of images and masks in dataset.yaml"
+            )
         colors = values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=-1)
         parted: np.ndarray = np.where(colors >= 128, 255, 0).astype(np.uint8)
         return parted
