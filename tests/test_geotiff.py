@@ -9,10 +9,11 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 import degrid
-from degrid.bands import Scene, no_data_of, read_scene, without_data
+from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_scene, without_data
 from degrid.data import check_data, open_dataset
+from degrid.engine.inference.tta import InferenceOptions
 from degrid.raster import is_on_map
-from degrid.types import IGNORE_INDEX, Bands
+from degrid.types import IGNORE_INDEX, Bands, UserError
 from degrid.verbs.find_images import is_result
 
 PLACE = {"crs": CRS.from_epsg(32632), "transform": Affine(10, 0, 500_000, 0, -10, 5_200_000)}
@@ -114,3 +115,59 @@ def test_a_result_beside_its_map_replaces_nothing(tmp_path):
         assert file.read_bytes() == before
         assert (tmp_path / "a.tif.tif").exists()
     assert not (tmp_path / "a.tif_2.tif").exists()
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    """Images of more than 2,000 pixels count as too large for one."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+@pytest.mark.parametrize("bands", [Bands(4, ((0, 3000),)), Bands(4, "file"), Bands(4, "bytes")])
+@pytest.mark.parametrize("no_data", [None, 0])
+def test_large_maps_are_read_part_by_part(tmp_path, small_limit, bands, no_data):
+    rng = np.random.default_rng(3)
+    values = rng.integers(1, 3000, (4, 200, 150)).astype(np.uint16)
+    values[:, 50:90, 20:100] = 0
+    file = write(tmp_path / "a.tif", values, nodata=no_data)
+    model = network(4)
+    model.bands = bands
+    options = InferenceOptions(window=(96, 64), overlap=0.5)
+    predictor = degrid.Predictor(model, "cpu", "float32", options)
+    scene = open_scene(file, bands, 1 << 30)
+    assert isinstance(scene, LargeScene)
+    found = predictor.predict(scene)
+    whole = predictor.predict(read_scene(file, bands))
+    assert (found.ids == whole.ids).all()
+    if no_data is not None:
+        assert (found.ids[50:90, 20:100] == IGNORE_INDEX).all()
+    result = degrid.predict(model, file, tmp_path / "out", device="cpu", precision="float32", options=options)
+    assert not result.failures
+    with rasterio.open(tmp_path / "out" / "a.tif") as opened:
+        assert (opened.read(1) == whole.ids).all()
+        assert opened.crs == PLACE["crs"]
+    for wrong in (InferenceOptions(flip=True, window=(96, 64)), InferenceOptions(scales=(0.5,), window=(96, 64))):
+        failed = degrid.predict(model, file, tmp_path / "none", device="cpu", options=wrong)
+        assert "leave out scales, flips and CRF" in failed.failures[0]
+
+
+def test_only_the_rows_of_one_row_of_windows_are_read_at_once(tmp_path, small_limit, monkeypatch):
+    file = write(tmp_path / "a.tif", np.random.default_rng(4).integers(0, 255, (3, 400, 70)).astype(np.uint8))
+    read: list[tuple[int, int]] = []
+    rows = LargeScene.rows
+    monkeypatch.setattr(LargeScene, "rows", lambda self, *at: (read.append(at), rows(self, *at))[1])
+    predictor = degrid.Predictor(network(), "cpu", "float32", InferenceOptions(window=(128, 64)))
+    assert predictor(open_scene(file, Bands(), 1 << 30)).shape == (400, 70)
+    assert [first for first, _ in read] == [0, *(last for _, last in read[:-1])]  # each row once
+    assert read[-1][1] == 400
+    assert max(last - first for first, last in read) == 128
+
+
+def test_other_large_images_need_memory(tmp_path, small_limit):
+    pixels = np.random.default_rng(5).integers(0, 255, (60, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (open_scene(tmp_path / "a.png", Bands(), 1 << 20).pixels == pixels).all()
+    with pytest.raises(UserError, match=r"has 70x60 pixels, which takes .* GiB to decode; .* are free"):
+        open_scene(tmp_path / "a.png", Bands(), 50_000)
+    result = degrid.predict(network(), tmp_path / "a.png", tmp_path / "out", device="cpu")
+    assert result.images == 1

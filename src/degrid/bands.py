@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from degrid.image import open_image, oriented, read_image, values_to_bytes
-from degrid.raster import read_bands, tiff_header
+from degrid.image import is_large, open_image, oriented, read_image, values_to_bytes
+from degrid.raster import rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
 from degrid.types import RGB, Bands, UserError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (0.5, 99.5)
 """What lies outside becomes 0 or 255 where a range is found in the images themselves, in percent of their pixels."""
+_REDUCED = 2048
 _PIXELS = 1 << 16
 """How many pixels of an image are looked at to find a range."""
 _LUMA = (0.299, 0.587, 0.114)
@@ -53,6 +54,52 @@ def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int
     if bands == RGB and no_data is None:
         return Scene(read_image(path))
     return scene_of(read_values(path, size), bands, no_data, path)
+
+
+class LargeScene:
+    """A TIFF of too many pixels to be read at once, which is read from top to bottom; else as `read_scene`.
+
+    A range that depends on the file's values is found in a smaller copy of it.
+
+    Attributes:
+        size: height and width, pixels.
+        reduced: the copy, no side longer than 2048 pixels.
+    Raises:
+        UserError: another number of bands; or the file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], bands: Bands) -> None:
+        header = tiff_header(path)
+        assert header is not None
+        self.path, self.no_data, self.size = path, header.no_data, (header.size[1], header.size[0])
+        sample = read_reduced(path, _REDUCED)
+        if bands.range == "file":
+            bands = Bands(bands.count, ranges_of([sample]))
+        elif bands.range == "bytes" and sample.dtype.name != "uint8":
+            fractions = sample.dtype.kind == "f" and sample.max(initial=0) <= 1
+            bands = Bands(bands.count, ((0.0, 1.0 if fractions else 65535.0),))
+        self.bands = bands
+        self.reduced = scene_of(sample, bands, self.no_data, path)
+
+    def rows(self, first: int, last: int) -> Scene:
+        """The rows first to last - 1."""
+        return scene_of(read_rows(self.path, first, last), self.bands, self.no_data, self.path)
+
+
+def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int) -> Scene | LargeScene:
+    """As `read_scene`, but images of any size: TIFFs part by part, where rasterio is installed, others at once.
+
+    Args:
+        memory: bytes that are free.
+    Raises:
+        UserError: see `read_picture`; or an image that is no TIFF takes more memory.
+    """
+    header = tiff_header(path)
+    if header is not None and is_large(header.size) and rasterio_or_none() is not None:
+        return LargeScene(path, bands)
+    if bands == RGB and no_data_of(path) is None:
+        return Scene(read_image(path, memory))
+    return read_scene(path, bands)
 
 
 def scene_of(values: np.ndarray, bands: Bands, no_data: float | None, place: object) -> Scene:

@@ -29,19 +29,25 @@ _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 """A JPEG that states its orientation, as EXIF or as XMP, contains one of these."""
 
 
+_BYTES_PER_PIXEL = 12
+"""Of an image that is decoded, copied into an array, predicted and shown with its classes."""
+
+
 class UnreadKindError(UserError):
     """A sound image of a kind that Pillow does not read, such as a TIFF with five bands."""
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image.Image:
     """Decode a file completely.
 
+    Args:
+        memory: bytes that an image too large to be one may take, with what is made of it; None: refuse it.
     Raises:
         UserError: missing, not an image, of a kind that Pillow does not read, cut short, or too large to be one image.
     """
     try:
         with open(path, "rb") as stream:
-            opened = _identify(stream, path)
+            opened = _identify(stream, path, memory)
             with _without_warning(opened.size):
                 opened.load()
             return opened.copy() if opened.format == "GIF" else opened
@@ -53,7 +59,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 
-def _identify(stream: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
+def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None) -> Image.Image:
     """An image whose pixels are not read yet.
 
     As `PIL.Image.open`, which warns of images above half the size that it refuses; that is no concern of the user's.
@@ -83,7 +89,7 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str]) -> Image.Image:
                 if accepted and not isinstance(accepted, str):
                     stream.seek(0)
                     opened = factory(stream, name)
-                    _refuse_size(opened.size, path)
+                    _refuse_size(opened.size, path, memory)
                     return opened
     if header:
         raise UnreadKindError(
@@ -102,28 +108,44 @@ def _without_warning(size: tuple[int, int]) -> contextlib.AbstractContextManager
     return warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
 
 
-def _refuse_size(size: tuple[int, int], path: str | os.PathLike[str]) -> None:
+def is_large(size: tuple[int, ...]) -> bool:
+    """Whether an image of this size is more than Pillow takes for one image: twice its MAX_IMAGE_PIXELS."""
+    from PIL import Image
+
+    return math.prod(size) > 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+
+
+def _refuse_size(size: tuple[int, int], path: str | os.PathLike[str], memory: int | None) -> None:
     from PIL import Image
 
     limit, pixels = 2 * (Image.MAX_IMAGE_PIXELS or math.inf), math.prod(size)
-    if pixels > limit:
+    if memory is not None and is_large(size):
+        if _BYTES_PER_PIXEL * pixels > memory:
+            raise UserError(
+                f"{path} has {size[0]}x{size[1]} pixels, which takes {_BYTES_PER_PIXEL * pixels / 2**30:.1f} GiB to "
+                f"decode; {memory / 2**30:.1f} GiB are free. A TIFF in tiles is read part by part: "
+                '"gdal_translate -co TILED=YES" makes one'
+            )
+    elif is_large(size):
         millions = f"{pixels / 1e6:,.0f} million pixels; up to {limit / 1e6:,.0f} million are read as one image"
         raise UserError(
             f'{path} has {size[0]}x{size[1]} = {millions}: cut it into tiles ("gdal_retile.py -ps 4096 4096" does)'
         )
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], memory: int | None = None) -> np.ndarray:
     """An image file as RGB, uint8 [H,W,3], rotated according to its EXIF orientation.
 
     Grey becomes three equal channels, 16-bit values are divided by 257, fractions from 0 to 1 are multiplied by 255,
     transparency is dropped, CMYK is converted.
 
+    Args:
+        memory: see `open_image`.
     Raises:
         UserError: see `open_image`.
     """
     pixels = read_jpeg(path)
-    return to_array(open_image(path)) if pixels is None else pixels
+    return to_array(open_image(path, memory)) if pixels is None else pixels
 
 
 def read_jpeg(path: str | os.PathLike[str], luma: bool = False) -> np.ndarray | None:

@@ -137,6 +137,30 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
     return values
 
 
+def read_rows(path: str | os.PathLike[str], first: int, last: int) -> np.ndarray:
+    """Rows of a TIFF, first to last - 1, as they are stored: [rows,W,C].
+
+    Raises:
+        UserError: see `read_bands`.
+    """
+    with _opened(path) as opened:
+        values: np.ndarray = opened.read(window=((first, last), (0, opened.width)))
+    return values.transpose(1, 2, 0)
+
+
+def read_reduced(path: str | os.PathLike[str], side: int) -> np.ndarray:
+    """A TIFF made smaller, so that no side is longer than `side` pixels: of each part one pixel as it is, [h,w,C].
+
+    Raises:
+        UserError: see `read_bands`.
+    """
+    with _opened(path) as opened:
+        factor = max(1.0, opened.height / side, opened.width / side)
+        size = (opened.count, max(1, int(opened.height / factor)), max(1, int(opened.width / factor)))
+        values: np.ndarray = opened.read(out_shape=size)
+    return values.transpose(1, 2, 0)
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A file opened by rasterio, whose errors become ours."""

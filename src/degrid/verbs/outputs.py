@@ -28,6 +28,8 @@ FORMATS = ("ids", "voc", "cityscapes")
 VOC_COMPETITIONS = ("comp5", "comp6")
 """comp5: trained on VOC's own data alone; comp6: on any other data too, ImageNet among them."""
 _VOC_CLASSES = 21
+_LARGEST_JPEG = 65_500
+"""Longest side of a JPEG, pixels."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class IdFiles(ResultWriter):
         else:
             _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
         if self.overlay:
-            picture = overlay_classes(as_rgb(prediction.image), prediction.ids, labels)
+            picture = overlay_classes(*_shown(prediction), labels)
             _save(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
@@ -273,6 +275,17 @@ class CityscapesFiles(ResultWriter):
     def finish(self) -> str:
         """Nothing remains to be done; see `ResultWriter.finish`."""
         return f"{counted(self.count, 'image')} as label ids in {self.out}"
+
+
+def _shown(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """Image, uint8 [h,w,3], and class ids, uint8 [h,w], of one size: a smaller one where a JPEG cannot be so large."""
+    image, ids = as_rgb(prediction.image), prediction.ids
+    step = -(-max(image.shape[:2]) // _LARGEST_JPEG)
+    image = image[::step, ::step]
+    if image.shape[:2] != ids.shape:
+        rows, columns = (np.arange(small) * side // small for small, side in zip(image.shape, ids.shape, strict=False))
+        ids = ids[np.ix_(rows, columns)]
+    return image, ids
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from degrid.arguments import checked
-from degrid.bands import read_scene
+from degrid.bands import LargeScene, Scene, open_scene
 from degrid.contracts import declared, evaluating
+from degrid.engine.device import available_bytes
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.files import check_place
-from degrid.types import OnProgress, Progress, UserError
+from degrid.types import Bands, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
@@ -182,7 +184,7 @@ def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
-    reads = _ahead(functools.partial(read_scene, path, predictor.bands) for path in found.values())
+    reads = _ahead(functools.partial(_open, path, predictor.bands) for path in found.values())
     for name, read in zip(found, reads, strict=True):
         prediction: Prediction | UserError
         try:
@@ -195,6 +197,10 @@ def _predictions(
         except UserError as error:
             prediction = error
         yield name, prediction
+
+
+def _open(path: Path, bands: Bands) -> Scene | LargeScene:
+    return open_scene(path, bands, available_bytes(torch.device("cpu")))
 
 
 def _ahead(calls: Iterable[Callable[[], T]]) -> Iterator[Callable[[], T]]:

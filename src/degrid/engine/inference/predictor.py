@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from degrid.arguments import checked
-from degrid.bands import Scene, read_scene, to_bytes, values_of
+from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
@@ -27,7 +28,7 @@ from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene | LargeScene
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Prediction:
     """What a model predicts for an image.
 
     ids: uint8 [H,W], at the image's size; 255 where it holds no data. logits: float32 [C,h,w], see `Predictor.scores`;
-    None where windows slide, so that they are never all in memory. image: uint8 [H,W,C].
+    None where windows slide, so that they are never all in memory. image: uint8 [H,W,C]; of an image that is read part
+    by part a smaller copy.
     """
 
     ids: np.ndarray
@@ -47,6 +49,8 @@ _LARGE = 2_000_000
 """Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
 _USABLE = 0.8
 """Fraction of the free memory that feature maps may take where no limit is given."""
+_WINDOW = (2048, 2048)
+"""For images that are read part by part, though feature maps of the whole would fit into memory."""
 _SMALLEST, _GRID = 128, 32
 """Side of the smallest window that is still useful, and what the sides of windows are multiples of, pixels."""
 
@@ -113,6 +117,8 @@ class Predictor:
 
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
+        if isinstance(image, LargeScene):
+            return self._predict_large(image)
         pixels, empty = _scene(image, self.bands)
         batch, options = self._prepared(torch.from_numpy(pixels).permute(2, 0, 1))
         if self.gives_ids or options.only_slides:
@@ -211,6 +217,31 @@ class Predictor:
             bands = slide_in_bands(self._forward, batch, options, self.resize)
             return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
 
+    def _predict_large(self, scene: LargeScene) -> Prediction:
+        """In windows, of which the image's rows are in memory for one row of windows only; see `Prediction`.
+
+        Raises:
+            UserError: options or a network that need the whole image.
+        """
+        options = self.options_for(scene.size)
+        if self.gives_ids or not options.is_single or options.crf is not None:
+            raise UserError(
+                f"{scene.path} has {scene.size[1]}x{scene.size[0]} pixels and is predicted in windows: leave out "
+                "scales, flips and CRF, and use a model that gives logits"
+            )
+        if options.window is None:
+            options = dataclasses.replace(options, memory=None, window=_WINDOW)
+        self.windowed += 1
+        found, rows = np.empty(scene.size, np.uint8), _Rows(scene, self.device)
+        with torch.inference_mode():
+            for top, band in slide_in_bands(self._forward, rows, options, self.resize):
+                ids = band[0].argmax(0).to(torch.uint8).cpu().numpy()
+                empty = rows.held.empty
+                if empty is not None:
+                    ids[empty[: len(ids)]] = IGNORE_INDEX
+                found[top : top + len(ids)] = ids
+        return Prediction(found, None, scene.reduced.pixels)
+
     def _scores(self, batch: Tensor, options: InferenceOptions) -> Tensor:
         with torch.inference_mode():
             if options.is_plain:
@@ -222,6 +253,31 @@ class Predictor:
         network = declared(self.model)
         self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
+
+
+class _Rows:
+    """A large scene as `tta.slide_in_bands` reads it: the rows of one row of windows are held."""
+
+    def __init__(self, scene: LargeScene, device: torch.device) -> None:
+        self.scene, self.device = scene, device
+        self.shape = (1, scene.bands.count, *scene.size)
+        self.held, self._range = Scene(np.empty((0, scene.size[1], scene.bands.count), np.uint8)), (0, 0)
+
+    def __getitem__(self, place: tuple[EllipsisType, slice, slice], /) -> Tensor:
+        """See `tta.Sliced`; the rows must not begin before those asked for last."""
+        _, rows, columns = place
+        if (rows.start, rows.stop) != self._range:
+            self._hold(rows.start, rows.stop)
+        part = torch.from_numpy(self.held.pixels[:, columns]).permute(2, 0, 1)[None]
+        return part.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def _hold(self, first: int, last: int) -> None:
+        known = max(first, self._range[1])
+        new, old = self.scene.rows(known, last), self.held
+        kept = slice(first - self._range[0], None)
+        empty = None if old.empty is None or new.empty is None else np.concatenate([old.empty[kept], new.empty])
+        self.held = Scene(np.concatenate([old.pixels[kept], new.pixels]), new.empty if old.empty is None else empty)
+        self._range = first, last
 
 
 @contextmanager
@@ -240,7 +296,7 @@ def predictor_of(
         yield Predictor(model, device, precision, options, compiled)
 
 
-def _scene(image: ImageLike, bands: Bands) -> Scene:
+def _scene(image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene, bands: Bands) -> Scene:
     if isinstance(image, Scene):
         return image
     return read_scene(image, bands) if isinstance(image, str | os.PathLike) else Scene(_pixels(image, bands))

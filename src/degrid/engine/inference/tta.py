@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -147,8 +149,23 @@ def slide(forward: Forward, image: Tensor, options: InferenceOptions, convention
     return torch.cat(bands, dim=2)
 
 
+class Sliced(Protocol):
+    """An image [1,C,H,W] of which parts are read when they are asked for, from top to bottom."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """1, C, H, W."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parts are."""
+
+    def __getitem__(self, place: tuple[EllipsisType, slice, slice], /) -> Tensor:
+        """The part [1,C,h,w] of these rows and columns."""
+
+
 def slide_in_bands(
-    forward: Forward, image: Tensor, options: InferenceOptions, convention: str
+    forward: Forward, image: Tensor | Sliced, options: InferenceOptions, convention: str
 ) -> Iterator[tuple[int, Tensor]]:
     """The logits of an image from top to bottom, in bands as they are completed: (first row, logits [1,C,rows,W]).
 
