@@ -265,6 +265,8 @@ def test_kinds_are_checked(tmp_path):
     put(tmp_path, [stripes(0, 1)] * 2)
     with pytest.raises(UserError, match='no doubt is called "one_class". Did you mean "one-class"'):
         open_dataset(tmp_path, accept=["one_class"])
+    with pytest.raises(UserError, match='accept: no doubt is called "one_class"'):
+        check_data(tmp_path, accept=["one_class"])
 
 
 # ---- mends in dataset.yaml ------------------------------------------------------------------------------------

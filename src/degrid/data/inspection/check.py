@@ -15,7 +15,7 @@ import numpy as np
 
 from degrid.arguments import checked
 from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, open_dataset
-from degrid.data.formats.doubts import doubts
+from degrid.data.formats.doubts import check_kinds, doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.scan import resolve_classes
@@ -199,6 +199,7 @@ def check_data(
     Raises:
         UserError: the dataset does not exist or its format is not recognised.
     """
+    check_kinds(accept, "accept")
     if is_by_name(path):
         return _check_samples(str(path), progress)
     layout = find_layout(path)
