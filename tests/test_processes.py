@@ -202,5 +202,4 @@ def test_dark_blue_is_not_nearly_black(tmp_path):
             picture.save(tmp_path / folder / f"{name}.{suffix}", quality=95)
     notes = [note for note in degrid.check_data(tmp_path).notes if "nearly black" in note]
     assert len(notes) == 1
-    assert "1 images that are nearly black" in notes[0]
     assert "dark.jpg" in notes[0]

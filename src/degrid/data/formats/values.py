@@ -22,7 +22,7 @@ SOFT = 0.05
 # Edges are looked for in masks with at least this many values, of which the highest is at least so high.
 _EDGE_VALUES, _EDGE_HIGHEST = 3, 8
 # About how many pixels of a mask are examined for that; of larger masks, every so many rows.
-_EXAMINED = 1 << 15
+_EXAMINED = 1 << 14
 
 
 @dataclass(frozen=True)
