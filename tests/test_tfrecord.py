@@ -500,7 +500,7 @@ def test_any_damage_is_reported(tmp_path, good, edits, inside):
         message = str(error)
     else:
         message = f"{file} byte"
-        assert all(image.shape[:2] == label.shape[:2] for _, image, label in read_all)
+        assert all(image.shape[:2] == label.shape[:2] for _, image, label, *_ in read_all)
     assert str(file) in message
     assert "byte" in message
 
