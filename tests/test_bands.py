@@ -346,3 +346,18 @@ def test_a_network_of_five_bands_is_exported_with_them(tmp_path):
     ids = degrid.Predictor(opened, "cpu")(values)
     assert (ids == degrid.Predictor(model, "cpu", "float32")(values)).mean() > 0.999
     assert degrid.describe(model).multiply_adds > 0
+
+
+@pytest.mark.parametrize("high", [1.0, 5.0])
+def test_a_list_may_name_arrays(tmp_path, high):
+    values = np.random.default_rng(6).uniform(0, high, (20, 30, 3)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    Image.fromarray((np.arange(30)[None].repeat(20, 0) % 2).astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "train.txt").write_text("a.npy a.png\n")
+    opened = open_dataset(tmp_path / "train.txt")
+    image = opened[0].image.permute(1, 2, 0).numpy()
+    if high == 1:
+        assert opened.bands == RGB
+        assert (image == np.rint(values * 255)).all()
+    assert np.abs(image - values / high * 255).max() < 3
+    assert (read_picture(tmp_path / "a.npy", opened.bands) == image).all()

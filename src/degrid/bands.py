@@ -51,7 +51,7 @@ class Scene(NamedTuple):
 def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> Scene:
     """As `read_picture`, with what a TIFF calls "no data" (GDAL_NODATA)."""
     no_data = no_data_of(path)
-    if bands == RGB and no_data is None:
+    if bands == RGB and no_data is None and not is_array(path):
         return Scene(read_image(path))
     return scene_of(read_values(path, size), bands, no_data, path)
 
@@ -97,7 +97,7 @@ def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int) -> Scene
     header = tiff_header(path)
     if header is not None and is_large(header.size) and rasterio_or_none() is not None:
         return LargeScene(path, bands)
-    if bands == RGB and no_data_of(path) is None:
+    if bands == RGB and no_data_of(path) is None and not is_array(path):
         return Scene(read_image(path, memory))
     return read_scene(path, bands)
 
@@ -131,6 +131,11 @@ def without_data(values: np.ndarray, no_data: float) -> np.ndarray:
     return found
 
 
+def is_array(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as NumPy's arrays are."""
+    return Path(path).suffix.lower() == ".npy"
+
+
 def is_plain(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds grey or colours of 8 bits (with transparency, perhaps), so that `read_image` loses nothing.
 
@@ -139,7 +144,7 @@ def is_plain(path: str | os.PathLike[str]) -> bool:
     suffix = Path(path).suffix.lower()
     if suffix in (".jpg", ".jpeg"):
         return True
-    if suffix == ".npy":
+    if is_array(path):
         return False
     if suffix in (".tif", ".tiff"):
         header = tiff_header(path)
@@ -161,7 +166,7 @@ def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = Non
     """
     import numpy as np
 
-    if Path(path).suffix.lower() == ".npy":
+    if is_array(path):
         return _read_array(path)
     header, start = tiff_header(path), _start(path)
     many = header is not None and header.bands > 1 and (header.bits > 8 or header.bands > 4)

@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from degrid.bands import is_plain, no_data_of, read_values
+from degrid.bands import is_array, is_plain, no_data_of, read_values, to_bytes
 from degrid.data.formats.layout import SPLIT_NAMES, splits_of
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
 from degrid.data.formats.matching import matched, without_image
@@ -44,6 +44,8 @@ class Pair(Source):
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """See `Source`."""
+        if is_array(self.image):
+            return to_bytes(read_values(self.image), RGB, self.image)
         pixels = read_jpeg(self.image)
         return rgb_like(open_image(self.image), size or (0, 0)) if pixels is None else pixels
 
@@ -164,7 +166,7 @@ def _relative(written: str) -> str:
 
 
 def _is_image_name(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in {*IMAGE_SUFFIXES, ".npy"}
 
 
 def _is_mask_name(name: str) -> bool:
