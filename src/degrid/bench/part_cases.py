@@ -150,7 +150,10 @@ def _loader_cases(crop: int, count: int) -> list[Case]:
 
 
 def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
-    """Scenes with camera noise as JPEG files, and masks as palette PNG files, in train/images and train/masks."""
+    """Scenes with camera noise as JPEG files, and masks as palette PNG files, in train/images and train/masks.
+
+    The same ones stand in val, since a part of a lone split would be kept for validation.
+    """
     files, rng = [], np.random.default_rng(0)
     for kind in ("images", "masks"):
         (folder / "train" / kind).mkdir(parents=True)
@@ -161,6 +164,7 @@ def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
         Image.fromarray(noisy).save(pair[0], quality=90)
         palette_image(label, LABELS).save(pair[1])
         files.append(pair)
+    shutil.copytree(folder / "train", folder / "val")
     return files
 
 
