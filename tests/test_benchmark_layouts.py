@@ -476,6 +476,7 @@ def test_coco_panoptic(tmp_path, where, images):
     for split in ("train", "val"):
         dataset = check(tmp_path, split, "000000000005", [[1, 0, V, 1]], kind="COCO panoptic", names=("car", "sky"))
     assert dataset.labels.colors == ((4, 5, 6), (1, 2, 3))
+    assert f'give "COCO polygons={tmp_path}"' in notes_of(dataset)[0]
     assert hash(dataset.sources[0]) == hash(open_dataset(tmp_path, "val").sources[0])  # what was found is kept by it
 
 

@@ -112,3 +112,14 @@ def test_mistakes_are_told_alike(tmp_path, words, message):
     command = run("data", "prepare", benchmark, tmp_path, *(["--classes", *classes] if classes else []))
     assert isinstance(command.exception, degrid.UserError)
     assert str(command.exception) == str(raised.value)
+
+
+def test_of_many_empty_classes_the_table_lists_those_with_pixels(tmp_path):
+    for index in range(6):
+        put(tmp_path / "images" / f"{index}.png", np.full((8, 8, 3), index * 30, np.uint8))
+        put(tmp_path / "masks" / f"{index}.png", np.eye(8, dtype=np.uint8))
+    for count, rows in ((39, 39), (60, 2)):
+        (tmp_path / "classes.txt").write_text("".join(f"kind {index}\n" for index in range(count)))
+        report = degrid.check_data(tmp_path)
+        assert sum("  kind " in line for line in str(report).splitlines()) == rows
+        assert len(report.to_dict()["classes"]) == count

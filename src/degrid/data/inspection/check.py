@@ -131,10 +131,15 @@ class DataReport:
         )
 
     def _histogram(self) -> list[str]:
-        """A table of the percentage of pixels and the number of images per class and split."""
+        """A table of the percentage of pixels and the number of images per class and split.
+
+        Of many classes those without a pixel are left out if they are most: a note lists some of them.
+        """
         width = max([len(name) for name in self.classes] + [4])
         lines = [f"{'class':<{width + 5}}" + "".join(f"{f'{name} %':>12}{'images':>8}" for name in self.splits)]
-        for index, name in [*enumerate(self.classes), (IGNORE_INDEX, "void")]:
+        there = [index for index in range(len(self.classes)) if self._has_pixels(index)]
+        shown = range(len(self.classes)) if len(self.classes) <= max(_MOST_ROWS, 2 * len(there)) else there
+        for index, name in [*((index, self.classes[index]) for index in shown), (IGNORE_INDEX, "void")]:
             cells = []
             for split in self.splits.values():
                 total = max(1, sum(split.class_pixels) + split.void_pixels)
@@ -143,6 +148,13 @@ class DataReport:
                 cells.append(f"{100 * pixels / total:>12.2f}{'' if void else split.class_images[index]:>8}")
             lines.append(f"{index:>3}  {name:<{width}}" + "".join(cells))
         return lines
+
+    def _has_pixels(self, index: int) -> bool:
+        return any(split.class_pixels[index] for split in self.splits.values())
+
+
+# Classes that are listed even where most of them are empty.
+_MOST_ROWS = 40
 
 
 class _Findings:

@@ -52,8 +52,17 @@ class CocoPanoptic(DataFormat):
             for file, both in whole.items()
         }
         notes = [f"{file.name} is there without its images or segments" for file in files if file not in whole]
+        notes += _note_on_instances(path)
         said = MaskRule.plain(labels, said=next(iter(whole)).name)
         return Layout(", ".join(file.name for file in whole), path, splits, labels, said, notes=notes)
+
+
+def _note_on_instances(path: Path) -> list[str]:
+    return [
+        f"{file.name} lies beside: the panoptic labels are read, where 0 is void; for instances on a background give "
+        f'"COCO polygons={path}"'
+        for file in sorted((path / "annotations").glob("instances_*.json"))[:1]
+    ]
 
 
 def _name(file: Path) -> str:
