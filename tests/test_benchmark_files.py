@@ -355,8 +355,8 @@ def test_prepare_cityscapes(tmp_path, monkeypatch):
         "2 labels made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png",
         f"{tmp_path / 'train.txt'}: found 2 images, expected 2",
         f"warning: val: 1 images have no label, {unlabelled} among them",
-        f"warning: {tmp_path / 'val.txt'}: found 1 images, expected 500",
-        f"{tmp_path / 'test.txt'}: found 1 images, expected 1",
+        f"warning: {tmp_path / 'val.txt'}: found 1 image, expected 500",
+        f"{tmp_path / 'test.txt'}: found 1 image, expected 1",
         f"classes: {tmp_path / 'classes.csv'}",
         f"written to {tmp_path}: train.txt, val.txt, test.txt, classes.csv; "
         f"train on it: degrid train --data {tmp_path / 'train.txt'}",

@@ -227,11 +227,11 @@ def test_prepare_coco(root, monkeypatch):
     assert report == [
         f"warning: {notes / 'instances_train2017.json'}: names 5 images, expected 118,287",
         f"warning: train: 1 of these are not in {root / 'train2017'}, lost.jpg among them",
-        f"train: 2 masks made in {out / 'masks' / 'train2017'}, 0 were there",
+        f"train: 2 masks made in {out / 'masks' / 'train2017'}, 0 already there",
         "train: 2 images have at most 1,000 pixels of the classes and are left out",
         f"{out / 'train.txt'}: found 2 images",
         f"{notes / 'instances_val2017.json'}: names 2 images, expected 2",
-        f"val: 2 masks made in {out / 'masks' / 'val2017'}, 0 were there",
+        f"val: 2 masks made in {out / 'masks' / 'val2017'}, 0 already there",
         f"{out / 'val.txt'}: found 2 images",
         f"classes: {out / 'classes.csv'}",
         f"written to {out}: train.txt, val.txt, classes.csv; train on it: degrid train --data {out / 'train.txt'}",
@@ -262,7 +262,7 @@ def test_what_is_there_stays_and_what_is_missing_is_made(root):
     (masks / "000000000003.png").unlink()
     (root / "voc21" / "train.txt").unlink()
     report = prepare_coco(root)
-    assert f"train: 1 masks made in {masks}, 1 were there" in report
+    assert f"train: 1 mask made in {masks}, 1 already there" in report
     train = open_dataset(root)
     assert train[0].label.tolist() == kept.tolist()
     assert train[1].label.max() == 11
@@ -276,7 +276,7 @@ def test_a_stop_leaves_no_half_file_and_no_list(root):
         prepare_coco(root, stop)
     files = sorted(file.name for file in (root / "voc21").rglob("*") if file.is_file())
     assert files == ["000000000002.png"]
-    assert any("1 masks made" in line and "1 were there" in line for line in prepare_coco(root))
+    assert any("1 mask made" in line and "1 already there" in line for line in prepare_coco(root))
 
 
 def test_prepare_with_all_classes_by_the_command(root):

@@ -83,7 +83,7 @@ def test_prepare_camvid(tmp_path, monkeypatch):
         f"warning: 1 labels have no image, {root / 'LabeledApproved_full' / '0001TP_006720_L.png'} among them",
         "5 labels of 11 classes made in labels_11",
         f"{root / 'train.txt'}: found 2 images, expected 2",
-        f"{root / 'val.txt'}: found 1 images, expected 1",
+        f"{root / 'val.txt'}: found 1 image, expected 1",
         f"warning: {root / 'test.txt'}: found 2 images, expected 233",
         f"classes: {root / 'classes.csv'}",
         f"written to {root}: train.txt, val.txt, test.txt, classes.csv; "
@@ -199,9 +199,9 @@ def test_prepare_ade20k(tmp_path, monkeypatch):
     made = root / "annotations_train_ids"
     assert report == [
         f"2 labels made in {made}",
-        f"{root / 'train.txt'}: found 1 images, expected 1",
+        f"{root / 'train.txt'}: found 1 image, expected 1",
         f"warning: val: 1 images have no label, {bare} among them",
-        f"warning: {root / 'val.txt'}: found 1 images, expected 2,000",
+        f"warning: {root / 'val.txt'}: found 1 image, expected 2,000",
         f"warning: 1 labels have no image, {root / 'annotations' / 'training' / 'ADE_train_00000009.png'} among them",
         f"classes: {root / 'classes.csv'}",
         f"written to {root}: train.txt, val.txt, classes.csv; train on it: degrid train --data {root / 'train.txt'}",

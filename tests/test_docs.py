@@ -15,6 +15,7 @@ import typer.main
 from degrid import recipes
 from degrid.cli import app
 from degrid.config import RunConfig, to_dict
+from degrid.data.formats import description
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -227,13 +228,22 @@ def test_make_targets_exist(file):
 
 def test_the_file_map_shows_every_room():
     drawn = re.search(r"^src/degrid/\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)[1]
-    words = {word.rstrip("/,") for line in drawn.splitlines() for word in line.removeprefix("├── ").split()}
+    lines = [line for line in drawn.splitlines() if not line.startswith("│")]  # the others are inside a room
+    words = {word.rstrip("/,") for line in lines for word in line.removeprefix("├── ").split()}
     # Folders without code are what Python left of rooms that are gone.
     places = [place for place in SOURCE.iterdir() if place.suffix == ".py" or (place / "__init__.py").exists()]
     rooms = {place.name for place in places}
     assert {name for name in rooms if not name.startswith("__")} <= words
-    named = {line.split()[1].rstrip("/,") for line in drawn.splitlines()}
+    named = {line.split()[1].rstrip("/,") for line in lines}
     assert named <= rooms
+    inside = set(re.findall(r"(\w+)/", "".join(line for line in drawn.splitlines() if line.startswith("│"))))
+    assert {name for name in inside if not any((SOURCE / "data").rglob(name))} == set()
+
+
+def test_the_table_of_dataset_yaml_has_every_key_once():
+    section = (ROOT / "docs" / "data.md").read_text().split("\n## dataset.yaml\n")[1].split("\n## ")[0]
+    keys = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", section, flags=re.MULTILINE)))
+    assert sorted(keys) == sorted([*description._KEYS, "crowd"])
 
 
 def test_every_page_is_in_the_index():

@@ -60,6 +60,9 @@ def test_pixels_without_data_are_black_and_void(tmp_path, kind, no_data):
         assert all(0 <= low < high <= 200 for low, high in dataset.bands.range)  # not of what is no data
     report = check_data(tmp_path)
     assert report.splits["train"].void_pixels == expected.sum()
+    noted = [note for note in report.notes if "have no data" in note]
+    assert [note.split(" with ")[0] for note in noted] == ["2 images"]  # in train and val
+    assert noted[0].endswith(str(file))
 
 
 def test_what_counts_as_without_data():

@@ -28,9 +28,9 @@ def some(names: Iterable[object], count: int = 4) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2 images", "3 classes"."""
+    """A number with its noun: "1 image", "2,000 images", "3 classes"."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -335,7 +335,7 @@ def splits_or_divided(
 ) -> tuple[dict[str, list[AnySource]], list[str]]:
     """The splits, where one alone that is not called as a split is everything and is divided; and the note on that.
 
-    Annotation tools write one list called "default".
+    Annotation tools write one list, such as "default".
     """
     if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
         return {split: list(sources) for split, sources in splits.items()}, []

@@ -69,7 +69,9 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
     values = LabelValues.of(label, source.palette())
     if values.values.ndim == 1 and NO_DATA in values.values:
-        remarks.append(("masks with pixels that have no data (NaN, or what the file calls so): void", label_place))
+        by_image = empty is not None and bool(empty.any())
+        kind, place = ("images", image_place) if by_image else ("masks", label_place)
+        remarks.append((f"{kind} with pixels that have no data (NaN, or what the file calls so): void", place))
     return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks))
 
 

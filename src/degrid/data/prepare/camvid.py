@@ -12,6 +12,7 @@ from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import images_in
 from degrid.data.formats.table import recognise
 from degrid.data.prepare.listing import ListWriter, folder_at, train_line, write_train_ids
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, OnProgress, UserError
 
 _COUNTS = {"train": 367, "val": 101, "test": 233}
@@ -162,7 +163,7 @@ def _count(root: Path) -> list[str]:
     report = []
     for split, expected in _COUNTS.items():
         sources = layout.splits.get(split, [])
-        found = f"{split}: found {len(sources)} images, expected {expected}"
+        found = f"{split}: found {counted(len(sources), 'image')}, expected {expected}"
         report.append(found if len(sources) == expected else f"warning: {found}")
         lost = [source.places()[0] for source in sources if source.missing()]
         if lost:

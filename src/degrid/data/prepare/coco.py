@@ -10,6 +10,7 @@ from degrid.data.formats.benchmarks.coco import COCO_FOLDERS
 from degrid.data.formats.classes import table_in
 from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, read_instances
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, OnProgress, Progress, UserError
 
 _COUNTS = {"train": 118_287, "val": 5_000}
@@ -114,7 +115,7 @@ class _Masks:
                 progress(Progress(WORK, done, len(present)))
         left_out = len(present) - len(pairs)
         self.lists.report.append(
-            f"{self.split}: {made:,} masks made in {self.folder}, {len(pairs) - made:,} were there"
+            f"{self.split}: {counted(made, 'mask')} made in {self.folder}, {len(pairs) - made:,} already there"
         )
         if left_out:
             few = f"{left_out:,} images have at most {_LEAST_PIXELS:,} pixels of the classes and are left out"

@@ -13,6 +13,7 @@ from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.read_mask import read_mask
 from degrid.files import atomic_write, write_text
 from degrid.image import palette_image
+from degrid.lookup import counted
 from degrid.types import LabelSpace, OnProgress, Progress, UserError
 
 WORK = "making labels"
@@ -56,7 +57,7 @@ class ListWriter:
         lines = (" ".join(f"/{file.relative_to(self.root).as_posix()}" for file in row) for row in rows)
         write_text(self.folder / f"{split}.txt", "".join(f"{line}\n" for line in lines))
         self._written.append(f"{split}.txt")
-        found = f"{self.folder / f'{split}.txt'}: found {len(rows):,} images{expected}"
+        found = f"{self.folder / f'{split}.txt'}: found {counted(len(rows), 'image')}{expected}"
         as_expected = len(rows) == self.expected.get(split, len(rows))
         self.report.append(found if as_expected else f"warning: {found}")
         lost = [file for row in rows for file in row if not file.is_file()]

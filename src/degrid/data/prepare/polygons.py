@@ -12,6 +12,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.table import POLYGON_FORMATS, recognise
 from degrid.data.prepare.listing import WORK, ListWriter, save_ids
+from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, UserError
 
 
@@ -48,7 +49,7 @@ def prepare_polygons(path: str | Path, progress: OnProgress | None = None, out: 
             made += _draw(pair, layout, masks[pair.name])
             if progress:
                 progress(next(steps))
-        there = f"{made:,} masks made in {folder / 'masks' / split}, {len(pairs) - made:,} were there"
+        there = f"{counted(made, 'mask')} made in {folder / 'masks' / split}, {len(pairs) - made:,} already there"
         lists.report.append(f"{split}: {there}")
         lists.write(split, [(pair.image.absolute(), masks[pair.name]) for pair in pairs])
     return lists.finish()

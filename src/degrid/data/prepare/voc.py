@@ -14,6 +14,7 @@ from degrid.data.formats.benchmarks.voc import VOC, voc_base
 from degrid.data.formats.pairs import read_names
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
 from degrid.files import atomic_write
+from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, UserError
 
 _COUNTS = {"train": 10_582, "val": 1_449}
@@ -101,7 +102,7 @@ def _fill_augmented(root: Path, base: Path, progress: OnProgress | None) -> list
                 shutil.copyfile(file, temporary)
         if progress:
             progress(Progress(WORK, done, len(todo)))
-    return [f"{len(todo):,} masks made in {target}"]
+    return [f"{counted(len(todo), 'mask')} made in {target}"]
 
 
 def _absent(target: Path, files: Iterable[Path]) -> dict[str, Path]:

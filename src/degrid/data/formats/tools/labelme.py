@@ -72,7 +72,7 @@ class Labelme(DataFormat):
         notes += [OVERLAPS, *left_out]
         if lost := len(set(images.all) - used):
             notes.append(f"{lost:,} images have no JSON file: left out, as nobody has looked at them")
-        return Layout(f"images and {files[0].name} (labelme)", path, divided, classes, rule, notes=notes)
+        return Layout(f"images and {files[0].name}", path, divided, classes, rule, notes=notes)
 
 
 def _classes(
