@@ -238,6 +238,8 @@ def test_descriptions_of_other_toolkits(tmp_path):
     ("text", "message"),
     [
         ("tarin: images\n", 'unknown key "tarin". Did you mean "train"'),
+        ("format: voc\n", 'unknown data format "voc". Did you mean "VOC"'),
+        ("corwd: void\n", 'unknown key "corwd". Did you mean "crowd"'),
         ("[1, 2]", "expected keys such as"),
         ("train: [", "is not valid YAML"),
         ("train: nowhere\nmasks: masks\n", "nowhere is not a folder"),

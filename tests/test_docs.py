@@ -243,7 +243,7 @@ def test_the_file_map_shows_every_room():
 def test_the_table_of_dataset_yaml_has_every_key_once():
     section = (ROOT / "docs" / "data.md").read_text().split("\n## dataset.yaml\n")[1].split("\n## ")[0]
     keys = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", section, flags=re.MULTILINE)))
-    assert sorted(keys) == sorted([*description._KEYS, "crowd"])
+    assert sorted(keys) == sorted(description._KEYS)
 
 
 def test_every_page_is_in_the_index():

@@ -1,5 +1,7 @@
 """degrid.predict and degrid.predict_each: the same files and ids as `degrid predict`, from Python."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,17 @@ def test_the_users_network_keeps_its_own_scales(photos, tmp_path, model):
     network = degrid.load(model)
     degrid.predict(network, photos / "a.png", tmp_path, device="cpu", multi_scale=True)
     assert network.scales == ()
+
+
+def test_of_many_images_that_cannot_be_used_the_message_shows_ten(model, photos, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    for number in range(13):
+        (tmp_path / "in" / f"bad{number}.jpg").write_bytes(b"no image")
+    done = cli("predict", model, tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
+    message = str(done.exception)
+    assert (message.count("bad"), message.endswith("; and 3 more")) == (10, True)
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failures"]) == 13
 
 
 def test_an_image_that_cannot_be_used_is_a_failure_and_no_error(model, photos, tmp_path):

@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' Did you mean "x"?' with the closest known name, or '' if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f' Did you mean "{close[0]}"?' if close else ""
+    """' Did you mean "x"?' with the closest known name, in whatever case, or '' if none is close."""
+    names = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), names, n=1)
+    return f' Did you mean "{names[close[0]]}"?' if close else ""
 
 
 def some(names: Iterable[object], count: int = 4) -> str:

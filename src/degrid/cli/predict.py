@@ -14,6 +14,7 @@ from degrid.types import UserError
 if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult
 
+_MOST_FAILURES = 10  # that a message names; summary.json names all
 Images = Annotated[list[str], typer.Argument(help="Images, folders (searched through) or quoted patterns.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
 Precision = Annotated[
@@ -113,4 +114,6 @@ def _print_result(found: PredictResult) -> None:
     if found.failures:
         total = found.images + len(found.failures)
         count = f"{len(found.failures)} of {counted(total, 'image')}"
-        raise UserError(f"{count} could not be used: " + "; ".join(found.failures))
+        more = len(found.failures) - _MOST_FAILURES
+        others = f"; and {more:,} more" if more > 0 else ""
+        raise UserError(f"{count} could not be used: {'; '.join(found.failures[:_MOST_FAILURES])}{others}")

@@ -22,9 +22,9 @@ _ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "i
 _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
     *("threshold", "nearest_color", "palette", "accept"),
+    "crowd",  # read by the format of COCO's polygons
 )
-# "crowd" is read by the format of COCO's polygons.
-_IGNORED = ("nc", "download", "crowd")
+_IGNORED = ("nc", "download")
 # Where a class lists its ids, or its colours in colour masks.
 _ID_KEYS = ("ids", "labels", "values")
 
@@ -37,7 +37,8 @@ class Description(DataFormat):
     masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
     or colours that are void), ids ({raw id: train id, or "void"}, or a list with the raw id of each class in order),
     threshold (a number: values below it are background), nearest_color (a distance: other colours become the nearest
-    one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are meant so).
+    one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are meant so),
+    crowd (instance or void: what COCO's crowds are).
     Without splits the folder is recognised, or read in the format.
     """
 
