@@ -1,6 +1,7 @@
 """degrid.predict and degrid.predict_each: the same files and ids as `degrid predict`, from Python."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -168,6 +169,10 @@ def test_of_many_images_that_cannot_be_used_the_message_shows_ten(model, photos,
     message = str(done.exception)
     assert (message.count("bad"), message.endswith("; and 3 more")) == (10, True)
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failures"]) == 13
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match="bad"):
+        list(degrid.predict_each(model, tmp_path / "in", device="cpu"))
+    assert set(threading.enumerate()) <= before  # nothing reads on
 
 
 def test_an_image_that_cannot_be_used_is_a_failure_and_no_error(model, photos, tmp_path):

@@ -185,25 +185,27 @@ def _predictions(
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
     reads = _ahead(functools.partial(_open, path, predictor.bands) for path in found.values())
-    for name, read in zip(found, reads, strict=True):
-        prediction: Prediction | UserError
-        try:
-            prediction = predictor.predict(read())
-            if with_logits and prediction.logits is None:
-                raise UserError(
-                    f"{found[name]} is too large for its logits: it was predicted in windows, which keep none; allow "
-                    "more with --memory (memory=...), or leave out --save-logits (logits=...)"
-                )
-        except UserError as error:
-            prediction = error
-        yield name, prediction
+    # Left to the garbage collector, it could be closed in its own thread, which would wait for itself.
+    with contextlib.closing(reads):
+        for name, read in zip(found, reads, strict=True):
+            prediction: Prediction | UserError
+            try:
+                prediction = predictor.predict(read())
+                if with_logits and prediction.logits is None:
+                    raise UserError(
+                        f"{found[name]} is too large for its logits: it was predicted in windows, which keep none; "
+                        "allow more with --memory (memory=...), or leave out --save-logits (logits=...)"
+                    )
+            except UserError as error:
+                prediction = error
+            yield name, prediction
 
 
 def _open(path: Path, bands: Bands) -> Scene | LargeScene:
     return open_scene(path, bands, available_bytes(torch.device("cpu")))
 
 
-def _ahead(calls: Iterable[Callable[[], T]]) -> Iterator[Callable[[], T]]:
+def _ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, None]:
     """For each call, in order, a function that gives its result or raises its error; a thread works DEPTH ahead."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
