@@ -471,3 +471,20 @@ def test_what_has_no_split_to_train_on_is_not_called_ready(tmp_path):
     assert str(report).endswith('sound, but without a split "train"; there is: test')
     with pytest.raises(UserError, match='has no split "train"; it has: test'):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffid, name, r, g, b\n0, road, 255, 0, 0\n1, car, 0, 255, 0\n",
+        "ID;Class;Red;Green;Blue\n0;road;255;0;0\n1;car;0;255;0\n",
+        "label\tR\tG\tB\nroad\t255\t0\t0\ncar\t0\t255\t0\n",
+    ],
+)
+def test_columns_under_other_names_and_between_other_marks(tmp_path, text):
+    from degrid.data import class_table
+
+    (tmp_path / "classes.csv").write_text(text, encoding="utf-8")
+    labels, rule = class_table(tmp_path)
+    assert (labels.names, labels.colors) == (("road", "car"), ((255, 0, 0), (0, 255, 0)))
+    assert rule.ids[1] == 1

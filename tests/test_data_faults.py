@@ -145,7 +145,7 @@ def test_mask_folder_beside_the_split_and_a_table_without_ids(tmp_path):
         ("id,name,r,g,b\n0,a,0,0,256\n", "expected 0 to 255"),
         ("id,name,r,g,b\nzero,a,0,0,0\n", "expected the columns"),
         ("id,name,r,g,b\n1,a,0,0,0\n255,void,0,0,0\n", "without a gap; 255 is void"),
-        ("id;name;r;g;b\n0;a;0;0;0\n", "expected the columns"),
+        ("id|name|r|g|b\n0|a|0|0|0\n", "expected the columns"),
     ],
 )
 def test_mistakes_in_the_table(root, table, message):

@@ -243,7 +243,7 @@ def test_what_lies_there_is_said(tmp_path):
     for name in ("photos/a.jpg", "photos/b.jpg", "c.json", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"which holds 1 folders and these files: 2 \.jpg, 1 \.json\. Looked for"):
+    with pytest.raises(UserError, match=r"which holds 1 folder and these files: 2 \.jpg, 1 \.json\. Looked for"):
         open_dataset(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty, which holds no file\. Looked for"):

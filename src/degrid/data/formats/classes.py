@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
@@ -58,7 +58,7 @@ def _read_names(file: Path) -> list[ClassRow]:
 def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
     rows: list[ClassRow] = []
     try:
-        for row in csv.DictReader(read_text(file).splitlines()):
+        for row in _csv_rows(file):
             number = int(row["id"]) if "id" in row else sum(not known.void for known in rows)
             colored = any(key in row for key in "rgb")
             new = ClassRow(number, row["name"].strip(), (_color(row),) if colored else ())
@@ -72,6 +72,23 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
     _refuse_gaps(rows, file)
     return labels_and_rule(rows, file.name, file)
+
+
+# What people call the columns, in lower case.
+_COLUMNS = {
+    **dict.fromkeys(("label", "class", "class_name", "classname", "category"), "name"),
+    **dict.fromkeys(("index", "class_id", "value"), "id"),
+    **{"red": "r", "green": "g", "blue": "b"},
+}
+
+
+def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
+    """The rows by column, divided by commas, semicolons or tabs."""
+    lines = read_text(file).splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    for row in csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True):
+        named = ((str(key).strip().lower(), value) for key, value in row.items())
+        yield {_COLUMNS.get(key, key): value for key, value in named}
 
 
 def _refuse_gaps(rows: list[ClassRow], file: Path) -> None:

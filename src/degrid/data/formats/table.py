@@ -37,7 +37,7 @@ from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.formats.tools.via import Via
 from degrid.data.formats.tools.yolo import Yolo
 from degrid.data.tfrecord.format import TFRecord
-from degrid.lookup import lookup
+from degrid.lookup import counted, lookup
 from degrid.types import UserError
 
 FORMATS: dict[str, type[DataFormat]] = {
@@ -138,7 +138,9 @@ def _what_is_there(path: Path, formats: Mapping[str, type[DataFormat]]) -> str:
         if file.is_file() and not file.name.startswith(".")
     )
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
-    return f", which holds {len(below)} folders and these files: {shown}" if count else ", which holds no file"
+    return (
+        f", which holds {counted(len(below), 'folder')} and these files: {shown}" if count else ", which holds no file"
+    )
 
 
 def read_as(kind: str, path: Path) -> Layout:
