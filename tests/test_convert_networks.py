@@ -80,7 +80,7 @@ def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
     assert (ids == originals.array(f"{network}/upsampled_argmax")[0]).mean() >= 0.999
 
 
-@pytest.mark.parametrize("original", ["smooth_GI", *(pytest.param(name, marks=resnet101) for name in TYPES[3:])])
+@pytest.mark.parametrize("original", [pytest.param(name, marks=resnet101) for name in ["smooth_GI", *TYPES[3:]]])
 def test_converted_models_export(tmp_path, original):
     """A legacy model in another runtime gives the logits of the original code, at a size it was not traced at."""
     network = f"eth/res50/{original}"
