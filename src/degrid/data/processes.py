@@ -207,7 +207,7 @@ def serve() -> None:
             return
         try:
             answer = [work(thing) for thing in things]
-        except Exception:
+        except Exception:  # the main process does the same work, and says what is wrong
             answer = None
         pickle.dump(answer, answers)
         answers.flush()

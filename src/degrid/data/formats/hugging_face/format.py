@@ -128,12 +128,15 @@ def _names_file(address: Address) -> Path | None:
         file = address.folder / _NAMES_FILE
         return file if file.is_file() else None
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         revision = address.options.get("revision")
         return Path(hf_hub_download(address.name, _NAMES_FILE, repo_type="dataset", revision=revision))
-    except Exception:  # most datasets have none
+    except EntryNotFoundError:  # most datasets have none
         return None
+    except Exception as error:  # of a dozen kinds; without the names the classes would be numbered
+        raise UserError(f"{address}: cannot ask the hub for {_NAMES_FILE} ({error}); try again") from error
 
 
 def _read_names(file: Path) -> list[LabelRow]:
