@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-original test-all lint bench docs clean
+.PHONY: demo test test-slow test-all lint bench docs clean
 
 demo: .venv/ready
 	$(BIN)/degrid demo -o demo
@@ -11,10 +11,10 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-original: .venv/ready  ## the slow comparisons with numbers of the original code
-	$(BIN)/python -m pytest -m "original and slow"
+test-slow: .venv/ready  ## whole networks of the original code, processes that are killed, the pages' code: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "slow and not long"
 
-test-all: .venv/ready  ## also the tests marked slow
+test-all: .venv/ready  ## all of them, by hand
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m ""
 
 lint: .venv/ready

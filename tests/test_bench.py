@@ -457,7 +457,7 @@ def test_the_ways_through_a_network_agree():
     assert all(value > 90 for value in agreement.values()), agreement
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_set_runs(tmp_path):
     names = [name for name in SETS if name != "memory" or can_sample_memory()]
     code, text = cli("bench", *names, "--quick", "--rounds", 1, "-o", tmp_path)

@@ -28,7 +28,7 @@ OPERATOR = {
     "gaussian_filter": "gaussian",
     "aggregation": "aggregation",
 }
-resnet101 = [pytest.mark.slow, pytest.mark.original]  # and other slow ones
+slow = pytest.mark.slow
 
 
 def converted(tmp_path, network, system, **options):
@@ -55,7 +55,7 @@ def assert_same_logits(ours, theirs):
     ("encoder", "original"),
     [
         *(("res50", name) for name in TYPES),
-        *(pytest.param("deeplab", name, marks=resnet101) for name in TYPES),
+        *(pytest.param("deeplab", name, marks=slow) for name in TYPES),
     ],
 )
 def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
@@ -80,7 +80,7 @@ def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
     assert (ids == originals.array(f"{network}/upsampled_argmax")[0]).mean() >= 0.999
 
 
-@pytest.mark.parametrize("original", [pytest.param(name, marks=resnet101) for name in ["smooth_GI", *TYPES[3:]]])
+@pytest.mark.parametrize("original", [pytest.param(name, marks=slow) for name in ["smooth_GI", *TYPES[3:]]])
 def test_converted_models_export(tmp_path, original):
     """A legacy model in another runtime gives the logits of the original code, at a size it was not traced at."""
     network = f"eth/res50/{original}"
@@ -119,7 +119,6 @@ def test_deeplab_v3_on_slim_resnet_v2(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.original
 def test_multi_scale_deeplab_v2_in_pytorch(tmp_path):
     model, _ = converted(tmp_path, "is", "is")
     assert model.scales == (0.75, 0.5)

@@ -67,13 +67,14 @@ def run_command(line: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_tutorial(folder):
     run_blocks("tutorial.md")
     assert {file.name for file in folder.glob("*.png")} >= {"scene.png", "fields.png", "prediction.png"}
     assert (folder / "results" / "photo.overlay.jpg").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tutorial_as_it_is_written(folder):
     names = run_blocks("tutorial.md", shorten=str)
     assert gridding_score(names["plain"], 2) > 0.9
@@ -93,6 +94,7 @@ def test_the_operator_of_the_page_smooths(folder):
     torch.testing.assert_close(model(image), 3 * plain)
 
 
+@pytest.mark.slow
 def test_train_from_python(folder):
     names = run_blocks("train_from_python.md")
     assert Path("runs/ssc/model/model.safetensors").exists()
@@ -100,6 +102,7 @@ def test_train_from_python(folder):
     assert Path("my_model/config.json").exists()
 
 
+@pytest.mark.slow
 def test_own_parts(folder):
     text = (DOCS / "own_parts.md").read_text()
     (folder / "my_parts.py").write_text("\n\n".join(blocks(text, "python")))

@@ -63,7 +63,6 @@ def test_every_recipe_takes_a_step(name):
 
 
 @pytest.mark.slow
-@pytest.mark.original
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_every_compatible_recipe_takes_a_step(name):
     check_step(recipes.load(name, compat=True))

@@ -131,6 +131,7 @@ def test_run_json_repeats_the_run(trained, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_resume_after_kill_equals_never_having_stopped(trained, photos, tmp_path):
     """SIGKILL at several moments; each time the run goes on, and ends where the undisturbed one ends."""
     folder = tmp_path / "killed"
@@ -646,6 +647,7 @@ def test_a_really_full_disk(trained, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capfd):
     """The demo in small: both networks, their scores, curves and receptive fields on one page.
 
@@ -712,6 +714,7 @@ def test_every_command_has_help_with_examples():
         assert f"degrid {' '.join(words)}" in output.split("\n", 1)[1], words
 
 
+@pytest.mark.slow
 def test_commands_in_the_readme_run(photos, tmp_path, monkeypatch):
     """Every `degrid ...` line of the README, on a folder called my_photos, with a small network and few steps."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
