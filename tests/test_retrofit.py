@@ -1,14 +1,23 @@
 """Smoothing networks that are not ours."""
 
 import copy
+import itertools
+import pickle
+import types
+import warnings
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
+from timm.layers import std_conv
+from timm.layers.cond_conv2d import CondConv2d
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
+from torchvision.ops import DeformConv2d
 
-from degrid.smoothing import SmoothedConv2d, rate_at_most, smooth_dilated_convs
+from degrid.smoothing import SmoothedConv2d, SmoothedLayer, rate_at_most, smooth_dilated_convs
 from degrid.types import UserError
 
 
@@ -56,14 +65,6 @@ def test_networks_of_others(build, smoothed, skipped):
     assert all(".smoothing." in key for key in missing)
 
 
-def test_standardised_convolutions_are_left_alone():
-    model = timm_features("resnetv2_50x1_bit")
-    with pytest.raises(UserError, match="skipped 8: StdConv2d has a forward of its own") as error:
-        smooth_dilated_convs(model, "ssc")
-    assert "nothing to smooth in this FeatureListNet" in str(error.value)
-    assert not any(isinstance(m, SmoothedConv2d) for m in model.modules())
-
-
 class Own(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -73,14 +74,16 @@ class Own(nn.Conv2d):
     ("layer", "reason"),
     [
         (nn.Conv2d(2, 2, 1, dilation=2), "1x1 kernel: its rate has no effect"),
-        (Own(2, 2, 3, dilation=2, padding=2), "Own has a forward of its own"),
-        (dilated(stride=2), "stride 2"),
+        (Own(2, 2, 3, dilation=2, padding=2), "Own has a forward of its own, which is more than one convolution"),
         (nn.Conv2d(2, 2, 2, dilation=2, padding=1), "even kernel 2x2"),
-        (dilated(padding=0), r'padding \(0, 0\) \(zeros\) is not zero "same" padding \(2, 2\)'),
+        (dilated(padding=1), r'padding \(1, 1\) is not zero "same" padding \(2, 2\)'),
+        (dilated(padding=0), "no padding: if the network pads the map itself before, with zeros, say padded_outside="),
         (dilated(padding_mode="reflect"), "reflect"),
-        (nn.Conv2d(2, 2, 3, dilation=(2, 4), padding=(2, 4)), "unequal rates 2 and 4"),
-        (nn.ConvTranspose2d(2, 2, 3, dilation=2), "ConvTranspose2d is not a 2-D convolution"),
-        (nn.Conv1d(2, 2, 3, dilation=2, padding=2), "Conv1d is not a 2-D convolution"),
+        (nn.Conv2d(2, 2, (3, 1), dilation=(1, 2), padding=(1, 0)), "3x1 kernel: it is 1 wide along its dilated axis"),
+        (nn.ConvTranspose2d(2, 2, 3, dilation=2), "ConvTranspose2d writes on a grid where others read from one"),
+        (nn.LazyConv2d(2, 3, dilation=2, padding=2), "LazyConv2d has no weight yet: run the network once"),
+        (nn.MaxPool2d(3, 1, padding=2, dilation=2), "MaxPool2d is not a convolution"),
+        (DeformConv2d(2, 2, 3, padding=2, dilation=2), "DeformConv2d is not a convolution"),
         (dilated(rate=6), "rate 6 left out by where"),
     ],
 )
@@ -207,3 +210,218 @@ def test_exports_and_images_without_batch():
     program = torch.export.export(model, (x,))
     assert torch.allclose(program.module()(x), model(x), atol=1e-6)
     assert torch.allclose(model(x[0]), model(x)[0], atol=1e-6)
+
+
+# ---- layers of other classes: what they compute after smoothing, written out -----------------------------------
+
+
+class PaddedFirst(nn.Conv2d):
+    """As the EfficientNets of segmentation_models.pytorch: a padding layer, then the convolution without padding."""
+
+    def __init__(self, *args, rim=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.static_padding = nn.ZeroPad2d(rim)
+
+    def forward(self, x):
+        return F.conv2d(
+            self.static_padding(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class Standardised(nn.Conv2d):
+    """The weights of each output have mean 0 and variance 1."""
+
+    def forward(self, x):
+        flat = self.weight.flatten(1)
+        weight = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
+class Tagged(nn.Conv2d):
+    """Adds nothing but its class."""
+
+
+def with_gain(layer):
+    with torch.no_grad():
+        layer.gain.uniform_(0.5, 1.5)
+        layer.bias.normal_()
+    return layer
+
+
+def old_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.nn.utils.weight_norm(layer)
+
+
+SAME = {"dilation": 2, "padding": 2}
+OTHER_CLASSES = {
+    "subclass": lambda: Tagged(3, 4, 3, **SAME),
+    "timm Conv2dSame": lambda: Conv2dSame(3, 4, 3, dilation=2),
+    "padding of its own": lambda: PaddedFirst(3, 4, 3, dilation=2, rim=2),
+    "padding made plain": lambda: PaddedFirst(4, 4, 3, groups=2, **SAME),
+    "StdConv2d": lambda: std_conv.StdConv2d(3, 4, 3, bias=True, **SAME),
+    "StdConv2dSame": lambda: std_conv.StdConv2dSame(3, 4, 3, bias=True, dilation=2),
+    "ScaledStdConv2d": lambda: with_gain(std_conv.ScaledStdConv2d(4, 4, 3, groups=2, **SAME)),
+    "ScaledStdConv2dSame": lambda: with_gain(std_conv.ScaledStdConv2dSame(3, 4, 3, dilation=2)),
+    "standardised elsewhere": lambda: Standardised(3, 4, 3, **SAME),
+    "weight norm": lambda: torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, **SAME)),
+    "spectral norm": lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3, **SAME)),
+    "weight norm of StdConv2d": lambda: torch.nn.utils.parametrizations.weight_norm(
+        std_conv.StdConv2d(3, 4, 3, **SAME)
+    ),
+    "old weight norm": lambda: old_norm(nn.Conv2d(3, 4, 3, **SAME)),
+}
+
+
+def literally(plain, operator, x):
+    """Filter, then the layer as it was; or the layer on a map that whole blocks cover, mixed block by block, cut."""
+    if operator.name != "gi":
+        kernel = operator.kernel().detach()
+        filtered = [F.conv2d(x[:, c : c + 1], kernel[None, None], padding="same") for c in range(x.shape[1])]
+        return plain(torch.cat(filtered, 1))
+    height, width = x.shape[-2:]
+    bias = plain.bias[:, None, None] if getattr(plain, "bias", None) is not None else 0
+    y = plain(F.pad(x, (0, width % 2, 0, height % 2))) - bias
+    mixed = torch.zeros_like(y)
+    groups = list(itertools.product((slice(0, None, 2), slice(1, None, 2)), repeat=2))
+    for (i, to), (j, of) in itertools.product(enumerate(groups), repeat=2):
+        mixed[(..., *to)] += operator.weight[j, i] * y[(..., *of)]
+    return mixed[..., :height, :width] + bias
+
+
+@pytest.mark.parametrize("operator", ["tent", "ssc", "gi"])
+@pytest.mark.parametrize("kind", OTHER_CLASSES)
+def test_other_classes_are_smoothed_around_what_they_compute(kind, operator):
+    layer, plain = (OTHER_CLASSES[kind]().double().eval() for _ in range(2))
+    torch.manual_seed(0)
+    plain(torch.zeros(1, layer.in_channels, 5, 5).double())
+    plain.load_state_dict(layer.state_dict())
+    model = nn.Sequential(layer)
+    assert smooth_dilated_convs(model, operator).replaced == (("0", 2),)
+    assert model[0] is layer
+    assert isinstance(layer, SmoothedLayer)
+    x = torch.randn(2, layer.in_channels, 7, 6, dtype=torch.float64)
+    if operator != "tent":
+        assert torch.allclose(layer(x), plain(x), atol=1e-9)
+        with torch.no_grad():
+            for parameter in layer.smoothing.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    expected = literally(plain, layer.smoothing, x)
+    assert torch.allclose(layer(x), expected, atol=1e-9)
+    assert torch.allclose(layer(x[0]), expected[0], atol=1e-9)
+    if kind != "old weight norm":  # PyTorch cannot copy it
+        assert torch.allclose(copy.deepcopy(layer)(x), expected, atol=1e-9)
+    if "norm" not in kind:  # PyTorch cannot pickle parametrisations
+        assert torch.allclose(pickle.loads(pickle.dumps(layer))(x), expected, atol=1e-9)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-9)
+        assert torch.allclose(layer.as_plain_layers()(x), expected, atol=1e-9)
+    # The gradient reaches what the weights are made of, and the operator.
+    found = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    expected = torch.autograd.grad(literally(plain, layer.smoothing, x).square().sum(), list(plain.parameters()))
+    names = [name for name, _ in layer.named_parameters() if not name.startswith("smoothing")]
+    by_name = dict(zip([name for name, _ in layer.named_parameters()], found, strict=True))
+    for name, value in zip([name for name, _ in plain.named_parameters()], expected, strict=True):
+        assert name in names
+        assert torch.allclose(by_name[name], value, atol=1e-8)
+
+
+def test_classes_remain_and_parametrisations_can_be_taken_off():
+    same, normed = (nn.Sequential(OTHER_CLASSES[kind]()) for kind in ("timm Conv2dSame", "weight norm"))
+    for model in (same, normed):
+        smooth_dilated_convs(model, "ssc")
+    assert isinstance(same[0], Conv2dSame | SmoothedConv2d)
+    x = torch.randn(1, 3, 6, 5)
+    before = normed(x)
+    torch.nn.utils.parametrize.remove_parametrizations(normed[0], "weight")
+    assert type(normed[0]) is SmoothedConv2d
+    assert isinstance(normed[0].weight, nn.Parameter)
+    assert torch.allclose(normed(x), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["tent", "gi"])
+def test_conditional_convolutions(operator):
+    torch.manual_seed(0)
+    layer = CondConv2d(3, 4, 3, dilation=2, num_experts=3).double()
+    plain, model = copy.deepcopy(layer), nn.ModuleDict({"conv": layer})
+    assert smooth_dilated_convs(model, operator).replaced == (("conv", 2),)
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    routing = torch.rand(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.smoothing.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    expected = literally(lambda x: plain(x, routing), layer.smoothing, x)
+    assert torch.allclose(layer(x, routing), expected, atol=1e-9)
+    assert torch.allclose(pickle.loads(pickle.dumps(layer))(x, routing), expected, atol=1e-9)
+    with torch.no_grad():
+        assert torch.allclose(layer.as_plain_layers()(x, routing), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dilated(3, stride=2),
+        lambda: Conv2dSame(3, 3, 3, stride=2, dilation=2),
+        lambda: std_conv.StdConv2dSame(3, 3, 3, stride=2, dilation=2),
+    ],
+    ids=["nn.Conv2d", "Conv2dSame", "StdConv2dSame"],
+)
+def test_strides_are_smoothed_by_filters_of_their_input(make):
+    layer = make().double()
+    plain = copy.deepcopy(layer)
+    smooth_dilated_convs(layer, "tent")
+    x = torch.randn(1, 3, 8, 9, dtype=torch.float64)
+    assert torch.allclose(layer(x), literally(plain, layer.smoothing, x), atol=1e-12)
+    assert torch.allclose(layer.as_plain_layers()(x), layer(x), atol=1e-12)
+    # Without a filter, only every other pixel along each axis is read.
+    for operator in ("gi", "decompose"):
+        with pytest.raises(UserError, match=f"stride 2: {operator} is defined for outputs at stride 1 only"):
+            smooth_dilated_convs(make(), operator)
+
+
+def test_decompose_leaves_computed_weights_alone():
+    with pytest.raises(UserError, match="StdConv2d computes its weights itself, and decompose needs"):
+        smooth_dilated_convs(OTHER_CLASSES["StdConv2d"](), "decompose")
+
+
+class TfPadding(nn.Module):
+    """As the MobileNets of transformers: padding by a function before the layer, if the settings say so."""
+
+    def __init__(self, conv, **config):
+        super().__init__()
+        self.config = types.SimpleNamespace(**config)
+        self.convolution = conv
+
+    def forward(self, x):
+        return self.convolution(F.pad(x, (2, 2, 2, 2)))
+
+
+@pytest.mark.parametrize("operator", ["ssc", "tent", "gi", "decompose"])
+def test_maps_that_the_network_pads_itself(operator):
+    torch.manual_seed(0)
+    inside = dilated(3).double()
+    bare = nn.Conv2d(3, 3, 3, dilation=2).double()
+    bare.load_state_dict(inside.state_dict())
+    models = [
+        TfPadding(copy.deepcopy(bare), tf_padding=True),
+        nn.Sequential(nn.ZeroPad2d(2), copy.deepcopy(bare)),
+        TfPadding(copy.deepcopy(bare)),
+    ]
+    with pytest.raises(UserError, match="say padded_outside=True"):
+        smooth_dilated_convs(models[2], operator)
+    with pytest.raises(UserError, match="say padded_outside=True"):
+        smooth_dilated_convs(nn.Sequential(nn.ZeroPad2d(1), copy.deepcopy(bare)), operator)
+    smooth_dilated_convs(inside, operator)
+    values = [0.3 * torch.randn_like(parameter) for parameter in inside.smoothing.parameters()]
+    x = torch.randn(1, 3, 7, 8, dtype=torch.float64)
+    for model, given in zip(models, (False, False, True), strict=True):
+        smooth_dilated_convs(model, operator, padded_outside=given)
+        layer = next(each for each in model.modules() if isinstance(each, SmoothedLayer))
+        for conv in (layer, inside):
+            with torch.no_grad():
+                for parameter, value in zip(conv.smoothing.parameters(), values, strict=True):
+                    parameter.copy_(value)
+        assert torch.allclose(model(x), inside(x), atol=1e-12)
+        exported = layer.as_plain_layers()(F.pad(x, (2, 2, 2, 2)))
+        assert torch.allclose(exported, inside(x), atol=1e-12)

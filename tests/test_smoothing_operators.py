@@ -1,6 +1,7 @@
 """Every operator against a literal NumPy version written from its definition, and what must hold by mathematics."""
 
 import copy
+import functools
 import itertools
 
 import numpy as np
@@ -49,80 +50,100 @@ def smoothed(layer, operator, **options):
 # ---- the literal versions -----------------------------------------------------------------------------------
 
 
-def naive_conv(x, weight, rate, groups):
-    """Zero-padded dilated convolution of [C,H,W], one number at a time."""
-    out_channels, per_group, kernel_y, kernel_x = weight.shape
-    _, height, width = x.shape
-    y = np.zeros((out_channels, height, width))
+def naive_conv(x, weight, rates, groups):
+    """Zero-padded dilated convolution of [C,*sides], tap by tap; rates: one per axis."""
+    out_channels, per_group, *kernel = weight.shape
+    sides = x.shape[1:]
+    reach = [rate * (size // 2) for rate, size in zip(rates, kernel, strict=True)]
+    padded = np.pad(x, [(0, 0), *((each, each) for each in reach)])
+    y = np.zeros((out_channels, *sides))
     for o in range(out_channels):
         first = o // (out_channels // groups) * per_group
-        for c, i, j in itertools.product(range(per_group), range(kernel_y), range(kernel_x)):
-            dy, dx = (i - kernel_y // 2) * rate, (j - kernel_x // 2) * rate
-            for row, column in itertools.product(range(height), range(width)):
-                if 0 <= row + dy < height and 0 <= column + dx < width:
-                    y[o, row, column] += weight[o, c, i, j] * x[first + c, row + dy, column + dx]
+        for c, *tap in itertools.product(range(per_group), *map(range, kernel)):
+            part = tuple(slice(at * rate, at * rate + side) for at, rate, side in zip(tap, rates, sides, strict=True))
+            y[o] += weight[(o, c, *tap)] * padded[(first + c, *part)]
     return y
 
 
 def naive_filter(x, kernel):
     """Each channel with the same kernel."""
-    return np.concatenate([naive_conv(x[c : c + 1], kernel[None, None], 1, 1) for c in range(len(x))])
+    ones = [1] * kernel.ndim
+    return np.concatenate([naive_conv(x[c : c + 1], kernel[None, None], ones, 1) for c in range(len(x))])
 
 
-def naive_box(rate):
-    size = rate - 1 if rate % 2 == 0 else rate
-    return np.full((size, size), 1 / size**2)
+def product(lines):
+    return functools.reduce(np.multiply.outer, map(np.asarray, lines))
 
 
-def naive_gaussian(rate, sigma):
-    size = rate - 1 if rate % 2 == 0 else rate
-    offsets = range(-(size // 2), size // 2 + 1)
-    kernel = np.array([[np.exp(-(y * y + x * x) / (2 * sigma**2)) for x in offsets] for y in offsets])
+def naive_side(rate):
+    return rate - 1 if rate % 2 == 0 else rate
+
+
+def naive_box(rates):
+    return product([np.full(naive_side(rate), 1 / naive_side(rate)) for rate in rates])
+
+
+def naive_gaussian(rates, sigma):
+    kernel = product(
+        [[np.exp(-((i - naive_side(r) // 2) ** 2) / (2 * sigma**2)) for i in range(naive_side(r))] for r in rates]
+    )
     return kernel / kernel.sum()
 
 
-def naive_tent(rate):
-    kernel = np.zeros((2 * rate - 1, 2 * rate - 1))
-    for y, x in itertools.product(range(1 - rate, rate), repeat=2):
-        kernel[y + rate - 1, x + rate - 1] = (rate - abs(y)) * (rate - abs(x)) / rate**4
-    return kernel
+def naive_tent(rates):
+    return product([[(rate - abs(i)) / rate**2 for i in range(1 - rate, rate)] for rate in rates])
 
 
-def naive(operator, x, weight, groups, rate, p):
+def naive(operator, x, weight, groups, rates, p):
     """y of one image, from the definitions of the papers; p: the operator's parameters by name."""
     if operator in ("regular", "decompose"):
-        return naive_conv(x, weight, rate, groups)
+        return naive_conv(x, weight, rates, groups)
     if operator == "gi":
-        height, width = x.shape[1:]
-        padded = np.pad(x, ((0, 0), (0, -height % rate), (0, -width % rate)))
-        f = naive_conv(padded, weight, rate, groups)
+        sides = x.shape[1:]
+        padded = np.pad(x, ((0, 0), *((0, -side % rate) for side, rate in zip(sides, rates, strict=True))))
+        f = naive_conv(padded, weight, rates, groups)
         out = np.zeros_like(f)
-        for row, column in itertools.product(range(f.shape[1]), range(f.shape[2])):
-            target = row % rate * rate + column % rate
-            for source in range(rate**2):
-                at = row - row % rate + source // rate, column - column % rate + source % rate
-                out[:, row, column] += p["weight"][source, target] * f[:, at[0], at[1]]
-        return out[:, :height, :width]
-    if operator == "ssc":
-        kernel = p["residual"].copy()
-        kernel[rate - 1, rate - 1] += 1
-        return naive_conv(naive_filter(x, kernel), weight, rate, groups)
+        for place in itertools.product(*map(range, f.shape[1:])):
+            target = np.ravel_multi_index([at % rate for at, rate in zip(place, rates, strict=True)], rates)
+            for source, inside in enumerate(np.ndindex(*rates)):
+                block = [at - at % rate + step for at, rate, step in zip(place, rates, inside, strict=True)]
+                out[(slice(None), *place)] += p["weight"][source, target] * f[(slice(None), *block)]
+        return out[(slice(None), *map(slice, sides))]
     if operator == "average":
-        return naive_conv(naive_filter(x, naive_box(rate)), weight, rate, groups)
+        return naive_conv(naive_filter(x, naive_box(rates)), weight, rates, groups)
     if operator == "gaussian":
-        return naive_conv(naive_filter(x, naive_gaussian(rate, np.exp(p.get("log_sigma", 0)))), weight, rate, groups)
+        return naive_conv(naive_filter(x, naive_gaussian(rates, np.exp(p.get("log_sigma", 0)))), weight, rates, groups)
     if operator == "tent":
-        return naive_conv(naive_filter(x, naive_tent(rate)), weight, rate, groups)
-    c = np.exp(p["mix"]) / np.exp(p["mix"]).sum()
+        return naive_conv(naive_filter(x, naive_tent(rates)), weight, rates, groups)
     kernel = p["residual"].copy()
-    kernel[rate - 1, rate - 1] += 1
+    kernel[tuple(rate - 1 for rate in rates)] += 1
+    if operator == "ssc":
+        return naive_conv(naive_filter(x, kernel), weight, rates, groups)
+    c = np.exp(p["mix"]) / np.exp(p["mix"]).sum()
     mixed = (
         c[0] * x
-        + c[1] * naive_filter(x, naive_box(rate))
-        + c[2] * naive_filter(x, naive_gaussian(rate, 1.0))
+        + c[1] * naive_filter(x, naive_box(rates))
+        + c[2] * naive_filter(x, naive_gaussian(rates, 1.0))
         + c[3] * naive_filter(x, kernel)
     )
-    return naive_conv(mixed, weight, rate, groups)
+    return naive_conv(mixed, weight, rates, groups)
+
+
+def filtered_rates(layer):
+    """The rates at which a layer is filtered or mixed: 1 along axes where its kernel is 1 wide."""
+    return [rate if size > 1 else 1 for rate, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+
+
+def compare(layer, operator, x, atol=1e-6):
+    """A layer whose operator has random parameters, against the literal version."""
+    with torch.no_grad():
+        for parameter in layer.smoothing.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    own = {name: value.detach().numpy() for name, value in layer.smoothing.named_parameters()}
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().reshape(-1, *[1] * (x.ndim - 2)).numpy()
+    rates = filtered_rates(layer)
+    expected = [naive(operator, image, weight, layer.groups, rates, own) + bias for image in x.numpy()]
+    assert np.abs(layer(x).detach().numpy() - np.stack(expected)).max() < atol
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -130,16 +151,62 @@ def naive(operator, x, weight, groups, rate, p):
 def test_equals_the_literal_version(operator, rate):
     torch.manual_seed(rate)
     options = {"sigma": "layer"} if operator == "gaussian" else {}
-    for (kind, shape), (height, width) in zip(LAYERS.items(), itertools.cycle(SIZES), strict=False):
+    for shape, (height, width) in zip(LAYERS.values(), itertools.cycle(SIZES), strict=False):
         layer = smoothed(conv(rate, **shape, dtype=torch.float64), operator, **options)
-        with torch.no_grad():
-            for parameter in layer.smoothing.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
         x = torch.randn(2, shape["in_channels"], height, width, dtype=torch.float64)
-        own = {name: value.detach().numpy() for name, value in layer.smoothing.named_parameters()}
-        weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()[:, None, None]
-        expected = np.stack([naive(operator, image, weight, layer.groups, rate, own) + bias for image in x.numpy()])
-        assert np.abs(layer(x).detach().numpy() - expected).max() < 1e-6, (kind, height, width)
+        compare(layer, operator, x)
+
+
+UNEQUAL = {
+    "rates (1, 2)": (nn.Conv2d(2, 3, 3, dilation=(1, 2), padding=(1, 2)), (7, 8)),
+    "rates (4, 2)": (nn.Conv2d(2, 2, (3, 5), dilation=(4, 2), padding=(4, 4), groups=2), (9, 7)),
+    "1x3": (nn.Conv2d(2, 3, (1, 3), dilation=3, padding=(0, 3)), (2, 11)),
+    "one axis": (nn.Conv1d(2, 3, 3, dilation=3, padding=3), (13,)),
+    "three axes": (nn.Conv3d(2, 2, 3, dilation=2, padding=2), (3, 5, 4)),
+    "three axes, two dilated": (nn.Conv3d(1, 2, (1, 3, 3), dilation=(1, 2, 3), padding=(0, 2, 3)), (2, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("kind", UNEQUAL)
+def test_every_number_of_axes_and_rate_along_them_equals_the_literal_version(operator, kind):
+    """And the layers of PyTorch alone that are exported; and the gradients."""
+    torch.manual_seed(0)
+    plain, sides = UNEQUAL[kind]
+    layer = smoothed(plain.double(), operator)
+    x = torch.randn(2, plain.in_channels, *sides, dtype=torch.float64)
+    compare(layer, operator, x)
+    with torch.no_grad():
+        y = layer(x)
+        exported = layer.as_plain_layers()
+        assert torch.allclose(exported(x), y, atol=1e-8)
+    assert torch.allclose(layer(x[0]), y[0])
+    parameters = dict(layer.named_parameters())
+    values = [value.detach().clone().requires_grad_() for value in parameters.values()]
+
+    def call(x, *values):
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x.requires_grad_(), *values), fast_mode=True)
+
+
+def test_filters_along_the_dilated_axis_only():
+    layer = nn.Conv2d(1, 1, (1, 3), dilation=2, padding=(0, 2))
+    assert smoothed(layer, "tent").smoothing.kernel().tolist() == [[0.25, 0.5, 0.25]]
+    assert smoothed(layer, "ssc").smoothing.residual.shape == (1, 3)
+    assert smoothed(layer, "average", size=5).smoothing.kernel().shape == (1, 5)
+    assert smoothed(layer, "gi").smoothing.weight.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("init", "kernel"), [("identity", filters.delta), ("tent", filters.tent), ("box", filters.box)]
+)
+def test_starts_of_ssc(init, kernel):
+    layer = smoothed(conv(3, in_channels=1, out_channels=1, kernel_size=3), "ssc", init=init)
+    expected = filters.embed(kernel(3 if init != "identity" else 1), 5)
+    assert torch.allclose(layer.smoothing.kernel(), expected, atol=1e-7)
+    with pytest.raises(UserError, match='init of "ssc" must be identity, tent or box, got "cone"'):
+        operator_factory("ssc", init="cone")(2)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -224,14 +291,15 @@ def test_filters_by_hand():
 
 
 def test_average_by_hand():
-    """One row, one channel, kernel of ones: with rate 4 the box of 3 turns three taps into nine."""
+    """One row, one channel, kernel of ones: with rate 4 the box of 3 turns three taps of a row into nine."""
     layer = nn.Conv2d(1, 1, (1, 3), dilation=4, padding=(0, 4), bias=False)
     nn.init.ones_(layer.weight)
     smooth_dilated_convs(layer, "average")
     x = torch.zeros(1, 1, 3, 13)
-    x[0, 0, 1, 6] = 9
+    x[0, 0, 1, 6] = 3
     y = layer(x)
     assert torch.allclose(y[0, 0, 1], torch.tensor([0.0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0]))
+    assert y[0, 0, 0].abs().max() == 0
 
 
 def test_group_interaction_by_hand():

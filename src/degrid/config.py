@@ -36,8 +36,8 @@ class SmoothingConfig:
     part: str = "encoder"
     """Where to look for them: `encoder` leaves ASPP alone, as both papers do; `all` includes it, up to `max_rate`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the operator: `sigma` (`gaussian`) and `size` (`gaussian`, `average`), as in
-    `--set model.smoothing.options.sigma=shared`."""
+    """Options of the operator: `sigma` (`gaussian`), `size` (`gaussian`, `average`) and `init` (`ssc`: start as
+    `identity`, `tent` or `box`), as in `--set model.smoothing.options.sigma=shared`."""
 
 
 @dataclass(frozen=True)

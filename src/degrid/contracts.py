@@ -18,8 +18,12 @@ from degrid.types import RGB, Bands, LabelSpace
 
 Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation and groups, as `torch.nn.functional.conv2d` takes them."""
+Rate = int | tuple[int, ...]
+"""A dilation rate: one number for both axes of a map, or a tuple with one for each axis, 1 without dilation."""
 Convolve = Callable[..., Tensor]
 """(x [N,C,H,W], rate, margin=0) -> [N,out,H+2*margin,W+2*margin]; see `ExchangeableConv2d.convolve`."""
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""The convolution for maps of so many axes."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -74,33 +78,49 @@ class ExportedNetwork(SegmentationNetwork):
     output: str
 
 
-class ExchangeableConv2d(nn.Conv2d):
-    """A convolution whose forward calls `convolve` for the convolution itself and does something around it.
-
-    What computes that convolution can be exchanged: Winograd's algorithm, or one that includes a batch norm. The layer
-    is size-keeping with stride 1, and pads with zeros.
-    """
-
-    def convolve(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
-        """The layer's kernel at a dilation rate: zeros outside, no bias, and `margin` more outputs on each side."""
-        return F.conv2d(x, self.weight, None, *self.geometry(rate, margin))
-
-    def geometry(self, rate: int, margin: int = 0) -> Geometry:
-        """Stride, padding, dilation and groups at a dilation rate."""
-        return [1, 1], [rate * (size // 2) + margin for size in self.kernel_size], [rate, rate], self.groups
-
-    def exchange(self, convolve: Convolve) -> None:
-        """Compute the convolution by another function, which gives what `convolve` gives."""
-        self.__dict__["convolve"] = convolve
+class DressedConv(nn.Module):
+    """A convolution with an operator around it."""
 
     @property
     def operator_name(self) -> str:
         """The name of what is done around the convolution."""
         return type(self).__name__
 
+    def operator_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of what is done around it."""
+        yield from ()
+
     def as_plain_layers(self) -> nn.Module | None:
         """Layers of PyTorch alone that compute the same, with what was learned as constants; None if unknown."""
         return None
+
+
+class ExchangeableConv2d(DressedConv, nn.Conv2d):
+    """A convolution whose forward calls `convolve` for the convolution itself and does something around it.
+
+    What computes that convolution can be exchanged: Winograd's algorithm, or one that includes a batch norm. The layer
+    is size-keeping with stride 1, and pads with zeros.
+    """
+
+    def convolve(self, x: Tensor, rate: Rate, margin: int = 0) -> Tensor:
+        """The layer's kernel at a dilation rate: zeros outside, no bias, and `margin` more outputs on each side."""
+        return F.conv2d(x, self.weight, None, *self.geometry(rate, margin))
+
+    def geometry(self, rate: Rate, margin: int = 0) -> Geometry:
+        """Stride, padding, dilation and groups at a dilation rate."""
+        return same_geometry(self, rate, margin)
+
+    def exchange(self, convolve: Convolve) -> None:
+        """Compute the convolution by another function, which gives what `convolve` gives."""
+        self.__dict__["convolve"] = convolve
+
+
+def same_geometry(conv: Any, rate: Rate, margin: int = 0) -> Geometry:
+    """Stride, padding, dilation and groups of a layer's size-keeping convolution at a dilation rate."""
+    sizes = conv.kernel_size
+    rates = [rate] * len(sizes) if isinstance(rate, int) else list(rate)
+    padding = [r * (size // 2) + margin for r, size in zip(rates, sizes, strict=True)]
+    return [1] * len(sizes), padding, rates, conv.groups
 
 
 class FoldingConv2d(nn.Conv2d):

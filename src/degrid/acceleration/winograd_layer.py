@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import has_hooks
-from degrid.contracts import ExchangeableConv2d
+from degrid.contracts import ExchangeableConv2d, Rate
 from degrid.kernels.support import has_matrix_units, numba_installed
 from degrid.kernels.winograd import (
     MARGIN,
@@ -127,7 +127,9 @@ class _InnerConvolution:
         self.layer = layer
         self.at: dict[int, WinogradConv2d] = {}
 
-    def __call__(self, x: Tensor, rate: int, margin: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, rate: Rate, margin: int = 0) -> Tensor:
+        if not isinstance(rate, int):
+            return ExchangeableConv2d.convolve(self.layer, x, rate, margin)
         if margin:
             x = F.pad(x, [margin] * 4)
         if rate not in self.at:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
-from degrid.contracts import ExchangeableConv2d, MultiScaleNetwork, bands_of, convention_of
+from degrid.contracts import DressedConv, MultiScaleNetwork, bands_of, convention_of
 from degrid.exporters.exporter import quiet
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
@@ -73,7 +73,7 @@ def fix_smoothing(model: nn.Module) -> int:
     fixed = 0
     for name, module in list(model.named_modules()):
         with torch.no_grad():
-            layer = module.as_plain_layers() if isinstance(module, ExchangeableConv2d) else None
+            layer = module.as_plain_layers() if isinstance(module, DressedConv) else None
         if layer is not None:
             parent, _, leaf = name.rpartition(".")
             model.get_submodule(parent).add_module(leaf, layer)

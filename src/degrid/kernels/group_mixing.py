@@ -10,32 +10,42 @@ from torch import Tensor
 from degrid.kernels.support import channels_last, numba_installed, traced, use_torch_threads
 
 
-def mix_groups(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
+def mix_groups(y: Tensor, weight: Tensor, rate: int | tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Pixel i of a block becomes the sum over its pixels j of weight[j,i] times pixel j; pixels count row by row.
 
-    This runs compiled for float32 on the CPU, where numba is installed; elsewhere as PyTorch. For its gradients it
-    keeps y, and no copy.
+    This runs compiled for square blocks in float32 on the CPU, where numba is installed; elsewhere as PyTorch. For its
+    gradients it keeps y, and no copy.
 
     Args:
-        y: [N,C,H,W], H and W multiples of r; best in channels-last order, which needs no copy.
-        weight: [r^2,r^2], cast to y's type.
-        rate: r, pixels.
+        y: [N,C,H,W], H and W multiples of r; best in channels-last order, which needs no copy. Or with another number
+            of axes.
+        weight: [r^2,r^2], cast to y's type; with several rates their product takes the place of r^2.
+        rate: r, pixels; or one for each axis.
         size: (h, w) of the result, at most (H, W): what is beyond at the bottom and right is left out.
     Returns:
         [N,C,h,w].
     """
     weight = weight.to(y.dtype)
-    if y.device.type == "cpu" and y.dtype == torch.float32 and not traced(y, weight) and numba_installed():
+    fitting = isinstance(rate, int) and y.device.type == "cpu" and y.dtype == torch.float32
+    if fitting and not traced(y, weight) and numba_installed():
         return _Mixed.apply(y, weight, rate, size)  # type: ignore[no-any-return]
     return _with_torch(y, weight, rate, size)
 
 
-def _with_torch(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tensor:
-    r = rate
-    count, channels, height, width = y.shape
-    blocks = y.permute(0, 2, 3, 1).reshape(count, height // r, r, width // r, r, channels)
-    mixed = torch.einsum("abij,nhawbc->nhiwjc", weight.reshape(r, r, r, r), blocks)
-    return mixed.reshape(count, height, width, channels).permute(0, 3, 1, 2)[..., : size[0], : size[1]]
+# Of a, b, d within a block each goes into i, j, k; h, w, z number the blocks.
+_EQUATIONS = {1: "ai,nhac->nhic", 2: "abij,nhawbc->nhiwjc", 3: "abdijk,nhawbzdc->nhiwjzkc"}
+
+
+def _with_torch(y: Tensor, weight: Tensor, rate: int | tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    rates = (rate, rate) if isinstance(rate, int) else rate
+    count, channels, *sides = y.shape
+    parts = [part for side, r in zip(sides, rates, strict=True) for part in (side // r, r)]
+    blocks = y.movedim(1, -1).reshape(count, *parts, channels)
+    mixed = torch.einsum(_EQUATIONS[len(rates)], weight.reshape(*rates, *rates), blocks)
+    mixed = mixed.reshape(count, *sides, channels).movedim(-1, 1)
+    for axis, side in enumerate(size, 2):
+        mixed = mixed.narrow(axis, 0, side)
+    return mixed
 
 
 class _Mixed(torch.autograd.Function):

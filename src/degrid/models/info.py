@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from degrid.contracts import ExchangeableConv2d, bands_of
+from degrid.contracts import DressedConv, bands_of
 from degrid.lookup import some
 from degrid.models.encoder import Encoder
 from degrid.models.segmenter import Segmenter
@@ -106,8 +106,8 @@ def describe(model: Segmenter, size: tuple[int, int] = (512, 512)) -> ModelInfo:
 
 
 def _parameters(model: Segmenter) -> dict[str, int]:
-    smoothed = [module for module in model.modules() if isinstance(module, ExchangeableConv2d)]
-    smoothing = {parameter for conv in smoothed for part in conv.children() for parameter in part.parameters()}
+    smoothed = [module for module in model.modules() if isinstance(module, DressedConv)]
+    smoothing = {parameter for conv in smoothed for parameter in conv.operator_parameters()}
     head = set(model.head.parameters()) - smoothing
     encoder = set(model.parameters()) - head - smoothing
     parts = {"encoder": encoder, "head": head, "smoothing": smoothing}
@@ -120,7 +120,7 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
         ConvInfo(name, conv.kernel_size, conv.dilation, conv.in_channels, conv.out_channels, conv.groups, operator)
         for name, conv in model.named_modules()
         if isinstance(conv, nn.Conv2d) and max(conv.dilation) > 1 and max(conv.kernel_size) > 1
-        for operator in [conv.operator_name if isinstance(conv, ExchangeableConv2d) else None]
+        for operator in [conv.operator_name if isinstance(conv, DressedConv) else None]
     ]
 
 

@@ -1,5 +1,6 @@
 """Smoothed dilated convolutions: neighbouring outputs depend on common inputs again. Depends on torch alone."""
 
+from degrid.smoothing.layers import SmoothedConv1d, SmoothedConv2d, SmoothedConv3d, SmoothedLayer
 from degrid.smoothing.operators import (
     Aggregation,
     Average,
@@ -12,7 +13,7 @@ from degrid.smoothing.operators import (
     SeparableShared,
     Tent,
 )
-from degrid.smoothing.retrofit import SmoothedConv2d, SmoothingReport, rate_at_most, smooth_dilated_convs
+from degrid.smoothing.retrofit import SmoothingReport, rate_at_most, smooth_dilated_convs
 from degrid.smoothing.table import LEGACY_OPERATORS, OPERATORS, operator_factory
 
 __all__ = [
@@ -27,7 +28,10 @@ __all__ = [
     "PreFilter",
     "Regular",
     "SeparableShared",
+    "SmoothedConv1d",
     "SmoothedConv2d",
+    "SmoothedConv3d",
+    "SmoothedLayer",
     "SmoothingReport",
     "Tent",
     "operator_factory",

@@ -5,6 +5,10 @@ to, and what is done with the result. `convolve(x, rate)` is the layer's kernel 
 zeros outside, without bias; the layer adds its bias afterwards. `convolve(x, rate, margin)` gives `margin` more outputs
 on each side, where the kernel still overlaps the map.
 
+A rate r is one number, or a tuple with one for each axis: where they differ, as for a 1x3 kernel, which is filtered
+only along its dilated axis, or where there are one or three axes. Then r^2 below is the product of the rates, and a
+filter of side 2r-1 has the side 2r-1 of its axis.
+
 The operators follow the papers. Where the papers' own code differs, the docstring says so.
 """
 
@@ -18,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.acceleration.recompute import apply_recomputed
-from degrid.contracts import Convolve
+from degrid.contracts import Convolve, Rate
 from degrid.kernels.group_mixing import mix_groups
 from degrid.smoothing import filters
-from degrid.smoothing.plain_layers import MixedBlocks, filter_conv, plain_conv
+from degrid.smoothing.plain_layers import Filtered, MixedBlocks, cut, filter_conv, plain_conv
 from degrid.types import UserError
 
 
@@ -29,12 +33,15 @@ class Operator(nn.Module):
     """Base class of all operators. Your own overrides `forward`.
 
     Args:
-        rate: dilation rate r of the layer, pixels, at least 1.
+        rate: dilation rate r of the layer, pixels, at least 1; or one for each axis.
     """
 
     name: ClassVar[str] = ""
+    keeps_constants: ClassVar[bool] = False
+    """Whether a bias may as well be added before, as a filter of the input does not see it. Such an operator smooths
+    layers of any stride and with any way of making their weights: it convolves once, at the layer's own rate."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: Rate) -> None:
         super().__init__()
         self.rate = rate
 
@@ -70,6 +77,7 @@ class Regular(Operator):
     """The dilated convolution as it is."""
 
     name = "regular"
+    keeps_constants = True
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
@@ -94,10 +102,10 @@ class Decompose(Operator):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
-        height, width = x.shape[-2:]
+        size = x.shape[2:]
 
         def back(groups: Tensor) -> Tensor:
-            return interlace(groups, r)[..., :height, :width]
+            return cut(interlace(groups, r), [0] * len(size), size)
 
         return back(apply_recomputed(x, lambda x: periodic_subsample(x, r), back, lambda groups: convolve(groups, 1)))
 
@@ -106,7 +114,7 @@ class Decompose(Operator):
         return True
 
 
-def periodic_subsample(x: Tensor, rate: int) -> Tensor:
+def periodic_subsample(x: Tensor, rate: Rate) -> Tensor:
     """Split a feature map into the r^2 groups that a dilated convolution never mixes.
 
     Returns:
@@ -114,23 +122,35 @@ def periodic_subsample(x: Tensor, rate: int) -> Tensor:
         zero-padded at the bottom and right where r does not divide H or W.
     Source: Wang & Ji, KDD 2018, section 3.2.
     """
-    x = _pad_to_multiple(x, rate)
-    count, channels, height, width = x.shape
-    blocks = x.reshape(count, channels, height // rate, rate, width // rate, rate)
-    return blocks.permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, height // rate, width // rate)
+    x, rates = _pad_to_multiple(x, rate), filters.axes(rate)
+    count, channels, *sides = x.shape
+    parts = [part for side, r in zip(sides, rates, strict=True) for part in (side // r, r)]
+    number = range(len(rates))
+    blocks = x.reshape(count, channels, *parts).permute(
+        *(3 + 2 * axis for axis in number), 0, 1, *(2 + 2 * axis for axis in number)
+    )
+    return blocks.reshape(-1, channels, *parts[::2])
 
 
-def interlace(groups: Tensor, rate: int) -> Tensor:
+def interlace(groups: Tensor, rate: Rate) -> Tensor:
     """The inverse of `periodic_subsample`: [r*r*N,C,h,w] -> [N,C,h*r,w*r]."""
-    total, channels, height, width = groups.shape
-    blocks = groups.reshape(rate, rate, total // rate**2, channels, height, width)
-    return blocks.permute(2, 3, 4, 0, 5, 1).reshape(-1, channels, height * rate, width * rate)
+    rates = filters.axes(rate)
+    total, channels, *sides = groups.shape
+    number = len(rates)
+    blocks = groups.reshape(*rates, total // math.prod(rates), channels, *sides)
+    places = (place for axis in range(number) for place in (number + 2 + axis, axis))
+    whole = (side * r for side, r in zip(sides, rates, strict=True))
+    return blocks.permute(number, number + 1, *places).reshape(-1, channels, *whole)
 
 
-def _pad_to_multiple(x: Tensor, rate: int) -> Tensor:
-    height, width = x.shape[-2:]
-    bottom, right = -height % rate, -width % rate
-    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+def _missing(x: Tensor, rate: Rate) -> list[int]:
+    """How many places each axis of a map lacks to a multiple of its rate."""
+    return [-side % r for side, r in zip(x.shape[2:], filters.axes(rate), strict=True)]
+
+
+def _pad_to_multiple(x: Tensor, rate: Rate) -> Tensor:
+    missing = _missing(x, rate)
+    return F.pad(x, [side for more in reversed(missing) for side in (0, more)]) if any(missing) else x
 
 
 class GroupInteraction(Operator):
@@ -150,9 +170,9 @@ class GroupInteraction(Operator):
 
     name = "gi"
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: Rate) -> None:
         super().__init__(rate)
-        self.weight = nn.Parameter(torch.eye(rate**2))
+        self.weight = nn.Parameter(torch.eye(math.prod(filters.axes(rate))))
 
     def mixing(self) -> Tensor:
         """[r^2, r^2]: how much of group j (row) goes into group i (column)."""
@@ -164,27 +184,28 @@ class GroupInteraction(Operator):
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
-        r = self.rate
-        height, width = x.shape[-2:]
-        bottom, right = -height % r, -width % r
-        if not (bottom or right):
+        r, size, missing = self.rate, x.shape[2:], _missing(x, self.rate)
+        if not any(missing):
             y = convolve(x, r)
         elif torch.is_grad_enabled():
             y = apply_recomputed(
                 x,
                 lambda x: _pad_to_multiple(x, r),
-                lambda padded: padded[..., :height, :width],
+                lambda padded: cut(padded, [0] * len(size), size),
                 lambda padded: convolve(padded, r),
             )
         else:
             # Symmetric padding costs half as much as a padded copy, but its gradients cost more.
-            margin = max(bottom, right)
-            y = convolve(x, r, margin)[..., margin : margin + height + bottom, margin : margin + width + right]
-        return mix_groups(y, self.mixing(), r, (height, width))
+            margin = max(missing)
+            whole = [side + more for side, more in zip(size, missing, strict=True)]
+            y = cut(convolve(x, r, margin), [margin] * len(size), whole)
+        return mix_groups(y, self.mixing(), r, tuple(size))
 
 
 class PreFilter(Operator):
     """Filter every channel of the input, then convolve. Your own overrides `kernel`."""
+
+    keeps_constants = True
 
     def kernel(self) -> Tensor | None:
         """The filter [k,k], or one per channel [C,1,k,k], k odd; None if it would change nothing."""
@@ -204,7 +225,7 @@ class PreFilter(Operator):
     def as_plain_layers(self, conv: nn.Conv2d) -> nn.Module:
         """A depthwise convolution with the filter, unless that changes nothing, then the convolution."""
         kernel, plain = self.kernel(), plain_conv(conv, self.rate)
-        return plain if kernel is None else nn.Sequential(filter_conv(conv, kernel), plain)
+        return plain if kernel is None else Filtered(filter_conv(conv, kernel), plain)
 
 
 class FixedFilter(PreFilter):
@@ -212,7 +233,7 @@ class FixedFilter(PreFilter):
 
     fixed: Tensor
 
-    def __init__(self, rate: int, kernel: Tensor) -> None:
+    def __init__(self, rate: Rate, kernel: Tensor) -> None:
         super().__init__(rate)
         self.register_buffer("fixed", kernel, persistent=False)
 
@@ -233,8 +254,8 @@ class Average(FixedFilter):
 
     name = "average"
 
-    def __init__(self, rate: int, size: int | None = None) -> None:
-        super().__init__(rate, filters.box(_odd_size(rate, size)))
+    def __init__(self, rate: Rate, size: int | None = None) -> None:
+        super().__init__(rate, filters.box(_sides(rate, size)))
 
 
 class Tent(FixedFilter):
@@ -245,7 +266,7 @@ class Tent(FixedFilter):
 
     name = "tent"
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: Rate) -> None:
         super().__init__(rate, filters.tent(rate))
 
 
@@ -263,9 +284,9 @@ class Gaussian(PreFilter):
 
     name = "gaussian"
 
-    def __init__(self, rate: int, sigma: float | nn.Parameter = 1.0, size: int | None = None) -> None:
+    def __init__(self, rate: Rate, sigma: float | nn.Parameter = 1.0, size: int | None = None) -> None:
         super().__init__(rate)
-        self.size = _odd_size(rate, size)
+        self.sides = _sides(rate, size)
         if isinstance(sigma, nn.Parameter):
             self.log_sigma: Tensor = sigma
         elif sigma > 0:
@@ -275,24 +296,35 @@ class Gaussian(PreFilter):
 
     def kernel(self) -> Tensor | None:
         """The filter at the current sigma; None if it is a single tap of 1."""
-        return None if self.size == 1 else filters.gaussian(self.size, self.log_sigma.exp())
+        return None if max(self.sides) == 1 else filters.gaussian(self.sides, self.log_sigma.exp())
 
 
 class SeparableShared(PreFilter):
     """One learned filter of side 2r-1 before the dilated convolution, the same for every channel.
 
-    residual: [2r-1, 2r-1], zeros at the start. The filter is 1 at the centre plus the residual, so the layer begins as
-    the plain dilated convolution.
+    residual: [2r-1, 2r-1]. The filter is 1 at the centre plus the residual, which is zero at the start, so that the
+    layer begins as the plain dilated convolution.
 
+    Args:
+        init: the filter at the start: "identity" as published, or "tent" or "box" (of the size of `Average`), which
+            change the outputs at once.
+    Raises:
+        UserError: another start.
     Source: Wang & Ji, KDD 2018, section 3.4 (separable and shared convolution).
     """
 
     name = "ssc"
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: Rate, init: str = "identity") -> None:
         super().__init__(rate)
-        self.residual = nn.Parameter(torch.zeros(2 * rate - 1, 2 * rate - 1))
-        self.register_buffer("centre", filters.delta(2 * rate - 1), persistent=False)
+        size = _side_of_shared(rate)
+        self.register_buffer("centre", filters.delta(size), persistent=False)
+        if init not in ("identity", "tent", "box"):
+            raise UserError(f'init of "ssc" must be identity, tent or box, got "{init}"')
+        start = self.centre
+        if init != "identity":
+            start = filters.tent(rate) if init == "tent" else filters.embed(filters.box(_sides(rate, None)), size)
+        self.residual = nn.Parameter(start - self.centre)
 
     centre: Tensor
 
@@ -316,25 +348,31 @@ class Aggregation(PreFilter):
 
     parts: Tensor
 
-    def __init__(self, rate: int, mix: nn.Parameter | None = None) -> None:
+    def __init__(self, rate: Rate, mix: nn.Parameter | None = None) -> None:
         super().__init__(rate)
-        size = 2 * rate - 1
-        small = filters.default_size(rate)
+        size, small = _side_of_shared(rate), _sides(rate, None)
         centre = filters.delta(size)
         box = filters.embed(filters.box(small), size)
         gaussian = filters.embed(filters.gaussian(small, torch.tensor(1.0)), size)
         self.register_buffer("parts", torch.stack([centre, box, gaussian, centre]), persistent=False)
         self.mix = mix if mix is not None else nn.Parameter(torch.zeros(4))
-        self.residual = nn.Parameter(torch.zeros(size, size))
+        self.residual = nn.Parameter(torch.zeros_like(centre))
 
     def kernel(self) -> Tensor:
         """The composite filter."""
         weights = self.mix.softmax(0)
-        return torch.einsum("p,pij->ij", weights, self.parts) + weights[3] * self.residual
+        return torch.einsum("p,p...->...", weights, self.parts) + weights[3] * self.residual
 
 
-def _odd_size(rate: int, size: int | None) -> int:
-    size = filters.default_size(rate) if size is None else size
-    if size < 1 or size % 2 == 0:
+def _side_of_shared(rate: Rate) -> tuple[int, ...]:
+    """2r-1 along each axis."""
+    return tuple(2 * r - 1 for r in filters.axes(rate))
+
+
+def _sides(rate: Rate, size: int | None) -> tuple[int, ...]:
+    """Of the box and the Gaussian: the size that was asked for, by default as published, but 1 without dilation."""
+    if size is not None and (size < 1 or size % 2 == 0):
         raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size}")
-    return size
+    if isinstance(rate, int) and size is not None:
+        return size, size
+    return tuple(filters.default_size(r) if size is None or r == 1 else size for r in filters.axes(rate))

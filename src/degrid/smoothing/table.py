@@ -14,7 +14,8 @@ from degrid.smoothing import operators
 from degrid.smoothing.operators import Operator
 from degrid.types import UserError
 
-Factory = Callable[[int], Operator]
+Factory = Callable[[Any], Operator]
+"""From a rate, see `degrid.contracts.Rate`, to an operator."""
 
 
 def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parameter]:
@@ -43,6 +44,10 @@ def _average_factory(size: int | None = None) -> Factory:
     return lambda rate: operators.Average(rate, size)
 
 
+def _ssc_factory(init: str = "identity") -> Factory:
+    return lambda rate: operators.SeparableShared(rate, init)
+
+
 def _aggregation_factory() -> Factory:
     mix = nn.Parameter(torch.zeros(4))
     return lambda rate: operators.Aggregation(rate, mix)
@@ -54,7 +59,7 @@ OPERATORS: dict[str, Callable[..., Factory]] = {
     "regular": lambda: operators.Regular,
     "decompose": lambda: operators.Decompose,
     "gi": lambda: operators.GroupInteraction,
-    "ssc": lambda: operators.SeparableShared,
+    "ssc": _ssc_factory,
     "average": _average_factory,
     "gaussian": _gaussian_factory,
     "aggregation": _aggregation_factory,

@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def _smoothing(
     rewrite = _REWRITES.get(type(operator))
     if rewrite is None:  # the same in both
         return config, f"{operator.name}: unchanged"
-    uneven = [name for name, conv in layers.items() if conv.smoothing.rate % 2 and config.operator != "gi"]
+    uneven = [name for name, conv in layers.items() if cast(int, conv.smoothing.rate) % 2 and config.operator != "gi"]
     if uneven:
         raise ConversionError(
             "the original filters of odd rates are not centred, the default ones are: no exact equivalent for "
@@ -155,8 +156,8 @@ def _aggregation(
         mix = mix * torch.tensor([1, float(gains.mean()), 1, 1])
         total = mix.sum()
         weights = mix / total
-        size = 2 * operator.rate - 1
-        side = filters.default_size(operator.rate)
+        rate = cast(int, operator.rate)  # legacy layers have one rate
+        size, side = 2 * rate - 1, filters.default_size(rate)
         narrow, wide = (filters.gaussian(side, torch.tensor(sigma)) for sigma in (LEGACY_SIGMA, 1.0))
         missing = filters.embed(narrow - wide, size) * weights[2] / weights[3]
         state[f"{name}.weight"] = state[f"{name}.weight"] * total

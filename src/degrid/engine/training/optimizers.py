@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from degrid.contracts import ExchangeableConv2d
+from degrid.contracts import DressedConv
 from degrid.lookup import lookup, settings_for
 from degrid.types import UserError
 
@@ -66,8 +66,8 @@ def _finder(model: nn.Module) -> Callable[[int], str]:
     weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
     norms = _ids(module for module in model.modules() if isinstance(module, NORMS))
     head = _ids(module for name, child in model.named_children() if name == "head" for module in child.modules())
-    layers = (module for module in model.modules() if isinstance(module, ExchangeableConv2d))
-    smoothing = _ids(module for layer in layers for child in layer.children() for module in child.modules())
+    layers = (module for module in model.modules() if isinstance(module, DressedConv))
+    smoothing = {id(parameter) for layer in layers for parameter in layer.operator_parameters()}
 
     def find(parameter: int) -> str:
         if parameter in smoothing:

@@ -1,0 +1,192 @@
+"""Which layers of a network are dilated, and which of them can be smoothed, and how."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from degrid.contracts import Rate
+from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
+from degrid.smoothing.operators import GroupInteraction, Operator
+
+Where = Callable[[str, Any], bool]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dilated convolution that can be smoothed.
+
+    direct: whether it computes what nn.ConvNd computes with its weight and bias.
+    size_keeping: with stride 1 and zeros outside.
+    stored_bias: it adds its attribute `bias`, or nothing.
+    rim: see `SmoothedLayer`.
+    """
+
+    name: str
+    layer: Any
+    direct: bool
+    size_keeping: bool = True
+    stored_bias: bool = True
+    rim: tuple[int, ...] | None = None
+
+    def unsuitable_for(self, operator: nn.Module) -> str | None:
+        """Why an operator cannot smooth this layer; None if it can."""
+        if self.direct or (isinstance(operator, Operator) and operator.keeps_constants):
+            return None
+        name, kind = name_of(operator), type(self.layer).__name__
+        if not self.size_keeping:
+            return f"stride {max(self.layer.stride)}: {name} is defined for outputs at stride 1 only"
+        if self.stored_bias and isinstance(operator, GroupInteraction):
+            return None
+        return f"{kind} computes its weights itself, and {name} needs its convolution in another form"
+
+
+def candidates(model: nn.Module, where: Where, padded_outside: bool) -> Iterator[tuple[str, Candidate | str]]:
+    """Every dilated layer of a model by name: as one to smooth, or the reason why not; see `smooth_dilated_convs`."""
+    rims = _rims(model)
+    for name, module in model.named_modules():
+        rim = rims.get(module, _same(module) if padded_outside and isinstance(module, _CONVOLUTIONS) else None)
+        found = _candidate(name, module, where, rim)
+        if found is not None:
+            yield name, found
+
+
+def _candidate(name: str, module: Any, where: Where, rim: tuple[int, ...] | None) -> Candidate | str | None:
+    """None for a layer that is not dilated, which needs no report."""
+    reason = _reason_to_skip(module)
+    if reason is not None:
+        return reason or None
+    made = _conditional(name, module) if _is_conditional(module) else _plan(name, module, rim)
+    if isinstance(made, str):
+        return made
+    return made if where(name, module) else f"rate {rate_text(shown_rate(module))} left out by where"
+
+
+def _reason_to_skip(module: Any) -> str | None:
+    """None for a dilated convolution, "" for what is not dilated, otherwise why it cannot be smoothed."""
+    kind = type(module).__name__
+    if isinstance(module, SmoothedLayer):
+        return f"already smoothed by {module.operator_name}"
+    if not _looks_dilated(module):
+        return ""
+    if not isinstance(module, nn.modules.conv._ConvNd) and not _is_conditional(module):
+        return f"{kind} is not a convolution"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return f"{kind} writes on a grid where others read from one: a filter before it would not help"
+    if is_lazy(module.weight):
+        return f"{kind} has no weight yet: run the network once before"
+    if max(module.kernel_size) == 1:
+        return f"{_sides(module)} kernel: its rate has no effect"
+    if max(rates_of(module)) == 1:
+        return f"{_sides(module)} kernel: it is 1 wide along its dilated axis, so that its rate has no effect"
+    if any(size % 2 == 0 for size in module.kernel_size):
+        return f"even kernel {_sides(module)}"
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return f"padding of {module.padding_mode}: filters and mixing are defined with zeros outside"
+    return None
+
+
+def _looks_dilated(module: nn.Module) -> bool:
+    """Whether a layer has a rate: a convolution, a pooling, or one of another library."""
+    given = vars(module).get("dilation", 1), vars(module).get("kernel_size")
+    rate = given[0] if isinstance(given[0], tuple | list) else (given[0],)
+    return given[1] is not None and all(isinstance(each, int) for each in rate) and max(rate, default=1) > 1
+
+
+def _is_conditional(module: nn.Module) -> bool:
+    """Whether it is timm's CondConv2d, which mixes its weights for each image."""
+    loaded = sys.modules.get("timm.layers.cond_conv2d")  # whoever has such a layer has loaded it
+    return loaded is not None and isinstance(module, loaded.CondConv2d)
+
+
+def _conditional(name: str, module: Any) -> Candidate | str:
+    same = not module.dynamic_padding and tuple(module.padding) == _same(module)
+    if not same and max(module.stride) == 1:
+        return f'{type(module).__name__} without zero "same" padding'
+    return Candidate(name, module, False, size_keeping=max(module.stride) == 1, stored_bias=module.bias is None)
+
+
+def _plan(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str:
+    """How a convolution is to be smoothed; or why it cannot be."""
+    kind = next(plain for plain in _CONVOLUTIONS if isinstance(conv, plain))
+    if type(conv).forward is kind.forward and type(conv)._conv_forward is kind._conv_forward:
+        return _plain(name, conv, rim)
+    found = tried_smoothed(conv)
+    if isinstance(found, str):
+        return f"{type(conv).__name__} has a forward of its own, which {found}"
+    if found.same or max(conv.stride) > 1:
+        stored = found.bias is conv.bias
+        return Candidate(name, conv, found.same and stored and found.weight is conv.weight, found.same, stored)
+    return f'{type(conv).__name__} has a forward of its own, whose padding is not zero "same" padding'
+
+
+def _plain(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str:
+    """The same for what computes as nn.ConvNd does."""
+    same = _same(conv)
+    if max(conv.stride) > 1:
+        padded = conv.padding != "valid" and max(conv.padding) > 0
+        reason = f"stride {max(conv.stride)} without padding: a filter would mix zeros into the map's edge"
+        return Candidate(name, conv, direct=False, size_keeping=False) if padded else reason
+    if conv.padding == "same" or tuple(conv.padding) == same:
+        return Candidate(name, conv, direct=True)
+    if conv.padding != "valid" and max(conv.padding) > 0:
+        return f'padding {tuple(conv.padding)} is not zero "same" padding {same}'
+    if rim == same:
+        return Candidate(name, conv, direct=True, rim=same)
+    return "no padding: if the network pads the map itself before, with zeros, say padded_outside=True"
+
+
+def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
+    """By layer, how wide the network pads the map before it with zeros, where its modules tell."""
+    rims: dict[nn.Module, tuple[int, ...]] = {}
+    for module in model.modules():
+        if type(module).forward is nn.Sequential.forward:
+            layers = list(module.children())
+            for before, layer in itertools.pairwise(layers):
+                if isinstance(before, nn.modules.padding._ConstantPadNd) and before.value == 0:
+                    left, right = before.padding[::2], before.padding[1::2]
+                    rims[layer] = tuple(reversed(left)) if left == right else ()
+        elif getattr(getattr(module, "config", None), "tf_padding", False) is True:
+            # transformers' MobileNets: F.pad before each convolution, by as much as it needs to keep the size.
+            for layer in module.children():
+                if isinstance(layer, nn.Conv2d) and max(layer.stride) == 1:
+                    rims[layer] = _same(layer)
+    return rims
+
+
+def _same(conv: Any) -> tuple[int, ...]:
+    """The padding with which it keeps the size."""
+    return tuple(rate * (size // 2) for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
+
+
+def rates_of(conv: Any) -> tuple[int, ...]:
+    """The rate along each axis, 1 where the kernel is only 1 wide."""
+    return tuple(rate if size > 1 else 1 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
+
+
+def rate_of(conv: Any) -> Rate:
+    """What an operator is made for: one number for two equal axes."""
+    rates = rates_of(conv)
+    return rates[0] if len(rates) == 2 and rates[0] == rates[1] else rates
+
+
+def shown_rate(conv: Any) -> Rate:
+    """The rate of the axes where the kernel is wider than 1, as one number where these agree."""
+    rates = {rate for rate, size in zip(conv.dilation, conv.kernel_size, strict=True) if size > 1}
+    return rates.pop() if len(rates) == 1 else rates_of(conv)
+
+
+def rate_text(rate: Rate) -> str:
+    """As a report names it: 2, or 1x2."""
+    return str(rate) if isinstance(rate, int) else "x".join(map(str, rate))
+
+
+def _sides(conv: Any) -> str:
+    return "x".join(map(str, conv.kernel_size))

@@ -1,0 +1,193 @@
+"""Convolutions with a smoothing operator: subclasses of the class that the layer had, which keep its parameters."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from degrid.contracts import CONVOLUTIONS, DressedConv, ExchangeableConv2d, Rate, same_geometry
+from degrid.smoothing.operators import Operator
+from degrid.smoothing.own_forward import OwnConvolution, tried
+from degrid.smoothing.plain_layers import Inside, constant_conv, without_rim
+
+
+class SmoothedLayer(DressedConv):
+    """A dilated convolution with a smoothing operator; otherwise the layer that it was.
+
+    Only `smooth_dilated_convs` makes them. Parameters keep their names; those of the operator begin with `smoothing.`.
+
+    Attributes:
+        rim: how wide a rim of zeros the network puts around the map before this layer, along each axis; None: none.
+    """
+
+    smoothing: Operator
+    rim: tuple[int, ...] | None = None
+
+    @property
+    def operator_name(self) -> str:
+        """The name of the smoothing operator."""
+        return name_of(self.smoothing)
+
+    def operator_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the smoothing operator."""
+        yield from self.smoothing.parameters()
+
+    def as_plain_layers(self) -> nn.Module | None:
+        """See `degrid.smoothing.operators.Operator.as_plain_layers`."""
+        made = self.smoothing.as_plain_layers(cast(Any, self)) if isinstance(self.smoothing, Operator) else None
+        return made if made is None or self.rim is None else nn.Sequential(Inside(self.rim), made)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Classes that are made here have no name to be found by: pickles name the class that they were made from."""
+        made_from = vars(type(self)).get("made_from")
+        if made_from is None:
+            return super().__reduce_ex__(protocol)
+        return _blank, made_from, cast(Any, self).__getstate__()
+
+
+class _Direct(SmoothedLayer):
+    """What computes `convolve` alone, as nn.ConvNd does, whatever forward its class had."""
+
+    weight: Tensor
+    bias: Tensor | None
+    convolve: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]; or without N. One axis or three in place of H and W where the layer has them."""
+        axes = self.weight.ndim - 2
+        if x.ndim == axes + 1:
+            return self.forward(x[None])[0]
+        if self.rim is not None:
+            x = without_rim(x, self.rim)
+        y: Tensor = self.smoothing(x, self.convolve)
+        return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, *[1] * axes)
+
+
+class SmoothedConv2d(_Direct, ExchangeableConv2d):
+    """A smoothed convolution of two axes, whose own convolution can be exchanged for a faster one."""
+
+
+class _Several(_Direct):
+    """One axis or three."""
+
+    def convolve(self, x: Tensor, rate: Rate, margin: int = 0) -> Tensor:
+        """As `ExchangeableConv2d.convolve`."""
+        return CONVOLUTIONS[self.weight.ndim - 2](x, self.weight, None, *same_geometry(self, rate, margin))
+
+
+class SmoothedConv1d(_Several, nn.Conv1d):
+    """A smoothed convolution of one axis."""
+
+
+class SmoothedConv3d(_Several, nn.Conv3d):
+    """A smoothed convolution of three axes."""
+
+
+class _Indirect(SmoothedLayer):
+    """A layer whose own forward computes the convolution: its weights are computed, or its steps are wider than 1.
+
+    The operator convolves at the layer's own rate only.
+    """
+
+    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+        """[N,C,H,W] -> [N,out,H,W]; or without N. What else is given goes to the layer."""
+        own: Any = super().forward
+        layer: Any = self
+        axes = len(layer.kernel_size)
+        if x.ndim == axes + 1:
+            return self.forward(x[None], *more, **named)[0]
+        # Operators that mix outputs want them without bias; for filters it makes no difference.
+        bias = None
+        if not self.smoothing.keeps_constants and layer.bias is not None:
+            bias = layer.bias.reshape(-1, *[1] * axes)
+
+        def convolve(x: Tensor, rate: Rate, margin: int = 0) -> Tensor:
+            y: Tensor = own(nn.functional.pad(x, [margin] * 2 * axes) if margin else x, *more, **named)
+            return y if bias is None else y - bias.to(y.dtype)
+
+        y: Tensor = self.smoothing(x, convolve)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def without_smoothing(self) -> nn.Module:
+        """The layer alone, as constants where its weights do not depend on the input."""
+        found = tried_smoothed(self)
+        if isinstance(found, OwnConvolution) and found.same:
+            layer: Any = self
+            return cast(nn.Module, constant_conv(found.weight, found.bias, *same_geometry(self, layer.dilation)))
+        twin = copy.copy(self)
+        twin.__class__ = cast(Any, class_below(type(self)))
+        twin._parameters = dict(self._parameters)
+        twin._modules = {name: module for name, module in self._modules.items() if name != "smoothing"}
+        return twin
+
+
+def tried_smoothed(layer: Any) -> OwnConvolution | str:
+    """What the forward of a layer's class computes, before smoothing."""
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        return "takes more than the map"
+    below = class_below(type(layer)) if isinstance(layer, SmoothedLayer) else type(layer)
+    return tried(layer, functools.partial(below.forward, layer))
+
+
+_DIRECT: dict[type[nn.Module], type[SmoothedLayer]] = {
+    nn.Conv1d: SmoothedConv1d,
+    nn.Conv2d: SmoothedConv2d,
+    nn.Conv3d: SmoothedConv3d,
+}
+
+
+def dress(layer: nn.Module, operator: Operator, direct: bool, rim: tuple[int, ...] | None) -> None:
+    """Give a layer its operator, in place: the object stays the same, with its hooks and every reference to it.
+
+    Args:
+        direct: whether it computes what nn.ConvNd computes with its weight and bias; otherwise its forward is used.
+        rim: see `SmoothedLayer`.
+    """
+    kind = type(layer)
+    if is_parametrized(layer):
+        # Weights that are computed are properties of a class of the layer's own, made by PyTorch, which must remain the
+        # outermost, so that they can be taken off again.
+        own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        smoothed = _smoothed(cast(Any, kind.__bases__[0]), direct)
+        layer.__class__ = type(f"Parametrized{smoothed.__name__}", (smoothed,), own)
+    else:
+        layer.__class__ = _smoothed(cast(Any, kind), direct)
+    dressed: Any = layer
+    dressed.smoothing = operator
+    if rim is not None:
+        dressed.rim = rim
+
+
+@functools.cache
+def _smoothed(kind: type[nn.Module], direct: bool) -> Any:
+    """The smoothed subclass of a class of convolution."""
+    if direct and kind in _DIRECT:
+        return _DIRECT[kind]
+    outer = next(mine for plain, mine in _DIRECT.items() if issubclass(kind, plain)) if direct else _Indirect
+    members = {"made_from": (kind, direct), "__doc__": kind.__doc__, "__module__": __name__}
+    return type(f"Smoothed{kind.__name__}", (outer, kind), members)
+
+
+def class_below(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that a smoothed layer had before."""
+    for each in kind.__mro__:
+        if "made_from" in vars(each):
+            below: type[nn.Module] = vars(each)["made_from"][0]
+            return below
+    return next(each for each in kind.__mro__ if each in _DIRECT)
+
+
+def _blank(kind: type[nn.Module], direct: bool) -> Any:
+    """A layer without state, for unpickling."""
+    made = _smoothed(cast(Any, kind), direct)
+    return made.__new__(made)
+
+
+def name_of(operator: nn.Module) -> str:
+    """The operator's name, or its class where it is not an `Operator`."""
+    return operator.name if isinstance(operator, Operator) else type(operator).__name__
