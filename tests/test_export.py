@@ -19,7 +19,8 @@ from degrid.cli.options import rest_idle_threads
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.exporters import graph, runtime
-from degrid.exporters.graph import ExportGraph, example_image, fix_smoothing
+from degrid.exporters.graph import ExportGraph, example_image
+from degrid.exporters.rewrite import to_plain_layers
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_exporter
 from degrid.model_folder import open_model
@@ -105,7 +106,7 @@ def test_operators_of_your_own_stay():
     conv = nn.Conv2d(2, 2, 3, padding=2, dilation=2)
     net = nn.Sequential(conv)
     conv.smoothing = Own()
-    assert fix_smoothing(net) == 0
+    assert to_plain_layers(net) == 0
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])

@@ -113,7 +113,7 @@ def test_export_predict_and_eval(folder):
 
 def test_one_size_only(folder):
     words = ("export", "m", "--format", "my_module:Fixed", "-o", "n.mine")
-    with pytest.raises(UserError, match="my_module:Fixed files are for images of one size; say which, such as --size"):
+    with pytest.raises(UserError, match="my_module:Fixed files are for images of one size; say which: --size"):
         cli(*words)
     assert not Path("n.mine").exists()
     text = cli(*words, "--size", "48x64")
@@ -121,7 +121,7 @@ def test_one_size_only(folder):
     picture(48, 64)
     cli("predict", "my_module:Fixed=n.mine", "a.png", "-o", "masks")
     assert np.asarray(Image.open("masks/a.png")).shape == (48, 64)
-    with pytest.raises(UserError, match="this exported model takes one image of 48x64, got 1 of 50x61"):
+    with pytest.raises(UserError, match="this exported model takes 1 image of 48x64, got 1 image of 50x61"):
         open_model("my_module:Fixed=n.mine")(picture(50, 61))
 
 

@@ -71,5 +71,5 @@ def test_what_cannot_be_exported(folder):
         degrid.export(nn.Identity(), folder / "n.onnx")
     with pytest.raises(UserError, match='split "train" of synthetic:1: 1 image, but int8 needs one half'):
         degrid.export(scene_network(), folder / "n.onnx", int8=degrid.Int8("synthetic:1"))
-    with pytest.raises(UserError, match="int8 is for files that take images of any size"):
-        degrid.export(folder / "m", size=(32, 32), int8=degrid.Int8("synthetic:4"))
+    with pytest.raises(UserError, match="int8 is for files that take any number of images of any size"):
+        degrid.export(folder / "m", takes=degrid.ImageInput(size=(32, 32)), int8=degrid.Int8("synthetic:4"))

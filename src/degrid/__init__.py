@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
     from degrid.engine.training.loop import Stopped
+    from degrid.exporters.graph import ImageInput
     from degrid.kernels.dense_crf import CRF
     from degrid.model_folder import load, save
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
@@ -38,6 +39,7 @@ __version__ = VERSION
 
 _MODULES = {
     "data": "check_data open_dataset",
+    "exporters.graph": "ImageInput",
     "kernels.dense_crf": "CRF",
     "engine.inference.predictor": "Predictor",
     "engine.inference.tta": "InferenceOptions",
@@ -63,6 +65,7 @@ __all__ = [
     "Comparison",
     "CrfSearch",
     "Evaluation",
+    "ImageInput",
     "InferenceOptions",
     "Int8",
     "LabelSpace",

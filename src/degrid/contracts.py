@@ -78,7 +78,15 @@ class ExportedNetwork(SegmentationNetwork):
     output: str
 
 
-class DressedConv(nn.Module):
+class WithPlainForm:
+    """A module that can be written with layers of PyTorch that every tracer and runtime takes."""
+
+    def as_plain_layers(self) -> nn.Module | None:
+        """The same computation, with what was learned as constants; None where there is no such form."""
+        return None
+
+
+class DressedConv(WithPlainForm, nn.Module):
     """A convolution with an operator around it."""
 
     @property
@@ -89,10 +97,6 @@ class DressedConv(nn.Module):
     def operator_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of what is done around it."""
         yield from ()
-
-    def as_plain_layers(self) -> nn.Module | None:
-        """Layers of PyTorch alone that compute the same, with what was learned as constants; None if unknown."""
-        return None
 
 
 class ExchangeableConv2d(DressedConv, nn.Conv2d):

@@ -21,7 +21,9 @@ def export(
         str, typer.Option(help="ids: class ids at the image's size; logits: for --scales, --flip, --crf.")
     ] = "ids",
     input_type: Annotated[str, typer.Option("--input", help="Type of the RGB pixels: uint8 or float32.")] = "uint8",
-    size: Annotated[str | None, typer.Option(help="For one image of HEIGHTxWIDTH only, instead of any size.")] = None,
+    size: Annotated[str | None, typer.Option(help="For images of HEIGHTxWIDTH only, instead of any size.")] = None,
+    batch: Annotated[int | None, typer.Option(help="For so many images only; by default any, with --size 1.")] = None,
+    opset: Annotated[int | None, typer.Option(help="With onnx: version of the operators, 18 (default) to 23.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help=f"Static int8, weights per channel ({', '.join(formats_with_int8())}).")
     ] = False,
@@ -37,6 +39,7 @@ def export(
     \b
     degrid export runs/my_photos -o my_photos.onnx
     degrid export runs/my_photos -o my_photos.xml --format openvino --int8 --calibrate my_photos
+    degrid export runs/my_photos -o tiny.onnx --size 512x512 --input float32 --opset 19
     degrid export runs/my_photos -o my_photos.mine --format my_module:MyExporter
     degrid predict my_photos.xml photos/ -o results
     degrid predict my_module:MyExporter=my_photos.mine photos/ -o results
@@ -44,17 +47,20 @@ def export(
     import degrid
     from degrid.cli.options import parse_size
     from degrid.cli.progress import progress_bar
+    from degrid.exporters.graph import ImageInput
+    from degrid.exporters.onnx import Onnx
 
     if int8 != (calibrate is not None):
         raise UserError("--int8 and --calibrate DATA go together: int8 needs images to choose its ranges by")
+    if opset is not None and kind != "onnx":
+        raise UserError(f"--opset is for --format onnx, not for {kind}")
     with progress_bar() as bar:
         result = degrid.export(
             model,
             out,
-            format=kind,
+            format=kind if opset is None else Onnx(opset),
             output=output,
-            input_type=input_type,
-            size=parse_size(size) if size else None,
+            takes=ImageInput(input_type, parse_size(size) if size else None, batch),
             int8=degrid.Int8(calibrate, split, images, max_drop) if calibrate else None,
             progress=bar,
             tell=bar.tell,

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
-from degrid.contracts import DressedConv, MultiScaleNetwork, bands_of, convention_of
+from degrid.arguments import check_fields
+from degrid.contracts import MultiScaleNetwork, bands_of, convention_of
 from degrid.exporters.exporter import quiet
+from degrid.exporters.rewrite import to_plain_layers, traceable_padding
+from degrid.lookup import counted
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
 
@@ -41,7 +44,7 @@ class ExportGraph(nn.Module):
             raise UserError(f'unknown output "{output}"; known: {", ".join(OUTPUTS)}')
         folding = fold_batch_norm(model)
         self.network = folding.model
-        self.fixed = fix_smoothing(self.network)
+        self.fixed = to_plain_layers(self.network)
         self.folded = len(folding.pairs)
         self.output, self.resize = output, convention_of(model)
         scales = model.scales if isinstance(model, MultiScaleNetwork) else ()
@@ -49,13 +52,18 @@ class ExportGraph(nn.Module):
         self.network.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w]."""
+        """RGB [N,3,H,W], 0-255 -> ids [N,H,W], or logits, float32 [N,C,h,w].
+
+        Ids are uint8 for pixels of uint8, and int64, as argmax gives them, for those of float32: runtimes that ask for
+        float32 know no uint8.
+        """
         logits = self._multi_scale(image) if self.fractions else self.network(image)
         if self.output == "logits":
             return cast(Tensor, logits)
         scores = resize(logits, image.shape[-2:], self.resize)
         # Runtimes are faster with the classes last: together 10 ms rather than 16 for 21 classes on 513x513.
-        return scores.permute(0, 2, 3, 1).argmax(3).to(torch.uint8)
+        ids = scores.permute(0, 2, 3, 1).argmax(3)
+        return ids if image.is_floating_point() else ids.to(torch.uint8)
 
     def _multi_scale(self, image: Tensor) -> Tensor:
         """As the network itself, but with integer arithmetic for the sizes: tracers make int(0.75 * H) a constant."""
@@ -63,22 +71,6 @@ class ExportGraph(nn.Module):
         height, width = image.shape[-2:]
         sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
         return network.fused(network.scale_logits(image, sizes))
-
-
-def fix_smoothing(model: nn.Module) -> int:
-    """Replace every smoothed convolution by plain layers with constant filters, in place, and return their number.
-
-    A layer that has no such form stays as it is, and must be traceable. Outputs are the same up to rounding.
-    """
-    fixed = 0
-    for name, module in list(model.named_modules()):
-        with torch.no_grad():
-            layer = module.as_plain_layers() if isinstance(module, DressedConv) else None
-        if layer is not None:
-            parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent).add_module(leaf, layer)
-            fixed += 1
-    return fixed
 
 
 def _scaled(side: int, fraction: Fraction, convention: str) -> int:
@@ -108,44 +100,72 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
     return pixels if input_type == "uint8" else pixels.float()
 
 
-def _shape(channels: int, size: tuple[int, int] | None) -> tuple[int, ...]:
-    """Of the images to trace with."""
-    return (1, channels, *size) if size else (TRACED[0], channels, *TRACED[2:])
+@dataclass(frozen=True)
+class ImageInput:
+    """What a file takes: images [N,3,H,W] (or of other bands), 0-255.
+
+    type: of the pixels, "uint8" or "float32".
+    size: height and width, for a file that takes images of this size only; None: any.
+    batch: the number of images, for a file that takes so many only; None: any, but one where there is a `size`.
+
+    Raises:
+        UserError: an unknown type, or a size or number below 1.
+    """
+
+    type: str = "uint8"
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.type not in INPUTS:
+            raise UserError(f'unknown input "{self.type}"; known: {", ".join(INPUTS)}')
+        if min(*(self.size or (1, 1)), 1 if self.batch is None else self.batch) < 1:
+            raise UserError(f"a file takes at least one image of one pixel; got size {self.size}, batch {self.batch}")
+
+    def __str__(self) -> str:
+        many = "any number of images" if self.fixed_batch is None else counted(self.fixed_batch, "image")
+        return f"{many} of {f'{self.size[0]}x{self.size[1]}' if self.size else 'any size'}"
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of images, or None for any."""
+        return 1 if self.batch is None and self.size else self.batch
+
+    def shape(self, traced: tuple[int, ...]) -> tuple[int, ...]:
+        """N, channels, H, W that the file takes: those of `traced` where it takes any."""
+        return (self.fixed_batch or traced[0], traced[1], *(self.size or traced[2:]))
 
 
 @dataclass(frozen=True)
 class Source:
     """A network that is ready to be written: the module, and images to trace it with, of the type that the file takes.
 
-    any_size: whether the file takes any number of images of any size; otherwise one of the example's size.
+    takes: which images the file takes.
     """
 
     graph: ExportGraph
     example: Tensor
-    any_size: bool
+    takes: ImageInput
 
     @classmethod
-    def of(cls, model: nn.Module, output: str, input_type: str, size: tuple[int, int] | None = None) -> Source:
+    def of(cls, model: nn.Module, output: str, takes: ImageInput) -> Source:
         """From a network; see `ExportGraph`.
 
-        Args:
-            input_type: "uint8" or "float32".
-            size: height and width of the one image that the file takes; None: any number of any size.
         Raises:
-            UserError: an unknown output or type, or a scale that is no simple fraction.
+            UserError: an unknown output, or a scale that is no simple fraction.
         """
         graph = ExportGraph(model, output).eval()
-        if input_type not in INPUTS:
-            raise UserError(f'unknown input "{input_type}"; known: {", ".join(INPUTS)}')
-        return cls(graph, example_image(_shape(bands_of(model).count, size), input_type), size is None)
+        shape = takes.shape((TRACED[0], bands_of(model).count, *TRACED[2:]))
+        return cls(graph, example_image(shape, takes.type), takes)
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
         """The traced network; a UserError where it cannot be traced."""
-        free = torch.export.Dim.DYNAMIC
-        shapes = {"image": {0: free, 2: free, 3: free}} if self.any_size else None
+        free = ([0] if self.takes.fixed_batch is None else []) + ([2, 3] if self.takes.size is None else [])
+        shapes = {"image": dict.fromkeys(free, torch.export.Dim.DYNAMIC)} if free else None
         try:
-            with torch.no_grad(), quiet():
+            with torch.no_grad(), quiet(), traceable_padding():
                 return torch.export.export(self.graph, (self.example,), dynamic_shapes=shapes, strict=False)
         except Exception as error:  # the tracer has exceptions of many kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -15,14 +15,29 @@ if TYPE_CHECKING:
 
     from degrid.exporters.graph import Source
 
+OPSETS = range(18, 24)
+"""Versions of ONNX's operators that PyTorch writes; asked for an older one, it writes 18."""
+
 
 class Onnx(Exporter):
-    """One file, NAME.onnx, with the weights inside."""
+    """One file, NAME.onnx, with the weights inside.
+
+    Args:
+        opset: version of the operators, 18 to 23. The lowest is the default: more runtimes read it, and onnxruntime
+            1.20 to 1.24 average wrongly at the border from 19 on.
+    Raises:
+        UserError: another version.
+    """
 
     ending = ".onnx"
     packages = ("onnxscript", "onnxruntime")
     int8_packages = ("onnx", "nncf")
     own_threads = True
+
+    def __init__(self, opset: int = OPSETS[0]) -> None:
+        if opset not in OPSETS:
+            raise UserError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}, which PyTorch can write")
+        self.opset = opset
 
     def write(self, source: Source, path: Path, facts: str) -> None:
         """Write NAME.onnx.
@@ -38,8 +53,10 @@ class Onnx(Exporter):
             gigabytes = f"{size / 1e9:.1f} GB"
             raise UserError(f"an ONNX file holds at most 2 GB, this network has {gigabytes}; export to openvino")
         how: Any = {"optimize": True, "verbose": False, "custom_translation_table": {operator.floordiv: _floordiv}}
+        how["opset_version"] = self.opset
         with quiet():
             made: Any = torch.onnx.export(source.program, dynamo=True, **how)
+        _name_sizes(made.model.graph, source.graph.output)
         made.model.metadata_props[KEY] = facts
         made.save(str(path), external_data=False)
 
@@ -59,23 +76,52 @@ class Onnx(Exporter):
     def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
         """By NNCF."""
         onnx = self.library("onnx")
-        made = quantized(self.library("nncf"), onnx.load(str(source)), [{"image": image} for image in images])
+        nncf = self.library("nncf")
+        # One range per tensor: the default has one per channel before depthwise convolutions, as smoothing filters are,
+        # and onnxruntime merges those into an operation that takes one.
+        parameters = nncf.quantization.advanced_parameters
+        how = parameters.AdvancedQuantizationParameters(
+            activations_quantization_params=parameters.QuantizationParameters(per_channel=False)
+        )
+        made = quantized(nncf, onnx.load(str(source)), [{"image": image} for image in images], advanced_parameters=how)
         onnx.save(made, str(path))
 
 
 def _floordiv(dividend: Any, divisor: Any) -> Any:
     """Division that rounds down, as in Python: ONNX's division of whole numbers rounds towards zero."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset18 as op
 
     return op.Div(op.Sub(dividend, op.Mod(dividend, divisor)), divisor)
 
 
-def quantized(nncf: Any, model: Any, inputs: Sequence[Any]) -> Any:
+def _name_sizes(graph: Any, output: str) -> None:
+    """Name the output, and call the free sizes batch, height and width in place of the tracer's s77 and terms of it.
+
+    Args:
+        graph: of onnx_ir.
+        output: "ids" or "logits".
+    """
+    import onnx_ir
+
+    image, made = graph.inputs[0], graph.outputs[0]
+    made.name = output
+    names = {str(size): name for size, name in zip(image.shape, ("batch", "channels", "height", "width"), strict=True)}
+
+    for value in [*(value for node in graph for value in node.outputs), image]:
+        others = (None, None, "logits_height", "logits_width") if value is made and output == "logits" else (None,) * 9
+        value.shape = value.shape and onnx_ir.Shape(
+            size if isinstance(size, int) else names.get(str(size), others[axis])
+            for axis, size in enumerate(value.shape)
+        )
+
+
+def quantized(nncf: Any, model: Any, inputs: Sequence[Any], **how: Any) -> Any:
     """NNCF's post-training quantization: one scale per output channel, and biases corrected for what rounding shifts.
 
-    The model is of a library that NNCF knows, such as ONNX or OpenVINO; the inputs are as that library takes them.
+    The model is of a library that NNCF knows, such as ONNX or OpenVINO; the inputs are as that library takes them. How:
+    more of its arguments.
     """
     with quiet():
         nncf.set_log_level("ERROR")
         preset = nncf.QuantizationPreset.MIXED
-        return nncf.quantize(model, nncf.Dataset(inputs), preset=preset, subset_size=len(inputs))
+        return nncf.quantize(model, nncf.Dataset(inputs), preset=preset, subset_size=len(inputs), **how)

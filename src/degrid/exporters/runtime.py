@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
-from degrid.exporters.graph import example_image
+from degrid.exporters.graph import ImageInput, example_image
 from degrid.exporters.table import EXPORTERS, find_opener
+from degrid.lookup import counted
 from degrid.resize import resize
 from degrid.types import RGB, Bands, LabelSpace, UserError
+from degrid.version import VERSION
 
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
 """Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size. Where a
@@ -29,24 +31,38 @@ AGREEMENT = 0.999
 """Smallest fraction of pixels that must get the same class; on the others two classes are practically equal."""
 
 
+Classes = tuple[tuple[str, tuple[int, int, int]], ...]
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a file says about its network.
 
     classes: name and colour of each. output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w].
     input: type of the pixels, RGB [N,3,H,W], 0-255: "uint8" or "float32". resize: how logits are enlarged. version: of
-    degrid. size: height and width of the one image that it takes; None if it takes any number of any size. bands: how
-    image files become its input.
+    degrid. size: height and width of the images that it takes, one unless `batch` says more; None if any. batch: the
+    number of images that it takes; None if any. bands: how image files become its input.
     """
 
-    classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    classes: Classes
     output: str
     input: str
     resize: str
     version: str
     kind: str = "model"
     size: tuple[int, int] | None = None
+    batch: int | None = None
     bands: Bands = RGB
+
+    @classmethod
+    def of(cls, takes: ImageInput, classes: Classes, output: str, resize: str, bands: Bands) -> Facts:
+        """Of a file that this version of degrid writes."""
+        return cls(classes, output, takes.type, resize, VERSION, size=takes.size, batch=takes.batch, bands=bands)
+
+    @property
+    def takes(self) -> ImageInput:
+        """Which images the file takes."""
+        return ImageInput(self.input, self.size, self.batch)
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Facts:
@@ -66,7 +82,7 @@ class Facts:
 
     def to_json(self) -> str:
         """ASCII; what is as always is left out, so that earlier versions can read it."""
-        usual = {"size": None, "bands": asdict(RGB)}
+        usual = {"size": None, "batch": None, "bands": asdict(RGB)}
         values = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
         return json.dumps(values, ensure_ascii=True)
 
@@ -105,17 +121,16 @@ class ExportedModel(ExportedNetwork):
         """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w].
 
         Raises:
-            UserError: the file is for one image of another size.
+            UserError: the file is for images of another size, or another number of them.
         """
-        size = self.facts.size
-        if size and (len(image), *image.shape[-2:]) != (1, *size):
-            raise UserError(
-                f"this exported model takes one image of {size[0]}x{size[1]}, got {len(image)} of "
-                f"{image.shape[-2]}x{image.shape[-1]}; resize it, or export the model for that size"
-            )
-        kind = torch.uint8 if self.facts.input == "uint8" else torch.float32
+        takes = self.facts.takes
+        if takes.shape(tuple(image.shape)) != tuple(image.shape):
+            many = f"{counted(len(image), 'image')} of {image.shape[-2]}x{image.shape[-1]}"
+            raise UserError(f"this exported model takes {takes}, got {many}; resize, or export the model for that")
+        kind = torch.uint8 if takes.type == "uint8" else torch.float32
         with torch.no_grad():
-            return self._run(image.detach().cpu().to(kind).contiguous())
+            made = self._run(image.detach().cpu().to(kind).contiguous())
+        return made.to(torch.uint8) if self.output == "ids" else made
 
 
 def _reason(error: Exception) -> str:
@@ -141,30 +156,27 @@ class Comparison:
         return f"{count} x {height}x{width}: {logits}same class on {100 * self.agreement:.2f} % of the pixels"
 
 
-def compared(
-    model: nn.Module, exported: nn.Module, output: str, sizes: Sequence[tuple[int, ...]] = SIZES, exact: bool = True
-) -> list[Comparison]:
-    """Run both on images of several sizes.
+def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> list[Comparison]:
+    """Run both on images of the four `SIZES`, or twice of the only one that the file takes.
 
     Args:
         model: the network in PyTorch, in evaluation mode.
-        output: what the file gives, "ids" or "logits".
-        sizes: of the images, each N, C, H, W.
         exact: refuse a difference larger than rounding makes; int8 is judged by its mIoU instead.
     Raises:
         UserError: the exported model fails at a size, or its output has another shape or other values.
     """
     found = []
-    for seed, size in enumerate(sizes):
-        size = (size[0], bands_of(model).count, *size[2:])
-        image = example_image(size, seed=seed)
+    takes = exported.facts.takes
+    for seed, size in enumerate(SIZES[:2] if takes.size else SIZES):
+        shape = takes.shape((size[0], bands_of(model).count, *size[2:]))
+        image = example_image(shape, seed=seed)
         with torch.no_grad():
             logits = model(image)
             try:
                 made = exported(image)
             except Exception as error:  # the runtimes have exceptions of many kinds
-                raise UserError(f"the exported model fails on images of {size}: {_reason(error)}") from error
-            found.append(_compared(logits, made, size, output, convention_of(model)))
+                raise UserError(f"the exported model fails on images of {shape}: {_reason(error)}") from error
+            found.append(_compared(logits, made, shape, exported.output, convention_of(model)))
         wrong = found[-1].agreement < AGREEMENT or (found[-1].difference or 0) > TOLERANCE
         if exact and wrong:
             raise UserError(f"the exported model computes something else ({found[-1]}); nothing is written")

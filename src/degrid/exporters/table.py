@@ -22,14 +22,16 @@ EXPORTERS: dict[str, type[Exporter]] = {
 """`--format` to its class. Where two formats have the same ending, each recognises its own files by their content."""
 
 
-def find_exporter(format: str | type[Exporter]) -> Exporter:
+def find_exporter(format: str | type[Exporter] | Exporter) -> Exporter:
     """The format of that name.
 
     Args:
-        format: a name in `EXPORTERS`, "module:Class", or the class itself.
+        format: a name in `EXPORTERS`, "module:Class", the class itself, or one with options, such as `Onnx(opset=19)`.
     Raises:
         UserError: there is no such format, or it is not derived from `Exporter`.
     """
+    if isinstance(format, Exporter):
+        return format
     found = lookup(EXPORTERS, format, "format") if isinstance(format, str) else format
     if not (isinstance(found, type) and issubclass(found, Exporter)):
         raise UserError(f"format {format}: expected a class derived from degrid.exporters.exporter.Exporter")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.contracts import WithPlainForm
 from degrid.models.encoder import Encoder
 from degrid.resize import resize
 from degrid.types import UserError
@@ -108,7 +109,7 @@ class ImagePooling(nn.Module):
         return spread
 
 
-class ASPP(nn.Module):
+class ASPP(nn.Module, WithPlainForm):
     """Concatenated atrous spatial pyramid pooling: 1x1, one 3x3 per rate, and image pooling; projected by a 1x1.
 
     Args:
@@ -147,6 +148,45 @@ class ASPP(nn.Module):
         """[N,in,h,w] -> [N,channels,h,w]."""
         joined = torch.cat([branch(x) for branch in self.branches], dim=1)
         return cast(Tensor, self.dropout(self.project(joined)))
+
+    def as_plain_layers(self) -> nn.Module | None:
+        """Without Expand and Concat of the pooled pixel; None where a part is not as it was made."""
+        plain = type(self) is ASPP and type(self.branches[-1]) is ImagePooling and type(self.project[0]) is nn.Conv2d
+        return SummedASPP(self) if plain else None
+
+
+class SummedASPP(nn.Module):
+    """An ASPP whose pooled pixel has a projection of its own: W [a; b] = W_a a + W_b b, and b is constant over the map.
+
+    Enlarging the pixel (Expand) and joining it with the maps (Concat) is what tract, TVM, ncnn and LiteRT fail at.
+
+    Args:
+        aspp: in evaluation mode; its parts are used, not copied.
+    """
+
+    def __init__(self, aspp: ASPP) -> None:
+        super().__init__()
+        *branches, pooling = aspp.branches
+        conv, rest = cast(nn.Conv2d, aspp.project[0]), aspp.project[1:]
+        self.branches, self.rest = nn.ModuleList(branches), rest
+        self.pooling = cast(ImagePooling, pooling).project
+        pooled = next(part for part in self.pooling if isinstance(part, nn.Conv2d)).out_channels
+        weights = torch.split(conv.weight.detach(), [conv.in_channels - pooled, pooled], dim=1)
+        self.project, self.project_pooled = (
+            nn.Conv2d(weight.shape[1], conv.out_channels, 1, bias=conv.bias is not None and index == 0)
+            for index, weight in enumerate(weights)
+        )
+        with torch.no_grad():
+            self.project.weight.copy_(weights[0])
+            self.project_pooled.weight.copy_(weights[1])
+            if conv.bias is not None:
+                cast(Tensor, self.project.bias).copy_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,h,w] -> [N,channels,h,w]."""
+        pooled = self.project_pooled(self.pooling(x.mean((2, 3), keepdim=True)))
+        joined = torch.cat([branch(x) for branch in self.branches], dim=1)
+        return cast(Tensor, self.rest(self.project(joined) + pooled))
 
 
 class DeepLabV3Head(nn.Module):

@@ -15,8 +15,8 @@ from torch import nn
 from degrid.arguments import check_fields, checked
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.graph import Source
-from degrid.exporters.runtime import SIZES, Comparison, ExportedModel, Facts, compared, must_run
+from degrid.exporters.graph import ImageInput, Source
+from degrid.exporters.runtime import Comparison, ExportedModel, Facts, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, make_folder
 from degrid.lookup import counted
@@ -24,7 +24,6 @@ from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, U
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.open_network import name_of as model_name
-from degrid.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,9 @@ def export(
     model: AnyModel,
     out: str | os.PathLike[str] | None = None,
     *,
-    format: str | type[Exporter] = "onnx",
+    format: str | type[Exporter] | Exporter = "onnx",
     output: str = "ids",
-    input_type: str = "uint8",
-    size: tuple[int, int] | None = None,
+    takes: ImageInput | None = None,
     int8: Int8 | None = None,
     labels: LabelSpace | None = None,
     progress: OnProgress | None = None,
@@ -99,10 +97,10 @@ def export(
     Args:
         model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits; stays as it is.
         out: the file to write; by default the folder's name with the format's ending, beside the folder.
-        format: a name in `degrid.exporters.table.EXPORTERS`, or a class of your own, itself or as "module:Class".
+        format: a name in `degrid.exporters.table.EXPORTERS`, a class of your own, itself or as "module:Class", or one
+            with options, such as `degrid.exporters.onnx.Onnx(opset=19)`.
         output: "ids": class ids at the image's size; "logits": as the network gives them, for fusing scales or a CRF.
-        input_type: of the pixels (0-255), "uint8" or "float32".
-        size: height and width, for a file that takes one image of this size; None: any number of any size.
+        takes: the type of the pixels, and their size and number where they are fixed; None: uint8, any.
         int8: quantize.
         labels: the classes of a network that does not declare them.
         progress: called while the int8 file is measured.
@@ -112,14 +110,15 @@ def export(
             differs, or int8 that loses too much.
     """
     exporter = find_exporter(format)
+    takes = takes or ImageInput()
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
     check_utf8(path)
-    _check(exporter, path, size, int8 is not None)
+    _check(exporter, path, takes, int8 is not None)
     network, labels = _network(model, labels)
     trial = _Trial(int8, labels, bands_of(network), progress) if int8 else None
-    source = Source.of(network, output, input_type, size)
+    source = Source.of(network, output, takes)
     classes = tuple(zip(labels.names, labels.colors, strict=True))
-    facts = Facts(classes, output, input_type, convention_of(network), VERSION, size=size, bands=bands_of(network))
+    facts = Facts.of(takes, classes, output, convention_of(network), bands_of(network))
     job = _Job(exporter, network, source, facts, tell or (lambda line: None))
     make_folder(path.parent)
     # On the same disk, so that the finished files can be renamed to their place; under their final names, since they
@@ -145,17 +144,19 @@ def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
     return Path(model).parent / f"{Path(model).resolve().name}{'.int8' if int8 else ''}{exporter.ending}"
 
 
-def _check(exporter: Exporter, path: Path, size: tuple[int, int] | None, int8: bool) -> None:
+def _check(exporter: Exporter, path: Path, takes: ImageInput, int8: bool) -> None:
     """Before any long work: can the format do what is wanted, and is all that it needs installed?"""
     name = name_of(exporter)
     if not path.name.endswith(exporter.ending):
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
-    if size is None and not exporter.any_size:
-        raise UserError(f"{name} files are for images of one size; say which, such as --size 512x1024 (size=...)")
+    if takes.size is None and not exporter.any_size:
+        raise UserError(
+            f"{name} files are for images of one size; say which: --size 512x1024 (takes=ImageInput(size=...))"
+        )
     if int8 and not (exporter.has_int8 and exporter.runs_here):
         raise UserError(f"int8 is for {' and '.join(formats_with_int8())}, not for {name}")
-    if int8 and size:
-        raise UserError("int8 is for files that take images of any size; leave out --size (size=...)")
+    if int8 and (takes.size or takes.batch):
+        raise UserError("int8 is for files that take any number of images of any size; leave out --size and --batch")
     for package in (*exporter.packages, *(exporter.int8_packages if int8 else ())):
         exporter.library(package)
 
@@ -191,9 +192,8 @@ class _Job:
         self.exporter.write(self.source, path, self.facts.to_json())
         if not self.exporter.runs_here:
             return []
-        size = self.facts.size
-        self.tell("comparing with PyTorch" + ("" if size else " at sizes that were not traced"))
-        return compared(self.network, self._opened(path), self.facts.output, ((1, 3, *size),) * 2 if size else SIZES)
+        self.tell("comparing with PyTorch" + ("" if self.facts.size else " at sizes that were not traced"))
+        return compared(self.network, self._opened(path))
 
     def quantize(self, exact: Path, path: Path, trial: _Trial) -> tuple[list[Comparison], Int8Scores]:
         """Write the float file `exact` anew as int8, compare it, and try both."""
@@ -203,7 +203,7 @@ class _Job:
         self.exporter.quantize(exact, path, (image.astype(self.facts.input) for image in images))
         must_run(f"{name_of(self.exporter)}={path}")
         small = self._opened(path)
-        found = compared(self.network, small, self.facts.output, exact=False)
+        found = compared(self.network, small, exact=False)
         return found, trial.judge(self._opened(exact), small)
 
     def _opened(self, path: Path) -> ExportedModel:

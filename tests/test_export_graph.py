@@ -1,0 +1,169 @@
+"""What exported files hold: operations that runtimes take, named sizes, and fixed ones where that is asked for."""
+
+import importlib
+import itertools
+
+import pytest
+import torch
+from test_export import LABELS, ids_of, network
+from timm.layers.padding import pad_same as timm_pad_same
+
+import degrid
+from degrid.exporters.exporter import Exporter
+from degrid.exporters.graph import ExportGraph, ImageInput, Source, example_image
+from degrid.exporters.onnx import Onnx
+from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_padding
+from degrid.exporters.runtime import ExportedModel
+from degrid.models.heads import ASPP, SummedASPP
+from degrid.types import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return network(operator="tent")
+
+
+def exported(model, path, **options):
+    import onnx
+
+    degrid.export(model, path, **options)
+    return onnx.load(path)
+
+
+def operations(made):
+    return {node.op_type for node in made.graph.node}
+
+
+def shape_of(value):
+    return [each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim]
+
+
+def type_of(value):
+    import onnx
+
+    return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+
+
+@pytest.mark.parametrize(("kernel", "step", "rate"), [*itertools.product((1, 2, 3, 5), (1, 2, 3, 4), (1, 2, 5))])
+def test_padding_is_that_of_timm(kernel, step, rate):
+    for height, width in itertools.product(range(1, 10), (7, 12)):
+        x = torch.rand(1, 1, height, width)
+        how = (kernel, 3), (step, 2), (rate, 1), -1.0
+        assert torch.equal(pad_same(x, *how), timm_pad_same(x, *how))
+
+
+def test_timm_pads_as_before_after_tracing():
+    module = importlib.import_module("timm.layers.conv2d_same")
+    before = module.pad_same
+    with traceable_padding():
+        assert module.pad_same is pad_same
+    assert module.pad_same is before
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_pooled_pixel_is_added(relu):
+    torch.manual_seed(0)
+    aspp = ASPP(6, 4, (2, 3), relu=relu).eval()
+    for norm in aspp.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(norm.running_mean)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(2, 6, 9, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(SummedASPP(aspp)(x), aspp(x), rtol=1e-5, atol=1e-6)
+
+
+def test_an_aspp_of_another_make_stays():
+    class Own(ASPP):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    plain, own = torch.nn.Sequential(ASPP(4, 4, (2,))), torch.nn.Sequential(Own(4, 4, (2,)))
+    for net in (plain, own):
+        assert to_plain_layers(net) == 0
+    assert type(plain[0]) is SummedASPP
+    assert type(own[0]) is Own
+
+
+def test_a_free_file(model, tmp_path):
+    made = exported(model, tmp_path / "m.onnx")
+    assert [each.version for each in made.opset_import if not each.domain] == [18]
+    assert shape_of(made.graph.input[0]) == ["batch", 3, "height", "width"]
+    assert made.graph.output[0].name == "ids"
+    assert shape_of(made.graph.output[0]) == ["batch", "height", "width"]
+    assert not operations(made) & {"Expand", "Tile", "Ceil", "Mod", "Max"}
+    known = {"batch", "height", "width", ""}
+    assert {size for value in made.graph.value_info for size in shape_of(value) if isinstance(size, str)} <= known
+
+
+def test_logits_have_sizes_of_their_own(model, tmp_path):
+    made = exported(model, tmp_path / "m.onnx", output="logits", format=Onnx(opset=19))
+    assert [each.version for each in made.opset_import if not each.domain] == [19]
+    assert shape_of(made.graph.output[0]) == ["batch", 3, "logits_height", "logits_width"]
+
+
+def test_a_fixed_file_has_no_arithmetic_of_sizes_and_no_uint8(model, tmp_path):
+    takes = ImageInput("float32", (50, 66))
+    made = exported(model, tmp_path / "m.onnx", takes=takes)
+    assert not operations(made) & {"Shape", "Cast", "Gather", "Reshape", "Expand", "ConstantOfShape"}
+    assert shape_of(made.graph.input[0]) == [1, 3, 50, 66]
+    assert (type_of(made.graph.input[0]), type_of(made.graph.output[0])) == ("FLOAT", "INT64")
+    loaded = ExportedModel(tmp_path / "m.onnx")
+    assert loaded.facts.takes == takes
+    image = example_image((1, 3, 50, 66), seed=4)
+    assert loaded(image).dtype == torch.uint8
+    assert (loaded(image) == ids_of(model, image)).float().mean() > 0.999
+    with pytest.raises(UserError, match=r"takes 1 image of 50x66, got 2 images of 50x66; resize, or export"):
+        loaded(image.expand(2, -1, -1, -1))
+
+
+def test_a_fixed_number_of_images_of_any_size(model, tmp_path):
+    made = exported(model, tmp_path / "m.onnx", takes=ImageInput(batch=2))
+    assert shape_of(made.graph.input[0]) == [2, 3, "height", "width"]
+    loaded = ExportedModel(tmp_path / "m.onnx")
+    image = example_image((2, 3, 41, 37), seed=4)
+    assert (loaded(image) == ids_of(model, image)).float().mean() > 0.999
+    with pytest.raises(UserError, match=r"takes 2 images of any size, got 1 image of 41x37"):
+        loaded(image[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ImageInput("uint16"), 'unknown input "uint16"'),
+        (lambda: ImageInput(size=(0, 5)), r"at least one image of one pixel; got size \(0, 5\)"),
+        (lambda: ImageInput(batch=0), "batch 0"),
+        (lambda: Onnx(17), "opset 17: expected 18 to 23"),
+    ],
+)
+def test_what_cannot_be(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", "timm:convnext_atto"])
+def test_padding_of_timm_can_be_stored(encoder, tmp_path):
+    """resnet-D averages with "SAME" padding where a stride was removed; torch.export cannot store its `ceil`."""
+    model = degrid.deeplabv3(encoder, LABELS, output_stride=8, channels=8, operator="tent").eval()
+    source = Source.of(model, "logits", ImageInput())
+    torch.export.save(source.program, tmp_path / "m.pt2")
+    image = example_image((1, 3, 75, 131), seed=1)
+    with torch.no_grad():
+        found, wanted = torch.export.load(tmp_path / "m.pt2").module(check_guards=False)(image), model(image)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.slow
+def test_int8_of_a_smoothed_network_runs_in_onnxruntime(tmp_path):
+    """Its QLinearConv takes one input range, not one for each channel of a depthwise smoothing filter."""
+    data = degrid.open_dataset("synthetic:4", "train")
+    model = degrid.deeplabv3("timm:test_resnet", data.labels, output_stride=8, operator="tent", channels=16)
+    found = degrid.export(model, tmp_path / "m.onnx", int8=degrid.Int8(data, max_drop=100))
+    assert all(comparison.agreement > 0.7 for comparison in found.comparisons)
+
+
+def test_the_graph_is_a_copy(model):
+    before = [type(module) for module in model.modules()]
+    ExportGraph(model)
+    assert [type(module) for module in model.modules()] == before
+    assert issubclass(Onnx, Exporter)
