@@ -131,7 +131,7 @@ def test_a_stopped_run_is_resumed_from_python(runs, tmp_path):
     with pytest.raises(degrid.Stopped) as stopped:
         degrid.train(data="synthetic:6", operator="ssc", settings=SMALL, out=out, progress=interrupt)
     assert stopped.value.folder == out
-    assert str(stopped.value) == f"stopped and saved; continue with: degrid train --resume {out}"
+    assert str(stopped.value) == f"stopped and saved; continue with: degrid train --resume {out} (resume=...)"
     result = degrid.train(resume=out)
     assert same(weights(result.folder), weights(folder / "python"))
     assert losses(result.folder) == losses(folder / "python")

@@ -138,8 +138,8 @@ class TorchvisionEncoder(nn.Module):
             raise UserError(f"{name} supports output stride 16 or 32, with its own rates")
         if pretrained is True:
             raise UserError(
-                f"there is no download for {name}: give torchvision's file (--set model.pretrained=FILE), or train "
-                "from random weights (--set model.pretrained=false)"
+                f"no download for {name}: give torchvision's file (--set model.pretrained=FILE, pretrained=...), "
+                "or train from random weights (--set model.pretrained=false, pretrained=False)"
             )
         self.net = torchvision.models.mobilenet_v3_large(dilated=output_stride == 16).features
         self.taps = _last_blocks(self.net)
@@ -191,8 +191,8 @@ def _create(name: str, output_stride: int, pretrained: bool, in_channels: int) -
         except Exception as error:  # hub, connection and file system each raise their own
             raise UserError(
                 f"could not get the ImageNet weights of {name} ({type(error).__name__}: {str(error)[:120]}); "
-                "without a network connection give a local file (--set model.pretrained=FILE), or train from "
-                "random weights (--set model.pretrained=false)"
+                "without a network connection give a local file (--set model.pretrained=FILE, pretrained=...), or "
+                "train from random weights (--set model.pretrained=false, pretrained=False)"
             ) from error
     return net
 

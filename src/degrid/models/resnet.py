@@ -176,7 +176,7 @@ def _load(net: nn.Module, name: str, pretrained: bool | str) -> None:
     if isinstance(pretrained, bool):
         raise UserError(
             f"there is no download for {name}: convert its ImageNet file with degrid convert, and give the result "
-            "(--set model.pretrained=FOLDER), or train from random weights (--set model.pretrained=false)"
+            "(--set model.pretrained=FOLDER, pretrained=...), or train from random weights (pretrained=False)"
         )
     spare = {"fc.weight", "fc.bias", *(f"norm.0.{leaf}" for leaf in BATCH_NORM_LEAVES)}
     load_encoder_weights(net, spare, read_weights(pretrained), pretrained)

@@ -117,7 +117,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
     """The user stopped the run in `folder`; its state is saved there."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"stopped and saved; continue with: degrid train --resume {folder}")
+        super().__init__(f"stopped and saved; continue with: degrid train --resume {folder} (resume=...)")
         self.folder = folder
 
 
