@@ -486,8 +486,8 @@ def test_info(trained):
         ),
         (["train", "synthetic", "--set", "model.output_stride=4"], "output stride 4: expected 8, 16 or 32"),
         (
-            ["train", "synthetic", "--set", "model.encoder=timm:vgg11"],
-            "vgg11 does not support output stride 8; it supports 32",
+            ["train", "synthetic", "--set", "model.encoder=timm:pvt_v2_b0"],
+            "pvt_v2_b0 does not support output stride 8; it supports 32",
         ),
         (["train", "synthetic", "--set", "model.network=deeplabv4"], 'unknown network "deeplabv4"'),
         (["train", "synthetic", "--operator", "scc"], 'unknown smoothing operator "scc". Did you mean "ssc"'),

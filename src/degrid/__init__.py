@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from degrid.exporters.graph import ImageInput
     from degrid.kernels.dense_crf import CRF
     from degrid.model_folder import load, save
+    from degrid.models.dilation import DilationReport, dilate
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
     from degrid.verbs.collect import collect
@@ -45,6 +46,7 @@ _MODULES = {
     "engine.inference.tta": "InferenceOptions",
     "engine.training.loop": "Stopped",
     "model_folder": "load save",
+    "models.dilation": "DilationReport dilate",
     "networks": "deeplabv2 deeplabv3 deeplabv3plus",
     "smoothing": "SmoothingReport smooth_dilated_convs",
     "verbs.compare": "Comparison compare",
@@ -64,6 +66,7 @@ __all__ = [
     "Batch",
     "Comparison",
     "CrfSearch",
+    "DilationReport",
     "Evaluation",
     "ImageInput",
     "InferenceOptions",
@@ -89,6 +92,7 @@ __all__ = [
     "deeplabv3plus",
     "demo",
     "describe",
+    "dilate",
     "evaluate",
     "export",
     "load",

@@ -10,8 +10,9 @@ import timm
 from torch import Tensor, nn
 
 from degrid.lookup import keywords, lookup
-from degrid.models.library_encoders import MOBILENET_V3, OUTPUT_STRIDES, TimmEncoder, TorchvisionEncoder
+from degrid.models.library_encoders import MOBILENET_V3, TimmEncoder, TorchvisionEncoder
 from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
+from degrid.models.timm_networks import OUTPUT_STRIDES
 from degrid.types import Preprocess, UserError
 
 

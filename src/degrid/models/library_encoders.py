@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual
 
-from degrid.contracts import evaluating
-from degrid.lookup import did_you_mean
+from degrid.models.dilation import rate_factor, set_rates
+from degrid.models.strides import is_wide, pair
+from degrid.models.timm_networks import TimmPlan, is_channels_last, plan
 from degrid.models.weights import load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
 
-OUTPUT_STRIDES = (8, 16, 32)
 MOBILENET_V3 = "torchvision:mobilenet_v3_large"
 
 
 class TimmEncoder(nn.Module):
     """A network of timm, dilated so that its last feature has the wanted stride.
 
-    As in torchvision, the first unit of a dilated stage keeps the rate of the stage before: at output stride 8 a ResNet
-    has the rates 1, 2, 2, ... and 2, 4, 4 in its last two stages.
+    Where timm dilates the network itself, and strides and rates are right, it does; otherwise
+    `degrid.models.dilation.dilate`. As in torchvision, the first unit of a dilated stage keeps the rate of the stage
+    before: at output stride 8 a ResNet has the rates 1, 2, 2, ... and 2, 4, 4 in its last two stages. docs/encoders.md
+    has a table of all families.
+
+    Images for a network that needs sides of a multiple of 32 are padded by zeros at the bottom and right, and the
+    features cropped.
 
     Args:
         name: timm's name, with or without "timm:".
@@ -32,12 +38,14 @@ class TimmEncoder(nn.Module):
             torchvision's for MobileNetV2 and ResNets); False for random weights.
         multi_grid: factors on the rate of the last stage, one per unit: (1, 2, 4) at output stride 16 gives 2, 4, 8.
         preprocess: replaces timm's mean and standard deviation.
-        uniform_rates: every unit of a dilated stage has the stage's rate, as in the original DeepLabs and in
-            segmentation_models.pytorch: 2, 2, 2, ... and 4, 4, 4 at output stride 8.
+        uniform_rates: every convolution between the feature of one stride and that of the next has the rate that the
+            latter's stride was exchanged for, as in the original DeepLabs and in segmentation_models.pytorch: 2, 2, 2,
+            ... and 4, 4, 4 at output stride 8. Rates that a network has without dilation multiply these.
         legacy: has no effect, since none of these networks comes from the original code.
         in_channels: of the images; weights for 3 are adapted, see `degrid.models.weights.with_stem`.
     Raises:
-        UserError: an unknown name, a stride that the network does not support, or weights that do not fit.
+        UserError: an unknown name or tag, a stride or sizes of images that the network does not support, or weights
+            that do not fit.
     Source: output stride and multi-grid: DeepLab v3 (arXiv 1706.05587) sections 3.1 and 3.2.
     """
 
@@ -54,56 +62,77 @@ class TimmEncoder(nn.Module):
     ) -> None:
         super().__init__()
         name = name.removeprefix("timm:")
-        self.net = _create(name, output_stride, pretrained is True, in_channels)
+        made = plan(name, output_stride)
+        self.net = _create(made, pretrained is True, in_channels)
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
-        self.reductions: tuple[int, ...] = tuple(self.net.feature_info.reduction())
+        self.reductions: tuple[int, ...] = made.reductions
+        self.multiple = made.multiple
+        self.channels_last = is_channels_last(self.net)
         self.preprocess = preprocess or _preprocess(name).of_channels(in_channels)
         if isinstance(pretrained, str):
             with torch.device("meta"):
                 full_names = set(timm.create_model(name).state_dict())
             load_encoder_weights(self.net, full_names, read_weights(pretrained), pretrained)
-        if uniform_rates:
-            self._make_uniform()
+        factors = _uniform_factors(self.net, made) if uniform_rates else {}
         if multi_grid:
-            self._apply_multi_grid(name, multi_grid, 32 // output_stride)
+            factors |= _grid_factors(self.net, made, multi_grid)
+        layers = made.layers()
+        for path, factor in factors.items():
+            conv: Any = self.net.get_submodule(path)
+            dilated = rate_factor(layers[path], output_stride)
+            set_rates(conv, tuple(rate // dilated * factor for rate in pair(conv.dilation)))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> features, fine to coarse."""
-        return cast(list[Tensor], self.net(image))
+        if self.multiple > 1:
+            height, width = image.shape[-2:]
+            image = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
+        features: list[Tensor] = self.net(image)
+        if self.channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        if self.multiple > 1:
+            strides = zip(features, self.reductions, strict=True)
+            features = [each[..., : -(-height // stride), : -(-width // stride)] for each, stride in strides]
+        return features
 
-    def _apply_multi_grid(self, name: str, multi_grid: tuple[int, ...], stage_rate: int) -> None:
-        units = [_wide_convs(unit) for unit in self._stage(-1).children()]
-        if len(units) != len(multi_grid) or not all(units):
+
+def _uniform_factors(net: nn.Module, made: TimmPlan) -> dict[str, int]:
+    """By what the rates that convolutions have without dilation are multiplied: by name, alike in each stage."""
+    strides = made.strides.features
+    return {
+        name: max(1, max(layer.after, *strides[layer.stage : layer.stage + 1]) // made.output_stride)
+        for name, layer in made.layers().items()
+        if is_wide(net.get_submodule(name))
+    }
+
+
+def _grid_factors(net: Any, made: TimmPlan, multi_grid: tuple[int, ...]) -> dict[str, int]:
+    """As `_uniform_factors`, for the units of the last stage."""
+    given = f"multi_grid={','.join(map(str, multi_grid))}"
+    stage = _last_stage(net)
+    units = {} if stage is None else dict(getattr(stage, "blocks", stage).named_children())
+    if len(units) != len(multi_grid):
+        raise UserError(f"{given} needs a last stage of {len(multi_grid)} units; {made.name} has {len(units)}")
+    names = {module: name for name, module in net.named_modules()}
+    layers, stage_rate = made.layers(), made.strides.features[-1] // made.output_stride
+    factors: dict[str, int] = {}
+    for (unit, module), factor in zip(units.items(), multi_grid, strict=True):
+        wide = [names[each] for each in module.modules() if names[each] in layers and is_wide(each)]
+        if not wide:
             raise UserError(
-                f"multi_grid={','.join(map(str, multi_grid))} needs a last stage of {len(multi_grid)} units; "
-                f"{name} has {len(units)}"
+                f"{given} needs units with a convolution wider than 1; unit {unit} in the last stage of {made.name} "
+                "has none"
             )
-        for factor, convs in zip(multi_grid, units, strict=True):
-            for conv in convs:
-                _set_rate(conv, stage_rate * factor)
-
-    def _make_uniform(self) -> None:
-        rate = 1
-        for index in range(1, len(self.reductions)):
-            if self.reductions[index] == self.reductions[index - 1]:
-                rate *= 2  # a stage whose stride became dilation
-                for conv in _wide_convs(self._stage(index)):
-                    _set_rate(conv, rate)
-
-    def _stage(self, index: int) -> nn.Module:
-        # Some feature networks flatten the names of nested stages ("stages.3" becomes "stages_3").
-        path = self.net.feature_info.module_name(index)
-        children = dict(self.net.named_children())
-        return children.get(path.replace(".", "_")) or cast(nn.Module, self.net.get_submodule(path))
+        factors |= dict.fromkeys(wide, stage_rate * factor)
+    return factors
 
 
-def _wide_convs(module: nn.Module) -> list[nn.Conv2d]:
-    return [conv for conv in module.modules() if isinstance(conv, nn.Conv2d) and max(conv.kernel_size) > 1]
-
-
-def _set_rate(conv: nn.Conv2d, rate: int) -> None:
-    conv.dilation = (rate, rate)
-    conv.padding = tuple(rate * (size // 2) for size in conv.kernel_size)
+def _last_stage(net: Any) -> nn.Module | None:
+    """The module that gives the last feature, whose name timm changes in some networks of features."""
+    path = net.feature_info.module_name(-1)
+    modules = dict(net.named_modules())
+    found = (modules.get(name) for name in (path.replace(".", "_"), path, f"body.{path}", f"model.{path}"))
+    return next((module for module in found if module is not None), None)
 
 
 class TorchvisionEncoder(nn.Module):
@@ -170,46 +199,17 @@ def _last_blocks(net: nn.Sequential) -> list[int]:
     return [0, *(index - 1 for index in starts[1:]), len(net) - 1]
 
 
-def _create(name: str, output_stride: int, pretrained: bool, in_channels: int) -> Any:
-    if not timm.is_model(name):
-        raise UserError(f'timm knows no network "{name}".{did_you_mean(name, timm.list_models())}')
-    net, cause = None, None
+def _create(made: TimmPlan, pretrained: bool, in_channels: int) -> Any:
+    if not pretrained:
+        return made.build(in_channels)
     try:
-        net = _features(name, output_stride, in_channels)
-    # The families of timm refuse an impossible stride with different exceptions.
-    except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError, KeyError) as error:
-        cause = error
-    if net is None:
-        possible = [str(stride) for stride in OUTPUT_STRIDES if _works(name, stride)]
-        able = f"it supports {' or '.join(possible)}" if possible else "it has no features that can be dilated"
-        raise UserError(f"timm's {name} does not support output stride {output_stride}; {able}") from cause
-    if pretrained:
-        try:
-            net = timm.create_model(
-                name, features_only=True, output_stride=output_stride, pretrained=True, in_chans=in_channels
-            )
-        except Exception as error:  # hub, connection and file system each raise their own
-            raise UserError(
-                f"could not get the ImageNet weights of {name} ({type(error).__name__}: {str(error)[:120]}); "
-                "without a network connection give a local file (--set model.pretrained=FILE, pretrained=...), or "
-                "train from random weights (--set model.pretrained=false, pretrained=False)"
-            ) from error
-    return net
-
-
-def _works(name: str, output_stride: int) -> bool:
-    try:
-        return _features(name, output_stride) is not None
-    except Exception:  # this only asks what works, and any error means that it does not
-        return False
-
-
-def _features(name: str, output_stride: int, in_channels: int = 3) -> Any:
-    """timm's feature network with random weights; None if its stride, measured on an image, is another."""
-    net: Any = timm.create_model(name, features_only=True, output_stride=output_stride, in_chans=in_channels)
-    with torch.no_grad(), evaluating(net):
-        side = net(torch.zeros(1, in_channels, 64, 64))[-1].shape[-1]
-    return net if net.feature_info.reduction()[-1] == output_stride == 64 // int(side) else None
+        return made.build(in_channels, pretrained=True)
+    except Exception as error:  # hub, connection and file system each raise their own
+        raise UserError(
+            f"could not get the ImageNet weights of {made.name} ({type(error).__name__}: {str(error)[:120]}); "
+            "without a network connection give a local file (--set model.pretrained=FILE, pretrained=...), or "
+            "train from random weights (--set model.pretrained=false, pretrained=False)"
+        ) from error
 
 
 def _preprocess(name: str) -> Preprocess:

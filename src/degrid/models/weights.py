@@ -72,9 +72,11 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
     if "features.0.0.weight" in weights:
         weights = {mobilenet_v2_name(key) or key: value for key, value in weights.items()}
 
-    # timm flattens the names of some feature networks ("stages.0." becomes "stages_0.").
+    # timm flattens the names of some feature networks ("stages.0." becomes "stages_0."), and puts others in a wrapper.
+    wrapper = next((f"{name}." for name in ("model", "body") if list(dict(net.named_children())) == [name]), "")
+
     def flat(name: str) -> str:
-        return name.replace(".", "_")
+        return name.removeprefix(wrapper).replace(".", "_")
 
     state = net.state_dict()
     own = {flat(key): key for key in state}

@@ -1,0 +1,190 @@
+"""Encoders of timm: the strides and rates that were asked for, or one sentence when they are built."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from degrid.models import EncoderSettings, TimmEncoder, build_encoder, timm_networks
+from degrid.models.strides import is_wide
+from degrid.types import UserError
+
+
+def rates(name, output_stride=8, **settings):
+    """The rates of the convolutions that are wider than 1, by stage; the network has no values."""
+    with torch.device("meta"):
+        net = TimmEncoder(name, output_stride, **settings).net
+    found = {}
+    for path, module in net.named_modules():
+        if is_wide(module):
+            stage = ".".join(path.split(".")[: 2 if path.startswith("blocks.") else 1])
+            found.setdefault(stage, []).append(module.dilation[0])
+    return {stage: values for stage, values in found.items() if max(values) > 1}
+
+
+@pytest.mark.slow
+def test_a_network_that_timm_leaves_undilated_is_dilated():
+    """timm takes output_stride=8 for MobileOne, and then removes strides without dilating anything."""
+    assert rates("mobileone_s0") == {"stages_2": [1] * 4 + [2] * 36, "stages_3": [2] * 4}
+    by_timm = timm.create_model("mobileone_s0", features_only=True, output_stride=8)
+    assert {module.dilation for module in by_timm.modules() if isinstance(module, nn.Conv2d)} == {(1, 1)}
+
+
+def test_right_strides_with_wrong_rates_are_not_accepted(monkeypatch):
+    def undilated(name, output_stride=None):
+        net = make(name, output_stride)
+        for module in net.modules():
+            if is_wide(module):
+                module.dilation, module.padding = (1, 1), tuple(side // 2 for side in module.kernel_size)
+        return net
+
+    make = timm_networks._light
+    monkeypatch.setattr(timm_networks, "_light", undilated)
+    timm_networks._plan.cache_clear()
+    assert timm_networks.plan("test_nfnet", 8).dilated_by == "degrid"
+    monkeypatch.undo()
+    timm_networks._plan.cache_clear()
+    assert timm_networks.plan("test_nfnet", 8).dilated_by == "timm"
+    assert timm_networks.plan("test_nfnet", 32).dilated_by == ""
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mobilenetv3_small_050", {"blocks.2": [2] * 3, "blocks.3": [2] * 2, "blocks.4": [4] * 3}),
+        ("repvgg_a0", {"stages_2": [2] * 14, "stages_3": [4]}),
+        # Of two paths the second has twice the rate.
+        ("skresnet18", {f"layer{at}": [rate, 2 * rate, rate] * 2 for at, rate in ((1, 1), (2, 1), (3, 2), (4, 4))}),
+        ("test_convnext", {"stages_2": [2] * 5, "stages_3": [4] * 3}),
+        ("test_efficientnet", {"blocks.3": [2], "blocks.4": [4]}),
+    ],
+)  # fmt: skip
+def test_uniform_rates_reach_every_unit(name, expected):
+    assert rates(name, uniform_rates=True) == expected
+
+
+@slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mobilenetv2_100", {"blocks.3": [2] * 4, "blocks.4": [2] * 3, "blocks.5": [4] * 3, "blocks.6": [4]}),
+        ("hardcorenas_a", {"blocks.3": [2] * 2, "blocks.4": [2] * 2, "blocks.5": [4] * 2}),
+        ("efficientnet_b0", {"blocks.3": [2] * 3, "blocks.4": [2] * 3, "blocks.5": [4] * 4, "blocks.6": [4]}),
+        ("mixnet_s", {"blocks.3": [2] * 7, "blocks.4": [2] * 11, "blocks.5": [4] * 13}),
+        ("tf_efficientnetv2_s", {"blocks.3": [2] * 6, "blocks.4": [2] * 9, "blocks.5": [4] * 15}),
+        ("repvgg_a2", {"stages_2": [2] * 14, "stages_3": [4]}),
+        # timm takes the features of an Xception from within its blocks: the last convolution belongs to the next.
+        (
+            "xception41",
+            {
+                "blocks_2": [1, 1, 2],
+                **{f"blocks_{index}": [2] * 3 for index in range(3, 11)},
+                "blocks_11": [2, 2, 4],
+                "blocks_12": [4] * 3,
+            },
+        ),
+    ],
+)
+def test_uniform_rates_of_larger_networks(name, expected):
+    assert rates(name, uniform_rates=True) == expected
+
+
+def test_even_kernels_keep_their_size_at_uniform_rates():
+    encoder = TimmEncoder("test_convnext", 8, uniform_rates=True).eval()
+    for height, width in ((96, 128), (64, 96)):
+        with torch.no_grad():
+            features = encoder(torch.zeros(1, 3, height, width))
+        assert [tuple(feature.shape[-2:]) for feature in features] == [
+            (height // stride, width // stride) for stride in (4, 8, 8, 8)
+        ]
+
+
+def test_uniform_rates_do_not_change_the_size_of_anything_else():
+    encoder = TimmEncoder("test_efficientnet", 16, uniform_rates=True).eval()
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 3, 65, 97))[-1].shape[-2:] == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "message"),
+    [
+        ("botnet26t_256", 16, "made for images of 256x256, and does not run on one of 128x192"),
+        ("pvt_v2_b0", 8, "it supports 32: its features would not keep their values, since a position sees more than"),
+        pytest.param("xcit_nano_12_p8_224", 32, "it supports 8: its last feature has stride 8", marks=slow),
+        pytest.param(
+            "convmixer_768_32",
+            32,
+            "its last feature of a 128x192 image is 18x27, which is not the image over a power",
+            marks=slow,
+        ),
+        pytest.param("halonet_h1", 8, "made for images of 256x256", marks=slow),
+        pytest.param("inception_v4", 32, "feature of a 128x192 image is 2x4, which is not", marks=slow),
+        pytest.param("inception_resnet_v2", 32, "image is 2x4, which is not the image over", marks=slow),
+        pytest.param("hrnet_w18_small", 8, "supports 32: with dilation it does not run", marks=slow),
+        pytest.param("lowformer_b0", 8, "is a ConvTranspose2d, which it cannot dilate", marks=slow),
+    ],
+)
+def test_what_a_network_cannot_have_is_said_when_it_is_built(name, output_stride, message):
+    with pytest.raises(UserError, match=f"timm's {name} does not support output stride {output_stride}.*{message}"):
+        build_encoder(f"timm:{name}", EncoderSettings(output_stride))
+
+
+def test_names_and_tags():
+    with pytest.raises(UserError, match='timm knows no network "resnet81". Did you mean "resnet18"'):
+        TimmEncoder("resnet81")
+    with pytest.raises(UserError, match=r'timm knows no weights "nonsense" of resnet18\. Known: .*a1_in1k'):
+        TimmEncoder("resnet18.nonsense")
+    with pytest.raises(UserError, match='timm knows no weights "a4_in1k" of resnet18. Did you mean "a'):
+        TimmEncoder("resnet18.a4_in1k")
+    with torch.device("meta"):
+        assert TimmEncoder("resnet18.a1_in1k").reductions == (2, 4, 8, 16, 16)
+
+
+@pytest.mark.parametrize("output_stride", [8, 32])
+def test_images_of_other_sides_are_padded_for_a_network_that_needs_multiples(output_stride):
+    torch.manual_seed(0)
+    encoder = TimmEncoder("dla46x_c", output_stride).eval()
+    image = torch.randn(1, 3, 97, 129)
+    with torch.no_grad():
+        features = encoder(image)
+        whole = encoder.net(F.pad(image, (0, -129 % encoder.multiple, 0, -97 % encoder.multiple)))
+    for feature, padded, stride in zip(features, whole, encoder.reductions, strict=True):
+        assert torch.equal(feature, padded[..., : -(-97 // stride), : -(-129 // stride)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pvt_v2_b0", "test_mambaout", *(pytest.param(name, marks=slow) for name in ("densenet121", "edgenext_xx_small"))],
+)
+def test_networks_without_dilation_have_output_stride_32(name):
+    with torch.device("meta"):
+        encoder = TimmEncoder(name, 32).eval()
+        features = encoder(torch.zeros(1, 3, 64, 96))
+    assert [tuple(each.shape) for each in features] == [
+        (1, channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(encoder.channels, encoder.reductions, strict=True)
+    ]
+    assert encoder.reductions[-1] == 32
+
+
+def test_a_wrapped_network_takes_its_own_weights(tmp_path):
+    """timm puts CSPNeXt in a module called "model" where it is to give features."""
+    torch.manual_seed(0)
+    state = timm.create_model("cspnext_tiny").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    own = TimmEncoder("cspnext_tiny", 8, pretrained=str(tmp_path / "weights.pth")).net.state_dict()
+    assert len(own) > 100
+    assert all(torch.equal(value, state[key.removeprefix("model.")]) for key, value in own.items())
+
+
+def test_multi_grid_multiplies_the_rates_that_a_network_has():
+    assert rates("skresnet18", 16, multi_grid=(1, 2))["layer4"] == [2, 4, 2, 4, 8, 4]
+    assert rates("test_convnext", 16, multi_grid=(1, 2))["stages_3"] == [1, 2, 4]  # the first is no unit
+    with pytest.raises(UserError, match="multi_grid=1,2,4 needs a last stage of 3 units; test_convnext has 2"):
+        rates("test_convnext", 16, multi_grid=(1, 2, 4))
+    with pytest.raises(UserError, match="needs units with a convolution wider than 1; unit shortcut in the last stage"):
+        rates("xception41p", 16, multi_grid=(1, 2, 4))
