@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from degrid import UserError
 from degrid.contracts import convention_of
-from degrid.resize import RESIZES, resize, scaled_size
+from degrid.resize import RESIZES, resize, resize_mirrored, scaled_size
 
 
 def test_tf_legacy_by_hand():
@@ -14,6 +14,19 @@ def test_tf_legacy_by_hand():
     x = torch.tensor([[[[0.0, 10.0], [20.0, 30.0]]]])
     expected = [[0, 5, 10, 10], [10, 15, 20, 20], [20, 25, 30, 30], [20, 25, 30, 30]]
     assert resize(x, (4, 4), "tf_legacy")[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("width", [320, 321, 333])
+def test_logits_of_a_mirrored_image_lie_on_those_of_the_image(width):
+    """A network that passes on every 16th pixel of a ramp: enlarged, it is the same ramp in the mirror."""
+    ramp = torch.arange(width).float().expand(1, 1, 32, width)
+    plain = resize(ramp[..., ::16, ::16], (32, width), "tf_legacy")
+    mirrored = resize_mirrored(ramp.flip(-1)[..., ::16, ::16], (32, width), "tf_legacy", width)
+    torch.testing.assert_close(mirrored[..., 16:-32], plain[..., 16:-32], rtol=0, atol=1e-3)
+    for symmetric in ("half_pixel", "align_corners"):
+        logits = torch.randn(1, 2, 5, 7)
+        found = resize_mirrored(logits, (32, width), symmetric, width)
+        torch.testing.assert_close(found, resize(logits, (32, width), symmetric).flip(-1), rtol=0, atol=1e-5)
 
 
 def test_tf_legacy_equals_a_literal_version():

@@ -445,6 +445,29 @@ def test_a_changed_weight_is_seen(layer):
 
 
 @torch.no_grad()
+def test_changes_that_pytorch_does_not_count_are_seen(layer):
+    """As a hand-written moving average makes them."""
+    x = torch.randn(1, 128, 32, 32)
+    layer(x)
+    counted = layer.weight._version
+    for change in (
+        lambda: layer.weight.data.mul_(2),
+        lambda: layer.weight.detach().numpy().__imul__(3),
+        lambda: layer.weight.data[0, 0, 0, :1].add_(5),
+        lambda: layer.weight.data.copy_(layer.weight.flip(1)),
+    ):
+        change()
+        assert layer.weight._version == counted
+        assert error(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 2, 2)) <= TOLERANCE
+    with torch.inference_mode():
+        inside = WinogradConv2d.from_conv(wide_conv(in_channels=128, out_channels=128))
+        inside(x)
+        inside.weight.mul_(2)
+        assert error(inside(x), F.conv2d(x, inside.weight, inside.bias, 1, 2, 2)) <= TOLERANCE
+    assert len(layer.used) == 7
+
+
+@torch.no_grad()
 def test_copies_and_saves_after_use(layer):
     x = torch.randn(1, 128, 32, 32)
     for _ in range(2):

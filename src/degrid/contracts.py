@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,7 +127,45 @@ def same_geometry(conv: Any, rate: Rate, margin: int = 0) -> Geometry:
     return [1] * len(sizes), padding, rates, conv.groups
 
 
-class FoldingConv2d(nn.Conv2d):
+class MadeClass(nn.Module):
+    """Base of the classes that are made from other classes at run time, whose objects can be pickled nevertheless.
+
+    Pickles name a class by its module, where these are not; so they say how to make it anew. See `members_of_made`.
+    """
+
+    made_by: ClassVar[tuple[Any, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return _blank, (_recipe(type(self)),), *reduced[2:]
+
+
+def members_of_made(make: Callable[..., Any], kind: type[nn.Module], *more: Any) -> dict[str, Any]:
+    """What a class that `make(kind, *more)` makes needs: how it was made, and the module of `kind`.
+
+    By the module torch.fx knows layers that it must not look into, which stay such layers.
+    """
+    return {"made_by": (make, kind, *more), "__module__": kind.__module__}
+
+
+def _recipe(value: Any) -> Any:
+    """How to make a class, or the value itself."""
+    made_by = vars(value).get("made_by") if isinstance(value, type) else None
+    return value if made_by is None else tuple(map(_recipe, made_by))
+
+
+def _made(recipe: Any) -> Any:
+    """The inverse of `_recipe`."""
+    return recipe[0](*map(_made, recipe[1:])) if isinstance(recipe, tuple) else recipe
+
+
+def _blank(recipe: Any) -> Any:
+    """An object without state."""
+    kind = _made(recipe)
+    return kind.__new__(kind)
+
+
+class FoldingConv2d(MadeClass, nn.Conv2d):
     """A convolution that also does the work of the batch norm after it, computed anew in every forward pass."""
 
     def take_apart(self) -> None:

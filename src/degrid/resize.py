@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,10 +26,34 @@ def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> 
     return F.interpolate(x, size, mode="bilinear", align_corners=convention == "align_corners")
 
 
+def resize_mirrored(x: Tensor, size: tuple[int, ...], convention: str, width: int) -> Tensor:
+    """The logits [N,C,h,w] of a mirrored image enlarged and turned round, so that they lie on those of the image.
+
+    tf_legacy puts feature k at column k * W / w although it was seen at column k * stride, which is the same only where
+    the stride divides the width. Features are taken here from where they were seen in the mirrored image.
+
+    Args:
+        width: of the image that the network saw, pixels; the power of two nearest to width / w is taken as its stride.
+    """
+    if convention != "tf_legacy":
+        return resize(x.flip(-1), size, convention)
+    stride = 2 ** round(math.log2(width / x.shape[3]))
+    place = (width - 1) / stride - _legacy_places(x.shape[3], size[1], x.device)
+    return _interpolated(_tf_legacy(x, size[0], 2), place.clamp(min=0), 3)
+
+
 def _tf_legacy(x: Tensor, size: int, axis: int) -> Tensor:
     """One axis as in TensorFlow 1: no half-pixel offset, and the upper neighbour clamped to the last pixel."""
+    return _interpolated(x, _legacy_places(x.shape[axis], size, x.device), axis)
+
+
+def _legacy_places(length: int, size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, device=device, dtype=torch.float32) * (length / size)
+
+
+def _interpolated(x: Tensor, place: Tensor, axis: int) -> Tensor:
+    """One axis at these places, which are not negative."""
     last = x.shape[axis] - 1
-    place = torch.arange(size, device=x.device, dtype=torch.float32) * (x.shape[axis] / size)
     lower = place.floor().long().clamp(max=last)
     weight = (place - lower).to(x.dtype).reshape(-1, *[1] * (3 - axis))
     low, high = x.index_select(axis, lower), x.index_select(axis, (lower + 1).clamp(max=last))

@@ -43,9 +43,14 @@ class WinogradConv2d(nn.Conv2d):
 
     For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
     each of up to PACKINGS map sizes that occur more than once. Neither is saved or copied; both are recomputed when the
-    weight changes.
+    weight changes. A change that PyTorch does not count, as through `weight.data` or NumPy, is found by comparison with
+    a copy of the weight.
+
+    Attributes:
+        watched: whether the weight may change; where it cannot, no copy is kept.
     """
 
+    watched = True
     _prepared: _Prepared | None = None
 
     @classmethod
@@ -71,7 +76,7 @@ class WinogradConv2d(nn.Conv2d):
         if tile is None:
             return super().forward(x)
         if self._prepared is None or not self._prepared.is_of(self.weight):
-            self._prepared = _Prepared(self.weight)
+            self._prepared = _Prepared(self.weight, self.watched)
         bias, rate = None if self.bias is None else self.bias.float(), self.dilation[0]
         with torch.autocast("cpu", enabled=False):
             if tile == PAIRS:
@@ -96,13 +101,15 @@ class WinogradConv2d(nn.Conv2d):
         return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
 
 
-def use_winograd(model: nn.Module) -> int:
+def use_winograd(model: nn.Module, watched: bool = True) -> int:
     """Replace every 3x3 convolution of a model that Winograd may speed up by a `WinogradConv2d`, in place.
 
     Names and parameters stay, and so does what the network computes, up to rounding. Fold batch norm before. Each layer
     still decides for each input. An `ExchangeableConv2d`, such as a smoothed layer, stays and uses the algorithm for
     the convolution inside it. Other subclasses of nn.Conv2d and layers with hooks are left alone.
 
+    Args:
+        watched: see `WinogradConv2d`; False for a model whose weights nobody changes any more.
     Returns:
         How many were replaced. A `model` that is itself a convolution stays; use `WinogradConv2d.from_conv`.
     """
@@ -111,11 +118,12 @@ def use_winograd(model: nn.Module) -> int:
     # A weight that is computed (torch.nn.utils.parametrize) changes without notice.
     inner = [layer for layer in layers if "weight" in layer._parameters and _eligible(_plain(layer, 1))]
     for layer in inner:
-        layer.exchange(_InnerConvolution(layer))
+        layer.exchange(_InnerConvolution(layer, watched))
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and _eligible(child):
                 made[child] = made.get(child) or WinogradConv2d.from_conv(cast(nn.Conv2d, child))
+                made[child].watched = watched
                 setattr(parent, name, made[child])
     return len(made) + len(inner)
 
@@ -123,8 +131,8 @@ def use_winograd(model: nn.Module) -> int:
 class _InnerConvolution:
     """The convolution inside an `ExchangeableConv2d`, by a `WinogradConv2d` for each rate that it asks for."""
 
-    def __init__(self, layer: ExchangeableConv2d) -> None:
-        self.layer = layer
+    def __init__(self, layer: ExchangeableConv2d, watched: bool) -> None:
+        self.layer, self.watched = layer, watched
         self.at: dict[int, WinogradConv2d] = {}
 
     def __call__(self, x: Tensor, rate: Rate, margin: int = 0) -> Tensor:
@@ -134,6 +142,7 @@ class _InnerConvolution:
             x = F.pad(x, [margin] * 4)
         if rate not in self.at:
             self.at[rate] = WinogradConv2d.from_conv(_plain(self.layer, rate)).train(self.layer.training)
+            self.at[rate].watched = self.watched
         return cast(Tensor, self.at[rate](x))
 
 
@@ -176,8 +185,9 @@ class _Prepared:
     Packing costs about ten products, so the first image of a size does without.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, watched: bool = True) -> None:
         self.weight, self.mark = weight.detach().float(), self._mark(weight)
+        self.copy = weight.detach().clone() if watched else None
         self.transformed: dict[Tile, Tensor] = {}
         self.packings: OrderedDict[tuple[Tile, int], Tensor | None] = OrderedDict()
         self.lock = threading.Lock()
@@ -188,7 +198,7 @@ class _Prepared:
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether it was made from this weight, unchanged since."""
-        return self.mark == self._mark(weight)
+        return self.mark == self._mark(weight) and (self.copy is None or torch.equal(self.copy, weight))
 
     def multiply(self, tiles: Tensor, tile: Tile) -> Tensor:
         """[1,p*C,n,1] -> [1,p*K,n,1]: the p matrix products as one grouped convolution, the fastest there is."""

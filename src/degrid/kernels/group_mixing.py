@@ -73,7 +73,10 @@ def _mixed(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tenso
 
     use_torch_threads()
     out = y.new_empty(len(y), *size, y.shape[1])
-    mix_groups(channels_last(y), weight.detach().contiguous().numpy(), rate, out.numpy())
+    # A copy: memory that numpy has seen can no longer be taken away, as FSDP does with that of parameters.
+    mix_groups(
+        channels_last(y), weight.detach().clone(memory_format=torch.contiguous_format).numpy(), rate, out.numpy()
+    )
     return out.permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The compiled part of `resample` and `nearest`; the arithmetic and its order are Pillow's, in double precision."""
+"""The compiled part of `resample` and `nearest`; in double precision, in the order of its twin."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fill_in(image, read, rows, row_weights, left, right, weights, out, corner): 
             have_lower = second
         weight, target = row_weights[i], out[top + i][start : start + width]
         for k in range(width):
-            target[k] = np.uint8(np.int32(upper[k] + (lower[k] - upper[k]) * weight))
+            target[k] = np.uint8(np.int32(upper[k] + (lower[k] - upper[k]) * weight + 0.5))
 
 
 @njit(cache=True, nogil=True)

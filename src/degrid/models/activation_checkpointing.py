@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from degrid.contracts import MadeClass, members_of_made
 from degrid.types import UserError
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def _is_block(module: nn.Module) -> bool:
     return not hooked and sum(isinstance(each, nn.Conv2d | nn.Linear) for each in inner) > 1
 
 
-class CheckpointedBlock(nn.Module):
+class CheckpointedBlock(MadeClass):
     """A block that keeps only its input; see `checkpoint_activations`."""
 
 
@@ -94,11 +95,17 @@ def _checkpointed(kind: type[nn.Module]) -> Any:
     """The subclass of a class of blocks that forgets what it computed until the backward pass."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or _transformed(args):
             return kind.forward(self, *args, **kwargs)
         return recomputed(self, functools.partial(kind.forward, self), *args, **kwargs)
 
-    return type(f"Checkpointed{kind.__name__}", (CheckpointedBlock, kind), {"forward": forward})
+    members = {**members_of_made(_checkpointed, kind), "forward": forward}
+    return type(f"Checkpointed{kind.__name__}", (CheckpointedBlock, kind), members)
+
+
+def _transformed(args: tuple[Any, ...]) -> bool:
+    """Whether torch.func or torch.fx look at the block, which can do nothing with saved tensors."""
+    return torch._C._are_functorch_transforms_active() or any(isinstance(arg, torch.fx.Proxy) for arg in args)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from degrid.acceleration.fold import example_image, reason_to_leave, wiring_of
 from degrid.acceleration.recompute import as_convolved
-from degrid.contracts import ExchangeableConv2d, FoldingConv2d, evaluating
+from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, evaluating, members_of_made
+from degrid.kernels.support import traced
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -55,7 +56,7 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
     return len(norms)
 
 
-class FrozenBatchNorm(nn.Module):
+class FrozenBatchNorm(MadeClass):
     """A batch norm that stays in evaluation mode."""
 
     def train(self, mode: bool = True) -> FrozenBatchNorm:
@@ -66,7 +67,7 @@ class FrozenBatchNorm(nn.Module):
 @cache
 def _frozen(kind: type[Norm]) -> Any:
     """The frozen subclass of a class of batch norm, which may be timm's with an activation."""
-    return type(f"Frozen{kind.__name__}", (FrozenBatchNorm, kind), {})
+    return type(f"Frozen{kind.__name__}", (FrozenBatchNorm, kind), members_of_made(_frozen, kind))
 
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
@@ -83,7 +84,8 @@ def _folded(kind: type[nn.Module]) -> Any:
     def forward(self: Any, x: Tensor) -> Tensor:
         return cast(Tensor, self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x)
 
-    return type(f"Folded{kind.__name__}", (kind,), {"forward": forward, "unfolded": kind})
+    members = {**members_of_made(_folded, kind), "forward": forward, "unfolded": kind}
+    return type(f"Folded{kind.__name__}", (kind,), members)
 
 
 @cache
@@ -103,21 +105,22 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
         if isinstance(self, ExchangeableConv2d):
             twin = _twin(kind, self, bias=bias)
             twin.exchange(
-                lambda x, rate, margin=0: _ScaledConvolution.apply(
+                lambda x, rate, margin=0: _scaled_convolution(
                     as_convolved(x), self.weight, scale, None, self.geometry(rate, margin)
                 )
             )
             return kind.forward(twin, x)
         if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
             geometry = self.stride, self.padding, self.dilation, self.groups
-            return cast(Tensor, _ScaledConvolution.apply(as_convolved(x), self.weight, scale, bias, geometry))
+            return _scaled_convolution(as_convolved(x), self.weight, scale, bias, geometry)
         weight = self.weight * scale
         if kind.forward is nn.Conv2d.forward:
             return cast(Tensor, self._conv_forward(x, weight, bias))
         # timm's Conv2dSame reads weight and bias from the layer.
         return kind.forward(_twin(kind, self, weight=weight, bias=bias), x)
 
-    return type(f"Folding{kind.__name__}", (FoldingConv2d, kind), {"forward": forward, "take_apart": take_apart})
+    members = {**members_of_made(_folding, kind), "forward": forward, "take_apart": take_apart}
+    return type(f"Folding{kind.__name__}", (FoldingConv2d, kind), members)
 
 
 def _twin(kind: type[nn.Conv2d], layer: nn.Conv2d, **parameters: Tensor) -> Any:
@@ -128,18 +131,32 @@ def _twin(kind: type[nn.Conv2d], layer: nn.Conv2d, **parameters: Tensor) -> Any:
     return twin
 
 
-class _ScaledConvolution(torch.autograd.Function):
-    """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass instead of its scaled copy."""
+def _scaled_convolution(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]
+) -> Tensor:
+    """conv2d(x, weight * scale, bias), which keeps the weight for the backward pass instead of its scaled copy.
 
+    scale is [out,1,1,1]. The scaled weight is computed in the weight's type, then cast to that of x.
+    """
+    if traced(x, weight):  # compilers see what can be computed again by themselves
+        return _convolved(x, weight, scale, bias, geometry)
+    return cast(Tensor, _ScaledConvolution.apply(x, weight, scale, bias, geometry))
+
+
+def _convolved(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+    return torch.conv2d(x, (weight * scale).to(x.dtype), None if bias is None else bias.to(x.dtype), *geometry)
+
+
+class _ScaledConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]
     ) -> Tensor:
-        """scale is [out,1,1,1]. The scaled weight is computed in the weight's type, then cast to that of x."""
+        """See `_scaled_convolution`."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
         ctx.bias_type = None if bias is None else bias.dtype
-        return torch.conv2d(x, (weight * scale).to(x.dtype), None if bias is None else bias.to(x.dtype), *geometry)
+        return _convolved(x, weight, scale, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from degrid.contracts import CONVOLUTIONS, DressedConv, ExchangeableConv2d, Rate, same_geometry
+from degrid.contracts import (
+    CONVOLUTIONS,
+    DressedConv,
+    ExchangeableConv2d,
+    MadeClass,
+    Rate,
+    members_of_made,
+    same_geometry,
+)
 from degrid.smoothing.operators import Operator
 from degrid.smoothing.own_forward import OwnConvolution, tried
 from degrid.smoothing.plain_layers import Inside, constant_conv, without_rim
+from degrid.types import UserError
 
 
-class SmoothedLayer(DressedConv):
+class SmoothedLayer(MadeClass, DressedConv):
     """A dilated convolution with a smoothing operator; otherwise the layer that it was.
 
     Only `smooth_dilated_convs` makes them. Parameters keep their names; those of the operator begin with `smoothing.`.
@@ -42,12 +52,11 @@ class SmoothedLayer(DressedConv):
         made = self.smoothing.as_plain_layers(cast(Any, self)) if isinstance(self.smoothing, Operator) else None
         return made if made is None or self.rim is None else nn.Sequential(Inside(self.rim), made)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Classes that are made here have no name to be found by: pickles name the class that they were made from."""
-        made_from = vars(type(self)).get("made_from")
-        if made_from is None:
-            return super().__reduce_ex__(protocol)
-        return _blank, made_from, cast(Any, self).__getstate__()
+    def __prepare_scriptable__(self) -> Any:
+        raise UserError(
+            "torch.jit.script cannot compile smoothed convolutions; use torch.jit.trace, which takes any size, or "
+            "torch.export"
+        )
 
 
 class _Direct(SmoothedLayer):
@@ -59,6 +68,8 @@ class _Direct(SmoothedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. One axis or three in place of H and W where the layer has them."""
+        if x.is_quantized:
+            return _requantised(self.forward, x)
         axes = self.weight.ndim - 2
         if x.ndim == axes + 1:
             return self.forward(x[None])[0]
@@ -96,6 +107,8 @@ class _Indirect(SmoothedLayer):
 
     def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. What else is given goes to the layer."""
+        if x.is_quantized:
+            return _requantised(self.forward, x, *more, **named)
         own: Any = super().forward
         layer: Any = self
         axes = len(layer.kernel_size)
@@ -158,6 +171,7 @@ def dress(layer: nn.Module, operator: Operator, direct: bool, rim: tuple[int, ..
     else:
         layer.__class__ = _smoothed(cast(Any, kind), direct)
     dressed: Any = layer
+    dressed.__dict__["__module__"] = kind.__module__  # so that torch.fx does not look into what it did not look into
     dressed.smoothing = operator
     if rim is not None:
         dressed.rim = rim
@@ -169,23 +183,23 @@ def _smoothed(kind: type[nn.Module], direct: bool) -> Any:
     if direct and kind in _DIRECT:
         return _DIRECT[kind]
     outer = next(mine for plain, mine in _DIRECT.items() if issubclass(kind, plain)) if direct else _Indirect
-    members = {"made_from": (kind, direct), "__doc__": kind.__doc__, "__module__": __name__}
+    members = {**members_of_made(_smoothed, kind, direct), "__doc__": kind.__doc__}
     return type(f"Smoothed{kind.__name__}", (outer, kind), members)
 
 
 def class_below(kind: type[nn.Module]) -> type[nn.Module]:
     """The class that a smoothed layer had before."""
     for each in kind.__mro__:
-        if "made_from" in vars(each):
-            below: type[nn.Module] = vars(each)["made_from"][0]
+        made_by = vars(each).get("made_by", (None,))
+        if made_by[0] is _smoothed:
+            below: type[nn.Module] = made_by[1]
             return below
     return next(each for each in kind.__mro__ if each in _DIRECT)
 
 
-def _blank(kind: type[nn.Module], direct: bool) -> Any:
-    """A layer without state, for unpickling."""
-    made = _smoothed(cast(Any, kind), direct)
-    return made.__new__(made)
+def _requantised(forward: Callable[..., Tensor], x: Tensor, *more: Any, **named: Any) -> Tensor:
+    """What a layer makes of a quantised map, as torch.ao.quantization leaves it; its range is that of these values."""
+    return torch.quantize_per_tensor_dynamic(forward(x.dequantize(), *more, **named), x.dtype, False)
 
 
 def name_of(operator: nn.Module) -> str:

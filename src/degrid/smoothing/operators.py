@@ -102,6 +102,8 @@ class Decompose(Operator):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
+        if torch._C._get_tracing_state():
+            return convolve(x, r)  # a trace would keep what this map's size lacks; the result is the same
         size = x.shape[2:]
 
         def back(groups: Tensor) -> Tensor:
@@ -184,7 +186,14 @@ class GroupInteraction(Operator):
 
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
-        r, size, missing = self.rate, x.shape[2:], _missing(x, self.rate)
+        r = self.rate
+        if torch._C._get_tracing_state():
+            # Always by r - 1: a trace would keep what this map's size lacks.
+            rates = filters.axes(r)
+            y = convolve(F.pad(x, [rim for each in reversed(rates) for rim in (0, each - 1)]), r)
+            y = cut(y, [0] * len(rates), [side // each * each for side, each in zip(y.shape[2:], rates, strict=True)])
+            return mix_groups(y, self.mixing(), r, tuple(x.shape[2:]))
+        size, missing = x.shape[2:], _missing(x, r)
         if not any(missing):
             y = convolve(x, r)
         elif torch.is_grad_enabled():
@@ -236,10 +245,11 @@ class FixedFilter(PreFilter):
     def __init__(self, rate: Rate, kernel: Tensor) -> None:
         super().__init__(rate)
         self.register_buffer("fixed", kernel, persistent=False)
+        self._changes_nothing = kernel.numel() == 1
 
     def kernel(self) -> Tensor | None:
         """The filter; None if it is a single tap of 1."""
-        return None if self.fixed.numel() == 1 else self.fixed
+        return None if self._changes_nothing else self.fixed
 
 
 class Average(FixedFilter):

@@ -174,7 +174,7 @@ class FastNetwork:
             network = copy.deepcopy(network).eval()
         if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
-            use_winograd(network)
+            use_winograd(network, watched=False)
         if way.exchange:
             for module in network.modules():
                 # Autocast then finds the weights in its type already, and casts the first layer's input only.

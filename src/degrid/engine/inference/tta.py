@@ -14,7 +14,7 @@ from torch import Tensor
 
 from degrid.arguments import check_fields
 from degrid.kernels.dense_crf import CRF, refine
-from degrid.resize import resize
+from degrid.resize import resize, resize_mirrored
 from degrid.types import UserError
 
 FUSIONS = ("mean", "max")
@@ -110,7 +110,10 @@ def fused_scores(
     total: Tensor | None = None
     for flipped, pixels in _views(image, options, convention, stride):
         logits = slide(forward, pixels, options, convention)
-        logits = resize(logits.flip(-1) if flipped else logits, size, convention)
+        if flipped:
+            logits = resize_mirrored(logits, size, convention, pixels.shape[3])
+        else:
+            logits = resize(logits, size, convention)
         part = logits.softmax(1) if options.sums_probabilities else logits
         join = torch.add if options.fusion == "mean" else torch.maximum
         total = part if total is None else join(total, part)
