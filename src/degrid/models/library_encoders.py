@@ -167,8 +167,8 @@ class TorchvisionEncoder(nn.Module):
             raise UserError(f"{name} supports output stride 16 or 32, with its own rates")
         if pretrained is True:
             raise UserError(
-                f"no download for {name}: give torchvision's file (--set model.pretrained=FILE, pretrained=...), "
-                "or train from random weights (--set model.pretrained=false, pretrained=False)"
+                f"there is no download for {name}: give torchvision's file (--set model.pretrained=FILE, "
+                "pretrained=...), or train from random weights (--set model.pretrained=false, pretrained=False)"
             )
         self.net = torchvision.models.mobilenet_v3_large(dilated=output_stride == 16).features
         self.taps = _last_blocks(self.net)
