@@ -158,7 +158,8 @@ class ASPP(nn.Module, WithPlainForm):
 class SummedASPP(nn.Module):
     """An ASPP whose pooled pixel has a projection of its own: W [a; b] = W_a a + W_b b, and b is constant over the map.
 
-    Enlarging the pixel (Expand) and joining it with the maps (Concat) is what tract, TVM, ncnn and LiteRT fail at.
+    Enlarging the pixel (Expand) and joining it with the maps (Concat) is what tract, TVM, ncnn and LiteRT fail at. Its
+    negative is subtracted, as OpenCV 5.0 takes an addition to a convolution for a shortcut, which must be a whole map.
 
     Args:
         aspp: in evaluation mode; its parts are used, not copied.
@@ -178,15 +179,15 @@ class SummedASPP(nn.Module):
         )
         with torch.no_grad():
             self.project.weight.copy_(weights[0])
-            self.project_pooled.weight.copy_(weights[1])
+            self.project_pooled.weight.copy_(-weights[1])
             if conv.bias is not None:
                 cast(Tensor, self.project.bias).copy_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,in,h,w] -> [N,channels,h,w]."""
-        pooled = self.project_pooled(self.pooling(x.mean((2, 3), keepdim=True)))
+        negative = self.project_pooled(self.pooling(x.mean((2, 3), keepdim=True)))
         joined = torch.cat([branch(x) for branch in self.branches], dim=1)
-        return cast(Tensor, self.rest(self.project(joined) + pooled))
+        return cast(Tensor, self.rest(self.project(joined) - negative))
 
 
 class DeepLabV3Head(nn.Module):
