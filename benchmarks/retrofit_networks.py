@@ -31,17 +31,18 @@ from torch.overrides import TorchFunctionMode
 import degrid
 from degrid.smoothing import OPERATORS
 
-TIMM = (
-    "resnet50 resnet101d resnext50_32x4d seresnet50 skresnet18 resnest14d res2net50_26w_4s regnety_002 repvgg_a2 gernet_s "
-    "mobilenetv2_100 mobilenetv3_large_100 efficientnet_b0 efficientnet_cc_b0_4e tf_efficientnet_b0 tf_efficientnetv2_s "
-    "mixnet_s hardcorenas_a convnext_tiny xception41 xception65p dpn68 ese_vovnet19b_dw "
-    "nf_resnet50 nf_seresnet26 nf_regnet_b0 nf_ecaresnet26 nfnet_l0 dm_nfnet_f0 eca_nfnet_l0 nfnet_f0 "
-    "resnetv2_50 resnetv2_50x1_bit resnetv2_50d_gn resnetv2_50t"
-).split()
-SMP = (
-    "resnet18 resnet50 resnext50_32x4d se_resnet50 se_resnext50_32x4d efficientnet-b0 timm-efficientnet-b0 mobilenet_v2 "
-    "timm-regnetx_002 timm-res2net50_26w_4s timm-resnest14d timm-skresnet18 timm-mobilenetv3_small_100 tu-resnet50"
-).split()
+TIMM = """
+resnet50 resnet101d resnext50_32x4d seresnet50 skresnet18 resnest14d res2net50_26w_4s regnety_002 repvgg_a2
+gernet_s mobilenetv2_100 mobilenetv3_large_100 efficientnet_b0 efficientnet_cc_b0_4e tf_efficientnet_b0
+tf_efficientnetv2_s mixnet_s hardcorenas_a convnext_tiny xception41 xception65p nf_resnet50 nf_seresnet26
+nf_regnet_b0 nf_ecaresnet26 nfnet_l0 dm_nfnet_f0 eca_nfnet_l0 nfnet_f0 resnetv2_50 resnetv2_50x1_bit
+resnetv2_50d_gn resnetv2_50t
+"""
+SMP = """
+resnet18 resnet50 resnext50_32x4d se_resnet50 se_resnext50_32x4d efficientnet-b0 timm-efficientnet-b0
+mobilenet_v2 timm-regnetx_002 timm-res2net50_26w_4s timm-resnest14d timm-skresnet18 timm-mobilenetv3_small_100
+tu-resnet50
+"""
 
 
 def torchvision_networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
@@ -54,14 +55,14 @@ def torchvision_networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 def timm_networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     import timm
 
-    for name in TIMM:
+    for name in TIMM.split():
         yield name, lambda name=name: timm.create_model(name, features_only=True, output_stride=8)
 
 
 def smp_networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     import segmentation_models_pytorch as smp
 
-    for name in SMP:
+    for name in SMP.split():
         yield (
             f"DeepLabV3Plus {name}",
             lambda name=name: smp.DeepLabV3Plus(name, encoder_weights=None, encoder_output_stride=8, classes=5),
@@ -208,6 +209,9 @@ def enliven(model: nn.Module, image: Tensor) -> nn.Module:
             module.momentum = 1.0
             if getattr(module, "weight", None) is not None:
                 nn.init.ones_(module.weight)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "gain")):  # of a residual branch or a layer, often 0 at the start
+            nn.init.ones_(parameter)
     outputs(model.train(), torch.cat([image, image.flip(3), image.flip(2), 1 - image]))
     return model.eval()
 
@@ -222,9 +226,7 @@ def check(build: Callable[[], nn.Module], operator: str) -> tuple[str, bool]:
     with DilatedCalls() as calls:
         outputs(model, image)
     try:
-        report = degrid.smooth_dilated_convs(
-            model, operator, where=lambda name, conv: True if max(conv.dilation) <= 4 else False
-        )
+        report = degrid.smooth_dilated_convs(model, operator, where=lambda name, conv: max(conv.dilation) <= 4)
     except degrid.UserError as error:
         return f"nothing smoothed of {len(calls.weights)}: {' / '.join(str(error).splitlines()[1:-1])}", False
     wrong = []

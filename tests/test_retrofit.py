@@ -17,8 +17,18 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torchvision.ops import DeformConv2d
 
+import degrid
+from degrid.acceleration.fold import fold_batch_norm
+from degrid.acceleration.winograd_layer import use_winograd
+from degrid.contracts import FoldingConv2d
+from degrid.exporters.rewrite import to_plain_layers
+from degrid.exporters.runtime import AGREEMENT
+from degrid.exporters.table import find_exporter
+from degrid.models import freeze_batch_norm
 from degrid.smoothing import SmoothedConv2d, SmoothedLayer, rate_at_most, smooth_dilated_convs
-from degrid.types import UserError
+from degrid.types import LabelSpace, UserError
+
+LABELS = LabelSpace.of_size(4)
 
 
 def dilated(channels=2, rate=2, **kwargs):
@@ -425,3 +435,105 @@ def test_maps_that_the_network_pads_itself(operator):
         assert torch.allclose(model(x), inside(x), atol=1e-12)
         exported = layer.as_plain_layers()(F.pad(x, (2, 2, 2, 2)))
         assert torch.allclose(exported, inside(x), atol=1e-12)
+
+
+# ---- fast paths and exports, for all kinds of layers -------------------------------------------------------------
+
+
+class Along(nn.Module):
+    """A layer of one axis, along rows and columns in one; or of three, of which the first is 1 wide."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.axes = layer, len(layer.kernel_size)
+
+    def forward(self, x):
+        return self.layer(x.flatten(2) if self.axes == 1 else x[:, :, None]).reshape(x.shape)
+
+
+class Pixels(nn.Module):
+    """uint8 or float, 0 to 255."""
+
+    def forward(self, x):
+        return x / 255
+
+
+def of_all_kinds(operator, channels=64):
+    """A network with a layer of each kind, each before a batch norm; its operators have random parameters."""
+    torch.manual_seed(0)
+    size = (channels, channels, 3)
+    layers = [
+        nn.Conv2d(*size, dilation=(1, 2), padding=(1, 2)),
+        nn.Conv2d(channels, channels, (1, 3), dilation=2, padding=(0, 2)),
+        Conv2dSame(*size, dilation=2),
+        PaddedFirst(*size, dilation=2, rim=2),
+        nn.Sequential(nn.ZeroPad2d(2), nn.Conv2d(*size, dilation=2)),
+        std_conv.StdConv2d(*size, **SAME),
+        with_gain(std_conv.ScaledStdConv2dSame(*size, dilation=2)),
+        torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(*size, **SAME)),
+        Along(nn.Conv1d(*size, groups=channels, **SAME)),
+        Along(nn.Conv3d(channels, channels, (1, 3, 3), groups=channels, dilation=(1, 2, 2), padding=(0, 2, 2))),
+        nn.Conv2d(*size, stride=2, **SAME),
+    ]
+    units = [part for layer in layers for part in (layer, nn.BatchNorm2d(channels), nn.ReLU())]
+    model = nn.Sequential(Pixels(), nn.Conv2d(3, channels, 1), *units, nn.Conv2d(channels, 4, 1))
+    report = smooth_dilated_convs(model, operator)
+    assert len(report.replaced) == len(layers) - (operator == "gi")
+    with torch.no_grad():
+        for layer in model.modules():
+            for parameter in layer.smoothing.parameters() if isinstance(layer, SmoothedLayer) else ():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(255 * torch.rand(1, 3, 21, 18))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("operator", ["ssc", "gi"])
+def test_fast_paths_agree_for_every_kind_of_layer(operator):
+    model, x = of_all_kinds(operator), 255 * torch.rand(1, 3, 13, 14)
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * float(expected.abs().max()))
+
+    with torch.no_grad():
+        expected = model(x)
+        folding = fold_batch_norm(model, x)
+        # Those with computed weights, and of other axes, keep their batch norm.
+        assert len(folding.pairs) == 6
+        close(folding.model(x), expected)
+        assert use_winograd(folding.model) >= 4
+        close(folding.model(x), expected)
+        plain = copy.deepcopy(model)
+        assert to_plain_layers(plain) == 10 + (operator != "gi")
+        close(plain(x), expected)
+        close(torch.jit.trace(model, x[..., :9, :9])(x), expected)
+        close(torch.fx.symbolic_trace(model)(x), expected)
+    # Frozen: also the gradients, which rounding changes where a ReLU begins.
+    frozen, x = copy.deepcopy(model.double()), x.double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.requires_grad_(False)
+    freeze_batch_norm(frozen, example=x)
+    assert sum(isinstance(layer, FoldingConv2d) for layer in frozen.modules()) == 5 + (operator == "gi")
+    gradients = []
+    for each in (frozen, model):
+        y = each(x)
+        close(y, expected.double())
+        gradients.append(torch.autograd.grad(y.square().mean(), [p for p in each.parameters() if p.requires_grad]))
+    for found, wanted in zip(*gradients, strict=True):
+        close(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
+@pytest.mark.parametrize("operator", ["tent", "gi"])
+def test_every_kind_of_layer_is_exported(operator, kind, tmp_path):
+    path = tmp_path / f"model{find_exporter(kind).ending}"
+    found = degrid.export(
+        of_all_kinds(operator, channels=8), path, format=kind, output="logits", labels=LABELS
+    ).comparisons
+    assert len(found) > 1
+    assert all(comparison.agreement >= AGREEMENT for comparison in found)

@@ -94,10 +94,12 @@ def _reason_to_skip(module: Any) -> str | None:
 
 
 def _looks_dilated(module: nn.Module) -> bool:
-    """Whether a layer has a rate: a convolution, a pooling, or one of another library."""
+    """Whether a layer has a rate: a convolution, a pooling, or one of another library that holds no convolution."""
     given = vars(module).get("dilation", 1), vars(module).get("kernel_size")
     rate = given[0] if isinstance(given[0], tuple | list) else (given[0],)
-    return given[1] is not None and all(isinstance(each, int) for each in rate) and max(rate, default=1) > 1
+    if given[1] is None or not all(isinstance(each, int) for each in rate) or max(rate, default=1) == 1:
+        return False
+    return not any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules() if part is not module)
 
 
 def _is_conditional(module: nn.Module) -> bool:

@@ -171,7 +171,7 @@ def dress(layer: nn.Module, operator: Operator, direct: bool, rim: tuple[int, ..
     else:
         layer.__class__ = _smoothed(cast(Any, kind), direct)
     dressed: Any = layer
-    dressed.__dict__["__module__"] = kind.__module__  # so that torch.fx does not look into what it did not look into
+    dressed.__dict__["__module__"] = nn.Conv2d.__module__  # torch.fx does not look into layers of PyTorch's own
     dressed.smoothing = operator
     if rim is not None:
         dressed.rim = rim
