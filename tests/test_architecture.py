@@ -28,6 +28,7 @@ ROOMS = {"smoothing", "models", "data", "engine", "analysis", "checkpoints", "ex
 JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
     **{leaf: {"types"} for leaf in LEAVES},
+    "contracts": {"types", "lookup"},
     "image": {"types", "raster"},
     "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},

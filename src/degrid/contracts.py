@@ -6,7 +6,6 @@ derives from one of these is treated accordingly.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.lookup import loaded
 from degrid.types import RGB, Bands, LabelSpace
 
 Geometry = tuple[list[int], list[int], list[int], int]
@@ -176,9 +176,8 @@ class FoldingConv2d(MadeClass, nn.Conv2d):
 def declared(model: nn.Module) -> SegmentationNetwork | None:
     """The model, without the wrapper of `torch.compile`, if it is a SegmentationNetwork; None for any other."""
     # Only a program that compiled something has loaded this module, which is slow to import.
-    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
-    if compiler is not None and isinstance(model, compiler.OptimizedModule):
-        model = model._orig_mod
+    if isinstance(model, loaded("torch._dynamo.eval_frame", "OptimizedModule")):
+        model = cast(Any, model)._orig_mod
     return model if isinstance(model, SegmentationNetwork) else None
 
 

@@ -34,6 +34,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def loaded(module: str, name: str) -> tuple[type, ...]:
+    """The class of that name, for `isinstance`; none where the program has not loaded the module, which may be slow."""
+    found = sys.modules.get(module)
+    return () if found is None else (getattr(found, name),)
+
+
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     """The row called `name`, or the attribute that "package.module:attribute" names.
 

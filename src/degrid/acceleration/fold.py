@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from degrid.contracts import FoldingConv2d, bands_of
+from degrid.lookup import loaded
 
 # How much a folded layer may differ, relative to its largest output: rounding and nothing more.
 _TOLERANCE = 1e-4
@@ -247,12 +248,15 @@ def _without_affine(norm: _BatchNorm) -> nn.Module | None:
     """A batch norm without its factor and shift; None if it is of an unknown kind."""
     if type(norm).forward is _BatchNorm.forward:
         return nn.Identity().eval()
-    from timm.layers.norm_act import BatchNormAct2d  # here, because few networks need it, and it is slow to import
-
-    if type(norm).forward is not BatchNormAct2d.forward:
+    if not any(type(norm).forward is kind.forward for kind in timm_batch_norm()):
         return None
     parts: list[Any] = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
     return nn.Sequential(*parts).eval() if parts else nn.Identity().eval()
+
+
+def timm_batch_norm() -> tuple[Any, ...]:
+    """timm's batch norm with an activation, if timm is loaded."""
+    return loaded("timm.layers.norm_act", "BatchNormAct2d")
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

@@ -6,14 +6,13 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from degrid.acceleration.fold import example_image, reason_to_leave, wiring_of
+from degrid.acceleration.fold import example_image, reason_to_leave, timm_batch_norm, wiring_of
 from degrid.acceleration.recompute import as_convolved
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, evaluating, members_of_made
 from degrid.kernels.support import traced
+from degrid.lookup import loaded
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -72,8 +71,10 @@ def _frozen(kind: type[Norm]) -> Any:
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
     """Whether both have a known forward, and the batch norm has statistics."""
-    plain = type(conv).forward is nn.Conv2d.forward or isinstance(conv, ExchangeableConv2d | Conv2dSame)
-    known = type(norm).forward in (Norm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)
+    plain = type(conv).forward is nn.Conv2d.forward or isinstance(
+        conv, (ExchangeableConv2d, *loaded("timm.layers.conv2d_same", "Conv2dSame"))
+    )
+    known = type(norm).forward in {kind.forward for kind in (Norm, nn.SyncBatchNorm, *timm_batch_norm())}
     return plain and known and norm.running_mean is not None and not isinstance(conv, FoldingConv2d)
 
 
@@ -82,7 +83,7 @@ def _folded(kind: type[nn.Module]) -> Any:
     """A frozen batch norm whose work the convolution does; only timm's activation remains."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return cast(Tensor, self.act(self.drop(x)) if isinstance(self, BatchNormAct2d) else x)
+        return cast(Tensor, self.act(self.drop(x)) if isinstance(self, timm_batch_norm()) else x)
 
     members = {**members_of_made(_folded, kind), "forward": forward, "unfolded": kind}
     return type(f"Folded{kind.__name__}", (kind,), members)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import timm
 from torch import Tensor, nn
 
 from degrid.lookup import keywords, lookup
@@ -87,6 +86,8 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:
         return ENCODERS[family](name, **vars(settings))
+    import timm  # here, because it is slow to import
+
     if timm.is_model(name):
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')
     make: Callable[..., object] = lookup(dict.fromkeys(_NAMES, TimmEncoder), name, "encoder")

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from degrid.types import UserError
@@ -104,6 +103,8 @@ def with_stem(state: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str,
         others = value.ndim == len(wanted) == 4 and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:])
         if not others or value.shape[1] != 3 or wanted[1] == 3:
             return value
+        from timm.models import adapt_input_conv  # here, because it is slow to import
+
         adapted: Tensor = adapt_input_conv(wanted[1], value)
         return adapted
 
