@@ -21,6 +21,7 @@ LEAVES = {
     "weight_names",
     "version",
     "contracts",
+    "dispatch",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster

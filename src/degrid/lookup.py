@@ -36,8 +36,8 @@ def counted(number: int, noun: str) -> str:
 
 def loaded(module: str, name: str) -> tuple[type, ...]:
     """The class of that name, for `isinstance`; none where the program has not loaded the module, which may be slow."""
-    found = sys.modules.get(module)
-    return () if found is None else (getattr(found, name),)
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

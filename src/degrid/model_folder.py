@@ -18,7 +18,7 @@ from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, check_utf8, read_json, write_json
 from degrid.lookup import some
 from degrid.models import Segmenter
-from degrid.models.weights import with_stem
+from degrid.models.weights import WithoutRandomValues, with_stem
 from degrid.networks import build_model
 from degrid.types import LabelSpace, Preprocess, UserError
 from degrid.version import VERSION
@@ -71,7 +71,8 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     """
     folder = _find_folder(path)
     config, preprocess, labels = _read_config(folder)
-    model = build_model(_with_preprocess(config, preprocess), labels)
+    with WithoutRandomValues():  # load_weights sees to it that each weight gets a value
+        model = build_model(_with_preprocess(config, preprocess), labels)
     file = folder / "model.safetensors"
     load_weights(model, _with_aliases(model, _read_weights(file)), file)
     model.config = config

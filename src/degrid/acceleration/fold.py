@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from degrid.contracts import FoldingConv2d, bands_of
+from degrid.dispatch import DispatchMode
 from degrid.lookup import loaded
 
 # How much a folded layer may differ, relative to its largest output: rounding and nothing more.
@@ -101,11 +101,11 @@ class Wiring:
     by_value: bool = False
 
 
-class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Uses(DispatchMode):
     """Calls `used` with every tensor that an operation reads, and `asked` where one gives its value to Python."""
 
     def __init__(self, used: Callable[[Tensor], None], asked: Callable[[], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.used, self.asked = used, asked
 
     def __torch_dispatch__(

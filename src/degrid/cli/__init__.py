@@ -21,6 +21,7 @@ from degrid.cli import (
     info,
     plot,
     predict,
+    quick_imports,
     train,
 )
 from degrid.types import UserError
@@ -52,6 +53,7 @@ app.command("collect")(collect.collect)
 
 def run() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    quick_imports.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"

@@ -5,8 +5,9 @@ A command lives for seconds, of which imports are a large part. Nothing here cha
 
 from __future__ import annotations
 
+import functools
 import gc
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class _Quick(Loader):
             if module.__name__ != "timm" or "torchvision" in sys.modules:
                 self._loader.exec_module(module)
                 return
-            with _without_torchvision(module):
+            with _without_torchvision(), _without_compiler():
                 self._loader.exec_module(module)
 
 
@@ -79,7 +80,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _without_torchvision(timm: ModuleType) -> Iterator[None]:
+def _without_torchvision() -> Iterator[None]:
     """Let timm find names that are looked up in torchvision when they are used, and `timm.data` when it is used."""
     stand_ins: dict[str, ModuleType] = {}
     for module, names in _NAMES_FROM_TORCHVISION.items():
@@ -96,6 +97,31 @@ def _without_torchvision(timm: ModuleType) -> Iterator[None]:
         for name, module in stand_ins.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let functions that timm excludes from compilation import torch's compiler when they run compiled, not before."""
+    import torch
+
+    exclude: Any = torch.compiler.disable
+
+    def exclude_later(function: Any = None, *arguments: Any, **settings: Any) -> Any:
+        if function is None:
+            return lambda function: exclude_later(function, *arguments, **settings)
+
+        @functools.wraps(function)
+        def run(*inputs: Any, **keywords: Any) -> Any:
+            known = "torch._dynamo" in sys.modules
+            return (exclude(function, *arguments, **settings) if known else function)(*inputs, **keywords)
+
+        return run
+
+    torch.compiler.disable = exclude_later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compiler.disable = exclude
 
 
 class _Later:

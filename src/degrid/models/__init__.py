@@ -1,14 +1,24 @@
-"""The networks: encoder, head, and the Segmenter that joins them. Nothing here knows about smoothing."""
+"""The networks: encoder, head, and the Segmenter that joins them. Nothing here knows about smoothing.
+
+The encoders of libraries are loaded when first used: importing timm and torchvision takes longer than torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from degrid.models.activation_checkpointing import checkpoint_activations
 from degrid.models.batch_norm import freeze_batch_norm
 from degrid.models.encoder import ENCODERS, Encoder, EncoderSettings, build_encoder
 from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
 from degrid.models.info import ModelInfo, describe
-from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter, build_network
 from degrid.models.weights import read_weights
+
+if TYPE_CHECKING:
+    from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 
 __all__ = [
     "ASPP",
@@ -33,3 +43,9 @@ __all__ = [
     "freeze_batch_norm",
     "read_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("TimmEncoder", "TorchvisionEncoder"):
+        raise AttributeError(f"module 'degrid.models' has no attribute {name!r}")
+    return getattr(importlib.import_module("degrid.models.library_encoders"), name)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from degrid.lookup import keywords, lookup
-from degrid.models.library_encoders import MOBILENET_V3, TimmEncoder, TorchvisionEncoder
 from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
-from degrid.models.timm_networks import OUTPUT_STRIDES
 from degrid.types import Preprocess, UserError
+
+OUTPUT_STRIDES = (8, 16, 32)
+MOBILENET_V3 = "torchvision:mobilenet_v3_large"
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Encoder(Protocol):
         ...
 
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    "timm": TimmEncoder,
-    "torchvision": TorchvisionEncoder,
+ENCODERS: dict[str, type[nn.Module] | str] = {
+    "timm": "degrid.models.library_encoders:TimmEncoder",
+    "torchvision": "degrid.models.library_encoders:TorchvisionEncoder",
     "caffe": ResNet,
     "slim": ResNet,
 }
@@ -85,12 +86,14 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     name = ORIGINAL_NAMES.get(name, name)
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:
-        return ENCODERS[family](name, **vars(settings))
+        found: Any = ENCODERS[family]
+        made: nn.Module = (lookup({}, found, "encoder") if isinstance(found, str) else found)(name, **vars(settings))
+        return made
     import timm  # here, because it is slow to import
 
     if timm.is_model(name):
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')
-    make: Callable[..., object] = lookup(dict.fromkeys(_NAMES, TimmEncoder), name, "encoder")
+    make: Callable[..., object] = lookup(dict.fromkeys(_NAMES, nn.Module), name, "encoder")
     known = keywords(make)
     taken = {key: value for key, value in vars(settings).items() if key in known or "**" in known}
     encoder = make(**taken)

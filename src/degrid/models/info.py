@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from degrid.contracts import DressedConv, bands_of
+from degrid.dispatch import DispatchMode
 from degrid.lookup import some
 from degrid.models.encoder import Encoder
 from degrid.models.segmenter import Segmenter
@@ -127,6 +128,20 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
 def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """Counted on a copy without data, which computes nothing."""
     hollow = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    count = _Count()
+    with count, torch.no_grad():
         hollow(torch.zeros(1, bands_of(model).count, *size, device="meta"))
-    return int(counter.get_total_flops()) // 2
+    return count.operations // 2
+
+
+class _Count(DispatchMode):
+    """Adds up the multiplications and additions of convolutions and matrix products."""
+
+    operations: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.operations += int(count(*args, **(kwargs or {}), out_val=result))
+        return result

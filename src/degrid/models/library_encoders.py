@@ -7,17 +7,14 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.mobilenetv3 import InvertedResidual
 
 from degrid.models.dilation import rate_factor, set_rates
+from degrid.models.encoder import MOBILENET_V3
 from degrid.models.strides import is_wide, pair
 from degrid.models.timm_networks import TimmPlan, is_channels_last, plan
 from degrid.models.weights import load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
-
-MOBILENET_V3 = "torchvision:mobilenet_v3_large"
 
 
 class TimmEncoder(nn.Module):
@@ -170,6 +167,8 @@ class TorchvisionEncoder(nn.Module):
                 f"there is no download for {name}: give torchvision's file (--set model.pretrained=FILE, "
                 "pretrained=...), or train from random weights (--set model.pretrained=false, pretrained=False)"
             )
+        import torchvision  # here, because it is slow to import
+
         self.net = torchvision.models.mobilenet_v3_large(dilated=output_stride == 16).features
         self.taps = _last_blocks(self.net)
         self.channels = tuple(int(self.net[index].out_channels) for index in self.taps)
@@ -195,6 +194,8 @@ class TorchvisionEncoder(nn.Module):
 
 def _last_blocks(net: nn.Sequential) -> list[int]:
     """The last block of each stage; the next one lowers the resolution, or would without dilation (_is_cn)."""
+    from torchvision.models.mobilenetv3 import InvertedResidual
+
     starts = [index for index, block in enumerate(net) if isinstance(block, InvertedResidual) and block._is_cn]
     return [0, *(index - 1 for index in starts[1:]), len(net) - 1]
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from degrid.lookup import did_you_mean, some
 from degrid.models.dilation import change_strides, in_words, rate_factor, reason_against, set_rates
+from degrid.models.encoder import OUTPUT_STRIDES
 from degrid.models.strides import SIDES, Layer, Strides, is_wide, measure_strides, pair, tensors_of
+from degrid.models.weights import WithoutRandomValues
 from degrid.types import UserError
 
-OUTPUT_STRIDES = (8, 16, 32)
 ODD_SIDES = (97, 129)
 
 
@@ -233,7 +234,7 @@ def _features(name: str, output_stride: int | None = None, in_channels: int = 3,
 
 def _light(name: str, output_stride: int | None = None) -> Any:
     """The network on the meta device, without what changes no size and takes longest there."""
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutRandomValues():
         net = _features(name, output_stride)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d | nn.ReLU | nn.ReLU6 | nn.SiLU | nn.GELU | nn.Hardswish):

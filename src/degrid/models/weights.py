@@ -1,20 +1,35 @@
-"""Read encoder weights from local files, and fit their names to a timm encoder."""
+"""Read encoder weights from local files, and fit their names to a timm encoder; networks without random weights."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from degrid.dispatch import DispatchMode
 from degrid.types import UserError
 from degrid.weight_names import misfit, mobilenet_v2_name, torchvision_resnet, unwrapped
 
 BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+class WithoutRandomValues(DispatchMode):
+    """Networks that are made while this is entered get no random weights, but whatever lies in memory.
+
+    For those that get others at once, or none: random weights take long, and on the meta device, which has no values,
+    PyTorch imports its whole compiler for them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ from degrid.data import CITYSCAPES, VOC, class_table
 from degrid.files import atomic_write, check_place, write_json
 from degrid.lookup import counted, some
 from degrid.model_folder import save
-from degrid.models import EncoderSettings, TimmEncoder, TorchvisionEncoder, build_encoder
+from degrid.models import EncoderSettings, build_encoder
+from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.networks import build_model
 from degrid.types import ConversionError, LabelSpace, UserError
 from degrid.weight_names import misfit

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from degrid.arguments import checked
 from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating
+from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
@@ -347,11 +347,11 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     return count.peak
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveBytes(DispatchMode):
     """Adds up the storages that operations create, and subtracts those that are freed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._known: set[int] = set()
 
