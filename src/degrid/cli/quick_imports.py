@@ -94,8 +94,8 @@ def _without_torchvision() -> Iterator[None]:
         _load_later("timm.data")
         yield
     finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
                 del sys.modules[name]
 
 

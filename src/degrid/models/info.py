@@ -125,23 +125,42 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
     ]
 
 
+_LARGE = 1024 * 2048
+"""Pixels of an image whose feature maps may take more memory than there is."""
+
+
 def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
-    """Counted on a copy without data, which computes nothing."""
-    hollow = copy.deepcopy(model).to("meta").eval()
-    count = _Count()
+    """Counted on a copy that computes next to nothing: its convolutions give zeros.
+
+    Feature maps have no memory where they are large, or where layers do what only PyTorch's own operations show. That
+    takes the meta device, for which PyTorch imports its compiler.
+    """
+    opaque = any(isinstance(module, DressedConv) for module in model.modules())
+    device = "meta" if opaque or size[0] * size[1] > _LARGE else "cpu"
+    hollow, count = copy.deepcopy(model).to(device).eval(), _Count()
     with count, torch.no_grad():
-        hollow(torch.zeros(1, bands_of(model).count, *size, device="meta"))
+        hollow(torch.zeros(1, bands_of(model).count, *size, device=device))
     return count.operations // 2
 
 
 class _Count(DispatchMode):
-    """Adds up the multiplications and additions of convolutions and matrix products."""
+    """Adds up the multiplications and additions of convolutions, which it leaves out, and of matrix products."""
 
     operations: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.operations += int(count(*args, **(kwargs or {}), out_val=result))
+        packet, keywords = func.overloadpacket, kwargs or {}
+        if packet is torch.ops.aten.convolution and not args[6]:
+            result = _empty_convolution(*args[:6])
+        else:
+            result = func(*args, **keywords)
+        if packet in flop_registry:
+            self.operations += int(flop_registry[packet](*args, **keywords, out_val=result))
         return result
+
+
+def _empty_convolution(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """Zeros in the shape of a convolution's output."""
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sides = ((side + 2 * pad - rate * (taps - 1) - 1) // step + 1 for side, taps, step, pad, rate in axes)
+    return x.new_zeros(x.shape[0], weight.shape[0], *sides)

@@ -1,0 +1,47 @@
+"""What a command imports: imports are most of the time until the first result."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import degrid
+
+COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
+HEAVY = {*COMPILER, "torchvision", "timm", "matplotlib"}
+
+
+def modules_after(*words: str) -> set[str]:
+    """The modules in memory after a command, run in a process of its own."""
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('\\nmodules:', *sys.modules)); "
+        "import degrid.cli; degrid.cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode in (0, 2), done.stderr  # data check finds one image to be few
+    return set(done.stdout.rpartition("modules:")[2].split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose encoder is none of timm's, and a data set of one image."""
+    place = tmp_path_factory.mktemp("start")
+    degrid.save(degrid.deeplabv3("caffe:resnet50", 2, channels=8).eval(), place / "model")
+    for kind in ("images", "masks"):
+        (place / "data" / kind).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(place / "data" / "images" / "a.png")
+    Image.fromarray(rng.integers(0, 2, (40, 50), np.uint8)).save(place / "data" / "masks" / "a.png")
+    return place
+
+
+def test_data_check_imports_no_torch(folder):
+    found = modules_after("data", "check", str(folder / "data"), "--processes", "1")
+    assert not {*HEAVY, "torch"} & found
+    assert "numpy" in found
+
+
+def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
+    assert not HEAVY & modules_after("info", str(folder / "model"), "--size", "65x65")
