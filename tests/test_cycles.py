@@ -8,6 +8,7 @@ import torch
 
 from degrid import config, recipes
 from degrid.analysis.curves import read_curves
+from degrid.engine.training import loop
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import read_metrics
 from degrid.types import IGNORE_INDEX, UserError
@@ -121,6 +122,30 @@ def test_a_run_goes_on_after_any_kept_iteration(tmp_path):
     assert len(after) == 9
     with pytest.raises(UserError, match=r"iteration 7 was not kept.*kept iterations: 1, 2, 3"):
         runs.run(chosen, tmp_path / "run", resume=True, start_iteration=7)
+
+
+def test_the_training_score_goes_on_where_a_cycle_was_interrupted(tmp_path, monkeypatch):
+    chosen = tiny("train.cyclic=true", "train.save_every=1", "train.steps=3")
+    runs.run(chosen, tmp_path / "straight")
+    step, done = loop.train_step, []
+
+    def interrupted(*args, **settings):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(*args, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(chosen, tmp_path / "run")
+    runs.run(chosen, tmp_path / "run", resume=True)
+    expected, found = (
+        [record["train_miou"] for record in read_metrics(tmp_path / name) if "train_miou" in record]
+        for name in ("straight", "run")
+    )
+    assert len(found) == 3
+    assert found == expected
 
 
 def test_epochs_count_passes_over_the_images(tmp_path):

@@ -155,3 +155,21 @@ def test_loading_in_processes_leaves_the_random_generator_alone():
         before = torch.get_rng_state()
         next(training_batches(data, TrainTransform((32, 32)), 2, seed=0, workers=workers))
         assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
+    """NumPy pads seeds with zeros: [7, 1] and [7, 1, 0] are one stream."""
+    made, real = [], np.random.default_rng
+
+    def note(seed):
+        made.append(tuple(np.random.SeedSequence(seed).generate_state(4)))
+        return real(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", note)
+    batches = training_batches(SyntheticScenes("train", 2, (64, 64)), TrainTransform((16, 16)), 2, seed=7)
+    for _ in range(3):
+        next(batches)
+    orders = 3 + 3 * 2  # three epochs of two images; drawing the scenes uses streams of its own
+    assert len({*made}) >= orders
+    ours = [state for state in made if made.count(state) > 1]
+    assert not ours

@@ -12,9 +12,13 @@ from torch import nn
 import degrid
 from degrid import Predictor, UserError
 from degrid.acceleration.fold import fold_batch_norm
+from degrid.engine import device as device_module
+from degrid.engine.inference import fast_network
 from degrid.engine.inference.adapted import Adapted, adapted
+from degrid.engine.inference.predictor import predictor_of
 from degrid.models import freeze_batch_norm
 from degrid.models.batch_norm import conv_bn_pairs
+from degrid.types import Sample
 
 
 def shaken(model):
@@ -278,6 +282,84 @@ def test_a_network_whose_memory_cannot_be_told_takes_large_images_whole():
     limited = Predictor(model, "cpu", "float32", degrid.InferenceOptions(memory=1 << 20))
     with pytest.raises(UserError, match="cannot tell how much memory"):
         limited.options_for((2000, 2000))
+
+
+def test_an_exported_program_is_predicted_with_as_it_is():
+    """What torch.export makes has one mode, and refuses to be asked for another."""
+    model = shaken(Net())
+    pixels = image(40, 48)
+    program = torch.export.export(model, (pixels[None],)).module()
+    with torch.no_grad():
+        expected = model(pixels[None])
+    torch.testing.assert_close(Predictor(program, "cpu", "float32").scores(pixels), expected, rtol=1e-4, atol=1e-4)
+    with predictor_of(program, "cpu", "float32") as predictor:
+        torch.testing.assert_close(predictor.scores(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+class Coarse(nn.Module):
+    """In bfloat16 the classes of a textured image are others, those of a flat one are not."""
+
+    def forward(self, x):
+        y = x.float() * 1.001
+        if torch.is_autocast_enabled("cpu"):
+            y = y.round(decimals=-2)
+        return torch.cat([y[:, :1] - 120, 130 - y[:, :1]], 1)
+
+
+FLAT = torch.full((3, 64, 64), 200, dtype=torch.uint8)
+TEXTURED = image(64, 64)
+
+
+@pytest.fixture
+def bfloat16_hardware(monkeypatch):
+    monkeypatch.setattr(device_module, "_multiplies_bfloat16", lambda device: True)
+    # What differs is the fixture's business here, not that of the comparison of copies.
+    monkeypatch.setattr(fast_network, "_agree", lambda *values: True)
+
+
+def test_precision_is_decided_on_images_not_on_their_views(bfloat16_hardware):
+    options = degrid.InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.5), flip=True)
+    predictor = Predictor(Coarse(), "cpu", "auto", options)
+    for _ in range(2):
+        predictor.scores(FLAT)
+        assert predictor.network.precision == "bfloat16"
+    exact = Predictor(Coarse(), "cpu", "float32", options)
+    assert torch.equal(predictor.scores(TEXTURED), exact.scores(TEXTURED))  # the third image: refused, and done anew
+    assert predictor.network.precision == "float32"
+    late = Predictor(Coarse(), "cpu", "auto", degrid.InferenceOptions(window=(32, 32)))
+    for _ in range(3):
+        assert not late.network.is_decided
+        late.class_ids(FLAT)
+    late.class_ids(TEXTURED)
+    assert (late.network.precision, late.network.is_decided) == ("bfloat16", True)
+
+
+def test_an_image_whose_later_windows_are_refused_is_done_anew(bfloat16_hardware):
+    pixels = torch.cat([FLAT, TEXTURED], 2)
+    options = degrid.InferenceOptions(window=(64, 64))
+    predictor = Predictor(Coarse(), "cpu", "auto", options)
+    assert torch.equal(predictor.class_ids(pixels), Predictor(Coarse(), "cpu", "float32", options).class_ids(pixels))
+    assert predictor.network.precision == "float32"
+
+
+def test_an_evaluation_is_of_one_precision(bfloat16_hardware):
+    """The first image alone would do in bfloat16, the second one is refused."""
+
+    class Data:
+        labels = degrid.LabelSpace.of_size(2)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            picture = FLAT if index == 0 else TEXTURED
+            return Sample(picture, (picture[0] > 125).to(torch.uint8), str(index))
+
+    found = degrid.evaluate(Coarse(), Data(), device="cpu", precision="auto")
+    exact = degrid.evaluate(Coarse(), Data(), device="cpu")
+    assert found.confusion == exact.confusion
+    assert found.precision.startswith("float32 (bfloat16 gave only")
+    assert found.num_images == 3
 
 
 def test_threads_share_a_predictor():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import degrid
+from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.device import available_bytes
 from degrid.engine.inference import predictor as predictor_module
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
@@ -56,8 +57,8 @@ def test_a_memory_limit_chooses_windows_that_keep_it():
         Predictor(model, options=InferenceOptions(memory=1000)).class_ids(image)
 
 
-def test_whether_windows_are_used_is_decided_once_per_image(monkeypatch):
-    """Free memory changes from moment to moment; one image is processed by one answer."""
+def test_whether_windows_are_used_is_decided_once(monkeypatch):
+    """Free memory changes from moment to moment; all images are processed by one answer."""
     model = degrid.deeplabv2("timm:resnet10t", 3).eval()
     answers = []
     limit = activation_bytes(model, (512, 512))
@@ -70,11 +71,30 @@ def test_whether_windows_are_used_is_decided_once_per_image(monkeypatch):
     monkeypatch.setattr(predictor_module, "_LARGE", 1)
     predictor = Predictor(model, "cpu", "float32")
     image = torch.randint(0, 256, (3, 480, 640), dtype=torch.uint8)
-    whole, windows = predictor.predict(image), predictor.predict(image)
-    assert (whole.logits is None, windows.logits is None) == (False, True)
-    assert (len(answers), predictor.windowed) == (2, 1)
-    assert predictor.class_ids(image).shape == predictor.class_ids(image).shape == (480, 640)
-    assert (len(answers), predictor.windowed) == (4, 2)
+    first, second = predictor.predict(image), predictor.predict(image)
+    assert (first.logits is None, second.logits is None) == (False, False)
+    assert (len(answers), predictor.windowed) == (1, 0)
+    short = Predictor(model, "cpu", "float32")
+    assert short.predict(image).logits is short.predict(image).logits is None
+    assert (len(answers), short.windowed) == (2, 2)
+
+
+def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr(predictor_module, "available_bytes", lambda device: 1)
+    monkeypatch.setattr(predictor_module, "_LARGE", 1)
+    torch.manual_seed(0)
+    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    whole = degrid.evaluate(model, "synthetic:2", device="cpu")
+    assert (whole.windowed, whole.windows) == (0, ())
+    assert caplog.text.count("may not fit into memory whole; --window") == 1
+    pair = degrid.compare([model, model], "synthetic:2", device="cpu", draws=2)
+    monkeypatch.undo()
+    assert degrid.evaluate(model, "synthetic:2", device="cpu").confusion == whole.confusion
+    assert [each.confusion for each in pair.scores] == [whole.confusion] * 2
+    limit = int(activation_bytes(model, (128, 128)) * 1.2)
+    asked = degrid.evaluate(model, "synthetic:2", device="cpu", options=InferenceOptions(memory=limit))
+    assert (asked.windowed, len(asked.windows)) == (2, 1)
+    assert asked.confusion != whole.confusion
 
 
 def test_memory_and_window_exclude_one_another():

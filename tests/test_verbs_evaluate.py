@@ -57,14 +57,15 @@ def test_the_verb_finds_what_the_command_finds(model, tmp_path, way):
 
 def test_it_is_exact_unless_told_otherwise_and_says_so(model, tmp_path):
     done = cli("eval", model, "--data", "synthetic:2", "--device", "cpu", "-o", tmp_path / "s.json")
-    assert "computed in float32\n" in done.output
+    assert "computed in float32; every image whole\n" in done.output
     record = json.loads((tmp_path / "s.json").read_text())
     assert (record["precision"], record["images_in_windows"]) == ("float32", 0)
     done = cli(
         "eval", model, "--data", "synthetic:2", "--device", "cpu", "--window", "96x96", "-o", tmp_path / "s.json"
     )
-    assert "computed in float32; 2 of 2 images in windows\n" in done.output
-    assert json.loads((tmp_path / "s.json").read_text())["images_in_windows"] == 2
+    assert "computed in float32; 2 of 2 images in windows of 96x96\n" in done.output
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert (record["images_in_windows"], record["windows"]) == (2, [[96, 96]])
 
 
 def test_what_was_decided_about_the_data_is_said(model, tmp_path):

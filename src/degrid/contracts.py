@@ -193,6 +193,14 @@ def convention_of(model: nn.Module) -> str:
     return "half_pixel" if network is None else network.resize
 
 
+def in_evaluation_mode(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode; as it is if it has one mode only, as what `torch.export` made of a network."""
+    try:
+        return model.eval()
+    except NotImplementedError:
+        return model
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode; afterwards each of its modules is in the mode that it was in.
@@ -201,7 +209,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """
     before = [(module, module.training) for module in model.modules()]
     try:
-        yield model.eval()
+        yield in_evaluation_mode(model)
     finally:
         for module, training in before:
             module.training = training

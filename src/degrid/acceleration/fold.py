@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
-from degrid.contracts import FoldingConv2d, bands_of
+from degrid.contracts import FoldingConv2d, bands_of, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.lookup import loaded
 
@@ -65,7 +65,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         The copy, without gradients for what was folded, and what was folded and left.
     Source: fixed batch norm is an affine map, Ioffe & Szegedy (arXiv 1502.03167) section 3.1.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = in_evaluation_mode(copy.deepcopy(model))
     for module in list(copied.modules()):
         if isinstance(module, FoldingConv2d):
             module.take_apart()

@@ -89,8 +89,9 @@ def print_evaluation(found: Evaluation) -> None:
         print_trimap(found.trimap)
     if found.worst:
         print_worst(found.worst)
-    windows = f"; {found.windowed} of {counted(found.num_images, 'image')} in windows" if found.windowed else ""
-    print(f"computed in {found.precision}{windows}")
+    sizes = " and ".join(f"{height}x{width}" for height, width in found.windows)
+    windows = f"{found.windowed} of {counted(found.num_images, 'image')} in windows of {sizes}"
+    print(f"computed in {found.precision}; {windows if found.windowed else 'every image whole'}")
     print_notes(found.notes)
 
 

@@ -50,8 +50,9 @@ class _Batches:
 
     def _sample(self, position: int) -> Sample:
         epoch, place = divmod(position, len(self.dataset))
+        # Seeds are padded with zeros, so that [seed, 1] and [seed, 1, 0] would be one stream.
         if epoch != self._epoch:  # permuting a large dataset costs as much as loading a small image
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
             self._epoch = epoch
         rng = np.random.default_rng([self.seed, 1, position])
         return self.transform(self.dataset[int(self._order[place])], rng)

@@ -6,8 +6,10 @@ instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, waste
 pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind. Where the rate is at least half the map, no
 phase has more than 2 pixels; with nothing but zeros around, 3 products give both, instead of 4.
 
-The largest error in float32 is 1e-5 to 2e-5 of the largest output; the direct convolution's is 1e-6. A NaN or an
-infinity in the input reaches all outputs of each tile that reads it. There is no gradient.
+The largest error in float32 is 1e-5 to 2e-5 of the largest output of the same tile; the direct convolution's is 1e-6 of
+the output itself. So beside a pixel of 10,000 times the size of the others, outputs that it does not reach are off by
+some percent of their own size. A NaN or an infinity in the input reaches all outputs of each tile that reads it. There
+is no gradient.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308, section 4.
 """

@@ -126,7 +126,7 @@ def compare(
     count = counting(progress, "comparing", len(networks) * len(own_items(len(dataset))))
     for network in networks:
         collect = ImageConfusions(len(dataset.labels))
-        with predictor_of(network, device, precision, options) as predictor:
+        with predictor_of(network, device, precision, options, whole=True) as predictor:
             found.append(score(predictor, datasets[predictor.bands], boundary=False, on_image=each_of(collect, count)))
         stacks.append(collect.stacked())
         precisions.append(str(predictor.network))

@@ -61,7 +61,9 @@ class Evaluation(Scores):
         options: the test-time options.
         multi_scale: whether the network got DeepLab v2's multi-scale input.
         precision: the precision of the network, as a sentence.
-        windowed: how many images were larger than a window, and so were processed in several.
+        windowed: how many images were larger than a window, and so were processed in several; none unless the options
+            ask for it.
+        windows: the sizes of these windows, height and width.
         notes: what was decided when the dataset was opened, one sentence each.
         trimap: the mIoU per width of the band along the class borders; None unless asked for.
         worst: the images of lowest mIoU, the worst first; with several processes those of this one.
@@ -75,6 +77,7 @@ class Evaluation(Scores):
     multi_scale: bool = False
     precision: str = ""
     windowed: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
     trimap: tuple[TrimapPoint, ...] | None = None
     worst: tuple[ScoredImage, ...] = field(default=(), repr=False, compare=False)
@@ -89,6 +92,7 @@ class Evaluation(Scores):
             "multi_scale": self.multi_scale,
             "precision": self.precision,
             "images_in_windows": self.windowed,
+            "windows": list(self.windows),
             "notes": list(self.notes),
             **Scores(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Scores)}).to_dict(),
         }
@@ -139,7 +143,8 @@ def evaluate(
             afterwards.
         data: a dataset, or what `degrid.open_dataset` opens, of which `split` is scored.
         device, precision: see `degrid.Predictor`; "float32" is exact.
-        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image, however much
+            memory that takes.
         measures: what to measure beside mIoU and accuracies; by default boundary IoU.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
         on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W].
@@ -155,7 +160,7 @@ def evaluate(
     worst = WorstImages(len(dataset.labels), measures.worst)
     count = counting(progress, "evaluating", len(own_items(len(dataset))))
     hook = each_of(trimap, worst if measures.worst else None, on_image, count)
-    with predictor_of(network, device, precision, options) as predictor:
+    with predictor_of(network, device, precision, options, whole=True) as predictor:
         boundary, calibration = measures.boundary, measures.calibration
         found = score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=hook)
     return Evaluation(
@@ -168,6 +173,7 @@ def evaluate(
         multi_scale=multi_scale,
         precision=str(predictor.network),
         windowed=predictor.windowed,
+        windows=tuple(sorted(predictor.windows)),
         notes=tuple(notes_of(dataset)),
         trimap=trimap.curve() if trimap else None,
         worst=tuple(worst.found),

@@ -105,6 +105,7 @@ def run(
     model, start = _start(config, data, device, interrupted)
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
+    state.score = TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None
     plan = make_plan(config.optim, settings, cycles)
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
@@ -125,7 +126,6 @@ def run(
             log,
             make_objective(settings, data.train, model, device),
             plan,
-            score=TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None,
             validate=_validation(data.val, settings, device, log) if data.val is not None else None,
             publish=lambda network: save(cast(Segmenter, network), folder / "model"),
         )

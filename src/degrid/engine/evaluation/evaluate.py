@@ -27,7 +27,9 @@ def score(
     calibration: bool = False,
     on_image: OnImage | None = None,
 ) -> Scores:
-    """Predict every image of a dataset and count.
+    """Predict every image of a dataset and count, all in one precision.
+
+    Where the predictor chooses it ("auto"), it has done so before on the first images of the dataset.
 
     Where `torch.distributed` is initialised every process must call this: each takes a part of the images (rank,
     rank + processes, ..), the counts are added up, and all return the same scores.
@@ -46,6 +48,7 @@ def score(
     confusion = ConfusionMatrix(len(dataset.labels))
     contours = BoundaryCounts(len(dataset.labels)) if boundary else None
     confidences = CalibrationCounts() if calibration else None
+    settle(predictor, dataset)
     with _all_or_none():
         for index in own_items(len(dataset)):
             sample = dataset[index]
@@ -63,6 +66,19 @@ def score(
         contours.merged() if contours else None,
         confidences.merged() if confidences else None,
     )
+
+
+def settle(predictor: Predictor, dataset: Dataset) -> None:
+    """Let a predictor choose its precision on the first images, the same one in all processes."""
+    windowed = predictor.windowed
+    with _all_or_none():
+        for index in range(len(dataset)):
+            if predictor.network.is_decided:
+                break
+            predictor.class_ids(dataset[index].image)
+    predictor.windowed = windowed
+    if int(summed_over_ranks(torch.tensor(int(predictor.network.precision == "float32")))):
+        predictor.network.use_float32()
 
 
 def _predict(predictor: Predictor, sample: Sample, confidences: CalibrationCounts | None) -> Tensor:

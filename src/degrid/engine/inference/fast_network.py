@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, use_taps
 from degrid.acceleration.winograd_layer import use_winograd
-from degrid.contracts import ExportedNetwork
+from degrid.contracts import ExportedNetwork, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision
 from degrid.engine.inference.adapted import adapted
 from degrid.kernels.upsample_argmax import upsample_argmax
 
 CHECKS = 3
 """Images on which bfloat16 is compared with float32 if the precision is "auto"."""
+VIEWS = 4
+"""Views of each of them, at several scales or in windows, that are compared."""
 AGREEMENT = 0.995
-"""Fraction of an image's pixels that must get the same class in bfloat16 as in float32."""
+"""Fraction of a view's pixels that must get the same class in bfloat16 as in float32."""
 SIZES = 3
 """Most sizes of images at whose first image the copy is compared with the network itself."""
 _LARGEST_ERROR = 1e-3
@@ -64,6 +66,7 @@ class FastNetwork:
         model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on its device.
         precision: "float32", "bfloat16" or "auto": bfloat16 where the hardware multiplies in it and, on each of the
             first images, at least 99.5 % of the pixels get the class that the network gives in float32; else float32.
+            `next_image` says where an image begins.
         convention: of enlarging the logits, for that comparison.
         compiled: also compile it (torch.compile): some 20 seconds at the first image of each size.
     """
@@ -78,6 +81,7 @@ class FastNetwork:
         """The lowest fraction of equal pixels, in bfloat16 and float32, over the images compared so far."""
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
         self._may_change = bool(self._checks)
+        self._views = 0
         self._model = adapted(model)
         self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
@@ -111,18 +115,35 @@ class FastNetwork:
                 return self._run(batch)
             return self._checked(batch)
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether the precision is settled."""
+        return not (self._checks or self._views)
+
+    def next_image(self) -> None:
+        """Say that what follows are views of another image."""
+        with self._lock:
+            self._views = VIEWS if self._checks else 0
+            self._checks = max(0, self._checks - 1)
+
+    def use_float32(self) -> None:
+        """Compute in float32 from now on."""
+        with self._lock:
+            if self.precision != "float32":
+                self._become("float32")
+
     def _is_due(self, batch: Tensor) -> bool:
         """Whether something is left to compare on this image."""
         new_size = len(self._sizes) < SIZES and tuple(batch.shape[-2:]) not in self._sizes
-        return new_size or bool(self._checks)
+        return new_size or bool(self._views)
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
         with autocast(self.device, "float32"):
             exact = self._model(batch).float()
         logits = self._close_to(exact, batch)
-        if self._checks:
-            self._checks -= 1
+        if self._views:
+            self._views -= 1
             size = tuple(batch.shape[-2:])
             same = upsample_argmax(logits, size, self.convention) == upsample_argmax(exact, size, self.convention)
             agreement = same.float().mean().item()
@@ -155,7 +176,7 @@ class FastNetwork:
             )
 
     def _become(self, precision: str) -> None:
-        self.precision, self._checks, self._network, self._way = precision, 0, None, 0
+        self.precision, self._checks, self._views, self._network, self._way = precision, 0, 0, None, 0
 
     def _run(self, batch: Tensor) -> Tensor:
         if self._network is None:
@@ -171,7 +192,7 @@ class FastNetwork:
         if way.fold:
             network = _folded(network, batch)
         elif way.exchange:
-            network = copy.deepcopy(network).eval()
+            network = in_evaluation_mode(copy.deepcopy(network))
         if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
             use_winograd(network, watched=False)

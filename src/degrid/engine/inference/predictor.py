@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from degrid.arguments import checked
 from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
-from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating
+from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
@@ -28,6 +29,7 @@ from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
+T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene | LargeScene
 
 
@@ -68,11 +70,14 @@ class Predictor:
             hardware has it and it agrees with float32 on at least 99.5 % of the pixels of the first images.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         compiled: also use torch.compile, which needs a C++ compiler and some 20 seconds for each size of image.
+        whole: use windows only where the options ask for them, and not where memory is short, so that results do not
+            depend on it.
     Attributes:
         network: how the network runs; str(network) says in which precision.
         bands: how image files become what the network takes.
         num_classes: classes of the model's logits; None before the first image.
         windowed: images so far that were larger than a window.
+        windows: the windows that slid over them, height and width.
     """
 
     @checked
@@ -83,16 +88,18 @@ class Predictor:
         precision: str = "auto",
         options: InferenceOptions | None = None,
         compiled: bool = False,
+        whole: bool = False,
     ) -> None:
-        self.device = pick_device(device)
+        self.device, self.whole = pick_device(device), whole
         self.options = options or InferenceOptions()
         self.num_classes: int | None = None
         self.windowed = 0
+        self.windows: set[tuple[int, int]] = set()
         network = declared(model)
         self.stride = 1 if network is None else network.stride
         self.bands = RGB if network is None else network.bands
         self.resize = convention_of(model)
-        self.model = model.to(self.device).eval()
+        self.model = in_evaluation_mode(model.to(self.device))
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
         """Whether it is an exported model that gives class ids at the image's size, and no logits."""
         if self.gives_ids and not (self.options.is_plain and self.options.memory is None):
@@ -102,6 +109,8 @@ class Predictor:
             )
         self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled)
         self._bytes_per_pixel: float | None = None
+        self._usable: int | None = None
+        self._has_warned = False
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of an image, uint8 [H,W]; 255 where a TIFF holds no data.
@@ -158,7 +167,7 @@ class Predictor:
         batch, options = self._prepared(image)
         options = dataclasses.replace(options, crf=None)
         with torch.inference_mode():
-            return probabilities(fused_scores(self._forward, batch, options, self.resize, self.stride), options)
+            return probabilities(self._scores(batch, options, fuse=True), options)
 
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
         """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
@@ -169,6 +178,7 @@ class Predictor:
         """The options for an image of this height and width.
 
         Its window is None if one window covers the image, and chosen if the feature maps would take too much memory.
+        How much is free is asked once, so that all images are treated alike.
 
         Raises:
             UserError: a memory limit that is too small for any window.
@@ -189,9 +199,12 @@ class Predictor:
                 if options.memory is not None:
                     raise
                 return options  # nobody asked for a limit
-        limit = options.memory or int(_USABLE * available_bytes(self.device))
+        limit = options.memory or self._usable_memory()
         most = limit / self._bytes_per_pixel
         if pixels <= most:
+            return options
+        if self.whole and options.memory is None:
+            self._warn_of_memory(size)
             return options
         tall = min(height, int(most**0.5) // _GRID * _GRID)
         wide = min(width, int(most / max(tall, 1)) // _GRID * _GRID)
@@ -203,16 +216,45 @@ class Predictor:
             )
         return dataclasses.replace(options, memory=None, window=(tall, wide))
 
+    def _usable_memory(self) -> int:
+        if self._usable is None:
+            self._usable = int(_USABLE * available_bytes(self.device))
+        return self._usable
+
+    def _warn_of_memory(self, size: tuple[int, ...]) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logging.getLogger("degrid").warning(
+                f"an image of {size[1]}x{size[0]} pixels may not fit into memory whole; --window (options=...) takes "
+                "less, but its scores are those of windows"
+            )
+
+    def _begin(self, options: InferenceOptions) -> None:
+        """An image begins."""
+        self.network.next_image()
+        if options.window is not None:
+            self.windowed += 1
+            self.windows.add(options.window)
+
+    def _in_one_precision(self, compute: Callable[[], T]) -> T:
+        """The result; computed once more if the network turned to another precision meanwhile."""
+        before = self.network.precision
+        result = compute()
+        return result if self.network.precision == before else compute()
+
     def _prepared(self, image: Tensor) -> tuple[Tensor, InferenceOptions]:
         """The image on the device, [1,3,H,W], and its options."""
         options = self.options_for(tuple(image.shape[-2:]))
-        self.windowed += options.window is not None
+        self._begin(options)
         return image[None].to(self.device, memory_format=torch.channels_last), options
 
     def _ids_directly(self, batch: Tensor, options: InferenceOptions) -> Tensor:
         """Class ids, uint8 [H,W], as an exported model gives them, or from bands of windows."""
         if self.gives_ids:
             return self._forward(batch)[0]
+        return self._in_one_precision(lambda: self._ids_in_bands(batch, options))
+
+    def _ids_in_bands(self, batch: Tensor, options: InferenceOptions) -> Tensor:
         with torch.inference_mode():
             bands = slide_in_bands(self._forward, batch, options, self.resize)
             return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
@@ -231,7 +273,11 @@ class Predictor:
             )
         if options.window is None:
             options = dataclasses.replace(options, memory=None, window=_WINDOW)
-        self.windowed += 1
+        self._begin(options)
+        found = self._in_one_precision(lambda: self._ids_of_rows(scene, options))
+        return Prediction(found, None, scene.reduced.pixels)
+
+    def _ids_of_rows(self, scene: LargeScene, options: InferenceOptions) -> np.ndarray:
         found, rows = np.empty(scene.size, np.uint8), _Rows(scene, self.device)
         with torch.inference_mode():
             for top, band in slide_in_bands(self._forward, rows, options, self.resize):
@@ -240,13 +286,18 @@ class Predictor:
                 if empty is not None:
                     ids[empty[: len(ids)]] = IGNORE_INDEX
                 found[top : top + len(ids)] = ids
-        return Prediction(found, None, scene.reduced.pixels)
+        return found
 
-    def _scores(self, batch: Tensor, options: InferenceOptions) -> Tensor:
-        with torch.inference_mode():
-            if options.is_plain:
-                return self._forward(batch)
-            return fused_scores(self._forward, batch, options, self.resize, self.stride)
+    def _scores(self, batch: Tensor, options: InferenceOptions, fuse: bool = False) -> Tensor:
+        """See `scores`; `fuse`: at the size of the image even if there is nothing to fuse."""
+
+        def compute() -> Tensor:
+            with torch.inference_mode():
+                if options.is_plain and not fuse:
+                    return self._forward(batch)
+                return fused_scores(self._forward, batch, options, self.resize, self.stride)
+
+        return self._in_one_precision(compute)
 
     def _forward(self, batch: Tensor) -> Tensor:
         logits = self.network(batch)
@@ -287,13 +338,14 @@ def predictor_of(
     precision: str = "auto",
     options: InferenceOptions | None = None,
     compiled: bool = False,
+    whole: bool = False,
 ) -> Iterator[Predictor]:
     """A predictor for a while; afterwards the model's modules are in the modes, training or evaluation, they were in.
 
     Of `DistributedDataParallel` pass the module inside, since processes may have different numbers of images.
     """
     with evaluating(model):
-        yield Predictor(model, device, precision, options, compiled)
+        yield Predictor(model, device, precision, options, compiled, whole)
 
 
 def _scene(image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene, bands: Bands) -> Scene:

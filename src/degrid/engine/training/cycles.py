@@ -86,6 +86,15 @@ class TrainingScore:
         self._confusion.update(resize(logits.detach().float(), size, self.convention).argmax(1), label)
 
     @property
+    def counts(self) -> Tensor:
+        """The confusion matrix since the cycle began."""
+        return self._confusion.counts
+
+    @counts.setter
+    def counts(self, counts: Tensor) -> None:
+        self._confusion.counts = counts
+
+    @property
     def miou(self) -> float:
         """Over the classes seen since the cycle began, 0 to 1."""
         return float(mean_iou(*hits_and_unions(self._confusion.counts)))

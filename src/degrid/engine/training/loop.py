@@ -41,6 +41,8 @@ class Training:
     best_miou: float = -1.0
     since_best: int = 0
     """Validations since the best one."""
+    score: TrainingScore | None = None
+    """Counts the predictions of the training crops, in cyclic training."""
 
     def save(self, path: Path) -> None:
         """Write the state; an earlier file stays until the new one is complete.
@@ -57,6 +59,7 @@ class Training:
             "step": self.step,
             "best_miou": self.best_miou,
             "since_best": self.since_best,
+            "training_confusion": self.score.counts if self.score else None,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -81,6 +84,8 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.step, self.best_miou = state["step"], state["best_miou"]
         self.since_best = state.get("since_best", 0)  # older versions did not count
+        if self.score and state.get("training_confusion") is not None:
+            self.score.counts = state["training_confusion"]
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"], next(self.model.parameters()).device)
@@ -168,7 +173,6 @@ def train(
     objective: Objective,
     plan: Plan,
     *,
-    score: TrainingScore | None = None,
     validate: Callable[[nn.Module, int], Scores] | None = None,
     publish: Callable[[nn.Module], None] = lambda model: None,
 ) -> None:
@@ -179,7 +183,6 @@ def train(
         state: model, optimiser and the step to start from.
         batches: micro-batches, beginning with the first one of step `state.step`.
         objective: what to minimise.
-        score: counts mIoU on the training crops.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
     Raises:
@@ -192,9 +195,9 @@ def train(
             lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             micro = [next(batches) for _ in range(plan.accumulate)]
-            if score:
-                score.restart(state.step)
-            loss = train_step(state, micro, objective, plan.precision, score, plan.clip_norm)
+            if state.score:
+                state.score.restart(state.step)
+            loss = train_step(state, micro, objective, plan.precision, plan.clip_norm)
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
@@ -202,7 +205,7 @@ def train(
                 )
             state.step += 1
             images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
-            log.step(StepRecord(state.step, loss, lr, images_per_second, score.miou if score else None))
+            log.step(StepRecord(state.step, loss, lr, images_per_second, state.score.miou if state.score else None))
 
             if plan.validates_at(state.step):
                 _validate_and_publish(state, folder, log, validate, publish)
@@ -226,7 +229,6 @@ def train_step(
     micro: list[Batch],
     objective: Objective,
     precision: str = "float32",
-    score: TrainingScore | None = None,
     clip_norm: float = 0.0,
 ) -> float:
     """One optimiser step on some micro-batches, as if they were one batch.
@@ -236,7 +238,6 @@ def train_step(
 
     Args:
         micro: what the step is computed from.
-        score: counts the predictions.
         clip_norm: see `Plan`.
     Returns:
         The loss; 0, with a gradient of 0, if no pixel is valid. If it is not finite, the weights stay as they are.
@@ -256,8 +257,8 @@ def train_step(
         part = (objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)).sum()
         part.backward()  # type: ignore[no-untyped-call]
         total = total + part.detach()
-        if score:  # the last map is the maximum over the scales, or the only one
-            score.count(maps[-1], batch.label.to(device))
+        if state.score:  # the last map is the maximum over the scales, or the only one
+            state.score.count(maps[-1], batch.label.to(device))
     loss = float(total)
     if math.isfinite(loss):
         if clip_norm:
