@@ -15,6 +15,7 @@ import pytest
 import tf_writer as tf
 import torch
 from convert_examples import blobs, python2_dictionary, span, state, two_variables
+from fuzz.edits import EDIT, edited
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -393,32 +394,6 @@ KINDS = [
     *("v1", "packed", "v2.index", "v2.data-00000-of-00001", "caffe", "caffe_v1", "zipped.pth", "old.pth"),
     *("stored.npz", "packed.npz", "dict.npy", "python2.npy", "net.safetensors"),
 ]
-INTERESTING = st.sampled_from([0, 1, 127, 128, 255])
-EDIT = st.tuples(
-    st.sampled_from(["set", "set", "insert", "delete", "cut", "splice", "long"]),
-    st.floats(0, 1, exclude_max=True),
-    INTERESTING | st.integers(0, 255),
-    st.floats(0, 1, exclude_max=True),
-)
-
-
-def edited(data: bytes, edits) -> bytes:
-    for what, place, value, other in edits:
-        at, source = int(place * len(data)), int(other * len(data))
-        match what:
-            case "set":
-                data = data[:at] + bytes([value]) + data[at + 1 :]
-            case "insert":
-                data = data[:at] + bytes([value]) * (1 + value % 9) + data[at:]
-            case "delete":
-                data = data[:at] + data[at + 1 + value % 9 :]
-            case "cut":
-                data = data[:at]
-            case "splice":
-                data = data[:at] + data[source : source + value] + data[at + value :]
-            case "long":
-                data = data[:at] + b"\xff" * 9 + b"\x01" + data[at + 10 :]
-    return data
 
 
 def outcome(path: Path) -> Source | UserError:

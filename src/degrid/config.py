@@ -389,7 +389,7 @@ def _parse(text: str) -> object:
         return lowered[text.lower()]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -410,9 +410,12 @@ def _convert(hint: Any, value: object, path: str) -> Any:
         fits = kind is not dict and (kind is not int or isinstance(value, int) or value.is_integer())
     else:
         fits = isinstance(value, kind)
-    if not fits:
-        raise UserError(f'setting "{path}": expected {_in_words(hint)}, got {value!r}')
-    return kind(value)
+    try:
+        if fits:
+            return kind(value)
+    except OverflowError:
+        raise UserError(f'setting "{path}": the number is too large for any computer') from None
+    raise UserError(f'setting "{path}": expected {_in_words(hint)}, got {value!r}')
 
 
 def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,52 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        object_hook: see `json.loads`.
+    Raises:
+        ValueError: it is not JSON, or lists and tables are nested too deep in it.
+    """
+    try:
+        return json.loads(text, object_hook=object_hook)
+    except RecursionError as error:
+        raise ValueError("lists or tables are nested too deep") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it is not YAML, or it is nested too deep, or by its references (*name) larger than any real one.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+        if _size(value, {}) > _MOST_VALUES:
+            raise ValueError("its references stand for too much")
+    except RecursionError as error:
+        raise ValueError("lists or tables are nested too deep, or contain themselves") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return value
+
+
+_MOST_VALUES = 10_000_000
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """The number of values in a value, with those that occur several times counted each time."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
+
+
 def read_json(path: str | os.PathLike[str], kind: str) -> Any:
     """Parse a JSON file.
 
@@ -115,7 +161,7 @@ def read_json(path: str | os.PathLike[str], kind: str) -> Any:
         UserError: missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the {kind} {path}: {error.strerror}") from error
     except ValueError as error:

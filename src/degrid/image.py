@@ -46,7 +46,7 @@ def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image
         UserError: missing, not an image, of a kind that Pillow does not read, cut short, or too large to be one image.
     """
     try:
-        with open(path, "rb") as stream:
+        with _Bounded(io.FileIO(path)) as stream:
             opened = _identify(stream, path, memory)
             with _without_warning(opened.size):
                 opened.load()
@@ -57,6 +57,14 @@ def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image
         raise UserError(f"no such image: {path}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
+
+
+class _Bounded(io.BufferedReader):
+    """A file that makes no more room than it has bytes, where it is damaged and says that gigabytes follow."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `io.BufferedReader`."""
+        return super().read(size if size is None or size < 0 else min(size, os.fstat(self.fileno()).st_size))
 
 
 def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None) -> Image.Image:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from degrid import config as configs
-from degrid.arguments import checked
+from degrid.arguments import checked, fitted
 from degrid.config import ModelConfig
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
@@ -170,22 +170,21 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
-    values = read_json(folder / "config.json", "model config")
+    file = folder / "config.json"
+    values = read_json(file, "model config")
     if not isinstance(values, dict) or values.get("format") != MODEL_FORMAT:
-        raise UserError(f"{folder / 'config.json'} is not a model config of degrid")
+        raise UserError(f"{file} is not a model config of degrid")
     try:
         labels = LabelSpace(
             tuple(row["name"] for row in values["classes"]),
             tuple(tuple(row["color"]) for row in values["classes"]),
         )
         config = configs.from_dict(ModelConfig, values["model"], "model")
-        preprocess = Preprocess(
-            tuple(values["preprocess"]["mean"]),
-            tuple(values["preprocess"]["std"]),
-            values["preprocess"]["bgr"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} lacks or garbles a part of the model config: {error}") from error
+        given = values["preprocess"]
+        mean, std = (fitted(tuple[float, ...], given[key], f"{file}: {key}") for key in ("mean", "std"))
+        preprocess = Preprocess(mean, std, fitted(bool, given["bgr"], f"{file}: bgr"))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{file} lacks or garbles a part of the model config: {error!r}") from error
     return config, preprocess, labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict, Unpack
 
 from degrid import config as configs
@@ -90,7 +91,7 @@ def bands_of(config: ModelConfig) -> Bands:
         return Bands(count, given)
     pairs = tuple(zip(given[::2], given[1::2], strict=False))
     fits = len(given) == 2 or (len(given) % 2 == 0 and count in (0, len(pairs)))
-    if not given or not fits or not all(low < high for low, high in pairs):
+    if not given or not fits or not all(-math.inf < low < high < math.inf for low, high in pairs):
         raise UserError(
             f'setting "model.range": expected a lower and a higher value, or such a pair for each of the '
             f"{count or 'input'} channels, got {', '.join(f'{value:g}' for value in given)}"
@@ -100,6 +101,10 @@ def bands_of(config: ModelConfig) -> Bands:
 
 def _preprocess(config: ModelConfig) -> Preprocess | None:
     if config.mean is not None and config.std is not None:
+        if not all(map(math.isfinite, config.mean)) or not all(0 < value < math.inf for value in config.std):
+            raise UserError(
+                f"model.mean and model.std: expected numbers, of model.std above 0; got {config.mean} and {config.std}"
+            )
         return Preprocess(config.mean, config.std, bool(config.bgr))
     if config.mean is not None or config.std is not None:
         raise UserError("model.mean and model.std go together; only one is set")

@@ -109,9 +109,10 @@ def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dic
     """The tags of a page that are of interest, and where the next page begins (0: nowhere)."""
     count, entry, word = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     count_bytes, entry_bytes, word_bytes = (struct.calcsize(f"{order}{each}") for each in (count, entry, word))
+    room = stream.seek(0, os.SEEK_END)
     stream.seek(place)
     (number,) = struct.unpack(order + count, stream.read(count_bytes))
-    table = stream.read(number * entry_bytes)
+    table = stream.read(min(number * entry_bytes, room))
     (following,) = struct.unpack(order + word, stream.read(word_bytes))
     tags = {}
     for tag, kind, length, value in struct.iter_unpack(order + entry, table):
@@ -119,6 +120,8 @@ def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dic
             continue
         form = f"{order}{length}{_TYPES[kind]}"
         size = struct.calcsize(form)
+        if size > room:
+            raise ValueError(f"a tag of {size} bytes in a file of {room}")
         if size > word_bytes:
             stream.seek(struct.unpack(order + word, value)[0])
             value = stream.read(size)

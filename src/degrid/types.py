@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class LabelSpace:
     """The classes of a dataset or model: one name and one RGB colour (0-255) per train id.
 
     Raises:
-        UserError: no class, more than 255, a repeated name, or another number of colours than names.
+        UserError: no class, more than 255, a repeated name, another number of colours than names, or what is no name
+            or colour.
     """
 
     names: tuple[str, ...]
@@ -99,11 +101,15 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE_INDEX:
             raise UserError(f"expected 1 to {IGNORE_INDEX} classes, got {len(self.names)}")
+        if not all(isinstance(name, str) for name in self.names):
+            raise UserError(f"class names are text; got {', '.join(repr(name) for name in self.names)}")
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise UserError(f"class names must differ from each other; named twice: {', '.join(twice)}")
         if len(self.colors) != len(self.names):
             raise UserError(f"expected one colour per class ({len(self.names)}), got {len(self.colors)}")
+        if wrong := [color for color in self.colors if not _is_color(color)]:
+            raise UserError(f"a colour is three whole numbers from 0 to 255, got {wrong[0]!r}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,6 +118,11 @@ class LabelSpace:
     def of_size(cls, num_classes: int) -> LabelSpace:
         """The names "class 0", "class 1", ... and the VOC colours, where nothing else is known."""
         return cls(tuple(f"class {i}" for i in range(num_classes)), voc_palette(num_classes))
+
+
+def _is_color(value: Any) -> bool:
+    parts = value if isinstance(value, tuple | list) else ()
+    return len(parts) == 3 and all(isinstance(part, Integral) and 0 <= int(part) <= 255 for part in parts)
 
 
 def voc_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
@@ -188,7 +199,8 @@ class Bands:
     def of(cls, values: dict[str, Any]) -> Bands:
         """From plain values, such as those of `dataclasses.asdict` that went through JSON."""
         given = values["range"]
-        return cls(values["count"], given if isinstance(given, str) else tuple((low, high) for low, high in given))
+        pairs = given if isinstance(given, str) else tuple((float(low), float(high)) for low, high in given)
+        return cls(int(values["count"]), pairs)
 
 
 RGB = Bands()

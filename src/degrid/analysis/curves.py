@@ -6,7 +6,6 @@ of the latter also logs its cycles and their scores.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from degrid.files import parse_json
 from degrid.types import UserError
 
 LOG_EPOCH_STEPS = 10582 // 10
@@ -111,7 +111,7 @@ def _read_jsonl(file: Path, lines: Sequence[str], complete: bool) -> Curves:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             step = int(record["step"])
             if "val" in record:
                 validations.append(_validation(step, record["val"]))
@@ -137,7 +137,7 @@ def _validation(step: int, found: Mapping[str, Any]) -> Validation:
 def _epoch_steps(folder: Path) -> float | None:
     """Training images (from log.txt) divided by images per step (from run.json); None where one is missing."""
     try:
-        train = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]["train"]
+        train = parse_json((folder / "run.json").read_text(encoding="utf-8"))["config"]["train"]
         images = re.search(r"; (\d+) training and ", (folder / "log.txt").read_text("utf-8", errors="replace"))
         per_step = int(train["batch_size"]) * int(train.get("accumulate", 1))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from degrid.arguments import check_fields
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
 from degrid.exporters.graph import ImageInput, example_image
 from degrid.exporters.table import EXPORTERS, find_opener
+from degrid.files import parse_json
 from degrid.lookup import counted
-from degrid.resize import resize
+from degrid.resize import RESIZES, resize
 from degrid.types import RGB, Bands, LabelSpace, UserError
 from degrid.version import VERSION
 
@@ -54,6 +56,16 @@ class Facts:
     batch: int | None = None
     bands: Bands = RGB
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.output not in ("ids", "logits") or self.input not in ("uint8", "float32"):
+            raise UserError(f"an exported model from {self.input} to {self.output} is not known")
+
+    @property
+    def labels(self) -> LabelSpace:
+        """The classes."""
+        return LabelSpace(tuple(name for name, _ in self.classes), tuple(color for _, color in self.classes))
+
     @classmethod
     def of(cls, takes: ImageInput, classes: Classes, output: str, resize: str, bands: Bands) -> Facts:
         """Of a file that this version of degrid writes."""
@@ -72,11 +84,13 @@ class Facts:
             UserError: there is none, or it has another form.
         """
         try:
-            values = json.loads(text or "")
-            classes = tuple((name, tuple(color)) for name, color in values.pop("classes"))
-            size, bands = values.pop("size", None), values.pop("bands", None)
-            return cls(classes, **values, size=size and (size[0], size[1]), bands=Bands.of(bands) if bands else RGB)
-        except (ValueError, KeyError, TypeError) as error:
+            values = parse_json(text or "")
+            bands = values.pop("bands", None)
+            found = cls(**values, bands=Bands.of(bands) if bands else RGB)
+            if found.labels and found.resize in RESIZES:
+                return found
+            raise ValueError(f"resize {found.resize}")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             message = f"{path} was not written by degrid export: it does not say its classes and output"
             raise UserError(message) from error
 
@@ -114,7 +128,7 @@ class ExportedModel(ExportedNetwork):
         # Wrapped: a program of torch.export is a module, but cannot be put into evaluation mode as a part of this one.
         self._run: Callable[[Tensor], Tensor] = lambda image: run(image)
         self.facts = Facts.read(text, file)
-        self.labels = LabelSpace(*zip(*self.facts.classes, strict=True))
+        self.labels = self.facts.labels
         self.output, self.resize, self.bands = self.facts.output, self.facts.resize, self.facts.bands
 
     def forward(self, image: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.doubts import check_kinds
 from degrid.data.formats.folder import pairs_by_name
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, read_text
+from degrid.files import parse_yaml
 from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -89,9 +88,11 @@ def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
 def _read(file: Path) -> dict[str, Any]:
     """The values by key, with the words of other toolkits translated."""
     try:
-        values = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        values = parse_yaml(read_text(file))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys such as path, train, val and classes")
     given: dict[str, Any] = {}

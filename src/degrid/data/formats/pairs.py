@@ -81,13 +81,13 @@ class Pair(Source):
 
     def missing(self) -> str:
         """See `Source`."""
-        if not self.image.exists():
+        if not os.path.exists(self.image):  # a name from a list may be one that no file can have
             return "image"
-        return "" if self.mask and self.mask.exists() else "label"
+        return "" if self.mask and os.path.exists(self.mask) else "label"
 
     def image_file(self) -> bytes:
         """See `Source`; empty where the file is not there."""
-        return self.image.read_bytes() if self.image.is_file() else b""
+        return self.image.read_bytes() if os.path.isfile(self.image) else b""
 
     def palette(self) -> np.ndarray | None:
         """See `Source`."""
@@ -106,7 +106,10 @@ def read_text(file: Path) -> str:
         UserError: the file is missing or has another encoding.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise UserError(f"{file} is not UTF-8 text (it has null bytes); save it as UTF-8")
+        return text
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:

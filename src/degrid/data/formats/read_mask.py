@@ -97,8 +97,8 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a name from a file may be one that no file can have
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading = AS_STORED) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.region import Thing, draw
+from degrid.files import parse_json
 from degrid.types import LabelSpace, UserError, voc_palette
 
 # VOC classes that have another name in COCO; the other fourteen are named alike. The resulting category ids are those
@@ -78,8 +78,7 @@ def read_instances(file: Path) -> Instances:
         UserError: the file is missing, is not JSON, or has another structure.
     """
     try:
-        with file.open(encoding="utf-8") as stream:
-            content = json.load(stream, object_hook=_compact)
+        content = parse_json(file.read_text(encoding="utf-8"), object_hook=_compact)
         images = {
             int(row["id"]): CocoImage(str(row["file_name"]), int(row["height"]), int(row["width"]))
             for row in content["images"]

@@ -16,7 +16,7 @@ import torch
 
 from degrid.contracts import evaluating
 from degrid.engine.training.cycles import Cycles
-from degrid.files import make_folder, write_text
+from degrid.files import make_folder, parse_json, write_text
 from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, Scores, Tell
 
@@ -257,7 +257,7 @@ def _keep_until(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
@@ -266,4 +266,4 @@ def _keep_until(path: Path, step: int) -> None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, in order."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [parse_json(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from degrid.data.formats.benchmarks.coco import prepared_folders
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, read_text
+from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.source import LazySources, Source
+from degrid.files import parse_json
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -79,41 +80,43 @@ def _segments_of(file: Path, path: Path) -> Path | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(read_text(file))
+    with blaming(f"{file}: expected images, annotations and categories"):
+        values = parse_json(read_text(file))
         return {key: list(values[key]) for key in ("images", "annotations", "categories")}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected images, annotations and categories ({error!r})") from error
 
 
 def _categories(files: list[Path]) -> tuple[LabelSpace, dict[int, int]]:
     """The classes in the order of their ids, after the smallest file, and the train id of each category."""
     file = min(files, key=lambda each: each.stat().st_size)
-    rows = sorted(_read(file)["categories"], key=lambda row: int(row["id"]))
-    palette = voc_palette(len(rows))
-    colors: list[Color] = []
-    for row, default in zip(rows, palette, strict=True):
-        color = row.get("color")
-        colors.append((color[0], color[1], color[2]) if color else default)
-    labels = LabelSpace(tuple(str(row["name"]) for row in rows), tuple(colors))
-    return labels, {int(row["id"]): train for train, row in enumerate(rows)}
+    values = _read(file)
+    with blaming(f"{file}: expected categories, each with id and name"):
+        rows = sorted(values["categories"], key=lambda row: int(row["id"]))
+        palette = voc_palette(len(rows))
+        colors: list[Color] = []
+        for row, default in zip(rows, palette, strict=True):
+            color = row.get("color")
+            colors.append((int(color[0]), int(color[1]), int(color[2])) if color else default)
+        labels = LabelSpace(tuple(str(row["name"]) for row in rows), tuple(colors))
+        return labels, {int(row["id"]): train for train, row in enumerate(rows)}
 
 
 def _segmented(file: Path, images: Path, masks: Path, trains: dict[int, int]) -> Iterator[Source]:
     """The images of a split with their segments.
 
     Raises:
-        UserError: a segment has a category that is not listed.
+        UserError: a segment has a category that is not listed, or the rows have another form.
     """
     values = _read(file)
-    names = {row["id"]: str(row["file_name"]) for row in values["images"]}
-    for row in values["annotations"]:
-        unknown = {info["category_id"] for info in row["segments_info"]} - set(trains)
-        if unknown:
-            raise UserError(f"{file}: {row['file_name']} has categories that are not listed: {some(sorted(unknown))}")
-        segments = {int(info["id"]): trains[info["category_id"]] for info in row["segments_info"]}
-        image = images / names.get(row["image_id"], f"{Path(row['file_name']).stem}.jpg")
-        yield Segments(image.stem, image, masks / row["file_name"], segments=segments)
+    with blaming(f"{file}: expected images, and annotations with their segments"):
+        names = {row["id"]: str(row["file_name"]) for row in values["images"]}
+        for row in values["annotations"]:
+            called = str(row["file_name"])
+            unknown = {info["category_id"] for info in row["segments_info"]} - set(trains)
+            if unknown:
+                raise UserError(f"{file}: {called} has categories that are not listed: {some(sorted(unknown))}")
+            segments = {int(info["id"]): trains[info["category_id"]] for info in row["segments_info"]}
+            image = images / names.get(row["image_id"], f"{Path(called).stem}.jpg")
+            yield Segments(image.stem, image, masks / called, segments=segments)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.common import benchmark
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import pair_folders, read_text
+from degrid.files import parse_json
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # The folder of the labels, and the file of their classes. Most published scores are on the classes of v1.2.
@@ -53,7 +53,7 @@ class Mapillary(DataFormat):
 def _classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     """The classes in the order of their ids, and the rule that makes the others void."""
     try:
-        rows = json.loads(read_text(file))["labels"]
+        rows = parse_json(read_text(file))["labels"]
         written = [str(row["name"]) for row in rows]
         readable = [str(row.get("readable", row["name"])) for row in rows]
         colors: list[Color] = [(int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, divided, read_text
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
+from degrid.files import parse_json
 from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError
 
@@ -142,7 +142,7 @@ def _names_file(address: Address) -> Path | None:
 def _read_names(file: Path) -> list[LabelRow]:
     """id2label.json: {"0": "wall", "1": "floor", ..}, as the hub's own examples write it."""
     try:
-        names = {int(value): str(name) for value, name in json.loads(read_text(file)).items()}
+        names = {int(value): str(name) for value, name in parse_json(read_text(file)).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{file}: expected names by id, such as {{"0": "wall", "1": "floor"}} ({error})') from error
     return [LabelRow(names[value], None, value) for value in sorted(names)]

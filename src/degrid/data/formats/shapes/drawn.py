@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
+from degrid.files import parse_json
 from degrid.image import open_image
 from degrid.types import UserError
 
@@ -24,7 +26,22 @@ OVERLAPS = "pixels without an object are background; where objects overlap, the 
 
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on the image lies on its side
 # What may be wrong with the values in a file that is JSON.
-DAMAGE = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+DAMAGE = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError)
+
+
+@contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Say what was expected where values are of another form than they should be.
+
+    Raises:
+        UserError: `what`, and what was found wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{what} ({error!r})") from error
 
 
 def _nothing(height: int, width: int) -> Iterable[Thing]:
@@ -79,7 +96,7 @@ def read_json(file: Path) -> Any:
         UserError: it is missing, cut short, or no JSON.
     """
     try:
-        return json.loads(read_text(file))
+        return parse_json(read_text(file))
     except ValueError as error:
         if isinstance(error, UserError):
             raise
@@ -145,7 +162,7 @@ class Images:
         """
         name = written.replace("\\", "/").partition("?")[0].removeprefix("file://").lstrip("/")
         places = [folder / name for folder in (near, *folders, self.root, self.root / "images")]
-        found = next((place for place in places if place.is_file()), None)
+        found = next((place for place in places if os.path.isfile(place)), None)
         return found or self._by_name(Path(name)) or places[0]
 
     def relative(self, image: Path) -> str:

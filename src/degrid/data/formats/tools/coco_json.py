@@ -6,7 +6,6 @@ COCO 2017 itself is prepared by `degrid.data.prepare.coco`.
 from __future__ import annotations
 
 import array
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
+from degrid.files import parse_json
 from degrid.types import UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -118,7 +118,7 @@ def _is_coco(file: Path) -> bool:
 
 def _read(file: Path) -> CocoFile:
     try:
-        content = json.loads(read_text(file), object_hook=_compact)
+        content = parse_json(read_text(file), object_hook=_compact)
         names = {row["id"]: str(row["name"]) for row in sorted(content["categories"], key=lambda row: row["id"])}
         rows = {row["id"]: row for row in content["images"]}
         found = CocoFile(file, names, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
+from degrid.files import parse_json
 from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -102,7 +102,7 @@ def read_label_colors(file: Path) -> list[LabelRow]:
 def read_dataset_meta(file: Path) -> list[LabelRow]:
     """dataset_meta.json of Datumaro: labels, and segmentation_colors of those in label_map."""
     try:
-        meta = json.loads(read_text(file))
+        meta = parse_json(read_text(file))
         colors = dict(zip(meta.get("label_map", {}).values(), meta.get("segmentation_colors", []), strict=False))
         names = [str(name) for name in meta["labels"]]
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.files import parse_json
 from degrid.image import IMAGE_SUFFIXES
 from degrid.types import UserError
 
@@ -81,7 +81,7 @@ def _image_names(path: Path) -> tuple[dict[int, str], str]:
     """The name of each task's image, by the JSON export in the folder, and its file's name; ({}, "") without one."""
     for file in sorted(path.rglob("*.json")):
         try:
-            tasks = json.loads(read_text(file))
+            tasks = parse_json(read_text(file))
         except ValueError:
             continue
         if isinstance(tasks, list) and tasks and all(isinstance(task, dict) and "id" in task for task in tasks):

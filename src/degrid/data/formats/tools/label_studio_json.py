@@ -12,7 +12,7 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import DIVIDED, Pair, divided
-from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, read_json, refuse_boxes
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, blaming, read_json, refuse_boxes
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.shapes.runs import label_studio_pixels
@@ -51,7 +51,8 @@ class LabelStudioJson(DataFormat):
         notes = [DIVIDED, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
         names = sorted({_label(result) for results in found for result in results if _kind(result)})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, file.name)
-        pairs = list(_sources(file, zip(tasks, found, strict=True), Images(root), ids))
+        with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
+            pairs = list(_sources(file, zip(tasks, found, strict=True), Images(root), ids))
         if left := len(tasks) - len(pairs):
             notes.append(f"{left:,} images have no annotation yet: left out")
         if without := sum(not _kind(result) for results in found for result in results):
@@ -68,7 +69,9 @@ def _sources(
     """A sample for each task, with its shapes, that somebody has looked at."""
     for task, results in tasks:
         if results or _looked_at(task):
-            image = images.find(image_address(task), file.parent)
+            if not (name := image_address(task)):
+                raise UserError(f"{file}: the task {task['id']} has shapes, but names no image")
+            image = images.find(name, file.parent)
             size = next((size for result in results if (size := _size(result))), None)
             yield Drawn(images.relative(image), image, file, partial(_things, results, ids), size, ids[""])
 
@@ -79,13 +82,11 @@ def _shapes(tasks: Sequence[Mapping[str, Any]], file: Path) -> list[list[dict[st
     Raises:
         UserError: a task is damaged.
     """
-    try:
+    with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
         found = [list(_results(task)) for task in tasks]
         for results in found:
             for result in results:
                 _label(result)
-    except DAMAGE as error:
-        raise UserError(f"{file}: expected Label Studio's tasks with their annotations ({error!r})") from error
     return found
 
 

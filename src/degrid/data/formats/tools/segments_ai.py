@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ import numpy as np
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
+from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.files import parse_json
 from degrid.types import UserError
 
 # NAME_label_LABELSET.png holds instances, NAME_label_LABELSET_semantic.png category ids.
@@ -48,12 +49,10 @@ class SegmentsAi(DataFormat):
         for file in files:
             if not _LABEL.fullmatch(file.name):
                 images.setdefault(file.stem, []).append(file)
-        try:
+        with blaming(f"{path / said}: expected a release with categories and samples"):
             rows = [_row(category) for category in release["dataset"]["task_attributes"]["categories"]]
             samples = release["dataset"]["samples"]
             pairs = [pair for sample in samples if (pair := _pair(sample, images, labels, path))]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path / said}: expected a release with categories and samples ({error!r})") from error
         classes, rule, ids = named_classes(rows, path, said)
         categories = {0: ids[""], **{row.value: ids[row.name] for row in rows}}
         notes = [DIVIDED, "pixels that Segments.ai has no label for are background"]
@@ -89,7 +88,7 @@ def _release(path: Path) -> tuple[Any, str]:
     """The release in a folder, and the name of its file; (None, "") without one."""
     for file in sorted(path.rglob("*.json")):
         try:
-            values = json.loads(read_text(file))
+            values = parse_json(read_text(file))
         except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("dataset"), dict) and "samples" in values["dataset"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, hex_color, labels_of
+from degrid.files import parse_json
 from degrid.types import LabelSpace, UserError, voc_palette
 
 _META = "meta.json"
@@ -102,7 +102,7 @@ def _class_rows(file: Path) -> list[LabelRow]:
         return []
     try:
         classes = [
-            (str(row["title"]), hex_color(str(row.get("color", "")))) for row in json.loads(read_text(file))["classes"]
+            (str(row["title"]), hex_color(str(row.get("color", "")))) for row in parse_json(read_text(file))["classes"]
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: expected classes, each with a title and a color ({error!r})") from error
@@ -116,7 +116,7 @@ def _machine_classes(path: Path, rows: list[LabelRow]) -> tuple[LabelSpace, Mask
         return labels, rule
     file = path / _VALUES
     try:
-        values = {str(name): np.broadcast_to(value, 3).tolist() for name, value in json.loads(read_text(file)).items()}
+        values = {str(name): np.broadcast_to(value, 3).tolist() for name, value in parse_json(read_text(file)).items()}
         drawn = [LabelRow(name, (r, g, b), int(r)) for name, (r, g, b) in values.items()]
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file}: expected a value or colour for each class ({error!r})") from error
@@ -142,7 +142,7 @@ class ShapeFile(Pair):
         if self.mask is None:
             return super().read_label()
         try:
-            values = json.loads(read_text(self.mask))
+            values = parse_json(read_text(self.mask))
             label = np.full((values["size"]["height"], values["size"]["width"]), self.ids[""], np.uint8)
             for drawn in values["objects"]:
                 name = drawn["classTitle"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
@@ -21,6 +20,7 @@ from degrid.data.formats.shapes.polygon import corners, polygon_region, rectangl
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.files import parse_yaml
 from degrid.types import UserError
 
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names")
@@ -136,8 +136,8 @@ def _names(values: dict[str, Any]) -> dict[int, str]:
 def _yaml(file: Path) -> dict[str, Any]:
     """The values by key; none where the file is no table."""
     try:
-        values = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, UserError):
+        values = parse_yaml(read_text(file))
+    except ValueError:
         return {}
     return values if isinstance(values, dict) else {}
 

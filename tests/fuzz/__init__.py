@@ -1,0 +1,1 @@
+"""Fuzzing of degrid's inputs: `tests/test_fuzz.py` runs it."""
