@@ -252,6 +252,10 @@ def test_five_bands_are_trained_on_and_predicted(tmp_path):
 def test_images_of_other_numbers_of_bands_are_refused(tmp_path):
     data = five_bands(tmp_path / "data")
     tiff(data / "images" / "3.tif", np.zeros((4, 40, 48), np.uint16))
+    problems = check_data(data).problems
+    assert len(problems) == 1
+    assert "1 image that does not fit the others" in problems[0]
+    assert "has 4 bands; expected 5" in problems[0]
     with pytest.raises(UserError, match="the images have 4 or 5 bands; expected as many in all"):
         open_dataset(data)
 

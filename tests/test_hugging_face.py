@@ -103,6 +103,18 @@ def test_a_saved_dataset_pixel_by_pixel(saved):
     assert report.splits["train"].void_pixels == 5
 
 
+def test_dataset_yaml_leads_to_it(saved):
+    """Its folder is relative to the file; classes and void are those of the file."""
+    file = saved.parent / "dataset.yaml"
+    for path in ("hf:saved", "saved", f"hf:{saved}?mask=annotation"):
+        file.write_text(f"path: {path}\nclasses: [road, car]\nvoid: [2]\n")
+        sample = open_dataset(file)[3]
+        assert np.array_equal(sample.label.numpy(), np.where(ids(3) == 2, IGNORE_INDEX, ids(3)))
+    file.write_text("path: hf:saved\ntrain: images\n")
+    with pytest.raises(UserError, match=r"hf:saved brings its own splits and masks; leave out train"):
+        open_dataset(file)
+
+
 def test_the_report_does_not_depend_on_the_number_of_processes(saved):
     assert check_data(saved, processes=1).to_dict() == check_data(saved, processes=2).to_dict()
 

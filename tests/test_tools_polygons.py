@@ -164,19 +164,36 @@ def test_crowds(tmp_path):
     coco(tmp_path / "instances_default.json", ["a.png", "b.png"], shapes=shapes, iscrowd=1)
     put_image(tmp_path / "a.png")
     put_image(tmp_path / "b.png")
-    message = r"calls 4 of 4 annotations crowds \(iscrowd 1\), .*Write crowd: instance in .*dataset\.yaml if they are"
-    for command in ("check", "stats"):
-        code, output = cli("data", command, tmp_path)
+    message = r'calls 4 of 4 annotations crowds \(iscrowd 1\), .*write "crowd: instance" in .*dataset\.yaml if they are'
+    for words in (("check", tmp_path), ("prepare", "polygons", tmp_path)):
+        code, output = cli("data", *words)
         assert code == 2
-        assert "Write crowd: instance in" in output
+        assert 'write "crowd: instance" in' in output
     with pytest.raises(UserError, match=message):
-        open_dataset(tmp_path)
+        open_dataset(tmp_path, accept=())
+    void = np.where(TRUTH, IGNORE_INDEX, 0)
+    check(tmp_path, truth=void)
+    open_dataset(tmp_path, accept=["many-crowds", "one-class"])
     put_text(tmp_path / "dataset.yaml", "crowd: instance\n")
     check(tmp_path)
     put_text(tmp_path / "dataset.yaml", "crowd: void\n")
-    assert open_dataset(tmp_path)[0].label.tolist() == np.where(TRUTH, IGNORE_INDEX, 0).tolist()
+    check(tmp_path, truth=void)
+    prepared(tmp_path, tmp_path / "drawn", truth=void)
     put_text(tmp_path / "dataset.yaml", "crowd: maybe\n")
     with pytest.raises(UserError, match="expected instance or void, got maybe"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.yaml").unlink()
+    elsewhere = tmp_path.parent / f"{tmp_path.name}.yaml"
+    put_text(elsewhere, f"path: {tmp_path.name}\ncrowd: instance\n")
+    check(elsewhere)
+
+
+def test_crowds_are_of_cocos_annotations_only(tmp_path):
+    put_image(tmp_path / "images" / "a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(TRUTH).save(tmp_path / "masks" / "a.png")
+    put_text(tmp_path / "dataset.yaml", "crowd: void\n")
+    with pytest.raises(UserError, match=r"was read as folder, which has none: leave out crowd"):
         open_dataset(tmp_path)
 
 

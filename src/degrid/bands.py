@@ -311,15 +311,23 @@ def find_bands(pictures: list[np.ndarray], wanted: Bands) -> tuple[Bands, str]:
     )
 
 
+class MixedBandsError(UserError):
+    """Images of different numbers of bands. commonest: the number that most of them have."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self.commonest = max(set(counts), key=counts.count)
+        super().__init__(
+            f"the images have {' or '.join(map(str, sorted(set(counts))))} bands; expected as many in all: leave some "
+            "images away, or store the bands that all have"
+        )
+
+
 def _count_of(pictures: list[np.ndarray], wanted: int) -> int:
     """How many channels pictures [H,W,C] have, with grey as colours; or what is wanted, if that is not 0."""
-    counts = sorted({picture.shape[2] for picture in pictures})
-    found = wanted or next((count for count in counts if count != 1), 3)
+    counts = [picture.shape[2] for picture in pictures]
+    found = wanted or next((count for count in sorted(counts) if count != 1), 3)
     if not wanted and not {*counts} <= {1, found}:
-        raise UserError(
-            f"the images have {' or '.join(map(str, counts))} bands; expected as many in all: leave some images away, "
-            "or store the bands that all have"
-        )
+        raise MixedBandsError(counts)
     return found
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.doubts import check_kinds
 from degrid.data.formats.folder import pairs_by_name
+from degrid.data.formats.hugging_face.address import PREFIX, Address
+from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, read_text
@@ -20,8 +22,7 @@ from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 _ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "ignore_classes": "void", "root": "path"}
 _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
-    *("threshold", "nearest_color", "palette", "accept"),
-    "crowd",  # read by the format of COCO's polygons
+    *("threshold", "nearest_color", "palette", "accept", "crowd"),
 )
 _IGNORED = ("nc", "download")
 # Where a class lists its ids, or its colours in colour masks.
@@ -31,13 +32,13 @@ _ID_KEYS = ("ids", "labels", "values")
 class Description(DataFormat):
     """A dataset.yaml, given itself or in the folder that is given.
 
-    Keys: path (the root, relative to the file), format (a row of `degrid.data.formats.table`, or "module:Format" of
-    your own), train, val, test (a folder of images, a list file of "/image /mask" or of names, or {images, masks}),
-    masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void (raw ids
-    or colours that are void), ids ({raw id: train id, or "void"}, or a list with the raw id of each class in order),
-    threshold (a number: values below it are background), nearest_color (a distance: other colours become the nearest
-    one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are meant so),
-    crowd (instance or void: what COCO's crowds are).
+    Keys: path (the root, relative to the file, or "hf:NAME_OR_FOLDER"), format (a row of `degrid.data.formats.table`,
+    or "module:Format" of your own), train, val, test (a folder, a list file of "/image /mask" or of names, or {images,
+    masks}), masks (the folder of all masks), classes (names in order, or {id: name}, or {id: {name, color, ids}}), void
+    (raw ids or colours that are void), ids ({raw id: train id, or "void"}, or a list with the raw id of each class in
+    order), threshold (a number: values below it are background), nearest_color (a distance: other colours become the
+    nearest one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are
+    meant so), crowd (instance or void: what COCO's crowds are).
     Without splits the folder is recognised, or read in the format.
     """
 
@@ -54,7 +55,10 @@ class Description(DataFormat):
         if file is None:
             return None
         given = _read(file)
-        root = file.parent / str(given.get("path", "."))
+        written = str(given.get("path", "."))
+        root = file.parent / written
+        if written.startswith(PREFIX) and not root.exists():
+            return _hugging_face(written, given, file)
         if not root.is_dir():
             raise UserError(f"{file}: path {root} is not a folder")
         splits, orphans = {}, []
@@ -67,14 +71,39 @@ class Description(DataFormat):
             raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
         if not any(layout.splits.values()):
             raise UserError(f"{file}: no image in {', '.join(splits)}")
-        layout.wishes = _wishes(given, file)
-        if "classes" in given:
-            layout.labels, layout.rule = _classes(given, file)
-        elif isinstance(given.get("ids"), dict):
-            raise UserError(
-                f"{file}: a table of ids needs classes beside it; without them give a list, such as [0, 255]"
-            )
-        return layout
+        return _with_words(layout, given, file)
+
+
+def wishes_in(folder: Path) -> Wishes:
+    """What dataset.yaml in a folder asks for; nothing where there is none.
+
+    Raises:
+        UserError: see `Description`.
+    """
+    file = folder / "dataset.yaml"
+    return _wishes(_read(file), file) if file.is_file() else Wishes()
+
+
+def _with_words(layout: Layout, given: dict[str, Any], file: Path) -> Layout:
+    """The layout with the classes and wishes of the file."""
+    layout.wishes = _wishes(given, file)
+    if "classes" in given:
+        layout.labels, layout.rule = _classes(given, file)
+    elif isinstance(given.get("ids"), dict):
+        raise UserError(f"{file}: a table of ids needs classes beside it; without them give a list, such as [0, 255]")
+    return layout
+
+
+def _hugging_face(written: str, given: dict[str, Any], file: Path) -> Layout:
+    """A dataset of Hugging Face, whose folder is relative to the file."""
+    own = [key for key in ("format", "train", "val", "test", "masks") if key in given]
+    if own:
+        raise UserError(f"{file}: {written} brings its own splits and masks; leave out {', '.join(own)}")
+    address = Address.parse(written.removeprefix(PREFIX))
+    if (file.parent / address.name).is_dir():
+        address = dataclasses.replace(address, name=str(file.parent / address.name))
+    layout = open_hugging_face(address)
+    return _with_words(dataclasses.replace(layout, reason=f"{file.name}, {layout.reason}"), given, file)
 
 
 def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
@@ -192,9 +221,6 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
         )
     ids = [] if isinstance(ids, dict) else ids
     accept = tuple(map(str, _listed(given.get("accept") or [])))
-    palette = given.get("palette", "")
-    if palette not in ("", "color", "index"):
-        raise UserError(f"{file}: palette: expected color or index, got {palette!r}")
     if not all(_is_id(value) for value in ids) or len(set(ids)) != len(ids):
         raise UserError(f"{file}: ids: expected different whole numbers, one for each class, got {ids}")
     check_kinds(accept, f"{file}: accept")
@@ -203,10 +229,18 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
         tuple(ids),
         _number(given, "threshold", file),
         _number(given, "nearest_color", file),
-        palette,
+        _word(given, "palette", ("color", "index"), file),
         accept,
+        _word(given, "crowd", ("instance", "void"), file),
         str(file),
     )
+
+
+def _word(given: dict[str, Any], key: str, words: tuple[str, ...], file: Path) -> str:
+    value = given.get(key, "")
+    if value not in ("", *words):
+        raise UserError(f"{file}: {key}: expected {' or '.join(words)}, got {value}")
+    return str(value)
 
 
 def _number(given: dict[str, Any], key: str, file: Path) -> float | None:

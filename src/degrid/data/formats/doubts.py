@@ -97,6 +97,8 @@ _MOSTLY = 0.8
 # Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
 _SHADES, _HIGHEST_ID = 16, 190
 _NEARLY = 0.95
+# In COCO itself one annotation in eighty is a crowd.
+_MOST_CROWDS = 0.25
 # Values this close to the lowest and the highest are noise on black and white.
 _NEAR = 24
 
@@ -137,6 +139,23 @@ def _shades(look: _Look) -> Iterator[str]:
             f"{_write(look.layout, 'threshold: 128')} if they are background and object, or name all classes in "
             "classes.txt"
         )
+
+
+def _many_crowds(look: _Look) -> Iterator[str]:
+    """Annotations that are called crowds, which are void, though several tools call every mask from a brush so."""
+    if sentence := many_crowds(look.layout):
+        yield sentence
+
+
+def many_crowds(layout: Layout) -> str:
+    """A sentence on data whose annotations are crowds more often than in COCO, if nothing says what they are."""
+    crowds, drawn = layout.crowds or (0, 0)
+    if layout.wishes.crowd or crowds <= _MOST_CROWDS * drawn:
+        return ""
+    return (
+        f"{layout.reason} calls {crowds:,} of {drawn:,} annotations crowds (iscrowd 1), which are void: several tools "
+        f"mark all masks from a brush so; {_write(layout, 'crowd: instance')} if they are objects, or crowd: void"
+    )
 
 
 def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
@@ -294,13 +313,14 @@ def _write(layout: Layout, line: str) -> str:
 
 
 DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
+    "many-crowds": (_many_crowds, ()),
     "grey-edges": (_grey_edges, ()),
     "sparse-ids": (_sparse_ids, ("grey-edges",)),
     "palettes-differ": (_palettes_differ, ()),
     "palette-order": (_palette_order, ("palettes-differ",)),
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
-    "nearly-void": (_nearly_void, ("grey-edges", "sparse-ids")),
-    "one-class": (_one_class, ("grey-edges", "sparse-ids", "nearly-void")),
+    "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),
+    "one-class": (_one_class, ("many-crowds", "grey-edges", "sparse-ids", "nearly-void")),
 }
 """How each kind of doubt is examined, and the kinds that it would only repeat; the gravest first."""

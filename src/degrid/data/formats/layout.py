@@ -54,6 +54,7 @@ class Wishes:
         threshold, nearest: see `MaskRule`.
         palette: "color" or "index": how palette images are read; empty: as fits the classes.
         accept: the kinds of doubts that are accepted; see `degrid.data.formats.doubts`.
+        crowd: "instance" or "void": what COCO's annotations call crowds; empty: not said.
         file: where the wishes are written, for messages.
     """
 
@@ -63,6 +64,7 @@ class Wishes:
     nearest: float | None = None
     palette: str = ""
     accept: tuple[str, ...] = ()
+    crowd: str = ""
     file: str = ""
 
 
@@ -82,6 +84,7 @@ class Layout:
         kind: the format's name, filled in by `degrid.data.formats.table`.
         wishes: how the user wants masks to be read.
         guessed: the classes were found by looking at the masks.
+        crowds: how many of COCO's annotations are called crowds, and how many there are; None where none can be.
         surveys: of each split, what values a sample of its masks holds; filled in by `degrid.data.formats.scan`.
     """
 
@@ -96,6 +99,7 @@ class Layout:
     kind: str = ""
     wishes: Wishes = field(default_factory=Wishes)
     guessed: bool = False
+    crowds: tuple[int, int] | None = None
     surveys: Mapping[str, Survey] = field(default_factory=dict)
 
 

@@ -24,10 +24,12 @@ class MaskReading:
 
     by_color: palette images give the colours of their pixels, not the indices.
     lossy: files whose compression changes the values are read, too.
+    crowds: what COCO's annotations call crowds are drawn as objects.
     """
 
     by_color: bool = False
     lossy: bool = False
+    crowds: bool = False
 
 
 AS_STORED = MaskReading()

@@ -33,6 +33,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
         UserError: the masks are colour pictures or have ids above 255, and nothing says what they mean; or the user
             asks for something that does not fit the classes.
     """
+    read_crowds(layout)
     if not any(isinstance(sources, LazySources) for sources in layout.splits.values()):
         layout.splits, notes = splits_or_divided(layout.splits)
         layout.notes += notes
@@ -56,12 +57,29 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     return layout
 
 
+def read_crowds(layout: Layout) -> None:
+    """Let what COCO's annotations call crowds be what the user says.
+
+    Raises:
+        UserError: something is said about crowds, and the data cannot hold any.
+    """
+    wishes = layout.wishes
+    if wishes.crowd and layout.crowds is None:
+        raise UserError(
+            f"{wishes.file}: crowd says what the crowds in COCO's annotations are, but {layout.root} was read as "
+            f"{layout.kind or layout.reason}, which has none: leave out crowd"
+        )
+    if wishes.crowd == "instance":
+        layout.splits = _read_otherwise(layout, MaskReading(crowds=True))
+
+
 def _look(layout: Layout, read: ReadValues) -> Surveys:
     """Decide how the files of masks are read, and survey them."""
     wishes = layout.wishes
     lossy = wishes.threshold is not None or wishes.nearest is not None
     if lossy or wishes.palette == "color":
-        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy))
+        crowds = wishes.crowd == "instance"
+        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy, crowds))
     surveys = _survey(layout, read)
     if wishes.palette or not _says_palettes(layout, surveys):
         return surveys

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from degrid.arguments import checked
+from degrid.bands import MixedBandsError
 from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, open_dataset
 from degrid.data.formats.doubts import check_kinds, doubts
 from degrid.data.formats.layout import Layout
@@ -23,7 +24,7 @@ from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.values import LabelValues, Survey
 from degrid.data.inspection.reading import Reader, Reading
 from degrid.lookup import counted
-from degrid.types import IGNORE_INDEX, Dataset, LabelSpace, OnProgress, Progress, UserError
+from degrid.types import IGNORE_INDEX, Bands, Dataset, LabelSpace, OnProgress, Progress, UserError
 
 
 @dataclass
@@ -183,10 +184,10 @@ def _numbered(number: int, kind: str) -> str:
     if number != 1:
         return f"{number} {kind}"
     one = re.sub(r"\b(class|dataset|image|mask|name|sample|split)e?s\b", r"\1", kind, count=1)
-    return "1 " + re.sub(r"(?<= that )(are|come|call|break)\b", lambda verb: _ONE_DOES[verb[0]], one, count=1)
+    return "1 " + re.sub(r"(?<= that )(are|come|call|break|do)\b", lambda verb: _ONE_DOES[verb[0]], one, count=1)
 
 
-_ONE_DOES = {"are": "is", "come": "comes", "call": "calls", "break": "breaks"}
+_ONE_DOES = {"are": "is", "come": "comes", "call": "calls", "break": "breaks", "do": "does"}
 
 
 @checked
@@ -216,7 +217,10 @@ def check_data(
         return _check_samples(str(path), progress)
     layout = find_layout(path)
     sources = _all_sources(layout)
-    bands, notes = bands_found(sources, FOUND)
+    try:
+        bands, notes = bands_found(sources, FOUND)
+    except MixedBandsError as error:  # the others are listed among the problems
+        bands, notes = Bands(error.commonest, "file"), []
     reader = Reader(len(sources), bands, processes, progress)
     layout = resolve_classes(layout, reader.values)
     layout.notes += notes

@@ -91,7 +91,11 @@ def _faulty(source: Source, error: UserError, bands: Bands) -> Reading:
         unread = isinstance(wrong, UnreadKindError)
         kind = "images of a kind that is not read" if unread else "images that cannot be read (get them again)"
         faults.append((kind, str(wrong)))
-    if size and label is not None:
+    if size and label is not None and size == label.shape[:2]:
+        faults.append(
+            ("images that do not fit the others (leave them away, or store the bands that all have)", str(error))
+        )
+    elif size and label is not None:
         place = source.places()[1]
         differ = f"{place} is {label.shape[1]}x{label.shape[0]}, the image {size[1]}x{size[0]}"
         faults.append(("masks of another size than their image (export them at the image's size)", differ))

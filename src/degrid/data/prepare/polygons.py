@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 
 from degrid.data.formats.classes import table_in
+from degrid.data.formats.description import wishes_in
+from degrid.data.formats.doubts import many_crowds
 from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair
+from degrid.data.formats.scan import read_crowds
 from degrid.data.formats.table import POLYGON_FORMATS, recognise
 from degrid.data.prepare.listing import WORK, ListWriter, save_ids
 from degrid.lookup import counted
@@ -28,13 +31,17 @@ def prepare_polygons(path: str | Path, progress: OnProgress | None = None, out: 
     Returns:
         The report; see `degrid.data.prepare_benchmark`.
     Raises:
-        UserError: there are no polygons, a shape is damaged, or the place cannot be written to.
+        UserError: there are no polygons, a shape is damaged, many are called crowds, or the place cannot be written to.
     """
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"no data at {place}")
     layout = recognise(place, among=POLYGON_FORMATS)
+    layout.wishes = wishes_in(layout.root)
+    read_crowds(layout)
     assert layout.labels is not None
+    if "many-crowds" not in layout.wishes.accept and (sentence := many_crowds(layout)):
+        raise UserError(sentence)
     folder = (out or layout.root / DRAWN).absolute()
     splits = {split: [each for each in found if isinstance(each, Pair)] for split, found in layout.splits.items()}
     lists = ListWriter(_common_root(layout, folder, splits), layout.labels, {}, folder)

@@ -20,7 +20,7 @@ from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_te
 from degrid.data.formats.shapes.region import Thing, draw
 from degrid.files import parse_json
 from degrid.image import open_image
-from degrid.types import UserError
+from degrid.types import IGNORE_INDEX, UserError
 
 OVERLAPS = "pixels without an object are background; where objects overlap, the smaller one counts"
 
@@ -66,11 +66,16 @@ class Drawn(Pair):
         """See `Source`."""
         height, width = self.size or shown_size(self.image)
         try:
-            return draw(self.things(height, width), height, width, self.rest)
+            return draw(self._objects(height, width), height, width, self.rest)
         except DAMAGE as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.mask}: the shapes of {self.name} cannot be drawn: {error!r}") from error
+
+    def _objects(self, height: int, width: int) -> Iterable[Thing]:
+        for thing in self.things(height, width):
+            # What is void in any case, such as boxes, stays below everything.
+            yield thing._replace(crowd=False) if self.how.crowds and thing.value != IGNORE_INDEX else thing
 
 
 def shown_size(file: Path) -> tuple[int, int]:

@@ -6,8 +6,6 @@ COCO 2017 itself is prepared by `degrid.data.prepare.coco`.
 from __future__ import annotations
 
 import array
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,11 +21,9 @@ from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
 from degrid.files import parse_json
-from degrid.types import UserError
+from degrid.types import IGNORE_INDEX, UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
-# More crowds than this among the annotations are none: in COCO itself one in eighty is.
-_MOST_CROWDS = 0.25
 # With as many JSON files in one folder, each of them is about one image.
 _MOST_FILES = 50
 
@@ -57,8 +53,7 @@ class CocoFile:
 class CocoJson(DataFormat):
     """One JSON file, one per split, or one in each split's folder; the images anywhere below the folder.
 
-    Crowds are void where `crowd: void` is in dataset.yaml, and objects where `crowd: instance` is; otherwise they are
-    void as long as they are few.
+    Crowds are void, except where `crowd: instance` is in dataset.yaml. Of many, there is a doubt.
     """
 
     wanted = "annotations in COCO's JSON with polygons or run-length codes"
@@ -67,7 +62,7 @@ class CocoJson(DataFormat):
         """See `DataFormat`.
 
         Raises:
-            UserError: a file is damaged, holds boxes only, or calls its objects crowds.
+            UserError: a file is damaged, or holds boxes only.
         """
         files = coco_files(path)
         if not files:
@@ -75,18 +70,18 @@ class CocoJson(DataFormat):
         root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
         contents = [_read(file) for file in files]
         notes = [OVERLAPS]
-        crowd = _crowds(contents, root)
+        crowds = _crowds(contents)
         names = _names(contents, notes)
         rows = [LabelRow(name, None, value) for value, name in enumerate(names)]
         labels, rule, ids = named_classes(rows, root, files[0].name)
         images = Images(root)
         splits: dict[str, list[Drawn]] = {}
         for content in contents:
-            splits.setdefault(split_of_file(content.file, root), []).extend(_sources(content, images, ids, crowd))
+            splits.setdefault(split_of_file(content.file, root), []).extend(_sources(content, images, ids))
         _count(contents, notes)
         divided, said = with_splits(splits)
         reason = ", ".join(file.relative_to(root).as_posix() for file in files)
-        return Layout(reason, root, divided, labels, rule, notes=[*said, *notes])
+        return Layout(reason, root, divided, labels, rule, notes=[*said, *notes], crowds=crowds)
 
 
 def coco_files(path: Path) -> list[Path]:
@@ -157,40 +152,20 @@ def _numbers(values: list[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
-def _crowds(contents: list[CocoFile], root: Path) -> bool:
-    """Whether crowds are void rather than objects.
+def _crowds(contents: list[CocoFile]) -> tuple[int, int]:
+    """How many annotations with an outline are crowds, and how many there are.
 
     Raises:
-        UserError: there are only boxes, or so many crowds that it must be said.
+        UserError: there are only boxes.
     """
-    counts: Counter[str] = Counter()
-    for content in contents:
-        for row in content.all():
-            counts["all"] += 1
-            counts["drawn"] += bool(row.get("segmentation"))
-            counts["crowd"] += bool(row.get("segmentation")) and bool(row.get("iscrowd", 0))
-    if counts["all"] and not counts["drawn"]:
+    rows = [row for content in contents for row in content.all()]
+    drawn = [row for row in rows if row.get("segmentation")]
+    if rows and not drawn:
         raise UserError(
-            f"{contents[0].file} holds {counts['all']:,} boxes and no polygon or run-length code: boxes cannot train a "
+            f"{contents[0].file} holds {len(rows):,} boxes and no polygon or run-length code: boxes cannot train a "
             "segmentation; draw polygons or masks in the tool that wrote the file, and export them"
         )
-    wish = _wish(root)
-    if not wish and counts["crowd"] > _MOST_CROWDS * counts["drawn"]:
-        raise UserError(
-            f"{contents[0].file} calls {counts['crowd']:,} of {counts['drawn']:,} annotations crowds (iscrowd 1), "
-            "which are void: several tools mark all masks from a brush so. Write crowd: instance in "
-            f"{root / 'dataset.yaml'} if they are objects, or crowd: void if they are not"
-        )
-    return wish != "instance"
-
-
-def _wish(root: Path) -> str:
-    """What dataset.yaml says about crowds."""
-    file = root / "dataset.yaml"
-    found = re.search(r"^crowd\s*:\s*[\"']?(\w+)", read_text(file), re.MULTILINE) if file.is_file() else None
-    if found and found[1] not in ("instance", "void"):
-        raise UserError(f"{file}: crowd: expected instance or void, got {found[1]}")
-    return found[1] if found else ""
+    return sum(bool(row.get("iscrowd", 0)) for row in drawn), len(drawn)
 
 
 def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
@@ -208,7 +183,7 @@ def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
     return list(names)
 
 
-def _sources(content: CocoFile, images: Images, ids: Mapping[str, int], crowd: bool) -> Iterator[Drawn]:
+def _sources(content: CocoFile, images: Images, ids: Mapping[str, int]) -> Iterator[Drawn]:
     by_id = {key: ids[name] for key, name in content.categories.items() if name in ids}
     near, split = content.file.parent, split_of_file(content.file, images.root)
     for key, row in content.rows.items():
@@ -217,22 +192,20 @@ def _sources(content: CocoFile, images: Images, ids: Mapping[str, int], crowd: b
         size = None
         if row.get("height") and row.get("width"):
             size = int(row["height"]), int(row["width"])
-        things = partial(_things, content.annotations.get(key, []), by_id, crowd)
+        things = partial(_things, content.annotations.get(key, []), by_id)
         yield Drawn(images.relative(image), image, content.file, things, size, ids[""])
 
 
-def _things(
-    rows: Iterable[Mapping[str, Any]], ids: Mapping[Any, int], crowd: bool, height: int, width: int
-) -> Iterator[Thing]:
+def _things(rows: Iterable[Mapping[str, Any]], ids: Mapping[Any, int], height: int, width: int) -> Iterator[Thing]:
     for row in rows:
         if row["category_id"] not in ids:
             continue
         try:
             if row.get("segmentation"):
                 region = segmentation_region(row["segmentation"], height, width)
-                yield Thing(ids[row["category_id"]], region, crowd and bool(row.get("iscrowd", 0)))
+                yield Thing(ids[row["category_id"]], region, bool(row.get("iscrowd", 0)))
             elif row.get("bbox"):
-                yield Thing(ids[row["category_id"]], polygon_region(rectangle(*row["bbox"]), height, width), True)
+                yield Thing(IGNORE_INDEX, polygon_region(rectangle(*row["bbox"]), height, width), True)
         except DAMAGE as error:
             raise ValueError(
                 f"annotation {row.get('id')} is neither polygons nor a run-length code of {width}x{height} pixels: "
