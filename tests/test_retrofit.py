@@ -21,6 +21,7 @@ import degrid
 from degrid.acceleration.fold import fold_batch_norm
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import FoldingConv2d
+from degrid.engine.inference.fast_network import FastNetwork
 from degrid.exporters.rewrite import to_plain_layers
 from degrid.exporters.runtime import AGREEMENT
 from degrid.exporters.table import find_exporter
@@ -258,10 +259,10 @@ def with_gain(layer):
     return layer
 
 
-def old_norm(layer):
+def old_norm(norm, layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.nn.utils.weight_norm(layer)
+        return norm(layer)
 
 
 SAME = {"dilation": 2, "padding": 2}
@@ -280,7 +281,8 @@ OTHER_CLASSES = {
     "weight norm of StdConv2d": lambda: torch.nn.utils.parametrizations.weight_norm(
         std_conv.StdConv2d(3, 4, 3, **SAME)
     ),
-    "old weight norm": lambda: old_norm(nn.Conv2d(3, 4, 3, **SAME)),
+    "old weight norm": lambda: old_norm(torch.nn.utils.weight_norm, nn.Conv2d(3, 4, 3, **SAME)),
+    "old spectral norm": lambda: old_norm(torch.nn.utils.spectral_norm, nn.Conv2d(3, 4, 3, **SAME)),
 }
 
 
@@ -320,7 +322,7 @@ def test_other_classes_are_smoothed_around_what_they_compute(kind, operator):
     expected = literally(plain, layer.smoothing, x)
     assert torch.allclose(layer(x), expected, atol=1e-9)
     assert torch.allclose(layer(x[0]), expected[0], atol=1e-9)
-    if kind != "old weight norm":  # PyTorch cannot copy it
+    if not kind.startswith("old"):  # PyTorch cannot copy them
         assert torch.allclose(copy.deepcopy(layer)(x), expected, atol=1e-9)
     if "norm" not in kind:  # PyTorch cannot pickle parametrisations
         assert torch.allclose(pickle.loads(pickle.dumps(layer))(x), expected, atol=1e-9)
@@ -492,7 +494,7 @@ def of_all_kinds(operator, channels=64):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("operator", ["ssc", "gi"])
-def test_fast_paths_agree_for_every_kind_of_layer(operator):
+def test_fast_paths_agree_for_every_kind_of_layer(operator, caplog):
     model, x = of_all_kinds(operator), 255 * torch.rand(1, 3, 13, 14)
 
     def close(found, expected):
@@ -511,6 +513,8 @@ def test_fast_paths_agree_for_every_kind_of_layer(operator):
         close(plain(x), expected)
         close(torch.jit.trace(model, x[..., :9, :9])(x), expected)
         close(torch.fx.symbolic_trace(model)(x), expected)
+        close(FastNetwork(model, torch.device("cpu"), "float32", "half_pixel")(x), expected)
+        assert not caplog.records  # it tells where it falls back
     # Frozen: also the gradients, which rounding changes where a ReLU begins.
     frozen, x = copy.deepcopy(model.double()), x.double()
     for norm in model.modules():
@@ -537,3 +541,38 @@ def test_every_kind_of_layer_is_exported(operator, kind, tmp_path):
     ).comparisons
     assert len(found) > 1
     assert all(comparison.agreement >= AGREEMENT for comparison in found)
+
+
+class ByHand(nn.Module):
+    """Pads before the layer, and convolves without one, too; a layer that is used with and without padding stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.padded, self.bare = nn.Conv2d(3, 3, 3, dilation=2), nn.Conv2d(3, 3, 3, dilation=2)
+        self.weight = nn.Parameter(torch.rand(3, 3, 3, 3))
+
+    def forward(self, x):
+        y = self.padded(F.pad(x, (2, 2, 2, 2)))
+        y = F.conv2d(y, self.weight, dilation=3, padding=3)
+        return self.bare(F.pad(self.bare(y), (2, 2, 2, 2)))
+
+
+def test_an_example_shows_padding_and_functions():
+    torch.manual_seed(0)
+    model, x = ByHand(), torch.rand(1, 3, 12, 13)
+    model.padded.train()
+    before = torch.get_rng_state()
+    report = smooth_dilated_convs(model, "tent", example=x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.padded.training
+    assert report.replaced == (("padded", 2),)
+    (name, function), (bare, shrinks) = report.skipped
+    assert (name, function) == ("", "a function, not a layer, convolves at rate 3")
+    assert bare == "bare"
+    assert shrinks.startswith("no padding")
+    inside = nn.Conv2d(3, 3, 3, dilation=2, padding=2)
+    inside.load_state_dict(model.padded.state_dict(), strict=False)
+    smooth_dilated_convs(inside, "tent")
+    assert torch.allclose(model.padded(F.pad(x, (2, 2, 2, 2))), inside(x), atol=1e-6)
+    with pytest.raises(UserError, match=r"could not run ByHand on the example of \(1, 4, 5, 5\) \(RuntimeError"):
+        smooth_dilated_convs(ByHand(), "tent", example=torch.rand(1, 4, 5, 5))

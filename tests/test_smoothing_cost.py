@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from timm.layers.std_conv import StdConv2d
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -243,3 +244,23 @@ def test_a_convolution_may_do_what_it_likes_with_the_filtered_map():
     x = image().detach().double().requires_grad_()
     layer.double()
     assert torch.autograd.gradcheck(layer, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("operator", ["ssc", "tent"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv1d(8, 8, 3, dilation=2, padding=2),
+        lambda: StdConv2d(8, 8, 3, dilation=2, padding=2),
+        lambda: nn.Conv2d(8, 8, 3, stride=2, dilation=2, padding=2),
+        lambda: torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, dilation=2, padding=2)),
+    ],
+    ids=["one axis", "standardised", "strided", "weight norm"],
+)
+def test_layers_of_other_kinds_keep_no_more_either(make, operator):
+    plain = make()
+    x = torch.randn(2, 8, *(24,) * (plain.weight.ndim - 2), requires_grad=True)
+    before = kept_bytes(plain, x)
+    model = nn.Sequential(make())
+    smooth_dilated_convs(model, operator)
+    assert kept_bytes(model, x) <= before + 4 * 100

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from degrid.types import UserError
 
@@ -30,6 +32,12 @@ def pick_device(name: str = "auto") -> torch.device:
             f'device "{name}": this machine has {torch.cuda.device_count()} usable GPUs; try --device cpu (device=...)'
         )
     return device
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Store 4-D weights with the channels last, in place; `nn.Module.to` fails where others have five, as of Conv3d."""
+    apply: Any = model._apply
+    apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor)
 
 
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int:

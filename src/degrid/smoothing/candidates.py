@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from degrid.contracts import Rate
+from degrid.smoothing.example_run import ExampleRun
 from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
 from degrid.smoothing.operators import GroupInteraction, Operator
 
@@ -48,11 +49,18 @@ class Candidate:
         return f"{kind} computes its weights itself, and {name} needs its convolution in another form"
 
 
-def candidates(model: nn.Module, where: Where, padded_outside: bool) -> Iterator[tuple[str, Candidate | str]]:
+def candidates(
+    model: nn.Module, where: Where, padded_outside: bool, example: Tensor | None
+) -> Iterator[tuple[str, Candidate | str]]:
     """Every dilated layer of a model by name: as one to smooth, or the reason why not; see `smooth_dilated_convs`."""
     rims = _rims(model)
+    if example is not None:
+        run = ExampleRun(model, example)
+        rims |= run.rims
+        for name, rates in dict.fromkeys(run.functions):
+            yield name, f"a function, not a layer, convolves at rate {rate_text(shortest(rates))}"
     for name, module in model.named_modules():
-        rim = rims.get(module, _same(module) if padded_outside and isinstance(module, _CONVOLUTIONS) else None)
+        rim = rims.get(module) or (_same(module) if padded_outside and isinstance(module, _CONVOLUTIONS) else None)
         found = _candidate(name, module, where, rim)
         if found is not None:
             yield name, found
@@ -175,7 +183,11 @@ def rates_of(conv: Any) -> tuple[int, ...]:
 
 def rate_of(conv: Any) -> Rate:
     """What an operator is made for: one number for two equal axes."""
-    rates = rates_of(conv)
+    return shortest(rates_of(conv))
+
+
+def shortest(rates: tuple[int, ...]) -> Rate:
+    """One number for two equal axes."""
     return rates[0] if len(rates) == 2 and rates[0] == rates[1] else rates
 
 

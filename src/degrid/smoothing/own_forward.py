@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from degrid.contracts import CONVOLUTIONS
 
-_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_ARGUMENTS = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+"""Of a convolution, in their order, with their defaults."""
 # Two maps of unlike sides, [h,w], so that padding that depends on the size is noticed.
 _SIDES = ((5, 4, 3), (2, 3, 4))
 
@@ -75,13 +76,13 @@ def _once(conv: Any, forward: Callable[[Tensor], Tensor], sides: Sequence[int]) 
         return "cannot be tried without data: build the network on a device first"
     if not torch.equal(result, again):
         return "is more than one convolution"
-    if _several(call["dilation"], sides) != list(conv.dilation) or call["weight"].shape[2:] != conv.kernel_size:
+    if per_axis(call["dilation"], sides) != list(conv.dilation) or call["weight"].shape[2:] != conv.kernel_size:
         return "has another rate or kernel than it says"
     added = [now - before for now, before in zip(call["input"].shape[2:], sides, strict=True)]
     padded = F.pad(x, [rim for each in reversed(added) for rim in (each // 2, each - each // 2)])
     if not torch.equal(call["input"], padded):
         return "convolves something else than its padded input"
-    same = _keeps_size(conv, added, call) and set(_several(call["stride"], sides)) == {1}
+    same = _keeps_size(conv, added, call) and set(per_axis(call["stride"], sides)) == {1}
     return OwnConvolution(same, call["weight"], call["bias"])
 
 
@@ -89,12 +90,12 @@ def _keeps_size(conv: Any, added: Sequence[int], call: Mapping[str, Any]) -> boo
     """Whether what a forward added along each axis, and its convolution on both sides of each, is "same" padding."""
     total = [rate * (size - 1) for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]
     padding = 0 if call["padding"] == "valid" else call["padding"]
-    inner = [each // 2 for each in total] if padding == "same" else _several(padding, total)
+    inner = [each // 2 for each in total] if padding == "same" else per_axis(padding, total)
     whole = [outer + 2 * each for outer, each in zip(added, inner, strict=True)]
     return whole == total and all(each % 2 == 0 for each in [*total, *added])
 
 
-def _several(value: Any, axes: Sequence[int]) -> list[int]:
+def per_axis(value: Any, axes: Sequence[int]) -> list[int]:
     """One number per axis."""
     return [value] * len(axes) if isinstance(value, int) else list(value)
 
@@ -110,8 +111,15 @@ class _Watch(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in CONVOLUTIONS.values():
-            defaults = (None, None, None, 1, 0, 1, 1)
-            given = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs or {})
-            self.calls.append(({n: given.get(n, d) for n, d in zip(_ARGUMENTS, defaults, strict=True)}, result))
+        call = called_convolution(func, args, kwargs)
+        if call is not None:
+            self.calls.append((call, result))
         return result
+
+
+def called_convolution(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments of a call of a convolution by name; None for a call of anything else."""
+    if func not in CONVOLUTIONS.values():
+        return None
+    given = dict(zip(_ARGUMENTS, args, strict=False)) | dict(kwargs or {})
+    return {name: given.get(name, default) for name, default in _ARGUMENTS.items()}

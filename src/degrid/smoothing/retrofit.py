@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from degrid.arguments import checked
 from degrid.contracts import Rate
@@ -65,6 +65,7 @@ def smooth_dilated_convs(
     *,
     legacy: bool = False,
     padded_outside: bool = False,
+    example: Tensor | None = None,
     **options: Any,
 ) -> SmoothingReport:
     """Smooth the dilated convolutions of any network, in place.
@@ -85,7 +86,9 @@ def smooth_dilated_convs(
             `degrid.smoothing.legacy`.
         padded_outside: the network pads the maps of layers without padding itself, with zeros, so that they keep their
             size. Where that can be seen (nn.ZeroPad2d before the layer in an nn.Sequential, `tf_padding` of
-            transformers) it is found without this.
+            transformers, or on an example) it is found without this.
+        example: an input of the model, which is run on it once: that finds padding by functions, and puts dilated
+            convolutions by functions, which cannot be smoothed, into the report.
         options: of the operator, such as sigma="shared" or size=3.
     Returns:
         What was smoothed, and what was skipped and why. Layers of any stride are smoothed by filters, those with
@@ -97,7 +100,7 @@ def smooth_dilated_convs(
     """
     make = operator_factory(operator, legacy, **options)
     # All operators are made before the first layer changes, so that a failure leaves the model unchanged.
-    chosen, skipped = _selected(model, make, where, padded_outside, legacy)
+    chosen, skipped = _selected(candidates(model, where, padded_outside, example), make, legacy)
     if not chosen:
         reasons = "\n".join(_grouped(skipped)) or "  it has no dilated convolution"
         raise UserError(
@@ -112,12 +115,12 @@ def smooth_dilated_convs(
 
 
 def _selected(
-    model: nn.Module, make: Callable[[Any], Operator], where: Where, padded_outside: bool, legacy: bool
+    found_in_model: Iterable[tuple[str, Candidate | str]], make: Callable[[Any], Operator], legacy: bool
 ) -> tuple[list[tuple[Candidate, Operator]], tuple[tuple[str, str], ...]]:
     """What can be smoothed, each with its operator; and the others' names and reasons."""
     chosen: list[tuple[Candidate, Operator]] = []
     skipped: list[tuple[str, str]] = []
-    for name, found in candidates(model, where, padded_outside):
+    for name, found in found_in_model:
         if isinstance(found, str):
             skipped.append((name, found))
             continue

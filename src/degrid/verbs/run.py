@@ -23,7 +23,7 @@ from degrid import recipes
 from degrid.config import DataConfig, RunConfig, TrainConfig
 from degrid.data import SourceDataset, TrainTransform, bands_in, notes_of, open_dataset, training_batches
 from degrid.data.inspection.preview import preview_sheet, write_sheet
-from degrid.engine.device import pick_device
+from degrid.engine.device import pick_device, to_channels_last
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Training, kept
@@ -195,7 +195,7 @@ def _start(
         told = (f"started from {settings.init}; {len(anew)} tensors start anew{which}{names}",)
     model.to(device)
     if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
+        to_channels_last(model)
     for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
         norm.momentum = norm.momentum if settings.batch_norm_momentum is None else settings.batch_norm_momentum
     if settings.batch_norm == "frozen":

@@ -18,7 +18,7 @@ from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, use_taps
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import ExportedNetwork, in_evaluation_mode
-from degrid.engine.device import autocast, resolved_precision
+from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import adapted
 from degrid.kernels.upsample_argmax import upsample_argmax
 
@@ -202,7 +202,7 @@ class FastNetwork:
                 if kind == torch.bfloat16 and isinstance(module, nn.Conv2d | nn.Linear | TapConv2d):
                     module.to(kind)
         if network is not self._model:
-            network.to(memory_format=torch.channels_last)
+            to_channels_last(network)
         return cast(nn.Module, torch.compile(network)) if self.compiled else network
 
 
