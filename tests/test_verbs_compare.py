@@ -38,7 +38,7 @@ def test_the_verb_finds_what_the_command_finds(models, tmp_path, words, settings
     found = degrid.compare(models, "synthetic:3", device="cpu", progress=seen.append, **settings)
     assert json.loads(json.dumps(found.to_dict())) == json.loads(out.read_text())
     assert found.verdict in done.output.splitlines()
-    assert f"computed in {found.precisions[0]}\n" in done.output
+    assert f"computed in {found.precisions[0]}; every image whole\n" in done.output
     assert seen == [Progress("comparing", count, 9) for count in range(1, 10)]
     assert (len(found.scores), len(found.differences)) == (3, 2)
 

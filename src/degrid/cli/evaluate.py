@@ -89,10 +89,15 @@ def print_evaluation(found: Evaluation) -> None:
         print_trimap(found.trimap)
     if found.worst:
         print_worst(found.worst)
-    sizes = " and ".join(f"{height}x{width}" for height, width in found.windows)
-    windows = f"{found.windowed} of {counted(found.num_images, 'image')} in windows of {sizes}"
-    print(f"computed in {found.precision}; {windows if found.windowed else 'every image whole'}")
+    print(f"computed in {found.precision}; {in_windows(found.windowed, found.num_images, found.windows)}")
     print_notes(found.notes)
+
+
+def in_windows(windowed: int, images: int, sizes: Sequence[tuple[int, int]] = ()) -> str:
+    """How many images were not seen whole, in words."""
+    of = " and ".join(f"{height}x{width}" for height, width in sizes)
+    text = f"{windowed} of {counted(images, 'image')} in windows"
+    return f"{text}{of and f' of {of}'}" if windowed else "every image whole"
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from degrid.arguments import checked
 from degrid.contracts import bands_of, declared
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
-from degrid.engine.evaluation.evaluate import score
+from degrid.engine.evaluation.evaluate import OnImage, score
+from degrid.engine.evaluation.seeds import mean_scores, seed_difference
 from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.lookup import counted
-from degrid.types import OnProgress, Scores, UserError
+from degrid.types import Dataset, OnProgress, Scores, UserError
 from degrid.verbs.evaluate import AnyData, counting, each_of, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model among those that are compared.
+
+    Attributes:
+        model: its path, or the class of what was passed as a network.
+        seed: of its training, as its run.json says; None where there is none.
+        scores: on the data.
+        precision: the precision of the network, as a sentence.
+        windowed: how many images were processed in windows; none unless the options ask for it.
+    """
+
+    model: str
+    seed: int | None
+    scores: Scores
+    precision: str
+    windowed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, of the scores the mIoU alone."""
+        return {**vars(self), "scores": None, "miou": self.scores.miou}
 
 
 @dataclass(frozen=True)
@@ -29,10 +55,11 @@ class Comparison:
     """Scores of several models on the same images, and the difference of each to the first.
 
     Attributes:
-        models: their paths, or classes for what was passed as a network.
-        scores: one per model.
+        models: their paths, or classes for what was passed as a network; of several runs of a recipe joined by commas.
+        scores: one per model; of several runs their mean.
         differences: of mIoU to the first model, one per further model.
         precisions: the precision of each model, as a sentence.
+        runs: the runs of each model.
         data, split, options, draws, seed: what was compared on, and how.
         notes: what was decided when the dataset was opened, one sentence each.
     """
@@ -41,12 +68,18 @@ class Comparison:
     scores: tuple[Scores, ...]
     differences: tuple[Difference, ...]
     precisions: tuple[str, ...]
+    runs: tuple[tuple[Run, ...], ...]
     data: str
     split: str
     options: InferenceOptions
     draws: int
     seed: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def windowed(self) -> int:
+        """How many images were processed in windows, the same ones for all models."""
+        return self.runs[0][0].windowed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -55,13 +88,20 @@ class Comparison:
             "data": self.data,
             "split": self.split,
             "inference": dataclasses.asdict(self.options),
+            "images_in_windows": self.windowed,
             "draws": self.draws,
             "seed": self.seed,
             "notes": list(self.notes),
             "models": [
-                {"model": model, "difference_to_first": difference, "precision": precision, **scores.to_dict()}
-                for model, scores, difference, precision in zip(
-                    self.models, self.scores, to_first, self.precisions, strict=True
+                {
+                    "model": model,
+                    "difference_to_first": difference,
+                    "precision": precision,
+                    "runs": [run.to_dict() for run in runs],
+                    **scores.to_dict(),
+                }
+                for model, scores, difference, precision, runs in zip(
+                    self.models, self.scores, to_first, self.precisions, self.runs, strict=True
                 )
             ],
         }
@@ -86,7 +126,7 @@ def interval(difference: Difference) -> str:
 
 @checked
 def compare(
-    models: AnyModel | Iterable[AnyModel],
+    models: AnyModel | Iterable[AnyModel | Sequence[AnyModel]],
     data: AnyData,
     split: str = "val",
     *,
@@ -97,51 +137,154 @@ def compare(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Comparison:
-    """Score models on the same images, and compare each with the first by a bootstrap over the images.
+    """Score models on the same images, and compare each with the first.
+
+    Single models are compared by a bootstrap over the images, see `Difference`. Recipes, of which several runs with
+    different seeds are given, are compared by their means, with an interval over seeds, and seed by seed where their
+    run.json name the same ones.
 
     Args:
-        models: two or more, each a model folder, run folder, exported file or network.
+        models: two or more, each a model folder, run folder, exported file or network; or the runs of one recipe, as a
+            list or as paths joined by commas.
         data, split: see `degrid.evaluate`.
-        device, precision: see `degrid.Predictor`; "float32" is exact.
+        device, precision: see `degrid.Predictor`; "float32" is exact. "auto" takes float32 for all if one needs it.
         options: scales, flips, windows and CRF; by default each network runs once on the whole image.
         draws, seed: of the bootstrap.
         progress: called after each image.
     Raises:
-        UserError: fewer than two models, models that do not predict the same classes; see also `degrid.evaluate`.
+        UserError: fewer than two models, single runs beside several ones, models that do not predict the same classes,
+            a limit of memory, which each network keeps by other windows; see also `degrid.evaluate`.
     """
-    models = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
-    if len(models) < 2:
-        raise UserError(
-            f"a comparison needs two models or more, got {len(models)}: degrid compare MODEL MODEL --data PATH "
-            "(degrid.compare([MODEL, MODEL], PATH))"
-        )
-    names = [name_of(model) for model in models]
-    networks = [open_network(model) for model in models]  # all of them first, so that mistakes show early
-    _check_classes(networks, names)
-    first = declared(networks[0])
-    labels = first.labels if first else None
-    datasets = {bands: opened(data, split, labels, bands) for bands in dict.fromkeys(map(bands_of, networks))}
-    dataset = datasets[bands_of(networks[0])]
-    found, stacks, precisions = [], [], []
-    count = counting(progress, "comparing", len(networks) * len(own_items(len(dataset))))
-    for network in networks:
-        collect = ImageConfusions(len(dataset.labels))
-        with predictor_of(network, device, precision, options, whole=True) as predictor:
-            found.append(score(predictor, datasets[predictor.bands], boundary=False, on_image=each_of(collect, count)))
-        stacks.append(collect.stacked())
-        precisions.append(str(predictor.network))
+    recipes = _recipes(models)
+    options = options or InferenceOptions()
+    if options.memory is not None:
+        raise UserError("a limit of memory gives every network other windows: compare with a window (options=...)")
+    paths = [path for recipe in recipes for path in recipe]
+    pairs = _with_data(paths, data, split)
+    dataset = pairs[0][1]
+    count = counting(progress, "comparing", len(paths) * len(own_items(len(dataset))))
+    found = [_scored(*pair, device, precision, options, count) for pair in pairs]
+    if len({each[2].split()[0] for each in found}) > 1:  # precision "auto"
+        found = [_scored(*pair, device, "float32", options, None) for pair in pairs]
+    runs = _grouped(recipes, (each[1:] for each in found))
+    stacks = [each[0] for each in found]
     return Comparison(
-        tuple(names),
-        tuple(found),
-        tuple(paired_bootstrap(stacks[0], stack, draws, seed) for stack in stacks[1:]),
-        tuple(precisions),
+        tuple(map(_name, runs)),
+        tuple(mean_scores([run.scores for run in recipe]) for recipe in runs),
+        tuple(_to_first(runs, stacks, draws, seed)),
+        tuple(map(_precision, runs)),
+        runs,
         os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
         split,
-        options or InferenceOptions(),
+        options,
         draws,
         seed,
         tuple(notes_of(dataset)),
     )
+
+
+def _recipes(models: AnyModel | Iterable[AnyModel | Sequence[AnyModel]]) -> list[list[AnyModel]]:
+    """The runs of each recipe.
+
+    Raises:
+        UserError: see `compare`.
+    """
+    given = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
+    recipes = [_runs(each) if isinstance(each, str | os.PathLike | nn.Module) else list(each) for each in given]
+    if len(recipes) < 2:
+        raise UserError(
+            f"a comparison needs two models or more, got {len(recipes)}: degrid compare MODEL MODEL --data PATH "
+            "(degrid.compare([MODEL, MODEL], PATH))"
+        )
+    numbers = [len(recipe) for recipe in recipes]
+    if max(numbers) > 1 > min(numbers) - 1:
+        raise UserError(
+            f"recipes are compared over the seeds of two runs or more of each, single models over the images; got "
+            f"{', '.join(map(str, numbers))} runs"
+        )
+    return recipes
+
+
+def _with_data(paths: Sequence[AnyModel], data: AnyData, split: str) -> list[tuple[nn.Module, Dataset]]:
+    """Each network with the dataset as it wants it.
+
+    Raises:
+        UserError: see `compare`.
+    """
+    networks = [open_network(path) for path in paths]  # all of them first, so that mistakes show early
+    _check_classes(networks, [name_of(path) for path in paths])
+    first = declared(networks[0])
+    labels = first.labels if first else None
+    datasets = {bands: opened(data, split, labels, bands) for bands in dict.fromkeys(map(bands_of, networks))}
+    return [(network, datasets[bands_of(network)]) for network in networks]
+
+
+def _runs(model: AnyModel) -> list[AnyModel]:
+    """One model, or the runs of a recipe as paths joined by commas."""
+    if isinstance(model, nn.Module) or "," not in os.fspath(model) or Path(model).exists():
+        return [model]
+    return [part.strip() for part in os.fspath(model).split(",") if part.strip()]
+
+
+def _scored(
+    network: nn.Module,
+    dataset: Dataset,
+    device: str,
+    precision: str,
+    options: InferenceOptions | None,
+    count: OnImage | None,
+) -> tuple[Tensor, Scores, str, int]:
+    """The confusion of each image, the scores, the precision in words, and how many images went through windows."""
+    collect = ImageConfusions(len(dataset.labels))
+    with predictor_of(network, device, precision, options, whole=True) as predictor:
+        scores = score(predictor, dataset, boundary=False, on_image=each_of(collect, count))
+    return collect.stacked(), scores, str(predictor.network), predictor.windowed
+
+
+def _seed_of(model: AnyModel) -> int | None:
+    """The seed of a run folder, or of the model folder in it, as run.json says; None for anything else."""
+    if isinstance(model, nn.Module):
+        return None
+    for folder in (Path(model), Path(model).parent):
+        try:
+            return int(json.loads((folder / "run.json").read_text())["config"]["train"]["seed"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _grouped(
+    recipes: Sequence[Sequence[AnyModel]], found: Iterable[tuple[Scores, str, int]]
+) -> tuple[tuple[Run, ...], ...]:
+    """The runs of each recipe, with what was found of them one after another."""
+    rest = iter(found)
+    return tuple(tuple(Run(name_of(path), _seed_of(path), *next(rest)) for path in recipe) for recipe in recipes)
+
+
+def _name(recipe: Sequence[Run]) -> str:
+    return ",".join(run.model for run in recipe)
+
+
+def _precision(recipe: Sequence[Run]) -> str:
+    return "; ".join(dict.fromkeys(run.precision for run in recipe))
+
+
+def _to_first(runs: Sequence[Sequence[Run]], stacks: Sequence[Tensor], draws: int, seed: int) -> Iterator[Difference]:
+    """Over the images, whose confusions are given, between single models; over the seeds between recipes."""
+    for number, others in enumerate(runs[1:], start=1):
+        one_each = len(stacks) == len(runs)
+        yield paired_bootstrap(stacks[0], stacks[number], draws, seed) if one_each else _between(runs[0], others)
+
+
+def _between(first: Sequence[Run], others: Sequence[Run]) -> Difference:
+    """Two recipes over their seeds, paired if these are known and the same."""
+    seeds = [[run.seed for run in recipe] for recipe in (first, others)]
+    ours, theirs = (len({*each} - {None}) == len(each) and {*each} for each in seeds)
+    paired = bool(ours) and ours == theirs
+    if paired:
+        place = seeds[0].index
+        others = sorted(others, key=lambda run: place(run.seed))
+    return seed_difference([run.scores.miou for run in first], [run.scores.miou for run in others], paired)
 
 
 def _check_classes(networks: Sequence[nn.Module], names: Sequence[str]) -> None:

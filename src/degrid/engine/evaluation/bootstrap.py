@@ -19,9 +19,9 @@ CHUNK_VALUES = 2_000_000
 class Difference:
     """How much better the second of two models is than the first, on the same images. All in 0..1.
 
-    miou_a, miou_b: over all images. difference: miou_b - miou_a. low, high: its 95 % interval, between the percentiles
-    2.5 and 97.5 of the draws. p: two-sided: twice the share of draws in which the difference is zero or has the other
-    sign, counted with the data themselves as one more such draw, so that it is never 0; at most 1.
+    miou_a, miou_b: over all images. difference: miou_b - miou_a. low, high: its 95 % interval. p: two-sided, above 0.
+    over: what another choice of it would change: "images", see `paired_bootstrap`; or "seeds", between recipes, whose
+    mIoUs are means over runs, see `degrid.engine.evaluation.seeds`. paired: whether the two had the same ones.
     """
 
     miou_a: float
@@ -30,6 +30,8 @@ class Difference:
     low: float
     high: float
     p: float
+    over: str = "images"
+    paired: bool = True
 
 
 class ImageConfusions:
@@ -56,6 +58,9 @@ class ImageConfusions:
 
 def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -> Difference:
     """Compare the mIoU of two models by drawing images with replacement, the same ones for both.
+
+    The interval lies between the percentiles 2.5 and 97.5 of the draws. p is twice the share of draws in which the
+    difference is zero or has the other sign, counted with the data themselves as one more such draw; at most 1.
 
     The mIoU of a draw is that of the summed matrices, without the classes absent from truth and prediction. The draws
     are rows of `numpy.random.default_rng(seed).integers(num_images, size=(draws, num_images))`.
