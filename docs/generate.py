@@ -1,4 +1,6 @@
-"""Write the pages that are made from others: docs/settings.md from the settings, docs/tutorial.ipynb from tutorial.md.
+"""Write the pages that are made from others.
+
+docs/settings.md from the settings, docs/tutorial.ipynb from tutorial.md, docs/encoders.md from encoders.csv.
 
 python docs/generate.py               the pages
 python docs/generate.py --pictures    also the tutorial's pictures, by running it: two minutes on two idle cores
@@ -7,6 +9,7 @@ python docs/generate.py --pictures    also the tutorial's pictures, by running i
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import re
 import sys
@@ -52,6 +55,88 @@ def settings_page() -> str:
             text = setting.text.replace("|", r"\|")
             lines.append(f"| `{setting.path}` | {default} | {setting.type} | {text} |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+ENCODERS_HEAD = """# Encoders of timm
+
+`--set model.encoder=timm:NAME`, or `degrid.deeplabv3plus("timm:NAME", ...)`, takes any network of timm that has
+feature maps. Strides and rates are measured when it is built. What a network cannot have is said then, in one
+sentence.
+
+- **8, 16, 32**: what gives this output stride. `network`: it has it. `timm`: its `output_stride` option. `degrid`:
+  timm has no such option, or wrong rates, and `degrid.dilate` does it. `both`: timm has no dilation in some
+  convolutions, which degrid corrects.
+- **values**: `kept`, where the features at the smallest of these strides have exactly the values that they have
+  without dilation, and further values between them, so that pretrained weights mean what they meant. `nearly`: some
+  of timm's poolings, shortcuts or attention see other pixels.
+- **rates**: of the convolutions wider than 1, at the smallest of these strides.
+- **uniform_rates**: how many convolutions get a higher rate by `model.uniform_rates=true`, those of the first unit of
+  each dilated stage; and all rates then.
+- **multi_grid**: how many factors `model.multi_grid` takes, the number of units of the last stage.
+- **sides**: `any`; or images are padded to a multiple at the bottom and right, and the features cropped.
+- **weights**: whether `model.pretrained=FILE` takes timm's own state dict, every tensor.
+
+Measured with timm {version} on one or more networks of each of its families, by
+[benchmarks/encoders.py](../benchmarks/encoders.py); the slow tests repeat it.
+
+## degrid.dilate
+
+```python
+import degrid, timm
+
+encoder = timm.create_model("densenet121", features_only=True)
+print(degrid.dilate(encoder, output_stride=8))
+```
+
+This removes strides from any convolutional network, in place, and dilates what follows: convolutions, maxima,
+averages and blurs. It first proves on a copy with random weights that the features keep their values. It refuses
+attention, resolution that is lowered in other ways, and networks that enlarge maps again.
+"""
+
+
+def encoders_page() -> str:
+    """The text of encoders.md: a table of the networks that can be encoders, and one of those that cannot."""
+    with (DOCS / "encoders.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    version = re.search(r"^timm==(.*)$", (DOCS.parent / "constraints.txt").read_text(), flags=re.MULTILINE)
+    lines = [ENCODERS_HEAD.format(version=version[1] if version else "")]
+    lines += [
+        "## Networks\n",
+        "| network | family | 8 | 16 | 32 | values | rates | uniform_rates | multi_grid | sides | weights |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
+    notes: list[str] = []
+    for row in rows:
+        if row["multiple"] == "0":
+            continue
+        if (reason := _without_values(row["reason"])) and reason not in notes:
+            notes.append(reason)
+        mark = f"- ({notes.index(reason) + 1})" if reason else "-"
+        strides = [row[f"at_{stride}"] or mark for stride in (8, 16, 32)]
+        sides = "any" if row["multiple"] == "1" else f"multiples of {row['multiple']}"
+        values = {"yes": "kept"}.get(row["values"], row["values"])
+        grid = row["multi_grid"].replace("0", "-") if len(row["multi_grid"]) == 1 else row["multi_grid"]
+        cells = [
+            row["network"],
+            row["family"],
+            *strides,
+            values,
+            row["rates"],
+            row["uniform"],
+            grid,
+            sides,
+            row["weights"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
+    lines += ["\n## Networks that cannot be encoders\n", "| network | family | reason |", "|---|---|---|"]
+    lines += [f"| {row['network']} | {row['family']} | {row['reason']} |" for row in rows if row["multiple"] == "0"]
+    return "\n".join(lines) + "\n"
+
+
+def _without_values(reason: str) -> str:
+    """A reason without the error of the network, which differs from one to the next."""
+    return re.sub(r" \(.*\)$", "", reason)
 
 
 def notebook(text: str) -> dict[str, Any]:
@@ -114,10 +199,11 @@ def draw_pictures() -> None:
 
 
 def main() -> None:
-    """Write both pages, and the pictures where asked for."""
+    """Write the pages, and the pictures where asked for."""
     if "--pictures" in sys.argv[1:]:
         draw_pictures()
     (DOCS / "settings.md").write_text(settings_page())
+    (DOCS / "encoders.md").write_text(encoders_page())
     (DOCS / "tutorial.ipynb").write_text(notebook_text())
 
 

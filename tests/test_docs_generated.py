@@ -13,6 +13,10 @@ def test_the_settings_page_is_current():
     assert (DOCS / "settings.md").read_text() == generate.settings_page(), "run `make docs`, which writes it anew"
 
 
+def test_the_page_of_encoders_is_current():
+    assert (DOCS / "encoders.md").read_text() == generate.encoders_page(), "run `make docs`, which writes it anew"
+
+
 def test_the_notebook_is_current():
     assert (DOCS / "tutorial.ipynb").read_text() == generate.notebook_text(), "run `make docs`, which writes it anew"
 

@@ -1,5 +1,8 @@
 """Encoders of timm: the strides and rates that were asked for, or one sentence when they are built."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,6 +12,11 @@ from torch import nn
 from degrid.models import EncoderSettings, TimmEncoder, build_encoder, timm_networks
 from degrid.models.strides import is_wide
 from degrid.types import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import encoders  # benchmarks/encoders.py
+
+slow = pytest.mark.slow
 
 
 def rates(name, output_stride=8, **settings):
@@ -23,7 +31,7 @@ def rates(name, output_stride=8, **settings):
     return {stage: values for stage, values in found.items() if max(values) > 1}
 
 
-@pytest.mark.slow
+@slow
 def test_a_network_that_timm_leaves_undilated_is_dilated():
     """timm takes output_stride=8 for MobileOne, and then removes strides without dilating anything."""
     assert rates("mobileone_s0") == {"stages_2": [1] * 4 + [2] * 36, "stages_3": [2] * 4}
@@ -47,9 +55,6 @@ def test_right_strides_with_wrong_rates_are_not_accepted(monkeypatch):
     timm_networks._plan.cache_clear()
     assert timm_networks.plan("test_nfnet", 8).dilated_by == "timm"
     assert timm_networks.plan("test_nfnet", 32).dilated_by == ""
-
-
-slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -77,16 +82,11 @@ def test_uniform_rates_reach_every_unit(name, expected):
         ("mixnet_s", {"blocks.3": [2] * 7, "blocks.4": [2] * 11, "blocks.5": [4] * 13}),
         ("tf_efficientnetv2_s", {"blocks.3": [2] * 6, "blocks.4": [2] * 9, "blocks.5": [4] * 15}),
         ("repvgg_a2", {"stages_2": [2] * 14, "stages_3": [4]}),
-        # timm takes the features of an Xception from within its blocks: the last convolution belongs to the next.
-        (
-            "xception41",
-            {
-                "blocks_2": [1, 1, 2],
-                **{f"blocks_{index}": [2] * 3 for index in range(3, 11)},
-                "blocks_11": [2, 2, 4],
-                "blocks_12": [4] * 3,
-            },
-        ),
+        ("xception41", {f"blocks_{index}": [2 if index < 11 else 4] * 3 for index in range(2, 13)}),
+        ("xception65p", {f"blocks_{index}": [2 if index < 19 else 4] * 3 for index in range(2, 21)}),
+        ("resnest14d", {"layer3": [2], "layer4": [4]}),  # timm leaves out a pooling where it dilates
+        ("resnetblur50", {"layer3": [2] * 6, "layer4": [4] * 3}),
+        ("mobilenetv4_conv_small_050", {"blocks.2": [2] * 7, "blocks.3": [4] * 8}),
     ],
 )
 def test_uniform_rates_of_larger_networks(name, expected):
@@ -188,3 +188,21 @@ def test_multi_grid_multiplies_the_rates_that_a_network_has():
         rates("test_convnext", 16, multi_grid=(1, 2, 4))
     with pytest.raises(UserError, match="needs units with a convolution wider than 1; unit shortcut in the last stage"):
         rates("xception41p", 16, multi_grid=(1, 2, 4))
+
+
+# ---- the table of docs/encoders.md ----------------------------------------------------------------------------
+
+
+def test_the_table_has_every_family_of_timm():
+    assert {row.family for row in encoders.read().values()} == set(timm.list_modules())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "dla46x_c"])
+def test_the_table_is_true(name):
+    assert encoders.measure(name) == encoders.read()[name]
+
+
+@slow
+@pytest.mark.parametrize("name", encoders.read())
+def test_all_of_the_table_is_true(name):
+    assert encoders.measure(name) == encoders.read()[name]

@@ -50,7 +50,7 @@ class ModelConfig:
     segmentation_models.pytorch builds v3+), `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a
     function of your own, `my_module:my_head`."""
     encoder: str = "timm:resnet50"
-    """The network below the head: `timm:NAME`, for any network of timm that supports the output stride;
+    """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
     ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; or a class of your own,
     `my_module:MyEncoder`."""
@@ -65,8 +65,9 @@ class ModelConfig:
     multi_grid: tuple[int, ...] | None = None
     """Factors on the dilation rates of the units in the encoder's last stage, such as `1,2,4`; `none`: all 1."""
     uniform_rates: bool = False
-    """`true`: every unit of a dilated stage has the stage's rate, as in the papers; `false`: the first unit keeps the
-    rate of the stage before, as in timm and torchvision. `caffe:` and `slim:` encoders are always uniform."""
+    """`true`: every unit of a dilated stage has the stage's rate, as in the papers; `false`: the convolution that had
+    the stride keeps the rate of the stage before, as in timm and torchvision, and features their values. `caffe:` and
+    `slim:` encoders are always uniform."""
     channels: int = 256
     """Channels of ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     dropout: float = 0.1

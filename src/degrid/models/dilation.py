@@ -14,7 +14,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from degrid.models.strides import Layer, Strides, as_map, is_conv, measure_strides, pair, tensors_of
+from degrid.models.strides import Layer, Strides, is_conv, maps_of, measure_strides, pair
 from degrid.types import UserError
 
 Margins = tuple[int, int, int, int]
@@ -256,10 +256,10 @@ def difference(before: nn.Module, after: nn.Module, strides: tuple[int, ...], in
     which = "it"
     try:
         with torch.no_grad(), _WholeMap() as recorded:
-            wanted = _maps(before(image))
+            wanted = maps_of(before(image), PROOF_SIDES)
         which = "with dilation it"
         with torch.no_grad(), _WholeMap(recorded.found):
-            features = _maps(after(image))
+            features = maps_of(after(image), PROOF_SIDES)
     except Exception as error:  # a network may raise anything
         return f"{which} does not run on an image of {in_channels}x64x128 ({in_words(error)})"
     for feature, old, stride in zip(features, wanted, strides, strict=True):
@@ -278,28 +278,26 @@ def difference(before: nn.Module, after: nn.Module, strides: tuple[int, ...], in
     return None
 
 
-def _maps(output: Any) -> list[Tensor]:
-    return [as_map(tensor, PROOF_SIDES) for tensor in tensors_of(output)]
-
-
 def _contains(feature: Tensor, old: Tensor) -> bool:
     """Whether every n-th value of a feature, from one of the first n, is the old feature."""
     step = feature.shape[-1] // old.shape[-1]
     if feature[..., ::step, ::step].shape != old.shape:
         return False
-    limit = 1e-5 * float(old.abs().max())
+    limit = 1e-8 * float(old.abs().max())
     apart = (float((feature[..., start::step, start::step] - old).abs().max()) for start in range(step))
     return float(old.std()) > 0 and any(each <= limit for each in apart)
 
 
 def randomise(network: nn.Module) -> None:
-    """Prepare a network for `difference`: double precision, and factors that hide no layer, as factors of 0 do."""
+    """Prepare a network for `difference`: double precision, and random weights of a size that hides no layer."""
     network.double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in network.parameters():
-            if value.numel() == max(value.shape, default=1):
+            if value.numel() == max(value.shape, default=1):  # biases, and factors, which may begin as 0
                 value.copy_(0.5 + 0.5 * torch.rand(value.shape, generator=generator))
+            else:
+                value.copy_(torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5)
     for module in network.modules():
         if isinstance(module, BlurPool2d):
             module.pad_mode = "constant"  # a reflection has other pixels where pixels lie apart
@@ -308,13 +306,13 @@ def randomise(network: nn.Module) -> None:
 class _WholeMap(TorchFunctionMode):
     """Notes what is computed over whole maps, or gives what was noted for another network in its place.
 
-    These are means and maxima over all positions, and the statistics of group norm.
+    These are means, maxima and norms over all positions, and the statistics of group norm.
 
     Args:
         given: what was noted.
     """
 
-    NAMES = frozenset({"mean", "amax", "adaptive_avg_pool2d", "adaptive_max_pool2d"})
+    NAMES = frozenset({"mean", "amax", "norm", "adaptive_avg_pool2d", "adaptive_max_pool2d"})
 
     def __init__(self, given: list[Tensor] | None = None) -> None:
         super().__init__()

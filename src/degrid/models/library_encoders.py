@@ -35,9 +35,9 @@ class TimmEncoder(nn.Module):
             torchvision's for MobileNetV2 and ResNets); False for random weights.
         multi_grid: factors on the rate of the last stage, one per unit: (1, 2, 4) at output stride 16 gives 2, 4, 8.
         preprocess: replaces timm's mean and standard deviation.
-        uniform_rates: every convolution between the feature of one stride and that of the next has the rate that the
-            latter's stride was exchanged for, as in the original DeepLabs and in segmentation_models.pytorch: 2, 2, 2,
-            ... and 4, 4, 4 at output stride 8. Rates that a network has without dilation multiply these.
+        uniform_rates: every unit of a dilated stage has the stage's rate, as in the original DeepLabs and in
+            segmentation_models.pytorch: 2, 2, 2, ... and 4, 4, 4 at output stride 8. Rates that a network has without
+            dilation multiply these.
         legacy: has no effect, since none of these networks comes from the original code.
         in_channels: of the images; weights for 3 are adapted, see `degrid.models.weights.with_stem`.
     Raises:
@@ -95,12 +95,9 @@ class TimmEncoder(nn.Module):
 
 def _uniform_factors(net: nn.Module, made: TimmPlan) -> dict[str, int]:
     """By what the rates that convolutions have without dilation are multiplied: by name, alike in each stage."""
-    strides = made.strides.features
-    return {
-        name: max(1, max(layer.after, *strides[layer.stage : layer.stage + 1]) // made.output_stride)
-        for name, layer in made.layers().items()
-        if is_wide(net.get_submodule(name))
-    }
+    modules, layers = dict(net.named_modules()), made.layers()
+    wide = [name for name in layers if name in modules and is_wide(modules[name])]  # timm leaves out some poolings
+    return {name: max(1, layers[name].unit // made.output_stride) for name in wide}
 
 
 def _grid_factors(net: Any, made: TimmPlan, multi_grid: tuple[int, ...]) -> dict[str, int]:

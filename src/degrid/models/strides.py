@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,18 +19,19 @@ SIDES = (128, 192)
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer without children that takes a feature map, in one of its calls.
+    """A convolution, a pooling or another layer with a stride, in one of its calls.
 
     Attributes:
         name: dotted, in the network.
         before, after: image size over the size of its input and of its output, the nearest power of 2.
-        stage: the number of features that were complete before it ran.
+        unit: image size over the size of the output of the unit that it is in: larger than `after` where the unit
+            lowers the resolution later.
     """
 
     name: str
     before: int
     after: int
-    stage: int
+    unit: int
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,59 @@ def measure_strides(net: nn.Module, in_channels: int = 3) -> Strides:
     Raises:
         Whatever the network raises.
     """
-    calls: list[tuple[str, Tensor | None, Tensor]] = []
+    layers: list[Layer] = []
 
     def noting(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                given = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
-                calls.append((name, given, output))
+            maps = [each for each in (*inputs[:1], output) if isinstance(each, Tensor) and each.ndim == 4]
+            if len(maps) == 2 and maps[0].shape[-2:].numel() > 1:
+                before, after = map(stride_of, maps)
+                layers.append(Layer(name, before, after, after))
 
         return note
 
-    leaves = {name for name, module in net.named_modules() if not any(module.children())}
     device = next(net.parameters()).device
     with ExitStack() as stack, torch.no_grad(), evaluating(net):
         for name, module in net.named_modules():
-            stack.callback(module.register_forward_hook(noting(name)).remove)
-        features = tensors_of(net(torch.zeros(1, in_channels, *SIDES, device=device)))
-    complete = [_completed(feature, calls) for feature in features]
-    layers = [
-        Layer(name, stride_of(given), stride_of(output), sum(index < place for index in complete))
-        for place, (name, given, output) in enumerate(calls)
-        if name in leaves and given is not None and given.ndim == output.ndim == 4 and given.shape[-2:].numel() > 1
-    ]
-    return Strides(tuple(layers), tuple(stride_of(as_map(feature)) for feature in features))
+            if hasattr(module, "stride") and not any(module.children()):
+                stack.callback(module.register_forward_hook(noting(name)).remove)
+        output = net(torch.zeros(1, in_channels, *SIDES, device=device))
+    features = tuple(stride_of(feature) for feature in maps_of(output))
+    return Strides(tuple(_with_units(net, layers)), features)
+
+
+def _with_units(net: nn.Module, layers: list[Layer]) -> list[Layer]:
+    """The layers with the strides of their units.
+
+    The unit of a layer that lowers the resolution is the largest part of the network around it, other than a sequence
+    of parts, that works at the two resolutions before and after it.
+    """
+    found = dict.fromkeys((layer.name for layer in layers), 1)
+    for strided in layers:
+        if strided.after <= strided.before:
+            continue
+        parts = strided.name.split(".")
+        for length in range(1, len(parts)):
+            path = ".".join(parts[:length])
+            inside = [layer for layer in layers if layer.name.startswith(f"{path}.")]
+            sequence = isinstance(net.get_submodule(path), nn.Sequential | nn.ModuleList | nn.ModuleDict)
+            if not sequence and all(strided.before <= each.before and each.after <= strided.after for each in inside):
+                found |= {each.name: max(found[each.name], strided.after) for each in inside}
+                break
+    return [replace(layer, unit=max(layer.after, found[layer.name])) for layer in layers]
+
+
+def maps_of(output: Any, sides: tuple[int, int] = SIDES) -> list[Tensor]:
+    """The feature maps [N,C,h,w] in what a network returns for an image with those sides.
+
+    Networks whose features are all [N,h,w,C] are known by the sides.
+    """
+    features = tensors_of(output)
+    if all(feature.ndim == 4 for feature in features):
+        last = all(_of_image(feature.shape[1:3], sides) for feature in features)
+        if last and not all(_of_image(feature.shape[2:], sides) for feature in features):
+            return [feature.movedim(-1, 1) for feature in features]
+    return features
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -102,13 +133,6 @@ def tensors_of(output: Any) -> list[Tensor]:
         return [output]
     values: Iterable[Any] = output.values() if isinstance(output, Mapping) else output
     return [tensor for value in values for tensor in tensors_of(value)]
-
-
-def as_map(feature: Tensor, sides: tuple[int, int] = SIDES) -> Tensor:
-    """A feature as [N,C,h,w], where it may also be [N,h,w,C], of an image with those sides."""
-    if feature.ndim == 4 and _of_image(feature.shape[1:3], sides) and not _of_image(feature.shape[2:], sides):
-        return feature.permute(0, 3, 1, 2)
-    return feature
 
 
 def stride_of(feature: Tensor) -> int:
@@ -126,10 +150,3 @@ def _of_image(size: tuple[int, ...], sides: tuple[int, int]) -> bool:
         all(length in (side // stride, -(-side // stride)) for length, side in zip(size, sides, strict=True))
         for stride in (1, 2, 4, 8, 16, 32, 64)
     )
-
-
-def _completed(feature: Tensor, calls: list[tuple[str, Tensor | None, Tensor]]) -> int:
-    """The first call that returned a feature, or the one before the first that took it; else after all of them."""
-    returned = (index for index, (_, _, output) in enumerate(calls) if output is feature)
-    taken = (index - 1 for index, (_, given, _) in enumerate(calls) if given is feature)
-    return next(returned, next(taken, len(calls)))

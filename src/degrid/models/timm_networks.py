@@ -172,6 +172,8 @@ def _dilated_by_timm(name: str, strides: Strides, output_stride: int) -> Any:
         sizes = _sizes(net, SIDES)
     except Exception:  # a family refuses a stride with an error of its own
         return None
+    if any(isinstance(module, nn.Conv3d) for module in net.modules()):
+        return None  # the positions of lambda layers, which timm does not dilate
     wanted = [min(stride, output_stride) for stride in strides.features]
     return net if sizes == [tuple(side // stride for side in SIDES) for stride in wanted] else None
 
@@ -186,7 +188,7 @@ def _wrong_rates(plain: nn.Module, net: nn.Module, strides: Strides, output_stri
     for layer in strides.layers:
         own: Any = plain.get_submodule(layer.name)
         if is_wide(own):
-            conv: Any = net.get_submodule(layer.name)
+            conv: Any = net.get_submodule(layer.name)  # which no family of timm leaves out
             rates = tuple(rate * rate_factor(layer, output_stride) for rate in pair(own.dilation))
             axes = zip(pair(conv.kernel_size), pair(conv.dilation), rates, strict=True)
             if any(side > 1 and rate != wanted for side, rate, wanted in axes):
