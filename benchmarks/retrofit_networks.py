@@ -249,7 +249,7 @@ def check(build: Callable[[], nn.Module], operator: str) -> tuple[str, bool]:
         layer.forward = literal_forward(operator, layer, model.get_submodule(name))
     found, expected = outputs(model, image), outputs(plain, image)
     error = difference(found, expected)
-    if not error < 1e-9:
+    if not error < 1e-7:  # the filters themselves are made in single precision
         wrong.append("differs from the definition")
     moved = difference(unsmoothed, expected)
     if moved < 1e-4 and not (

@@ -93,8 +93,8 @@ class Own(nn.Conv2d):
         (nn.Conv2d(2, 2, (3, 1), dilation=(1, 2), padding=(1, 0)), "3x1 kernel: it is 1 wide along its dilated axis"),
         (nn.ConvTranspose2d(2, 2, 3, dilation=2), "ConvTranspose2d writes on a grid where others read from one"),
         (nn.LazyConv2d(2, 3, dilation=2, padding=2), "LazyConv2d has no weight yet: run the network once"),
-        (nn.MaxPool2d(3, 1, padding=2, dilation=2), "MaxPool2d is not a convolution"),
-        (DeformConv2d(2, 2, 3, padding=2, dilation=2), "DeformConv2d is not a convolution"),
+        (nn.MaxPool2d(3, 1, padding=2, dilation=2), "MaxPool2d is none of PyTorch's convolutions"),
+        (DeformConv2d(2, 2, 3, padding=2, dilation=2), "DeformConv2d is none of PyTorch's convolutions"),
         (dilated(rate=6), "rate 6 left out by where"),
     ],
 )

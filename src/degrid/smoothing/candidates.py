@@ -85,7 +85,7 @@ def _reason_to_skip(module: Any) -> str | None:
     if not _looks_dilated(module):
         return ""
     if not isinstance(module, nn.modules.conv._ConvNd) and not _is_conditional(module):
-        return f"{kind} is not a convolution"
+        return f"{kind} is none of PyTorch's convolutions"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} writes on a grid where others read from one: a filter before it would not help"
     if is_lazy(module.weight):
@@ -103,7 +103,8 @@ def _reason_to_skip(module: Any) -> str | None:
 
 def _looks_dilated(module: nn.Module) -> bool:
     """Whether a layer has a rate: a convolution, a pooling, or one of another library that holds no convolution."""
-    given = vars(module).get("dilation", 1), vars(module).get("kernel_size")
+    own = vars(module)
+    given = own.get("dilation", own.get("dilation_rate", 1)), own.get("kernel_size")  # the second name is Keras's
     rate = given[0] if isinstance(given[0], tuple | list) else (given[0],)
     if given[1] is None or not all(isinstance(each, int) for each in rate) or max(rate, default=1) == 1:
         return False
