@@ -32,12 +32,16 @@ SHARES = {
     "settings": 16,
     "run files": 8,
     "datasets": 36,
-    "images": 14,
-    "checkpoints": 10,
+    "images": 13,
+    "checkpoints": 7,
+    "state dicts": 2,
     "models": 4,
     "records": 4,
-    "facts": 4,
+    "facts": 3,
     "arguments": 4,
+    "networks": 1,
+    "training": 1,
+    "predictions": 1,
 }
 """Kinds of input, with their percentage of all inputs."""
 
@@ -210,6 +214,30 @@ def test_what_is_no_class():
         with pytest.raises(UserError, match=message):
             LabelSpace(names, colors)
     assert Bands.of({"count": 1, "range": [[0, 9]]}) == Bands(1, ((0.0, 9.0),))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"channels": 0}, "model.channels, model.rates and model.dropout: .*got 0, None"),
+        ({"rates": (0,)}, "channels and rates from 1 to 10000"),
+        ({"dropout": -1}, "a fraction from 0 to 1"),
+        ({"dropout": float("nan")}, "a fraction from 0 to 1"),
+        ({"multi_grid": (0,)}, '"model.multi_grid": expected factors from 1 to 10000'),
+        ({"multi_grid": (10**30,)}, '"model.multi_grid": expected factors from 1 to 10000'),
+        ({"operator": "torch.optim:RMSprop"}, "expected a class derived from torch.nn.Module"),
+    ],
+)
+def test_settings_of_no_network(setting, message):
+    with pytest.raises(UserError, match=message):
+        degrid.deeplabv3("timm:test_resnet", 2, **{"output_stride": 16, "channels": 8, **setting})
+
+
+def test_more_channels_than_the_data_have(tmp_path):
+    settings = ["model.encoder=timm:test_resnet", "model.pretrained=false", "model.in_channels=4"]
+    with pytest.raises(UserError, match='"model.in_channels": synthetic:2 gives images of 3 channels, got 4'):
+        degrid.train("synthetic", data="synthetic:2", settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("change", [{"std": (0.0, 1.0, 1.0)}, {"mean": (float("nan"), 1.0, 1.0)}])

@@ -13,12 +13,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torchvision
 import typer
 from hypothesis import strategies as st
 from mask_writers import ENCODINGS
 from PIL import Image
 from test_convert_faults import KINDS as CHECKPOINTS
 from test_convert_faults import valid_files
+from torchvision.models import segmentation
 from typer.testing import CliRunner
 
 import degrid
@@ -26,13 +28,15 @@ from degrid import config, recipes
 from degrid.analysis.curves import read_curves
 from degrid.bands import read_values
 from degrid.checkpoints.readers.files import read_tensors
+from degrid.checkpoints.systems.table import find_system
 from degrid.cli import app
 from degrid.config import describe_settings
 from degrid.data.formats.masks import MaskReading
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.read_mask import read_mask, remarks_on
 from degrid.exporters.runtime import Facts
-from degrid.image import read_image
+from degrid.image import IMAGE_SUFFIXES, read_image
+from degrid.networks import build_model
 from degrid.types import IGNORE_INDEX, Bands, LabelSpace, UserError, voc_palette
 from degrid.verbs.run_settings import check_settings
 from degrid.verbs.train import run_config
@@ -263,6 +267,34 @@ def read_checkpoint(case, folder: Path) -> None:
         assert read_tensors(folder / kind).tensors
 
 
+@cache
+def sound_states() -> list[dict[str, list[int]]]:
+    """Names and shapes, made small, of networks of torchvision."""
+    with torch.device("meta"):
+        networks = [
+            segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None),
+            segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None),
+            torchvision.models.resnet18(weights=None),
+        ]
+    return [
+        {name: [min(size, 3) for size in each.shape] for name, each in net.state_dict().items()} for net in networks
+    ]
+
+
+def plan_conversion(case, folder: Path) -> None:
+    """Tensors with names of a known system, some missing, called otherwise or of another shape."""
+    place, changes = case
+    shapes = changed(sound_states()[int(place * len(sound_states()))], changes)
+    if not isinstance(shapes, dict):
+        return
+    sizes = {
+        name: [size % 5 for size in shape if isinstance(size, int)][:6] if isinstance(shape, list) else []
+        for name, shape in shapes.items()
+    }
+    tensors = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    find_system(tensors, None, folder)[0].plan(tensors)
+
+
 # ---- models -------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +313,95 @@ def read_model(case, folder: Path) -> None:
     with torch.no_grad():
         count = model.bands.count if hasattr(model, "bands") else 3
         assert model(torch.zeros(1, count, 33, 40)).shape[1] == len(model.labels)
+
+
+# ---- networks, training, prediction ---------------------------------------------------------------------------
+
+
+_SMALL = ["model.encoder=timm:test_resnet", "model.pretrained=false", "model.channels=8", "model.output_stride=16"]
+_SHORT = ["train.steps=1", "train.eval_every=1", "train.batch_size=2", "data.crop=32,32", "train.device=cpu"]
+_WORDS_OF_SETTINGS = [
+    *(
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "8",
+        "-1",
+        "0.5",
+        "1,2",
+        "1,2,4",
+        "6,12,18",
+        "0,0",
+        "1,1,1",
+        "nan",
+        "inf",
+        "1e30",
+        "none",
+    ),
+    *("true", "false", "x", "tent", "ssc", "gi", "gaussian", "adamw", "torch.optim:RMSprop", "cosine", "step", "focal"),
+    *("dice+lovasz", "ohem", "frozen", "logits", "bfloat16", "tf_legacy", "all", '{"sigma": 0}', '{"size": 2}', "file"),
+    *('{"alpha": 0.3}', '{"nesterov": true}', "median_frequency", "deeplabv2", "deeplabv3", "0,4095", "100000", "-5"),
+    *("1.5", "0.0003", "0.75,0.5", "0,1", "1,0", "0.1,0.1,0.1,0.6", "2,2", "a:b", "0,0,0,0"),
+]
+# What names files, other data, other encoders or processes is fuzzed elsewhere, or goes on for long.
+_NOT = ("path", "workers", "trackers", "init", "then", "encoder", "pretrained", "steps", "epochs", "device", "crop")
+
+
+def _assignments(*groups: str):
+    names = st.deferred(
+        lambda: st.sampled_from(
+            [name for name in _setting_names() if name.startswith(groups) and name.rpartition(".")[2] not in _NOT]
+        )
+    )
+    return st.lists(st.tuples(names, st.sampled_from(_WORDS_OF_SETTINGS)).map("=".join), min_size=1, max_size=3)
+
+
+def build_network(case, folder: Path) -> None:
+    found = run_config("synthetic", settings=[*_SMALL, *case])
+    model = build_model(found.model, LabelSpace.of_size(3)).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, model.bands.count, 33, 40)).shape[:2] == (1, 3)
+
+
+def train_briefly(case, folder: Path) -> None:
+    try:
+        degrid.train("synthetic", data="synthetic:2", settings=[*_SMALL, *_SHORT, *case], out=folder / "run")
+    except UserError:
+        run = folder / "run"
+        assert not (run / "model").exists() or degrid.load(run)
+        raise
+    assert degrid.load(folder / "run")
+
+
+def predict_pictures(case, folder: Path) -> str:
+    """A damaged image beside a sound one: the sound one is predicted, and nothing is left half-written."""
+    (folder / "in").mkdir()
+    names = sorted(name for name in sound_images() if Path(name).suffix in IMAGE_SUFFIXES)
+    place, edits = case
+    name = names[int(place * len(names))]
+    (folder / "in" / f"x{Path(name).suffix}").write_bytes(edited(sound_images()[name], edits))
+    (folder / "in" / "sound.png").write_bytes(sound_images()["photo.png"])
+    found = degrid.predict(_sound_predictor(), [folder / "in"], folder / "out", device="cpu")
+    assert (folder / "out" / "sound.png").is_file()
+    assert found.images + len(found.failures) == 2
+    json.loads((folder / "out" / "summary.json").read_text())
+    for file in (folder / "out").rglob("*"):
+        assert not file.name.endswith(".tmp")
+        if file.suffix in (".png", ".jpg"):
+            Image.open(file).load()
+    return "refused" if found.failures else "accepted"
+
+
+@cache
+def _sound_predictor():
+    return degrid.load(sound_model())
+
+
+def _prepare_prediction() -> None:
+    sound_images()
+    _sound_predictor()
 
 
 # ---- records of runs ----------------------------------------------------------------------------------------
@@ -435,6 +556,7 @@ KINDS: dict[str, Kind] = {
         ),
         Kind("images", st.tuples(PLACE, _SEVERAL["bytes"]), read_picture, sound_images),
         Kind("checkpoints", st.tuples(PLACE, _SEVERAL["bytes"], st.booleans()), read_checkpoint, valid_files),
+        Kind("state dicts", st.tuples(PLACE, _SEVERAL["tree"]), plan_conversion, sound_states),
         Kind("models", DAMAGE, read_model, sound_model),
         Kind(
             "records",
@@ -445,6 +567,9 @@ KINDS: dict[str, Kind] = {
             read_records,
         ),
         Kind("facts", DAMAGE, read_facts),
+        Kind("networks", _assignments("model."), build_network),
+        Kind("training", _assignments("model.", "optim.", "train.", "data."), train_briefly),
+        Kind("predictions", st.tuples(PLACE, _SEVERAL["bytes"]), predict_pictures, _prepare_prediction),
         Kind("arguments", _command_lines(), run_command, sound_places),
     )
 }

@@ -13,6 +13,8 @@ from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
 from degrid.types import Preprocess, UserError
 
 OUTPUT_STRIDES = (8, 16, 32)
+MAX_RATE = 10_000
+"""Libraries take no dilation rate far beyond it, and no map is so large."""
 MOBILENET_V3 = "torchvision:mobilenet_v3_large"
 
 
@@ -29,6 +31,8 @@ class EncoderSettings:
         preprocess: replaces the encoder's own.
         legacy: compute as the original code does; for the ResNets that come from it.
         in_channels: of the images.
+    Raises:
+        UserError: a factor below 1, or an absurd one.
     """
 
     output_stride: int = 16
@@ -38,6 +42,10 @@ class EncoderSettings:
     preprocess: Preprocess | None = None
     legacy: bool = False
     in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not all(1 <= factor <= MAX_RATE for factor in self.multi_grid or ()):
+            raise UserError(f'setting "model.multi_grid": expected factors from 1 to {MAX_RATE}, got {self.multi_grid}')
 
 
 @runtime_checkable

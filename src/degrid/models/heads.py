@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.contracts import WithPlainForm
-from degrid.models.encoder import Encoder
+from degrid.models.encoder import MAX_RATE, Encoder
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -257,12 +257,24 @@ class DeepLabV3PlusHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a head is built with: see `degrid.config.ModelConfig`. The heads of DeepLab v2 use only `rates`."""
+    """What a head is built with: see `degrid.config.ModelConfig`. The heads of DeepLab v2 use only `rates`.
+
+    Raises:
+        UserError: no network has such numbers.
+    """
 
     rates: tuple[int, ...] | None = None
     channels: int = 256
     dropout: float = 0.1
     separable: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.channels, *(self.rates or ()))
+        if not all(1 <= size <= MAX_RATE for size in sizes) or not 0 <= self.dropout <= 1:
+            raise UserError(
+                f"model.channels, model.rates and model.dropout: expected channels and rates from 1 to {MAX_RATE}, and "
+                f"a fraction from 0 to 1; got {self.channels}, {self.rates} and {self.dropout:g}"
+            )
 
 
 MakeHead = Callable[[Encoder, int, HeadSettings], tuple[nn.Module, int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,10 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
         return (lambda rate: operator(rate, **options)) if options else operator
     name = _ALIASES.get(operator, operator)
     if ":" in name:
-        own: Callable[..., Operator] = lookup({}, name, "smoothing operator")
+        found: object = lookup({}, name, "smoothing operator")
+        if isinstance(found, type) and not issubclass(found, nn.Module):
+            raise UserError(f'smoothing operator "{name}": expected a class derived from torch.nn.Module')
+        own = cast(Callable[..., Operator], found)
         given = settings_for(own, {}, options, f'operator "{name}"')
         return lambda rate: own(rate, **given)
     make = lookup(LEGACY_OPERATORS if legacy else OPERATORS, name, "smoothing operator")

@@ -146,6 +146,10 @@ def _opened(config: RunConfig) -> tuple[_Data, RunConfig]:
     data, model = config.data, config.model
     train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept)
     bands = bands_in(train)
+    if model.in_channels not in (None, bands.count):
+        raise UserError(
+            f'setting "model.in_channels": {data.path} gives images of {bands.count} channels, got {model.in_channels}'
+        )
     there = train.splits if isinstance(train, SourceDataset) else ()
     val: Dataset | None = None
     notes = notes_of(train)
