@@ -429,3 +429,39 @@ def test_tensorboard_holds_everything(tmp_path):
     )
     assert events["val"].Tags()["images"] == ["val/picture"]
     assert "val mIoU 50.00 %" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_runs_do_not_depend_on_the_number_of_workers(tmp_path):
+    """Dropout draws from the generator of the process, which loading must not touch; also where a run is resumed."""
+    from degrid.data import SyntheticScenes, TrainTransform, training_batches
+
+    def finished(name, workers, resumed_with=None):
+        def source(start, workers=workers):
+            return training_batches(
+                SyntheticScenes("train", 3, (64, 64)), TrainTransform((24, 24)), 2, 5, start, workers
+            )
+
+        state = new_state()
+        state.model.head = nn.Conv2d(6, len(SyntheticScenes.labels), 1)
+        state.optimizer = make_optimizer("sgd", parameter_groups(state.model, weight_decay=0.0), 0.1, 0.9)
+        state.average = None
+        torch.manual_seed(7)
+        if resumed_with is not None:
+            go(state, tmp_path / name, 2, source)
+            torch.manual_seed(1)
+            state.restore(tmp_path / name / "last.ckpt")
+            go(state, tmp_path / name, 4, lambda start: source(start, resumed_with))
+        else:
+            go(state, tmp_path / name, 4, source)
+        return [*tensors(state), torch.get_rng_state()]
+
+    expected = finished("none", 0)
+    for name, found in (
+        ("one", finished("one", 1)),
+        ("two", finished("two", 2)),
+        ("resumed", finished("resumed", 2, 1)),
+        ("alone", finished("alone", 0, 2)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), name
+        assert losses(tmp_path / name) == losses(tmp_path / "none")

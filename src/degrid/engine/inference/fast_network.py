@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import functools
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, use_taps
 from degrid.acceleration.winograd_layer import use_winograd
-from degrid.contracts import ExportedNetwork, in_evaluation_mode
+from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import adapted
 from degrid.kernels.upsample_argmax import upsample_argmax
@@ -55,7 +56,7 @@ _WAYS = (_Way(True, True), _Way(False, True), _Way(True, False), _Way(False, Fal
 
 
 class FastNetwork:
-    """A copy of a network for inference; the network itself stays as it is.
+    """A copy of a network for inference; the network itself stays as it is, in evaluation mode only while it runs.
 
     Batch norms are folded into convolutions, tensors are channels_last, and the convolutions run in bfloat16, or in
     float32 by Winograd's algorithm where that is faster. On the first image of each of the first SIZES sizes the copy
@@ -89,6 +90,7 @@ class FastNetwork:
         self._sizes: set[tuple[int, ...]] = set()
         self._network: nn.Module | None = None
         self._lock = threading.Lock()
+        self._evaluation = _Evaluation(self._model)
 
     def __str__(self) -> str:
         if self._as_it_is:
@@ -139,7 +141,7 @@ class FastNetwork:
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
-        with autocast(self.device, "float32"):
+        with autocast(self.device, "float32"), self._evaluation:
             exact = self._model(batch).float()
         logits = self._close_to(exact, batch)
         if self._views:
@@ -181,7 +183,8 @@ class FastNetwork:
     def _run(self, batch: Tensor) -> Tensor:
         if self._network is None:
             self._network = self._prepared(batch)
-        with autocast(self.device, self.precision):
+        is_copy = self._way < len(_WAYS) - 1
+        with autocast(self.device, self.precision), contextlib.nullcontext() if is_copy else self._evaluation:
             logits: Tensor = self._network(batch)
         return logits.float()
 
@@ -204,6 +207,26 @@ class FastNetwork:
         if network is not self._model:
             to_channels_last(network)
         return cast(nn.Module, torch.compile(network)) if self.compiled else network
+
+
+class _Evaluation:
+    """Within it a network is in evaluation mode, as long as any thread is within; then in the modes it was in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.inside = model, 0
+        self._lock, self._modes = threading.Lock(), contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self.inside:
+                self._modes.enter_context(evaluating(self.model))
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.inside -= 1
+            if not self.inside:
+                self._modes.close()
 
 
 def _agree(logits: Tensor, exact: Tensor, precision: str) -> bool:

@@ -63,8 +63,8 @@ class Predictor:
     Args:
         model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. Images are given
             as uint8, or as floats to a network that refuses these; of a dictionary "out" or "logits" is taken, of a
-            list or tuple the first entry. It is moved to the device and put in evaluation mode; later changes of its
-            weights have no effect here.
+            list or tuple the first entry. It is moved to the device, and in evaluation mode while it runs;
+            later changes of its weights have no effect here.
         device: "auto", "cpu", "cuda", ...
         precision: "float32"; "bfloat16" (faster where the hardware has it, less exact); or "auto": bfloat16 where the
             hardware has it and it agrees with float32 on at least 99.5 % of the pixels of the first images.
@@ -99,7 +99,7 @@ class Predictor:
         self.stride = 1 if network is None else network.stride
         self.bands = RGB if network is None else network.bands
         self.resize = convention_of(model)
-        self.model = in_evaluation_mode(model.to(self.device))
+        self.model = model.to(self.device)
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
         """Whether it is an exported model that gives class ids at the image's size, and no logits."""
         if self.gives_ids and not (self.options.is_plain and self.options.memory is None):
@@ -380,14 +380,14 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     is memory that a library uses inside one operation.
 
     Args:
-        model: from RGB images [1,3,H,W] to logits, in evaluation mode.
+        model: from RGB images [1,3,H,W] to logits.
         size: height and width of the image, pixels.
     Raises:
         UserError: the network cannot run without content, for instance because its forward depends on values.
     """
     # The parameters are shared until they move, so the copy costs no memory.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    shadow = copy.deepcopy(model, memo).to("meta")
+    shadow = in_evaluation_mode(copy.deepcopy(model, memo).to("meta"))
     count = _LiveBytes()
     try:
         with torch.inference_mode(False), torch.no_grad(), count:

@@ -1,0 +1,125 @@
+"""What is the user's is afterwards as it was: modes, hooks, classes, weights, generators, threads, settings."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import degrid
+from degrid.analysis.receptive_field import dilated_stage_receptive_field, effective_receptive_field
+from degrid.data.synthetic import SyntheticScenes
+from degrid.engine.training.log import RunLog
+
+
+class Net(nn.Module):
+    """Parts in other modes than the whole, hooks, a shared layer, a layer that reads its own values."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.frozen, self.drop = nn.BatchNorm2d(8), nn.Dropout(0.5)
+        self.deep = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.again = nn.Sequential(self.deep, nn.ReLU())
+        self.head = nn.Conv2d(8, len(SyntheticScenes.labels), 1)
+        self.seen = []
+        self.deep.register_forward_hook(lambda layer, args, output: self.seen.append(layer.training))
+        self.train()
+        self.frozen.eval()
+        self.stem.weight.requires_grad_(False)
+
+    def forward(self, x):
+        y = self.norm(self.stem(x.float() / 255)).relu()
+        return self.head(self.drop(self.again(self.frozen(self.deep(y)))))
+
+
+def snapshot(model):
+    """All that could change."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return {
+        "modes": [(name, module.training) for name, module in model.named_modules()],
+        "classes": [type(module) for module in model.modules()],
+        "objects": [id(module) for module in model.modules()],
+        "names": [name for name, _ in model.named_modules(remove_duplicate=False)],
+        "hooks": [[tuple(getattr(module, kind)) for kind in hooks] for module in model.modules()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "weights": [(id(p), p.requires_grad, p.grad is None, p.stride(), p.tolist()) for p in model.parameters()],
+        "buffers": [(id(b), b.tolist()) for b in model.buffers()],
+        "torch generator": torch.get_rng_state().tolist(),
+        "numpy generator": np.random.get_state()[1].tolist(),
+        "python generator": random.getstate(),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "living threads": sorted(thread.name for thread in threading.enumerate()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "types": (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision()),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def predicted(model, folder):
+    predictor = degrid.Predictor(model, "cpu")
+    for size in ((64, 64), (40, 50)):
+        predictor(np.zeros((*size, 3), np.uint8))
+    degrid.Predictor(model, "cpu", options=degrid.InferenceOptions(memory=1 << 22)).class_ids(
+        torch.zeros(3, 200, 300, dtype=torch.uint8)
+    )
+
+
+def evaluated(model, folder):
+    degrid.evaluate(model, "synthetic:1", device="cpu", measures=degrid.Measures(calibration=True))
+    degrid.compare([model, model], "synthetic:1", device="cpu", draws=3, precision="auto")
+
+
+def failed(model, folder):
+    with pytest.raises(degrid.UserError):
+        degrid.evaluate(model, "synthetic:1", device="cpu", options=degrid.InferenceOptions(memory=1))
+
+
+def looked_at(model, folder):
+    effective_receptive_field(model.stem, (3, 9, 9), runs=2)
+    assert dilated_stage_receptive_field(model, side=9, runs=2).shape == (9, 9)
+
+
+def logged(model, folder):
+    with RunLog(folder, 2, 0) as log:
+        log.graph(model, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("use", [predicted, evaluated, failed, looked_at, logged])
+def test_everything_is_as_it_was(use, tmp_path):
+    model = Net()
+    model.seen.clear()
+    before = snapshot(model)
+    use(model, tmp_path)
+    after = snapshot(model)
+    for what, value in before.items():
+        assert after[what] == value, what
+    assert not any(model.seen)  # whatever ran, ran in evaluation mode
+
+
+def test_the_network_is_in_evaluation_mode_while_threads_run_it():
+    """One that cannot be copied runs itself; the modes are put back when the last thread is done."""
+
+    class Locked(Net):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()  # no deep copy
+
+    model = Locked()
+    modes = snapshot(model)["modes"]
+    predictor = degrid.Predictor(model, "cpu", "float32")
+    image = np.zeros((48, 56, 3), np.uint8)
+    expected = predictor(image)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(predictor(image))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert all(np.array_equal(each, expected) for each in found)
+    assert not any(model.seen)
+    assert snapshot(model)["modes"] == modes
