@@ -180,7 +180,7 @@ def test_crowds(tmp_path):
     check(tmp_path, truth=void)
     prepared(tmp_path, tmp_path / "drawn", truth=void)
     put_text(tmp_path / "dataset.yaml", "crowd: maybe\n")
-    with pytest.raises(UserError, match="expected instance or void, got maybe"):
+    with pytest.raises(UserError, match="expected instance or void, got 'maybe'"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.yaml").unlink()
     elsewhere = tmp_path.parent / f"{tmp_path.name}.yaml"

@@ -38,6 +38,15 @@ def model(tmp_path_factory):
     return folder
 
 
+def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, tmp_path):
+    values = np.random.default_rng(1).integers(0, 4096, (32, 32), np.uint16)
+    Image.fromarray(values).save(tmp_path / "dim.png")
+    Image.fromarray(values * 16).save(tmp_path / "full.png")
+    remarks = degrid.predict(model, tmp_path, tmp_path / "out", device="cpu").remarks
+    assert len(remarks) == 1
+    assert remarks[0].startswith(f"1 image of more than 8 bits, such as {tmp_path / 'dim.png'}, are nearly black")
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from degrid.image import is_large, open_image, oriented, read_image, values_to_bytes
+from degrid.image import is_large, open_image, oriented, read_image, refuse_pages, values_to_bytes
 from degrid.raster import rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
 from degrid.types import RGB, Bands, UserError
 
@@ -21,6 +21,8 @@ PERCENTILES = (0.5, 99.5)
 _REDUCED = 2048
 _PIXELS = 1 << 16
 """How many pixels of an image are looked at to find a range."""
+DIM = 25
+"""The highest value, of 255, of images that are nearly black."""
 _LUMA = (0.299, 0.587, 0.114)
 _PNG_START, _PNG_BITS, _PNG_COLORS = b"\x89PNG\r\n\x1a\n", 24, 25
 _DIRECT = ("uint16", "int16", "int32", "float32")
@@ -71,6 +73,7 @@ class LargeScene:
     def __init__(self, path: str | os.PathLike[str], bands: Bands) -> None:
         header = tiff_header(path)
         assert header is not None
+        refuse_pages(path, header.pages)
         self.path, self.no_data, self.size = path, header.no_data, (header.size[1], header.size[0])
         sample = read_reduced(path, _REDUCED)
         if bands.range == "file":
@@ -169,6 +172,7 @@ def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = Non
     if is_array(path):
         return _read_array(path)
     header, start = tiff_header(path), _start(path)
+    refuse_pages(path, header.pages if header else 1)
     many = header is not None and header.bands > 1 and (header.bits > 8 or header.bands > 4)
     other = header is not None and header.bands == 1 and header.bits >= 8 and header.kind not in ("uint8", *_DIRECT)
     deep = start.startswith(_PNG_START) and start[_PNG_BITS] == 16 and start[_PNG_COLORS] in (2, 4, 6)

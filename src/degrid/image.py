@@ -50,7 +50,10 @@ def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image
             opened = _identify(stream, path, memory)
             with _without_warning(opened.size):
                 opened.load()
-            return opened.copy() if opened.format == "GIF" else opened
+            if opened.format != "GIF":
+                return opened
+            refuse_pages(path, _pages(opened))
+            return opened.copy()
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -82,6 +85,7 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None
     header = tiff_header(path) if start.startswith(TIFF_MARKS) else None
     if start.startswith(TIFF_MARKS) and header is None:
         raise UserError(f"{path} is damaged or cut short: the tags of a TIFF are missing")
+    refuse_pages(path, header.pages if header else 1)
     # Pillow would take the beginning of the file for the missing parts, and call the other kind damaged.
     if header and (header.sparse or header.compression == _WEBP_IN_TIFF):
         how = "leaves out its empty parts (SPARSE_OK of GDAL)" if header.sparse else "is a TIFF compressed as WebP"
@@ -105,6 +109,21 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None
             "8 or 16 bits"
         )
     raise UserError(f"{path} is not an image that can be read ({Path(path).stat().st_size} bytes)")
+
+
+def refuse_pages(name: object, pages: int) -> None:
+    """Refuse a file of several pictures, of which one would be read in silence.
+
+    Raises:
+        UnreadKindError: there are several.
+    """
+    if pages > 1:
+        raise UnreadKindError(f"{name} holds {pages} pages, and a picture is one: save each as a file of its own")
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pictures a film holds; 1 for a photograph with a smaller one beside it (MPO)."""
+    return getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "AVIF") else 1
 
 
 def _without_warning(size: tuple[int, int]) -> contextlib.AbstractContextManager[Any]:
@@ -150,7 +169,7 @@ def read_image(path: str | os.PathLike[str], memory: int | None = None) -> np.nd
     Args:
         memory: see `open_image`.
     Raises:
-        UserError: see `open_image`.
+        UserError: see `open_image`; or a film.
     """
     pixels = read_jpeg(path)
     return to_array(open_image(path, memory)) if pixels is None else pixels
@@ -197,6 +216,7 @@ def to_array(image: Image.Image) -> np.ndarray:
     """RGB pixels of a PIL image, uint8 [H,W,3]; see `read_image` for the other kinds."""
     import numpy as np
 
+    refuse_pages(getattr(image, "filename", "") or "the image", _pages(image))
     image = oriented(image)
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(values_to_bytes(np.asarray(image))[..., None], 3, axis=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -20,12 +21,22 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first four bytes of a TIFF, the last two of a BigTIFF."""
 
 # Tags of TIFF 6.0, and GDAL's own.
-_KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS = 254, 256, 257, 258, 259, 262, 273
+_KIND_OF_PAGE, _TEXT, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS = (
+    254,
+    270,
+    256,
+    257,
+    258,
+    259,
+    262,
+    273,
+)
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
-_TAGS = frozenset((254, 256, 257, 258, 259, 262, 273, 277, 324, 339, 33550, 34264, 42113))
+_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 277, 324, 339, 33550, 34264, 42113))
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
+_LONG_TEXT = 1 << 16  # ImageJ's is short
 _LETTERS = {1: "uint", 2: "int", 3: "float", 5: "complexint", 6: "complex"}
 
 
@@ -41,7 +52,8 @@ class TiffHeader:
         white_is_zero: 0 is white (PhotometricInterpretation 0); readers that show pictures turn such values round.
         colors: the first three bands are red, green and blue.
         compression: the number of its scheme (tag 259).
-        pages: images of full size, without overviews and transparency masks.
+        pages: images of full size, without overviews and transparency masks; those of a stack of ImageJ's have the tags
+            of one.
         no_data: the value of pixels without data (GDAL_NODATA, tag 42113), or None.
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
         on_map: it says where on a map its pixels lie (GeoTIFF).
@@ -98,11 +110,17 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         white_is_zero=first.get(_PHOTOMETRIC) == (0,),
         colors=first.get(_PHOTOMETRIC) == (2,),
         compression=first.get(_COMPRESSION, (1,))[0],
-        pages=pages,
+        pages=max(pages, _stack(first)),
         no_data=no_data,
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
         on_map=_SCALE in first or _TRANSFORM in first,
     )
+
+
+def _stack(tags: dict[int, tuple[Any, ...]]) -> int:
+    """How many images of one size lie one after the other in a file of ImageJ, by its description."""
+    found = re.match(rb"ImageJ=.*?^images=(\d+)", b"".join(tags.get(_TEXT, ())), re.DOTALL | re.MULTILINE)
+    return int(found[1]) if found else 1
 
 
 def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dict[int, tuple[Any, ...]], int]:
@@ -116,7 +134,7 @@ def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dic
     (following,) = struct.unpack(order + word, stream.read(word_bytes))
     tags = {}
     for tag, kind, length, value in struct.iter_unpack(order + entry, table):
-        if tag not in _TAGS or kind not in _TYPES:
+        if tag not in _TAGS or kind not in _TYPES or (tag == _TEXT and (kind != 2 or length > _LONG_TEXT)):
             continue
         form = f"{order}{length}{_TYPES[kind]}"
         size = struct.calcsize(form)

@@ -109,6 +109,8 @@ def _print_result(found: PredictResult) -> None:
         print(f"computed in {found.precision}")
     if found.written:
         print(found.written)
+    for remark in found.remarks:
+        print(f"note: {remark}")
     if found.left_out:
         print(f"left out: {said(found.left_out)}")
     if found.failures:

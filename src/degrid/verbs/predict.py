@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from degrid.arguments import checked
-from degrid.bands import LargeScene, Scene, open_scene
+from degrid.bands import DIM, LargeScene, Scene, is_plain, open_scene
 from degrid.contracts import declared, evaluating
 from degrid.engine.device import available_bytes
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
 from degrid.engine.inference.tta import InferenceOptions
 from degrid.files import check_place
+from degrid.lookup import counted
 from degrid.types import Bands, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
 from degrid.verbs.open_network import AnyModel, open_network
@@ -46,6 +47,7 @@ class PredictResult:
         left_out: how many files were passed over, by what they are, such as ".heic" or "results of earlier runs".
         precision: the precision of the network, as a sentence.
         written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
+        remarks: what may surprise about the images, one sentence each.
     """
 
     out: Path
@@ -54,6 +56,7 @@ class PredictResult:
     left_out: dict[str, int]
     precision: str
     written: str
+    remarks: tuple[str, ...] = ()
 
 
 @checked
@@ -108,10 +111,23 @@ def predict(
                 "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
                 "--output logits (output=...)"
             )
-        failures = _write_all(predictor, writer, chosen, files.logits, progress)
+        failures, dim = _write_all(predictor, writer, chosen, files.logits, progress)
     count = len(chosen) - len(failures)
     written = "" if not count or (failures and writer.needs_all) else writer.finish()
-    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written)
+    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written, _said(dim))
+
+
+def _said(dim: Sequence[Path]) -> tuple[str, ...]:
+    """A sentence on images that the network sees nearly black."""
+    return (
+        (
+            f"{counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, are nearly black to the network: the "
+            "model has no range, so that their values are divided by 257; train it with model.range, or save them as "
+            "8-bit images",
+        )
+        if dim
+        else ()
+    )
 
 
 @checked
@@ -164,9 +180,10 @@ def _find(images: Images, out: Path | None = None) -> FoundImages:
 
 def _write_all(
     predictor: Predictor, writer: ResultWriter, found: dict[str, Path], with_logits: bool, progress: OnProgress | None
-) -> list[str]:
-    """Predict and write all images; returns a sentence for each that could not be used."""
+) -> tuple[list[str], list[Path]]:
+    """Predict and write all images; returns a sentence for each that could not be used, and those of few values."""
     failures: list[str] = []
+    dim: list[Path] = []
     with _Background() as background:
         for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
             if isinstance(prediction, UserError):
@@ -174,10 +191,12 @@ def _write_all(
                 writer.fail(name, str(prediction))
             else:
                 assert predictor.num_classes is not None
+                if predictor.bands.range == "bytes" and not is_plain(found[name]) and prediction.image.max() <= DIM:
+                    dim.append(found[name])
                 background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
             if progress:
                 progress(Progress("predicting", index, len(found)))
-    return failures
+    return failures, dim
 
 
 def _predictions(

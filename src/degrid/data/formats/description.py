@@ -239,7 +239,7 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
 def _word(given: dict[str, Any], key: str, words: tuple[str, ...], file: Path) -> str:
     value = given.get(key, "")
     if value not in ("", *words):
-        raise UserError(f"{file}: {key}: expected {' or '.join(words)}, got {value}")
+        raise UserError(f"{file}: {key}: expected {' or '.join(words)}, got {value!r}")
     return str(value)
 
 

@@ -25,11 +25,13 @@ class MaskReading:
     by_color: palette images give the colours of their pixels, not the indices.
     lossy: files whose compression changes the values are read, too.
     crowds: what COCO's annotations call crowds are drawn as objects.
+    threshold: fractions below it are 0, all others 255.
     """
 
     by_color: bool = False
     lossy: bool = False
     crowds: bool = False
+    threshold: float | None = None
 
 
 AS_STORED = MaskReading()
@@ -75,7 +77,9 @@ class MaskRule:
         Pixels with unknown values become void.
         """
         if self.threshold is not None:
-            raw = np.where(_brightness(raw) < self.threshold, np.uint8(0), np.uint8(255))
+            ids = np.where(_brightness(raw) < self.threshold, np.uint8(0), np.uint8(255))
+            void = raw == NO_DATA if raw.dtype == np.int64 else np.zeros(1, bool)
+            raw = np.where(void, NO_DATA, ids.astype(np.int64)) if void.any() else ids
         if raw.ndim == 2:
             return self._apply_ids(raw) if self.nearest is None else self._near_ids(raw)
         packed = raw.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)

@@ -193,7 +193,8 @@ def is_pair_list(file: Path) -> bool:
 
 def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
     """Pair the images of one folder with the masks of another by name; also returns the masks left over."""
-    return match_names(images_in(image_folder), image_folder, masks_in(mask_folder), mask_folder)
+    images = images_in(image_folder) or files_in(image_folder, ".npy")
+    return match_names(images, image_folder, masks_in(mask_folder), mask_folder)
 
 
 def pair_folders(folders: Mapping[str, tuple[Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
@@ -227,6 +228,11 @@ def masks_in(folder: Path) -> list[Path]:
     return _files_in(folder, MASK_SUFFIXES)
 
 
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """As `images_in`, of files that end so, in lower case."""
+    return _files_in(folder, (suffix,))
+
+
 def any_mask(folder: Path) -> bool:
     """Whether `masks_in` would find any."""
     return any(True for _ in _found_in(folder, MASK_SUFFIXES))
@@ -236,13 +242,16 @@ def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return sorted(_found_in(folder, suffixes))
 
 
-def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+def _found_in(folder: Path, suffixes: Collection[str], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """See `_files_in`. above: the folders around this one, to which a link would lead in circles."""
+    above = (*above, os.path.realpath(folder))
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _found_in(Path(entry.path), suffixes)
+            if entry.is_dir():
+                if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                    yield from _found_in(Path(entry.path), suffixes, above)
             elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
                 yield Path(entry.path)
 
@@ -307,6 +316,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
 def divided(sources: Sequence[AnySource]) -> dict[str, list[AnySource]]:
     """Keep about one image in five for validation, chosen by its name so that the choice is always the same."""
     val = [source for source in sources if zlib.crc32(os.fsencode(source.name)) % 5 == 0]
+    val = val[: max(1, len(sources) // 3)]  # of few images, chance may choose most
     if not val and len(sources) > 1:
         val = list(sources[-1:])
     chosen = {source.name for source in val}

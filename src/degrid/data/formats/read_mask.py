@@ -48,12 +48,12 @@ def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
     0 to 255 become `NO_DATA`. A .npy or .mat file holds one array: ids [H,W] or colours uint8 [H,W,3].
 
     Args:
-        how: to read colours in place of indices, or what was compressed with loss.
+        how: to read colours in place of indices, what was compressed with loss, or fractions.
     Raises:
         UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        return _ids_of_array(read_array(path), path)
+        return _ids_of_array(read_array(path), path, how)
     with _opened(path) as stream:
         head = stream.read(_HEAD)
         if head[8:12] == b"WEBP" and not how.lossy and _is_lossy_webp(stream):
@@ -157,7 +157,7 @@ def _values(image: Image.Image, name: object, stretch: float, how: MaskReading) 
     if image.mode in ("P", "PA") and how.by_color:
         return np.asarray(image.convert("RGBA"))[..., :3]
     if image.mode == "F":
-        return _whole_numbers(np.asarray(image), name)
+        return _whole_numbers(np.asarray(image), name, how)
     if image.mode in ("P", "L", "I", "I;16", "I;16B", "1"):
         raw = np.asarray(image)
         if raw.dtype == bool:
@@ -202,16 +202,20 @@ def _stretch(image: Image.Image, head: bytes) -> float:
     return 1
 
 
-def _whole_numbers(values: np.ndarray, name: object, no_data: float | None = None) -> np.ndarray:
+def _whole_numbers(values: np.ndarray, name: object, how: MaskReading, no_data: float | None = None) -> np.ndarray:
     """Floats [H,W] as int64, with `NO_DATA` for what no id can be."""
     with np.errstate(invalid="ignore"):
         void = ~(np.abs(values) < _LARGEST_WHOLE)
     if no_data is not None and not 0 <= no_data <= IGNORE_INDEX:
         void |= values == values.dtype.type(no_data)
     ids = np.where(void, 0, values)
-    if (ids != np.rint(ids)).any():
+    fractions = bool((ids != np.rint(ids)).any())
+    if fractions and how.threshold is not None:
+        ids = np.where(ids < how.threshold, 0, IGNORE_INDEX)
+    elif fractions:
         raise UnusableMaskError(
-            f"{name} holds fractions, such as a map of probabilities; expected a class id in every pixel"
+            f"{name} holds fractions, such as a map of probabilities; expected a class id in every pixel, or "
+            "threshold: 0.5 in dataset.yaml to divide them into background and object"
         )
     whole: np.ndarray = ids.astype(np.int64)
     whole[void] = NO_DATA
@@ -231,7 +235,7 @@ def _from_tiff(path: Path, header: TiffHeader, how: MaskReading) -> np.ndarray:
             raise _too_many(path, header)
         values = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands[:3], 0, -1))
     if values.dtype.kind == "f":
-        return _whole_numbers(values, path, header.no_data)
+        return _whole_numbers(values, path, how, header.no_data)
     if values.dtype.kind not in "iu":
         raise UnusableMaskError(f"{path} holds {header}; expected class ids, which are whole numbers")
     return _without_no_data(values, header.no_data)
@@ -271,7 +275,7 @@ def _without_no_data(values: np.ndarray, no_data: float | None) -> np.ndarray:
     return wide
 
 
-def _ids_of_array(values: np.ndarray, path: Path) -> np.ndarray:
+def _ids_of_array(values: np.ndarray, path: Path, how: MaskReading) -> np.ndarray:
     """Numbers of any type and shape as a label: ids [H,W], or colours uint8 [H,W,3]."""
     ids = values[0] if values.ndim == 3 and len(values) == 1 else values
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
@@ -281,7 +285,7 @@ def _ids_of_array(values: np.ndarray, path: Path) -> np.ndarray:
             "per class, [C,H,W], becomes ids with array.argmax(0))"
         )
     if ids.dtype.kind == "f":
-        return _whole_numbers(ids, path)
+        return _whole_numbers(ids, path, how)
     return ids.astype(np.uint8) if ids.dtype == bool else ids
 
 

@@ -79,7 +79,8 @@ def _look(layout: Layout, read: ReadValues) -> Surveys:
     lossy = wishes.threshold is not None or wishes.nearest is not None
     if lossy or wishes.palette == "color":
         crowds = wishes.crowd == "instance"
-        layout.splits = _read_otherwise(layout, MaskReading(wishes.palette == "color", lossy, crowds))
+        how = MaskReading(wishes.palette == "color", lossy, crowds, wishes.threshold)
+        layout.splits = _read_otherwise(layout, how)
     surveys = _survey(layout, read)
     if wishes.palette or not _says_palettes(layout, surveys):
         return surveys

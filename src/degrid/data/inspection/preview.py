@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from degrid.data.dataset import SourceDataset
-from degrid.data.formats.values import LabelValues
+from degrid.data.formats.masks import NO_DATA
+from degrid.data.formats.values import LabelValues, Value
 from degrid.files import atomic_write, printable
 from degrid.image import as_rgb, overlay_classes
 from degrid.types import IGNORE_INDEX, Dataset
@@ -89,14 +90,17 @@ class Seen:
         self.labels = dataset.labels
         self.files = dataset if isinstance(dataset, SourceDataset) else None
         self.pixels = np.zeros(256, np.int64)
-        self.values: dict[int, set[object]] = {}
+        self.values: dict[int, set[Value]] = {}
 
     def add(self, index: int, ids: np.ndarray) -> None:
         """Count the label of a sample, train ids uint8 [H,W]."""
         self.pixels += np.bincount(ids.ravel(), minlength=256)
         if self.files:
-            values = LabelValues.of(self.files.sources[index].read_label()).values
+            counted = LabelValues.of(self.files.sources[index].read_label())
+            values = counted.values
             became = self.files.rule.apply(values[None])[0][0]
+            if np.count_nonzero(ids == IGNORE_INDEX) > counted.pixels[became == IGNORE_INDEX].sum():
+                self.values.setdefault(IGNORE_INDEX, set()).add(NO_DATA)  # of the image
             for value, train in zip(values.tolist(), became.tolist(), strict=True):
                 self.values.setdefault(train, set()).add(tuple(value) if isinstance(value, list) else value)
 
@@ -106,9 +110,10 @@ class Seen:
             return ""
         seen = sorted(self.values.get(train, ()), key=lambda value: (isinstance(value, tuple), value))
         colored = any(isinstance(value, tuple) for values in self.values.values() for value in values)
-        rule: Iterable[tuple[object, int]] = (self.files.rule.colors if colored else self.files.rule.ids).items()
+        rule: Iterable[tuple[Value, int]] = (self.files.rule.colors if colored else self.files.rule.ids).items()
         values = [*seen, *(value for value, became in rule if became == train and value not in seen)]
-        shown = [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+        words = {NO_DATA: "no data"}
+        shown = [" ".join(map(str, each)) if isinstance(each, tuple) else words.get(each, str(each)) for each in values]
         return ", ".join(shown[:_MOST_VALUES]) + (", .." if len(shown) > _MOST_VALUES else "")
 
 

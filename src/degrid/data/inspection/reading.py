@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from degrid.bands import DIM
 from degrid.data.formats.masks import NO_DATA
 from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, remarks_on
@@ -19,8 +20,6 @@ from degrid.data.processes import in_order
 from degrid.image import UnreadKindError
 from degrid.types import RGB, Bands, OnProgress, Progress, UserError
 
-# The highest value, of 255, of images that are nearly black.
-_DIM = 25
 _NEARLY_BLACK = (
     "images that are nearly black: of 0 to 255 they use few values (where images have more than 8 bits, model.range "
     "gives others)"
@@ -55,7 +54,7 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     """Read image, as these bands, and label completely."""
     try:
         name, image, label, empty = source.check(bands)
-        if image.shape[2] == 1 and image.max(initial=0) <= _DIM:  # of dark blue, the brightness is near 0, too
+        if image.shape[2] == 1 and image.max(initial=0) <= DIM:  # of dark blue, the brightness is near 0, too
             name, image, label, empty = source.read(bands)
     except UserError as error:
         return _faulty(source, error, bands)
@@ -65,7 +64,7 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     size = (image.shape[0], image.shape[1])
     highest = int(image.max(initial=0))
     image_place, label_place = source.places()
-    remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= _DIM else []
+    remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
     values = LabelValues.of(label, source.palette())
     if values.values.ndim == 1 and NO_DATA in values.values:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlparse
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, files_in, images_in, masks_in, read_text
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_json
@@ -71,7 +71,7 @@ class LabelStudio(DataFormat):
 
 def _masks(path: Path) -> list[_Mask]:
     """The masks in a folder, PNG where there are both kinds."""
-    files = sorted(path.rglob(_PATTERN)) if path.is_dir() else []
+    files = [file for file in masks_in(path) if file.match(_PATTERN)]
     found = [(match, file) for file in files if (match := _NAME.fullmatch(file.name))]
     ending = ".png" if any(file.suffix == ".png" for _, file in found) else ".npy"
     return [_Mask(int(m["task"]), int(m["annotation"]), m["label"], f) for m, f in found if f.suffix == ending]
@@ -79,7 +79,7 @@ def _masks(path: Path) -> list[_Mask]:
 
 def _image_names(path: Path) -> tuple[dict[int, str], str]:
     """The name of each task's image, by the JSON export in the folder, and its file's name; ({}, "") without one."""
-    for file in sorted(path.rglob("*.json")):
+    for file in files_in(path, ".json"):
         try:
             tasks = parse_json(read_text(file))
         except ValueError:

@@ -7,6 +7,7 @@ import binascii
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from degrid.bands import values_of
 from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import images_in, read_names
+from degrid.data.formats.masks import MaskRule, rgb_like
+from degrid.data.formats.pairs import files_in, images_in, read_names
 from degrid.data.formats.shapes.drawn import (
     DAMAGE,
     OVERLAPS,
@@ -32,6 +34,7 @@ from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, r
 from degrid.data.formats.shapes.region import Region, Thing, union
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.image import oriented
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 _MARKS = (b'"shapes"', b'"imagePath"')
@@ -65,7 +68,10 @@ class Labelme(DataFormat):
         splits: dict[str, list[Drawn]] = {}
         for file, content in contents.items():
             image = _image(content, file, images)
-            source = Drawn(images.relative(image), image, file, partial(_things, file, ids), _size(content), ids[""])
+            made = Drawn
+            if content["imageData"] and not image.is_file():
+                made, image = Embedded, file
+            source = made(images.relative(image), image, file, partial(_things, file, ids), _size(content), ids[""])
             splits.setdefault(split_of_file(file, path), []).append(source)
         used = {source.image for sources in splits.values() for source in sources}
         divided, notes = with_splits(splits)
@@ -73,6 +79,38 @@ class Labelme(DataFormat):
         if lost := len(set(images.all) - used):
             notes.append(f"{lost:,} images have no JSON file: left out, as nobody has looked at them")
         return Layout(f"images and {files[0].name}", path, divided, classes, rule, notes=notes)
+
+
+@dataclass(frozen=True)
+class Embedded(Drawn):
+    """An image that is stored in the file of its shapes, which is its `image`, too."""
+
+    def image_file(self) -> bytes:
+        """See `Source`."""
+        try:
+            return base64.b64decode(read_json(self.image)["imageData"])
+        except DAMAGE as error:
+            raise UserError(f"{self.image}: imageData is no image in base64 ({error!r})") from error
+
+    def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        return rgb_like(self._opened(), size or (0, 0))
+
+    def read_values(self, size: tuple[int, ...] | None = None) -> np.ndarray:
+        """See `Source`."""
+        return values_of(oriented(self._opened(), size))
+
+    def is_plain(self) -> bool:
+        """See `Source`. labelme stores what it shows."""
+        return True
+
+    def _opened(self) -> Image.Image:
+        try:
+            opened = Image.open(io.BytesIO(self.image_file()))
+            opened.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{self.image}: imageData is no image that can be read ({error})") from error
+        return opened
 
 
 def _classes(
@@ -89,8 +127,7 @@ def _classes(
 
 
 def _files(path: Path) -> list[Path]:
-    files = sorted(path.rglob("*.json")) if path.is_dir() else []
-    return [file for file in files if all(mark in file.read_bytes() for mark in _MARKS)] if files else []
+    return [file for file in files_in(path, ".json") if all(mark in file.read_bytes() for mark in _MARKS)]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -101,7 +138,8 @@ def _read(file: Path) -> dict[str, Any]:
         content["imagePath"]
     except DAMAGE as error:
         raise UserError(f"{file}: expected labelme's shapes, each with label and points ({error!r})") from error
-    return {key: value for key, value in content.items() if key != "imageData"}
+    # The pictures of all files would not fit into memory.
+    return {**content, "imageData": bool(content.get("imageData"))}
 
 
 def _kind(shape: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text
+from degrid.data.formats.pairs import DIVIDED, Pair, divided, files_in, images_in, read_text
 from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
@@ -38,7 +38,7 @@ class SegmentsAi(DataFormat):
         Raises:
             UserError: the release file is missing, or of another form.
         """
-        files = images_in(path) if path.is_dir() and next(path.rglob("*_label_*.png"), None) else []
+        files = images_in(path)
         labels = _labels(files)
         release, said = _release(path) if labels else (None, "")
         if release is None:
@@ -86,7 +86,7 @@ class InstanceBitmap(Pair):
 
 def _release(path: Path) -> tuple[Any, str]:
     """The release in a folder, and the name of its file; (None, "") without one."""
-    for file in sorted(path.rglob("*.json")):
+    for file in files_in(path, ".json"):
         try:
             values = parse_json(read_text(file))
         except ValueError:

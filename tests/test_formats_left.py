@@ -1,0 +1,137 @@
+"""Inputs that are rarely seen: links, arrays as pictures, fractions, pictures inside JSON, stacks, few images."""
+
+import base64
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from mask_writers import tiff
+from PIL import Image
+from test_tools_polygons import CAR, HEIGHT, SIGN, TRUTH, WIDTH, check, put_image, put_json, put_text
+
+from degrid.data import check_data, open_dataset
+from degrid.data.dataset import open_layout
+from degrid.data.inspection.preview import Seen
+from degrid.image import read_image
+from degrid.types import IGNORE_INDEX, UserError
+
+
+def folders(root, count=4, suffix=".png"):
+    """images/ and masks/ of `TRUTH`."""
+    (root / "masks").mkdir(parents=True)
+    for k in range(count):
+        put_image(root / "images" / f"{k}.png")
+        Image.fromarray(TRUTH).save(root / "masks" / f"{k}.png")
+
+
+def test_folders_behind_links(tmp_path):
+    """A link in the folder is followed; one that leads in circles is not."""
+    folders(tmp_path / "there")
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "masks").mkdir()
+    for name in ("images", "masks"):
+        os.symlink(tmp_path / "there" / name, tmp_path / "data" / name / "batch")
+        os.symlink(tmp_path / "data", tmp_path / "there" / name / "around")
+        os.symlink(tmp_path / "data" / name, tmp_path / "data" / name / "again")
+    layout = open_layout(tmp_path / "data")
+    names = sorted(source.name for sources in layout.splits.values() for source in sources)
+    assert [name for name in names if name.count("/") == 1] == [f"batch/{k}" for k in range(4)]
+    assert len(names) < 50
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_few_images_are_mostly_trained_on(tmp_path, count):
+    """Whatever their names: of three, one is kept for validation."""
+    for start in ("a", "b", "frame_", "x9", "q"):
+        root = tmp_path / start
+        (root / "masks").mkdir(parents=True)
+        for k in range(count):
+            put_image(root / "images" / f"{start}{k}.png")
+            Image.fromarray(TRUTH).save(root / "masks" / f"{start}{k}.png")
+        splits = {split: len(sources) for split, sources in open_layout(root).splits.items()}
+        assert splits["train"] + splits["val"] == count
+        assert 1 <= splits["val"] <= max(1, count // 3)
+
+
+def test_arrays_as_pictures_in_folders(tmp_path):
+    folders(tmp_path)
+    for k in range(4):
+        (tmp_path / "images" / f"{k}.png").unlink()
+        np.save(tmp_path / "images" / f"{k}.npy", np.full((HEIGHT, WIDTH, 3), 40 * k, np.uint8))
+    sample = check(tmp_path, names=open_layout(tmp_path).labels.names)[0]
+    assert (sample.image == 40 * int(sample.name)).all()
+
+
+def test_fractions_with_a_threshold(tmp_path):
+    """Maps of probabilities from 0 to 1, as TIFF and .npy; what holds no data stays void."""
+    folders(tmp_path)
+    truth = np.where(TRUTH == 2, IGNORE_INDEX, TRUTH > 0).astype(np.uint8)
+    values = np.where(TRUTH == 2, np.nan, np.where(TRUTH, 0.5, 0.4921875)).astype(np.float32)
+    for k in range(4):
+        (tmp_path / "masks" / f"{k}.png").unlink()
+    for k in (0, 1):
+        (tmp_path / "masks" / f"{k}.tif").write_bytes(tiff(values))
+        np.save(tmp_path / "masks" / f"{k + 2}.npy", values)
+    with pytest.raises(UserError, match=r"holds fractions, .* or threshold: 0\.5 in dataset\.yaml"):
+        open_dataset(tmp_path)[0]
+    put_text(tmp_path / "dataset.yaml", "threshold: 0.5\n")
+    for split in ("train", "val"):
+        check(tmp_path, split, truth, ("background", "foreground"))
+    assert check_data(tmp_path).ok
+
+
+def test_labelme_without_image_files(tmp_path):
+    """The image is in the JSON file, which labelme keeps by itself."""
+    pictures = {}
+    for name in "abcd":
+        pictures[name] = np.random.default_rng(ord(name)).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pictures[name]).save(stream, "PNG")
+        shapes = [
+            {"label": label, "points": np.reshape(points, (-1, 2)).tolist(), "shape_type": "polygon"}
+            for label, points in (("car", CAR), ("sign", SIGN))
+        ]
+        content = {"shapes": shapes, "imagePath": f"{name}.jpg", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        put_json(tmp_path / f"{name}.json", {**content, "imageData": base64.b64encode(stream.getvalue()).decode()})
+    report = check_data(tmp_path)
+    assert report.ok, report.problems
+    for split in ("train", "val"):
+        for sample in check(tmp_path, split, kind="labelme"):
+            assert (sample.image.permute(1, 2, 0).numpy() == pictures[sample.name]).all()
+    content = json.loads((tmp_path / "a.json").read_text())
+    put_json(tmp_path / "a.json", {**content, "imageData": "AAAA"})
+    assert any("imageData is no image" in problem for problem in check_data(tmp_path).problems)
+
+
+def test_pictures_of_several_pages_are_refused(tmp_path):
+    page = np.zeros((4, 4), np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff(page, page))
+    with pytest.raises(UserError, match=r"a\.tif holds 2 pages, and a picture is one"):
+        read_image(tmp_path / "a.tif")
+    frames = [Image.fromarray(page + value) for value in (0, 90)]
+    for suffix in (".gif", ".webp", ".png"):
+        frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+        with pytest.raises(UserError, match=rf"a\{suffix} holds 2 pages"):
+            read_image(tmp_path / f"a{suffix}")
+
+
+def test_a_stack_of_imagej_in_one_directory_is_refused(tmp_path):
+    """ImageJ writes the planes of large stacks one after the other, with the tags of the first."""
+    text = "ImageJ=1.54f\nimages=3\nslices=3\nloop=false\n"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.tif", description=text)
+    with pytest.raises(UserError, match=r"a\.tif holds 3 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_preview_says_no_data(tmp_path):
+    folders(tmp_path)
+    for k in range(4):
+        values = np.where(TRUTH == 2, np.nan, TRUTH).astype(np.float32)
+        (tmp_path / "masks" / f"{k}.png").unlink()
+        (tmp_path / "masks" / f"{k}.tif").write_bytes(tiff(values))
+    dataset = open_dataset(tmp_path)
+    seen = Seen(dataset)
+    seen.add(0, dataset[0].label.numpy())
+    assert seen.values_of(IGNORE_INDEX) == "no data, 255"
