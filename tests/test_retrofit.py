@@ -111,6 +111,13 @@ def test_what_must_not_be_touched_is_skipped_with_the_reason(layer, reason):
     assert given in str(report)
 
 
+def test_folded_layers_are_left_alone():
+    model = nn.Sequential(dilated(3), nn.BatchNorm2d(3)).eval()
+    freeze_batch_norm(model)
+    with pytest.raises(UserError, match="a frozen batch norm is folded into it: smooth the network before"):
+        smooth_dilated_convs(model, "tent")
+
+
 def test_plain_layers_are_not_worth_a_word():
     report = smooth_dilated_convs(nn.Sequential(dilated(), nn.Conv2d(2, 2, 3), nn.ReLU()), "ssc")
     assert report.skipped == ()

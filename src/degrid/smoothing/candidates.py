@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from degrid.contracts import Rate
+from degrid.contracts import FoldingConv2d, Rate
 from degrid.smoothing.example_run import ExampleRun
 from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
 from degrid.smoothing.operators import GroupInteraction, Operator
@@ -88,6 +88,8 @@ def _reason_to_skip(module: Any) -> str | None:
         return f"{kind} is none of PyTorch's convolutions"
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         return f"{kind} writes on a grid where others read from one: a filter before it would not help"
+    if isinstance(module, FoldingConv2d):
+        return "a frozen batch norm is folded into it: smooth the network before"
     if is_lazy(module.weight):
         return f"{kind} has no weight yet: run the network once before"
     if max(module.kernel_size) == 1:
