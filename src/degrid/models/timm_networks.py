@@ -137,7 +137,7 @@ def _plan(name: str, output_stride: int) -> TimmPlan:
     return TimmPlan(name, output_stride, dilated_by, strides, reductions, _multiple(net), corrected)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _measured(name: str) -> tuple[Any, Strides]:
     """The network without dilation, on the meta device if it runs there, and its strides."""
     try:
