@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from degrid.data import SyntheticScenes, TrainTransform, training_batches
-from degrid.data.training import collate
+from degrid.data.training import collate, repeat_factors, void_borders
 from degrid.kernels import resample as resampling
 from degrid.kernels.resample import resample
 from degrid.types import LabelSpace, Sample, UserError
@@ -57,6 +57,65 @@ def test_augmented_batches_are_the_same_with_any_number_of_workers():
             assert batch.names == expected.names
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.label, expected.label)
+
+
+def test_rare_classes_are_shown_more_often():
+    """Of ten images one holds class 1, five class 2: factors sqrt(0.4 / f), and no class is shown less than once."""
+    present = np.zeros((10, 3), bool)
+    present[:, 0], present[3, 1], present[5:, 2] = True, True, True
+    factors = repeat_factors(present, 0.4)
+    assert factors == pytest.approx([1, 1, 1, 2, 1, 1, 1, 1, 1, 1])
+    assert repeat_factors(present, 0.8)[5:] == pytest.approx(np.sqrt(0.8 / 0.5))
+    assert repeat_factors(np.zeros((4, 2), bool), 0.5) == pytest.approx(1)
+
+
+def test_repeats_are_kept_in_every_epoch_and_on_average():
+    repeats = np.array([1, 1, 2.5, 1, 1.7, 1, 1, 3, 1, 1])
+    length, epochs = 14, 60  # the repeats add up to 14.2, so each counts 14/14.2 of its number
+    stream = training_batches(Stripes(10), TrainTransform((8, 8)), 7, seed=3, repeats=repeats)
+    names = [int(name) for batch in itertools.islice(stream, 2 * epochs) for name in batch.names]
+    counts = np.array([np.bincount(names[k * length : (k + 1) * length], minlength=10) for k in range(epochs)])
+    wanted = repeats * length / repeats.sum()
+    assert (counts >= np.floor(wanted)).all()
+    assert (counts <= np.ceil(wanted)).all()
+    assert counts.mean(0) == pytest.approx(wanted, abs=0.2)
+    again = training_batches(Stripes(10), TrainTransform((8, 8)), 7, 3, start=5, workers=2, repeats=repeats)
+    assert [int(name) for batch in itertools.islice(again, 3) for name in batch.names] == names[35:56]
+
+
+def test_the_borders_of_classes_become_void():
+    label = torch.tensor([[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1], [255, 255, 255, 0, 0, 0, 0]], dtype=torch.uint8)
+    wanted = torch.tensor([[0, 0, 0, 255, 255, 1, 1], [0, 0, 0] + [255] * 4, [255] * 7], dtype=torch.uint8)
+    wanted[2, :3] = 255
+    found = void_borders(label, 1)
+    assert torch.equal(found[:2], wanted[:2])
+    assert found[2].tolist() == [255] * 7
+    assert void_borders(torch.full((5, 5), 7, dtype=torch.uint8), 3).eq(7).all()
+    assert void_borders(torch.full((5, 5), 255, dtype=torch.uint8), 3).eq(255).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_borders_against_a_search_of_every_neighbour(width):
+    rng = RNG(width)
+    label = rng.integers(0, 3, (12, 15)).astype(np.uint8)
+    label = np.where(rng.random((12, 15)) < 0.2, 255, np.kron(label[:4, :5], np.ones((3, 3), np.uint8))).astype(
+        np.uint8
+    )
+    wanted = label.copy()
+    for y, x in itertools.product(range(12), range(15)):
+        near = label[max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1]
+        if label[y, x] != 255 and np.any((near != label[y, x]) & (near != 255)):
+            wanted[y, x] = 255
+    assert np.array_equal(void_borders(torch.from_numpy(label), width).numpy(), wanted)
+    assert 0 < (wanted == 255).mean() < 1 or width > 1
+
+
+def test_a_transform_voids_borders():
+    sample = Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.eye(8, dtype=torch.uint8), "a")
+    plain = TrainTransform((8, 8), (1, 1), 0)(sample, RNG(0)).label
+    assert torch.equal(TrainTransform((8, 8), (1, 1), 0, void_border=2)(sample, RNG(0)).label, void_borders(plain, 2))
+    with pytest.raises(UserError, match="void_border: expected 0"):
+        TrainTransform((8, 8), void_border=-1)
 
 
 def test_dataset_and_transform_can_be_sent_to_another_process():

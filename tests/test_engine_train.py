@@ -298,6 +298,14 @@ def test_schedules_by_hand():
     poly, constant = schedule("poly", 0.1, 10), schedule("poly", 0.1, 10, power=0)
     assert [poly(0), poly(5), poly(10)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
     assert [constant(0), constant(9)] == [0.1, 0.1]
+    restarts = schedule("cosine_restarts", 0.1, 14, options={"least": 0.02})  # descents of 2, 4 and 8 steps
+    assert [restarts(step) for step in (0, 1, 2, 4, 6, 10, 14)] == pytest.approx(
+        [0.1, 0.06, 0.1, 0.06, 0.1, 0.06, 0.02]
+    )
+    even = schedule("cosine_restarts", 0.1, 12, options={"period": 4, "growth": 1})
+    assert [even(step) for step in (0, 2, 4, 6, 8, 12)] == pytest.approx([0.1, 0.05, 0.1, 0.05, 0.1, 0])
+    with pytest.raises(UserError, match="expects a period of at least 1 step, a growth of at least 1"):
+        schedule("cosine_restarts", 0.1, 10, options={"growth": 0.5})
     cosine = schedule("cosine", 0.1, 10)
     assert [cosine(0), cosine(5), cosine(10)] == pytest.approx([0.1, 0.05, 0])
     step = schedule("step", 0.1, 10, step_every=4, step_factor=0.1)

@@ -123,6 +123,12 @@ class DataConfig:
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5); images of
     other than 3 channels have neither saturation nor hue."""
+    void_border: int = 0
+    """Void for training: pixels of the crop within so many pixels of another class, where drawn borders are seldom
+    right; 0: none."""
+    repeat_rare: float = 0.0
+    """Show images of rare classes more often: an image counts sqrt(`repeat_rare` / f) times, at least once, where f is
+    the fraction of training images that hold its rarest class; such as 0.3. 0: each image once per epoch."""
     workers: int = 0
     """Number of processes that load training images; 0: the training process loads them itself."""
     accept: tuple[str, ...] = ()
@@ -153,10 +159,11 @@ class OptimConfig:
     smoothing_factor: float = 1.0
     """Learning rate of the smoothing operators' parameters over that of the encoder, wherever they are."""
     schedule: str = "poly"
-    """How the learning rate falls: `poly`, `cosine`, `step`, or your own, `my_module:my_schedule`, a function of `lr`
-    and `steps` that returns a function from the step to its rate."""
+    """How the learning rate falls: `poly`, `cosine`, `cosine_restarts` (SGDR), `step`, or your own,
+    `my_module:my_schedule`, a function of `lr` and `steps` that returns a function from the step to its rate."""
     schedule_options: dict[str, Any] = field(default_factory=dict)
-    """Further options of a schedule of your own."""
+    """Further options of a schedule: `period` (steps of the first descent), `growth` (from one descent to the next) and
+    `least` (the lowest rate) of `cosine_restarts`; those of your own."""
     power: float = 0.9
     """Exponent of `poly`: the rate is `lr * (1 - step / steps) ** power`; 0 keeps it constant."""
     step_every: int = 2000
@@ -198,10 +205,12 @@ class TrainConfig:
     """Where the loss is computed: `label` enlarges the logits to the label's size; `logits` reduces the label to
     theirs, by nearest neighbour."""
     loss: str = "cross_entropy"
-    """`cross_entropy`, `ohem` (hard pixels), `focal`, `dice` or `lovasz`; several joined by +, such as
-    `cross_entropy+dice`; or your own, `my_module:my_loss`, a function of logits and label."""
+    """`cross_entropy`, `ohem` (hard pixels), `focal`, `dice`, `lovasz`, and for labels with mistakes
+    `generalised_cross_entropy` and `symmetric_cross_entropy`; several joined by +, with factors or without, such as
+    `cross_entropy+0.5*dice`; or your own, `my_module:my_loss`, a function of logits and label."""
     loss_options: dict[str, Any] = field(default_factory=dict)
-    """Further options of the losses, such as `{"alpha": 0.3}`; each loss gets those that it takes."""
+    """Further options of the losses: `q` of `generalised_cross_entropy`; `alpha`, `beta` and `floor` of
+    `symmetric_cross_entropy`; those of your own. Each loss gets those that it takes."""
     label_smoothing: float = 0.0
     """Fraction of the target that `cross_entropy` and `ohem` spread over all classes; 0: none."""
     focal_gamma: float = 2.0

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from degrid.kernels.resample import nearest, resample
@@ -17,31 +19,43 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 def training_batches(
-    dataset: Dataset, transform: Transform, batch_size: int, seed: int, start: int = 0, workers: int = 0
+    dataset: Dataset,
+    transform: Transform,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    repeats: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yield batches without end, beginning with batch number `start`.
 
-    Every image occurs once per epoch, and each epoch has its own order; a batch may span two epochs. Batch k depends
+    Every image occurs once per epoch, and each epoch has its own order; a batch may span two epochs. With `repeats` an
+    epoch has as many images as they add up to (rounded), and each image occurs as often as its number says, rounded
+    down or up by a draw of its epoch. Batch k depends
     only on (seed, k), so a run resumed at batch k sees the same data as an uninterrupted one, with any number of
     workers.
 
     Args:
         transform: brings every sample to the same size; called with a random generator seeded by (seed, position).
         workers: number of loading processes; 0 loads in the calling process.
+        repeats: float [len(dataset)], see `repeat_factors`; None: 1 for each.
     Raises:
         UserError: the dataset is empty.
     """
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
-    return _in_order(_Batches(dataset, transform, batch_size, seed), start, workers)
+    return _in_order(_Batches(dataset, transform, batch_size, seed, repeats), start, workers)
 
 
 class _Batches:
     """Makes any batch from its number."""
 
-    def __init__(self, dataset: Dataset, transform: Transform, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, transform: Transform, batch_size: int, seed: int, repeats: np.ndarray | None = None
+    ) -> None:
         self.dataset, self.transform = dataset, transform
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
+        self._length = len(dataset) if repeats is None else max(1, round(float(repeats.sum())))
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __call__(self, number: int) -> Batch:
@@ -49,13 +63,38 @@ class _Batches:
         return collate([self._sample(position) for position in positions])
 
     def _sample(self, position: int) -> Sample:
-        epoch, place = divmod(position, len(self.dataset))
+        epoch, place = divmod(position, self._length)
         # Seeds are padded with zeros, so that [seed, 1] and [seed, 1, 0] would be one stream.
         if epoch != self._epoch:  # permuting a large dataset costs as much as loading a small image
-            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
+            self._order = self._epoch_order(np.random.default_rng([self.seed, 0, epoch]))
             self._epoch = epoch
         rng = np.random.default_rng([self.seed, 1, position])
         return self.transform(self.dataset[int(self._order[place])], rng)
+
+    def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(len(self.dataset))
+        if self.repeats is None:
+            return order
+        # Systematic sampling: equal steps through the sums of the repeats hit each image as often as its number says.
+        ends = np.cumsum(self.repeats[order])
+        hits = (rng.random() + np.arange(self._length)) * (ends[-1] / self._length)
+        return rng.permutation(order[np.searchsorted(ends, hits, side="right").clip(max=len(order) - 1)])
+
+
+def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
+    """How often each image is to be shown per epoch so that rare classes are seen more often, float [N], 1 or more.
+
+    Of each image max over its classes of sqrt(threshold / f), where f is the fraction of images that hold the class.
+
+    Args:
+        present: bool [N,C], the classes that each image holds.
+        threshold: classes in a smaller fraction of images than this, 0 to 1, count as rare.
+    Source: repeat factor sampling of LVIS, Gupta et al. (arXiv 1908.03195).
+    """
+    fraction = present.mean(0)
+    by_class = np.sqrt(threshold / np.where(fraction > 0, fraction, np.inf)).clip(min=1)
+    factors: np.ndarray = np.where(present, by_class, 1.0).max(1, initial=1.0)
+    return factors
 
 
 def _in_order(batches: _Batches, start: int, workers: int) -> Iterator[Batch]:
@@ -117,7 +156,8 @@ class TrainTransform:
 
     crop: height and width, pixels; scale: smallest and largest factor; flip: probability, 0 to 1;
     jitter: strength of brightness, contrast, saturation (0 to 1) and hue (0 to 0.5);
-    centred: crop, or pad evenly, around the centre of the image instead of a random position.
+    centred: crop, or pad evenly, around the centre of the image instead of a random position;
+    void_border: pixels of the crop this near to another class become void; 0: none.
 
     Raises:
         UserError: a value is out of range.
@@ -128,12 +168,15 @@ class TrainTransform:
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     centred: bool = False
+    void_border: int = 0
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
             raise UserError(f"crop: expected a height and width of at least 1 pixel, got {self.crop}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(f"scale: expected 0 < smallest <= largest, got {self.scale}")
+        if self.void_border < 0:
+            raise UserError(f"void_border: expected 0 (none) or a number of pixels, got {self.void_border}")
         if not 0 <= self.flip <= 1:
             raise UserError(f"flip: expected a probability from 0 to 1, got {self.flip}")
         if not all(0 <= s <= 1 for s in self.jitter[:3]) or not 0 <= self.jitter[3] <= 0.5:
@@ -164,8 +207,30 @@ class TrainTransform:
         pixels = resample(image, self.crop, start, step, fill)
         if any(self.jitter):
             pixels = jittered(pixels, self.jitter, rng)
-        label = nearest(sample.label.numpy(), self.crop, start, step, IGNORE_INDEX)
-        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(label), sample.name)
+        label = torch.from_numpy(nearest(sample.label.numpy(), self.crop, start, step, IGNORE_INDEX))
+        if self.void_border:
+            label = void_borders(label, self.void_border)
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), label, sample.name)
+
+
+def void_borders(label: Tensor, width: int) -> Tensor:
+    """A label whose pixels within `width` pixels of another class (up, down, sideways or diagonally) are void.
+
+    Void pixels are no other class, nor is what lies beyond the edge.
+
+    Args:
+        label: uint8 [H,W].
+    """
+    ids, void = label[None, None].float(), label == IGNORE_INDEX
+
+    def largest(values: Tensor) -> Tensor:
+        """The largest value near each pixel, along one axis after the other."""
+        for kernel, pad in (((2 * width + 1, 1), (width, 0)), ((1, 2 * width + 1), (0, width))):
+            values = F.max_pool2d(values, kernel, 1, pad)
+        return values[0, 0]
+
+    highest, lowest = (largest(torch.where(void, -1000, sign * ids)) * sign for sign in (1, -1))
+    return torch.where((highest != lowest) & ~void, IGNORE_INDEX, label)
 
 
 # The weights of red, green and blue in luma (ITU-R BT.601), and the two chrominance axes of YIQ.

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from degrid import config as configs
 from degrid import recipes
 from degrid.config import DataConfig, RunConfig, TrainConfig
-from degrid.data import SourceDataset, TrainTransform, bands_in, notes_of, open_dataset, training_batches
+from degrid.data import (
+    SourceDataset,
+    TrainTransform,
+    bands_in,
+    notes_of,
+    open_dataset,
+    repeat_factors,
+    training_batches,
+)
+from degrid.data.inspection.check import class_presence
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device, to_channels_last
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -121,7 +130,7 @@ def run(
             log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=device))
         train_loop(
             state,
-            _batches(config, data.train, cycles, state.step),
+            run_batches(config, data.train, cycles, state.step, log.progress),
             folder,
             log,
             make_objective(settings, data.train, model, device),
@@ -210,13 +219,17 @@ def _start(
     return model, told
 
 
-def _batches(config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: int) -> Iterator[Batch]:
+def run_batches(
+    config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: int, progress: OnProgress
+) -> Iterator[Batch]:
     """The endless micro-batches from a step on."""
     data, settings = config.data, config.train
-    transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred)
+    transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred, data.void_border)
+    rare = data.repeat_rare
+    repeats = repeat_factors(class_presence(dataset, progress), rare) if rare else None
 
     def batches_from(number: int) -> Iterator[Batch]:
-        return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers)
+        return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers, repeats)
 
     if cycles:
         return cycles.batches(batches_from, step, settings.accumulate)

@@ -13,7 +13,7 @@ from degrid.data.inspection.check import class_pixels
 from degrid.engine.device import PRECISIONS
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
-from degrid.engine.training.losses import Loss, make_losses, uses_class_weights
+from degrid.engine.training.losses import Loss, loss_names, make_losses, uses_class_weights
 from degrid.engine.training.objective import (
     CLASS_WEIGHTS,
     LOSS_SIZES,
@@ -67,6 +67,8 @@ def check_settings(config: RunConfig) -> None:
             "settings optim.clip_norm, train.patience and train.batch_norm_momentum: expected 0 (off) or more, and a "
             f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
+    if not 0 <= config.data.repeat_rare <= 1:
+        raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {config.data.repeat_rare:g}')
     losses = _losses(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
@@ -127,7 +129,8 @@ def make_objective(settings: TrainConfig, dataset: Dataset, model: Segmenter, de
     elif kind != "none":
         counted = torch.tensor(class_pixels(dataset).class_pixels)
         weights = median_frequency_weights(counted, CLASS_WEIGHTS[kind]).to(device)
-    return Objective(_losses(settings), settings.loss_size, weights, model.resize)
+    names = loss_names(settings.loss)
+    return Objective(_losses(settings), settings.loss_size, weights, model.resize, names if len(names) > 1 else ())
 
 
 def make_state(config: RunConfig, model: Segmenter) -> Training:

@@ -77,6 +77,18 @@ def class_pixels(dataset: Dataset, progress: OnProgress | None = None) -> SplitR
     return report
 
 
+def class_presence(dataset: Dataset, progress: OnProgress | None = None) -> np.ndarray:
+    """Which classes each sample holds, bool [N,C]; see `class_pixels`."""
+    size = len(dataset.labels)
+    found = np.zeros((len(dataset), size), bool)
+    for index in range(len(dataset)):
+        ids = np.unique(dataset[index].label.numpy())
+        found[index, ids[ids < size]] = True
+        if progress:
+            progress(Progress("looking for rare classes", index + 1, len(dataset)))
+    return found
+
+
 @dataclass
 class DataReport:
     """What `check_data` found.

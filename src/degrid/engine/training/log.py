@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class StepRecord:
     """An optimiser step, counted from 1, with its mean loss over valid pixels and the encoder's learning rate.
 
     train_miou: of the training crops since the cycle began, 0 to 1; only in cyclic training.
+    parts: the loss by its parts, factors included; empty where it has only one.
     """
 
     step: int
@@ -45,6 +46,7 @@ class StepRecord:
     lr: float
     images_per_second: float
     train_miou: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class Recorder:
@@ -117,6 +119,7 @@ class RunLog:
             recorder.step(record)
         if record.step == 1 or record.step % SCALAR_STEPS == 0:
             values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
+            values |= {f"loss {name}": value for name, value in record.parts.items()}
             self._scalars("train", record.step, values)
         now = Progress("training", record.step, self._steps, f"loss {record.loss:.3f}{self._miou}")
         self.progress(now)
@@ -168,9 +171,10 @@ class _MetricsFile(Recorder):
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord) -> None:
-        values = {"step": record.step, "loss": record.loss, "lr": record.lr}
+        values: dict[str, Any] = {"step": record.step, "loss": record.loss, "lr": record.lr}
         values["images_per_second"] = round(record.images_per_second, 2)
-        self._write(values if record.train_miou is None else {**values, "train_miou": record.train_miou})
+        extra = {"train_miou": record.train_miou, "loss_parts": record.parts}
+        self._write(values | {key: value for key, value in extra.items() if value not in (None, {})})
 
     def validation(self, step: int, scores: Scores) -> None:
         means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_accuracy": scores.mean_accuracy}

@@ -43,6 +43,8 @@ class Training:
     """Validations since the best one."""
     score: TrainingScore | None = None
     """Counts the predictions of the training crops, in cyclic training."""
+    parts: tuple[float, ...] = ()
+    """The last step's loss by its parts, in the order of the objective's losses; not saved."""
 
     def save(self, path: Path) -> None:
         """Write the state; an earlier file stays until the new one is complete.
@@ -205,7 +207,9 @@ def train(
                 )
             state.step += 1
             images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
-            log.step(StepRecord(state.step, loss, lr, images_per_second, state.score.miou if state.score else None))
+            parts = dict(zip(objective.names, state.parts, strict=True)) if objective.names else {}
+            miou = state.score.miou if state.score else None
+            log.step(StepRecord(state.step, loss, lr, images_per_second, miou, parts))
 
             if plan.validates_at(state.step):
                 _validate_and_publish(state, folder, log, validate, publish)
@@ -245,7 +249,7 @@ def train_step(
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     device = next(state.model.parameters()).device
-    total = weights = torch.zeros((), device=device)
+    weights, parts = torch.zeros((), device=device), torch.zeros(len(objective.losses), device=device)
     for index, batch in enumerate(micro):
         image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
         with autocast(device, precision):
@@ -254,12 +258,13 @@ def train_step(
             # Known before the first backward pass, so that every gradient is divided by the final number.
             sizes = [tuple(each.shape[-2:]) for each in maps]
             weights = torch.stack([objective.weights(sizes, other.label.to(device)) for other in micro]).sum(0)
-        part = (objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)).sum()
-        part.backward()  # type: ignore[no-untyped-call]
-        total = total + part.detach()
+        shares = objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)
+        shares.sum().backward()  # type: ignore[no-untyped-call]
+        parts = parts + shares.detach().reshape(len(maps), -1).sum(0)
         if state.score:  # the last map is the maximum over the scales, or the only one
             state.score.count(maps[-1], batch.label.to(device))
-    loss = float(total)
+    state.parts = tuple(parts.tolist())
+    loss = sum(state.parts)
     if math.isfinite(loss):
         if clip_norm:
             nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)

@@ -111,6 +111,75 @@ class HardPixels(Loss):
         return math.ceil(self.ohem_share * num_valid(label))
 
 
+@dataclass(frozen=True)
+class GeneralisedCrossEntropy(PixelLoss):
+    """(1 - p^q) / q for the true class's probability p: between cross-entropy (q = 0) and 1 - p (q = 1).
+
+    A pixel whose label is wrong pulls less than with cross-entropy, since its gradient is weighted by p^q. The mean
+    over valid pixels, weighted by the weight of the true class.
+
+    q: above 0, at most 1.
+    Source: Zhang & Sabuncu 2018, arXiv 1805.07836, the loss L_q, with their q.
+    """
+
+    q: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.q <= 1:
+            raise UserError(f'setting "train.loss_options": expected a q above 0, at most 1, got {self.q}')
+
+    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Summed over pixels; see `Loss.total`."""
+        surprise = _cross_entropy(logits, label, None, 0.0, "none")
+        losses = -torch.expm1(-self.q * surprise) / self.q  # p = exp(-surprise); 0 at void pixels
+        return losses.sum() if class_weights is None else (losses * _per_pixel(label, class_weights)).sum()
+
+
+@dataclass(frozen=True)
+class SymmetricCrossEntropy(PixelLoss):
+    """alpha times cross-entropy, plus beta times the reverse one, in which prediction and label change places.
+
+    With the logarithm of 0 taken as -`floor` (A in the paper), the reverse one is floor (1 - p) for the true class's
+    probability p, which wrong labels cannot drive up without bound. The mean over valid pixels, weighted by the weight
+    of the true class.
+
+    Source: Wang et al. 2019, arXiv 1908.06112.
+    """
+
+    alpha: float = 0.1
+    beta: float = 1.0
+    floor: float = 4.0
+
+    def __post_init__(self) -> None:
+        if min(self.alpha, self.beta, self.floor) < 0:
+            raise UserError(
+                'setting "train.loss_options": expected alpha, beta and floor of 0 or more, got '
+                f"{self.alpha:g}, {self.beta:g} and {self.floor:g}"
+            )
+
+    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Summed over pixels; see `Loss.total`."""
+        surprise = _cross_entropy(logits, label, None, 0.0, "none")
+        losses = self.alpha * surprise - self.beta * self.floor * torch.expm1(-surprise)
+        return losses.sum() if class_weights is None else (losses * _per_pixel(label, class_weights)).sum()
+
+
+@dataclass(frozen=True)
+class Scaled(Loss):
+    """A loss times a factor: its share in a sum of losses."""
+
+    loss: Loss
+    factor: float
+
+    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """The factor times the loss's own; see `Loss.total`."""
+        return self.factor * self.loss.total(logits, label, class_weights)
+
+    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """The loss's own: a factor here would cancel."""
+        return self.loss.weight(label, class_weights)
+
+
 def num_valid(label: Tensor) -> int:
     """Pixels that are not void."""
     return int((label != IGNORE_INDEX).sum())
@@ -227,6 +296,8 @@ LOSSES: dict[str, Callable[..., object]] = {
     "focal": Focal,
     "dice": dice,
     "lovasz": lovasz_softmax,
+    "generalised_cross_entropy": GeneralisedCrossEntropy,
+    "symmetric_cross_entropy": SymmetricCrossEntropy,
 }
 """Classes of `Loss`, and functions of logits and label as `BatchMean` takes them."""
 
@@ -241,14 +312,15 @@ def make_losses(
     """The losses that a name stands for.
 
     Args:
-        name: rows of LOSSES joined by "+", or "module:Name" of your own: a function (logits [N,C,H,W], label int64
+        name: rows of LOSSES joined by "+", each with a factor before it or not, as in "cross_entropy+0.5*dice"; or
+            "module:Name" of your own: a function (logits [N,C,H,W], label int64
             [N,H,W] with 255 for void) -> mean of the batch, or a class that is made first: a subclass of `Loss`, or one
             whose instances are such functions, as those of `nn.Module` are.
         label_smoothing, focal_gamma, ohem_share: see `CrossEntropy`, `Focal` and `HardPixels`; passed to every loss
             with a parameter of that name.
         options: further arguments, likewise.
     Raises:
-        UserError: an unknown name, a number outside its range, or a setting that no loss takes.
+        UserError: an unknown name, a number or factor outside its range, or a setting that no loss takes.
     """
     for setting, value, fits, range_ in (
         ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "0 (off) or a share below 1"),
@@ -257,9 +329,15 @@ def make_losses(
     ):
         if not fits:
             raise UserError(f'setting "train.{setting}": expected {range_}, got {value}')
-    parts = [(part, lookup(LOSSES, part, "loss")) for part in map(str.strip, name.split("+"))]
+    shares = [_share(part) for part in name.split("+")]
+    parts = [(part, lookup(LOSSES, part, "loss")) for _, part in shares]
     settings = {"label_smoothing": label_smoothing, "focal_gamma": focal_gamma, "ohem_share": ohem_share}
-    losses = tuple(_made(part, row, settings, options or {}) for part, row in parts)
+    losses = tuple(
+        made if factor == 1 else Scaled(made, factor)
+        for (factor, _), made in zip(
+            shares, (_made(part, row, settings, options or {}) for part, row in parts), strict=True
+        )
+    )
     if label_smoothing and not any("label_smoothing" in keywords(row) for _, row in parts):
         able = " and ".join(key for key, row in LOSSES.items() if "label_smoothing" in keywords(row))
         raise UserError(f'setting "train.label_smoothing": acts on {able} only, not on "{name}"')
@@ -271,7 +349,26 @@ def make_losses(
 
 def uses_class_weights(losses: tuple[Loss, ...]) -> bool:
     """Whether class weights have an effect: not on losses of whole regions."""
-    return not all(isinstance(loss, BatchMean) for loss in losses)
+    return not all(isinstance(loss.loss if isinstance(loss, Scaled) else loss, BatchMean) for loss in losses)
+
+
+def loss_names(name: str) -> tuple[str, ...]:
+    """What a name is made of, one part for each of its losses: ("cross_entropy", "0.5*dice")."""
+    return tuple(part.strip() for part in name.split("+"))
+
+
+def _share(part: str) -> tuple[float, str]:
+    """Factor and name of one part of a name."""
+    factor, star, name = part.rpartition("*")
+    try:
+        number = float(factor) if star else 1.0
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise UserError(
+            f'setting "train.loss": expected a factor of 0 or more before the *, as in 0.5*dice, got "{part.strip()}"'
+        )
+    return number, name.strip()
 
 
 def _made(name: str, found: object, settings: Mapping[str, object], options: Mapping[str, object]) -> Loss:

@@ -24,6 +24,7 @@ class Objective:
     size: "label" enlarges the logits (bilinear); "logits" reduces the label (nearest), which costs less and blurs the
         borders. DeepLab v3 (arXiv 1706.05587) section 4.1 enlarges the logits; DeepLab v2 reduced the labels.
     class_weights: [C], on the logits' device; each pixel counts by the weight of its true class.
+    names: of the losses, for the log; empty where there is only one.
     convention: how to resize, a name in `degrid.resize.RESIZES`; "tf_legacy" also picks TensorFlow 1's nearest pixel.
     """
 
@@ -31,6 +32,7 @@ class Objective:
     size: str = "label"
     class_weights: Tensor | None = None
     convention: str = "half_pixel"
+    names: tuple[str, ...] = ()
 
     def totals(self, maps: list[Tensor], label: Tensor) -> Tensor:
         """Totals of one micro-batch, [len(maps) * len(losses)].

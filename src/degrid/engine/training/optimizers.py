@@ -128,6 +128,35 @@ def cosine_schedule(lr: float, steps: int) -> Schedule:
     return lambda step: lr * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
 
 
+def cosine_restarts_schedule(
+    lr: float, steps: int, period: int | None = None, growth: float = 2.0, least: float = 0.0
+) -> Schedule:
+    """Learning rate at a step: from lr down to `least` as a half cosine, again and again.
+
+    Args:
+        period: steps of the first descent; by default such that three of them fill `steps`, which ends at `least`.
+        growth: how much longer each descent is than the one before, 1 or more.
+        least: the lowest rate, 0 to lr.
+    Raises:
+        UserError: a number outside its range.
+    Source: SGDR, Loshchilov & Hutter (arXiv 1608.03983), equation 5; T_0, T_mult and eta_min there.
+    """
+    length = steps / (1 + growth + growth * growth) if period is None else float(period)
+    if not (length > 0 and growth >= 1 and 0 <= least <= lr):
+        raise UserError(
+            'setting "optim.schedule_options": cosine_restarts expects a period of at least 1 step, a growth of at '
+            f"least 1, and a least rate from 0 to lr; got {period}, {growth:g} and {least:g}"
+        )
+
+    def at(step: int) -> float:
+        begin, span = (step // length * length if growth == 1 and step < steps else 0.0), length
+        while step >= begin + span - 1e-9 and step < steps:
+            begin, span = begin + span, span * growth
+        return least + (lr - least) * (1 + math.cos(math.pi * min(1.0, (step - begin) / span))) / 2
+
+    return at
+
+
 def step_schedule(lr: float, step_every: int, step_factor: float) -> Schedule:
     """Learning rate at a step: lr, multiplied by `step_factor` after each `step_every` steps.
 
@@ -139,6 +168,7 @@ def step_schedule(lr: float, step_every: int, step_factor: float) -> Schedule:
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "poly": poly_schedule,
     "cosine": cosine_schedule,
+    "cosine_restarts": cosine_restarts_schedule,
     "step": step_schedule,
 }
 
