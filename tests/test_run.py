@@ -695,6 +695,7 @@ def test_demo(tmp_path, capfd):
 def test_every_command_has_help_with_examples():
     for words in (
         ["train"],
+        ["lr-find"],
         ["eval"],
         ["compare"],
         ["predict"],

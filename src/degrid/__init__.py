@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from degrid.verbs.describe import describe
     from degrid.verbs.evaluate import Evaluation, Measures, evaluate
     from degrid.verbs.export import Int8, export
+    from degrid.verbs.lr_find import RateSearch, find_learning_rate
     from degrid.verbs.modernise import modernise
     from degrid.verbs.outputs import ResultFiles
     from degrid.verbs.predict import PredictResult, predict, predict_each
@@ -53,6 +54,7 @@ _MODULES = {
     "verbs.crf_search": "CrfSearch crf_search",
     "verbs.evaluate": "Evaluation Measures evaluate",
     "verbs.export": "Int8 export",
+    "verbs.lr_find": "RateSearch find_learning_rate",
     "verbs.outputs": "ResultFiles",
     "verbs.predict": "PredictResult predict predict_each",
     "verbs.run": "RunResult",
@@ -75,6 +77,7 @@ __all__ = [
     "Measures",
     "PredictResult",
     "Predictor",
+    "RateSearch",
     "ResultFiles",
     "RunResult",
     "Sample",
@@ -95,6 +98,7 @@ __all__ = [
     "dilate",
     "evaluate",
     "export",
+    "find_learning_rate",
     "load",
     "modernise",
     "open_dataset",

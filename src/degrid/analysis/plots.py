@@ -207,6 +207,21 @@ def plot_runs(
     return files
 
 
+def write_rate_search(
+    file: Path, rates: Sequence[float], losses: Sequence[float], average: Sequence[float], suggestion: float | None
+) -> None:
+    """Draw the loss over the learning rate as a PNG, with a mark at the suggested rate."""
+    drawing, axes = _canvas()
+    axes.plot(rates, losses, color=COLORS[0], linewidth=0.6, alpha=0.35, label="loss of each step")
+    axes.plot(rates, average, color=COLORS[0], linewidth=1.6, label="moving average")
+    if suggestion:
+        axes.axvline(suggestion, color=COLORS[1], linestyle="--", label=f"steepest fall: optim.lr={suggestion:.2g}")
+    axes.set_xscale("log")
+    _loss_scale(axes, losses)
+    _finish(axes, "learning rate of the encoder (optim.lr)", "training loss")
+    write_bytes(file, png(drawing))
+
+
 def _scores(runs: Sequence[Curves], smooth: float) -> str:
     head = ["run", "last step", "final loss", "steps without a finite loss"]
     head += ["mIoU %", "pixel accuracy %", "best mIoU %"]

@@ -19,6 +19,7 @@ from degrid.cli import (
     evaluate,
     export,
     info,
+    lr_find,
     plot,
     predict,
     quick_imports,
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("lr-find")(lr_find.lr_find)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("crf-search")(crf_search.crf_search)

@@ -105,13 +105,13 @@ def run(
     else:
         _check_new(folder)
     check_settings(config)
-    data, config = _opened(config)
+    data, config = open_data(config)
     settings = with_steps(config.train, len(data.train))
     check_class_weights(settings.class_weights, data.train)
     device = pick_device(settings.device)
     torch.manual_seed(settings.seed)
     interrupted = resume and (folder / "last.ckpt").exists()
-    model, start = _start(config, data, device, interrupted)
+    model, start = start_network(config, data, device, interrupted)
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
     state.score = TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None
@@ -150,7 +150,7 @@ class _Data:
     notes: tuple[str, ...]
 
 
-def _opened(config: RunConfig) -> tuple[_Data, RunConfig]:
+def open_data(config: RunConfig) -> tuple[_Data, RunConfig]:
     """The data, and the settings with what was found in them, which the model and a repeated run keep."""
     data, model = config.data, config.model
     train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept)
@@ -190,7 +190,7 @@ def _preview(data: _Data, config: RunConfig, folder: Path) -> np.ndarray:
     return sheet
 
 
-def _start(
+def start_network(
     config: RunConfig, data: _Data, device: torch.device, interrupted: bool
 ) -> tuple[Segmenter, tuple[str, ...]]:
     """The network before the first step, and a sentence on where its weights are from, if from another model."""
