@@ -67,14 +67,18 @@ def check_settings(config: RunConfig) -> None:
             "settings optim.clip_norm, train.patience and train.batch_norm_momentum: expected 0 (off) or more, and a "
             f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
-    if not 0 <= config.data.repeat_rare <= 1:
-        raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {config.data.repeat_rare:g}')
+    _check_repeats(config.data.repeat_rare)
     losses = _losses(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
             f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
             "train.class_weights=none, or add a loss of pixels, as in train.loss=cross_entropy+dice"
         )
+
+
+def _check_repeats(repeat_rare: float) -> None:
+    if not 0 <= repeat_rare <= 1:
+        raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {repeat_rare:g}')
 
 
 def check_class_weights(text: str, dataset: Dataset) -> None:

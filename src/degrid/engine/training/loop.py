@@ -207,7 +207,7 @@ def train(
                 )
             state.step += 1
             images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
-            parts = dict(zip(objective.names, state.parts, strict=True)) if objective.names else {}
+            parts = dict(zip(objective.names, state.parts, strict=False))  # without names no parts
             miou = state.score.miou if state.score else None
             log.step(StepRecord(state.step, loss, lr, images_per_second, miou, parts))
 

@@ -330,19 +330,13 @@ def make_losses(
         if not fits:
             raise UserError(f'setting "train.{setting}": expected {range_}, got {value}')
     shares = [_share(part) for part in name.split("+")]
-    parts = [(part, lookup(LOSSES, part, "loss")) for _, part in shares]
     settings = {"label_smoothing": label_smoothing, "focal_gamma": focal_gamma, "ohem_share": ohem_share}
-    losses = tuple(
-        made if factor == 1 else Scaled(made, factor)
-        for (factor, _), made in zip(
-            shares, (_made(part, row, settings, options or {}) for part, row in parts), strict=True
-        )
-    )
-    if label_smoothing and not any("label_smoothing" in keywords(row) for _, row in parts):
+    losses = tuple(_scaled(_made(part, row, settings, options or {}), factor) for factor, part, row in shares)
+    if label_smoothing and not any("label_smoothing" in keywords(row) for _, _, row in shares):
         able = " and ".join(key for key, row in LOSSES.items() if "label_smoothing" in keywords(row))
         raise UserError(f'setting "train.label_smoothing": acts on {able} only, not on "{name}"')
     for option in options or {}:
-        if not any({option, "**"} & set(keywords(row)) for _, row in parts):
+        if not any({option, "**"} & set(keywords(row)) for _, _, row in shares):
             raise UserError(f'setting "train.loss_options": the loss "{name}" has no option "{option}"')
     return losses
 
@@ -357,8 +351,12 @@ def loss_names(name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in name.split("+"))
 
 
-def _share(part: str) -> tuple[float, str]:
-    """Factor and name of one part of a name."""
+def _scaled(loss: Loss, factor: float) -> Loss:
+    return loss if factor == 1 else Scaled(loss, factor)
+
+
+def _share(part: str) -> tuple[float, str, Callable[..., object]]:
+    """Factor and name of one part of a name, and what the name stands for."""
     factor, star, name = part.rpartition("*")
     try:
         number = float(factor) if star else 1.0
@@ -368,7 +366,7 @@ def _share(part: str) -> tuple[float, str]:
         raise UserError(
             f'setting "train.loss": expected a factor of 0 or more before the *, as in 0.5*dice, got "{part.strip()}"'
         )
-    return number, name.strip()
+    return number, name.strip(), lookup(LOSSES, name.strip(), "loss")
 
 
 def _made(name: str, found: object, settings: Mapping[str, object], options: Mapping[str, object]) -> Loss:
