@@ -62,6 +62,15 @@ def test_pretrained_takes_a_switch_or_a_path():
     assert config.override(config.RunConfig(), ["model.pretrained=a/b.pth"]).model.pretrained == "a/b.pth"
 
 
+@pytest.mark.parametrize("nothing", ["model.scales=none", "model.scales=", "model.scales=[]"])
+def test_several_numbers_may_be_none(nothing):
+    """As to take a recipe's multi-scale input away."""
+    assert config.override(config.override(config.RunConfig(), ["model.scales=0.75,0.5"]), [nothing]).model.scales == ()
+    assert config.override(config.RunConfig(), ["model.rates="]).model.rates is None
+    with pytest.raises(UserError, match="expected numbers separated by commas, got None"):
+        config.override(config.RunConfig(), ["data.jitter=none"])
+
+
 def test_none_is_a_word_where_text_is_expected():
     assert config.override(config.RunConfig(), ["train.class_weights=none"]) == config.RunConfig()
 

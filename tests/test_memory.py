@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import degrid
@@ -179,3 +180,12 @@ def test_control_groups_of_version_1(tmp_path):
 
 def test_somewhere_else_something_is_available(tmp_path):
     assert available_bytes(CPU, tmp_path) > 1 << 20
+
+
+def test_windows_that_save_memory_are_told(tmp_path):
+    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    limit = int(activation_bytes(model, (128, 128)) * 1.2)
+    for options, told in ((InferenceOptions(memory=limit), 1), (InferenceOptions(window=(96, 96)), 0)):
+        found = degrid.predict(model, tmp_path / "a.png", tmp_path / f"{told}", device="cpu", options=options)
+        assert sum("1 image predicted in windows of " in remark for remark in found.remarks) == told

@@ -429,7 +429,7 @@ def _convert(hint: Any, value: object, path: str) -> Any:
 
 
 def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
-    if value is None and type(None) in options:
+    if value in (None, "") and type(None) in options:
         return None
     for option in options:
         if option is not type(None):
@@ -441,6 +441,8 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
 
 
 def _convert_tuple(hints: tuple[Any, ...], value: object, path: str) -> tuple[Any, ...]:
+    if value in (None, "") and hints[-1] is Ellipsis:
+        return ()
     if isinstance(value, str):
         value = [_parse(part.strip()) for part in value.split(",")]
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -114,7 +114,16 @@ def predict(
         failures, dim = _write_all(predictor, writer, chosen, files.logits, progress)
     count = len(chosen) - len(failures)
     written = "" if not count or (failures and writer.needs_all) else writer.finish()
-    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written, _said(dim))
+    remarks = (*_said(dim), *_said_of_windows(predictor))
+    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written, remarks)
+
+
+def _said_of_windows(predictor: Predictor) -> tuple[str, ...]:
+    """Windows that nobody asked for by name."""
+    if predictor.options.window is not None or not predictor.windowed:
+        return ()
+    sizes = " and ".join(f"{height}x{width}" for height, width in sorted(predictor.windows))
+    return (f"{counted(predictor.windowed, 'image')} predicted in windows of {sizes}, to save memory",)
 
 
 def _said(dim: Sequence[Path]) -> tuple[str, ...]:
