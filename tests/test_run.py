@@ -308,8 +308,10 @@ def test_data_without_validation_are_trained_on_with_a_note(photos, tmp_path):
     (tmp_path / "d.yaml").write_text(f"path: {photos}\ntrain: images\nmasks: masks\n")
     code, output = cli("data", "check", tmp_path / "d.yaml")
     assert (code, output.splitlines()[-1]) == (0, "ready to train on")
-    code, output = cli("train", "--data", tmp_path / "d.yaml", "-o", tmp_path / "run", *options(TINY))
+    given = options([*TINY, "train.patience=2"])
+    code, output = cli("train", "--data", tmp_path / "d.yaml", "-o", tmp_path / "run", *given)
     assert code == 0, output
+    assert "train.patience has no effect, as nothing is validated" in output
     assert 'the data have no split "val": nothing is validated, and the last model is kept' in output
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 

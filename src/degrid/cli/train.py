@@ -77,6 +77,8 @@ def train(
     degrid train --data my_photos --init models/voc   fine-tune a model, such as a converted one
     degrid train eth_voc12 --set compat=true       a paper's experiment as its code ran it
     degrid train --data my_photos --epochs 50      passes instead of steps
+    degrid train --data my_photos --set data.repeat_rare=0.3 --set "train.loss=cross_entropy + 0.5*dice"
+                                                   show images of rare classes more often; a sum of losses
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """

@@ -167,6 +167,8 @@ def open_data(config: RunConfig) -> tuple[_Data, RunConfig]:
     elif data.val:
         val = open_dataset(data.path, data.val, train.labels, bands=bands)
         notes += notes_of(val)
+    if val is None and config.train.patience:
+        notes.append("train.patience has no effect, as nothing is validated: training goes on to its last step")
     if bands.count != 3:
         model = dataclasses.replace(model, in_channels=bands.count)
     if bands.range != "bytes":
