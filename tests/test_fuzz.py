@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fuzz.datasets import DATASETS
 from mask_writers import tiff
@@ -21,7 +22,7 @@ from degrid.config import RunConfig, from_dict, override
 from degrid.data.formats.read_mask import read_mask
 from degrid.exporters.runtime import Facts
 from degrid.files import parse_json, parse_yaml
-from degrid.image import read_image
+from degrid.image import read_image, values_to_bytes
 from degrid.raster import tiff_header
 from degrid.types import Bands, LabelSpace, UserError
 
@@ -170,6 +171,12 @@ def test_claims_of_images_take_no_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1 << 25
         tracemalloc.stop()
     assert tiff_header(tmp_path / "a.tif") is None
+
+
+def test_floats_that_are_no_numbers():
+    """NaN is dark, infinity bright, and neither decides whether values are fractions."""
+    values = np.array([[0.5, np.nan, np.inf, -np.inf, 1.0]], np.float32)
+    assert values_to_bytes(values).tolist() == [[128, 0, 255, 0, 255]]
 
 
 FACTS = {"classes": [["road", [1, 2, 3]]], "output": "ids", "input": "uint8", "resize": "half_pixel", "version": "1"}

@@ -237,10 +237,12 @@ def oriented(image: Image.Image, size: tuple[int, ...] | None = None) -> Image.I
 
 
 def values_to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits."""
+    """Values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits; NaN as 0."""
     import numpy as np
 
-    highest = values.max(initial=0)
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), values.dtype.type(0), values)
+    highest = values.max(initial=0, where=np.isfinite(values))
     if values.dtype.kind == "f" and highest <= 1:
         scale = 255.0
     elif (values.dtype.kind == "u" and values.dtype.itemsize == 2) or highest > 255:
