@@ -91,6 +91,7 @@ def changed(value, path, new):
         ("panoptic", "annotations/panoptic_train2017.json", "categories 0", "road", "each with id and name"),
         ("panoptic", "annotations/panoptic_train2017.json", "images 0 file_name", None, "images, and annotations"),
         ("panoptic", "annotations/panoptic_train2017.json", "annotations 0 segments_info 0 id", [1], "their segments"),
+        ("COCO", "annotations/instances_default.json", "images 0 width", [8], "images, each with file_name, height"),
         ("Segments.ai", "roads-v1.0.json", "dataset task_attributes categories", [[1]], "categories and samples"),
         (
             "Label Studio",
@@ -230,6 +231,7 @@ def test_what_is_no_class():
         ({"rates": (0,)}, "channels and rates from 1 to 10000"),
         ({"dropout": -1}, "a fraction from 0 to 1"),
         ({"dropout": float("nan")}, "a fraction from 0 to 1"),
+        ({"in_channels": 10**30}, '"model.in_channels": expected at least 1 channel, at most 10000'),
         ({"multi_grid": (0,)}, '"model.multi_grid": expected factors from 1 to 10000'),
         ({"multi_grid": (10**30,)}, '"model.multi_grid": expected factors from 1 to 10000'),
         ({"operator": "torch.optim:RMSprop"}, "expected a class derived from torch.nn.Module"),

@@ -12,6 +12,8 @@ from degrid.models import EncoderSettings, HeadSettings, Segmenter, build_networ
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import Bands, LabelSpace, Preprocess, UserError
 
+_MOST_CHANNELS = 10_000  # sensors have a few hundred
+
 
 class NetworkSettings(TypedDict, total=False):
     """Keyword arguments of `deeplabv2`, `deeplabv3` and `deeplabv3plus`.
@@ -81,8 +83,10 @@ def bands_of(config: ModelConfig) -> Bands:
         UserError: a number of channels below 1, or a range of another form.
     """
     count, given = config.in_channels or 0, config.range
-    if config.in_channels is not None and count < 1:
-        raise UserError(f'setting "model.in_channels": expected at least 1 channel, got {count}')
+    if config.in_channels is not None and not 1 <= count <= _MOST_CHANNELS:
+        raise UserError(
+            f'setting "model.in_channels": expected at least 1 channel, at most {_MOST_CHANNELS}, got {count}'
+        )
     if isinstance(given, str):
         if given not in ("auto", "file", "bytes"):
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.shapes.coco import segmentation_region
-from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, split_of_file, with_splits
+from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, blaming, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
@@ -77,7 +77,8 @@ class CocoJson(DataFormat):
         images = Images(root)
         splits: dict[str, list[Drawn]] = {}
         for content in contents:
-            splits.setdefault(split_of_file(content.file, root), []).extend(_sources(content, images, ids))
+            with blaming(f"{content.file}: expected images, each with file_name, height and width"):
+                splits.setdefault(split_of_file(content.file, root), []).extend(_sources(content, images, ids))
         _count(contents, notes)
         divided, said = with_splits(splits)
         reason = ", ".join(file.relative_to(root).as_posix() for file in files)
