@@ -18,8 +18,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from degrid.models import TimmEncoder
 from degrid.models.dilation import difference, randomise
+from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import is_wide
 from degrid.models.timm_networks import OUTPUT_STRIDES, TimmPlan, plan
 from degrid.types import UserError
