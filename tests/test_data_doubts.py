@@ -488,3 +488,115 @@ def test_columns_under_other_names_and_between_other_marks(tmp_path, text):
     labels, rule = class_table(tmp_path)
     assert (labels.names, labels.colors) == (("road", "car"), ((255, 0, 0), (0, 255, 0)))
     assert rule.ids[1] == 1
+
+
+# ---- siblings: palettes, tables and splits that were said otherwise ---------------------------------------------
+
+
+def test_colours_that_come_again_for_one_id_are_classes(tmp_path):
+    """Each file has a palette of the colours that it needs, so that 1 is green in some and red in others."""
+    colors = [[0, 0, 0, 0, 255, 0], [0, 0, 0, 255, 0, 0]]
+    put(tmp_path, [indexed(stripes(0, 1), colors[k % 2]) for k in range(4)])
+    assert kinds(tmp_path) == ["palettes-differ"]
+
+
+def test_palettes_that_nearly_show_another_class(tmp_path):
+    table = "id,name,r,g,b\n0,soil,0,0,0\n1,leaf,0,255,0\n"
+    put(tmp_path, [indexed(stripes(0, 1, 1, 1), [0, 250, 3, 2, 0, 0])] * 3, table)
+    assert kinds(tmp_path) == ["palette-order"]
+    (tmp_path / "dataset.yaml").write_text(
+        "palette: color\nnearest_color: 30\nclasses: [{name: soil, color: [0, 0, 0]}, {name: leaf, color: [0, 255, 0]}]"
+    )
+    assert shares(tmp_path) == {"soil": 0.75, "leaf": 0.25, "void": 0}
+
+
+def test_black_and_white_palettes_of_named_classes(tmp_path):
+    put(tmp_path, [indexed(stripes(0, 1, 1, 1), [255, 255, 255, 0, 0, 0])] * 3, "soil\nleaf\n")
+    assert shares(tmp_path) == {"soil": 0.75, "leaf": 0.25, "void": 0}
+
+
+@pytest.mark.parametrize("order", [(0, 128, 255), (255, 128, 0)])
+def test_grey_colours_of_classes_are_the_values_of_grey_masks(tmp_path, order):
+    rows = "".join(f"{k},{'abc'[k]},{grey},{grey},{grey}\n" for k, grey in enumerate(order))
+    put(tmp_path, [stripes(*order, order[0])] * 3, "id,name,r,g,b\n" + rows)
+    assert kinds(tmp_path) == []
+    assert shares(tmp_path) == {"a": 0.5, "b": 0.25, "c": 0.25, "void": 0}
+
+
+def test_a_class_with_the_id_of_void_is_refused(tmp_path):
+    put(tmp_path, [stripes(0, 1, 255)] * 2, "id,name\n0,soil\n1,stem\n255,leaf\n")
+    with pytest.raises(UserError, match='255 is void, but the table calls it "leaf"'):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("second", ["other", "no_leaf", "Hintergrund"])
+def test_names_of_what_is_no_object(tmp_path, second):
+    put(tmp_path, [stripes(0, 255, 0, 0)] * 2, f"leaf\n{second}\n")
+    assert kinds(tmp_path) == ["table-contradicted"]
+
+
+@pytest.mark.parametrize(
+    ("values", "mend"),
+    [
+        ((0, 10, 20), r'"ids: \[0, 10, 20\]"'),
+        ((0, 1, 2, 200), r'"ids: \[0, 1, 2, 200\]"'),
+        ((0, 1, 2, 78, 80, 80, 81, 160, 160, 161, 162), r'"ids: \[0, 80, 160\]" in .* "nearest_color: 24"'),
+    ],
+)
+def test_the_mend_that_fits_sparse_values(tmp_path, values, mend):
+    put(tmp_path, [stripes(*values, 0, 0)] * 2)
+    assert re.search(f"write {mend}", check_data(tmp_path).problems[0])
+
+
+def test_tables_that_contradict_each_other_or_are_not_read(tmp_path):
+    put(tmp_path, [stripes(0, 1)] * 2)
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    assert any("classes.json is not read" in note for note in notes_of(open_dataset(tmp_path)))
+    (tmp_path / "Classes.CSV").write_text("id,name\n0,a\n1,b\n")
+    assert open_dataset(tmp_path).labels.names == ("a", "b")
+    (tmp_path / "classes.txt").write_text("a\nc\n")
+    with pytest.raises(UserError, match=r"Classes.CSV and classes.txt beside it name other classes"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", ["train.txt val.txt", "TRAIN.TXT VAL.TXT", "train_list.txt eval_list.txt", "train.csv val.csv"]
+)
+def test_lists_whatever_they_are_called(tmp_path, names):
+    put(tmp_path, [stripes(0, 1)] * 4)
+    train, val = names.split()
+    (tmp_path / train).write_text("# mine\n0\n1\n2\n")
+    (tmp_path / val).write_text(f"{tmp_path}/images/3.png\n")
+    assert [source.name for source in open_dataset(tmp_path, "val").sources] == ["3"]
+
+
+def test_lists_that_are_not_read_are_named(tmp_path):
+    put(tmp_path, [stripes(0, 1)] * 2)
+    (tmp_path / "split.json").write_text("{}")
+    assert any("split.json is not read" in note for note in notes_of(open_dataset(tmp_path)))
+
+
+@pytest.mark.parametrize("between", ["->", ":", ",", " | "])
+def test_a_table_of_images_and_masks(tmp_path, between):
+    put(tmp_path / "a", [stripes(0, 1)] * 3)
+    rows = [f"a/images/{k}.png{between}a/masks/{k}.png\n" for k in range(3)]
+    (tmp_path / "train.txt").write_text("image,mask\n" + "".join(rows[:2]))
+    (tmp_path / "val.txt").write_text(rows[2])
+    assert [len(open_dataset(tmp_path, split)) for split in ("train", "val")] == [2, 1]
+
+
+def test_splits_inside_scenes_and_images_in_two_splits(tmp_path):
+    for scene in ("north", "south"):
+        for split in ("01_train", "02_val"):
+            put(tmp_path / split, [stripes(0, 1)])
+            for folder in ("images", "masks"):
+                place = tmp_path / "data" / folder / scene / split
+                place.mkdir(parents=True)
+                (tmp_path / split / folder / "0.png").rename(place / "0.png")
+    names = [source.name for source in open_dataset(tmp_path / "data", "val").sources]
+    assert names == ["north/02_val/0", "south/02_val/0"]
+    root = put(tmp_path / "lists", [stripes(0, 1)] * 3)
+    (root / "train.txt").write_text("0\n1\n")
+    (root / "val.txt").write_text("1\n2\n")
+    with pytest.raises(UserError, match=r"1 of 2 images of val are in train, too.*\[splits-overlap\]"):
+        open_dataset(root, accept=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,14 @@ from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
 """Rows of these names, in any case, are void."""
+
+
+# What a row with the id 255 may be called.
+_MAY_BE_VOID = re.compile(
+    "void|ignor|label|unknown|undefined|border|boundar|edge|contour|outline|care|data|none|nan|outside|other|excl|unclass"
+    "|background|^$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,10 @@ def labels_and_rule(rows: Sequence[ClassRow], said: str, where: object) -> tuple
         said: see `MaskRule`.
         where: the table, for messages.
     Raises:
-        UserError: no class, too many, or a name twice.
+        UserError: no class, too many, a name twice, or 255 has the name of a class.
     """
     rows = sorted(rows, key=lambda row: row.number)
+    _refuse_names_of_void(rows, where)
     classes = [row for row in rows if not row.void]
     default = not any(row.colors for row in rows)
     palette = voc_palette(max((row.number for row in classes), default=0) + 1)
@@ -68,6 +78,15 @@ def labels_and_rule(rows: Sequence[ClassRow], said: str, where: object) -> tuple
         notes=tuple(_notes(rows, classes, said)),
     )
     return labels, rule
+
+
+def _refuse_names_of_void(rows: Sequence[ClassRow], where: object) -> None:
+    for row in rows:
+        if row.number == IGNORE_INDEX and not _MAY_BE_VOID.search(row.name):
+            raise UserError(
+                f'{where}: 255 is void, but the table calls it "{row.name}"; call it void if it is no class, or else '
+                "give it the next id and list the values of all classes in dataset.yaml: ids: [0, .., 255]"
+            )
 
 
 def _colors(rows: Sequence[ClassRow], train: dict[int, int]) -> dict[Color, int]:

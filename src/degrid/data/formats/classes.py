@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,14 @@ from degrid.data.formats.tools.label_files import label_file, tool_classes
 from degrid.files import write_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
-_TABLES = ("classes.csv", "class_dict.csv")
+_TABLES = ("classes.csv", "classes.tsv", "class_dict.csv")
 _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
+# What else looks like a list of classes.
+_LIKE_TABLES = re.compile(
+    r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|colou?rs)"
+    r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
+    re.IGNORECASE,
+)
 
 
 def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
@@ -30,16 +37,42 @@ def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
-        UserError: the columns differ, a value is not a number, or the ids have gaps.
+        UserError: the columns differ, a value is not a number, the ids have gaps, or two tables name other classes.
     """
-    for name in _TABLES:
-        if (root / name).is_file():
-            return _read_table(root / name)
-    for name in _NAME_FILES:
-        if (root / name).is_file():
-            return labels_and_rule(_read_names(root / name), name, root / name)
+    files = _own_tables(root)
+    if files:
+        found = [_classes_in(file) for file in files]
+        other = next((file for file, classes in zip(files, found, strict=True) if classes[0] != found[0][0]), None)
+        if other and {found[0][0].names} != {classes[0].names for classes in found}:
+            raise UserError(f"{files[0]} and {other.name} beside it name other classes; keep the one that is right")
+        return found[0]
     tools_file = label_file(root)
     return tool_classes(tools_file) if tools_file else (None, None)
+
+
+def _own_tables(root: Path) -> list[Path]:
+    """The tables of classes in a folder, whatever the case of their names; the first counts."""
+    names = (*_TABLES, *_NAME_FILES)
+    files = [file for file in _files_in(root) if file.name.lower() in names]
+    return sorted(files, key=lambda file: names.index(file.name.lower()))
+
+
+def _files_in(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:  # unlike Path.iterdir, this needs no look at each of many files
+        return [root / entry.name for entry in entries if entry.is_file()]
+
+
+def _classes_in(file: Path) -> tuple[LabelSpace, MaskRule]:
+    if file.name.lower() in _TABLES:
+        return _read_table(file)
+    return labels_and_rule(_read_names(file), file.name, file)
+
+
+def unread_tables(root: Path) -> list[str]:
+    """The names of files that look like lists of classes, where no table is read."""
+    return sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
 
 
 def _read_names(file: Path) -> list[ClassRow]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.source import LazySources
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import SOFT, Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
@@ -99,8 +101,8 @@ _SHADES, _HIGHEST_ID = 16, 190
 _NEARLY = 0.95
 # In COCO itself one annotation in eighty is a crowd.
 _MOST_CROWDS = 0.25
-# Values this close to the lowest and the highest are noise on black and white.
-_NEAR = 24
+# Values this close to the lowest and the highest are noise on black and white; but few values are rather classes.
+_NEAR, _FEW = 24, 4
 
 
 def _grey_edges(look: _Look) -> Iterator[str]:
@@ -185,9 +187,14 @@ def _sparse_ids(look: _Look) -> Iterator[str]:
         "empty"
     )
     low, high = listed[0], listed[-1]
-    if len(listed) > 2 and all(min(value - low, high - value) <= _NEAR for value in listed):
+    two = high - low > 4 * _NEAR and all(min(value - low, high - value) <= _NEAR for value in listed)
+    centres = _centres(found, listed)
+    if two and len(listed) > _FEW:
         wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
         yield f"{text}; {wish} to divide them into background and object"
+    elif 1 < len(centres) <= len(listed) // 3:
+        wish = _write(layout, f"ids: {centres}")
+        yield f'{text}; {wish} and "nearest_color: {_NEAR}" if others are noise around these'
     elif len(listed) <= 20:
         void = ", and leave out 255 if it is void" if IGNORE_INDEX in listed else ""
         yield f"{text}; {_write(layout, f'ids: {listed}')}{void}, or name all classes in classes.txt"
@@ -195,8 +202,19 @@ def _sparse_ids(look: _Look) -> Iterator[str]:
         yield f"{text}; name the classes in classes.txt, or give ids: {{value: class}} in dataset.yaml"
 
 
+def _centres(found: Survey, values: list[int]) -> list[int]:
+    """The commonest value of each group of values that follow each other closely."""
+    groups: list[list[int]] = []
+    for value in values:
+        if groups and value - groups[-1][0] <= _NEAR:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return [max(group, key=found.ids.__getitem__) for group in groups]
+
+
 def _palettes_differ(look: _Look) -> Iterator[str]:
-    """One id in several colours, and one of these for several ids, as where each file has a palette of its own."""
+    """One id in several colours that come again: in several masks, or for other ids. Random colours do neither."""
     layout, found = look.layout, look.whole
     if layout.wishes.palette or look.rule.exact:
         return
@@ -206,7 +224,8 @@ def _palettes_differ(look: _Look) -> Iterator[str]:
         colors.setdefault(value, []).append(color)
         ids.setdefault(color, []).append(value)
     for value, shown in colors.items():
-        if len(shown) > 1 and any(len(ids[color]) > 1 for color in shown):
+        again = sum(found.shown_in[value, color] > 1 for color in shown)
+        if len(shown) > 1 and (again > 1 or any(len(ids[color]) > 1 for color in shown)):
             yield (
                 f"the palettes of the masks differ: id {value} is {shown[0]} in some and {shown[1]} in others; "
                 f"{_write(layout, 'palette: color')} and give the classes their colours, or palette: index if the ids "
@@ -221,19 +240,27 @@ def _palette_order(look: _Look) -> Iterator[str]:
     if layout.wishes.palette or rule.default_colors or rule.exact:
         return
     for value, color in look.whole.shown:
-        index, meant = rule.ids.get(value), rule.colors.get(color)
+        index, meant, blurred = rule.ids.get(value), rule.colors.get(color), ""
+        if meant is None:
+            meant, blurred = rule.nearly(color), ' and "nearest_color: 30"'
         if index is not None and meant is not None and index != meant:
             names = [*labels.names, *["void"] * (IGNORE_INDEX + 1)]
             yield (
                 f"the palettes of the masks show id {value} in {color}, the colour of {_named(names, meant)}, but "
-                f"{value} is {_named(names, index)} in {rule.said or 'the table'}; {_write(layout, 'palette: color')} "
-                "or palette: index"
+                f"{value} is {_named(names, index)} in {rule.said or 'the table'}; {_write(layout, 'palette: color')}"
+                f"{blurred}, or palette: index"
             )
             return
 
 
 def _named(names: list[str], index: int) -> str:
     return "void" if index == IGNORE_INDEX else names[index]
+
+
+# Names of what is no object.
+_NO_OBJECT = re.compile(
+    r"(no|not|non)[-_ ]|(others?|rest|none|nothing|empty|negative|backgr.*|hintergrund)$", re.IGNORECASE
+)
 
 
 def _table_contradicted(look: _Look) -> Iterator[str]:
@@ -243,7 +270,7 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
         return
     black, white = rule.ids.get(0), rule.ids.get(IGNORE_INDEX)
     first, second = labels.names
-    if (black, white) == (0, 1) and is_background(second):
+    if (black, white) == (0, 1) and (is_background(second) or _NO_OBJECT.match(second)):
         yield (
             f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
             f"{_write(layout, 'ids: {0: 1, 255: 0}')} if black is {second}, or ids: {{0: 0, 255: 1}} if it is {first}"
@@ -269,6 +296,23 @@ def _values_mixed(look: _Look) -> Iterator[str]:
             f"{look.rule.said} gives {names[first]} the value {grey[first]}, which no mask has; darwin-py up to 3.6.3 "
             f"writes {taken} in its place, the value of {names[grey.index(taken)]}; export ids or colours"
         )
+
+
+def _splits_overlap(look: _Look) -> Iterator[str]:
+    """Image files that are trained on and validated or tested with."""
+    splits = {
+        split: {place for source in sources if (place := source.places()[0]) != source.name}
+        for split, sources in look.layout.splits.items()
+        if split in ("train", "val", "test") and not isinstance(sources, LazySources)
+    }
+    learnt = splits.pop("train", set())
+    for split, places in splits.items():
+        both = sorted(places & learnt)
+        if both and len(learnt) > 1:
+            yield (
+                f"{len(both)} of {len(places)} images of {split} are in train, too, such as {both[0]}, so that its "
+                "scores would be too good; take them off one of the lists"
+            )
 
 
 def _nearly_void(look: _Look) -> Iterator[str]:
@@ -320,6 +364,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "palette-order": (_palette_order, ("palettes-differ",)),
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
+    "splits-overlap": (_splits_overlap, ()),
     "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),
     "one-class": (_one_class, ("many-crowds", "grey-edges", "sparse-ids", "nearly-void")),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
@@ -15,6 +16,7 @@ from degrid.data.formats.pairs import (
     Pair,
     any_mask,
     divided,
+    images_in,
     masks_in,
     match_names,
     pair_up,
@@ -26,6 +28,7 @@ from degrid.data.formats.pairs import (
 )
 from degrid.data.formats.tools.label_files import label_file, tool_classes
 from degrid.image import IMAGE_SUFFIXES
+from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original")
@@ -36,6 +39,12 @@ _MASK_FOLDERS = (
 MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth")
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
+# What looks like a list of splits and is not read.
+_LIKE_SPLITS = re.compile(
+    r"(splits?|folds?|partitions?|(train|val|valid|validation|test)(_?(list|ids|split|set|files|images))?)"
+    r"\.(json|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
+    re.IGNORECASE,
+)
 DRAWN = "drawn"
 """The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
@@ -63,6 +72,7 @@ class SplitFolders(DataFormat):
         splits, notes = with_val(splits) if set(splits) == {"train"} and not lists else (splits, [])
         for _, images, masks in found:
             notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
+        notes += _left_out(path, {place for _, *both in found for place in both})
         notes = [*dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
         return Layout(reason, path, splits, *_classes(path), orphans, notes)
@@ -80,6 +90,16 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
         if both:
             found.append((split, *both))
     return found + (_split_by_name(path) if len(folders) > 1 else [])
+
+
+def _left_out(path: Path, read: set[Path]) -> list[str]:
+    """A sentence on the folders beside those of the splits that hold images; none where there are none."""
+    used = {*read, *(place.parent for place in read)}
+    others = [folder for folder in _folders(path).values() if folder not in used and not folder.name.startswith(".")]
+    # Folders of masks for all splits hold those that are read.
+    others = [folder for folder in others if folder.name.lower() not in MASK_FOLDERS and folder.name != DRAWN]
+    names = [folder.name for folder in others if images_in(folder)]
+    return [f"{some(names, 4)} beside them is not read: no split, or without masks"] if names else []
 
 
 def _split_by_name(path: Path) -> list[tuple[str, Path, Path]]:
@@ -144,7 +164,13 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
     listed = {split: select(names, pairs, images, path) for split, names in _lists(path).items()}
     splits = listed or _by_top_folder(pairs)
     if not splits:
-        return divided(pairs), [DIVIDED]
+        unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
+        but = (
+            f"; {some(unread, 3)} is not read: train.txt and val.txt, with one name per line, name them"
+            if unread
+            else ""
+        )
+        return divided(pairs), [f"{DIVIDED}{but}"]
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     return splits, [f"{left_out} images are in none of the {'lists' if listed else 'splits'}"] if left_out else []
@@ -156,16 +182,22 @@ def _lists(path: Path) -> dict[str, list[str]]:
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """The pairs in folders that are called as splits are, below the folder in which all of them lie."""
+    """The pairs in folders that are called as splits are, below the folder in which all of them lie.
+
+    Also those of a folder for each scene, in which there are the same splits.
+    """
     around = _around(pairs)
-    bare = {pair.name: pair.name.removeprefix(around) for pair in pairs}
-    tops = splits_of({name.split("/")[0] for name in bare.values() if "/" in name})
-    splits: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        top, _, below = bare[pair.name].partition("/")
-        if below and top in tops:
-            splits.setdefault(tops[top], []).append(pair)
-    return splits
+    folders = {pair.name: pair.name.removeprefix(around).split("/")[:-1] for pair in pairs}
+    for depth in range(max(map(len, folders.values()), default=0)):
+        called = splits_of({parts[depth] for parts in folders.values() if len(parts) > depth})
+        splits: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            part = folders[pair.name][depth : depth + 1]
+            if part and part[0] in called:
+                splits.setdefault(called[part[0]], []).append(pair)
+        if splits and (depth == 0 or len(splits) > 1):
+            return splits
+    return {}
 
 
 def _around(pairs: list[Pair]) -> str:

@@ -22,6 +22,8 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
     "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
     "test": "test",
     "testing": "test",
 }
@@ -35,10 +37,11 @@ def split_of(name: str) -> str:
 def splits_of(names: Iterable[str]) -> dict[str, str]:
     """The split that each folder or file stands for; only those that are called as splits.
 
-    A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), unless there are
-    several such names of one split.
+    A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
+    number at the beginning ("01_train"), unless there are several such names of one split.
     """
-    bare = {name: re.sub(r"[-_]?((19|20)\d\d|data|set|dataset)$", "", name.lower()) for name in names}
+    around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset)$")
+    bare = {name: around.sub("", name.lower()) for name in names}
     found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
     years = Counter(split for name, split in found.items() if bare[name] != name.lower())
     return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}

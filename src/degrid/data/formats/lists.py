@@ -6,7 +6,7 @@ from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
-from degrid.data.formats.pairs import is_pair_list, read_list, read_names
+from degrid.data.formats.pairs import LIST_SUFFIXES, is_pair_list, list_files, list_word, read_list, read_names
 
 
 class Lists(DataFormat):
@@ -30,22 +30,34 @@ class Lists(DataFormat):
         return Layout(reason, folder, splits, *class_table(self.root or folder)) if files else None
 
 
+_MOST = 8  # files that are looked at for a list of another name
+
+
 def _lists_in(folder: Path) -> dict[str, Path]:
-    files = {SPLIT_NAMES[_word(file)]: file for file in sorted(folder.glob("*.txt")) if _word(file) in SPLIT_NAMES}
+    """The lists of splits; or the only list of pairs, whatever it is called, as a split of its name."""
+    found = list_files(folder)
+    files = {SPLIT_NAMES[word]: file for file in found if (word := list_word(file).lower()) in SPLIT_NAMES}
     of_pairs = {split for split, file in files.items() if is_pair_list(file)}
-    # An empty list beside a list of pairs is a split that lost its images; read_list reports it.
-    return {split: file for split, file in files.items() if of_pairs and (split in of_pairs or not read_names(file))}
+    if not files:
+        others = [file for file in found if is_pair_list(file)] if len(found) <= _MOST else []
+        return {list_word(others[0]): others[0]} if len(others) == 1 else {}
+    # An empty list beside a list of pairs is a split that lost its images, and one of other lines is a mistake;
+    # read_list reports both.
+    return {
+        split: file
+        for split, file in files.items()
+        if of_pairs and (split in of_pairs or file.suffix.lower() == ".txt" or not read_names(file))
+    }
 
 
 def _lists_beside(file: Path) -> dict[str, Path]:
-    if file.suffix != ".txt":
+    if file.suffix.lower() not in LIST_SUFFIXES:
         return {}
     splits = ("train", "val", "test")
-    beside = {_word(other): other for other in sorted(file.parent.glob("*.txt")) if _word(other) in splits}
+    beside = {
+        split: other
+        for other in list_files(file.parent)
+        if (split := split_of(list_word(other))) in splits and (other.suffix.lower() == ".txt" or is_pair_list(other))
+    }
     # A list with another name, such as trainaug.txt, is taken as the one to train on.
-    return {**beside, split_of(_word(file)) if split_of(_word(file)) in splits else "train": file}
-
-
-def _word(file: Path) -> str:
-    """The name of a list without suffix, and without what PaddleX and PaddleSeg add: "train_list" is "train"."""
-    return file.stem.removesuffix("_list")
+    return {**beside, split_of(list_word(file)) if split_of(list_word(file)) in splits else "train": file}

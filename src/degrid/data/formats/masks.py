@@ -35,6 +35,8 @@ class MaskReading:
 
 
 AS_STORED = MaskReading()
+# How far a colour may be from that of a class to look like it.
+_NEAR = 30
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class MaskRule:
             if len(as_ids[1]) < len(missing):
                 return as_ids
         return table[inverse.reshape(packed.shape)], missing
+
+    def nearly(self, color: Color) -> int | None:
+        """The train id of the only colour in the table that is near, no further than `_NEAR` in RGB; else None."""
+        known = np.array(list(self.colors), np.int32).reshape(-1, 3)
+        near = (((known - np.array(color, np.int32)) ** 2).sum(axis=1) <= _NEAR**2).nonzero()[0]
+        return list(self.colors.values())[int(near[0])] if len(near) == 1 else None
 
     def _near_colors(self, colors: list[Color]) -> list[Color]:
         """The nearest colour in the table for each one, or the colour itself where none is near."""

@@ -28,6 +28,8 @@ from degrid.types import RGB, Bands, UserError
 AnySource = TypeVar("AnySource", bound=Source)
 MASK_SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES
 """Endings of the files that count as masks, in lower case."""
+LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
+"""Endings of the files that may be lists, in lower case."""
 _UNREAD = ".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .svg .dcm .nii .nii.gz .nrrd .mha .exr .hdr"
 DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
@@ -117,8 +119,9 @@ def read_text(file: Path) -> str:
 
 
 def read_names(file: Path) -> list[str]:
-    """The non-empty lines of a list."""
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    """The lines of a list, without empty ones and without comments, which begin with "# "."""
+    lines = (line.strip() for line in read_text(file).splitlines())
+    return [line for line in lines if line and not line.startswith("# ")]
 
 
 def read_list(file: Path, root: Path | None = None) -> list[Pair]:
@@ -137,6 +140,7 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     lines = read_names(file)
     if not lines:
         raise UserError(f"the list {file} is empty")
+    lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
     entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
     root = root or _root_of(file, entries[0][0])
     return [
@@ -149,9 +153,10 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
     """The image and the mask in a line, whose names may hold spaces; None where there is an image only.
 
-    Between them is any separator: spaces, a tab, a comma, a semicolon or a bar. Names may stand in double quotes.
+    Between them is any separator: spaces, a tab, a comma, a semicolon, a colon, a bar or an arrow. Names may stand in
+    double quotes.
     """
-    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*[\s,;|]\s*", line)]
+    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*(?:[-=]>|[\s,;:|])\s*", line)]
     pairs = [cut for cut in cuts if _is_image_name(cut[0].strip('"')) and _is_mask_name(cut[1].strip('"'))]
     # Where there are several, the slash marks the beginning of the mask's path.
     parts = [cut for cut in pairs if cut[1].startswith("/")] if len(pairs) > 1 else pairs
@@ -160,6 +165,12 @@ def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
     if len(parts) != 1:
         raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
     return _relative(parts[0][0]), _relative(parts[0][1])
+
+
+# The first line of a table of images and masks.
+_HEADER = re.compile(
+    r"\W*(images?|img|filename|file|path)[\w ]*\W+(masks?|labels?|annotations?|gt|segm?)[\w ]*\W*", re.I
+)
 
 
 def _relative(written: str) -> str:
@@ -186,7 +197,9 @@ def _root_of(file: Path, image: str) -> Path:
 def is_pair_list(file: Path) -> bool:
     """Whether a list begins with "/image /mask" rather than a bare name."""
     try:
-        return any(_entry(line, file, 1)[1] is not None for line in read_names(file)[:1])
+        lines = read_names(file)[:2]
+        first = lines[-1:] if lines and _HEADER.fullmatch(lines[0]) else lines[:1]
+        return any(_entry(line, file, 1)[1] is not None for line in first)
     except UserError:
         return False
 
@@ -280,16 +293,35 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         UserError: the list of a split is empty.
     """
     found = {}
-    files = sorted(folder.glob("*.txt"))
-    splits = splits_of(file.stem for file in files)
+    files = list_files(folder)
+    splits = splits_of(list_word(file) for file in files)
     for file in files:
-        if not (any_name or file.stem in splits) or is_pair_list(file):
+        word = list_word(file)
+        wanted = word in splits or (any_name and file.suffix == ".txt")
+        if not wanted or is_pair_list(file) or (file.suffix.lower() != ".txt" and _is_table(file)):
             continue
-        split = splits.get(file.stem, file.stem)
+        split = splits.get(word, word)
         found[split] = read_names(file)
         if not found[split]:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
     return found
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files of a folder that may be lists, sorted."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in LIST_SUFFIXES)
+
+
+def list_word(file: Path) -> str:
+    """The name of a list without suffix, and without what PaddleX and PaddleSeg add: "train_list" is "train"."""
+    return file.stem.removesuffix("_list")
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file that could be a list of names holds columns of something else."""
+    with contextlib.suppress(UserError):
+        return any(re.search(r"[,;\t]", line) for line in read_names(file)[:5])
+    return True
 
 
 def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None = None) -> list[Pair]:
@@ -301,9 +333,11 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
         root: names may be paths below this folder, too.
     """
     known = {pair.image.relative_to(root).with_suffix("").as_posix(): pair for pair in pairs} if root else {}
+    known.update((str(pair.image.absolute()), pair) for pair in pairs)
     known.update((pair.name, pair) for pair in pairs)
     chosen = []
-    for name in names:
+    for written in names:
+        name = written if "/" in written else written.replace("\\", "/")
         below = name.removeprefix("./").lstrip("/")
         bare = below.removeprefix(f"{folder.name}/")
         file = bare if _is_image_name(bare) else f"{bare}.jpg"

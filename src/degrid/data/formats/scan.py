@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from degrid.data.formats.classes import unread_tables
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule
 from degrid.data.formats.pairs import splits_or_divided
@@ -85,7 +86,8 @@ def _look(layout: Layout, read: ReadValues) -> Surveys:
     if wishes.palette or not _says_palettes(layout, surveys):
         return surveys
     layout.splits = _read_otherwise(layout, MaskReading(True, lossy))
-    what = "black and white" if layout.labels is None else "the colours of the classes"
+    plain = {color for _, color in total(surveys).shown} == {BLACK, WHITE}
+    what = "black and white" if plain else "the colours of the classes"
     layout.notes.append(f"the palettes of the masks show {what}: they are read by colour")
     return _survey(layout, read)
 
@@ -112,7 +114,7 @@ def _survey(layout: Layout, read: ReadValues) -> Surveys:
 def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
     """Whether the palettes show the classes' own colours, in another order than that of the ids."""
     rule, shown = layout.rule, total(surveys).shown
-    if layout.labels is None:  # black and white, with white first
+    if _names_no_colors(layout):  # black and white, with white first
         return {color for _, color in shown} == {BLACK, WHITE} and (0, WHITE) in shown
     if rule is None or rule.default_colors or not rule.colors or rule.exact:
         return False
@@ -120,6 +122,13 @@ def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
     colors = {**rule.colors, **void}
     meant = [(rule.ids.get(index), colors.get(color)) for index, color in shown]
     return all(by_color is not None for _, by_color in meant) and any(by_id != by_color for by_id, by_color in meant)
+
+
+def _names_no_colors(layout: Layout) -> bool:
+    """Whether nothing is said about the one or two classes but their names, and perhaps not even those."""
+    if layout.labels is None or layout.rule is None:
+        return layout.labels is None
+    return len(layout.labels) <= 2 and layout.rule.default_colors and not layout.rule.exact
 
 
 def _grey_ids(rule: MaskRule, found: Survey) -> bool:
@@ -150,7 +159,9 @@ def _guess(layout: Layout, found: Survey) -> None:
     layout.rule = MaskRule.plain(layout.labels, default_colors=True)
     where = f"{found.masks} of {counted(labelled(layout), 'mask')}"
     said = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
-    layout.notes.append(f"the data name no classes: {said}")
+    unread = unread_tables(layout.root)
+    but = f"; {some(unread, 3)} is not read: classes.csv (id,name,r,g,b) or classes.txt name them" if unread else ""
+    layout.notes.append(f"the data name no classes: {said}{but}")
 
 
 def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
@@ -189,6 +200,18 @@ def _fit_to_masks(layout: Layout, found: Survey) -> None:
     elif len(labels) == 2 and values == {0, IGNORE_INDEX} and not found.colored:
         layout.rule, note = _two_classes(labels, rule)
         layout.notes.append(f"masks hold only 0 and 255: {note}")
+    elif _holds_grey_of_classes(rule, found):
+        greys = {color[0]: index for color, index in rule.colors.items() if len(set(color)) == 1}
+        layout.rule = dataclasses.replace(rule, ids={**rule.ids, **greys})
+        layout.notes.append(f"masks hold the grey values that are the classes' colours in {rule.said or 'the table'}")
+
+
+def _holds_grey_of_classes(rule: MaskRule, found: Survey) -> bool:
+    """Whether masks of one channel hold the brightness of the classes' colours, some of which is no id."""
+    values = [value for value in found.pixels if isinstance(value, int)]
+    grey = {color[0] for color in rule.colors if len(set(color)) == 1}
+    unknown = any(value not in rule.ids or value == IGNORE_INDEX for value in values)
+    return not rule.default_colors and unknown and len(grey) > 1 and {*values} <= grey
 
 
 def _marks_objects(labels: LabelSpace, rule: MaskRule, found: Survey) -> bool:

@@ -125,7 +125,7 @@ class Survey:
         first: the first mask that holds it.
         examined, inside, between: of each id, the pixels that were searched for soft edges, those of them whose four
             neighbours have the same id, and those between a lower and a higher neighbour.
-        shown: the pixels of each id and the colour that the palette of its mask gives it.
+        shown, shown_in: of each id and the colour that the palette of its mask gives it, the pixels and the masks.
         beyond: pixels of values beyond the most that are kept apart.
     """
 
@@ -137,6 +137,7 @@ class Survey:
     inside: Counter[int] = field(default_factory=Counter)
     between: Counter[int] = field(default_factory=Counter)
     shown: Counter[tuple[int, Color]] = field(default_factory=Counter)
+    shown_in: Counter[tuple[int, Color]] = field(default_factory=Counter)
     beyond: int = 0
 
     def add(self, label: LabelValues, place: str) -> None:
@@ -164,6 +165,7 @@ class Survey:
             for value, color, count in zip(values, _as_values(label.palette), pixels, strict=True):
                 if len(self.shown) < _MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
                     self.shown[value, color] += count
+                    self.shown_in[value, color] += 1
 
     def _keeps(self, value: Value) -> bool:
         return value in self.pixels or len(self.pixels) < _MOST_VALUES
@@ -185,6 +187,7 @@ class Survey:
         for key, count in other.shown.items():
             if len(self.shown) < _MOST_VALUES or key in self.shown:
                 self.shown[key] += count
+                self.shown_in[key] += other.shown_in[key]
 
     def first_of(self, value: int) -> str:
         """The first mask that holds an id, or the grey of that value."""
