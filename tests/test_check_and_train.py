@@ -91,7 +91,7 @@ SETS = {
 def refusal(root: Path) -> str:
     """Why training would stop because of the data: at its start, or when it comes to a sample."""
     try:
-        data, _ = run._opened(RunConfig(data=DataConfig(path=str(root))))
+        data, _ = run.open_data(RunConfig(data=DataConfig(path=str(root))))
         for dataset in (data.train, data.val or ()):
             for index in range(len(dataset)):
                 dataset[index]
