@@ -39,7 +39,10 @@ def test_a_network_that_timm_leaves_undilated_is_dilated():
     assert {module.dilation for module in by_timm.modules() if isinstance(module, nn.Conv2d)} == {(1, 1)}
 
 
-def test_right_strides_with_wrong_rates_are_not_accepted(monkeypatch):
+def test_right_strides_with_wrong_rates_are_not_accepted(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    (tmp_path / "none").touch()  # so that no plan is kept
+
     def undilated(name, output_stride=None):
         net = make(name, output_stride)
         for module in net.modules():
@@ -51,7 +54,7 @@ def test_right_strides_with_wrong_rates_are_not_accepted(monkeypatch):
     monkeypatch.setattr(timm_networks, "_light", undilated)
     timm_networks._plan.cache_clear()
     assert timm_networks.plan("test_nfnet", 8).dilated_by == "degrid"
-    monkeypatch.undo()
+    monkeypatch.setattr(timm_networks, "_light", make)
     timm_networks._plan.cache_clear()
     assert timm_networks.plan("test_nfnet", 8).dilated_by == "timm"
     assert timm_networks.plan("test_nfnet", 32).dilated_by == ""
@@ -193,6 +196,21 @@ def test_multi_grid_multiplies_the_rates_that_a_network_has():
 def test_units_without_a_wide_convolution_have_no_multi_grid(name):
     with pytest.raises(UserError, match=f"wider than 1; unit shortcut in the last stage of {name} has none"):
         rates(name, 16, multi_grid=(1, 2, 4))
+
+
+def test_plans_are_kept_on_disk_as_they_were_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = timm_networks._measured_plan("test_nfnet", 8)
+    for _ in range(2):
+        timm_networks._plan.cache_clear()
+        assert timm_networks.plan("test_nfnet", 8) == measured
+        monkeypatch.setattr(timm_networks, "_measured_plan", None)
+    (file,) = (tmp_path / "degrid").iterdir()
+    file.write_text("{")  # half of one, as after a crash
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    timm_networks._plan.cache_clear()
+    assert timm_networks.plan("test_nfnet", 8) == measured
 
 
 # ---- the table of docs/encoders.md ----------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_the_verb_writes_what_the_command_writes(model, photos, tmp_path, way):
 def test_logits_are_exact_unless_told_otherwise(model, photos, tmp_path):
     found = degrid.predict(model, photos / "a.png", tmp_path, device="cpu", files=degrid.ResultFiles(logits=True))
     assert found.precision == "float32"
-    exact = degrid.Predictor(degrid.load(model), "cpu", "float32").predict(photos / "a.png")
+    exact = degrid.Predictor(degrid.load(model), "cpu", "float32", once=True).predict(photos / "a.png")
     np.testing.assert_array_equal(np.load(tmp_path / "a.logits.npy"), exact.logits)
     done = cli("predict", model, photos, "-o", tmp_path, "--device", "cpu", "--save-logits")
     assert "computed in float32\n" in done.output
@@ -115,6 +115,17 @@ def test_logits_that_cannot_be_written_are_failures_and_not_forgotten(model, tmp
     assert "large.png is too large for its logits" in found.failures[0]
     assert (tmp_path / "out" / "small.logits.npy").exists()
     assert not (tmp_path / "out" / "large.png").exists()
+
+
+def test_a_single_image_is_predicted_by_the_network_itself(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("degrid.engine.inference.fast_network._folded", None)  # no copy is made
+    found = degrid.predict(model, photos / "a.png", tmp_path, device="cpu", files=degrid.ResultFiles(logits=True))
+    assert found.precision == "float32"
+    pixels = torch.from_numpy(np.array(Image.open(photos / "a.png"))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        logits = degrid.load(model)(pixels)
+    # Another memory layout rounds otherwise.
+    np.testing.assert_allclose(np.load(tmp_path / "a.logits.npy"), logits[0], rtol=1e-4, atol=1e-7)
 
 
 def test_each_gives_what_the_files_hold_and_writes_nothing(model, photos, tmp_path, monkeypatch):

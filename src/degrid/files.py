@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if reason is None:
             raise
         raise UserError(f"could not write {target}: {reason}; what was there before is unchanged") from error
+
+
+def kept_on_disk(key: Sequence[str], make: Callable[[], Any]) -> Any:
+    """What a call gave when it was made with this key before, by any process; plain values, as JSON keeps them.
+
+    They lie in degrid/ in $XDG_CACHE_HOME, or in ~/.cache. Where that cannot be written to, the call is made each time.
+
+    Args:
+        key: all that the values depend on, the versions of the code that makes them included.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
+    file = Path(base, "degrid", f"{digest[:32]}.json")
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    values = make()
+    with contextlib.suppress(OSError, UserError):
+        write_json(file, values)
+    return values
 
 
 def printable(name: str) -> str:

@@ -17,7 +17,9 @@ BAND = {"cpu": 1 << 18}
 BAND_ELSEWHERE = 1 << 24
 
 
-def upsample_argmax(logits: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> Tensor:
+def upsample_argmax(
+    logits: Tensor, size: tuple[int, ...], convention: str = "half_pixel", compiled: bool = True
+) -> Tensor:
     """The best class of every pixel of the enlarged (or shrunk) logits, as `resize(logits, size).argmax(1)` finds it.
 
     Ties go to the lowest class, and NaN wins as in torch.argmax, wherever `resize` spreads it to (in tf_legacy the
@@ -33,6 +35,7 @@ def upsample_argmax(logits: Tensor, size: tuple[int, ...], convention: str = "ha
         logits: [N,C,h,w], C from 1 to 256, floating point; computed in float32 (float64 stays).
         size: (H, W), pixels.
         convention: of the coordinates, see `degrid.resize.RESIZES`.
+        compiled: use compiled code where there is any; the first call loads it.
     Returns:
         uint8 [N,H,W], on the logits' device.
     Raises:
@@ -41,7 +44,7 @@ def upsample_argmax(logits: Tensor, size: tuple[int, ...], convention: str = "ha
     if logits.shape[1] > 256:
         raise UserError(f"class ids are kept in 8 bits, so there can be at most 256 classes; got {logits.shape[1]}")
     logits = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
-    if logits.device.type == "cpu" and logits.dtype == torch.float32 and numba_installed():
+    if compiled and logits.device.type == "cpu" and logits.dtype == torch.float32 and numba_installed():
         return _compiled(logits, size, convention)
     return _by_bands(logits, size, convention)
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import flop_registry
 
 from degrid.contracts import DressedConv, bands_of
 from degrid.dispatch import DispatchMode
@@ -148,14 +147,20 @@ class _Count(DispatchMode):
 
     operations: int = 0
 
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # here, because it is slow to import
+
+        super().__init__()
+        self.formulas = flop_registry
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, keywords = func.overloadpacket, kwargs or {}
         if packet is torch.ops.aten.convolution and not args[6]:
             result = _empty_convolution(*args[:6])
         else:
             result = func(*args, **keywords)
-        if packet in flop_registry:
-            self.operations += int(flop_registry[packet](*args, **keywords, out_val=result))
+        if packet in self.formulas:
+            self.operations += int(self.formulas[packet](*args, **keywords, out_val=result))
         return result
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ from timm.layers.format import Format
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import nn
 
+from degrid.files import kept_on_disk
 from degrid.lookup import did_you_mean, some
 from degrid.models.dilation import change_strides, in_words, rate_factor, reason_against, set_rates
 from degrid.models.encoder import OUTPUT_STRIDES
@@ -116,6 +118,24 @@ def _works(name: str, output_stride: int) -> bool:
 
 @lru_cache(maxsize=256)
 def _plan(name: str, output_stride: int) -> TimmPlan:
+    """The plan that was measured here before: measuring takes longer than all else until a network's first mask."""
+    if not timm.model_entrypoint(name).__module__.startswith("timm."):
+        return _measured_plan(name, output_stride)  # of a network that changes with no version
+    key = [name, str(output_stride), timm.__version__, torch.__version__, *_sources()]
+    values = kept_on_disk(key, lambda: asdict(_measured_plan(name, output_stride)))
+    layers = tuple(Layer(**layer) for layer in values["strides"]["layers"])
+    values["strides"] = Strides(layers, tuple(values["strides"]["features"]))
+    values["reductions"] = tuple(values["reductions"])
+    values["corrected"] = {layer: tuple(rates) for layer, rates in values["corrected"].items()}
+    return TimmPlan(**values)
+
+
+def _sources() -> list[str]:
+    """The code that measures."""
+    return [Path(__file__).with_name(f"{name}.py").read_text() for name in ("timm_networks", "dilation", "strides")]
+
+
+def _measured_plan(name: str, output_stride: int) -> TimmPlan:
     plain, strides = _measured(name)
     last = strides.features[-1]
     if last < output_stride:

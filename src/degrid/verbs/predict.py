@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from degrid.arguments import checked
 from degrid.bands import DIM, LargeScene, Scene, is_plain, open_scene
@@ -31,6 +32,8 @@ from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
 
+SMALL = 2_000_000
+"""Pixels from which even a single image is predicted faster by a network that is made ready for it first."""
 DEPTH = 2
 """How many images may wait to be predicted, or written; more would take memory and gain nothing."""
 T = TypeVar("T")
@@ -83,7 +86,8 @@ def predict(
         images: files, folders and glob patterns.
         out: folder for the results, which may be that of the images; results of earlier runs are no images.
         device, compiled: see `degrid.Predictor`.
-        precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written.
+        precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written. A single image is
+            predicted in float32 unless it is "bfloat16": comparing both would take longer than it saves.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         files: which files to write; by default masks and overlays, see `ResultFiles`.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
@@ -105,7 +109,8 @@ def predict(
     writer = make_writer(files, out, known.labels if known else None, found)
     chosen = writer.names(found.images)
     exact = precision or ("float32" if files.logits else "auto")
-    with predictor_of(network, device, exact, options, compiled) as predictor:
+    once = exact != "bfloat16" and not compiled and options.is_plain and _is_one_small(list(chosen.values()))
+    with predictor_of(network, device, exact, options, compiled, once=once) as predictor:
         if files.logits and predictor.gives_ids:
             raise UserError(
                 "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
@@ -180,6 +185,17 @@ def predict_each(
                     raise prediction
 
     return each()
+
+
+def _is_one_small(images: Sequence[Path]) -> bool:
+    """Whether there is a single image, of less than `SMALL` pixels."""
+    if len(images) != 1:
+        return False
+    try:
+        with Image.open(images[0]) as image:
+            return image.width * image.height < SMALL
+    except (OSError, ValueError, Image.DecompressionBombError):  # whatever it is, reading says what is wrong
+        return False
 
 
 def _find(images: Images, out: Path | None = None) -> FoundImages:

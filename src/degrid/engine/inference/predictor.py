@@ -72,6 +72,8 @@ class Predictor:
         compiled: also use torch.compile, which needs a C++ compiler and some 20 seconds for each size of image.
         whole: use windows only where the options ask for them, and not where memory is short, so that results do not
             depend on it.
+        once: for one image in a program that ends then: by the network itself and PyTorch's own operations in float32,
+            since what makes later images faster takes longer than it saves.
     Attributes:
         network: how the network runs; str(network) says in which precision.
         bands: how image files become what the network takes.
@@ -89,8 +91,9 @@ class Predictor:
         options: InferenceOptions | None = None,
         compiled: bool = False,
         whole: bool = False,
+        once: bool = False,
     ) -> None:
-        self.device, self.whole = pick_device(device), whole
+        self.device, self.whole, self.once = pick_device(device), whole, once
         self.options = options or InferenceOptions()
         self.num_classes: int | None = None
         self.windowed = 0
@@ -107,7 +110,7 @@ class Predictor:
                 "this exported model gives class ids, which cannot be fused over scales, flips or windows or sharpened "
                 "by a CRF; export it with --output logits (output=...)"
             )
-        self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled)
+        self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled, once)
         self._bytes_per_pixel: float | None = None
         self._usable: int | None = None
         self._has_warned = False
@@ -172,7 +175,7 @@ class Predictor:
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
         """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
         with torch.inference_mode():
-            return upsample_argmax(scores, size, self.resize)[0]
+            return upsample_argmax(scores, size, self.resize, compiled=not self.once)[0]
 
     def options_for(self, size: tuple[int, ...]) -> InferenceOptions:
         """The options for an image of this height and width.
@@ -339,13 +342,14 @@ def predictor_of(
     options: InferenceOptions | None = None,
     compiled: bool = False,
     whole: bool = False,
+    once: bool = False,
 ) -> Iterator[Predictor]:
     """A predictor for a while; afterwards the model's modules are in the modes, training or evaluation, they were in.
 
     Of `DistributedDataParallel` pass the module inside, since processes may have different numbers of images.
     """
     with evaluating(model):
-        yield Predictor(model, device, precision, options, compiled, whole)
+        yield Predictor(model, device, precision, options, compiled, whole, once)
 
 
 def _scene(image: str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene, bands: Bands) -> Scene:
