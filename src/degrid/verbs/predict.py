@@ -109,7 +109,7 @@ def predict(
     writer = make_writer(files, out, known.labels if known else None, found)
     chosen = writer.names(found.images)
     exact = precision or ("float32" if files.logits else "auto")
-    once = exact != "bfloat16" and not compiled and options.is_plain and _is_one_small(list(chosen.values()))
+    once = all([options.is_plain, exact != "bfloat16", not compiled, _is_one_small(list(chosen.values()))])
     with predictor_of(network, device, exact, options, compiled, once=once) as predictor:
         if files.logits and predictor.gives_ids:
             raise UserError(
