@@ -26,6 +26,7 @@ SETS = {
     "loader": "degrid.bench.part_cases:loader",
     "post": "degrid.bench.part_cases:post",
     "crf": "degrid.bench.part_cases:crf",
+    "start": "degrid.bench.start_cases:start",
     "memory": "degrid.bench.network_cases:memory",
     "large": "degrid.bench.network_cases:large",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,9 +68,31 @@ class ProgressBar:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class _NoBar(ProgressBar):
+    """Where nothing is drawn: rich, which draws, takes a tenth of a second to import."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, now: Progress) -> None:
+        """Nothing."""
+
+    def tell(self, line: str) -> None:
+        """Print a line for people."""
+        print(line, file=sys.stderr)
+
+
+def _may_draw() -> bool:
+    """Whether rich could find that it can draw on the error stream."""
+    return sys.stderr.isatty() or not {"FORCE_COLOR", "TTY_COMPATIBLE"}.isdisjoint(os.environ)
+
+
 @contextmanager
 def progress_bar(lines: bool = False, quiet: bool = False) -> Iterator[ProgressBar]:
     """A bar to hand to the library as `progress`, and as `tell` its method of that name."""
+    if not (lines or quiet or _may_draw()):
+        yield _NoBar()
+        return
     bar = ProgressBar(lines, quiet)
     with bar.display:
         yield bar
