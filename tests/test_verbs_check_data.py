@@ -56,6 +56,16 @@ def test_check_gives_what_the_command_prints(tmp_path, make, code, problems):
     assert (text.exit_code, text.output) == (code, f"{report}\n")
 
 
+def test_of_very_many_unknown_colours_the_first_ones_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("degrid.data.inspection.check.MOST_VALUES", 5)
+    dataset(tmp_path)
+    (tmp_path / "classes.txt").write_text("road\nsky\ntree\n")
+    put(tmp_path / "masks" / "a.png", np.arange(48, dtype=np.uint8).reshape(6, 8))
+    report = degrid.check_data(tmp_path)
+    assert report.unknown == {str(value): (1, 1) for value in range(3, 8)}
+    assert any(note.endswith("; 40 pixels of further ones") for note in report.notes)
+
+
 def test_check_counts_and_names_the_faults(tmp_path):
     report = degrid.check_data(faulty(tmp_path))
     train, val = report.splits["train"], report.splits["val"]

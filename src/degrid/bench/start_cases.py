@@ -1,4 +1,4 @@
-"""Cases of `degrid bench start`: commands in processes of their own, from the call to the end, beside `import torch`."""
+"""Cases of `degrid bench start`: commands in processes of their own, from call to end, beside `import torch`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from degrid.data.formats.masks import NO_DATA, Color, MaskRule
 Value = int | Color
 """An id, or a colour."""
 
-# The most distinct values that a survey keeps; the pixels of all further ones are counted together.
-_MOST_VALUES = 4096
+MOST_VALUES = 4096
+"""The most distinct values that are kept apart; the pixels of all further ones are counted together."""
 SOFT = 0.05
 """A value whose share of pixels with equal neighbours is lower comes only along edges."""
 # Edges are looked for in masks with at least this many values, of which the highest is at least so high.
@@ -163,12 +163,12 @@ class Survey:
                 self.between[_grey(value)] += between
         if label.palette is not None:
             for value, color, count in zip(values, _as_values(label.palette), pixels, strict=True):
-                if len(self.shown) < _MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
+                if len(self.shown) < MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
                     self.shown[value, color] += count
                     self.shown_in[value, color] += 1
 
     def _keeps(self, value: Value) -> bool:
-        return value in self.pixels or len(self.pixels) < _MOST_VALUES
+        return value in self.pixels or len(self.pixels) < MOST_VALUES
 
     def merge(self, other: Survey) -> None:
         """Add what another survey counted."""
@@ -185,7 +185,7 @@ class Survey:
         self.inside.update(other.inside)
         self.between.update(other.between)
         for key, count in other.shown.items():
-            if len(self.shown) < _MOST_VALUES or key in self.shown:
+            if len(self.shown) < MOST_VALUES or key in self.shown:
                 self.shown[key] += count
                 self.shown_in[key] += other.shown_in[key]
 

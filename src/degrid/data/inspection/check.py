@@ -21,7 +21,7 @@ from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.scan import resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
-from degrid.data.formats.values import LabelValues, Survey
+from degrid.data.formats.values import MOST_VALUES, LabelValues, Survey
 from degrid.data.inspection.reading import Reader, Reading
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, Bands, Dataset, LabelSpace, OnProgress, Progress, UserError
@@ -100,7 +100,7 @@ class DataReport:
         splits: what was counted.
         problems: one sentence each, with the fix.
         notes: decisions made on the user's behalf, and what may surprise them.
-        unknown: value that belongs to no class -> (masks, pixels).
+        unknown: value that belongs to no class -> (masks, pixels); the first 4096 of them.
     """
 
     path: str
@@ -264,7 +264,8 @@ def _report_unknown(report: DataReport, tally: _Tally) -> None:
             f"{value} ({counted(masks, 'mask')}, {counted(pixels, 'pixel')})"
             for value, (masks, pixels) in report.unknown.items()
         ]
-        report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}")
+        others = f"; {counted(tally.beyond, 'pixel')} of further ones" if tally.beyond else ""
+        report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}{others}")
 
 
 def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
@@ -306,7 +307,8 @@ def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings:
 class _Tally:
     """Counts and findings of a whole dataset, out of the readings of its samples in order.
 
-    masks, pixels: the number of masks and pixels with each unknown value.
+    masks, pixels: the number of masks and pixels with each unknown value, of `MOST_VALUES` at most.
+    beyond: pixels of further unknown values.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -318,6 +320,7 @@ class _Tally:
         self.surveys: dict[str, Survey] = {}
         self.masks: Counter[int | Color] = Counter()
         self.pixels: Counter[int | Color] = Counter()
+        self.beyond = 0
         self._first: dict[bytes, tuple[str, str]] = {}
         self._names: set[tuple[str, str]] = set()
 
@@ -342,8 +345,12 @@ class _Tally:
     def _label(self, place: str, split: str, label: LabelValues) -> None:
         counts, unknown = label.by_class(self.rule)
         self.splits[split].count_pixels(counts)
-        self.masks.update(unknown.keys())
-        self.pixels.update(unknown)
+        for value, pixels in unknown.items():
+            if value in self.masks or len(self.masks) < MOST_VALUES:
+                self.masks[value] += 1
+                self.pixels[value] += pixels
+            else:
+                self.beyond += pixels
         present = np.flatnonzero(counts)
         if unknown:
             self.findings.add("masks with unknown values", unknown_message(place, unknown, self.labels))
