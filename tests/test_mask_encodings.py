@@ -1,8 +1,11 @@
 """What was written is what is read: random classes, colours and void, in every encoding and every format."""
 
+import base64
 import csv
+import io
 import json
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -370,3 +373,267 @@ def test_shapes_in_cocos_json(shape, data):
     assert names == world.names
     for name, ids in world.masks.items():
         assert np.array_equal(found[name], ids), name
+
+
+# ---- objects in the files of annotation tools -------------------------------------------------------------------
+
+
+def objects(ids):
+    """The classes of a mask but the first, background, each with its pixels; void is `IGNORE_INDEX`."""
+    return [(value, ids == value) for value in np.unique(ids).tolist() if value]
+
+
+def by_alphabet(world):
+    """The world as a tool shows it that stores no order of its classes."""
+    order = sorted(range(1, len(world.names)), key=lambda value: world.names[value])
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table[[0, *order]] = np.arange(len(order) + 1)
+    masks = {name: table[ids] for name, ids in world.masks.items()}
+    return world._replace(names=("background", *(world.names[value] for value in order)), masks=masks)
+
+
+def called(world, value):
+    return "void" if value == IGNORE_INDEX else world.names[value]
+
+
+def png_text(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def yolo(world, root):
+    """Polygons in fractions; void is a class of that name."""
+    for name, ids in world.masks.items():
+        world.image(root / "images" / "train" / f"{name}.png")
+        lines = [
+            f"{(value if value != IGNORE_INDEX else len(world.names)) - 1} "
+            + " ".join(repr(each / size) for each, size in zip(polygon, [*ids.shape[::-1]] * 4, strict=True))
+            for value, region in objects(ids)
+            for polygon in rectangles(region)
+        ]
+        file = root / "labels" / "train" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(lines))
+    names = [*world.names[1:], "void"]
+    (root / "data.yaml").write_text(yaml.safe_dump({"train": "images/train", "val": "images/train", "names": names}))
+    return world
+
+
+def labelme(world, root):
+    """Polygons and masks of one group, in turn."""
+    for name, ids in world.masks.items():
+        world.image(root / f"{name}.png")
+        shapes = []
+        for value, region in objects(ids):
+            label = "__ignore__" if value == IGNORE_INDEX else world.names[value]
+            if value % 2:
+                points = [[0, 0], [ids.shape[1] - 1, ids.shape[0] - 1]]
+                data = base64.b64encode(png_text(region.astype(np.uint8))).decode()
+                shapes.append({"label": label, "shape_type": "mask", "points": points, "mask": data})
+            else:
+                shapes += [
+                    {
+                        "label": label,
+                        "shape_type": "polygon",
+                        "points": np.reshape(each, (-1, 2)).tolist(),
+                        "group_id": 1,
+                    }
+                    for each in rectangles(region)
+                ]
+        size = {"imageHeight": ids.shape[0], "imageWidth": ids.shape[1]}
+        content = {"imagePath": f"{name}.png", "imageData": None, "shapes": shapes, **size}
+        (root / f"{name}.json").write_text(json.dumps(content))
+    return by_alphabet(world)
+
+
+def via(world, root):
+    """A region without a class is void."""
+    content = {}
+    for name, ids in world.masks.items():
+        world.image(root / f"{name}.png")
+        regions = [
+            {
+                "shape_attributes": {"name": "polygon", "all_points_x": each[::2], "all_points_y": each[1::2]},
+                "region_attributes": {} if value == IGNORE_INDEX else {"kind": world.names[value]},
+            }
+            for value, region in objects(ids)
+            for each in rectangles(region)
+        ]
+        content[f"{name}.png99"] = {"filename": f"{name}.png", "size": 99, "regions": regions, "file_attributes": {}}
+    (root / "via_region_data.json").write_text(json.dumps(content))
+    return by_alphabet(world)
+
+
+def supervisely(world, root):
+    """Bitmaps and polygons in turn."""
+    classes = [*world.names[1:], "void"]
+    rows = [{"title": name, "shape": "any", "color": f"#{k + 1:06X}"} for k, name in enumerate(classes)]
+    (root / "meta.json").write_text(json.dumps({"classes": rows, "tags": []}))
+    (root / "ds" / "ann").mkdir(parents=True)
+    for name, ids in world.masks.items():
+        world.image(root / "ds" / "img" / f"{name}.png")
+        drawn = []
+        for value, region in objects(ids):
+            title = called(world, value)
+            if value % 2:
+                top, left = (int(places.min()) for places in np.nonzero(region))
+                data = zlib.compress(png_text(region[top:, left:].astype(np.uint8) * 255))
+                bitmap = {"origin": [left, top], "data": base64.b64encode(data).decode()}
+                drawn.append({"classTitle": title, "geometryType": "bitmap", "bitmap": bitmap})
+            else:
+                drawn += [
+                    {
+                        "classTitle": title,
+                        "geometryType": "polygon",
+                        "points": {"exterior": np.reshape(each, (-1, 2)).tolist(), "interior": []},
+                    }
+                    for each in rectangles(region)
+                ]
+        size = {"height": ids.shape[0], "width": ids.shape[1]}
+        (root / "ds" / "ann" / f"{name}.png.json").write_text(json.dumps({"size": size, "objects": drawn}))
+    return world
+
+
+def segments_ai(world, root):
+    """Instances, two of each class, as grey or as Segments.ai stores them in colour."""
+    categories = [
+        {"id": 3 * value + 1, "name": called(world, value), "color": [value, 9, 9]}
+        for value in (*range(1, len(world.names)), IGNORE_INDEX)
+    ]
+    samples = []
+    for number, (name, ids) in enumerate(world.masks.items()):
+        world.image(root / f"{name}.png")
+        instances, rows = np.zeros(ids.shape, np.int64), []
+        for value, region in objects(ids):
+            for half in (0, 1):
+                rows.append({"id": 300 * len(rows) + 1, "category_id": 3 * value + 1})
+                part = region & (np.arange(ids.shape[1]) % 2 == half)
+                instances[part] = rows[-1]["id"]
+        wide = np.stack([instances & 255, instances >> 8 & 255, instances >> 16], axis=2).astype(np.uint8)
+        label = wide if number % 2 else instances.astype(np.uint16)
+        Image.fromarray(label).save(root / f"{name}_label_ground-truth.png")
+        samples.append({"name": f"{name}.png", "labels": {"ground-truth": {"attributes": {"annotations": rows}}}})
+    content = {"name": "v1.0", "dataset": {"task_attributes": {"categories": categories}, "samples": samples}}
+    (root / "mine-v1.0.json").write_text(json.dumps(content))
+    return world
+
+
+def uploaded(world, root, name):
+    """The image, as Label Studio's server calls it."""
+    world.image(root / "images" / f"{name}.png")
+    (root / "images" / f"{name}.png").rename(root / "images" / f"0a1b2c3d-{name}.png")
+
+
+def label_studio(suffix):
+    """A mask per task and tag, and the project's JSON, which names the images."""
+
+    def write(world, root):
+        tasks = []
+        for number, (name, ids) in enumerate(world.masks.items(), 1):
+            uploaded(world, root, name)
+            tasks.append({"id": number, "data": {"image": f"/data/upload/1/0a1b2c3d-{name}.png"}, "annotations": []})
+            for value, region in objects(ids):
+                file = root / f"task-{number}-annotation-7-by-1-tag-{called(world, value)}-0{suffix}"
+                pixels = region.astype(np.uint8) * 255
+                np.save(file, pixels) if suffix == ".npy" else Image.fromarray(pixels).save(file)
+        (root / "project.json").write_text(json.dumps(tasks))
+        return by_alphabet(world)
+
+    return write
+
+
+def label_studio_json(world, root):
+    """Polygons in percent."""
+    tasks = []
+    for number, (name, ids) in enumerate(world.masks.items(), 1):
+        uploaded(world, root, name)
+        height, width = ids.shape
+        results = [
+            {
+                "id": f"{value}-{k}",
+                "type": "polygonlabels",
+                "original_height": height,
+                "original_width": width,
+                "value": {
+                    "points": (np.reshape(each, (-1, 2)) * 100 / [width, height]).tolist(),
+                    "polygonlabels": [called(world, value)],
+                },
+            }
+            for value, region in objects(ids)
+            for k, each in enumerate(rectangles(region))
+        ]
+        image = f"/data/upload/1/0a1b2c3d-{name}.png"
+        tasks.append({"id": number, "data": {"image": image}, "annotations": [{"id": 1, "result": results}]})
+    (root / "project.json").write_text(json.dumps(tasks))
+    return by_alphabet(world)
+
+
+def hugging_face(world, root):
+    """Palette masks whose colours mean nothing; the names are in id2label.json."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    columns = {"image": [], "label": []}
+    for ids in world.masks.values():
+        mask = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+        mask.putpalette(np.random.default_rng(ids.sum()).integers(0, 256, 768, np.uint8).tobytes())
+        stream = io.BytesIO()
+        mask.save(stream, "PNG")
+        columns["image"].append({"bytes": png_text(np.dstack([ids] * 3)), "path": None})
+        columns["label"].append({"bytes": stream.getvalue(), "path": None})
+    kinds = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    datasets.Dataset.from_dict(columns, kinds).save_to_disk(root / "saved")
+    (root / "saved" / "id2label.json").write_text(json.dumps(dict(enumerate(world.names))))
+    return world
+
+
+TOOLS = {
+    "YOLO polygons": yolo,
+    "labelme": labelme,
+    "VIA": via,
+    "Supervisely": supervisely,
+    "Segments.ai": segments_ai,
+    "Label Studio, PNG": label_studio(".png"),
+    "Label Studio, NumPy": label_studio(".npy"),
+    "Label Studio JSON": label_studio_json,
+    "Hugging Face": hugging_face,
+}
+
+
+def check_tool(tool, data):
+    """What was drawn is what is read; void, too, in every tool's own way."""
+    drawn = data.draw(worlds(ENCODINGS["grey PNG"]))
+    drawn = drawn._replace(names=("background", *drawn.names[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        world = TOOLS[tool](drawn, Path(folder))
+        saved = Path(folder, "saved")
+        layout = open_layout(saved if saved.is_dir() else folder)
+        assert layout.kind == tool.partition(",")[0]
+        assert layout.labels.names == world.names
+        names = dict(enumerate(world.masks))
+        read = set()
+        for sources in layout.splits.values():
+            for source in sources:
+                stem = Path(source.name).stem[-2:]
+                name = names[int(stem)] if tool == "Hugging Face" else stem
+                read.add(name)
+                sample = source.read()
+                ids, unknown = layout.rule.apply(sample.label)
+                assert not unknown
+                assert np.array_equal(ids, world.masks[name]), name
+    assert read == set(world.masks)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@settings(FEW, max_examples=3)
+@given(data=st.data())
+def test_every_tool(tool, data):
+    check_tool(tool, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", TOOLS)
+@settings(FEW, max_examples=60)
+@given(data=st.data())
+def test_every_tool_many_times(tool, data):
+    check_tool(tool, data)

@@ -44,7 +44,8 @@ def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, 
     Image.fromarray(values * 16).save(tmp_path / "full.png")
     remarks = degrid.predict(model, tmp_path, tmp_path / "out", device="cpu").remarks
     assert len(remarks) == 1
-    assert remarks[0].startswith(f"1 image of more than 8 bits, such as {tmp_path / 'dim.png'}, are nearly black")
+    assert remarks[0].startswith("nearly black to the network: 1 image of more than 8 bits, such as ")
+    assert f"{tmp_path / 'dim.png'}, since the model has no range" in remarks[0]
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,8 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first four bytes of a TIFF, the last two of a BigTIFF."""
 
 # Tags of TIFF 6.0, and GDAL's own.
-_KIND_OF_PAGE, _TEXT, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _STRIPS = (
-    254,
-    270,
-    256,
-    257,
-    258,
-    259,
-    262,
-    273,
-)
+_KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_TEXT, _STRIPS = 270, 273
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
 _TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 277, 324, 339, 33550, 34264, 42113))
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`

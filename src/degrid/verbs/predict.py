@@ -135,9 +135,8 @@ def _said(dim: Sequence[Path]) -> tuple[str, ...]:
     """A sentence on images that the network sees nearly black."""
     return (
         (
-            f"{counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, are nearly black to the network: the "
-            "model has no range, so that their values are divided by 257; train it with model.range, or save them as "
-            "8-bit images",
+            f"nearly black to the network: {counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, since "
+            "the model has no range and values are divided by 257; train it with model.range, or save them as 8 bits",
         )
         if dim
         else ()
