@@ -272,7 +272,7 @@ def test_prepare_voc_with_trainaug(tmp_path, monkeypatch):
     lost = root / "SegmentationClassAug" / "t2.png"
     assert report == [
         f"{root / 'train.txt'}: found 2 images, expected 2",
-        f"warning: train.txt names 1 files that are not there, {lost} among them",
+        f"warning: train.txt: 1 file is not there, {lost}",
         f"{root / 'val.txt'}: found 2 images, expected 2",
         f"classes: {root / 'classes.csv'}",
         f"written to {root}: train.txt, val.txt, classes.csv; not ready to train on: see the warnings",
@@ -354,7 +354,7 @@ def test_prepare_cityscapes(tmp_path, monkeypatch):
     assert report == [
         "2 labels made: _gtFine_labelTrainIds.png from _gtFine_labelIds.png",
         f"{tmp_path / 'train.txt'}: found 2 images, expected 2",
-        f"warning: val: 1 images have no label, {unlabelled} among them",
+        f"warning: val: 1 image has no label, {unlabelled}",
         f"warning: {tmp_path / 'val.txt'}: found 1 image, expected 500",
         f"{tmp_path / 'test.txt'}: found 1 image, expected 1",
         f"classes: {tmp_path / 'classes.csv'}",

@@ -177,7 +177,7 @@ def test_vaihingen(tmp_path, ending):
     layout = recognise(tmp_path)
     assert layout.kind == "ISPRS"
     assert set(layout.splits) == {"train", "val"}
-    assert layout.notes[0] == "1 images have no label and are left out"
+    assert layout.notes[0] == "1 image has no label: left out"
 
 
 LAND = [(0, 255, 255), (255, 255, 0), (255, 0, 255), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)]
@@ -196,7 +196,7 @@ def test_deepglobe_land_cover(tmp_path, table):
     dataset = check(tmp_path, "train", "train/0_sat", [[0, 1, 2, 3, 4, 5, V]], kind="DeepGlobe")
     assert dataset.labels.names[:2] == ("urban land", "agriculture land")
     assert set(recognise(tmp_path).splits) == {"train", "val"}
-    assert recognise(tmp_path).notes[0] == "1 images have no label and are left out"
+    assert recognise(tmp_path).notes[0] == "1 image has no label: left out"
 
 
 def test_deepglobe_roads(tmp_path):
@@ -258,7 +258,7 @@ def test_drive_without_labels_of_the_test(tmp_path):
         put(tmp_path / f"training/1st_manual/{number}_manual1.gif", [[255, 0, 0, 0]])
     put_image(tmp_path / "test/images/01_test.tif")
     check(tmp_path, "train", "21_training", [[1, 0, 0, 0]], kind="DRIVE")
-    assert notes_of(open_dataset(tmp_path))[0] == "1 images have no label and are left out"
+    assert notes_of(open_dataset(tmp_path))[0] == "1 image has no label: left out"
 
 
 def test_drive_as_mmsegmentation_makes_it(tmp_path):

@@ -228,7 +228,7 @@ def test_prepare_coco(root, monkeypatch):
         f"warning: {notes / 'instances_train2017.json'}: names 5 images, expected 118,287",
         f"warning: train: 1 of these are not in {root / 'train2017'}, lost.jpg among them",
         f"train: 2 masks made in {out / 'masks' / 'train2017'}, 0 already there",
-        "train: 2 images have at most 1,000 pixels of the classes and are left out",
+        "train: 2 images have at most 1,000 pixels of the classes: left out",
         f"{out / 'train.txt'}: found 2 images",
         f"{notes / 'instances_val2017.json'}: names 2 images, expected 2",
         f"val: 2 masks made in {out / 'masks' / 'val2017'}, 0 already there",

@@ -79,8 +79,8 @@ def test_prepare_camvid(tmp_path, monkeypatch):
     report = prepare_camvid(root, lambda p: steps.append((p.done, p.total)))
     assert steps == [(k, 5) for k in range(1, 6)]
     assert report == [
-        f"warning: 1 images have no label, {root / '701_StillsRaw_full' / '0001TP_006690.png'} among them",
-        f"warning: 1 labels have no image, {root / 'LabeledApproved_full' / '0001TP_006720_L.png'} among them",
+        f"warning: 1 image has no label, {root / '701_StillsRaw_full' / '0001TP_006690.png'}",
+        f"warning: 1 label has no image, {root / 'LabeledApproved_full' / '0001TP_006720_L.png'}",
         "5 labels of 11 classes made in labels_11",
         f"{root / 'train.txt'}: found 2 images, expected 2",
         f"{root / 'val.txt'}: found 1 image, expected 1",
@@ -120,7 +120,7 @@ def test_camvid_by_split_folders_and_frames_of_no_split(tmp_path):
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nSky,128,128,128\nVoid,0,0,0\n")
     code, output = cli("data", "prepare", "camvid", tmp_path)
     assert code == 0, output
-    assert f"warning: 1 images are in no split, {tmp_path / 'val' / 'other_00001.png'} among them" in output
+    assert f"warning: 1 image is in no split, {tmp_path / 'val' / 'other_00001.png'}" in output
 
 
 def test_camvids_stray_colours(tmp_path):
@@ -153,7 +153,7 @@ def test_copies_of_11_classes_are_counted_and_left_alone(tmp_path):
     assert output.splitlines() == [
         "warning: train: found 2 images, expected 367",
         "warning: val: found 2 images, expected 101",
-        f"warning: val: 1 images or their labels are not there, {tmp_path / 'val' / 'more.png'} among them",
+        f"warning: val: 1 image is not there, or the label: {tmp_path / 'val' / 'more.png'}",
         "warning: test: found 0 images, expected 233",
         f"nothing to write, CamVid is read as it is; train on it: degrid train --data {tmp_path}",
     ]
@@ -200,9 +200,9 @@ def test_prepare_ade20k(tmp_path, monkeypatch):
     assert report == [
         f"2 labels made in {made}",
         f"{root / 'train.txt'}: found 1 image, expected 1",
-        f"warning: val: 1 images have no label, {bare} among them",
+        f"warning: val: 1 image has no label, {bare}",
         f"warning: {root / 'val.txt'}: found 1 image, expected 2,000",
-        f"warning: 1 labels have no image, {root / 'annotations' / 'training' / 'ADE_train_00000009.png'} among them",
+        f"warning: 1 label has no image, {root / 'annotations' / 'training' / 'ADE_train_00000009.png'}",
         f"classes: {root / 'classes.csv'}",
         f"written to {root}: train.txt, val.txt, classes.csv; train on it: degrid train --data {root / 'train.txt'}",
     ]

@@ -228,9 +228,9 @@ def test_what_is_not_drawn_is_noted(tmp_path):
     assert both["a"].tolist() == crowd_below().tolist()
     assert not both["b"].any()
     notes = notes_of(open_dataset(tmp_path))
-    assert "1 images have no annotation: they are background all over" in notes
-    assert "1 annotations have only a box: void, except where an object is drawn" in notes
-    assert "1 annotations belong to no image of their file: left out" in notes
+    assert "1 image has no annotation: background all over" in notes
+    assert "1 annotation has only a box: void, except where an object is drawn" in notes
+    assert "1 annotation belongs to no image of their file: left out" in notes
 
 
 def test_boxes_are_no_segmentation(tmp_path):
@@ -321,7 +321,7 @@ def test_yolo_with_lists_and_a_path_of_another_machine(tmp_path):
     train = open_dataset(tmp_path)
     assert not train[0].label.any()
     assert not train[1].label.any()
-    assert "1 images have no text file: they are background all over" in notes_of(train)
+    assert "1 image has no text file: background all over" in notes_of(train)
 
 
 def test_yolo_without_a_yaml(tmp_path):
@@ -402,7 +402,7 @@ def test_labelme(tmp_path):
     check(tmp_path, "val")
     assert "shapes without an area are left out: 1 of the kind point" in notes_of(train)
     prepared(tmp_path, tmp_path / "drawn")
-    left_out = "1 images have no JSON file: left out, as nobody has looked at them"
+    left_out = "1 image has no JSON file: left out, as not looked at by anybody"
     assert left_out in notes_of(train)
     assert left_out in notes_of(open_dataset(tmp_path))
 
@@ -478,7 +478,7 @@ def test_via(tmp_path):
     val = open_dataset(tmp_path, "val")
     assert val[0].label.tolist() == TRUTH.tolist()
     assert not val[1].label.any()
-    assert "1 images have no region: they are background all over" in notes_of(val)
+    assert "1 image has no region: background all over" in notes_of(val)
     prepared(tmp_path, tmp_path / "drawn")
 
 
@@ -596,7 +596,7 @@ def test_label_studio(tmp_path):
     put_json(tmp_path / "project-1.json", tasks)
     train, val = check(tmp_path, kind="Label Studio JSON"), check(tmp_path, "val")
     assert len(train) + len(val) == 3
-    assert "1 images have no annotation yet: left out" in notes_of(train)
+    assert "1 image has no annotation yet: left out" in notes_of(train)
     prepared(tmp_path, tmp_path / "drawn")
 
 

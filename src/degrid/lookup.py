@@ -28,10 +28,16 @@ def some(names: Iterable[object], count: int = 4) -> str:
     return ", ".join(words[:count]) + ", ..." * (len(words) > count)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2,000 images", "3 classes"."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """A number with its noun, and the verb that goes with it: "1 image has", "2,000 images have", "3 classes".
+
+    Args:
+        verb: in the plural, such as "have", "are" or "belong"; empty for none.
+    """
+    if number == 1:
+        singular = {"have": "has", "are": "is"}.get(verb, f"{verb}s" if verb else "")
+        return f"1 {noun} {singular}".rstrip()
+    return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'} {verb}".rstrip()
 
 
 def loaded(module: str, name: str) -> tuple[type, ...]:

@@ -27,19 +27,21 @@ _LIKE_TABLES = re.compile(
 )
 
 
-def class_table(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule | None]:
     """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
 
     Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
     column, the other rows are numbered from 0. Columns r,g,b may be missing. Without such a file, the one that an
     annotation tool wrote counts, such as labelmap.txt.
 
+    Args:
+        but: a file of this name is none, as an annotation tool wrote it for numbers of its own.
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
         UserError: the columns differ, a value is not a number, the ids have gaps, or two tables name other classes.
     """
-    files = _own_tables(root)
+    files = [file for file in _own_tables(root) if file.name != but]
     if files:
         found = [_classes_in(file) for file in files]
         other = next((file for file, classes in zip(files, found, strict=True) if classes[0] != found[0][0]), None)

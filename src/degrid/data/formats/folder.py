@@ -28,7 +28,7 @@ from degrid.data.formats.pairs import (
 )
 from degrid.data.formats.tools.label_files import label_file, tool_classes
 from degrid.image import IMAGE_SUFFIXES
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.types import LabelSpace, UserError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original")
@@ -173,7 +173,9 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
         return divided(pairs), [f"{DIVIDED}{but}"]
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
-    return splits, [f"{left_out} images are in none of the {'lists' if listed else 'splits'}"] if left_out else []
+    return splits, [
+        f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
+    ] if left_out else []
 
 
 def _lists(path: Path) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
+from degrid.lookup import counted
 from degrid.types import RGB, Bands, UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -373,7 +374,7 @@ def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list
     """
     kept = {split: [pair for pair in pairs if pair.mask] for split, pairs in splits.items()}
     number = sum(map(len, splits.values())) - sum(map(len, kept.values()))
-    note = f"{number} images have no mask, as the tool writes none where nothing was drawn: left out"
+    note = f"{counted(number, 'image', 'have')} no mask, as the tool writes none where nothing was drawn: left out"
     return {split: pairs for split, pairs in kept.items() if pairs}, [note] if number else []
 
 

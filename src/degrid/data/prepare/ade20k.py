@@ -58,9 +58,9 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
     lists.report.append(f"{made:,} labels made in {base / _FOLDER}")
     for split in _COUNTS:
         pairs = splits.get(split, [])
-        lists.warn(f"{split}: {{}} images have no label", [pair.image for pair in pairs if pair.mask is None])
+        lists.warn(f"{split}: {{}} no label", [pair.image for pair in pairs if pair.mask is None])
         lists.write(split, [(pair.image, targets[pair.mask]) for pair in pairs if pair.mask])
-    lists.warn("{} labels have no image", layout.orphans)
+    lists.warn("{} no image", layout.orphans, "label")
     return lists.finish()
 
 

@@ -84,10 +84,10 @@ def prepare_camvid(path: str | Path, progress: OnProgress | None = None) -> list
     if not labels:
         return _count(root)
     lists = ListWriter(root, CAMVID, _COUNTS)
-    lists.warn("{} images have no label", [images[name] for name in sorted(images.keys() - labels.keys())])
-    lists.warn("{} labels have no image", [labels[name] for name in sorted(labels.keys() - images.keys())])
+    lists.warn("{} no label", [images[name] for name in sorted(images.keys() - labels.keys())])
+    lists.warn("{} no image", [labels[name] for name in sorted(labels.keys() - images.keys())], "label")
     names = {name: camvid_split(name) for name in sorted(images.keys() & labels.keys())}
-    lists.warn("{} images are in no split", [images[name] for name, split in names.items() if split is None])
+    lists.warn("{} in no split", [images[name] for name, split in names.items() if split is None], verb="are")
     targets = {name: root / _FOLDER / f"{name}.png" for name, split in names.items() if split}
     lists.report += _make_labels({labels[name]: target for name, target in targets.items()}, progress)
     for split in _COUNTS:
@@ -167,5 +167,7 @@ def _count(root: Path) -> list[str]:
         report.append(found if len(sources) == expected else f"warning: {found}")
         lost = [source.places()[0] for source in sources if source.missing()]
         if lost:
-            report.append(f"warning: {split}: {len(lost)} images or their labels are not there, {lost[0]} among them")
+            report.append(
+                f"warning: {split}: {counted(len(lost), 'image', 'are')} not there, or the label: {lost[0]}"
+            )
     return [*report, f"nothing to write, {layout.kind} is read as it is; {train_line(root)}"]

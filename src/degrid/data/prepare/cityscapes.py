@@ -45,9 +45,7 @@ def prepare_cityscapes(path: str | Path, progress: OnProgress | None = None) -> 
         if split == "test":
             lists.write(split, [(image, None) for image in masks])
             continue
-        lists.warn(
-            f"{split}: {{}} images have no label", [image for image, mask in masks.items() if not mask.is_file()]
-        )
+        lists.warn(f"{split}: {{}} no label", [image for image, mask in masks.items() if not mask.is_file()])
         lists.write(split, [(image, mask) for image, mask in masks.items() if mask.is_file()])
     return lists.finish()
 

@@ -118,7 +118,7 @@ class _Masks:
             f"{self.split}: {counted(made, 'mask')} made in {self.folder}, {len(pairs) - made:,} already there"
         )
         if left_out:
-            few = f"{left_out:,} images have at most {_LEAST_PIXELS:,} pixels of the classes and are left out"
+            few = f"{counted(left_out, 'image', 'have')} at most {_LEAST_PIXELS:,} pixels of the classes: left out"
             self.lists.report.append(f"{self.split}: {few}")
         return pairs
 

@@ -38,14 +38,15 @@ class ListWriter:
         self._written: list[str] = []
         self._usable: set[str] = set()
 
-    def warn(self, what: str, files: Sequence[Path]) -> None:
+    def warn(self, what: str, files: Sequence[Path], noun: str = "image", verb: str = "have") -> None:
         """Report how many files a statement applies to, with an example; does nothing without files.
 
         Args:
-            what: the statement, with {} in place of the number.
+            what: the statement, with {} in place of number, noun and verb, see `counted`.
         """
         if files:
-            self.report.append(f"warning: {what.format(f'{len(files):,}')}, {files[0]} among them")
+            found = what.format(counted(len(files), noun, verb))
+            self.report.append(f"warning: {found}, {files[0] if len(files) == 1 else f'{files[0]} among them'}")
 
     def write(self, split: str, pairs: Iterable[tuple[Path, Path | None]]) -> None:
         """Write a split's list; report its length, the length expected, and files that are not there."""
@@ -61,7 +62,7 @@ class ListWriter:
         as_expected = len(rows) == self.expected.get(split, len(rows))
         self.report.append(found if as_expected else f"warning: {found}")
         lost = [file for row in rows for file in row if not file.is_file()]
-        self.warn(f"{split}.txt names {{}} files that are not there", lost)
+        self.warn(f"{split}.txt: {{}} not there", lost, "file", "are")
         if not lost:
             self._usable.add(split)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace
 
 # The classes in order of their train ids, each with its label id; all other label ids are void.
@@ -61,7 +62,9 @@ class Cityscapes(DataFormat):
         undivided = splits.pop("", [])
         notes = [] if splits else [DIVIDED]
         if any(have) and not all(have):
-            notes.append(f"{len(have) - sum(have)} images have no labelTrainIds: all labels are read from labelIds")
+            notes.append(
+                f"{counted(len(have) - sum(have), 'image', 'have')} no labelTrainIds: all labels are read from labelIds"
+            )
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
         return Layout(reason, path, splits or divided(undivided), CITYSCAPES, rule, notes=notes)

@@ -12,6 +12,7 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, with_val
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
@@ -32,7 +33,7 @@ def benchmark(
     kept = {split: [pair for pair in pairs if pair.mask] for split, pairs in splits.items()}
     left_out = sum(map(len, splits.values())) - sum(map(len, kept.values()))
     if left_out:
-        notes = [*notes, f"{left_out} images have no label and are left out"]
+        notes = [*notes, f"{counted(left_out, 'image', 'have')} no label: left out"]
     kept, of_val = with_val({split: pairs for split, pairs in kept.items() if pairs})
     named, own_rule = class_table(path)
     if named is not None and len(named) == len(labels):

@@ -21,6 +21,7 @@ from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
 from degrid.files import parse_json
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -220,8 +221,8 @@ def _count(contents: list[CocoFile], notes: list[str]) -> None:
     boxes = sum(not row.get("segmentation") for content in contents for row in content.all())
     lost = sum(content.lost for content in contents)
     if empty:
-        notes.append(f"{empty:,} images have no annotation: they are background all over")
+        notes.append(f"{counted(empty, 'image', 'have')} no annotation: background all over")
     if boxes:
-        notes.append(f"{boxes:,} annotations have only a box: void, except where an object is drawn")
+        notes.append(f"{counted(boxes, 'annotation', 'have')} only a box: void, except where an object is drawn")
     if lost:
-        notes.append(f"{lost:,} annotations belong to no image of their file: left out")
+        notes.append(f"{counted(lost, 'annotation', 'belong')} to no image of their file: left out")

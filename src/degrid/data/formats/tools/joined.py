@@ -60,7 +60,7 @@ def named_classes(
         UserError: a name that the user's table does not have.
     """
     rows = list(rows)
-    labels, rule = class_table(path) if path else (None, None)
+    labels, rule = class_table(path, but=said) if path else (None, None)
     if labels is None or rule is None:
         labels, rule = labels_of(_with_background(rows), Path(said))
     ids = {name: train for train, name in enumerate(labels.names)}

@@ -19,6 +19,7 @@ from degrid.data.formats.shapes.runs import label_studio_pixels
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.data.formats.tools.label_studio import image_address
+from degrid.lookup import counted
 from degrid.types import UserError
 
 _LABELS = ("polygonlabels", "brushlabels", "ellipselabels", "rectanglelabels", "labels")
@@ -54,7 +55,7 @@ class LabelStudioJson(DataFormat):
         with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
             pairs = list(_sources(file, zip(tasks, found, strict=True), Images(root), ids))
         if left := len(tasks) - len(pairs):
-            notes.append(f"{left:,} images have no annotation yet: left out")
+            notes.append(f"{counted(left, 'image', 'have')} no annotation yet: left out")
         if without := sum(not _kind(result) for results in found for result in results):
             notes.append(f"{without:,} results without an area or a label are left out")
         return Layout(file.name, root, divided(pairs), labels, rule, notes=notes)

@@ -35,6 +35,7 @@ from degrid.data.formats.shapes.region import Region, Thing, union
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.image import oriented
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 _MARKS = (b'"shapes"', b'"imagePath"')
@@ -77,7 +78,7 @@ class Labelme(DataFormat):
         divided, notes = with_splits(splits)
         notes += [OVERLAPS, *left_out]
         if lost := len(set(images.all) - used):
-            notes.append(f"{lost:,} images have no JSON file: left out, as nobody has looked at them")
+            notes.append(f"{counted(lost, 'image', 'have')} no JSON file: left out, as not looked at by anybody")
         return Layout(f"images and {files[0].name}", path, divided, classes, rule, notes=notes)
 
 

@@ -28,6 +28,7 @@ from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, r
 from degrid.data.formats.shapes.region import NOTHING, Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, UserError
 
 _MARK = b'"shape_attributes"'
@@ -70,7 +71,7 @@ class Via(DataFormat):
         for file, found in contents.items():
             splits.setdefault(split_of_file(file, root), []).extend(_sources(file, found, attribute, images, ids))
         if empty := [image["regions"] for image in rows].count([]):
-            notes.append(f"{empty:,} images have no region: they are background all over")
+            notes.append(f"{counted(empty, 'image', 'have')} no region: background all over")
         divided, said = with_splits(splits)
         reason = ", ".join(file.relative_to(root).as_posix() for file in files)
         return Layout(reason, root, divided, labels, rule, notes=[*said, *notes])

@@ -21,6 +21,7 @@ from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_yaml
+from degrid.lookup import counted
 from degrid.types import UserError
 
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names")
@@ -72,7 +73,7 @@ class Yolo(DataFormat):
         if boxes:
             notes.append("some lines are boxes, not polygons: void, except where an object is drawn")
         if len(there) < len(images):
-            notes.append(f"{len(images) - len(there):,} images have no text file: they are background all over")
+            notes.append(f"{counted(len(images) - len(there), 'image', 'have')} no text file: background all over")
         return _layout(found, there, notes)
 
 
