@@ -87,7 +87,8 @@ def test_a_checked_function_keeps_its_face():
 
 PARTS = [getattr(degrid, name) for name in degrid.__all__] + [class_statistics]
 VERBS = [part for part in PARTS if callable(part) and not hasattr(part, "to_dict")]
-ANY = {"Stopped", "UserError", "Batch", "Sample", "LabelSpace", "PredictResult", "RunResult", "SmoothingReport"}
+ANY = {"Stopped", "UserError", "Batch", "Sample", "LabelSpace", "PredictResult", "RunResult"}
+ANY |= {"SmoothingReport", "DilationReport", "RateSearch"}
 """What users get and do not make, or make in the innermost loop."""
 
 

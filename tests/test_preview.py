@@ -110,7 +110,12 @@ def test_training_shows_what_it_understood_before_its_first_step(root, monkeypat
 
     out = root / "run"
     settings = {"train.steps": 1, "train.batch_size": 2, "train.device": "cpu", "model.pretrained": False}
-    settings |= {"data.crop": (32, 32), "model.encoder": "timm:resnet18", "model.channels": 8}
+    settings |= {
+        "data.accept": ["splits-overlap"],
+        "data.crop": (32, 32),
+        "model.encoder": "timm:resnet18",
+        "model.channels": 8,
+    }
 
     def stop(*_, **__):
         written = {file.name for file in out.iterdir()}

@@ -224,7 +224,9 @@ DATASETS = {
     "meta": _text(
         dataset_meta__json='{"labels": ["a", "b", "c"], "label_map": {"0": "a"}, "segmentation_colors": [[0, 0, 0]]}'
     ),
-    "lists": _text(train__txt="/images/a.png /masks/a.png\n/images/b.png /masks/b.png\n", val__txt="c\n"),
+    "lists": _text(
+        train__txt="/images/a.png /masks/a.png\n/images/b.png /masks/b.png\n", val__txt="/images/c.png /masks/c.png\n"
+    ),
     "names in lists": _text(train__txt="a\nb.png\n", val__txt="images/c.png\n", classes__txt="a\nb\nc\n"),
     "description": _description,
     "description of ids": _description_of_ids,

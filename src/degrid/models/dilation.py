@@ -14,6 +14,7 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from degrid.arguments import checked
 from degrid.models.strides import Layer, Strides, is_conv, maps_of, measure_strides, pair
 from degrid.types import UserError
 
@@ -106,6 +107,7 @@ PROOF_SIDES = (64, 128)
 """Height and width of the image on which a dilated network is compared with the original."""
 
 
+@checked
 def dilate(network: nn.Module, output_stride: int, *, in_channels: int = 3) -> DilationReport:
     """Remove strides from a network, in place, and dilate what follows, so that its features have a finer stride.
 

@@ -167,7 +167,5 @@ def _count(root: Path) -> list[str]:
         report.append(found if len(sources) == expected else f"warning: {found}")
         lost = [source.places()[0] for source in sources if source.missing()]
         if lost:
-            report.append(
-                f"warning: {split}: {counted(len(lost), 'image', 'are')} not there, or the label: {lost[0]}"
-            )
+            report.append(f"warning: {split}: {counted(len(lost), 'image', 'are')} not there, or the label: {lost[0]}")
     return [*report, f"nothing to write, {layout.kind} is read as it is; {train_line(root)}"]
