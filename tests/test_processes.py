@@ -10,7 +10,7 @@ from PIL import Image
 from test_verbs_check_data import dataset
 
 import degrid
-from degrid.data.processes import in_order, num_cores
+from degrid.data.processes import _idle, in_order, kept_processes, num_cores
 from degrid.image import read_jpeg
 from degrid.types import UserError
 
@@ -113,6 +113,25 @@ def test_stopping_early_leaves_no_process(parts):
     results.close()
     with pytest.raises(ProcessLookupError):
         os.kill(helper, 0)
+
+
+def test_kept_processes_start_early_and_work_for_what_follows(parts, monkeypatch):
+    with kept_processes("json", 2):
+        monkeypatch.setattr("degrid.data.processes.subprocess.Popen", None)
+        seen = [{process for process, _ in in_order(parts.where, range(40), 2)} for _ in range(2)]
+    assert seen[0] == seen[1]
+    (helper,) = seen[0] - {os.getpid()}
+    with pytest.raises(ProcessLookupError):
+        os.kill(helper, 0)
+
+
+def test_early_processes_without_work_end():
+    with kept_processes("json", 3):
+        early = [process.pid for process in _idle]
+        assert len(early) == 2
+    for process in early:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 def test_number_of_cores():

@@ -40,11 +40,14 @@ def check(
     """
     import json
 
-    import degrid
     from degrid.cli.progress import progress_bar
+    from degrid.data.processes import kept_processes
 
-    with progress_bar() as bar:
-        report = degrid.check_data(path, bar, processes=processes, accept=accept or ())
+    with kept_processes("degrid.data.inspection.reading", processes):
+        import degrid
+
+        with progress_bar() as bar:
+            report = degrid.check_data(path, bar, processes=processes, accept=accept or ())
     print(json.dumps(report.to_dict(), indent=2) if json_output else report)
     if not report.ok:
         sys.exit(2)

@@ -8,6 +8,7 @@ threads, and unlike those of `multiprocessing` they never run the user's script 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pickle
 import subprocess
@@ -27,6 +28,7 @@ sys.path[:] = pickle.load(sys.stdin.buffer)
 from degrid.data.processes import serve
 serve()
 """
+_MOST_EARLY = 4  # processes, the main one included: more would be a waste where there is little to do
 # Seconds: how long to watch the pace before deciding on helpers; the work that is worth one; the length of a part.
 _TRIAL, _WORTH, _PART = 0.05, 0.25, 0.03
 
@@ -57,9 +59,8 @@ def in_order(
                 yield from results
                 position += len(results)
                 continue
-            if not helpers:
-                wanted = _helpers_worth_it(seconds, parts.left * seconds / max(1, own), processes)
-                helpers = [_Helper(parts) for _ in range(min(wanted, parts.left - 1))]
+            wanted = _helpers_worth_it(seconds, parts.left * seconds / max(1, own), processes)
+            helpers += [_Helper(parts) for _ in range(min(wanted - len(helpers), parts.left - 1))]
             part = parts.take(again=True)
             if part is None:
                 parts.wait_for(position)
@@ -71,15 +72,61 @@ def in_order(
     finally:
         parts.close()
         for helper in helpers:
-            helper.stop()
+            helper.stop(at_once=position < len(things))
 
 
 def _helpers_worth_it(seconds: float, seconds_left: float, processes: int | None) -> int:
     if processes is not None:
         return processes - 1
-    if seconds < _TRIAL or getattr(sys, "frozen", False):  # a frozen program is no Python that could be started
-        return 0
-    return min(num_cores() - 1, int(seconds_left / _WORTH))
+    if seconds < _TRIAL or _is_frozen():
+        return len(_idle)
+    return min(num_cores() - 1, max(len(_idle), int(seconds_left / _WORTH)))
+
+
+def _is_frozen() -> bool:
+    """Whether this is a frozen program, which is no Python that could be started again."""
+    return getattr(sys, "frozen", False)
+
+
+_idle: list[subprocess.Popen[bytes]] = []
+_keepers = 0
+
+
+@contextlib.contextmanager
+def kept_processes(early: str = "", processes: int | None = None) -> Iterator[None]:
+    """Meanwhile the other processes outlive one `in_order`, and work for the next.
+
+    Args:
+        early: a module that some processes load at once, while this one loads what it needs; empty: none is started.
+        processes: see `in_order`.
+    """
+    global _keepers
+    _keepers += 1
+    try:
+        if early and not _is_frozen():
+            for _ in range((processes or min(num_cores(), _MOST_EARLY)) - 1):
+                with contextlib.suppress(OSError):  # then this process does the work
+                    _idle.append(_started(early))
+        yield
+    finally:
+        _keepers -= 1
+        while _idle and not _keepers:
+            _end(_idle.pop())
+
+
+def _started(module: str = "") -> subprocess.Popen[bytes]:
+    """Another process, which loads a module and waits for work."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert process.stdin
+    process.stdin.write(pickle.dumps(sys.path) + pickle.dumps(module))
+    process.stdin.flush()
+    return process
 
 
 class _Parts:
@@ -147,27 +194,29 @@ class _Helper:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End both. What the process was at is lost."""
-        if self._process:
+    def stop(self, at_once: bool) -> None:
+        """End the thread.
+
+        Args:
+            at_once: do not wait for what the process is at, which is lost.
+        """
+        if at_once and self._process:
             self._process.kill()
         self._thread.join()
 
     def _run(self) -> None:
         part: range | None = None
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            message = pickle.dumps(sys.path) + pickle.dumps(self._parts.work)
+            self._process = _idle_process() or _started()
             while part := self._parts.take(again=False):
-                message += pickle.dumps(list(self._parts.things[part.start : part.stop]))
+                things = list(self._parts.things[part.start : part.stop])
+                # With the path, since modules of the user's own may have been found meanwhile.
+                message = pickle.dumps(sys.path) + pickle.dumps((self._parts.work, things))
                 self._parts.give(part, _ask(self._process, message))
-                part, message = None, b""
+                part = None
+            if _keepers:
+                _idle.append(self._process)
+                self._process = None
         except Exception:
             # Whatever it was (things that cannot be pickled, no memory for a process, ...), the main process goes on.
             if part:
@@ -175,6 +224,12 @@ class _Helper:
         finally:
             if self._process:
                 _end(self._process)
+
+
+def _idle_process() -> subprocess.Popen[bytes] | None:
+    with contextlib.suppress(IndexError):  # another thread may have been quicker
+        return _idle.pop()
+    return None
 
 
 def _ask(process: subprocess.Popen[bytes], message: bytes) -> list[Any] | None:
@@ -196,13 +251,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve() -> None:
-    """What a helper does: answer each list of things with the list of results, or with None if anything failed."""
+    """What a helper does: answer work and things with the list of results, or with None if anything failed."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the work prints must not come among the answers
-    work = pickle.load(sys.stdin.buffer)
+    early = pickle.load(sys.stdin.buffer)
+    if early:
+        importlib.import_module(early)
     while True:
         try:
-            things = pickle.load(sys.stdin.buffer)
+            sys.path[:] = pickle.load(sys.stdin.buffer)
+            work, things = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:

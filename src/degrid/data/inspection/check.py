@@ -23,6 +23,7 @@ from degrid.data.formats.scan import resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.values import MOST_VALUES, LabelValues, Survey
 from degrid.data.inspection.reading import Reader, Reading
+from degrid.data.processes import kept_processes
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, Bands, Dataset, LabelSpace, OnProgress, Progress, UserError
 
@@ -227,6 +228,13 @@ def check_data(
     check_kinds(accept, "accept")
     if is_by_name(path):
         return _check_samples(str(path), progress)
+    with kept_processes():
+        return _check_files(path, progress, processes, accept)
+
+
+def _check_files(
+    path: str | Path, progress: OnProgress | None, processes: int | None, accept: Sequence[str]
+) -> DataReport:
     layout = find_layout(path)
     sources = _all_sources(layout)
     try:
