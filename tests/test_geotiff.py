@@ -166,6 +166,32 @@ def test_only_the_rows_of_one_row_of_windows_are_read_at_once(tmp_path, small_li
     assert max(last - first for first, last in read) == 128
 
 
+def test_windows_read_large_maps_in_parts_with_the_same_values(tmp_path, monkeypatch):
+    monkeypatch.setattr("degrid.bands._IN_PARTS", 1000)
+    rng = np.random.default_rng(6)
+    colors = write(tmp_path / "colors.tif", rng.integers(0, 255, (3, 90, 70)).astype(np.uint8), photometric="RGB")
+    deep = write(tmp_path / "deep.tif", rng.normal(0, 9, (3, 90, 70)).astype(np.float32), tiled=False, nodata=-9999)
+    given = Bands(3, ((-20.0, 20.0),))
+    for file, bands in ((colors, Bands()), (colors, given), (deep, given)):
+        scene, whole = open_scene(file, bands, 1 << 30, windows=True), read_scene(file, bands)
+        assert isinstance(scene, LargeScene)
+        parts = [scene.rows(first, first + 45) for first in (0, 45)]
+        assert (np.concatenate([part.pixels for part in parts]) == whole.pixels).all()
+        assert isinstance(open_scene(file, bands, 1 << 30), Scene)
+    for bands in (Bands(3, "file"), Bands(3, "bytes")):  # depends on the values of the whole
+        assert isinstance(open_scene(deep, bands, 1 << 30, windows=True), Scene)
+    Image.new("RGB", (70, 90)).save(tmp_path / "turned.tif", tiffinfo={274: 3})
+    assert isinstance(open_scene(tmp_path / "turned.tif", Bands(), 1 << 30, windows=True), Scene)
+    model, found = network(), []
+    options = InferenceOptions(window=(64, 64))
+    for most in (1000, 10_000):
+        monkeypatch.setattr("degrid.bands._IN_PARTS", most)
+        found += [
+            ids for _, ids in degrid.predict_each(model, colors, device="cpu", precision="float32", options=options)
+        ]
+    assert (found[0] == found[1]).all()
+
+
 def test_other_large_images_need_memory(tmp_path, small_limit):
     pixels = np.random.default_rng(5).integers(0, 255, (60, 70, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

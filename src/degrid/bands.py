@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from degrid.image import is_large, open_image, oriented, read_image, refuse_pages, values_to_bytes
-from degrid.raster import rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
+from degrid.raster import TiffHeader, rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
 from degrid.types import RGB, Bands, UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ _PIXELS = 1 << 16
 """How many pixels of an image are looked at to find a range."""
 DIM = 25
 """The highest value, of 255, of images that are nearly black."""
+_IN_PARTS = 50_000_000
+"""Pixels from which a TIFF that is predicted in windows is read in parts; fewer take up to 0.6 GB of bytes."""
 _LUMA = (0.299, 0.587, 0.114)
 _PNG_START, _PNG_BITS, _PNG_COLORS = b"\x89PNG\r\n\x1a\n", 24, 25
 _DIRECT = ("uint16", "int16", "int32", "float32")
@@ -89,20 +91,33 @@ class LargeScene:
         return scene_of(read_rows(self.path, first, last), self.bands, self.no_data, self.path)
 
 
-def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int) -> Scene | LargeScene:
+def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows: bool = False) -> Scene | LargeScene:
     """As `read_scene`, but images of any size: TIFFs part by part, where rasterio is installed, others at once.
 
     Args:
         memory: bytes that are free.
+        windows: it will be predicted in windows: read a TIFF of more than 50 million pixels part by part where that
+            gives the same values.
     Raises:
         UserError: see `read_picture`; or an image that is no TIFF takes more memory.
     """
     header = tiff_header(path)
-    if header is not None and is_large(header.size) and rasterio_or_none() is not None:
-        return LargeScene(path, bands)
+    if header is not None and rasterio_or_none() is not None:
+        in_parts = windows and math.prod(header.size) > _IN_PARTS and _is_same_in_parts(header, bands)
+        if in_parts or is_large(header.size):
+            return LargeScene(path, bands)
     if bands == RGB and no_data_of(path) is None and not is_array(path):
         return Scene(read_image(path, memory))
     return read_scene(path, bands)
+
+
+def _is_same_in_parts(header: TiffHeader, bands: Bands) -> bool:
+    """Whether rasterio's parts are those of the whole: no range is found in the values, and Pillow converts nothing."""
+    if header.pages > 1:
+        return False
+    if header.bands > 1 and (header.bits > 8 or header.bands > 4):
+        return not isinstance(bands.range, str)
+    return header.colors and header.upright and (header.kind, header.bands) == ("uint8", 3) and bands.range != "file"
 
 
 def scene_of(values: np.ndarray, bands: Bands, no_data: float | None, place: object) -> Scene:

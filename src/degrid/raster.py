@@ -22,9 +22,9 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # Tags of TIFF 6.0, and GDAL's own.
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_TEXT, _STRIPS = 270, 273
+_TEXT, _STRIPS, _ORIENTATION = 270, 273, 274
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
-_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 277, 324, 339, 33550, 34264, 42113))
+_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 324, 339, 33550, 34264, 42113))
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
@@ -49,6 +49,7 @@ class TiffHeader:
         no_data: the value of pixels without data (GDAL_NODATA, tag 42113), or None.
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
         on_map: it says where on a map its pixels lie (GeoTIFF).
+        upright: its first row is the top one, from left to right (Orientation 1).
     """
 
     size: tuple[int, int]
@@ -62,6 +63,7 @@ class TiffHeader:
     no_data: float | None
     sparse: bool
     on_map: bool = False
+    upright: bool = True
 
     def __str__(self) -> str:
         """Such as "3 bands of uint16"."""
@@ -106,6 +108,7 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         no_data=no_data,
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
         on_map=_SCALE in first or _TRANSFORM in first,
+        upright=first.get(_ORIENTATION, (1,))[0] == 1,
     )
 
 

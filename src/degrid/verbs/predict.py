@@ -227,7 +227,10 @@ def _predictions(
     predictor: Predictor, found: dict[str, Path], with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
-    reads = _ahead(functools.partial(_open, path, predictor.bands) for path in found.values())
+    options = predictor.options
+    asked = options.window is not None or options.memory is not None
+    windows = asked and options.is_single and options.crf is None and not predictor.gives_ids and not with_logits
+    reads = _ahead(functools.partial(_open, path, predictor.bands, windows) for path in found.values())
     # Left to the garbage collector, it could be closed in its own thread, which would wait for itself.
     with contextlib.closing(reads):
         for name, read in zip(found, reads, strict=True):
@@ -244,8 +247,8 @@ def _predictions(
             yield name, prediction
 
 
-def _open(path: Path, bands: Bands) -> Scene | LargeScene:
-    return open_scene(path, bands, available_bytes(torch.device("cpu")))
+def _open(path: Path, bands: Bands, windows: bool) -> Scene | LargeScene:
+    return open_scene(path, bands, available_bytes(torch.device("cpu")), windows)
 
 
 def _ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, None]:
