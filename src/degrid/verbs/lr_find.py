@@ -51,7 +51,7 @@ class RateSearch:
         found = (
             f"suggested: --set optim.lr={self.suggestion:.2g}"
             if self.suggestion
-            else "no suggestion: the loss fell nowhere"
+            else "no suggestion: the loss hardly fell; more --steps (steps=...) make it clearer"
         )
         return f"{found}; see {self.files[0]} and {self.files[1]}"
 
