@@ -187,7 +187,9 @@ class IdFiles(ResultWriter):
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, prediction.logits)
-        counts = np.bincount(prediction.ids.ravel(), minlength=256)[: len(labels)]
+        # In parts: NumPy counts in int64, eight times the memory of a large map.
+        parts = (prediction.ids[row : row + 1024] for row in range(0, len(prediction.ids), 1024))
+        counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)[: len(labels)]
         height, width = prediction.ids.shape
         pixels = {class_name: int(n) for class_name, n in zip(labels.names, counts, strict=True) if n}
         self.rows[name] = {"file": str(image), "width": width, "height": height, "pixels": pixels}
