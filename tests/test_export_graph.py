@@ -10,7 +10,8 @@ from timm.layers.padding import pad_same as timm_pad_same
 
 import degrid
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.graph import ExportGraph, ImageInput, Source, example_image
+from degrid.exporters.facts import ImageInput
+from degrid.exporters.graph import ExportGraph, Source, example_image
 from degrid.exporters.onnx import Onnx
 from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_padding
 from degrid.exporters.runtime import ExportedModel

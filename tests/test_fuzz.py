@@ -20,7 +20,7 @@ from test_tools_polygons import TRUTH
 import degrid
 from degrid.config import RunConfig, from_dict, override
 from degrid.data.formats.read_mask import read_mask
-from degrid.exporters.runtime import Facts
+from degrid.exporters.facts import Facts
 from degrid.files import parse_json, parse_yaml
 from degrid.image import read_image, values_to_bytes
 from degrid.raster import tiff_header

@@ -45,3 +45,22 @@ def test_data_check_imports_no_torch(folder):
 
 def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
     assert not HEAVY & modules_after("info", str(folder / "model"), "--size", "65x65")
+
+
+def test_what_a_file_says_and_what_is_written_need_no_torch():
+    code = """
+import sys
+from pathlib import Path
+from degrid.exporters.facts import Facts, ImageInput
+from degrid.exporters.table import find_opener
+from degrid.types import RGB
+from degrid.verbs.outputs import ResultFiles
+facts = Facts.of(ImageInput(size=(4, 6)), (("sky", (0, 0, 255)),), "ids", "half_pixel", RGB)
+assert Facts.read(facts.to_json(), Path("a.onnx")).takes.shape((2, 3, 9, 9)) == (1, 3, 4, 6)
+assert find_opener("a.onnx") and ResultFiles().format == "ids"
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stdout.split()
+    assert "numpy" in done.stdout.split()

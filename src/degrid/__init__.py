@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.inference.tta import InferenceOptions
     from degrid.engine.training.loop import Stopped
-    from degrid.exporters.graph import ImageInput
+    from degrid.exporters.facts import ImageInput
     from degrid.kernels.dense_crf import CRF
     from degrid.model_folder import load, save
     from degrid.models.dilation import DilationReport, dilate
@@ -41,7 +41,7 @@ __version__ = VERSION
 
 _MODULES = {
     "data": "check_data open_dataset",
-    "exporters.graph": "ImageInput",
+    "exporters.facts": "ImageInput",
     "kernels.dense_crf": "CRF",
     "engine.inference.predictor": "Predictor",
     "engine.inference.tta": "InferenceOptions",

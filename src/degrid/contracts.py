@@ -31,7 +31,7 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         labels: the classes.
-        resize: how logits are enlarged to the image's size, a name in `degrid.resize.RESIZES`.
+        resize: how logits are enlarged to the image's size, a name in `degrid.types.RESIZES`.
         bands: how image files become the pixels that the network takes.
     """
 
@@ -188,7 +188,7 @@ def bands_of(model: nn.Module) -> Bands:
 
 
 def convention_of(model: nn.Module) -> str:
-    """How a model's logits are enlarged, a name in `degrid.resize.RESIZES`; half_pixel if it does not declare it."""
+    """How a model's logits are enlarged, a name in `degrid.types.RESIZES`; half_pixel if it does not declare it."""
     network = declared(model)
     return "half_pixel" if network is None else network.resize
 

@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degrid.types import UserError
-
-RESIZES = ("half_pixel", "align_corners", "tf_legacy")
-"""Bilinear conventions. half_pixel: pixel centres at i + 0.5, PyTorch's default and ours. align_corners: the corner
-pixels' centres meet, Caffe's Interp and early PyTorch. tf_legacy: TensorFlow 1, source = i * in / out."""
+from degrid.types import RESIZES, UserError
 
 
 def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> Tensor:

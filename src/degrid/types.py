@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 IGNORE_INDEX = 255
 """The void label. Datasets map every void or unlisted id to it; losses and metrics never count it."""
 
+RESIZES = ("half_pixel", "align_corners", "tf_legacy")
+"""Bilinear conventions. half_pixel: pixel centres at i + 0.5, PyTorch's default and ours. align_corners: the corner
+pixels' centres meet, Caffe's Interp and early PyTorch. tf_legacy: TensorFlow 1, source = i * in / out."""
+
 MSC_SCALES = (0.75, 0.5)
 """Multi-scale input of DeepLab v2: the scales beside 1 (arXiv 1606.00915 section 4.1.2)."""
 

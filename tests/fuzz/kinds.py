@@ -34,7 +34,7 @@ from degrid.config import describe_settings
 from degrid.data.formats.masks import MaskReading
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.read_mask import read_mask, remarks_on
-from degrid.exporters.runtime import Facts
+from degrid.exporters.facts import Facts
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.networks import build_model
 from degrid.types import IGNORE_INDEX, Bands, LabelSpace, UserError, voc_palette

@@ -47,7 +47,7 @@ def export(
     import degrid
     from degrid.cli.options import parse_size
     from degrid.cli.progress import progress_bar
-    from degrid.exporters.graph import ImageInput
+    from degrid.exporters.facts import ImageInput
     from degrid.exporters.onnx import Onnx
 
     if int8 != (calibrate is not None):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Opened: TypeAlias = "tuple[Callable[[Tensor], Tensor], str | None]"
 """A function that runs a file, and the facts stored in it; see `Exporter.open`."""
 KEY = "degrid"
-"""Under this name a file holds the facts about its network, as JSON; see `runtime.Facts`."""
+"""Under this name a file holds the facts about its network, as JSON; see `facts.Facts`."""
 
 
 class Exporter:

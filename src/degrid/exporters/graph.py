@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
-from degrid.arguments import check_fields
 from degrid.contracts import MultiScaleNetwork, bands_of, convention_of
 from degrid.exporters.exporter import quiet
+from degrid.exporters.facts import ImageInput
 from degrid.exporters.rewrite import to_plain_layers, traceable_padding
-from degrid.lookup import counted
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
 
 OUTPUTS = ("ids", "logits")
-INPUTS = ("uint8", "float32")
 # The sizes of multi-scale input are checked for every side of an image up to this one.
 _LARGEST_SIDE = 16384
 # The traced size: two images, so that the batch is not fixed to one, of sides that differ and are multiples of no
@@ -98,43 +96,6 @@ def example_image(shape: tuple[int, ...], input_type: str = "uint8", seed: int =
     coarse = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     pixels = (coarse + 55 * torch.rand(count, channels, height, width, generator=generator)).round().to(torch.uint8)
     return pixels if input_type == "uint8" else pixels.float()
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """What a file takes: images [N,3,H,W] (or of other bands), 0-255.
-
-    type: of the pixels, "uint8" or "float32".
-    size: height and width, for a file that takes images of this size only; None: any.
-    batch: the number of images, for a file that takes so many only; None: any, but one where there is a `size`.
-
-    Raises:
-        UserError: an unknown type, or a size or number below 1.
-    """
-
-    type: str = "uint8"
-    size: tuple[int, int] | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.type not in INPUTS:
-            raise UserError(f'unknown input "{self.type}"; known: {", ".join(INPUTS)}')
-        if min(*(self.size or (1, 1)), 1 if self.batch is None else self.batch) < 1:
-            raise UserError(f"a file takes at least one image of one pixel; got size {self.size}, batch {self.batch}")
-
-    def __str__(self) -> str:
-        many = "any number of images" if self.fixed_batch is None else counted(self.fixed_batch, "image")
-        return f"{many} of {f'{self.size[0]}x{self.size[1]}' if self.size else 'any size'}"
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The number of images, or None for any."""
-        return 1 if self.batch is None and self.size else self.batch
-
-    def shape(self, traced: tuple[int, ...]) -> tuple[int, ...]:
-        """N, channels, H, W that the file takes: those of `traced` where it takes any."""
-        return (self.fixed_batch or traced[0], traced[1], *(self.size or traced[2:]))
 
 
 @dataclass(frozen=True)

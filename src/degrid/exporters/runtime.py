@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from degrid.arguments import check_fields
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
-from degrid.exporters.graph import ImageInput, example_image
+from degrid.exporters.facts import Facts
+from degrid.exporters.graph import example_image
 from degrid.exporters.table import EXPORTERS, find_opener
-from degrid.files import parse_json
 from degrid.lookup import counted
-from degrid.resize import RESIZES, resize
-from degrid.types import RGB, Bands, LabelSpace, UserError
-from degrid.version import VERSION
+from degrid.resize import resize
+from degrid.types import UserError
 
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
 """Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size. Where a
@@ -31,74 +27,6 @@ TOLERANCE = 1e-4
 """Largest difference of logits that is accepted, relative to the largest logit."""
 AGREEMENT = 0.999
 """Smallest fraction of pixels that must get the same class; on the others two classes are practically equal."""
-
-
-Classes = tuple[tuple[str, tuple[int, int, int]], ...]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a file says about its network.
-
-    classes: name and colour of each. output: "ids", uint8 [N,H,W] at the image's size, or "logits", float32 [N,C,h,w].
-    input: type of the pixels, RGB [N,3,H,W], 0-255: "uint8" or "float32". resize: how logits are enlarged. version: of
-    degrid. size: height and width of the images that it takes, one unless `batch` says more; None if any. batch: the
-    number of images that it takes; None if any. bands: how image files become its input.
-    """
-
-    classes: Classes
-    output: str
-    input: str
-    resize: str
-    version: str
-    kind: str = "model"
-    size: tuple[int, int] | None = None
-    batch: int | None = None
-    bands: Bands = RGB
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.output not in ("ids", "logits") or self.input not in ("uint8", "float32"):
-            raise UserError(f"an exported model from {self.input} to {self.output} is not known")
-
-    @property
-    def labels(self) -> LabelSpace:
-        """The classes."""
-        return LabelSpace(tuple(name for name, _ in self.classes), tuple(color for _, color in self.classes))
-
-    @classmethod
-    def of(cls, takes: ImageInput, classes: Classes, output: str, resize: str, bands: Bands) -> Facts:
-        """Of a file that this version of degrid writes."""
-        return cls(classes, output, takes.type, resize, VERSION, size=takes.size, batch=takes.batch, bands=bands)
-
-    @property
-    def takes(self) -> ImageInput:
-        """Which images the file takes."""
-        return ImageInput(self.input, self.size, self.batch)
-
-    @classmethod
-    def read(cls, text: str | None, path: Path) -> Facts:
-        """From the JSON in a file.
-
-        Raises:
-            UserError: there is none, or it has another form.
-        """
-        try:
-            values = parse_json(text or "")
-            bands = values.pop("bands", None)
-            found = cls(**values, bands=Bands.of(bands) if bands else RGB)
-            if found.labels and found.resize in RESIZES:
-                return found
-            raise ValueError(f"resize {found.resize}")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            message = f"{path} was not written by degrid export: it does not say its classes and output"
-            raise UserError(message) from error
-
-    def to_json(self) -> str:
-        """ASCII; what is as always is left out, so that earlier versions can read it."""
-        usual = {"size": None, "batch": None, "bands": asdict(RGB)}
-        values = {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
-        return json.dumps(values, ensure_ascii=True)
 
 
 class ExportedModel(ExportedNetwork):

@@ -34,7 +34,7 @@ def upsample_argmax(
     Args:
         logits: [N,C,h,w], C from 1 to 256, floating point; computed in float32 (float64 stays).
         size: (H, W), pixels.
-        convention: of the coordinates, see `degrid.resize.RESIZES`.
+        convention: of the coordinates, see `degrid.types.RESIZES`.
         compiled: use compiled code where there is any; the first call loads it.
     Returns:
         uint8 [N,H,W], on the logits' device.

@@ -13,8 +13,8 @@ from degrid.lookup import lookup
 from degrid.models.activation_checkpointing import recomputed
 from degrid.models.encoder import Encoder, EncoderSettings, build_encoder
 from degrid.models.heads import NETWORKS, HeadSettings
-from degrid.resize import RESIZES, resize, scaled_size
-from degrid.types import LabelSpace, Preprocess, UserError
+from degrid.resize import resize, scaled_size
+from degrid.types import RESIZES, LabelSpace, Preprocess, UserError
 
 
 class BuiltFrom(Protocol):
@@ -37,7 +37,7 @@ class Segmenter(MultiScaleNetwork):
         head: from the encoder's features to logits.
         labels: the classes of the logits.
         logit_stride: image size over logit size.
-        resize: how logits are enlarged, to the image's size and between scales; a name in `degrid.resize.RESIZES`.
+        resize: how logits are enlarged, to the image's size and between scales; a name in `degrid.types.RESIZES`.
         scales: further scales of multi-scale input, such as (0.75, 0.5); the logits are the maximum over all scales.
     Raises:
         UserError: an unknown resize, or a scale that is not between 0 and 4.

@@ -15,8 +15,9 @@ from torch import nn
 from degrid.arguments import check_fields, checked
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.graph import ImageInput, Source
-from degrid.exporters.runtime import Comparison, ExportedModel, Facts, compared, must_run
+from degrid.exporters.facts import Facts, ImageInput
+from degrid.exporters.graph import Source
+from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, make_folder
 from degrid.lookup import counted

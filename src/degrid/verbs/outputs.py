@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from degrid.arguments import check_fields
 from degrid.data import CITYSCAPES_LABEL_IDS
-from degrid.engine.inference.predictor import Prediction
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, color_table, overlay_classes, palette_image
 from degrid.lookup import counted
 from degrid.raster import is_on_map, write_map
 from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
+
+if TYPE_CHECKING:
+    from degrid.engine.inference.predictor import Prediction
 
 FORMATS = ("ids", "voc", "cityscapes")
 VOC_COMPETITIONS = ("comp5", "comp6")

@@ -58,7 +58,7 @@ class CalibrationCounts:
             scores: float32 [1,C,h,w], see `degrid.engine.inference.predictor.Predictor.scores`.
             ids: uint8 [H,W], the predicted classes.
             label: uint8 [H,W].
-            convention: of resizing, a name in `degrid.resize.RESIZES`.
+            convention: of resizing, a name in `degrid.types.RESIZES`.
             probabilities: whether the scores are probabilities or sums of them; see
                 `degrid.engine.inference.tta.InferenceOptions.gives_probabilities`.
         """

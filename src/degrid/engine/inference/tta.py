@@ -101,7 +101,7 @@ def fused_scores(
     Args:
         forward: the network.
         image: RGB [1,3,H,W], 0-255.
-        convention: of resizing, a name in `degrid.resize.RESIZES`.
+        convention: of resizing, a name in `degrid.types.RESIZES`.
         stride: of the network's coarsest feature, to refuse scales that leave less than one of its pixels.
     Raises:
         UserError: a scale makes the image too small.

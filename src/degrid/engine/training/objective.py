@@ -25,7 +25,7 @@ class Objective:
         borders. DeepLab v3 (arXiv 1706.05587) section 4.1 enlarges the logits; DeepLab v2 reduced the labels.
     class_weights: [C], on the logits' device; each pixel counts by the weight of its true class.
     names: of the losses, for the log; empty where there is only one.
-    convention: how to resize, a name in `degrid.resize.RESIZES`; "tf_legacy" also picks TensorFlow 1's nearest pixel.
+    convention: how to resize, a name in `degrid.types.RESIZES`; "tf_legacy" also picks TensorFlow 1's nearest pixel.
     """
 
     losses: tuple[Loss, ...] = (CrossEntropy(),)
