@@ -61,7 +61,7 @@ def test_splits_are_kept_without_the_table(root):
     assert [len(open_dataset(root, split)) for split in ("train", "val", "test")] == [6, 3, 2]
     Image.fromarray(np.zeros((1, 4, 3), np.uint8)).save(root / "more.jpg")
     Image.fromarray(MASK).save(root / "more_mask.png")
-    assert notes_of(open_dataset(root))[0] == "1 images are in none of the splits"
+    assert notes_of(open_dataset(root))[0] == "1 image is in none of the splits"
 
 
 def test_tables_that_disagree_or_are_of_another_form(root):
