@@ -112,6 +112,8 @@ def main(out: Path) -> None:
         sys.exit("\n".join(problems))
     for module in modules:  # so that the page of a package lists its modules beside the names that it exports
         if hasattr(module, "__all__"):
+            for name in module.__all__:  # those that are loaded when first used count as members only afterwards
+                getattr(module, name)
             prefix = f"{module.__name__}."
             inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
             module.__all__ = [*module.__all__, *(name for name in inside if "." not in name)]

@@ -48,4 +48,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in ("TimmEncoder", "TorchvisionEncoder"):
         raise AttributeError(f"module 'degrid.models' has no attribute {name!r}")
-    return getattr(importlib.import_module("degrid.models.library_encoders"), name)
+    value = getattr(importlib.import_module("degrid.models.library_encoders"), name)
+    globals()[name] = value
+    return value
