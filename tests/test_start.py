@@ -45,6 +45,9 @@ def test_data_check_imports_no_torch(folder):
 
 def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
     assert not HEAVY & modules_after("info", str(folder / "model"), "--size", "65x65")
+    words = ("predict", folder / "model", folder / "data" / "images" / "a.png", "-o", folder / "out")
+    assert not HEAVY & modules_after(*map(str, words))
+    assert (folder / "out" / "a.png").exists()
 
 
 def test_what_a_file_says_and_what_is_written_need_no_torch():
