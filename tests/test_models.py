@@ -12,6 +12,7 @@ from torch import nn
 
 from degrid.models import (
     ASPP,
+    NETWORKS,
     RESNETS,
     DeepLabV2Head,
     EncoderSettings,
@@ -292,6 +293,68 @@ def test_separable_convolutions():
     plain = build_network("deeplabv3plus", "timm:resnet18", VOC, EncoderSettings(16))
     light = build_network("deeplabv3plus", "timm:resnet18", VOC, EncoderSettings(16), HeadSettings(separable=True))
     assert describe(light).multiply_adds < 0.5 * describe(plain).multiply_adds
+
+
+class Maps(nn.Module):
+    channels, reductions, preprocess = (6, 8), (4, 16), Preprocess()
+
+
+def small_head(network, **settings):
+    torch.manual_seed(0)
+    return NETWORKS[network](Maps(), 5, HeadSettings(rates=(2,), channels=8, **settings))[0].eval()
+
+
+MAPS = [torch.rand(1, 6, 17, 25, generator=torch.manual_seed(0)), torch.rand(1, 8, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("network", "setting", "corners"),
+    [
+        ("deeplabv3plus", None, False),
+        ("deeplabv3plus", "align_corners", True),
+        ("deeplabv3plus_smp", None, True),
+        ("deeplabv3plus_smp", "half_pixel", False),
+    ],
+)
+def test_how_a_decoder_enlarges_the_output_of_aspp(network, setting, corners):
+    head = small_head(network, resize=setting)
+    wide = F.interpolate(head.after_aspp(head.aspp(MAPS[1])), (17, 25), mode="bilinear", align_corners=corners)
+    expected = head.classifier(head.refine(torch.cat([wide, head.reduce(MAPS[0])], 1)))
+    assert torch.allclose(head(MAPS), expected, atol=1e-6)
+
+
+def test_numbers_that_implementations_differ_in():
+    def convs(network):
+        found = small_head(network).named_modules()
+        return {name: (conv.kernel_size[0], conv.groups) for name, conv in found if isinstance(conv, nn.Conv2d)}
+
+    assert convs("deeplabv3_mmseg")["aspp.project.0"] == convs("deeplabv3plus_mmseg")["aspp.project.0"] == (3, 1)
+    assert convs("deeplabv3plus")["aspp.project.0"] == (1, 1)
+    assert [name for name in convs("deeplabv3plus_vainf") if "refine" in name] == ["refine.0"]
+    paddle = {name: size for name, size in convs("deeplabv3plus_paddleseg").items() if "refine" in name}
+    assert paddle == {"refine.0.0": (3, 56), "refine.0.1": (1, 1), "refine.1.0": (3, 8), "refine.1.1": (1, 1)}
+    assert convs("deeplabv3plus_paddleseg")["aspp.branches.1.0"] == (3, 8)
+    # A pooled pixel cannot be projected on its own where the projection sees the border.
+    assert small_head("deeplabv3_mmseg").aspp.as_plain_layers() is None
+
+
+def test_image_pooling_over_a_window():
+    pooling = small_head("deeplabv3", pooling_size=(48, 96)).aspp.branches[-1]  # 3x6 of a map of stride 16
+    x = MAPS[1]
+    means = F.avg_pool2d(x, (3, 6), stride=1)
+    assert means.shape[-2:] == (3, 2)
+    expected = F.interpolate(pooling.project(means), (5, 7), mode="bilinear")
+    assert torch.allclose(pooling(x), expected, atol=1e-6)
+    whole = small_head("deeplabv3").aspp.branches[-1]
+    assert torch.equal(pooling(x[..., :3, :6]), whole(x[..., :3, :6]))  # a map no larger than the window
+
+
+def test_settings_of_heads_that_do_not_exist():
+    with pytest.raises(UserError, match="head_resize.*nearest"):
+        HeadSettings(resize="nearest")
+    for size in ((512,), (0, 5)):
+        with pytest.raises(UserError, match="pooling_size"):
+            HeadSettings(pooling_size=size)
 
 
 # ---- normalisation ------------------------------------------------------------------------------------------

@@ -46,9 +46,10 @@ class ModelConfig:
 
     network: str = "deeplabv3plus"
     """The head: `deeplabv2` (summed ASPP), `deeplabv2_largefov` (one rate), `deeplabv3`, `deeplabv3plus` (with a
-    decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3), `deeplabv3plus_smp` (as
-    segmentation_models.pytorch builds v3+), `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a
-    function of your own, `my_module:my_head`."""
+    decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3), `deeplabv3_mmseg`,
+    `deeplabv3plus_mmseg`, `deeplabv3plus_smp`, `deeplabv3plus_vainf`, `deeplabv3plus_paddleseg` (as the projects of
+    those names build them), `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a function of your
+    own, `my_module:my_head`."""
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
@@ -74,6 +75,12 @@ class ModelConfig:
     """Fraction of values dropped after ASPP, 0 to 1 (`deeplabv3` and `deeplabv3plus`)."""
     separable: bool = False
     """`true`: depthwise-separable convolutions in ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
+    head_resize: str | None = None
+    """How ASPP's output is enlarged inside the decoder, with the names of `resize`; `none`: `align_corners` for
+    `deeplabv3plus_smp`, else `half_pixel`."""
+    pooling_size: tuple[int, ...] | None = None
+    """Height and width of the window that ASPP's image pooling takes its means of, in pixels of the image, such as
+    `512,1024`, for images larger than that; `none`: the whole image, whatever its size."""
     in_channels: int | None = None
     """Channels of the input; `none`: as many as the training images have bands, and 3 for grey. Pretrained weights of
     the first convolution are adapted as timm does: repeated and scaled by 3 / `in_channels`, or summed up for one;

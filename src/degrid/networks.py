@@ -33,6 +33,8 @@ class NetworkSettings(TypedDict, total=False):
     channels: int
     dropout: float
     separable: bool
+    head_resize: str | None
+    pooling_size: tuple[int, ...] | None
     in_channels: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -61,7 +63,8 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         config.legacy,
         bands.count,
     )
-    head = HeadSettings(config.rates, config.channels, config.dropout, config.separable)
+    numbers = config.rates, config.channels, config.dropout, config.separable
+    head = HeadSettings(*numbers, config.head_resize, config.pooling_size)
     resize = config.resize or ("tf_legacy" if config.legacy else "half_pixel")
     model = build_network(config.network, config.encoder, labels, body, head, resize=resize, scales=config.scales)
     smoothing = config.smoothing

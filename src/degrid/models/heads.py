@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from degrid.contracts import WithPlainForm
 from degrid.models.encoder import MAX_RATE, Encoder
 from degrid.resize import resize
-from degrid.types import UserError
+from degrid.types import RESIZES, UserError
 
 # Rates of the ASPP of DeepLab v3 at output stride 16 (arXiv 1706.05587 section 3.3); they scale with the resolution.
 V3_RATES_AT_STRIDE_16 = (6, 12, 18)
 V2_RATES = (6, 12, 18, 24)
+MAX_SIDE = 100_000
 
 MakeBranch = Callable[[int, int, int], nn.Module]
 """(input channels, output channels, rate) -> a 3x3 branch of ASPP."""
@@ -85,15 +86,32 @@ class ImagePooling(nn.Module):
     In training with a single image, batch norm would see one value per channel, whose variance is 0. The running
     statistics are used instead, and are not updated.
 
-    Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
+    Args:
+        window: rows and columns of the feature map; where the map is larger, means over windows of that size at every
+            place, enlarged to the map, take the place of the image's mean. None: always the image's mean.
+        resize: how those means are enlarged; a name in `degrid.types.RESIZES`.
+    Source: DeepLab v3 (arXiv 1706.05587) section 3.3; the window: detectron2, which takes its training crop.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        relu: bool = True,
+        window: tuple[int, int] | None = None,
+        resize: str = "half_pixel",
+    ) -> None:
         super().__init__()
         self.project = conv_norm_relu(in_channels, out_channels, 1, relu=relu)
+        self.window, self.convention = window, resize
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,C,H,W] -> [N,out,H,W], constant over the image."""
+        """[N,C,H,W] -> [N,out,H,W], constant over the image without a window."""
+        if self.window is not None:
+            height, width = (min(side, most) for side, most in zip(x.shape[-2:], self.window, strict=True))
+            if (height, width) != tuple(x.shape[-2:]):
+                means = F.avg_pool2d(x, (height, width), stride=1)
+                return resize(cast(Tensor, self.project(means)), x.shape[-2:], self.convention)
         conv, norm, relu = self.project
         pooled: Tensor = conv(x.mean((2, 3), keepdim=True))
         if norm.training and len(x) == 1:
@@ -119,6 +137,8 @@ class ASPP(nn.Module, WithPlainForm):
         separable: depthwise-separable 3x3 branches.
         relu: False leaves out the ReLU after each batch norm.
         branch: makes the 3x3 branches, in place of `conv_norm_relu`.
+        project: side of the projection's kernel.
+        window, resize: see `ImagePooling`.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.
     """
 
@@ -131,6 +151,9 @@ class ASPP(nn.Module, WithPlainForm):
         separable: bool = False,
         relu: bool = True,
         branch: MakeBranch | None = None,
+        project: int = 1,
+        window: tuple[int, int] | None = None,
+        resize: str = "half_pixel",
     ) -> None:
         super().__init__()
         wide = branch or (lambda size, out, rate: conv_norm_relu(size, out, 3, rate, separable, relu))
@@ -138,10 +161,10 @@ class ASPP(nn.Module, WithPlainForm):
             [
                 conv_norm_relu(in_channels, channels, 1, relu=relu),
                 *(wide(in_channels, channels, rate) for rate in rates),
-                ImagePooling(in_channels, channels, relu),
+                ImagePooling(in_channels, channels, relu, window, resize),
             ]
         )
-        self.project = conv_norm_relu(channels * len(self.branches), channels, 1, relu=relu)
+        self.project = conv_norm_relu(channels * len(self.branches), channels, project, relu=relu)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,8 +174,9 @@ class ASPP(nn.Module, WithPlainForm):
 
     def as_plain_layers(self) -> nn.Module | None:
         """Without Expand and Concat of the pooled pixel; None where a part is not as it was made."""
-        plain = type(self) is ASPP and type(self.branches[-1]) is ImagePooling and type(self.project[0]) is nn.Conv2d
-        return SummedASPP(self) if plain else None
+        pooling, conv = self.branches[-1], self.project[0]
+        plain = type(self) is ASPP and type(pooling) is ImagePooling and pooling.window is None
+        return SummedASPP(self) if plain and type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) else None
 
 
 class SummedASPP(nn.Module):
@@ -218,9 +242,9 @@ class DeepLabV3PlusHead(nn.Module):
         channels: of ASPP's output and of the decoder.
         low_level: index of the fine feature, of `low_level_in` channels. A 1x1 reduces them to 48, so that they do not
             outweigh ASPP.
-        separable: depthwise-separable convolutions in the decoder.
-        smp: as in segmentation_models.pytorch: a separable 3x3 after ASPP, and one instead of two 3x3 after the join,
-            with no batch norm between their halves; resizing aligns the corners.
+        joined: makes the 3x3 convolutions after the join, by default `conv_norm_relu`. convs: how many, 1 or 2.
+        after_aspp: a separable 3x3 after ASPP, as in segmentation_models.pytorch.
+        resize: how ASPP's output is enlarged; a name in `degrid.types.RESIZES`.
     Source: DeepLab v3+ (arXiv 1802.02611) section 3.1; 48 channels and two 3x3 from tables 1 and 2.
     """
 
@@ -231,20 +255,19 @@ class DeepLabV3PlusHead(nn.Module):
         num_classes: int,
         low_level: int,
         low_level_in: int,
-        separable: bool = False,
-        smp: bool = False,
+        joined: MakeBranch,
+        convs: int = 2,
+        after_aspp: bool = False,
+        resize: str = "half_pixel",
     ) -> None:
         super().__init__()
         self.aspp = aspp
-        self.after_aspp = plain_separable(channels, channels) if smp else nn.Identity()
+        self.after_aspp = plain_separable(channels, channels) if after_aspp else nn.Identity()
         self.low_level = low_level
-        self.convention = "align_corners" if smp else "half_pixel"
-        joined = plain_separable(channels + 48, channels) if smp else None
+        self.convention = resize
         self.reduce = conv_norm_relu(low_level_in, 48, 1)
-        self.refine = joined or nn.Sequential(
-            conv_norm_relu(channels + 48, channels, 3, separable=separable),
-            conv_norm_relu(channels, channels, 3, separable=separable),
-        )
+        first = joined(channels + 48, channels, 1)
+        self.refine = first if convs == 1 else nn.Sequential(first, joined(channels, channels, 1))
         self.classifier = classifier(channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -257,7 +280,10 @@ class DeepLabV3PlusHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a head is built with: see `degrid.config.ModelConfig`. The heads of DeepLab v2 use only `rates`.
+    """What a head is built with: see `degrid.config.ModelConfig`, where `resize` is `head_resize`.
+
+    The heads of DeepLab v2 use only `rates`.
+
 
     Raises:
         UserError: no network has such numbers.
@@ -267,8 +293,15 @@ class HeadSettings:
     channels: int = 256
     dropout: float = 0.1
     separable: bool = False
+    resize: str | None = None
+    pooling_size: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.resize not in (None, *RESIZES):
+            raise UserError(f'setting "model.head_resize": expected {", ".join(RESIZES)} or none, got "{self.resize}"')
+        size = self.pooling_size
+        if size is not None and not (len(size) == 2 and all(1 <= side <= MAX_SIDE for side in size)):
+            raise UserError(f'setting "model.pooling_size": expected height and width, such as 512,1024; got {size}')
         sizes = (self.channels, *(self.rates or ()))
         if not all(1 <= size <= MAX_RATE for size in sizes) or not 0 <= self.dropout <= 1:
             raise UserError(
@@ -297,16 +330,33 @@ def v2_head(
 
 
 def v3_head(
-    encoder: Encoder, num_classes: int, settings: HeadSettings, refine: bool = False, relu: bool = True
+    encoder: Encoder,
+    num_classes: int,
+    settings: HeadSettings,
+    refine: bool = False,
+    relu: bool = True,
+    project: int = 1,
 ) -> tuple[nn.Module, int]:
-    """Concatenated ASPP with image pooling; see `DeepLabV3Head` for `refine`, `ASPP` for `relu`."""
-    head = DeepLabV3Head(_aspp(encoder, settings, relu), settings.channels, num_classes, refine)
-    return head, encoder.reductions[-1]
+    """Concatenated ASPP with image pooling; see `DeepLabV3Head` for `refine`, `ASPP` for `relu` and `project`."""
+    aspp = _aspp(encoder, settings, settings.resize or "half_pixel", None, relu, project)
+    return DeepLabV3Head(aspp, settings.channels, num_classes, refine), encoder.reductions[-1]
 
 
-def v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings, smp: bool = False) -> tuple[nn.Module, int]:
-    """ASPP as in v3, and a decoder on the feature at stride 4; see `DeepLabV3PlusHead` for `smp`.
+def v3plus_head(
+    encoder: Encoder,
+    num_classes: int,
+    settings: HeadSettings,
+    project: int = 1,
+    convs: int = 2,
+    plain: bool = False,
+    smp: bool = False,
+) -> tuple[nn.Module, int]:
+    """ASPP as in v3, and a decoder on the feature at stride 4.
 
+    Args:
+        project: see `ASPP`. convs: see `DeepLabV3PlusHead`.
+        plain: `plain_separable` 3x3 convolutions everywhere, whatever `separable` is set to.
+        smp: a further 3x3 after ASPP; corners are aligned unless the settings say otherwise.
     Raises:
         UserError: the encoder has no feature at stride 4.
     """
@@ -314,14 +364,31 @@ def v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings, smp:
         strides = ", ".join(map(str, encoder.reductions))
         raise UserError(f"deeplabv3plus needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
     fine = encoder.reductions.index(4)
-    aspp = _aspp(encoder, settings, branch=plain_separable if smp else None)
+    convention = settings.resize or ("align_corners" if smp else "half_pixel")
+    aspp = _aspp(encoder, settings, convention, plain_separable if plain else None, project=project)
+
+    def joined(in_channels: int, out: int, rate: int) -> nn.Module:
+        if plain:
+            return plain_separable(in_channels, out, rate)
+        return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
+
     inputs = fine, encoder.channels[fine]
-    return DeepLabV3PlusHead(aspp, settings.channels, num_classes, *inputs, settings.separable, smp), 4
+    return DeepLabV3PlusHead(aspp, settings.channels, num_classes, *inputs, joined, convs, smp, convention), 4
 
 
-def _aspp(encoder: Encoder, settings: HeadSettings, relu: bool = True, branch: MakeBranch | None = None) -> ASPP:
-    rates = v3_rates(encoder.reductions[-1]) if settings.rates is None else settings.rates
-    return ASPP(encoder.channels[-1], settings.channels, rates, settings.dropout, settings.separable, relu, branch)
+def _aspp(
+    encoder: Encoder,
+    settings: HeadSettings,
+    resize: str,
+    branch: MakeBranch | None = None,
+    relu: bool = True,
+    project: int = 1,
+) -> ASPP:
+    stride, size = encoder.reductions[-1], settings.pooling_size
+    rates = v3_rates(stride) if settings.rates is None else settings.rates
+    window = None if size is None else (max(1, size[0] // stride), max(1, size[1] // stride))
+    numbers = encoder.channels[-1], settings.channels, rates, settings.dropout, settings.separable
+    return ASPP(*numbers, relu, branch, project, window, resize)
 
 
 NETWORKS: dict[str, MakeHead] = {
@@ -332,7 +399,14 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3_refined": partial(v3_head, refine=True),
     # As in sthalles/deeplab_v3.
     "deeplabv3_linear": partial(v3_head, relu=False),
+    # As in mmsegmentation: the projection after ASPP is 3x3.
+    "deeplabv3_mmseg": partial(v3_head, project=3),
     "deeplabv3plus": v3plus_head,
-    "deeplabv3plus_smp": partial(v3plus_head, smp=True),
+    "deeplabv3plus_mmseg": partial(v3plus_head, project=3),
+    # As in VainF/DeepLabV3Plus-Pytorch: one 3x3 in the decoder.
+    "deeplabv3plus_vainf": partial(v3plus_head, convs=1),
+    # As in PaddleSeg and segmentation_models.pytorch: nothing between the halves of separable convolutions.
+    "deeplabv3plus_paddleseg": partial(v3plus_head, plain=True),
+    "deeplabv3plus_smp": partial(v3plus_head, convs=1, plain=True, smp=True),
 }
 """The function of each network's head, with all its numbers."""
