@@ -471,7 +471,7 @@ def test_check_finds_everything_at_once(tmp_path):
         "1 JPEG mask",
         "1 mask that cannot be read",
         "1 mask that is all void",
-        "1 image of val that is in train too",
+        f"1 of 1 images of val is in train, too, such as {root}/images/h.png (a copy of {root}/images/g.png)",
         "class without a single pixel (is the list of classes right?): 3 never",
     ):
         assert message in text, message

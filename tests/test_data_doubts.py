@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from PIL import Image, ImageDraw
 
 from degrid.bands import RGB
 from degrid.data import check_data, notes_of, open_dataset
+from degrid.data.dataset import find_layout
+from degrid.data.formats.copies import overlaps
+from degrid.data.formats.doubts import doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.scan import resolve_classes
+from degrid.data.formats.source import FunctionSource
 from degrid.data.formats.values import LabelValues, Survey
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 from degrid.verbs.evaluate import opened
@@ -443,6 +448,43 @@ def test_ids_that_were_scaled_with_smoothing(tmp_path):
     assert "make them anew without (nearest neighbour)" in check_data(tmp_path).problems[0]
 
 
+@pytest.mark.parametrize("names", [None, "\n".join("abcdefgh")])
+def test_small_ids_with_soft_edges(tmp_path, names):
+    """0 and 7, and what smoothing leaves between them, which would be eight classes."""
+    put(tmp_path, [soft(k).point(lambda value: round(value * 7 / 255)) for k in range(3)], names)
+    assert kinds(tmp_path) == ["grey-edges"]
+    assert "that come only where 0 meets 7" in check_data(tmp_path).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "mend"),
+    [
+        ("leaf\nbackground\n", (0, 0, 1), [1, 0]),
+        ("leaf\nother\n", (0, 1, 1), [1, 0]),
+        ("leaf\nstem\nbackground\n", (0, 0, 1, 2), [1, 2, 0]),
+        ("leaf\nstem\nbackground\n", (0, 1, 2, 2), None),
+        ("leaf\nstem\nother\n", (0, 0, 1, 2), None),
+        ("0 leaf\n1 background\n", (0, 0, 1), None),
+        ("background\nleaf\n", (0, 0, 1), None),
+    ],
+)
+def test_names_in_an_order_that_contradicts_the_masks(tmp_path, names, values, mend):
+    put(tmp_path, [stripes(*values)] * 3, names)
+    assert kinds(tmp_path) == (["table-contradicted"] if mend else [])
+    if mend:
+        assert f'write "ids: {mend}"' in check_data(tmp_path).problems[0]
+        (tmp_path / "dataset.yaml").write_text(f"ids: {mend}\n")
+        assert shares(tmp_path)[names.split()[-1]] == pytest.approx(np.mean(stripes(*values) == 0))
+
+
+def test_sixteen_bits_of_black_and_white_take_one_line(tmp_path):
+    put(tmp_path, [Image.fromarray(stripes(0, 1, 1, 1).astype(np.uint16) * 65535)] * 3)
+    with pytest.raises(UserError, match=r'holds ids from 0 to 65535.*write "ids: \[0, 65535\]" in .*dataset.yaml'):
+        check_data(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 65535]\nclasses: [background, leaf]\n")
+    assert shares(tmp_path) == {"background": 0.25, "leaf": 0.75, "void": 0}
+
+
 def test_scores_of_data_in_doubt_are_refused(tmp_path):
     put(tmp_path, [soft(k) for k in range(5)], "background\nobject\n")
     with pytest.raises(UserError, match=r"soft edges.*\[grey-edges\]"):
@@ -598,5 +640,62 @@ def test_splits_inside_scenes_and_images_in_two_splits(tmp_path):
     root = put(tmp_path / "lists", [stripes(0, 1)] * 3)
     (root / "train.txt").write_text("0\n1\n")
     (root / "val.txt").write_text("1\n2\n")
-    with pytest.raises(UserError, match=r"1 of 2 images of val are in train, too.*\[splits-overlap\]"):
+    with pytest.raises(UserError, match=r"1 of 2 images of val is in train, too.*\[splits-overlap\]"):
         open_dataset(root, accept=())
+
+
+def test_copies_under_other_names_are_in_two_splits(tmp_path):
+    """Files of one length are compared; pictures of one colour, such as empty tiles, may well come again."""
+    root = put(tmp_path, [stripes(0, 1)] * 9)
+    for k in (2, 5):
+        Image.new("RGB", (32, 24)).save(root / "images" / f"{k}.png")
+    (root / "images" / "6.png").write_bytes((root / "images" / "3.png").read_bytes())
+    changed = bytearray((root / "images" / "1.png").read_bytes())
+    changed[-13] ^= 1
+    (root / "images" / "7.png").write_bytes(changed)
+    (root / "train.txt").write_text("0\n1\n2\n3\n")
+    (root / "val.txt").write_text("4\n5\n6\n8\n")
+    with pytest.raises(
+        UserError, match=r"1 of 4 images of val is in train, too, such as .*6.png \(a copy of .*3.png\)"
+    ):
+        open_dataset(root, accept=())
+    assert kinds(root) == ["splits-overlap"]
+    assert kinds(root, accept=["splits-overlap"]) == []
+    (root / "dataset.yaml").write_text("accept: [splits-overlap]\n")
+    assert kinds(root) == []
+    assert "2 images of val that are in train too: 5 = 2; 6 = 3" in check_data(root).notes
+    (root / "val.txt").write_text("4\n7\n")
+    assert [doubt.kind for doubt in doubts(find_layout(root))] == []
+
+
+def test_copies_of_images_that_are_no_files():
+    """They are read, unless there are too many; names alone say nothing."""
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+
+    def layout(count):
+        def source(name, value):
+            return FunctionSource(name, lambda: pixels + np.uint8(value), lambda: pixels[..., 0])
+
+        train = [source(str(k), k % 100) for k in range(count)]
+        return Layout("", Path(), {"train": train, "val": [source("0", 150), source("x", 1)]})
+
+    assert overlaps(layout(5)) == [("val", 1, 2, "x", "1")]
+    assert overlaps(layout(2000)) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("tr", "va", "te"), ("Entrenamiento", "Validacio\u0301n", "Prueba"), ("训练集", "验证集", "测试集")]
+)
+def test_short_and_foreign_names_of_splits(tmp_path, words):
+    for index, word in enumerate(words):
+        put(tmp_path / "pairs", [stripes(0, 1)] * (index + 1))
+        place = tmp_path / "data" / word
+        place.mkdir(parents=True)
+        for k in range(index + 1):
+            (tmp_path / "pairs" / "images" / f"{k}.png").rename(place / f"{word}{k}.png")
+            (tmp_path / "pairs" / "masks" / f"{k}.png").rename(place / f"{word}{k}_mask.png")
+    report = check_data(tmp_path / "data")
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 1, "val": 2, "test": 3}
+    (tmp_path / "data" / words[0]).rename(tmp_path / "data" / "north")
+    notes = check_data(tmp_path / "data").notes
+    assert any("if the folders" in note and "are splits, call them train, val and test" in note for note in notes)

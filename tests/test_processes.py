@@ -162,7 +162,7 @@ def image(k, folder):
         time.sleep(0.002)  # for the helper to take part
     if k % 7 == 3:
         raise UserError(f"image {k} is damaged")
-    return np.full((4, 6, 3), k % 20, np.uint8)  # from 20 on, the images are there twice
+    return np.arange(72, dtype=np.uint8).reshape(4, 6, 3) + k % 20  # from 20 on, the images are there twice
 
 def label(k):
     return np.full((4, 6 - (k % 11 == 5)), k % 5, np.uint8)
@@ -187,7 +187,7 @@ def test_the_report_does_not_depend_on_the_number_of_processes(tmp_path, monkeyp
         reports.append({**report.to_dict(), "path": ""})
         assert len(list(folder.iterdir())) == processes
     assert reports[0] == reports[1]
-    kinds = ("samples that cannot be read", "masks with unknown values", "names in val", "images of val that are in")
+    kinds = ("samples that cannot be read", "masks with unknown values", "names in val", "images of val are in train")
     assert all(any(kind in problem for problem in reports[0]["problems"]) for kind in kinds)
     assert any("images that are in one split twice" in note for note in reports[0]["notes"])
 

@@ -38,7 +38,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, tmp_path):
+def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, tmp_path, caplog):
     values = np.random.default_rng(1).integers(0, 4096, (32, 32), np.uint16)
     Image.fromarray(values).save(tmp_path / "dim.png")
     Image.fromarray(values * 16).save(tmp_path / "full.png")
@@ -46,6 +46,15 @@ def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, 
     assert len(remarks) == 1
     assert remarks[0].startswith("nearly black to the network: 1 image of more than 8 bits, such as ")
     assert f"{tmp_path / 'dim.png'}, since the model has no range" in remarks[0]
+    assert not caplog.messages
+    assert len(list(degrid.predict_each(model, tmp_path / "*.png", device="cpu"))) == 2
+    predictor = degrid.Predictor(degrid.load(model), device="cpu")
+    for image in ("full.png", "dim.png", "dim.png"):
+        predictor(tmp_path / image)
+    said = [f"nearly black to the network: {tmp_path / 'dim.png'}, since the model has no range"] * 2
+    assert [message[: len(said[0])] for message in caplog.messages] == said
+    degrid.Predictor(degrid.load(model), device="cpu")(Image.fromarray(values))
+    assert caplog.messages[2].startswith("nearly black to the network: the image, since")
 
 
 @pytest.fixture(scope="module")

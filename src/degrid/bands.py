@@ -171,6 +171,24 @@ def is_plain(path: str | os.PathLike[str]) -> bool:
     return not start.startswith(_PNG_START) or start[_PNG_BITS] <= 8
 
 
+def is_dim(image: str | os.PathLike[str] | Image.Image, bands: Bands, pixels: np.ndarray) -> bool:
+    """Whether a network sees an image of more than 8 bits nearly black, since it was trained without a range.
+
+    Args:
+        image: a file, or what Pillow made of it.
+        pixels: as the network sees it, uint8 [H,W,C].
+    """
+    if bands.range != "bytes" or int(pixels.max(initial=0)) > DIM:
+        return False
+    return not is_plain(image) if isinstance(image, str | os.PathLike) else image.mode[0] in "IF"
+
+
+DIM_SENTENCE = (
+    "since the model has no range and values are divided by 257; train it with model.range, or save them as 8 bits"
+)
+"""Why images look dim to a network, and what to do."""
+
+
 def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = None) -> np.ndarray:
     """The bands of an image file as they are stored, [H,W,C] of any type of numbers; [H,W] of a .npy file is one band.
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from degrid.arguments import checked
-from degrid.bands import DIM, LargeScene, Scene, is_plain, open_scene
+from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
 from degrid.contracts import declared, evaluating
 from degrid.engine.device import available_bytes
 from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
@@ -135,8 +135,8 @@ def _said(dim: Sequence[Path]) -> tuple[str, ...]:
     """A sentence on images that the network sees nearly black."""
     return (
         (
-            f"nearly black to the network: {counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, since "
-            "the model has no range and values are divided by 257; train it with model.range, or save them as 8 bits",
+            f"nearly black to the network: {counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, "
+            f"{DIM_SENTENCE}",
         )
         if dim
         else ()
@@ -177,6 +177,7 @@ def predict_each(
         with evaluating(network), contextlib.closing(_predictions(predictor, found)) as predictions:
             for name, prediction in predictions:
                 if not isinstance(prediction, UserError):
+                    predictor.warn_if_dim(found[name], prediction.image)
                     yield name, prediction.ids
                 elif on_failure:
                     on_failure(name, prediction)
@@ -215,7 +216,7 @@ def _write_all(
                 writer.fail(name, str(prediction))
             else:
                 assert predictor.num_classes is not None
-                if predictor.bands.range == "bytes" and not is_plain(found[name]) and prediction.image.max() <= DIM:
+                if is_dim(found[name], predictor.bands, prediction.image):
                     dim.append(found[name])
                 background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
             if progress:

@@ -43,13 +43,15 @@ class ClassRow:
         return self.number == IGNORE_INDEX or self.name.lower() in VOID_NAMES
 
 
-def labels_and_rule(rows: Sequence[ClassRow], said: str, where: object) -> tuple[LabelSpace, MaskRule]:
+def labels_and_rule(
+    rows: Sequence[ClassRow], said: str, where: object, in_order: bool = False
+) -> tuple[LabelSpace, MaskRule]:
     """The classes, numbered from 0 in the order of their numbers, and the rule. Void rows are no classes.
 
     A colour that two rows share tells nothing in a colour mask, and is left out of the rule.
 
     Args:
-        said: see `MaskRule`.
+        said, in_order: see `MaskRule`.
         where: the table, for messages.
     Raises:
         UserError: no class, too many, a name twice, or 255 has the name of a class.
@@ -76,6 +78,7 @@ def labels_and_rule(rows: Sequence[ClassRow], said: str, where: object) -> tuple
         says_void=any(row.number == IGNORE_INDEX for row in rows),
         default_colors=default,
         notes=tuple(_notes(rows, classes, said)),
+        in_order=in_order,
     )
     return labels, rule
 

@@ -69,7 +69,8 @@ def _files_in(root: Path) -> list[Path]:
 def _classes_in(file: Path) -> tuple[LabelSpace, MaskRule]:
     if file.name.lower() in _TABLES:
         return _read_table(file)
-    return labels_and_rule(_read_names(file), file.name, file)
+    rows, in_order = _read_names(file)
+    return labels_and_rule(rows, file.name, file, in_order)
 
 
 def unread_tables(root: Path) -> list[str]:
@@ -77,23 +78,25 @@ def unread_tables(root: Path) -> list[str]:
     return sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
 
 
-def _read_names(file: Path) -> list[ClassRow]:
-    """One class per line, or "ID NAME", "ID,NAME" or "ID: NAME" in every line."""
+def _read_names(file: Path) -> tuple[list[ClassRow], bool]:
+    """One class per line, or "ID NAME", "ID,NAME" or "ID: NAME" in every line; and whether there are no ids."""
     lines = [line for line in read_names(file) if line != "__ignore__"]
     if not lines:
         raise UserError(f"{file} is empty; expected one class name per line")
     numbered = [re.fullmatch(r"(\d+)\s*[\s,;:]\s*(\S.*)", line) for line in lines]
     if not all(numbered):
-        return [ClassRow(number, line) for number, line in enumerate(lines)]
+        return [ClassRow(number, line) for number, line in enumerate(lines)], True
     rows = [ClassRow(int(found[1]), found[2].strip()) for found in numbered if found]
     _refuse_gaps(rows, file)
-    return rows
+    return rows, False
 
 
 def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
     rows: list[ClassRow] = []
+    in_order = True
     try:
         for row in _csv_rows(file):
+            in_order = "id" not in row
             number = int(row["id"]) if "id" in row else sum(not known.void for known in rows)
             colored = any(key in row for key in "rgb")
             new = ClassRow(number, row["name"].strip(), (_color(row),) if colored else ())
@@ -106,7 +109,7 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
     if all(row.void for row in rows):
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
     _refuse_gaps(rows, file)
-    return labels_and_rule(rows, file.name, file)
+    return labels_and_rule(rows, file.name, file, in_order)
 
 
 # What people call the columns, in lower case.

@@ -171,6 +171,7 @@ def _folder(root: Path, value: Any, file: Path) -> Path:
 
 def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     rows = given["classes"]
+    in_order = isinstance(rows, list)
     if isinstance(rows, list):
         rows = dict(enumerate(rows))
     if not isinstance(rows, dict) or not all(_is_id(number) and 0 <= number <= IGNORE_INDEX for number in rows):
@@ -178,7 +179,7 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     # With a table of ids, that table says everything.
     table = given.get("ids") if isinstance(given.get("ids"), dict) else {}
     read = [_class(number, row, bool(table), file) for number, row in rows.items()]
-    labels, rule = labels_and_rule(read, file.name, file)
+    labels, rule = labels_and_rule(read, file.name, file, in_order)
     if not table:
         return labels, rule
     numbers = sorted(row.number for row in read if not row.void)

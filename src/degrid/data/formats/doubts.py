@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from degrid.data.formats.copies import overlaps
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.source import LazySources
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import SOFT, Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
@@ -94,6 +94,8 @@ class _Look(NamedTuple):
 # lie between a lower and a higher neighbour.
 _SOLID, _BETWEEN = 0.2, 0.4
 _LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
+# With names, fewer soft values do where hardly any others are there.
+_MOSTLY_SOFT = 0.5
 _MOST_SOFT_PIXELS = 0.5
 _MOSTLY = 0.8
 # Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
@@ -114,6 +116,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
     # Ids between those of two classes may be classes that are thin.
     named = not layout.guessed and all(value in rule.ids for value in soft)
     pixels = sum(found.examined[value] for value in soft)
+    named = named and len(soft) < _MOSTLY_SOFT * len(found.ids)
     few = len(soft) < (_LEAST_SOFT_OF_NAMED if named else _LEAST_SOFT)
     if few or pixels > _MOST_SOFT_PIXELS * found.examined.total():
         yield from _shades(look)
@@ -264,17 +267,47 @@ _NO_OBJECT = re.compile(
 
 
 def _table_contradicted(look: _Look) -> Iterator[str]:
-    """Black and white masks of two classes, the second of which is called background."""
+    """Masks whose 0 is a class, as the table's order has it, that calls another class background."""
     layout, labels, rule = look.layout, look.labels, look.rule
-    if rule.exact or rule.says_void or len(labels) != 2 or set(look.whole.ids) != {0, IGNORE_INDEX}:
+    if rule.exact:
+        return
+    if set(look.whole.ids) != {0, IGNORE_INDEX}:
+        yield from _order_contradicted(look)
+        return
+    if rule.says_void or len(labels) != 2:
         return
     black, white = rule.ids.get(0), rule.ids.get(IGNORE_INDEX)
     first, second = labels.names
-    if (black, white) == (0, 1) and (is_background(second) or _NO_OBJECT.match(second)):
+    if (black, white) == (0, 1) and _is_no_object(second):
         yield (
             f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
             f"{_write(layout, 'ids: {0: 1, 255: 0}')} if black is {second}, or ids: {{0: 0, 255: 1}} if it is {first}"
         )
+
+
+def _order_contradicted(look: _Look) -> Iterator[str]:
+    """Names without ids among which background is not the first, though 0 looks like it."""
+    names, found, rule = look.labels.names, look.whole.ids, look.rule
+    if not (rule.in_order and rule.default_colors) or is_background(names[0]) or 0 not in found:
+        return
+    is_other = is_background
+    if len(names) == 2:
+        is_other = _is_no_object
+    elif found[0] < max(pixels for value, pixels in found.items() if value != IGNORE_INDEX):
+        return
+    for place in range(1, len(names)):
+        if is_other(names[place]):
+            as_usual = [0 if index == place else index + (index < place) for index in range(len(names))]
+            yield (
+                f"{rule.said} calls class {place} {names[place]}, but 0 is the background as a rule: "
+                f"{_write(look.layout, f'ids: {as_usual}')} if 0 is {names[place]}, or ids: {[*range(len(names))]} if "
+                f"it is {names[0]}"
+            )
+            return
+
+
+def _is_no_object(name: str) -> bool:
+    return is_background(name) or bool(_NO_OBJECT.match(name))
 
 
 def _values_mixed(look: _Look) -> Iterator[str]:
@@ -299,20 +332,14 @@ def _values_mixed(look: _Look) -> Iterator[str]:
 
 
 def _splits_overlap(look: _Look) -> Iterator[str]:
-    """Image files that are trained on and validated or tested with."""
-    splits = {
-        split: {place for source in sources if (place := source.places()[0]) != source.name}
-        for split, sources in look.layout.splits.items()
-        if split in ("train", "val", "test") and not isinstance(sources, LazySources)
-    }
-    learnt = splits.pop("train", set())
-    for split, places in splits.items():
-        both = sorted(places & learnt)
-        if both and len(learnt) > 1:
-            yield (
-                f"{len(both)} of {len(places)} images of {split} are in train, too, such as {both[0]}, so that its "
-                "scores would be too good; take them off one of the lists"
-            )
+    """Images that are trained on and validated or tested with."""
+    for found in overlaps(look.layout):
+        copy = f" (a copy of {found.same_as})" if found.same_as != found.first else ""
+        are = "is" if found.both == 1 else "are"
+        yield (
+            f"{found.both} of {found.images} images of {found.split} {are} in train, too, such as {found.first}{copy}, "
+            "so that its scores would be too good; take them out of one of the two"
+        )
 
 
 def _nearly_void(look: _Look) -> Iterator[str]:

@@ -170,12 +170,25 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
             if unread
             else ""
         )
-        return divided(pairs), [f"{DIVIDED}{but}"]
+        return divided(pairs), [f"{DIVIDED}{but}{_folders_note(pairs)}"]
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     return splits, [
         f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
     ] if left_out else []
+
+
+_MOST_SPLITS = 5
+"""Folders beside each other that may be meant as splits; more are scenes."""
+
+
+def _folders_note(pairs: list[Pair]) -> str:
+    """What to do if the folders in which the pairs lie are splits under names that are not known."""
+    around = _around(pairs)
+    folders = {pair.name.removeprefix(around).partition("/")[0] for pair in pairs if "/" in pair.name[len(around) :]}
+    if not 1 < len(folders) <= _MOST_SPLITS:
+        return ""
+    return f"; if the folders {some(sorted(folders))} are splits, call them train, val and test"
 
 
 def _lists(path: Path) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,14 @@ from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.source import Source
 from degrid.data.formats.values import Survey
 from degrid.types import LabelSpace
+
+
+def _plain(name: str) -> str:
+    """A name in small letters without accents, however these are stored."""
+    return "".join(
+        letter for letter in unicodedata.normalize("NFKD", name.lower()) if not unicodedata.combining(letter)
+    )
+
 
 SPLIT_NAMES = {
     "train": "train",
@@ -29,6 +38,15 @@ SPLIT_NAMES = {
 }
 
 
+_SHORT = {
+    "train": "tr trn tra learn entrenamiento entrainement apprentissage treino treinamento addestramento 训练 訓練",
+    "val": "va vl vld vali validierung validacion validacao validazione 验证 驗證 検証",
+    "test": "te ts tst prueba pruebas teste prova тест 测试 測試 テスト",
+}
+_OTHER_NAMES = {_plain(word): split for split, words in _SHORT.items() for word in words.split()}
+"""Names of splits that count only beside those of other splits, since they may mean something else."""
+
+
 def split_of(name: str) -> str:
     """The split named by a file or folder: "Validation" is "val"; any other name is a split of that name."""
     return SPLIT_NAMES.get(name.lower(), name)
@@ -38,11 +56,16 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     """The split that each folder or file stands for; only those that are called as splits.
 
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
-    number at the beginning ("01_train"), unless there are several such names of one split.
+    number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
+    ("tr", "validación") count beside each other.
     """
-    around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset)$")
+    around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}
     found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
+    plain = {name: _plain(word) for name, word in bare.items() if name not in found}
+    others = {name: _OTHER_NAMES[word] for name, word in plain.items() if word in _OTHER_NAMES}
+    if "train" in (both := {*found.values(), *others.values()}) and len(both) > 1:
+        found.update(others)
     years = Counter(split for name, split in found.items() if bare[name] != name.lower())
     return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
-from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.layout import DataFormat, Layout, split_of, splits_of
 from degrid.data.formats.pairs import LIST_SUFFIXES, is_pair_list, list_files, list_word, read_list, read_names
 
 
@@ -36,7 +36,7 @@ _MOST = 8  # files that are looked at for a list of another name
 def _lists_in(folder: Path) -> dict[str, Path]:
     """The lists of splits; or the only list of pairs, whatever it is called, as a split of its name."""
     found = list_files(folder)
-    files = {SPLIT_NAMES[word]: file for file in found if (word := list_word(file).lower()) in SPLIT_NAMES}
+    files = _of_splits(found)
     of_pairs = {split for split, file in files.items() if is_pair_list(file)}
     if not files:
         others = [file for file in found if is_pair_list(file)] if len(found) <= _MOST else []
@@ -48,6 +48,11 @@ def _lists_in(folder: Path) -> dict[str, Path]:
         for split, file in files.items()
         if of_pairs and (split in of_pairs or file.suffix.lower() == ".txt" or not read_names(file))
     }
+
+
+def _of_splits(found: list[Path]) -> dict[str, Path]:
+    called = splits_of(map(list_word, found))
+    return {called[word]: file for file in found if (word := list_word(file)) in called}
 
 
 def _lists_beside(file: Path) -> dict[str, Path]:

@@ -52,6 +52,7 @@ class MaskRule:
     threshold: values below it become 0 and all others 255, before anything else; of colours, their brightness counts.
     nearest: values in neither table become the nearest one that is, up to this distance (Euclidean in RGB).
     notes: what was decided when the file was read, one sentence each.
+    in_order: the file gives names alone, so that their order is all that says which id is which.
     """
 
     ids: dict[int, int]
@@ -63,6 +64,7 @@ class MaskRule:
     threshold: float | None = None
     nearest: float | None = None
     notes: tuple[str, ...] = ()
+    in_order: bool = False
 
     @classmethod
     def plain(

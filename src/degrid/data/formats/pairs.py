@@ -92,6 +92,13 @@ class Pair(Source):
         """See `Source`; empty where the file is not there."""
         return self.image.read_bytes() if os.path.isfile(self.image) else b""
 
+    def image_length(self) -> int:
+        """See `Source`."""
+        try:
+            return os.stat(self.image).st_size
+        except (OSError, ValueError):  # a name from a list may be one that no file can have
+            return 0
+
     def palette(self) -> np.ndarray | None:
         """See `Source`."""
         as_stored = type(self).read_label is Pair.read_label and not self.how.by_color

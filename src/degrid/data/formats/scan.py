@@ -164,11 +164,18 @@ def _guess(layout: Layout, found: Survey) -> None:
     layout.notes.append(f"the data name no classes: {said}{but}")
 
 
+_MOST_LISTED = 20
+"""Values that a message lists as those of the classes; more are none."""
+
+
 def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     place = next(found.first[value] for value in found.first if value in (values[0], values[-1]))
     mend, low = "map the ids in dataset.yaml", [value for value in values if value < 0]
-    if 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
-        mend = f'write "void: {low}" in {layout.wishes.file or layout.root / "dataset.yaml"} if that means nothing'
+    where = layout.wishes.file or layout.root / "dataset.yaml"
+    if not low and len(values) <= _MOST_LISTED:
+        mend = f'write "ids: {values}" in {where} if these are the classes, without those that are void'
+    elif 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
+        mend = f'write "void: {low}" in {where} if that means nothing'
     return f"{place} holds ids from {values[0]} to {values[-1]}; degrid has at most 255 classes, from 0 on: {mend}"
 
 

@@ -125,6 +125,10 @@ class Source(ABC):
         """The image file as it is stored; empty where the image is not stored as a file."""
         return b""
 
+    def image_length(self) -> int:
+        """The bytes of the image's file, whose path `places` gives; 0 for an image that is no file, or missing."""
+        return 0
+
     def palette(self) -> np.ndarray | None:
         """The colours that the label's file shows its values in, uint8 [N,3]; None for one without palette."""
         return None

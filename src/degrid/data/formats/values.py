@@ -20,7 +20,9 @@ MOST_VALUES = 4096
 SOFT = 0.05
 """A value whose share of pixels with equal neighbours is lower comes only along edges."""
 # Edges are looked for in masks with at least this many values, of which the highest is at least so high.
-_EDGE_VALUES, _EDGE_HIGHEST = 3, 8
+_EDGE_VALUES, _EDGE_HIGHEST = 3, 4
+# With a palette the highest is at least so high: programs that smooth write no palettes, and looking takes time.
+_PALETTE_HIGHEST = 8
 # About how many pixels of a mask are examined for that; of larger masks, every so many rows.
 _EXAMINED = 1 << 14
 
@@ -61,7 +63,8 @@ class LabelValues:
             padded = np.zeros((max(int(values[-1]) + 1, len(palette)), 3), np.uint8)
             padded[: len(palette)] = palette
             shown = padded[values]
-        return cls(values, pixels, _edges(raw, values), shown)
+        smooth = shown is None or not len(values) or values[-1] >= _PALETTE_HIGHEST
+        return cls(values, pixels, _edges(raw, values) if smooth else None, shown)
 
     def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
         """What `MaskRule.apply` and counting would give: pixels of each train id [256], and of each unknown value."""

@@ -256,7 +256,10 @@ def _check_files(
     for orphan in layout.orphans:
         tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
     report = _report(str(path), layout, tally.splits, tally.findings)
-    report.problems += [doubt.sentence for doubt in doubts(layout, tally.surveys) if doubt.kind not in accept]
+    left = [doubt for doubt in doubts(layout, tally.surveys) if doubt.kind not in accept]
+    report.problems += [doubt.sentence for doubt in left]
+    if not any(doubt.kind == "splits-overlap" for doubt in left):
+        report.notes += tally.copies.sentences(problem=False)
     _report_unknown(report, tally)
     return report
 
@@ -317,6 +320,7 @@ class _Tally:
 
     masks, pixels: the number of masks and pixels with each unknown value, of `MOST_VALUES` at most.
     beyond: pixels of further unknown values.
+    copies: images that are in two splits.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -324,7 +328,7 @@ class _Tally:
         assert layout.rule is not None
         self.rule, self.labels = layout.rule, layout.labels
         self.splits: dict[str, SplitReport] = {}
-        self.findings = _Findings()
+        self.findings, self.copies = _Findings(), _Findings()
         self.surveys: dict[str, Survey] = {}
         self.masks: Counter[int | Color] = Counter()
         self.pixels: Counter[int | Color] = Counter()
@@ -369,9 +373,9 @@ class _Tally:
             self.findings.add("masks that are one class all over", f"{place} ({name})", problem=False)
 
     def _check_twice(self, digest: bytes, name: str, split: str) -> None:
-        """Look for duplicates: an image in two splits makes the scores of the second one too good."""
+        """Look for duplicates. Whether those in two splits are a problem, the doubts say."""
         first = self._first.setdefault(digest, (split, name))
         if first[0] != split:
-            self.findings.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}")
+            self.copies.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}", problem=False)
         elif first[1] != name:
             self.findings.add("images that are in one split twice", f"{name} = {first[1]}", problem=False)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from degrid.arguments import checked
-from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
+from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device
@@ -113,7 +113,7 @@ class Predictor:
         self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled, once)
         self._bytes_per_pixel: float | None = None
         self._usable: int | None = None
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_dim = False
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of an image, uint8 [H,W]; 255 where a TIFF holds no data.
@@ -132,6 +132,8 @@ class Predictor:
         if isinstance(image, LargeScene):
             return self._predict_large(image)
         pixels, empty = _scene(image, self.bands)
+        if isinstance(image, str | os.PathLike | Image.Image):
+            self.warn_if_dim(image, pixels)
         batch, options = self._prepared(torch.from_numpy(pixels).permute(2, 0, 1))
         if self.gives_ids or options.only_slides:
             ids, logits = self._ids_directly(batch, options), None
@@ -231,6 +233,13 @@ class Predictor:
                 f"an image of {size[1]}x{size[0]} pixels may not fit into memory whole; --window (options=...) takes "
                 "less, but its scores are those of windows"
             )
+
+    def warn_if_dim(self, image: str | os.PathLike[str] | Image.Image, pixels: np.ndarray) -> None:
+        """Say once that the network sees an image nearly black, see `is_dim`."""
+        if not self._has_warned_of_dim and is_dim(image, self.bands, pixels):
+            self._has_warned_of_dim = True
+            name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the image"
+            logging.getLogger("degrid").warning(f"nearly black to the network: {name}, {DIM_SENTENCE}")
 
     def _begin(self, options: InferenceOptions) -> None:
         """An image begins."""

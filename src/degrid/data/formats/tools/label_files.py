@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -175,7 +176,9 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     """
     rows = LABEL_FILES[file.name](file)
     # Darwin lists either values or colours.
-    return labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
+    labels, rule = labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
+    in_order = file.name == "labels.txt" and not re.match(r"\d+\s*:", _lines(file)[0])
+    return labels, dataclasses.replace(rule, in_order=in_order)
 
 
 def _lines(file: Path) -> list[str]:

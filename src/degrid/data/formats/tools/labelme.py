@@ -93,6 +93,10 @@ class Embedded(Drawn):
         except DAMAGE as error:
             raise UserError(f"{self.image}: imageData is no image in base64 ({error!r})") from error
 
+    def image_length(self) -> int:
+        """See `Source`."""
+        return 0
+
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """See `Source`."""
         return rgb_like(self._opened(), size or (0, 0))
