@@ -48,6 +48,16 @@ _OTHER = {
     "conv.2": "conv_pwl",
     "conv.3": "bn3",
 }
+# As torchvision's code was before it was released, which others copied: all layers in one sequence.
+_FLAT_FIRST = {"conv.0": "conv_dw", "conv.1": "bn1", "conv.3": "conv_pw", "conv.4": "bn2"}
+_FLAT_OTHER = {
+    "conv.0": "conv_pw",
+    "conv.1": "bn1",
+    "conv.3": "conv_dw",
+    "conv.4": "bn2",
+    "conv.6": "conv_pwl",
+    "conv.7": "bn3",
+}
 
 
 class Shaped(Protocol):
@@ -135,8 +145,12 @@ def torchvision_resnet(names: Collection[str], prefix: str = "") -> str | None:
     return next((f"resnet{depth}" for depth in _IN_TORCHVISION if table.get(depth) == units), None)
 
 
-def mobilenet_v2_name(name: str) -> str | None:
-    """timm's name of a tensor of MobileNetV2, from torchvision's; None for a name that is not torchvision's."""
+def mobilenet_v2_name(name: str, flat: bool = False) -> str | None:
+    """timm's name of a tensor of MobileNetV2, from torchvision's; None for a name that is not torchvision's.
+
+    Args:
+        flat: the layers of a block are numbered in one sequence, as in torchvision's early code.
+    """
     layer, _, leaf = name.rpartition(".")
     if layer in _STEM:
         return f"{_STEM[layer]}.{leaf}"
@@ -145,5 +159,6 @@ def mobilenet_v2_name(name: str) -> str | None:
         return None
     index = int(match[1]) - 1
     stage, unit = _PLACES[index]
-    part = (_OTHER if index else _FIRST).get(match[2])
+    first, other = (_FLAT_FIRST, _FLAT_OTHER) if flat else (_FIRST, _OTHER)
+    part = (other if index else first).get(match[2])
     return f"blocks.{stage}.{unit}.{part}.{leaf}" if part else None

@@ -67,13 +67,16 @@ class Encoder(Protocol):
         ...
 
 
-ENCODERS: dict[str, type[nn.Module] | str] = {
+ENCODERS: dict[str, Callable[..., nn.Module] | str] = {
     "timm": "degrid.models.library_encoders:TimmEncoder",
     "torchvision": "degrid.models.library_encoders:TorchvisionEncoder",
     "caffe": ResNet,
     "slim": ResNet,
+    # As these projects build them.
+    **dict.fromkeys(("jfzhang95", "vainf", "mmseg", "paddleseg"), "degrid.models.peers:peer_encoder"),
 }
-"""By the part of the name before the colon: the class, called with the whole name and the settings as keywords."""
+"""By the part of the name before the colon: the class or function, called with the whole name and the settings as
+keywords."""
 
 _NAMES = ("timm:NAME", MOBILENET_V3, *RESNETS)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.checkpoints.systems.plan import Drop, Rule, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, Tensors, first_match
 from degrid.types import MSC_SCALES, ConversionError
 from degrid.weight_names import BOTTLENECK_RESNETS, is_counter, num_units
 
@@ -41,6 +41,42 @@ def bottleneck_resnet(tensors: Tensors, pattern: str) -> tuple[str, tuple[int, .
             return depth, units
     known_units = ", ".join(map(str, BOTTLENECK_RESNETS.values()))
     raise ConversionError(f"the file has {units} units in its stages, which is no known ResNet: {known_units}")
+
+
+def joined_in_order(value: np.ndarray, *widths: int) -> np.ndarray:
+    """The weights [out,in,h,w] of a convolution whose input joins other parts in another order.
+
+    Args:
+        widths: channels of the file's parts, in the file's order, without the last; it comes first here.
+    """
+    first = sum(widths)
+    return np.concatenate([value[:, first:], value[:, :first]], axis=1)
+
+
+def fold_biases(plan: Plan) -> Plan:
+    """Biases of convolutions before batch norm, which these networks do not have, subtracted from its running mean.
+
+    They are known by their place: one before that of a batch norm in a sequence. Returns the plan itself.
+    """
+    for name in list(plan.tensors):
+        match = re.fullmatch(r"(.+)\.(\d+)\.bias", name)
+        if match is None or f"{match[1]}.{match[2]}.running_mean" in plan.tensors:
+            continue
+        mean = f"{match[1]}.{int(match[2]) + 1}.running_mean"
+        if mean in plan.tensors:
+            plan.tensors[mean] = plan.tensors[mean] - plan.tensors.pop(name)
+            plan.dropped[plan.origins.pop(name)] = "bias before batch norm, subtracted from its running mean"
+    return plan
+
+
+def assumed_stride(settings: dict[str, Any]) -> str:
+    """The note for a file that does not say its output stride."""
+    stride, rates = settings["output_stride"], ",".join(map(str, settings["rates"]))
+    other = "8 and --set rates=12,24,36" if stride == 16 else "16 and --set rates=6,12,18"
+    return (
+        f"the file does not say its output stride and rates; {stride} and {rates} are assumed (for a network of the "
+        f"other stride --set output_stride={other}, settings=...)"
+    )
 
 
 # --- TensorFlow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
 from degrid.checkpoints.systems.isht7 import Isht7
+from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
 from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
 from degrid.checkpoints.systems.mobilenet_v2_voc import MobileNetV2Voc
 from degrid.checkpoints.systems.nanqingd import NanqingD
@@ -15,6 +17,7 @@ from degrid.checkpoints.systems.smp import Smp
 from degrid.checkpoints.systems.sthalles import Sthalles
 from degrid.checkpoints.systems.torchvision import Torchvision
 from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
+from degrid.checkpoints.systems.vainf import VainF
 from degrid.lookup import lookup, some
 from degrid.types import ConversionError, UserError
 
@@ -30,6 +33,9 @@ SYSTEMS: dict[str, System] = {
     "torchvision": Torchvision(),
     "smp": Smp(),
     "mobilenet_v2_voc": MobileNetV2Voc(),
+    "jfzhang95": Jfzhang95(),
+    "vainf": VainF(),
+    "bubbliiiing": Bubbliiiing(),
     "slim_v1": Slim("v1"),
     "slim_v2": Slim("v2"),
     "torchvision_imagenet": TorchvisionImageNet(),

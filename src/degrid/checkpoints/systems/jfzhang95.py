@@ -1,0 +1,83 @@
+"""jfzhang95/pytorch-deeplab-xception: DeepLab v3+."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.types import ConversionError
+from degrid.weight_names import mobilenet_v2_name
+
+_PLACES = {
+    **{f"aspp.aspp{index + 1}.atrous_conv": f"head.aspp.branches.{index}.0" for index in range(4)},
+    **{f"aspp.aspp{index + 1}.bn": f"head.aspp.branches.{index}.1" for index in range(4)},
+    "aspp.global_avg_pool.1": "head.aspp.branches.4.project.0",
+    "aspp.global_avg_pool.2": "head.aspp.branches.4.project.1",
+    "aspp.conv1": "head.aspp.project.0",
+    "aspp.bn1": "head.aspp.project.1",
+    "decoder.conv1": "head.reduce.0",
+    "decoder.bn1": "head.reduce.1",
+    "decoder.last_conv.0": "head.refine.0.0",
+    "decoder.last_conv.1": "head.refine.0.1",
+    "decoder.last_conv.4": "head.refine.1.0",
+    "decoder.last_conv.5": "head.refine.1.1",
+    "decoder.last_conv.8": "head.classifier",
+}
+
+
+class Jfzhang95(System):
+    """Output stride 16 unless the user says otherwise; corners are aligned, inside the head as well."""
+
+    title = "jfzhang95/pytorch-deeplab-xception: DeepLab v3+"
+
+    def recognise(self, tensors: Tensors) -> str | None:
+        """See `System`."""
+        return first_match(tensors, r"aspp\.aspp1\.atrous_conv\.weight")
+
+    def plan(self, tensors: Tensors) -> Plan:
+        """See `System`."""
+        settings = {
+            "network": "deeplabv3plus",
+            **_encoder(tensors),
+            "output_stride": 16,
+            "rates": (6, 12, 18),
+            "dropout": 0.5,
+            "head_resize": "align_corners",
+            "resize": "align_corners",
+            **rules.IMAGENET_INPUT,
+        }
+        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        return plan.fill(tensors, rules.batch_counter, _rule(tensors))
+
+
+def _encoder(tensors: Tensors) -> dict[str, object]:
+    if "backbone.low_level_features.0.0.weight" in tensors:
+        return {"encoder": "jfzhang95:mobilenet_v2"}
+    if "backbone.layer1.0.conv3.weight" in tensors and "backbone.conv1.weight" in tensors:
+        depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
+        return {"encoder": f"timm:resnet{depth}", "uniform_rates": True, "multi_grid": (1, 2, 4)}
+    raise ConversionError(
+        "this model of jfzhang95/pytorch-deeplab-xception has an encoder that degrid cannot convert; it can convert "
+        "those on ResNet-101 and MobileNet"
+    )
+
+
+def _rule(tensors: Tensors) -> Rule:
+    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
+        layer, _, leaf = name.rpartition(".")
+        if layer in _PLACES:
+            return {f"{_PLACES[layer]}.{leaf}": value}
+        if not name.startswith("backbone."):
+            return None
+        inner = name.removeprefix("backbone.")
+        if first := re.match(r"(low|high)_level_features\.", inner):
+            renamed = mobilenet_v2_name(inner.replace(first[0], "features."), flat=True)
+            return {f"encoder.net.{renamed}": value} if renamed else None
+        if inner.startswith("features."):
+            return Drop("the same weights under a second name")
+        return {f"encoder.net.{inner}": value}
+
+    return rule

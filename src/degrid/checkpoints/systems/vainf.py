@@ -1,0 +1,81 @@
+"""VainF/DeepLabV3Plus-Pytorch: DeepLab v3 and v3+."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.types import ConversionError
+from degrid.weight_names import mobilenet_v2_name
+
+_PLUS = {
+    "classifier.project.0": "head.reduce.0",
+    "classifier.project.1": "head.reduce.1",
+    "classifier.classifier.0": "head.refine.0",
+    "classifier.classifier.1": "head.refine.1",
+    "classifier.classifier.3": "head.classifier",
+}
+_V3 = {
+    "classifier.classifier.1": "head.refine.0",
+    "classifier.classifier.2": "head.refine.1",
+    "classifier.classifier.4": "head.classifier",
+}
+
+
+class VainF(System):
+    """Output stride 16 unless the user says otherwise: the project writes it into the name of the file only."""
+
+    title = "VainF/DeepLabV3Plus-Pytorch: DeepLab v3, v3+"
+
+    def recognise(self, tensors: Tensors) -> str | None:
+        """See `System`."""
+        return first_match(tensors, r"classifier\.(aspp|classifier\.0)\.convs\.0\.0\.weight")
+
+    def plan(self, tensors: Tensors) -> Plan:
+        """See `System`."""
+        plus = "classifier.project.0.weight" in tensors
+        settings = {
+            "network": "deeplabv3plus_vainf" if plus else "deeplabv3_refined",
+            "encoder": _encoder(tensors),
+            "output_stride": 16,
+            "rates": (6, 12, 18),
+            **rules.IMAGENET_INPUT,
+        }
+        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        return plan.fill(tensors, rules.batch_counter, _rule(plus))
+
+
+def _encoder(tensors: Tensors) -> str:
+    if "backbone.low_level_features.0.0.weight" in tensors:
+        return "vainf:mobilenet_v2"
+    if "backbone.layer4.0.conv3.weight" in tensors:
+        depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
+        return f"timm:resnet{depth}"
+    raise ConversionError(
+        "this model of VainF/DeepLabV3Plus-Pytorch has an encoder that degrid cannot convert; it can convert those on "
+        "ResNet and MobileNet"
+    )
+
+
+def _rule(plus: bool) -> Rule:
+    places, aspp = (_PLUS, "classifier.aspp.") if plus else (_V3, "classifier.classifier.0.")
+
+    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+        if name.startswith("backbone."):
+            inner = name.removeprefix("backbone.")
+            mobile = re.sub(r"^(low|high)_level_features\.", "features.", inner)
+            renamed = mobilenet_v2_name(mobile) if mobile.startswith("features.") else inner
+            return {f"encoder.net.{renamed}": value} if renamed else None
+        if name.startswith(aspp):
+            return rules.torchvision_aspp(name.removeprefix(aspp), value)
+        layer, _, leaf = name.rpartition(".")
+        if layer not in places:
+            return None
+        if plus and layer == "classifier.classifier.0":
+            value = rules.joined_in_order(value, 48)
+        return {f"{places[layer]}.{leaf}": value}
+
+    return rule

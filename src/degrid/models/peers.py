@@ -1,0 +1,119 @@
+"""Encoders that other projects changed, so that the weights they trained keep their meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from timm.models._efficientnet_blocks import InvertedResidual
+from torch import Tensor, nn
+
+from degrid.lookup import did_you_mean
+from degrid.models.dilation import set_rates
+from degrid.models.library_encoders import TimmEncoder
+from degrid.models.strides import is_wide, pair
+from degrid.types import UserError
+
+
+class PadsFirst(InvertedResidual):
+    """An inverted residual block that pads its input by zeros before the expansion, and not the depthwise convolution.
+
+    At the border that one then sees what the expansion makes of zero, which its batch norm moves away from zero.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,H,W] -> [N,out,H/stride,W/stride]."""
+        rate = self.conv_dw.dilation[0]
+        wide = self.bn1(self.conv_pw(F.pad(x, (rate,) * 4)))
+        wide = F.conv2d(wide, self.conv_dw.weight, None, self.conv_dw.stride, 0, rate, wide.shape[1])
+        y: Tensor = self.bn3(self.conv_pwl(self.bn2(wide)))
+        return x + y if self.has_skip else y
+
+
+class PeerMobileNetV2(TimmEncoder):
+    """MobileNetV2 as a project changed it.
+
+    Args:
+        name: "jfzhang95:mobilenet_v2", where every block pads before its expansion and dilation lags a stage;
+            "vainf:mobilenet_v2", where every block pads before its expansion and the first convolution not at all;
+            "mmseg:mobilenet_v2", where only the first block of a stage is dilated.
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__("mobilenetv2_100", **settings)
+        project = name.partition(":")[0]
+        if project == "vainf":
+            self.net.conv_stem.padding = (0, 0)
+        for stage in self.net.blocks:
+            convs: list[Any] = [conv for conv in stage.modules() if is_wide(conv)]
+            first, last = pair(convs[0].dilation), pair(convs[-1].dilation)
+            if project == "jfzhang95":
+                _set_all(convs, [first] * len(convs))
+            elif project == "mmseg":
+                _set_all(convs, [last, *[(1, 1)] * (len(convs) - 1)])
+        for block in self.net.modules():
+            if type(block) is InvertedResidual and project != "mmseg":
+                block.__class__ = PadsFirst
+
+
+class PeerResNet(TimmEncoder):
+    """A ResNet of timm with the rates and shortcuts of a project.
+
+    Args:
+        name: "mmseg:resnet50", 50c, 50d or of another depth: the shortcuts of dilated stages have no average pooling,
+            the second convolution of basic blocks is not dilated, and multi_grid are the rates of the last stage
+            themselves. "paddleseg:resnet50d" or of another depth: the first of these alone.
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        project, _, network = name.partition(":")
+        basic_c = network in ("resnet18c", "resnet34c")  # which timm does not have
+        super().__init__(f"{network[:-1]}d" if basic_c else network, **settings)
+        multi_grid = settings.get("multi_grid") or ()
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            units: Any = self.net.get_submodule(stage)
+            _change_shortcut(units[0].downsample, basic_c)
+            if project != "mmseg":
+                continue
+            basic = not hasattr(units[0], "conv3")
+            if basic:
+                _set_all([unit.conv2 for unit in units], [(1, 1)] * len(units))
+            if multi_grid and stage == "layer4":
+                wide = [unit.conv1 if basic else unit.conv2 for unit in units]
+                _set_all(wide, [(rate, rate) for rate in multi_grid])
+
+
+def _change_shortcut(shortcut: Any, strided: bool) -> None:
+    """Without average pooling where it lowers no resolution; `strided`: nowhere, the convolution having the stride."""
+    pool = None if shortcut is None else shortcut[0]
+    if isinstance(pool, nn.AvgPool2d) and (strided or pair(pool.stride) == (1, 1)):
+        shortcut[0], shortcut[1].stride = nn.Identity(), pair(pool.stride)
+
+
+def _set_all(convs: list[Any], rates: list[tuple[int, ...]]) -> None:
+    for conv, rate in zip(convs, rates, strict=True):
+        set_rates(conv, rate)
+
+
+_MMSEG = ("18", "18c", "18d", "34c", "34d", "50", "50c", "50d", "101", "101c", "101d", "152", "152c", "152d")
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "jfzhang95:mobilenet_v2": PeerMobileNetV2,
+    "vainf:mobilenet_v2": PeerMobileNetV2,
+    "mmseg:mobilenet_v2": PeerMobileNetV2,
+    **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
+    **{f"paddleseg:resnet{depth}d": PeerResNet for depth in (18, 34, 50, 101, 152, 200)},
+}
+
+
+def peer_encoder(name: str, **settings: Any) -> nn.Module:
+    """An encoder by name, with the settings of `degrid.models.encoder.EncoderSettings`.
+
+    Raises:
+        UserError: no such encoder, or a setting that it does not support.
+    """
+    if name not in PEERS:
+        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, PEERS)} Known: {", ".join(PEERS)}')
+    return PEERS[name](name, **settings)
