@@ -4,7 +4,7 @@ import peers
 import pytest
 import torch
 
-from degrid.checkpoints.systems.table import find_system
+from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
 from degrid.types import LabelSpace
@@ -13,14 +13,15 @@ from degrid.verbs.convert import fill
 slow = pytest.mark.slow
 
 
-def converted(name, **changes):
-    """A network's plan, and the model that it describes."""
+def converted(name, key):
+    """A network's plan by the row of the table that recognises it, and the model that it describes."""
     tensors = peers.tensors(name)
     system, _ = find_system(tensors, None, name)
+    assert system is SYSTEMS[key]
     plan = system.plan(tensors)
     assert not plan.unexpected
     assert set(plan.origins.values()) | set(plan.dropped) == set(tensors)
-    config = from_dict(ModelConfig, {"pretrained": False, **plan.model, **changes})
+    config = from_dict(ModelConfig, {"pretrained": False, **plan.model})
     model = build_model(config, LabelSpace.of_size(peers.spec(name)["classes"]))
     fill(model, plan, name)
     return plan, model.eval()
@@ -41,10 +42,15 @@ def rates(module):
         pytest.param("VainF_deeplabv3plus_resnet50", "vainf", [2, 2], [6, 12, 18], marks=slow),
         ("VainF_deeplabv3plus_mobilenet", "vainf", [2, 2, 2], [6, 12, 18]),
         ("bubbliiiing_mobilenet", "bubbliiiing", [2, 2, 2], [6, 12, 18]),
+        pytest.param("mmseg_deeplabv3_r50-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
+        pytest.param("mmseg_deeplabv3plus_r50-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
+        pytest.param("detectron2_deeplabv3_R103", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
+        pytest.param("detectron2_deeplabv3plus_R103", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
+        ("paddleseg_deeplabv3p_resnet50", "paddleseg", [*[2] * 6, 4, 8, 16], [12, 24, 36]),
     ],
 )
 def test_same_logits_as_the_projects_own_code(name, system, encoder_rates, aspp_rates):
-    plan, model = converted(name)
+    plan, model = converted(name, system)
     assert rates(model.encoder) == encoder_rates
     assert rates(model.head.aspp) == aspp_rates == list(plan.model["rates"])
     with torch.inference_mode():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
+from degrid.checkpoints.systems.detectron2 import Detectron2
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
 from degrid.checkpoints.systems.isht7 import Isht7
 from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
 from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
+from degrid.checkpoints.systems.mmseg import Mmseg
 from degrid.checkpoints.systems.mobilenet_v2_voc import MobileNetV2Voc
 from degrid.checkpoints.systems.nanqingd import NanqingD
+from degrid.checkpoints.systems.paddleseg import PaddleSeg
 from degrid.checkpoints.systems.plan import System, Tensors
 from degrid.checkpoints.systems.slim import Slim
 from degrid.checkpoints.systems.smp import Smp
@@ -36,6 +39,9 @@ SYSTEMS: dict[str, System] = {
     "jfzhang95": Jfzhang95(),
     "vainf": VainF(),
     "bubbliiiing": Bubbliiiing(),
+    "mmseg": Mmseg(),
+    "detectron2": Detectron2(),
+    "paddleseg": PaddleSeg(),
     "slim_v1": Slim("v1"),
     "slim_v2": Slim("v2"),
     "torchvision_imagenet": TorchvisionImageNet(),
