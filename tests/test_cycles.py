@@ -11,7 +11,7 @@ from degrid.analysis.curves import read_curves
 from degrid.engine.training import loop
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import read_metrics
-from degrid.types import IGNORE_INDEX, UserError
+from degrid.types import IGNORE_INDEX, Scores, UserError
 from degrid.verbs import run as runs
 
 TINY = [
@@ -42,6 +42,10 @@ def few_scenes(monkeypatch):
         "open_dataset",
         lambda path, split, labels=None, **how: SyntheticScenes(split, 2 if split == "val" else 8, (64, 64)),
     )
+
+
+def scores_like(miou):
+    return Scores(miou, miou, miou, miou, None, ("a",), (miou,), (miou,), None, (1,), 1, 1, ((1,),))
 
 
 def test_meant_cycles_go_straight_through():
@@ -146,6 +150,17 @@ def test_the_training_score_goes_on_where_a_cycle_was_interrupted(tmp_path, monk
     )
     assert len(found) == 3
     assert found == expected
+
+
+def test_patience_counts_cycles(tmp_path, monkeypatch):
+    """Five cycles of three steps, each with one more update; the second and the third one are no better."""
+    found = iter([0.3, 0.2, 0.3])
+    monkeypatch.setattr(runs, "_validation", lambda *_: lambda network, step: scores_like(next(found)))
+    runs.run(tiny("train.cyclic=true", "compat=true", "train.steps=15", "train.patience=2"), tmp_path / "run")
+    records = read_metrics(tmp_path / "run")
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in records if "val" in r] == [4, 8, 12]
+    assert "stopped after step 12: 2 validations in a row were not better" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_epochs_count_passes_over_the_images(tmp_path):

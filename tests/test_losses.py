@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from degrid import config
 from degrid.cli import app
 from degrid.data import SyntheticScenes
-from degrid.data.inspection.check import class_pixels
+from degrid.data.inspection.counting import class_counts
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.losses import (
     BatchMean,
@@ -489,26 +489,26 @@ def test_through_the_command_line(tmp_path):
 # ---- counting -----------------------------------------------------------------------------------------------
 
 
-def test_class_pixels_counts_every_sample():
+def test_every_label_is_counted():
     scenes = SyntheticScenes("train", 4, (64, 80))
     seen = []
-    report = class_pixels(scenes, lambda p: seen.append((p.done, p.total)))
-    labels = [scenes[k].label for k in range(4)]
-    assert report.class_pixels == [sum(int((label == c).sum()) for label in labels) for c in range(len(scenes.labels))]
-    assert report.class_images == [sum(int((label == c).any()) for label in labels) for c in range(len(scenes.labels))]
-    assert sum(report.class_pixels) + report.void_pixels == 4 * 64 * 80
+    counts = class_counts(scenes, lambda p: seen.append((p.done, p.total)))
+    wanted = [[int((scenes[k].label == c).sum()) for c in (*range(len(scenes.labels)), 255)] for k in range(4)]
+    assert counts.tolist() == wanted
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_data_stats():
     found = json.loads(cli("data", "stats", "synthetic:2", "--split", "val", "--json"))
-    report = class_pixels(SyntheticScenes("val", found["num_images"]))
+    counts = class_counts(SyntheticScenes("val", found["num_images"]))
+    *pixels, void = counts.sum(0).tolist()
     rows = found["classes"]
-    assert [row["pixels"] for row in rows] == report.class_pixels
-    assert [row["images"] for row in rows] == report.class_images
+    assert [row["pixels"] for row in rows] == pixels
+    assert [row["images"] for row in rows] == (counts > 0).sum(0).tolist()[:-1]
+    assert found["void_pixels"] == void > 0
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     for kind, power in (("median_frequency", 1.0), ("sqrt_median_frequency", 0.5)):
-        weights = median_frequency_weights(torch.tensor(report.class_pixels), power)
+        weights = median_frequency_weights(torch.tensor(pixels), power)
         assert [row[kind] for row in rows] == pytest.approx(weights.tolist())
     lines = cli("data", "stats", "synthetic:2").splitlines()
     assert lines[0].startswith("synthetic:2, train: 2 images, ")

@@ -1,5 +1,6 @@
 """Whole runs through the command line, on small real files: train, resume, kill, evaluate, predict, inspect."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,15 +17,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_cycles import scores_like
 from typer.testing import CliRunner
 
 import degrid
 from degrid import config, model_folder, networks, recipes
 from degrid.cli import app
+from degrid.config import RunConfig
 from degrid.data import SyntheticScenes
+from degrid.engine.training import loop
 from degrid.engine.training.log import read_metrics
+from degrid.engine.training.loop import load_state
 from degrid.image import open_image
 from degrid.types import LabelSpace, UserError
+from degrid.verbs import run as train_run
 from degrid.verbs import train
 
 # A network and schedule that take a second.
@@ -162,6 +168,50 @@ def test_resume_after_kill_equals_never_having_stopped(trained, photos, tmp_path
     assert [r["loss"] for r in read_metrics(folder) if "loss" in r] == [
         r["loss"] for r in read_metrics(trained) if "loss" in r
     ]
+
+
+@pytest.mark.slow
+def test_resume_is_exact_with_rare_classes_repeated_dropout_and_workers(photos, tmp_path, monkeypatch):
+    """Stopped after three of five steps, in the second of its longer epochs; the other run has one worker less."""
+    settings = ["data.repeat_rare=0.9", "data.workers=2", "model.dropout=0.5", "train.save_every=1", "train.steps=5"]
+    given = {"data": photos, "settings": [*TINY, *settings, "train.batch_size=4", "data.val="]}
+    step, done = loop.train_step, []
+
+    def interrupted(*args, **more):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append([name for batch in args[1] for name in batch.names])
+        return step(*args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            degrid.train(**given, out=tmp_path / "resumed")
+    degrid.train(resume=tmp_path / "resumed")
+    degrid.train(**{**given, "settings": [*given["settings"], "data.workers=1"]}, out=tmp_path / "straight")
+    assert same(weights(tmp_path / "resumed"), weights(tmp_path / "straight"))
+    resumed, straight = ([r["loss"] for r in read_metrics(tmp_path / name)] for name in ("resumed", "straight"))
+    assert resumed == straight
+    assert len(resumed) == 5
+    once = degrid.train(**{**given, "settings": [*given["settings"], "data.repeat_rare=0"]}, out=tmp_path / "once")
+    assert not same(weights(once.folder), weights(tmp_path / "straight"))  # so that repeats were at work
+
+
+@pytest.mark.slow
+def test_each_stage_has_a_patience_of_its_own(photos, tmp_path, monkeypatch):
+    """The first stops after its second validation; the next starts from the first's best, and stops so, too."""
+    first = config.override(recipes.load("folder"), [*TINY, "train.eval_every=1", "train.patience=1", "name=first"])
+    still = [*TINY, "train.eval_every=1", "train.patience=1", "name=second", "optim.lr=0", "train.batch_norm=frozen"]
+    monkeypatch.setattr(recipes, "load", lambda name, **_: config.override(RunConfig(), still))
+    found = iter([0.5, 0.4, 0.2, 0.2])
+    monkeypatch.setattr(train_run, "_validation", lambda *_: lambda network, step: scores_like(next(found)))
+    degrid.train(dataclasses.replace(first, then="second"), data=photos, out=tmp_path / "run")
+    stages = tmp_path / "run", tmp_path / "run_stage2"
+    assert [[r["step"] for r in read_metrics(stage) if "val" in r] for stage in stages] == [[1, 2], [1, 2]]
+    best = load_state(stages[0] / "best.ckpt")
+    assert (best["step"], load_state(stages[1] / "best.ckpt")["best_miou"]) == (1, 0.2)
+    after = weights(stages[1])
+    assert all(torch.equal(after[key], value) for key, value in weights(stages[0]).items() if "num_batches" not in key)
 
 
 def test_ctrl_c_says_how_to_go_on(photos, tmp_path):

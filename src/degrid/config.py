@@ -194,7 +194,8 @@ class TrainConfig:
     steps: int = 30_000
     """Optimiser steps."""
     epochs: float = 0.0
-    """Passes over the training images, with a validation after each; replaces `steps` and `eval_every`. 0: off."""
+    """Passes over the training images, with a validation after each; replaces `steps` and `eval_every`. With
+    `data.repeat_rare` one pass is as many images as there are, some of them twice and some not. 0: off."""
     cyclic: bool = False
     """`true`: train in cycles of `eval_every` steps and a validation, as in Ziegler et al.'s code; log.txt then also
     has the lines of that code, with the mIoU on the crops of the cycle. With `compat`, every cycle sees the same crops

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from degrid.arguments import checked
 from degrid.bands import find_bands, thinned, without_data
 from degrid.data.formats.doubts import stop_at_doubts
@@ -64,12 +66,33 @@ class SourceDataset:
 
         source = self.sources[index]
         name, image, raw, empty = source.read() if self.bands == RGB else source.read(self.bands)
-        ids, unknown = self.rule.apply(raw)
-        if empty is not None:
-            ids[empty] = IGNORE_INDEX
-        if unknown:
-            raise UserError(unknown_message(source.places()[1], unknown, self.labels))
+        ids = _train_ids(source, self.rule, self.labels, raw, empty)
         return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
+
+
+def read_ids(source: Source, rule: MaskRule, labels: LabelSpace, bands: Bands) -> np.ndarray:
+    """The label that a `SourceDataset` gives of a source, uint8 [H,W].
+
+    The image is read only where pixels of it without data may make the label void.
+
+    Raises:
+        UserError: see `SourceDataset`.
+    """
+    if bands == RGB and source.no_data() is None:
+        return _train_ids(source, rule, labels, source.read_label(), None)
+    _, _, raw, empty = source.read(bands)
+    return _train_ids(source, rule, labels, raw, empty)
+
+
+def _train_ids(
+    source: Source, rule: MaskRule, labels: LabelSpace, raw: np.ndarray, empty: np.ndarray | None
+) -> np.ndarray:
+    ids, unknown = rule.apply(raw)
+    if empty is not None:
+        ids[empty] = IGNORE_INDEX
+    if unknown:
+        raise UserError(unknown_message(source.places()[1], unknown, labels))
+    return ids
 
 
 def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:

@@ -118,8 +118,8 @@ def _search(
     check_class_weights(settings.class_weights, opened.train)
     torch.manual_seed(settings.seed)
     model, _ = start_network(config, opened, device, False)
-    state, objective = make_state(config, model), make_objective(settings, opened.train, model, device)
     tell: OnProgress = progress or (lambda _: None)
+    state, objective = make_state(config, model), make_objective(settings, opened.train, model, device, tell)
     batches = run_batches(config, opened.train, None, 0, tell)
     losses: list[float] = []
     average: list[float] = []

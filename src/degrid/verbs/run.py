@@ -30,7 +30,7 @@ from degrid.data import (
     repeat_factors,
     training_batches,
 )
-from degrid.data.inspection.check import class_presence
+from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device, to_channels_last
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -133,7 +133,7 @@ def run(
             run_batches(config, data.train, cycles, state.step, log.progress),
             folder,
             log,
-            make_objective(settings, data.train, model, device),
+            make_objective(settings, data.train, model, device, log.progress),
             plan,
             validate=_validation(data.val, settings, device, log) if data.val is not None else None,
             publish=lambda network: save(cast(Segmenter, network), folder / "model"),
@@ -228,7 +228,7 @@ def run_batches(
     data, settings = config.data, config.train
     transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred, data.void_border)
     rare = data.repeat_rare
-    repeats = repeat_factors(class_presence(dataset, progress), rare) if rare else None
+    repeats = repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
 
     def batches_from(number: int) -> Iterator[Batch]:
         return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers, repeats)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from degrid.config import OptimConfig, RunConfig, TrainConfig
-from degrid.data.inspection.check import class_pixels
+from degrid.data.inspection.counting import class_counts
 from degrid.engine.device import PRECISIONS
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
@@ -24,7 +24,7 @@ from degrid.engine.training.objective import (
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.training.trackers import check_trackers
 from degrid.models import Segmenter
-from degrid.types import Dataset, UserError
+from degrid.types import Dataset, OnProgress, UserError
 
 
 def check_settings(config: RunConfig) -> None:
@@ -125,13 +125,15 @@ def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) 
     )
 
 
-def make_objective(settings: TrainConfig, dataset: Dataset, model: Segmenter, device: torch.device) -> Objective:
+def make_objective(
+    settings: TrainConfig, dataset: Dataset, model: Segmenter, device: torch.device, progress: OnProgress | None = None
+) -> Objective:
     """What training minimises; class weights may need a pass over the training set's labels."""
     kind, weights = settings.class_weights, None
     if given := given_class_weights(kind):
         weights = torch.tensor(given, device=device)
     elif kind != "none":
-        counted = torch.tensor(class_pixels(dataset).class_pixels)
+        counted = torch.from_numpy(class_counts(dataset, progress).sum(0)[:-1])
         weights = median_frequency_weights(counted, CLASS_WEIGHTS[kind]).to(device)
     names = loss_names(settings.loss)
     return Objective(_losses(settings), settings.loss_size, weights, model.resize, names if len(names) > 1 else ())

@@ -10,7 +10,7 @@ import torch
 
 from degrid.arguments import checked
 from degrid.data import open_dataset
-from degrid.data.inspection.check import class_pixels
+from degrid.data.inspection.counting import class_counts
 from degrid.engine.training.objective import CLASS_WEIGHTS, median_frequency_weights
 from degrid.lookup import counted
 from degrid.types import OnProgress
@@ -62,8 +62,9 @@ def class_statistics(path: str | Path, split: str = "train", progress: OnProgres
         UserError: the dataset cannot be opened, or a sample cannot be read.
     """
     dataset = open_dataset(path, split)
-    counted = class_pixels(dataset, progress)
-    pixels = counted.class_pixels
+    counts = class_counts(dataset, progress)
+    pixels, images = counts.sum(0).tolist(), (counts > 0).sum(0).tolist()
+    void = pixels.pop()
     weights = {
         kind: median_frequency_weights(torch.tensor(pixels), power).tolist()
         for kind, power in CLASS_WEIGHTS.items()
@@ -74,9 +75,9 @@ def class_statistics(path: str | Path, split: str = "train", progress: OnProgres
             "class": name,
             "pixels": pixels[index],
             "share": pixels[index] / max(1, sum(pixels)),
-            "images": counted.class_images[index],
+            "images": images[index],
             **{kind: numbers[index] for kind, numbers in weights.items()},
         }
         for index, name in enumerate(dataset.labels.names)
     )
-    return ClassStatistics(str(path), split, counted.num_images, counted.void_pixels, rows)
+    return ClassStatistics(str(path), split, len(dataset), void, rows)

@@ -83,8 +83,8 @@ def spread(things: Sequence[tuple[str, Source]], most: int) -> Sequence[tuple[st
 # What was surveyed, by the files that were read and how; the oldest first.
 _KNOWN: OrderedDict[tuple[object, ...], dict[str, Survey]] = OrderedDict()
 _MOST_KNOWN = 4
-# Files younger than this, in seconds, may change again without a change of their time.
-_SETTLED = 2.0
+SETTLED = 2.0
+"""Files younger than this, in seconds, may change again without a change of their time."""
 
 
 def _fingerprint(chosen: Sequence[tuple[str, Source]]) -> tuple[object, ...]:
@@ -98,4 +98,4 @@ def _fingerprint(chosen: Sequence[tuple[str, Source]]) -> tuple[object, ...]:
             return ()
         latest = max(latest, found.st_mtime)
         parts.append((split, source, found.st_mtime_ns, found.st_size))
-    return tuple(parts) if time.time() - latest > _SETTLED else ()
+    return tuple(parts) if time.time() - latest > SETTLED else ()

@@ -60,36 +60,6 @@ class SplitReport:
             self.class_images[index] += bool(counts[index])
 
 
-def class_pixels(dataset: Dataset, progress: OnProgress | None = None) -> SplitReport:
-    """Read each sample once and count the pixels and images of every class, void pixels, and image sizes.
-
-    Args:
-        progress: told how many samples have been read.
-    Raises:
-        UserError: a sample cannot be read.
-    """
-    report = SplitReport.empty(len(dataset), dataset.labels)
-    for index in range(len(dataset)):
-        label = dataset[index].label
-        report.count_size(*label.shape)
-        report.count_label(label.numpy())
-        if progress:
-            progress(Progress("counting", index + 1, len(dataset)))
-    return report
-
-
-def class_presence(dataset: Dataset, progress: OnProgress | None = None) -> np.ndarray:
-    """Which classes each sample holds, bool [N,C]; see `class_pixels`."""
-    size = len(dataset.labels)
-    found = np.zeros((len(dataset), size), bool)
-    for index in range(len(dataset)):
-        ids = np.unique(dataset[index].label.numpy())
-        found[index, ids[ids < size]] = True
-        if progress:
-            progress(Progress("looking for rare classes", index + 1, len(dataset)))
-    return found
-
-
 @dataclass
 class DataReport:
     """What `check_data` found.
