@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from degrid.data.inspection.check import check_data
-from degrid.data.processes import num_cores
 from degrid.data.synthetic import LABELS, draw_scene
 from degrid.image import palette_image
+from degrid.threads import usable_cores
 
 SCENES = 50  # drawn; the others are these, turned round, shifted and in another light
 
@@ -159,10 +159,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, num_cores()}))
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, usable_cores()}))
     parser.add_argument("--scale", type=int, nargs="+", default=[])
     given = parser.parse_args()
-    print(f"{versions()}; {num_cores()} of {os.cpu_count()} cores")
+    print(f"{versions()}; {usable_cores()} of {os.cpu_count()} cores")
     if given.scale:
         scale(given.scale)
         return

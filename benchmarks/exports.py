@@ -28,7 +28,7 @@ from degrid.bench.measure import Case, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.report import Results, write_markdown, write_results
 from degrid.data.synthetic import scene
-from degrid.engine.inference.fast_network import keep_freed_memory
+from degrid.engine.memory import keep_freed_memory
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import EXPORTERS, find_exporter
 from degrid.types import LabelSpace, Sample

@@ -33,7 +33,7 @@ from degrid.bench.measure import MIB, Case, Row, measure, merged, saved_activati
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.bench.report import Results, write_markdown, write_pictures, write_results
 from degrid.data.synthetic import scene
-from degrid.engine.inference.fast_network import keep_freed_memory
+from degrid.engine.memory import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image
 from degrid.models import freeze_batch_norm
 from degrid.types import Batch

@@ -22,6 +22,7 @@ LEAVES = {
     "version",
     "contracts",
     "dispatch",
+    "threads",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
@@ -33,6 +34,7 @@ ALLOWED = {
     "image": {"types", "raster"},
     "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},
+    "arguments": {"types", "lookup"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "acceleration": {*LEAVES, "kernels", "acceleration"},
     "data": {*LEAVES, "kernels", "data"},

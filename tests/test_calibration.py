@@ -15,9 +15,9 @@ import degrid
 from degrid.cli import app
 from degrid.engine.evaluation import calibration
 from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts, row_bands
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.inference.tta import InferenceOptions
-from degrid.kernels.dense_crf import CRF
+from degrid.kernels.crf_settings import CRF
 from degrid.resize import RESIZES, resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin, LabelSpace, Sample
 

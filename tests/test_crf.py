@@ -7,7 +7,8 @@ import torch
 
 from degrid import UserError
 from degrid.kernels import dense_crf
-from degrid.kernels.dense_crf import CRF, Lattice, _blur, refine
+from degrid.kernels.crf_settings import CRF
+from degrid.kernels.dense_crf import Lattice, _blur, refine
 
 
 def exact_mean_field(probabilities, image, crf):

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import degrid
 from degrid.cli import app
 from degrid.cli.options import rest_idle_threads
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.exporters import graph, runtime
 from degrid.exporters.graph import ExportGraph, example_image
 from degrid.exporters.rewrite import to_plain_layers

@@ -11,7 +11,7 @@ from rasterio.transform import Affine
 import degrid
 from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_scene, without_data
 from degrid.data import check_data, open_dataset
-from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.inference.options import InferenceOptions
 from degrid.raster import is_on_map
 from degrid.types import IGNORE_INDEX, Bands, UserError
 from degrid.verbs.find_images import is_result

@@ -10,8 +10,9 @@ import degrid
 from degrid import UserError
 from degrid.acceleration.fold import folded
 from degrid.engine.inference import fast_network as fast
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.inference.tta import InferenceOptions, fused_scores, slide_in_bands
+from degrid.engine.inference.tta import fused_scores, slide_in_bands
 
 
 class Pointwise(nn.Module):
@@ -139,7 +140,8 @@ def test_bands_hold_no_more_rows_than_a_window():
 
 
 def test_crf_is_applied_to_the_fused_probabilities(image):
-    from degrid.kernels.dense_crf import CRF, refine
+    from degrid.kernels.crf_settings import CRF
+    from degrid.kernels.dense_crf import refine
 
     model = Pointwise()
     crf = CRF(bi_xy_std=10, bi_rgb_std=20, iterations=2)

@@ -9,10 +9,10 @@ from torch import nn
 
 import degrid
 from degrid.data.synthetic import SyntheticScenes
-from degrid.engine.device import available_bytes
 from degrid.engine.inference import predictor as predictor_module
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
-from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.memory import available_to_process
 from degrid.types import UserError
 
 
@@ -158,7 +158,7 @@ MEMINFO = "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailabl
 
 def test_files_kept_in_memory_count_as_available(tmp_path):
     write(tmp_path, proc__meminfo=MEMINFO)
-    assert available_bytes(CPU, tmp_path) == 20_000_000 * 1024
+    assert available_to_process(tmp_path) == 20_000_000 * 1024
 
 
 def test_the_smallest_limit_of_the_control_groups_counts(tmp_path):
@@ -166,20 +166,20 @@ def test_the_smallest_limit_of_the_control_groups_counts(tmp_path):
     group = "sys__fs__cgroup__slice__"
     write(tmp_path, **{f"{group}memoryDOTmax": "3000000000\n", f"{group}memoryDOTcurrent": "1000000000\n"})
     write(tmp_path, **{f"{group}job__memoryDOTmax": "max\n", f"{group}job__memoryDOTcurrent": "900000000\n"})
-    assert available_bytes(CPU, tmp_path) == 2_000_000_000
+    assert available_to_process(tmp_path) == 2_000_000_000
     write(tmp_path, **{f"{group}memoryDOTstat": "anon 5\ninactive_file 500000000\n"})
-    assert available_bytes(CPU, tmp_path) == 2_500_000_000
+    assert available_to_process(tmp_path) == 2_500_000_000
 
 
 def test_control_groups_of_version_1(tmp_path):
     write(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="5:cpu:/x\n4:memory:/docker/1234\n")
     group = "sys__fs__cgroup__memory__"  # in the container the group is the top of its tree
     write(tmp_path, **{f"{group}memoryDOTlimit_in_bytes": "800", f"{group}memoryDOTusage_in_bytes": "300"})
-    assert available_bytes(CPU, tmp_path) == 500
+    assert available_to_process(tmp_path) == 500
 
 
 def test_somewhere_else_something_is_available(tmp_path):
-    assert available_bytes(CPU, tmp_path) > 1 << 20
+    assert available_to_process(tmp_path) > 1 << 20
 
 
 def test_windows_that_save_memory_are_told(tmp_path):

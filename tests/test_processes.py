@@ -10,8 +10,9 @@ from PIL import Image
 from test_verbs_check_data import dataset
 
 import degrid
-from degrid.data.processes import _idle, in_order, kept_processes, num_cores
+from degrid.data.processes import _idle, in_order, kept_processes
 from degrid.image import read_jpeg
+from degrid.threads import usable_cores
 from degrid.types import UserError
 
 PARTS = """
@@ -135,7 +136,7 @@ def test_early_processes_without_work_end():
 
 
 def test_number_of_cores():
-    assert 1 <= num_cores() <= (os.cpu_count() or 1)
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
 def test_a_script_needs_no_guard(tmp_path):

@@ -5,9 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from test_export import network
 
 import degrid
+from degrid.model_folder import open_model
+from degrid.threads import num_threads, usable_cores
 
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
 HEAVY = {*COMPILER, "torchvision", "timm", "matplotlib"}
@@ -28,12 +32,12 @@ def modules_after(*words: str) -> set[str]:
 def folder(tmp_path_factory):
     """A model whose encoder is none of timm's, and a data set of one image."""
     place = tmp_path_factory.mktemp("start")
-    degrid.save(degrid.deeplabv3("caffe:resnet50", 2, channels=8).eval(), place / "model")
+    degrid.save(degrid.deeplabv3("caffe:resnet50", 3, channels=8).eval(), place / "model")
     for kind in ("images", "masks"):
         (place / "data" / kind).mkdir(parents=True)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(place / "data" / "images" / "a.png")
-    Image.fromarray(rng.integers(0, 2, (40, 50), np.uint8)).save(place / "data" / "masks" / "a.png")
+    Image.fromarray(rng.integers(0, 3, (40, 50), np.uint8)).save(place / "data" / "masks" / "a.png")
     return place
 
 
@@ -48,6 +52,35 @@ def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
     words = ("predict", folder / "model", folder / "data" / "images" / "a.png", "-o", folder / "out")
     assert not HEAVY & modules_after(*map(str, words))
     assert (folder / "out" / "a.png").exists()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
+def test_an_exported_model_predicts_without_torch_what_it_predicts_with_it(folder, tmp_path, name):
+    model = folder / name
+    degrid.export(network(), model, format="onnx" if name.endswith("onnx") else "openvino")
+    image = folder / "data" / "images" / "a.png"
+    found = modules_after("predict", str(model), str(image), "-o", str(tmp_path))
+    assert not {*HEAVY, "torch"} & found
+    ids = np.asarray(Image.open(tmp_path / "a.png"))
+    np.testing.assert_array_equal(ids, degrid.Predictor(open_model(model))(image))
+    assert ids.shape == (40, 50)
+
+
+def test_an_exported_model_is_evaluated_without_compiler_and_pictures(folder):
+    words = ("eval", folder / "model.onnx", "--data", folder / "data", "--split", "train")
+    assert not HEAVY & modules_after(*map(str, words))
+
+
+@pytest.mark.parametrize("environment", ["3", "2,1", "", "many", "0"])
+def test_threads_are_those_that_the_environment_asks_for(environment, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    assert num_threads() == {"3": 3, "2,1": 2}.get(environment, usable_cores())
+
+
+def test_threads_are_those_of_torch_once_it_is_loaded(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    assert num_threads() == torch.get_num_threads()
 
 
 def test_what_a_file_says_and_what_is_written_need_no_torch():

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import degrid
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Plan, Training, train, train_step
 from degrid.engine.training.objective import Objective

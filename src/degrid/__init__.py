@@ -13,11 +13,11 @@ from degrid.version import VERSION
 
 if TYPE_CHECKING:
     from degrid.data import check_data, open_dataset
+    from degrid.engine.inference.options import InferenceOptions
     from degrid.engine.inference.predictor import Predictor
-    from degrid.engine.inference.tta import InferenceOptions
     from degrid.engine.training.loop import Stopped
     from degrid.exporters.facts import ImageInput
-    from degrid.kernels.dense_crf import CRF
+    from degrid.kernels.crf_settings import CRF
     from degrid.model_folder import load, save
     from degrid.models.dilation import DilationReport, dilate
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
@@ -42,9 +42,9 @@ __version__ = VERSION
 _MODULES = {
     "data": "check_data open_dataset",
     "exporters.facts": "ImageInput",
-    "kernels.dense_crf": "CRF",
+    "kernels.crf_settings": "CRF",
     "engine.inference.predictor": "Predictor",
-    "engine.inference.tta": "InferenceOptions",
+    "engine.inference.options": "InferenceOptions",
     "engine.training.loop": "Stopped",
     "model_folder": "load save",
     "models.dilation": "DilationReport dilate",

@@ -14,10 +14,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from degrid.lookup import loaded
 from degrid.types import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Later(type):
+    """The type of classes that `later` makes."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, loaded(cls.__module__, cls.__name__))
+
+
+def later(module: str, name: str) -> type:
+    """A class for annotations that stands for one whose module is slow to import.
+
+    A value is an instance if the program has loaded that module, and it is one of the class of that name there.
+    """
+    return _Later(name, (), {"__module__": module})
+
 
 _SEVERAL = (collections.abc.Iterable, collections.abc.Sequence)
 _WORDS = {

@@ -17,6 +17,9 @@ RESIZES = ("half_pixel", "align_corners", "tf_legacy")
 """Bilinear conventions. half_pixel: pixel centres at i + 0.5, PyTorch's default and ours. align_corners: the corner
 pixels' centres meet, Caffe's Interp and early PyTorch. tf_legacy: TensorFlow 1, source = i * in / out."""
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+"""Number formats of a network's arithmetic; auto: what the machine is fast in, where it is exact enough."""
+
 MSC_SCALES = (0.75, 0.5)
 """Multi-scale input of DeepLab v2: the scales beside 1 (arXiv 1606.00915 section 4.1.2)."""
 

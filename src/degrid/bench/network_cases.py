@@ -21,7 +21,7 @@ from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of
 from degrid.data.synthetic import scene
 from degrid.engine.device import autocast
-from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.objective import Objective
 from degrid.models import freeze_batch_norm

@@ -28,7 +28,8 @@ from degrid.data.synthetic import LABELS, scene
 from degrid.engine.evaluation.metrics import ConfusionMatrix
 from degrid.image import palette_image
 from degrid.kernels import dense_crf
-from degrid.kernels.dense_crf import CRF, refine
+from degrid.kernels.crf_settings import CRF
+from degrid.kernels.dense_crf import refine
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS

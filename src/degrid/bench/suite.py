@@ -115,7 +115,7 @@ def run(
         UserError: an unknown set, or no such picture.
     """
     from degrid.bench.report import write_markdown, write_pictures
-    from degrid.engine.inference.fast_network import keep_freed_memory as keep
+    from degrid.engine.memory import keep_freed_memory as keep
     from degrid.image import read_image
 
     scope = Scope(quick, image=read_image(Path(image))) if isinstance(image, str | Path) else Scope(quick, image)

@@ -56,7 +56,7 @@ def evaluate(
     opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.engine.inference.fast_network import keep_freed_memory
+    from degrid.engine.memory import keep_freed_memory
     from degrid.files import check_place
 
     keep_freed_memory()

@@ -14,8 +14,8 @@ from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
 if TYPE_CHECKING:
-    from degrid.engine.inference.tta import InferenceOptions
-    from degrid.kernels.dense_crf import CRF
+    from degrid.engine.inference.options import InferenceOptions
+    from degrid.kernels.crf_settings import CRF
 
 Model = Annotated[Path, typer.Argument(help="A model folder, a run folder, or an exported model.")]
 Data = Annotated[str, typer.Option(help="The data: a folder, dataset.yaml, list file or 'synthetic'.")]
@@ -60,7 +60,7 @@ def rest_idle_threads(model: Path) -> None:
     from degrid.exporters.table import find_opener
 
     found = find_opener(model)
-    if found and found[0].own_threads:
+    if found and not found[0].needs_torch:
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
@@ -79,7 +79,7 @@ def inference_options(
     Raises:
         UserError: a value of another form, or out of its range.
     """
-    from degrid.engine.inference.tta import InferenceOptions
+    from degrid.engine.inference.options import InferenceOptions
 
     try:
         factors = tuple(float(part) for part in scales.split(","))
@@ -94,7 +94,7 @@ def inference_options(
 
 def _crf(values: list[str]) -> CRF:
     """A CRF with the parameters given as NAME=VALUE."""
-    from degrid.kernels.dense_crf import CRF
+    from degrid.kernels.crf_settings import CRF
 
     known: dict[str, Any] = {name: type(value) for name, value in dataclasses.asdict(CRF()).items()}
     given: dict[str, Any] = {}

@@ -80,7 +80,7 @@ def predict(
     opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.engine.inference.fast_network import keep_freed_memory
+    from degrid.engine.memory import keep_freed_memory
 
     keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)

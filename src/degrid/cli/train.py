@@ -98,7 +98,7 @@ def train(
         return
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.engine.inference.fast_network import keep_freed_memory
+    from degrid.engine.memory import keep_freed_memory
 
     keep_freed_memory()
     chosen |= {"out": out, "resume": resume, "start_iteration": start_iteration}

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from degrid.threads import usable_cores
+
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
@@ -31,11 +33,6 @@ serve()
 _MOST_EARLY = 4  # processes, the main one included: more would be a waste where there is little to do
 # Seconds: how long to watch the pace before deciding on helpers; the work that is worth one; the length of a part.
 _TRIAL, _WORTH, _PART = 0.05, 0.25, 0.03
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def in_order(
@@ -80,7 +77,7 @@ def _helpers_worth_it(seconds: float, seconds_left: float, processes: int | None
         return processes - 1
     if seconds < _TRIAL or _is_frozen():
         return len(_idle)
-    return min(num_cores() - 1, max(len(_idle), int(seconds_left / _WORTH)))
+    return min(usable_cores() - 1, max(len(_idle), int(seconds_left / _WORTH)))
 
 
 def _is_frozen() -> bool:
@@ -104,7 +101,7 @@ def kept_processes(early: str = "", processes: int | None = None) -> Iterator[No
     _keepers += 1
     try:
         if early and not _is_frozen():
-            for _ in range((processes or min(num_cores(), _MOST_EARLY)) - 1):
+            for _ in range((processes or min(usable_cores(), _MOST_EARLY)) - 1):
                 with contextlib.suppress(OSError):  # then this process does the work
                     _idle.append(_started(early))
         yield

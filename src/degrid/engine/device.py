@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from degrid.types import UserError
-
-PRECISIONS = ("auto", "float32", "bfloat16")
+from degrid.engine.memory import available_to_process
+from degrid.types import PRECISIONS, UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -40,64 +36,15 @@ def to_channels_last(model: nn.Module) -> None:
     apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor)
 
 
-def available_bytes(device: torch.device, root: Path = Path("/")) -> int:
+def available_bytes(device: torch.device) -> int:
     """Memory that a device can still give, in bytes.
 
-    Of a GPU: what is free, and what PyTorch holds but does not use. Of the CPU: what the system can give without
-    swapping, of which files that it keeps in memory are a part; within the limits of the process's control groups.
-
-    Args:
-        root: where proc and sys are.
+    Of a GPU: what is free, and what PyTorch holds but does not use. Of the CPU: see `available_to_process`.
     """
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + idle
-    found = [value for value in (_available_of_system(root), *_available_of_groups(root)) if value is not None]
-    return max(0, min(found, default=4 << 30))
-
-
-def _available_of_system(root: Path) -> int | None:
-    """Linux's own estimate, in bytes; elsewhere the pages that nothing uses."""
-    available = _fields(root / "proc/meminfo").get("MemAvailable:")
-    if available is not None:
-        return 1024 * available
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not every system has these
-        return None
-
-
-def _available_of_groups(root: Path) -> Iterator[int]:
-    """What each control group of this process, version 2 or 1, leaves of its limit, in bytes."""
-    base = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        names = ("memory.max", "memory.current") if not controllers else _NAMES_OF_VERSION_1
-        place = base / controllers / path.lstrip("/")
-        # In a container the path may be that of the host, where only the top of the tree is seen.
-        for group in {place, *place.parents, base / controllers}:
-            limit, used = (_text(group / name).strip() for name in names)
-            if group.is_relative_to(base) and limit.isdecimal() and used.isdecimal():
-                yield int(limit) - int(used) + _fields(group / "memory.stat").get("inactive_file", 0)
-
-
-_NAMES_OF_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """The first two words of each line, a name and a number."""
-    words = (line.split() for line in _text(file).splitlines())
-    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
-
-
-def _text(file: Path) -> str:
-    """A file of the system; empty where it is not there."""
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
+    return available_to_process()
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:

@@ -17,11 +17,10 @@ from degrid.types import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from degrid.exporters.graph import Source
 
-Opened: TypeAlias = "tuple[Callable[[Tensor], Tensor], str | None]"
+Opened: TypeAlias = "tuple[Callable[[Any], Any], str | None]"
 """A function that runs a file, and the facts stored in it; see `Exporter.open`."""
 KEY = "degrid"
 """Under this name a file holds the facts about its network, as JSON; see `facts.Facts`."""
@@ -37,7 +36,8 @@ class Exporter:
         int8_packages: those that `quantize` needs in addition.
         install: what to install with pip for these packages.
         any_size: whether a file can take any number of images of any size; otherwise it takes one image of one size.
-        own_threads: whether its runtime computes on threads of its own, so that PyTorch's should sleep.
+        needs_torch: whether PyTorch runs its files, so that `open` gives a function of tensors. Another runtime has
+            threads of its own, and `open` gives a function of NumPy arrays.
     """
 
     ending: ClassVar[str]
@@ -46,7 +46,7 @@ class Exporter:
     int8_packages: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = "degrid[export]"
     any_size: ClassVar[bool] = True
-    own_threads: ClassVar[bool] = False
+    needs_torch: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path, facts: str) -> None:
         """Write a network to `files(path)`.
@@ -64,7 +64,8 @@ class Exporter:
 
         Returns:
             A function from images [N,3,H,W], of the type that the network was exported with and on the CPU, to its
-            output; and the facts that `write` stored, or None if the file holds none.
+            output, both as tensors or both as arrays, see `needs_torch`; and the facts that `write` stored, or None if
+            the file holds none.
         Raises:
             UserError: the runtime is not installed. Any other exception is taken for a damaged file.
         """

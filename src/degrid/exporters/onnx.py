@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
+from degrid.threads import num_threads
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Onnx(Exporter):
     ending = ".onnx"
     packages = ("onnxscript", "onnxruntime")
     int8_packages = ("onnx", "nncf")
-    own_threads = True
+    needs_torch = False
 
     def __init__(self, opset: int = OPSETS[0]) -> None:
         if opset not in OPSETS:
@@ -62,16 +63,14 @@ class Onnx(Exporter):
 
     def open(self, path: Path) -> Opened:
         """Run on as many threads as PyTorch would use."""
-        import torch
-
         onnxruntime = self.library("onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = num_threads()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         facts = session.get_modelmeta().custom_metadata_map.get(KEY)
-        return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0]), facts
+        return lambda image: session.run(None, {name: image})[0], facts
 
     def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
         """By NNCF."""

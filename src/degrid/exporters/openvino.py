@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.exporters.onnx import Onnx, quantized
+from degrid.threads import num_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ class OpenVino(Exporter):
     ending = ".xml"
     packages = ("onnxscript", "openvino")
     int8_packages = ("nncf",)
-    own_threads = True
+    needs_torch = False
 
     def write(self, source: Source, path: Path, facts: str) -> None:
         """Write NAME.xml and NAME.bin, by way of ONNX."""
@@ -38,15 +39,13 @@ class OpenVino(Exporter):
 
     def open(self, path: Path) -> Opened:
         """Run on as many threads as PyTorch would use, in float32: OpenVINO alone might choose bfloat16."""
-        import torch
-
         core = _core()
         model = core.read_model(str(path))
         facts = model.get_rt_info(KEY).value if model.has_rt_info(KEY) else None
         # A file computes what was compared. int8 layers stay int8.
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads()}
         compiled = core.compile_model(model, "CPU", settings)
-        return lambda image: torch.from_numpy(compiled(image.numpy())[0].copy()), facts
+        return lambda image: compiled(image)[0].copy(), facts
 
     def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
         """By NNCF."""

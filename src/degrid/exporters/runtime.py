@@ -6,17 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
-from degrid.exporters.facts import Facts
 from degrid.exporters.graph import example_image
-from degrid.exporters.table import EXPORTERS, find_opener
-from degrid.lookup import counted
+from degrid.exporters.opened import OpenedFile, reason_of
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -40,22 +37,8 @@ class ExportedModel(ExportedNetwork):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        found = find_opener(path)
-        if found is None:
-            endings = dict.fromkeys(each.ending for each in EXPORTERS.values())
-            raise UserError(f"expected an exported model that ends in {', '.join(endings)}, got {path}")
-        exporter, file = found
-        if not file.exists():
-            raise UserError(f"no exported model {file}")
-        try:
-            run, text = exporter.open(file)
-        except UserError:
-            raise
-        except Exception as error:  # the runtimes have exceptions of many kinds
-            raise UserError(f"cannot read the exported model {file}: {_reason(error)}") from error
-        # Wrapped: a program of torch.export is a module, but cannot be put into evaluation mode as a part of this one.
-        self._run: Callable[[Tensor], Tensor] = lambda image: run(image)
-        self.facts = Facts.read(text, file)
+        self._file = OpenedFile(path)
+        self.facts = self._file.facts
         self.labels = self.facts.labels
         self.output, self.resize, self.bands = self.facts.output, self.facts.resize, self.facts.bands
 
@@ -65,19 +48,13 @@ class ExportedModel(ExportedNetwork):
         Raises:
             UserError: the file is for images of another size, or another number of them.
         """
-        takes = self.facts.takes
-        if takes.shape(tuple(image.shape)) != tuple(image.shape):
-            many = f"{counted(len(image), 'image')} of {image.shape[-2]}x{image.shape[-1]}"
-            raise UserError(f"this exported model takes {takes}, got {many}; resize, or export the model for that")
-        kind = torch.uint8 if takes.type == "uint8" else torch.float32
+        pixels = image.detach().cpu().to(torch.uint8 if self.facts.input == "uint8" else torch.float32).contiguous()
+        if not self._file.needs_torch:
+            return torch.from_numpy(self._file(pixels.numpy()))
+        self._file.check(tuple(image.shape))
         with torch.no_grad():
-            made = self._run(image.detach().cpu().to(kind).contiguous())
+            made: Tensor = self._file.run(pixels)
         return made.to(torch.uint8) if self.output == "ids" else made
-
-
-def _reason(error: Exception) -> str:
-    """What a runtime says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass(frozen=True)
@@ -117,7 +94,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
             try:
                 made = exported(image)
             except Exception as error:  # the runtimes have exceptions of many kinds
-                raise UserError(f"the exported model fails on images of {shape}: {_reason(error)}") from error
+                raise UserError(f"the exported model fails on images of {shape}: {reason_of(error)}") from error
             found.append(_compared(logits, made, shape, exported.output, convention_of(model)))
         wrong = found[-1].agreement < AGREEMENT or (found[-1].difference or 0) > TOLERANCE
         if exact and wrong:

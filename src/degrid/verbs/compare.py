@@ -18,8 +18,8 @@ from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.seeds import mean_scores, seed_difference
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import predictor_of
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.lookup import counted
 from degrid.types import Dataset, OnProgress, Scores, UserError

@@ -14,9 +14,10 @@ from degrid.arguments import checked
 from degrid.contracts import bands_of, declared
 from degrid.engine.evaluation.evaluate import settle
 from degrid.engine.evaluation.metrics import ConfusionMatrix, scores
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, predictor_of
-from degrid.engine.inference.tta import InferenceOptions
-from degrid.kernels.dense_crf import CRF, refine
+from degrid.kernels.crf_settings import CRF
+from degrid.kernels.dense_crf import refine
 from degrid.types import Dataset, OnProgress, Progress, UserError
 from degrid.verbs.evaluate import AnyData, opened
 from degrid.verbs.open_network import AnyModel, open_network

@@ -19,8 +19,8 @@ from degrid.contracts import bands_of, declared
 from degrid.data import notes_of, open_dataset
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
+from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import predictor_of
-from degrid.engine.inference.tta import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, overlay_classes

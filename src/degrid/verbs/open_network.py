@@ -1,21 +1,37 @@
-"""The networks that verbs take: from a folder, from an exported file, or the user's own."""
+"""The networks that verbs take: from a folder, from an exported file, or the user's own; and what predicts with them.
+
+Imports torch only where a network needs it, which takes longer than running an exported file.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
+from degrid.arguments import later
+from degrid.bands import LargeScene, Scene
+from degrid.engine.inference.options import InferenceOptions
+from degrid.engine.inference.prediction import PRECISION_OF_FILE, DimWarning, Prediction, needs_the_whole
+from degrid.exporters.opened import OpenedFile
+from degrid.exporters.table import find_opener
+from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, UserError
 
-from degrid.contracts import MultiScaleNetwork
-from degrid.model_folder import open_model
-from degrid.types import MSC_SCALES, UserError
+if TYPE_CHECKING:
+    from torch.nn import Module
 
-AnyModel = str | os.PathLike[str] | nn.Module
+    from degrid.engine.inference.predictor import Predictor
+else:
+    Module = later("torch.nn", "Module")
+
+AnyModel = str | os.PathLike[str] | Module
 """A model folder, a run folder, an exported file, or a module from images [N,3,H,W] (0-255) to logits [N,C,h,w]."""
+AnyPredictor: TypeAlias = "Predictor | FilePredictor"
 
 
-def open_network(model: AnyModel, multi_scale: bool = False) -> nn.Module:
+def open_network(model: AnyModel, multi_scale: bool = False) -> Module:
     """A network to predict with.
 
     Args:
@@ -24,7 +40,10 @@ def open_network(model: AnyModel, multi_scale: bool = False) -> nn.Module:
     Raises:
         UserError: see `degrid.model_folder.open_model`; or the network's input scales are fixed.
     """
-    network = model if isinstance(model, nn.Module) else open_model(model)
+    from degrid.contracts import MultiScaleNetwork
+    from degrid.model_folder import open_model
+
+    network = open_model(model) if isinstance(model, str | os.PathLike) else model
     if not multi_scale:
         return network
     if not isinstance(network, MultiScaleNetwork):
@@ -39,4 +58,81 @@ def open_network(model: AnyModel, multi_scale: bool = False) -> nn.Module:
 
 def name_of(model: AnyModel) -> str:
     """A path as it was given, or the class of a module."""
-    return type(model).__name__ if isinstance(model, nn.Module) else os.fspath(model)
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+
+
+@contextmanager
+def open_predictor(
+    model: AnyModel,
+    device: str,
+    precision: str,
+    options: InferenceOptions,
+    compiled: bool = False,
+    multi_scale: bool = False,
+    once: bool = False,
+) -> Iterator[AnyPredictor]:
+    """A `degrid.Predictor` for a while, as `predictor_of` gives it, or a `FilePredictor` where that does the same.
+
+    Args:
+        multi_scale: see `open_network`; the others: see `degrid.Predictor`.
+    Raises:
+        UserError: see both.
+    """
+    plain = options.is_plain and options.memory is None and not multi_scale
+    if plain and device in ("auto", "cpu") and precision in PRECISIONS and isinstance(model, str | os.PathLike):
+        file = _file_of_ids(model)
+        if file is not None:
+            yield FilePredictor(file, options)
+            return
+    from degrid.engine.inference.predictor import predictor_of
+
+    with predictor_of(open_network(model, multi_scale), device, precision, options, compiled, once=once) as predictor:
+        yield predictor
+
+
+def _file_of_ids(path: str | os.PathLike[str]) -> OpenedFile | None:
+    """An exported file that gives class ids by another runtime than PyTorch's; None for anything else."""
+    found = find_opener(path)
+    if found is None or found[0].needs_torch or not found[1].exists():
+        return None
+    file = OpenedFile(path)
+    return file if file.facts.output == "ids" else None
+
+
+class FilePredictor:
+    """What verbs use of `degrid.Predictor`, for an exported file that gives class ids; without torch.
+
+    Args:
+        options: which ask for nothing but the ids.
+    Attributes:
+        See `degrid.Predictor`.
+    """
+
+    gives_ids = True
+    network = PRECISION_OF_FILE
+    windowed = 0
+    windows: frozenset[tuple[int, int]] = frozenset()
+
+    def __init__(self, file: OpenedFile, options: InferenceOptions) -> None:
+        self.file, self.options = file, options
+        self.labels, self.bands = file.facts.labels, file.facts.bands
+        self.num_classes = len(self.labels)
+        self.warn_if_dim = DimWarning(self.bands)
+
+    def evaluating(self) -> AbstractContextManager[object]:
+        """An exported network is always in evaluation mode."""
+        return nullcontext()
+
+    def predict(self, image: Scene | LargeScene) -> Prediction:
+        """Class ids together with the image as the model saw it.
+
+        Raises:
+            UserError: the file takes no image of this size, or the image is too large to be read at once.
+        """
+        if isinstance(image, LargeScene):
+            raise needs_the_whole(image)
+        pixels, empty = image
+        ids = self.file(pixels.transpose(2, 0, 1)[None])[0]
+        if empty is not None:
+            ids[empty] = IGNORE_INDEX
+        return Prediction(ids, None, pixels)

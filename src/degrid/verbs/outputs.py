@@ -24,7 +24,7 @@ from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
 
 if TYPE_CHECKING:
-    from degrid.engine.inference.predictor import Prediction
+    from degrid.engine.inference.prediction import Prediction
 
 FORMATS = ("ids", "voc", "cityscapes")
 VOC_COMPETITIONS = ("comp5", "comp6")

@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from degrid.arguments import checked
 from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
-from degrid.contracts import declared, evaluating
-from degrid.engine.device import available_bytes
-from degrid.engine.inference.predictor import Prediction, Predictor, predictor_of
-from degrid.engine.inference.tta import InferenceOptions
+from degrid.engine.inference.options import InferenceOptions
+from degrid.engine.inference.prediction import Prediction
+from degrid.engine.memory import available_to_process
 from degrid.files import check_place
 from degrid.lookup import counted
 from degrid.types import Bands, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
-from degrid.verbs.open_network import AnyModel, open_network
+from degrid.verbs.open_network import AnyModel, AnyPredictor, open_predictor
 from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -104,13 +102,11 @@ def predict(
         )
     check_place(out / "summary.json")
     found = _find(images, out)
-    network = open_network(model, multi_scale)
-    known = declared(network)
-    writer = make_writer(files, out, known.labels if known else None, found)
-    chosen = writer.names(found.images)
     exact = precision or ("float32" if files.logits else "auto")
-    once = all([options.is_plain, exact != "bfloat16", not compiled, _is_one_small(list(chosen.values()))])
-    with predictor_of(network, device, exact, options, compiled, once=once) as predictor:
+    once = all([options.is_plain, exact != "bfloat16", not compiled, _is_one_small(list(found.images.values()))])
+    with open_predictor(model, device, exact, options, compiled, multi_scale, once) as predictor:
+        writer = make_writer(files, out, predictor.labels, found)
+        chosen = writer.names(found.images)
         if files.logits and predictor.gives_ids:
             raise UserError(
                 "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
@@ -123,7 +119,7 @@ def predict(
     return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written, remarks)
 
 
-def _said_of_windows(predictor: Predictor) -> tuple[str, ...]:
+def _said_of_windows(predictor: AnyPredictor) -> tuple[str, ...]:
     """Windows that nobody asked for by name."""
     if predictor.options.window is not None or not predictor.windowed:
         return ()
@@ -169,12 +165,11 @@ def predict_each(
         UserError: see `predict`; except for images, before anything is asked for.
     """
     found = _find(images).images
-    network = open_network(model, multi_scale)
-    with predictor_of(network, device, precision, options, compiled) as predictor:
+    with open_predictor(model, device, precision, options or InferenceOptions(), compiled, multi_scale) as predictor:
         pass  # mistakes show now; the network is in evaluation mode again only while images are asked for
 
     def each() -> Iterator[tuple[str, np.ndarray]]:
-        with evaluating(network), contextlib.closing(_predictions(predictor, found)) as predictions:
+        with predictor.evaluating(), contextlib.closing(_predictions(predictor, found)) as predictions:
             for name, prediction in predictions:
                 if not isinstance(prediction, UserError):
                     predictor.warn_if_dim(found[name], prediction.image)
@@ -204,7 +199,11 @@ def _find(images: Images, out: Path | None = None) -> FoundImages:
 
 
 def _write_all(
-    predictor: Predictor, writer: ResultWriter, found: dict[str, Path], with_logits: bool, progress: OnProgress | None
+    predictor: AnyPredictor,
+    writer: ResultWriter,
+    found: dict[str, Path],
+    with_logits: bool,
+    progress: OnProgress | None,
 ) -> tuple[list[str], list[Path]]:
     """Predict and write all images; returns a sentence for each that could not be used, and those of few values."""
     failures: list[str] = []
@@ -225,7 +224,7 @@ def _write_all(
 
 
 def _predictions(
-    predictor: Predictor, found: dict[str, Path], with_logits: bool = False
+    predictor: AnyPredictor, found: dict[str, Path], with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
     options = predictor.options
@@ -249,7 +248,7 @@ def _predictions(
 
 
 def _open(path: Path, bands: Bands, windows: bool) -> Scene | LargeScene:
-    return open_scene(path, bands, available_bytes(torch.device("cpu")), windows)
+    return open_scene(path, bands, available_to_process(), windows)
 
 
 def _ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, None]:

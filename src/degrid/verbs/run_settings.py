@@ -10,7 +10,6 @@ import torch
 
 from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.data.inspection.counting import class_counts
-from degrid.engine.device import PRECISIONS
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
 from degrid.engine.training.losses import Loss, loss_names, make_losses, uses_class_weights
@@ -24,7 +23,7 @@ from degrid.engine.training.objective import (
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.training.trackers import check_trackers
 from degrid.models import Segmenter
-from degrid.types import Dataset, OnProgress, UserError
+from degrid.types import PRECISIONS, Dataset, OnProgress, UserError
 
 
 def check_settings(config: RunConfig) -> None:

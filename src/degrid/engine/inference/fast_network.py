@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
-import functools
 import logging
-import sys
 import threading
 from dataclasses import dataclass
 from typing import cast
@@ -21,6 +18,7 @@ from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import adapted
+from degrid.engine.inference.prediction import PRECISION_OF_FILE
 from degrid.kernels.upsample_argmax import upsample_argmax
 
 CHECKS = 3
@@ -103,7 +101,7 @@ class FastNetwork:
 
     def __str__(self) -> str:
         if self._as_it_is:
-            return "the exported model's own precision"
+            return PRECISION_OF_FILE
         if self.agreement is None:
             return self.precision
         if self.agreement == 1:
@@ -267,21 +265,3 @@ def _folded(model: nn.Module, batch: Tensor) -> nn.Module:
         return folded(model, corner)
     except Exception:  # perhaps the network takes no other size than this image's; if not, the next line says why
         return folded(model, batch)
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks that were freed, instead of asking the system for them anew each time.
-
-    On Linux with glibc this makes large networks on the CPU 5 to 25 % faster; the process keeps the memory of its
-    largest image. It acts on the whole process, so it is up to a program to call it; the command line does. Returns
-    whether it worked.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
-        return False
-    mmap_max, trim_threshold, top_pad = -4, -1, -2
-    return all(mallopt(*pair) for pair in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)))

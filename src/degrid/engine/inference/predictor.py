@@ -8,8 +8,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from types import EllipsisType
 from typing import Any, TypeVar
 
@@ -19,33 +18,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from degrid.arguments import checked
-from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, read_scene, to_bytes, values_of
+from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device
 from degrid.engine.inference.fast_network import FastNetwork
-from degrid.engine.inference.tta import InferenceOptions, fused_scores, probabilities, slide_in_bands
+from degrid.engine.inference.options import InferenceOptions
+from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole
+from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
 from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene | LargeScene
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model predicts for an image.
-
-    ids: uint8 [H,W], at the image's size; 255 where it holds no data. logits: float32 [C,h,w], see `Predictor.scores`;
-    None where windows slide, so that they are never all in memory. image: uint8 [H,W,C]; of an image that is read part
-    by part a smaller copy.
-    """
-
-    ids: np.ndarray
-    logits: np.ndarray | None
-    image: np.ndarray
-
 
 _LARGE = 2_000_000
 """Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
@@ -76,6 +62,7 @@ class Predictor:
             since what makes later images faster takes longer than it saves.
     Attributes:
         network: how the network runs; str(network) says in which precision.
+        labels: the classes; None of a network that does not declare them.
         bands: how image files become what the network takes.
         num_classes: classes of the model's logits; None before the first image.
         windowed: images so far that were larger than a window.
@@ -100,7 +87,9 @@ class Predictor:
         self.windows: set[tuple[int, int]] = set()
         network = declared(model)
         self.stride = 1 if network is None else network.stride
+        self.labels = None if network is None else network.labels
         self.bands = RGB if network is None else network.bands
+        self.warn_if_dim = DimWarning(self.bands)
         self.resize = convention_of(model)
         self.model = model.to(self.device)
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
@@ -113,7 +102,11 @@ class Predictor:
         self.network = FastNetwork(self.model, self.device, precision, self.resize, compiled, once)
         self._bytes_per_pixel: float | None = None
         self._usable: int | None = None
-        self._has_warned = self._has_warned_of_dim = False
+        self._has_warned = False
+
+    def evaluating(self) -> AbstractContextManager[object]:
+        """Within it the network is in evaluation mode; afterwards as it was before."""
+        return evaluating(self.model)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of an image, uint8 [H,W]; 255 where a TIFF holds no data.
@@ -234,13 +227,6 @@ class Predictor:
                 "less, but its scores are those of windows"
             )
 
-    def warn_if_dim(self, image: str | os.PathLike[str] | Image.Image, pixels: np.ndarray) -> None:
-        """Say once that the network sees an image nearly black, see `is_dim`."""
-        if not self._has_warned_of_dim and is_dim(image, self.bands, pixels):
-            self._has_warned_of_dim = True
-            name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the image"
-            logging.getLogger("degrid").warning(f"nearly black to the network: {name}, {DIM_SENTENCE}")
-
     def _begin(self, options: InferenceOptions) -> None:
         """An image begins."""
         self.network.next_image()
@@ -279,10 +265,7 @@ class Predictor:
         """
         options = self.options_for(scene.size)
         if self.gives_ids or not options.is_single or options.crf is not None:
-            raise UserError(
-                f"{scene.path} has {scene.size[1]}x{scene.size[0]} pixels and is predicted in windows: leave out "
-                "scales, flips and CRF, and use a model that gives logits"
-            )
+            raise needs_the_whole(scene)
         if options.window is None:
             options = dataclasses.replace(options, memory=None, window=_WINDOW)
         self._begin(options)

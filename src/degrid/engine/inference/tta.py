@@ -1,10 +1,9 @@
-"""Test-time options: scales, flips, a sliding window, and a CRF."""
+"""What the test-time options do: scales, flips, a sliding window, and a CRF."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import EllipsisType
 from typing import Protocol
 
@@ -12,85 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degrid.arguments import check_fields
-from degrid.kernels.dense_crf import CRF, refine
+from degrid.engine.inference.options import InferenceOptions
+from degrid.kernels.dense_crf import refine
 from degrid.resize import resize, resize_mirrored
 from degrid.types import UserError
 
-FUSIONS = ("mean", "max")
 Forward = Callable[[Tensor], Tensor]
 """From RGB images [N,3,H,W] (0-255) to logits [N,C,h,w]."""
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """Test-time options: how often a network runs on an image, on which parts of it, and how the results are fused.
-
-    scales: of the image; 1 alone is the original one.
-    flip: also the mirrored image.
-    fusion: "mean" of the probabilities (DeepLab v3, arXiv 1706.05587 section 4.1) or "max" of the logits (v2, arXiv
-        1606.00915 section 4.1.2) over scales and flips.
-    window: height and width of a window that slides over the image, in pixels; None: the whole image at once.
-    overlap: fraction of a window that the next one covers again, 0 to below 1.
-    memory: bytes that the network's feature maps may take; a larger image is processed in windows. None: four fifths of
-        the free memory, which is checked for images of more than 2 million pixels only.
-    crf: a dense conditional random field that refines the probabilities; None: none.
-
-    Raises:
-        UserError: a value out of its range.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    fusion: str = "mean"
-    window: tuple[int, int] | None = None
-    overlap: float = 0.5
-    memory: int | None = None
-    crf: CRF | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
-            raise UserError(f"scales: expected factors above 0, up to 8, such as 0.75,1,1.25; got {self.scales}")
-        if self.fusion not in FUSIONS:
-            raise UserError(f'fusion: expected {" or ".join(FUSIONS)}, got "{self.fusion}"')
-        if self.window is not None and min(self.window) < 1:
-            raise UserError(f"window: expected a height and width of at least 1 pixel, got {self.window}")
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap: expected a fraction from 0 to below 1, got {self.overlap}")
-        if self.memory is not None and self.memory < 1:
-            raise UserError(f"memory: expected a number of bytes, at least 1, got {self.memory}")
-        if self.memory is not None and self.window is not None:
-            raise UserError("memory and window exclude one another: the limit chooses the window")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the network runs once, on the whole image, and its logits are the result."""
-        return self.is_single and self.window is None and self.crf is None
-
-    @property
-    def only_slides(self) -> bool:
-        """Whether windows are all there is, so that class ids are ready band by band, without all scores in memory."""
-        return self.is_single and self.window is not None and self.crf is None
-
-    @property
-    def is_single(self) -> bool:
-        """Whether the original image is the only view, so that there is nothing to fuse."""
-        return self.scales == (1.0,) and not self.flip
-
-    @property
-    def gives_probabilities(self) -> bool:
-        """Whether the scores are probabilities or sums of them, rather than logits."""
-        return self.crf is not None or self.sums_probabilities
-
-    @property
-    def sums_probabilities(self) -> bool:
-        """Whether the probabilities of several views are added up."""
-        return self.fusion == "mean" and not self.is_single
-
-    def slides_over(self, size: tuple[int, ...]) -> bool:
-        """Whether an image of this height and width needs more than one window."""
-        return self.window is not None and (self.window[0] < size[0] or self.window[1] < size[1])
 
 
 def fused_scores(
