@@ -89,6 +89,13 @@ SETS = {
     "an unknown id": table("a\nb\nc\n", lambda k: IDS + 9 * (k == 3), "classes.txt"),
     "a list": faulty(lambda root: ((root / "train.txt").write_text("0\n1\n"), (root / "val.txt").write_text("2\n"))),
     "a copy in val": faulty(copy_in_val),
+    "an image that is listed twice": faulty(
+        lambda root: ((root / "train.txt").write_text("0\n1\n0\n"), (root / "val.txt").write_text("2\n"))
+    ),
+    "two images of one name": faulty(lambda root: put(root / "images" / "0.bmp", np.zeros((24, 32, 3), np.uint8))),
+    "a class that is named twice": table("a\nb\na\n", name="classes.txt"),
+    "ids from 1": table("id,name\n1,a\n2,b\n3,c\n", lambda k: IDS + 1),
+    "ids from 1 and background": table("id,name\n1,a\n2,b\n3,c\n", lambda k: IDS),
     "a list without its image": faulty(
         lambda root: ((root / "train.txt").write_text("0\n99\n"), (root / "val.txt").write_text("2\n"))
     ),

@@ -104,8 +104,8 @@ def test_split_files_and_class_table(tmp_path):
     (tmp_path / "classes.csv").write_text("id,name,r,g\n0,sky,1,2\n")
     with pytest.raises(UserError, match="expected the columns id,name,r,g,b"):
         open_dataset(tmp_path)
-    (tmp_path / "classes.csv").write_text("id,name,r,g,b\n0,sky,1,2,3\n2,car,1,2,3\n")
-    with pytest.raises(UserError, match="ids must run from 0 without a gap"):
+    (tmp_path / "classes.csv").write_text("id,name,r,g,b\n2,sky,1,2,3\n2,car,1,2,3\n")
+    with pytest.raises(UserError, match='the id 2 is that of both "sky" and "car"; give each its own'):
         open_dataset(tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_mask_folder_beside_the_split_and_a_table_without_ids(tmp_path):
         ("id,name,r,g,b\n0,a,0,0\n", "expected the columns id,name,r,g,b"),
         ("id,name,r,g,b\n0,a,0,0,256\n", "expected 0 to 255"),
         ("id,name,r,g,b\nzero,a,0,0,0\n", "expected the columns"),
-        ("id,name,r,g,b\n1,a,0,0,0\n255,void,0,0,0\n", "without a gap; 255 is void"),
+        ("id,name,r,g,b\n1,a,0,0,0\n1,b,0,0,0\n", 'the id 1 is that of both "a" and "b"'),
         ("id|name|r|g|b\n0|a|0|0|0\n", "expected the columns"),
     ],
 )
@@ -152,6 +152,41 @@ def test_mistakes_in_the_table(root, table, message):
     (root / "classes.csv").write_text(table)
     with pytest.raises(UserError, match=message):
         open_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.csv", "id,name\n9,c\n2,a\n4,b\n"),
+        ("classes.csv", "id,name\n2,a\n4,b\n9,c\n255,void\n"),
+        ("classes.txt", "2 a\n4 b\n9 c\n"),
+        ("classes.csv", "id,name\n2,a\n4,b\n9,c\n0,unlabelled\n"),
+    ],
+)
+def test_ids_with_gaps_are_those_in_the_masks(tmp_path, name, text):
+    for k in range(6):
+        put_pair(tmp_path, f"x{k}", np.array([2, 4, 9], np.uint8)[MASK])
+    (tmp_path / name).write_text(text)
+    dataset = open_dataset(tmp_path, accept=[])
+    assert dataset.labels.names == ("a", "b", "c")
+    assert torch.equal(dataset[0].label, torch.from_numpy(MASK))
+    assert f"{name}: the ids 2, 4, 9 become 0 to 2" in dataset.notes
+    assert check_data(tmp_path).ok
+    # A value that is not listed is never taken for a class.
+    put_pair(tmp_path, "x9", np.array([1, 4, 9], np.uint8)[MASK])
+    (problem,) = check_data(tmp_path).problems
+    assert f"has the ids 1; expected 2, 4, 9, as {name} says, or 255 (void)" in problem
+    assert "list what is none as void: [1]" in problem
+    (tmp_path / "dataset.yaml").write_text("void: [1]\n")
+    assert check_data(tmp_path).ok
+
+
+def test_black_and_white_masks_do_not_fit_ids_from_1(tmp_path):
+    for k in range(6):
+        put_pair(tmp_path, f"x{k}", np.where(MASK, 255, 0).astype(np.uint8))
+    (tmp_path / "classes.csv").write_text("id,name\n1,a\n2,b\n")
+    (problem,) = [problem for problem in check_data(tmp_path).problems if "unknown" in problem]
+    assert "has the ids 0; expected 1, 2, as classes.csv says, or 255 (void)" in problem
 
 
 def test_voc_of_any_year_and_labelmes_export(tmp_path):
@@ -301,7 +336,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
     for k in range(6):
         put_pair(root, f"y{k}", np.full((8, 10), 2, np.uint8))
     report = check_data(root)
-    assert report.problems == ["1 name in val that comes twice (rename or remove one of each): x0"]
+    assert report.problems == ["1 name of different samples in val (rename or remove one of each): x0"]
     assert any(
         note.startswith("6 masks that are one class all over: ") and "(class 2)" in note for note in report.notes
     )

@@ -16,6 +16,7 @@ from degrid.data.dataset import open_layout
 from degrid.data.inspection.preview import Seen
 from degrid.image import read_image
 from degrid.types import IGNORE_INDEX, UserError
+from degrid.verbs.find_images import find_images
 
 
 def folders(root, count=4, suffix=".png"):
@@ -39,6 +40,32 @@ def test_folders_behind_links(tmp_path):
     names = sorted(source.name for sources in layout.splits.values() for source in sources)
     assert [name for name in names if name.count("/") == 1] == [f"batch/{k}" for k in range(4)]
     assert len(names) < 50
+
+
+def test_images_to_predict_behind_links(tmp_path):
+    """Folders and patterns alike follow a link, but not round in circles."""
+    folder, there = tmp_path / "photos", tmp_path / "there"
+    folder.mkdir()
+    put_image(there / "day" / "a.png")
+    os.symlink(there, folder / "trip")
+    os.symlink(folder, there / "day" / "around")
+    for pattern in (str(folder), f"{folder}/**/*.png"):
+        assert list(find_images([pattern]).images) == ["trip/day/a"], pattern
+
+
+def test_supervisely_behind_links(tmp_path):
+    there = tmp_path / "there" / "ds0"
+    put_image(there / "img" / "a.png")
+    (there / "ann").mkdir()
+    size = {"height": TRUTH.shape[0], "width": TRUTH.shape[1]}
+    (there / "ann" / "a.png.json").write_text(json.dumps({"size": size, "objects": []}))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "meta.json").write_text('{"classes": [{"title": "crack", "color": "#00FF00"}]}')
+    os.symlink(tmp_path / "there", tmp_path / "project" / "data")
+    os.symlink(tmp_path / "project", there / "around")
+    layout = open_layout(tmp_path / "project")
+    assert layout.kind == "Supervisely"
+    assert {source.name for sources in layout.splits.values() for source in sources} == {"data/ds0/a.png"}
 
 
 @pytest.mark.parametrize("count", range(2, 8))

@@ -100,6 +100,31 @@ def kept_on_disk(key: Sequence[str], make: Callable[[], Any]) -> Any:
     return values
 
 
+def walk(folder: Path, hidden: bool = False) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Each folder from this one down, with its files. Links to folders are followed, but never round in circles.
+
+    Folders that cannot be read are passed over.
+
+    Args:
+        hidden: hidden files and folders, and those that macOS adds to archives, are wanted, too.
+    """
+    return _walk(folder, hidden, ())
+
+
+def _walk(folder: Path, hidden: bool, above: tuple[str, ...]) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    above = (*above, os.path.realpath(folder))
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if hidden or not entry.name.startswith((".", "__MACOSX"))]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    folders = [entry for entry in entries if entry.is_dir()]
+    yield folder, [entry for entry in entries if not entry.is_dir()]
+    for entry in folders:
+        if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+            yield from _walk(Path(entry.path), hidden, above)
+
+
 def printable(name: str) -> str:
     """The name of a file as text that can be written and shown anywhere.
 

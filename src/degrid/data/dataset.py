@@ -18,10 +18,10 @@ from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
-from degrid.data.formats.source import Source
+from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.table import FORMATS, read_as, recognise
 from degrid.data.synthetic import SyntheticScenes
-from degrid.lookup import did_you_mean, lookup, some
+from degrid.lookup import counted, did_you_mean, lookup, some
 from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, LabelSpace, Sample, UserError
 
 FOUND = Bands(0, "auto")
@@ -66,11 +66,11 @@ class SourceDataset:
 
         source = self.sources[index]
         name, image, raw, empty = source.read() if self.bands == RGB else source.read(self.bands)
-        ids = _train_ids(source, self.rule, self.labels, raw, empty)
+        ids = _train_ids(source, self.rule, raw, empty)
         return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
 
 
-def read_ids(source: Source, rule: MaskRule, labels: LabelSpace, bands: Bands) -> np.ndarray:
+def read_ids(source: Source, rule: MaskRule, bands: Bands) -> np.ndarray:
     """The label that a `SourceDataset` gives of a source, uint8 [H,W].
 
     The image is read only where pixels of it without data may make the label void.
@@ -79,19 +79,17 @@ def read_ids(source: Source, rule: MaskRule, labels: LabelSpace, bands: Bands) -
         UserError: see `SourceDataset`.
     """
     if bands == RGB and source.no_data() is None:
-        return _train_ids(source, rule, labels, source.read_label(), None)
+        return _train_ids(source, rule, source.read_label(), None)
     _, _, raw, empty = source.read(bands)
-    return _train_ids(source, rule, labels, raw, empty)
+    return _train_ids(source, rule, raw, empty)
 
 
-def _train_ids(
-    source: Source, rule: MaskRule, labels: LabelSpace, raw: np.ndarray, empty: np.ndarray | None
-) -> np.ndarray:
+def _train_ids(source: Source, rule: MaskRule, raw: np.ndarray, empty: np.ndarray | None) -> np.ndarray:
     ids, unknown = rule.apply(raw)
     if empty is not None:
         ids[empty] = IGNORE_INDEX
     if unknown:
-        raise UserError(unknown_message(source.places()[1], unknown, labels))
+        raise UserError(unknown_message(source.places()[1], unknown, rule))
     return ids
 
 
@@ -242,8 +240,27 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> S
             f"among them{f' (expected {mask})' if mask else ''}; add the masks or take the images away (degrid data "
             "check lists them)"
         )
+    clashes, again = repeated(sources)
+    if clashes:
+        raise UserError(
+            f'{counted(len(clashes), "name")} of different samples in the split "{split}" of {path}, such as '
+            f'"{clashes[0]}", which nothing can tell apart: rename or remove one of each (degrid data check lists them)'
+        )
     bands, notes = bands_found(sources, bands)
+    if again:
+        notes.append(f"{counted(len(again), 'image', 'come')} more than once in {split}: {some(again, 3)}")
     return SourceDataset(sources, layout.labels, layout.rule, [*layout.notes, *notes], bands, tuple(layout.splits))
+
+
+def repeated(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
+    """The names that different samples share, and those of samples that come more than once, as in a list."""
+    first: dict[str, Source] = {}
+    clashes: dict[str, None] = {}
+    again: dict[str, None] = {}
+    for source in sources:
+        if not isinstance(source, BrokenSource) and first.setdefault(source.name, source) is not source:
+            (again if first[source.name] == source else clashes)[source.name] = None
+    return list(clashes), list(again)
 
 
 def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[str]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from degrid.files import walk
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import some
 from degrid.types import UserError
@@ -77,11 +78,21 @@ def is_result(picture: Path) -> bool:
 def _expand(pattern: str) -> tuple[Path, list[Path]]:
     path = Path(pattern)
     if path.is_dir():
-        return path, sorted(file for file in path.rglob("*") if file.is_file())
+        entries = (entry for _, files in walk(path, hidden=True) for entry in files)
+        return path, sorted(Path(entry.path) for entry in entries if entry.is_file())
     if path.is_file():
         return path.parent, [path]
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
     files = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])), files
+    straight = {folder: _is_straight(folder, base) for folder in {file.parent for file in files}}
+    return base, [file for file in files if straight[file.parent]]
+
+
+def _is_straight(folder: Path, base: Path) -> bool:
+    """Whether no link on the way from a folder to one below leads back to one above; "**" follows them round."""
+    below = folder.relative_to(base)
+    places = [os.path.realpath(base / part) for part in (below, *below.parents)]
+    return len(set(places)) == len(below.parts) + 1
 
 
 def _kind(file: Path, below: Path, results: Path | None) -> str:

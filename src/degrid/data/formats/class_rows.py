@@ -38,6 +38,11 @@ class ClassRow:
     ids: tuple[int, ...] | None = None
 
     @property
+    def values(self) -> tuple[int, ...]:
+        """Its values in masks of ids."""
+        return (self.number,) if self.ids is None else self.ids
+
+    @property
     def void(self) -> bool:
         """Whether it is no class."""
         return self.number == IGNORE_INDEX or self.name.lower() in VOID_NAMES
@@ -54,14 +59,18 @@ def labels_and_rule(
         said, in_order: see `MaskRule`.
         where: the table, for messages.
     Raises:
-        UserError: no class, too many, a name twice, or 255 has the name of a class.
+        UserError: no class, too many, a name or an id twice, or 255 has the name of a class.
     """
     rows = sorted(rows, key=lambda row: row.number)
+    _refuse_ids_of_two(rows, where)
     _refuse_names_of_void(rows, where)
     classes = [row for row in rows if not row.void]
     default = not any(row.colors for row in rows)
-    palette = voc_palette(max((row.number for row in classes), default=0) + 1)
-    shown = tuple(row.colors[0] if row.colors else palette[row.number] for row in classes)
+    palette = voc_palette(IGNORE_INDEX + 1)
+    shown = tuple(
+        row.colors[0] if row.colors else palette[row.number if 0 <= row.number < IGNORE_INDEX else index % IGNORE_INDEX]
+        for index, row in enumerate(classes)
+    )
     try:
         labels = LabelSpace(tuple(row.name for row in classes), shown)
     except UserError as error:
@@ -69,7 +78,7 @@ def labels_and_rule(
     train = {row.number: index for index, row in enumerate(classes)}
     ids = {IGNORE_INDEX: IGNORE_INDEX}
     for row in rows:
-        ids.update(dict.fromkeys((row.number,) if row.ids is None else row.ids, train.get(row.number, IGNORE_INDEX)))
+        ids.update(dict.fromkeys(row.values, train.get(row.number, IGNORE_INDEX)))
     rule = MaskRule(
         ids,
         MaskRule.plain(labels).colors if default else _colors(rows, train),
@@ -81,6 +90,16 @@ def labels_and_rule(
         in_order=in_order,
     )
     return labels, rule
+
+
+def _refuse_ids_of_two(rows: Sequence[ClassRow], where: object) -> None:
+    owners: dict[int, ClassRow] = {}
+    for row in rows:
+        for value in row.values:
+            other = owners.setdefault(value, row)
+            if other is not row and not (other.void and row.void):
+                both = f'"{other.name}" and "{row.name}"'
+                raise UserError(f"{where}: the id {value} is that of both {both}; give each its own")
 
 
 def _refuse_names_of_void(rows: Sequence[ClassRow], where: object) -> None:

@@ -31,7 +31,8 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
 
     Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
-    column, the other rows are numbered from 0. Columns r,g,b may be missing. Without such a file, the one that an
+    column, the other rows are numbered from 0. Ids with gaps, or from 1 on, are those in the masks, and the classes are
+    numbered anew. Columns r,g,b may be missing. Without such a file, the one that an
     annotation tool wrote counts, such as labelmap.txt.
 
     Args:
@@ -39,7 +40,7 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
-        UserError: the columns differ, a value is not a number, the ids have gaps, or two tables name other classes.
+        UserError: the columns differ, a value is not a number, an id comes twice, or two tables name other classes.
     """
     files = [file for file in _own_tables(root) if file.name != but]
     if files:
@@ -87,7 +88,6 @@ def _read_names(file: Path) -> tuple[list[ClassRow], bool]:
     if not all(numbered):
         return [ClassRow(number, line) for number, line in enumerate(lines)], True
     rows = [ClassRow(int(found[1]), found[2].strip()) for found in numbered if found]
-    _refuse_gaps(rows, file)
     return rows, False
 
 
@@ -108,7 +108,6 @@ def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
         raise UserError(f"{file}: expected the columns id,name,r,g,b with whole numbers ({error!r})") from error
     if all(row.void for row in rows):
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
-    _refuse_gaps(rows, file)
     return labels_and_rule(rows, file.name, file, in_order)
 
 
@@ -127,12 +126,6 @@ def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
     for row in csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True):
         named = ((str(key).strip().lower(), value) for key, value in row.items())
         yield {_COLUMNS.get(key, key): value for key, value in named}
-
-
-def _refuse_gaps(rows: list[ClassRow], file: Path) -> None:
-    numbers = sorted(row.number for row in rows if row.number != IGNORE_INDEX)
-    if numbers != list(range(len(numbers))):
-        raise UserError(f"{file}: ids must run from 0 without a gap; {IGNORE_INDEX} is void")
 
 
 def _color(row: Mapping[str, str]) -> Color:

@@ -187,12 +187,13 @@ def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
 _MANY_UNKNOWN = 3
 
 
-def unknown_message(mask: object, unknown: dict[int | Color, int], labels: LabelSpace) -> str:
+def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRule) -> str:
     """One sentence about the values in a mask that belong to no class.
 
     Args:
         mask: where they were found, for the message.
         unknown: pixels per value.
+        rule: says which do.
     """
     pixels = sum(unknown.values())
     shown = some(unknown)
@@ -203,12 +204,19 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], labels: Label
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
             f"in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there{nearest}"
         )
+    known = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
     more = "give more classes"
-    if list(unknown) == [len(labels)]:
-        more += " (the first one is that of id 0, which is often background)"
-    threshold = ", or threshold: 128 if it is black and white and blurred" if many and len(labels) <= 2 else ""
+    if known == [*range(len(known))]:
+        expected = f"0 to {len(known) - 1}"
+        if list(unknown) == [len(known)]:
+            more += " (the first one is that of id 0, which is often background)"
+    else:
+        expected = f"{some(known, 6) or 'colours'}{f', as {rule.said} says,' if rule.said else ''}"
+        more += f", list what is none as void: {list(unknown)[:1]}"
+    void = f" or {IGNORE_INDEX} (void)" if rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX else ""
+    threshold = ", or threshold: 128 if it is black and white and blurred" if many and len(known) <= 2 else ""
     return (
-        f"{mask} has the ids {shown}; expected 0 to {len(labels) - 1} or {IGNORE_INDEX} (void); {pixels} pixels have "
-        f"such ids; {more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
+        f"{mask} has the ids {shown}; expected {expected}{void}; {pixels} pixels have such ids; "
+        f" {more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
     )

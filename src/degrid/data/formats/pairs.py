@@ -22,6 +22,7 @@ from degrid.data.formats.matching import matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
+from degrid.files import walk
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.lookup import counted
 from degrid.types import RGB, Bands, UserError
@@ -263,27 +264,18 @@ def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     return sorted(_found_in(folder, suffixes))
 
 
-def _found_in(folder: Path, suffixes: Collection[str], above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """See `_files_in`. above: the folders around this one, to which a link would lead in circles."""
-    above = (*above, os.path.realpath(folder))
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            if entry.is_dir():
-                if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                    yield from _found_in(Path(entry.path), suffixes, above)
-            elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    for _, files in walk(folder):
+        for entry in files:
+            if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
                 yield Path(entry.path)
 
 
 def unread_note(*folders: Path) -> list[str]:
     """A sentence on the images in these folders, and below, of kinds that are not read; none where there are none."""
-    walks = (walk for folder in dict.fromkeys(folders) for walk in os.walk(folder))
-    names = (name.lower() for _, _, files in walks for name in files)
-    suffixes = (
-        ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1] for name in names if name[0] != "."
-    )
+    found = (files for folder in dict.fromkeys(folders) for _, files in walk(folder))
+    names = (entry.name.lower() for files in found for entry in files)
+    suffixes = (".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1] for name in names)
     unread = frozenset(_UNREAD.split())
     count = Counter(suffix for suffix in suffixes if suffix in unread)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common())

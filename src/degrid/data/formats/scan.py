@@ -204,13 +204,18 @@ def _fit_to_masks(layout: Layout, found: Survey) -> None:
         layout.rule = dataclasses.replace(rule, ids=ids, colors={**rule.colors, WHITE: 1, color: 1, BLACK: 0})
         said = rule.said or "the data"
         layout.notes.append(f'{said} names one class, "{labels.names[0]}": what is 0 (black) is taken as background')
-    elif len(labels) == 2 and values == {0, IGNORE_INDEX} and not found.colored:
+    elif _are_two(rule, labels) and values == {0, IGNORE_INDEX} and not found.colored:
         layout.rule, note = _two_classes(labels, rule)
         layout.notes.append(f"masks hold only 0 and 255: {note}")
     elif _holds_grey_of_classes(rule, found):
         greys = {color[0]: index for color, index in rule.colors.items() if len(set(color)) == 1}
         layout.rule = dataclasses.replace(rule, ids={**rule.ids, **greys})
         layout.notes.append(f"masks hold the grey values that are the classes' colours in {rule.said or 'the table'}")
+
+
+def _are_two(rule: MaskRule, labels: LabelSpace) -> bool:
+    """Whether there are two classes, and no other ids than 0 and 1 are said to be theirs."""
+    return len(labels) == 2 and {0, 1} <= rule.ids.keys()
 
 
 def _holds_grey_of_classes(rule: MaskRule, found: Survey) -> bool:

@@ -37,6 +37,7 @@ from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.formats.tools.via import Via
 from degrid.data.formats.tools.yolo import Yolo
 from degrid.data.tfrecord.format import TFRecord
+from degrid.files import walk
 from degrid.lookup import counted, lookup
 from degrid.types import UserError
 
@@ -132,11 +133,8 @@ def _what_is_there(path: Path, formats: Mapping[str, type[DataFormat]]) -> str:
             with contextlib.suppress(UserError):
                 if _read(kind, made(), folder):
                     return f", but there are some in {folder}: give that folder"
-    count = Counter(
-        file.suffix.lower() or "without an ending"
-        for file in path.rglob("*")
-        if file.is_file() and not file.name.startswith(".")
-    )
+    names = (entry.name for _, files in walk(path) for entry in files)
+    count = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
     return (
         f", which holds {counted(len(below), 'folder')} and these files: {shown}" if count else ", which holds no file"

@@ -15,7 +15,7 @@ import numpy as np
 
 from degrid.arguments import checked
 from degrid.bands import MixedBandsError
-from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, open_dataset
+from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, open_dataset, repeated
 from degrid.data.formats.doubts import check_kinds, doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
@@ -219,6 +219,11 @@ def _check_files(
     for split, found in layout.splits.items():
         broken = sum(isinstance(source, BrokenSource) for source in found)
         tally.splits[split] = SplitReport.empty(len(found) - broken, tally.labels)
+        clashes, again = repeated(found)
+        for name in clashes:
+            tally.findings.add(f"names of different samples in {split} (rename or remove one of each)", name)
+        for name in again:
+            tally.findings.add(f"images that come more than once in {split}", name, problem=False)
         if not len(found):
             tally.findings.add("splits without an image (add images, or take the split away)", split)
         for reading in itertools.islice(readings, len(found)):
@@ -304,7 +309,6 @@ class _Tally:
         self.pixels: Counter[int | Color] = Counter()
         self.beyond = 0
         self._first: dict[bytes, tuple[str, str]] = {}
-        self._names: set[tuple[str, str]] = set()
 
     def add(self, reading: Reading, split: str) -> None:
         """Count one sample."""
@@ -312,10 +316,6 @@ class _Tally:
             self.findings.add(kind, example)
         for kind, example in reading.remarks:
             self.findings.add(kind, example, problem=False)
-        if reading.name:
-            if (split, reading.name) in self._names:
-                self.findings.add(f"names in {split} that come twice (rename or remove one of each)", reading.name)
-            self._names.add((split, reading.name))
         if reading.digest:
             self._check_twice(reading.digest, reading.name, split)
         if reading.size:
@@ -335,7 +335,7 @@ class _Tally:
                 self.beyond += pixels
         present = np.flatnonzero(counts)
         if unknown:
-            self.findings.add("masks with unknown values", unknown_message(place, unknown, self.labels))
+            self.findings.add("masks with unknown values", unknown_message(place, unknown, self.rule))
         elif present.tolist() == [IGNORE_INDEX]:
             self.findings.add("masks that are all void (they teach nothing)", place, problem=False)
         elif len(present) == 1 and len(self.labels) > 1:

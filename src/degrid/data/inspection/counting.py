@@ -17,7 +17,7 @@ from degrid.data.formats.source import Source
 from degrid.data.formats.survey import SETTLED
 from degrid.data.processes import in_order
 from degrid.files import kept_on_disk
-from degrid.types import IGNORE_INDEX, Bands, Dataset, LabelSpace, OnProgress, Progress
+from degrid.types import IGNORE_INDEX, Bands, Dataset, OnProgress, Progress
 from degrid.version import VERSION
 
 
@@ -50,13 +50,13 @@ def class_counts(dataset: Dataset, progress: OnProgress | None = None) -> np.nda
 def _counted(dataset: Dataset) -> Iterable[np.ndarray]:
     """The pixels of each train id in each label, [256]."""
     if isinstance(dataset, SourceDataset):
-        count = partial(_count_source, rule=dataset.rule, labels=dataset.labels, bands=dataset.bands)
+        count = partial(_count_source, rule=dataset.rule, bands=dataset.bands)
         return in_order(count, dataset.sources)
     return (np.bincount(dataset[index].label.numpy().ravel(), minlength=256) for index in range(len(dataset)))
 
 
-def _count_source(source: Source, rule: MaskRule, labels: LabelSpace, bands: Bands) -> np.ndarray:
-    counts: np.ndarray = np.bincount(read_ids(source, rule, labels, bands).ravel(), minlength=256)
+def _count_source(source: Source, rule: MaskRule, bands: Bands) -> np.ndarray:
+    counts: np.ndarray = np.bincount(read_ids(source, rule, bands).ravel(), minlength=256)
     return counts
 
 

@@ -35,7 +35,8 @@ def prepare_cityscapes(path: str | Path, progress: OnProgress | None = None) -> 
             raise UserError(f"no folder {name} in {root}; expected leftImg8bit and gtFine")
     targets = {
         source: source.with_name(source.name.replace("_gtFine_labelIds", "_gtFine_labelTrainIds"))
-        for source in sorted((root / "gtFine").rglob("*_gtFine_labelIds.png"))
+        for source in images_in(root / "gtFine")
+        if source.name.endswith("_gtFine_labelIds.png")
     }
     made = write_train_ids(targets, CITYSCAPES_RAW, CITYSCAPES, _refuse, progress)
     lists = ListWriter(root, CITYSCAPES, _COUNTS)
@@ -56,4 +57,4 @@ def _label_of(root: Path, image: Path) -> Path:
 
 
 def _refuse(source: Path, ids: np.ndarray, unknown: dict[int | Color, int]) -> None:
-    raise UserError(unknown_message(source, unknown, CITYSCAPES))
+    raise UserError(unknown_message(source, unknown, CITYSCAPES_RAW))

@@ -20,7 +20,7 @@ from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, hex_color, labels_of
-from degrid.files import parse_json
+from degrid.files import parse_json, walk
 from degrid.types import LabelSpace, UserError, voc_palette
 
 _META = "meta.json"
@@ -47,7 +47,8 @@ class Supervisely(DataFormat):
             return None
         machine = (base / _VALUES).is_file()
         folder = "masks_machine" if machine else "ann"
-        datasets = sorted(images.parent for images in path.rglob("img") if (images.parent / folder).is_dir())
+        named = (place.parent for place, _ in walk(path) if place.name == "img")
+        datasets = sorted(dataset for dataset in named if (dataset / folder).is_dir())
         if not datasets:
             return None
         rows = _class_rows(base / _META)
