@@ -208,11 +208,11 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(NNNtR(K\x01%scnumpy\ndtype\nU\x
         (npy_of(b"}q\x00U\x01ah\x00s."), "deeply nested"),  # a dictionary in itself
         (npy_of(b"}\x94" + b"}U\x01ah\x00sq\x00" * 400 + b"."), "deeply nested"),
         (npy_of(b"}(" + b"U\x01a)" * 3 + b"U\x01bu."), "damaged pickle"),
-        (npy_of(b"}" + b")" * 90 + b"\x85" * 999 + b"Ns."), "damaged pickle"),
+        (npy_of(b"}" + b")" * 90 + b"\x85" * 999 + b"Ns."), "no dictionary of arrays"),
         (npy_of(b"}" * 400_000 + b"."), "more objects"),
         (npy_of(b"\x8e" + (2**62).to_bytes(8, "little") + b"abc."), "damaged pickle"),
         (npy_of(b"cbuiltins\neval\nU\x011\x85R."), "refused: it refers to 'builtins eval'"),
-        (npy_of(b"cos\nsystem\n."), "refused"),
+        (npy_of(b"cos\nsystem\n)R."), "refused"),
         (npy_of(b"]."), "no dictionary of arrays"),
         (npy_of(b"."), "damaged pickle"),
         (npy_of(b"}"), "damaged pickle"),
@@ -241,18 +241,23 @@ class Evil:
 
 def test_pickles_run_nothing(tmp_path):
     trap = tmp_path / "trap"
+    evil = {"a": torch.ones(2), "evil": Evil(trap)}
     for zipped in (True, False):
-        torch.save({"a": torch.ones(2), "evil": Evil(trap)}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ConversionError, match=r"refused to load .*x: .* could run code"):
+        torch.save(evil, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+        assert list(read_tensors(tmp_path / "x").tensors) == ["a"]
+        assert read_tensors(tmp_path / "x").skipped == ("evil",)
+        torch.save({"evil": Evil(trap)}, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(
+            ConversionError, match=r"refused to load .*x: .* evil \((posix|nt) mkdir\), .* could run code"
+        ):
             read_tensors(tmp_path / "x")
-    evil = np.array({"a": np.ones(2), "evil": Evil(trap)}, object)
-    np.save(tmp_path / "x.npy", evil, allow_pickle=True)
-    np.savez(tmp_path / "x.npz", a=evil)
-    for name in ("x.npy", "x.npz"):
-        with pytest.raises(ConversionError, match="refused: it refers to '(posix|nt) mkdir'.*could run code"):
-            read_tensors(tmp_path / name)
+    array = np.array({"a": np.ones(2), "evil": Evil(trap)}, object)
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "x.npz", b=array)
+    assert read_tensors(tmp_path / "x.npy").skipped == ("evil",)
+    assert list(read_tensors(tmp_path / "x.npz").tensors) == ["b/a"]
     (tmp_path / "x").write_bytes(pickle.dumps(Evil(trap)))
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match=r"refused to load .*x: it holds (posix|nt) mkdir"):
         read_tensors(tmp_path / "x")
     assert not trap.exists()
     pickle.loads(pickle.dumps(Evil(trap)))
@@ -382,6 +387,7 @@ def write_valid_files(folder: Path) -> Path:
     (folder / "caffe_v1").write_bytes(tf.caffemodel(blobs(), old=True))
     torch.save(state(), folder / "zipped.pth")
     torch.save(state(), folder / "old.pth", _use_new_zipfile_serialization=False)
+    (folder / "dict.pkl").write_bytes(pickle.dumps({"model": values, "score": np.float64(0.5)}))
     np.savez(folder / "stored.npz", **values)
     np.savez_compressed(folder / "packed.npz", **values)
     np.save(folder / "dict.npy", np.array({"conv1": {"weights": np.ones((2, 3))}, "b": [np.arange(3)]}, object))
@@ -391,7 +397,7 @@ def write_valid_files(folder: Path) -> Path:
 
 
 KINDS = [
-    *("v1", "packed", "v2.index", "v2.data-00000-of-00001", "caffe", "caffe_v1", "zipped.pth", "old.pth"),
+    *("v1", "packed", "v2.index", "v2.data-00000-of-00001", "caffe", "caffe_v1", "zipped.pth", "old.pth", "dict.pkl"),
     *("stored.npz", "packed.npz", "dict.npy", "python2.npy", "net.safetensors"),
 ]
 

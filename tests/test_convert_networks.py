@@ -243,7 +243,7 @@ def test_caffe_names_and_batch_norm_in_two_layers(tmp_path):
         for scale in ("_res075", "_res05"):
             copy = layer.replace("_c", f"{scale}_c") if head else layer + scale
             arrays[f"{copy}/{blob}"] = arrays[name]
-    system, shown_by = find_system(arrays, None, "blobs")
+    system, shown_by, *_ = find_system(arrays, None, "blobs")
     assert system.title == "DeepLab v2 in Caffe"
     assert shown_by == "res2a_branch2a/0"
     plan = system.plan(arrays)

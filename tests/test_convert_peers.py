@@ -16,7 +16,7 @@ slow = pytest.mark.slow
 def converted(name, key):
     """A network's plan by the row of the table that recognises it, and the model that it describes."""
     tensors = peers.tensors(name)
-    system, _ = find_system(tensors, None, name)
+    system, *_ = find_system(tensors, None, name)
     assert system is SYSTEMS[key]
     plan = system.plan(tensors)
     assert not plan.unexpected

@@ -21,9 +21,9 @@ def test_misfit_names_what_is_missing_foreign_and_of_another_shape():
 
 
 def test_wrappers_come_off():
-    state = {"module.a": 1, "b": 2}
+    state = {"module.a": [1], "b": [2]}
     for wrapped in (state, {"state_dict": state, "epoch": 3}, {"state_dict": {"model": state}}):
-        assert unwrapped(wrapped) == {"a": 1, "b": 2}
+        assert unwrapped(wrapped) == {"a": [1], "b": [2]}
     assert unwrapped([1]) is None
 
 

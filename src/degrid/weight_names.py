@@ -26,7 +26,11 @@ BOTTLENECK_RESNETS = {
 """Units per stage of the ResNets of bottlenecks, by depth."""
 _IN_TORCHVISION = ("18", "34", "50", "101", "152")
 
-_WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
+# Keys below which programs keep a state dict, the one to take first where there are several.
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"),
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "params_ema"),
+)
 
 # Blocks per stage of MobileNetV2 (arXiv 1801.04381, table 2).
 _BLOCKS = (1, 2, 3, 4, 3, 3, 1)
@@ -74,12 +78,17 @@ def unwrapped(values: object) -> dict[str, object] | None:
 
     None where `values` is no dictionary.
     """
-    for wrapper in _WRAPPERS:
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
+    while isinstance(values, dict) and (inner := next(filter(_is_state, map(values.get, _WRAPPERS)), None)) is not None:
+        values = inner
     if not isinstance(values, dict):
         return None
     return {str(name).removeprefix("module."): value for name, value in values.items()}
+
+
+def _is_state(value: object) -> bool:
+    """Whether it is a dictionary with more in it than settings."""
+    plain = str | int | float | None
+    return isinstance(value, dict) and not all(isinstance(inner, plain) for inner in value.values())
 
 
 def is_counter(name: str) -> bool:

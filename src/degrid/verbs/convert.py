@@ -119,13 +119,9 @@ def convert(
         check_place(Path(out) / "config.json")
     labels = _given_classes(classes)
     read = read_tensors(source, reader)
-    writer, recognised_by = find_system(read.tensors, system, read.path)
-    plan, origin = writer.plan(read.tensors), f"{read.path} ({writer.title})"
-    if plan.unexpected and not allow_unused:
-        raise ConversionError(
-            f"{origin} holds {counted(len(plan.unexpected), 'tensor')} without a place in the network: "
-            f"{some(plan.unexpected)}; leave them out with --allow-unused (allow_unused=True)"
-        )
+    writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
+    plan, origin = writer.plan(tensors), f"{read.path} ({writer.title})"
+    _refuse_unexpected(plan, origin, allow_unused)
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     report = ConversionReport(
         str(source),
@@ -135,7 +131,7 @@ def convert(
         plan.kind,
         configs.to_dict(chosen),
         plan.origins,
-        plan.dropped | dict.fromkeys(read.skipped, "no numbers"),
+        plan.dropped | beside | dict.fromkeys(read.skipped, "no tensor of the network"),
         tuple(plan.unexpected),
         tuple(plan.notes),
     )
@@ -143,6 +139,23 @@ def convert(
     if out is not None:
         write_json(Path(out) / "conversion.json", report.to_dict())
     return report
+
+
+def _refuse_unexpected(plan: Plan, origin: str, allowed: bool) -> None:
+    """An encoder with more tensors is another network, whose head must not get lost."""
+    if not plan.unexpected:
+        return
+    count, names = counted(len(plan.unexpected), "tensor"), some(plan.unexpected)
+    if plan.kind == "encoder":
+        raise ConversionError(
+            f"{origin} has the names of this encoder and {count} beyond it: {names}; it is another network, which "
+            "degrid cannot convert"
+        )
+    if not allowed:
+        raise ConversionError(
+            f"{origin} holds {count} without a place in the network: {names}; leave them out with --allow-unused "
+            "(allow_unused=True)"
+        )
 
 
 def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: str, folder: Path | None) -> None:

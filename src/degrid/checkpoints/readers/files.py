@@ -11,7 +11,7 @@ from degrid.checkpoints.readers.find import find_checkpoint
 from degrid.checkpoints.readers.numpy_files import Numpy
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.tensorflow import TensorFlowV1, TensorFlowV2
-from degrid.checkpoints.readers.torch_files import PyTorch, Safetensors
+from degrid.checkpoints.readers.torch_files import Pickle, PyTorch, Safetensors
 from degrid.checkpoints.readers.values import map_file
 from degrid.lookup import lookup
 from degrid.types import ConversionError, UserError
@@ -21,6 +21,7 @@ READERS: dict[str, Reader] = {
     "tensorflow v2": TensorFlowV2(),
     "tensorflow v1": TensorFlowV1(),
     "pytorch": PyTorch(),
+    "pickle": Pickle(),
     "numpy": Numpy(),
     "safetensors": Safetensors(),
     "caffe": Caffe(),

@@ -1,15 +1,17 @@
-"""Dictionaries of numpy arrays from pickles, without running anything a pickle says.
+"""Dictionaries of arrays from pickles, without running anything a pickle says.
 
 Python's unpickler calls what the file names, and numpy's own arrays trust the sizes it states. Here the opcodes are
-read as a description: a few names of numpy are understood, nothing is called, and arrays are made from checked bytes.
+read as a description: a few names are understood, nothing is called, and arrays are made from checked bytes. What a
+program keeps beside its weights (scores, arguments, loggers, an optimiser) stays an `Opaque` and is left out.
 An unpickler with a list of allowed names would not keep these guarantees (docs/log.md).
-Opcodes of protocols 2 to 4, of Python 2 too: `Lib/pickletools.py`; state of an array: `numpy.ndarray.__reduce__`.
+Opcodes: `Lib/pickletools.py`; state of an array: `numpy.ndarray.__reduce__`.
 """
 
 from __future__ import annotations
 
 import pickletools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 import numpy as np
@@ -18,39 +20,36 @@ from degrid.checkpoints.readers.values import NUMBERS, native, ordered, raw_valu
 from degrid.protobuf import Span
 from degrid.types import ConversionError
 
-_MAX_OPCODES = 300_000  # an array takes about 40, and each may take a hundred bytes of memory
+_MIN_OPCODES, _BYTES_PER_OPCODE = 300_000, 16  # an array takes about 40, and each may take a hundred bytes of memory
 _MAX_DEPTH = 8
 _NAME_COST = 100  # bytes that an entry takes besides its name
 _LINE = 4096
 
 _VALUES = frozenset(
     [
-        *("LONG1", "LONG4", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
+        *("BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"),
     ]
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_KNOWN = frozenset(
-    [
-        "numpy.core.multiarray _reconstruct",
-        "numpy._core.multiarray _reconstruct",
-        "numpy.core.multiarray scalar",
-        "numpy._core.multiarray scalar",
-        "numpy ndarray",
-        "numpy dtype",
-        "_codecs encode",
-        "__builtin__ bytes",
-        "collections OrderedDict",
-    ]
-)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A function or class that the pickle names, such as "collections OrderedDict"."""
+
+    name: str
 
 
 @dataclass
-class _Name:
-    """A function or class that the pickle names."""
+class Opaque:
+    """An object that is not made: what would be called, with which arguments, and the state it would be given."""
 
     name: str
+    args: Any = ()
+    state: Any = None
 
 
 @dataclass
@@ -62,10 +61,18 @@ class _Dtype:
 
 
 @dataclass
-class _Array:
-    """An array or scalar as the pickle describes it. state: version, shape, dtype, Fortran order, values."""
+class Array:
+    """An array or scalar of numpy as the pickle describes it.
+
+    state: version, shape, dtype, Fortran order, values. scalar: a number of numpy's, no array.
+    """
 
     state: object = None
+    scalar: bool = False
+
+
+Made = Callable[[str, tuple[Any, ...]], Any]
+"""(name, arguments) -> what calling it would describe; None where it is not understood."""
 
 
 class Cursor:
@@ -99,41 +106,66 @@ def read_pickle(span: Span) -> tuple[dict[str, np.ndarray], list[str]]:
     "fc/0" and "fc/1". The arrays view the bytes in the pickle's strings.
 
     Raises:
-        ConversionError: it refers to more than numpy arrays and plain values, or is damaged.
+        ConversionError: no dictionary, or damaged.
     """
+    described, _ = describe(span, len(span))
+    if isinstance(described, Array):  # numpy.save wraps a dictionary in an array of one object
+        shape, code, _, values = parts_of(described, span)
+        if shape == () and code == "O" and isinstance(values, list) and len(values) == 1:
+            described = values[0]
+    if isinstance(described, Opaque):
+        span.fail(
+            f"refused: it refers to {described.name[:100]!r}, and loading it with pickle could run code; expected a "
+            "dictionary of arrays by name"
+        )
+    if not isinstance(described, dict):
+        span.fail("no dictionary of arrays by name")
+    return Flattener(span, len(span), "/").flatten(described)
+
+
+def describe(
+    span: Span, size: int, made: Made = lambda name, args: None, persistent: Callable[[Any], Any] = Opaque
+) -> tuple[Any, int]:
+    """What a pickle describes: dicts, lists, tuples, plain values, Array, Opaque, and what `made` gives.
+
+    Args:
+        span: begins with the pickle.
+        size: of the whole file in bytes, which limits how many objects it may describe.
+        made: understands further names than those of numpy.
+        persistent: from a persistent id to what it stands for.
+    Returns:
+        The description, and the number of bytes that the pickle takes.
+    Raises:
+        ConversionError: damaged, or more objects than a file of weights has.
+    """
+    cursor, machine = Cursor(span), _Machine(made, persistent)
+    most = max(_MIN_OPCODES, size // _BYTES_PER_OPCODE)
     try:
-        described = _interpret(span)
+        for count, (opcode, arg, at) in enumerate(pickletools.genops(cast(IO[bytes], cursor))):
+            if count == most:
+                span.fail("more objects than a file of weights has", at or 0)
+            if opcode.name == "STOP":
+                return machine.stack.pop(), cursor.at
+            machine.step(opcode.name, arg)
     except ConversionError:
         raise
     except Exception as error:  # malformed opcodes raise exceptions of many types
         raise ConversionError(f"{span.file}: a damaged pickle at byte {span.offset} ({error})") from error
-    return _Flattener(span).flatten(described)
-
-
-def _interpret(span: Span) -> Any:
-    """What the pickle describes: dicts, lists, tuples, plain values, and _Array."""
-    machine = _Machine()
-    for count, (opcode, arg, at) in enumerate(pickletools.genops(cast(IO[bytes], Cursor(span)))):
-        if count == _MAX_OPCODES:
-            span.fail("more objects than a file of weights has", at or 0)
-        if opcode.name == "STOP":
-            return machine.stack.pop()
-        refusal = machine.step(opcode.name, arg)
-        if refusal:
-            span.fail(f"refused: {refusal}; loading it with pickle could run code", at or 0)
     raise AssertionError("genops ends with STOP or raises")
 
 
+@dataclass
 class _Machine:
     """The stack machine of pickle, which only describes."""
 
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+    made: Made
+    persistent: Callable[[Any], Any]
+    stack: list[Any] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
 
-    def step(self, name: str, arg: Any) -> str | None:
-        """Follow one opcode; returns why it is refused, if it is."""
+    def step(self, name: str, arg: Any) -> None:
+        """Follow one opcode."""
         stack = self.stack
         match name:
             case "PROTO" | "FRAME":
@@ -148,44 +180,83 @@ class _Machine:
                 stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
-            case "BINPUT" | "LONG_BINPUT":
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
                 self.memo[arg] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
+            case "BINGET" | "LONG_BINGET" | "GET":
                 stack.append(self.memo[arg])
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.since_mark()
+            case "BINPERSID" | "PERSID":
+                stack.append(self.persistent(stack.pop() if name == "BINPERSID" else arg))
             case _:
-                return self.build(name, arg)
-        return None
+                self.build(name, arg)
 
-    def build(self, name: str, arg: Any) -> str | None:
-        """Follow an opcode that makes or fills a list, a dictionary or an object; returns why it is refused."""
+    def build(self, name: str, arg: Any) -> None:
+        """Follow an opcode that makes or fills a list, a dictionary or an object."""
         stack = self.stack
         match name:
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_LIST":
                 stack.append([])
+            case "LIST":
+                stack.append(self.since_mark())
+            case "DICT":
+                items = self.since_mark()
+                stack.append({})
+                _set(stack[-1], items)
             case "APPEND" | "APPENDS":
                 items = self.since_mark() if name == "APPENDS" else [stack.pop()]
-                stack[-1].extend(items)
+                if isinstance(stack[-1], list):
+                    stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = self.since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 _set(stack[-1], items)
-            case "GLOBAL" | "STACK_GLOBAL":
-                path = arg if name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
-                if path not in _KNOWN:
-                    return f"it refers to {path[:100]!r}"
-                stack.append(_Name(path.partition(" ")[2]))
-            case "REDUCE":
-                args = stack.pop()
-                stack.append(_made(stack.pop(), args))
             case "BUILD":
                 state = stack.pop()
-                stack[-1].state = state
+                if isinstance(stack[-1], Array | Opaque | _Dtype):  # other attributes are those of dictionaries
+                    stack[-1].state = state
             case _:
-                return f"it uses the opcode {name}"
-        return None
+                self.make(name, arg)
+
+    def make(self, name: str, arg: Any) -> None:
+        """Follow an opcode that would call something, or that makes a set."""
+        stack = self.stack
+        match name:
+            case "GLOBAL":
+                stack.append(Name(arg))
+            case "STACK_GLOBAL":
+                stack[-2:] = [Name(" ".join(stack[-2:]))]
+            case "REDUCE" | "NEWOBJ":
+                stack[-2:] = [self.called(*stack[-2:])]
+            case "NEWOBJ_EX":
+                stack[-3:] = [self.called(*stack[-3:-1])]
+            case "INST":
+                stack.append(self.called(Name(arg), tuple(self.since_mark())))
+            case "OBJ":
+                function, *args = self.since_mark()
+                stack.append(self.called(function, tuple(args)))
+            case "EMPTY_SET":
+                stack.append(Opaque("builtins set"))
+            case "FROZENSET" | "ADDITEMS":
+                self.since_mark()
+                stack.extend([Opaque("builtins frozenset")] if name == "FROZENSET" else [])
+            case _:
+                raise ValueError(f"the opcode {name}")
+
+    def called(self, function: object, args: object) -> Any:
+        """What calling a name would describe; anything else is opaque."""
+        name = function.name if isinstance(function, Name) else type(function).__name__
+        if not isinstance(function, Name) or not isinstance(args, tuple):
+            return Opaque(name)
+        found = _made(name, args)
+        if found is None:
+            found = self.made(name, args)
+        return Opaque(name, args) if found is None else found
 
     def since_mark(self) -> list[Any]:
         """Take what came after the last mark."""
@@ -196,51 +267,80 @@ class _Machine:
 
 
 def _set(target: object, items: list[Any]) -> None:
-    """Put keys and values in turn into a dictionary; its keys become text."""
-    if not isinstance(target, dict):
-        raise TypeError("entries of something that is no dictionary")
+    """Put keys and values in turn into a dictionary; its keys become text, and others than text and numbers go."""
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | bytes | int):
-            raise TypeError(f"a key of type {type(key).__name__}")
-        target[key.decode("latin1") if isinstance(key, bytes) else str(key)] = value
+        if isinstance(target, dict) and isinstance(key, str | bytes | int):
+            target[key.decode("latin1") if isinstance(key, bytes) else str(key)] = value
 
 
-def _made(function: object, args: object) -> Any:
-    """What calling the function would describe."""
-    match function, args:
-        case _Name("_reconstruct"), (_, _, _):
-            return _Array()
-        case _Name("scalar"), (dtype, values):
-            return _Array((1, (), dtype, False, values))
-        case _Name("dtype"), (code, *_):
+def _made(name: str, args: tuple[Any, ...]) -> Any:
+    """What calling a function of numpy, or one that makes a dictionary, would describe; None for another."""
+    match name.replace("numpy._core.", "numpy.core."), args:
+        case "numpy.core.multiarray _reconstruct", (_, _, _):
+            return Array()
+        case "numpy.core.multiarray scalar", (dtype, values):
+            return Array((1, (), dtype, False, values), scalar=True)
+        case "numpy.core.numeric _frombuffer", (values, dtype, shape, order):  # protocol 5
+            return Array((1, shape, dtype, order == "F", values))
+        case "numpy dtype", (code, *_):
             return _Dtype(code)
-        case _Name("encode"), (str() as text, "latin1"):
+        case "_codecs encode", (str() as text, "latin1"):
             return text  # becomes bytes where it holds the values of an array
-        case _Name("bytes"), ():
+        case (("__builtin__ bytes" | "builtins bytes"), ()):
             return b""
-        case _Name("OrderedDict"), ():
-            return {}
-    raise TypeError("an unusual call")
+        case (("collections OrderedDict" | "collections defaultdict" | "__builtin__ dict" | "builtins dict"), _):
+            return _dictionary(args[0] if name == "collections OrderedDict" and args else [])
+    return None
 
 
-class _Flattener:
-    """Arrays by name from what a pickle describes, with a limit on names: few bytes can describe endless nesting."""
+def _dictionary(pairs: object) -> dict[str, Any]:
+    """An OrderedDict as Python 2 wrote it, of pairs."""
+    found: dict[str, Any] = {}
+    for pair in pairs if isinstance(pairs, list) else []:
+        if isinstance(pair, list | tuple) and len(pair) == 2:
+            _set(found, list(pair))
+    return found
 
-    def __init__(self, span: Span) -> None:
-        self.span = span
-        self.room = (1 << 20) + 4 * len(span)
+
+def parts_of(described: Array, where: Span) -> tuple[tuple[int, ...], str, bool, Any]:
+    """Shape, type ("<f4" or "O"), whether the first axis changes fastest, and values.
+
+    Raises:
+        ConversionError: described in another way than numpy's.
+    """
+    match described.state:
+        case (_, tuple() as shape, _Dtype(str() as code, (_, str() as order, *_)), fortran, values):
+            if all(isinstance(size, int) for size in shape):
+                return shape, "O" if code[:1] == "O" else order + code, bool(fortran), values
+    where.fail("an array is not described as numpy does")
+
+
+class Flattener:
+    """Arrays by name from what a pickle describes, with a limit on names: few bytes can describe endless nesting.
+
+    Args:
+        span: for messages.
+        size: of the file in bytes.
+        separator: between the keys of dictionaries in one another.
+        array: makes an array of other descriptions than numpy's; None where it holds no numbers.
+    """
+
+    def __init__(
+        self, span: Span, size: int, separator: str, array: Callable[[Any, str], np.ndarray | None] | None = None
+    ) -> None:
+        self.span, self.separator, self.other = span, separator, array
+        self.room = (1 << 20) + 4 * size
         self.arrays: dict[int, np.ndarray | None] = {}  # by description, as names may share one
         self.tensors: dict[str, np.ndarray] = {}
         self.skipped: list[str] = []
 
-    def flatten(self, value: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-        if isinstance(value, _Array):  # numpy.save wraps a dictionary in an array of one object
-            shape, code, _, values = self._parts(value)
-            if shape == () and code == "O" and isinstance(values, list) and len(values) == 1:
-                value = values[0]
-        if not isinstance(value, dict):
-            self.span.fail("no dictionary of arrays by name")
-        self._add(value, "", 0)
+    def flatten(self, described: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Arrays by name, and the names of entries that hold no numbers.
+
+        Raises:
+            ConversionError: an array that is damaged, or an absurd number of names.
+        """
+        self._add(described, "", 0)
         return self.tensors, self.skipped
 
     def _add(self, value: Any, name: str, depth: int) -> None:
@@ -249,19 +349,21 @@ class _Flattener:
             self.span.fail("more names, or more deeply nested, than a file of weights has")
         if isinstance(value, dict | list | tuple):
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                self._add(inner, f"{name}/{key}" if name else str(key), depth + 1)
+                self._add(inner, f"{name}{self.separator}{key}" if name else str(key), depth + 1)
             return
-        array = self._array(value, name) if isinstance(value, _Array) else None
+        array = self._array(value, name)
         if array is None:
             self.skipped.append(name)
         else:
             self.tensors[name] = array
 
-    def _array(self, described: _Array, name: str) -> np.ndarray | None:
+    def _array(self, described: Any, name: str) -> np.ndarray | None:
         """The array, or None where it holds no numbers."""
+        if not isinstance(described, Array):
+            return self.other(described, name) if self.other else None
         if id(described) not in self.arrays:
             array = None
-            shape, code, fortran, values = self._parts(described)
+            shape, code, fortran, values = parts_of(described, self.span)
             if NUMBERS.fullmatch(code):
                 content = self._bytes(values, name)
                 self.room -= len(content)
@@ -270,20 +372,12 @@ class _Flattener:
             self.arrays[id(described)] = array
         return self.arrays[id(described)]
 
-    def _bytes(self, values: object, name: str) -> bytes:
+    def _bytes(self, values: object, name: str) -> memoryview:
         """The values of an array; Python 2 and protocol 2 keep them as text, one character for each byte."""
         try:
             values = values.encode("latin1") if isinstance(values, str) else values
         except UnicodeEncodeError:
             values = None
-        if not isinstance(values, bytes):
+        if not isinstance(values, bytes | bytearray):
             self.span.fail(f"the values of {name} are no bytes")
-        return values
-
-    def _parts(self, described: _Array) -> tuple[tuple[int, ...], str, bool, Any]:
-        """Shape, type ("<f4" or "O"), whether the first axis changes fastest, and values."""
-        match described.state:
-            case (_, tuple() as shape, _Dtype(str() as code, (_, str() as order, *_)), fortran, values):
-                if all(isinstance(size, int) for size in shape):
-                    return shape, "O" if code[:1] == "O" else order + code, bool(fortran), values
-        self.span.fail("an array is not described as numpy does")
+        return memoryview(values)

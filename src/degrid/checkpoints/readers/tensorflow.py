@@ -16,7 +16,16 @@ from degrid.checkpoints.readers.find import is_shard, shards_of
 from degrid.checkpoints.readers.leveldb import is_table, records
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.slices import Extents, assemble, slice_key
-from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, joined, map_file, numbers, raw_values, shaped
+from degrid.checkpoints.readers.values import (
+    MAX_TENSORS,
+    check_shape,
+    joined,
+    map_file,
+    numbers,
+    raw_values,
+    shaped,
+    widened,
+)
 from degrid.protobuf import Span, masked_checksum, only_bytes, only_int
 from degrid.types import ConversionError
 
@@ -320,12 +329,7 @@ def _from_raw(data: memoryview, variable: _Variable) -> np.ndarray:
 
 
 def _widened(stored: np.ndarray, kind: int) -> np.ndarray:
-    """bfloat16, which numpy lacks, as float32: its bits are the upper half."""
-    if kind != _BFLOAT16:
-        return stored
-    wide = stored.astype("<u4")
-    wide <<= 16
-    return wide.view("<f4")
+    return widened(stored) if kind == _BFLOAT16 else stored
 
 
 def _v2_header(message: Span) -> int:

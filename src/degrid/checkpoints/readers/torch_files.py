@@ -1,11 +1,14 @@
-"""State dicts from files of PyTorch and safetensors; nothing in a pickle is run."""
+"""State dicts from files of PyTorch, pickles and safetensors; nothing in a pickle is run."""
 
 from __future__ import annotations
 
 import io
-import pickle
-import warnings
+import re
+import struct
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +17,82 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from degrid.checkpoints.readers.pickles import Array, Flattener, Name, Opaque, describe
 from degrid.checkpoints.readers.reader import Contents, Reader
+from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, widened
+from degrid.lookup import some
 from degrid.protobuf import Span
 from degrid.types import ConversionError
 from degrid.weight_names import unwrapped
 
-# Beside these there are quantised, packed and 8-bit floating types, which numpy lacks.
-_DTYPES = (
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.bool),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-)
+_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How the first pickle of a file from before PyTorch 1.6 ends."""
+_LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of a member of an archive: lengths of what follows
+
+# Numpy's types by the names of PyTorch's storages and types; there are others, which numpy lacks.
+_TYPES = {
+    **{"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bf16", "ComplexFloat": "c8", "ComplexDouble": "c16"},
+    **{"Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Byte": "u1", "Bool": "b1", "Untyped": "u1"},
+    **{"float32": "f4", "float64": "f8", "float16": "f2", "bfloat16": "bf16", "complex64": "c8", "complex128": "c16"},
+    **{"int8": "i1", "int16": "i2", "int32": "i4", "int64": "i8", "uint8": "u1", "bool": "b1"},
+    **{"uint16": "u2", "uint32": "u4", "uint64": "u8"},
+}
+
+
+@dataclass
+class _Storage:
+    """A row of values in the file. key: of its bytes; code: as in _TYPES, "" for a type that numpy lacks."""
+
+    key: str
+    code: str
+    count: int
+    offset: int = 0
+
+
+@dataclass
+class _Tensor:
+    """A view of a storage, as the pickle describes it; `code` where the storage does not know the type."""
+
+    storage: object
+    offset: object
+    shape: object
+    strides: object
+    code: str | None = None
+    flags: object = None
 
 
 class PyTorch(Reader):
-    """What torch.save writes: an archive with data.pkl in it, or before PyTorch 1.6 a pickle."""
+    """What torch.save writes: an archive with data.pkl in it, or before PyTorch 1.6 several pickles and the values."""
 
-    suffixes = (".pth", ".pt")
+    suffixes = (".pth", ".pt", ".ckpt", ".bin")
 
     def recognise(self, file: Span, path: Path) -> bool:
         """See `Reader`."""
-        head = bytes(file.data[:2])
-        return head[:1] == b"\x80" or (head == b"PK" and any(_is_pickle(member) for member in _members(path)))
+        head = bytes(file.data[:64])
+        return (head[:1] == b"\x80" and _MAGIC in head) or (
+            head[:2] == b"PK" and any(_is_pickle(member) for member in members_of(file))
+        )
 
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
-        mapped = bytes(file.data[:2]) == b"PK"
-        if mapped:
-            _check_bounds(path, len(file))
-        return _contents(_load(path, file, mapped), path, len(file))
+        if bytes(file.data[:2]) == b"PK":
+            return _from_archive(file)
+        return _from_before_archives(file)
+
+
+class Pickle(Reader):
+    """A pickled dictionary of numpy arrays: .pdparams of PaddlePaddle, .pkl of detectron2, and others."""
+
+    suffixes = (".pkl", ".pickle", ".pdparams")
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`."""
+        return bytes(file.data[:1]) == b"\x80"
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`."""
+        described, _ = describe(file, len(file))
+        return _contents(described, file, dict[str, Span]().__getitem__)
 
 
 class Safetensors(Reader):
@@ -60,71 +111,259 @@ class Safetensors(Reader):
             values = load_file(path)
         except Exception as error:  # there are many exceptions for types that numpy and torch lack
             raise ConversionError(f"{path}: a damaged safetensors file ({error})") from error
-        return _contents(values, path, len(file))
+        return _of_tensors(values)
 
 
-def _members(path: Path) -> list[zipfile.ZipInfo]:
+def _of_tensors(values: dict[str, Tensor]) -> Contents:
+    tensors, skipped = {}, []
+    for name, value in values.items():
+        try:
+            tensors[name] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        except TypeError:  # a type that numpy lacks
+            skipped.append(name)
+    return Contents(tensors, tuple(skipped))
+
+
+def members_of(file: Span) -> list[zipfile.ZipInfo]:
+    """The list of contents of an archive.
+
+    Raises:
+        ConversionError: damaged.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(_Stream(file)) as archive:
             return archive.infolist()
     except Exception as error:  # zipfile lets through many types where an archive is malformed
-        raise ConversionError(f"{path}: a damaged archive ({str(error) or type(error).__name__})") from error
+        raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
 
 
 def _is_pickle(member: zipfile.ZipInfo) -> bool:
     return Path(member.filename).name == "data.pkl"
 
 
-def _check_bounds(path: Path, size: int) -> None:
-    """PyTorch stores everything unpacked, so nothing in an archive may outgrow the file."""
-    members = _members(path)
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > size:
-        raise ConversionError(f"{path}: an archive of PyTorch with packed or overlapping parts")
+def _from_archive(file: Span) -> Contents:
+    """An archive of PyTorch: data.pkl, and each storage unpacked in data/KEY."""
+    members = {member.filename: member for member in members_of(file)}
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members.values())
+    if packed or sum(member.file_size for member in members.values()) > len(file) or len(members) > MAX_TENSORS:
+        raise ConversionError(f"{file.file}: an archive of PyTorch with packed or overlapping parts")
+    pickled = next(name for name, member in members.items() if _is_pickle(member))
+    folder = pickled.removesuffix("data.pkl")
+
+    def content(name: str) -> Span:
+        member = members[folder + name]
+        head = file.part(member.header_offset, _LOCAL_HEADER.size, "the head of a part")
+        magic, name_length, extra_length = _LOCAL_HEADER.unpack(head.data)
+        if magic != _LOCAL_MAGIC:
+            head.fail(f"damaged: no part of the archive begins here, where {name} should")
+        start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        return file.part(start, member.file_size, name)
+
+    described, _ = describe(content("data.pkl"), len(file), _made, _storage)
+    big = folder + "byteorder" in members and bytes(content("byteorder").data) == b"big"
+    return _contents(described, file, lambda key: content(f"data/{key}"), ">" if big else "<")
 
 
-def _load(path: Path, file: Span, mapped: bool) -> Any:
-    """What torch.save wrote, if it is tensors and plain values.
+def _from_before_archives(file: Span) -> Contents:
+    """A magic number, a version, sizes of types, the values' description and the storages' keys; then the storages."""
+    at, found = 0, []
+    storages: dict[str, _Storage] = {}
+
+    def storage(described: Any) -> object:
+        made = _storage(described)
+        if isinstance(made, _Storage):
+            storages[made.key] = made
+        return made
+
+    for _ in range(5):
+        described, length = describe(file.part(at, len(file) - at), len(file), _made, storage)
+        found.append(described)
+        at += length
+    rows = {}
+    for key in map(str, found[4]) if isinstance(found[4], list) else ():
+        if key not in storages or storages[key].code not in _TYPES.values():
+            file.fail(f"values of a type that cannot be read, or of none (storage {key[:50]})", at)
+        size = file.part(at, 8, "a number of values").number() * _itemsize(storages[key].code)
+        rows[key] = file.part(at + 8, size, "a storage")
+        at += 8 + size
+    return _contents(found[3], file, rows.__getitem__)
+
+
+def _itemsize(code: str) -> int:
+    return 2 if code == "bf16" else np.dtype(code).itemsize
+
+
+def _type(name: object) -> str:
+    """The code of a type or a storage of PyTorch, on any device; "" where numpy has none."""
+    plain = name.name.rpartition(" ")[2].removesuffix("Storage") if isinstance(name, Name) else ""
+    return _TYPES.get(plain, "")
+
+
+def _storage(described: Any) -> object:
+    """What a persistent id of torch.save stands for."""
+    match described:
+        case ("storage", kind, str() as key, _, int() as count, *view):
+            offset = 0
+            match view:
+                case [(_, int() as start, int() as count)]:  # of a larger storage
+                    offset = start
+            return _Storage(key, _type(kind), count, offset)
+    return Opaque("a persistent id")
+
+
+def _made(name: str, args: tuple[Any, ...]) -> Any:
+    """What calling a function of PyTorch that makes a tensor would describe; None for another."""
+    match name, args:
+        case "torch._utils _rebuild_tensor", (storage, offset, shape, strides):
+            return _Tensor(storage, offset, shape, strides)
+        case "torch._utils _rebuild_tensor_v2", (storage, offset, shape, strides, _, _, *flags):
+            return _Tensor(storage, offset, shape, strides, None, flags)
+        case "torch._utils _rebuild_tensor_v3", (storage, offset, shape, strides, _, _, dtype, *flags):
+            return _Tensor(storage, offset, shape, strides, _type(dtype), flags)
+        case (
+            ("torch._utils _rebuild_parameter" | "torch._utils _rebuild_parameter_with_state"),
+            (_Tensor() as of, *_),
+        ):
+            return of
+        case "torch._utils _rebuild_device_tensor_from_numpy", (Array() as array, *_):
+            return array
+        case "torch._tensor _rebuild_from_type_v2", (Name(function), _, tuple() as inner, _):
+            return _made(function, inner)
+        case "torch Size", (list() | tuple() as sizes,):
+            return tuple(sizes)
+    return None
+
+
+def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str = "<") -> Contents:
+    """The tensors of a state dict, taken out of its wrappers.
 
     Args:
-        path: the file.
-        file: its bytes.
-        mapped: leave the storages in the file, and so within its bounds; only for archives.
+        described: what the pickle describes.
+        file: the whole file.
+        row: the bytes of a storage by its key.
+        order: the order of bytes in the storages.
     """
-    source = str(path) if mapped else io.BytesIO(file.data)  # from memory, reading cannot ask for more than there is
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old types of storages
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"refused to load {path}: it is damaged or holds more than tensors and plain values, and loading it could "
-            "run code; save its state_dict() with the program that wrote it"
-        ) from error
-    except Exception as error:  # torch lets through many types where a file is malformed
-        raise ConversionError(f"{path}: damaged, or no file of torch.save ({type(error).__name__})") from error
-
-
-def _contents(values: Any, path: Path, size: int) -> Contents:
-    """The tensors of a state dict, taken out of its wrappers; `size` is the file's in bytes."""
-    named = unwrapped(values)
+    named = unwrapped(described)
     if named is None:
-        raise ConversionError(f"{path}: holds {type(values).__name__}; expected a state dict, tensors by name")
-    found = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    plain = {name: value for name, value in found.items() if _is_plain(value)}
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in plain.values()}
-    largest = max((value.numel() * value.element_size() for value in plain.values()), default=0)
-    if max(sum(storages.values()), largest) > size:
-        raise ConversionError(f"{path}: damaged; it describes more values than it holds")
-    tensors = {name: _array(value) for name, value in plain.items()}
-    return Contents(tensors, tuple(name for name in found if name not in plain))
+        what = described.name if isinstance(described, Opaque) else type(described).__name__
+        raise ConversionError(
+            f"refused to load {file.file}: it holds {what[:100]}, and loading it could run code; expected a "
+            "state dict, tensors by name: save its state_dict() with the program that wrote it"
+        )
+    values = _Values(file, row, order)
+    chosen, beside = _of_network(named)
+    tensors, skipped = Flattener(file, len(file), ".", values.array).flatten(chosen)
+    if not tensors:
+        objects = [f"{name} ({value.name})" for name, value in named.items() if isinstance(value, Opaque)]
+        if objects:
+            raise ConversionError(
+                f"refused to load {file.file}: it holds no tensors by name, but {some(objects)}, and loading that "
+                "could run code; save its state_dict() with the program that wrote it"
+            )
+    return Contents(tensors, (*skipped, *beside))
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether numpy can hold it."""
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+def _of_network(named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The entries that may be a network's, and the names of those beside it: numbers, arguments, an optimiser, ..."""
+    kinds: tuple[type, ...] = (_Tensor,) if _holds(named, (_Tensor,)) else (_Tensor, Array)
+    direct = {name: value for name, value in named.items() if isinstance(value, kinds) and not _is_scalar(value)}
+    if not direct:  # a dictionary for each part of the network
+        direct = {
+            name: value
+            for name, value in named.items()
+            if isinstance(value, dict) and not re.search("optim|sched|scaler", name) and _holds(value, kinds)
+        }
+    return direct, [name for name in named if name not in direct]
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _holds(value: object, kinds: tuple[type, ...], depth: int = 3) -> bool:
+    """Whether there are such values in dictionaries, or in dictionaries within them."""
+    if isinstance(value, dict) and depth:
+        return any(_holds(inner, kinds, depth - 1) for inner in value.values())
+    return isinstance(value, kinds) and not _is_scalar(value)
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, Array) and value.scalar
+
+
+class _Values:
+    """Arrays from descriptions of tensors; views of the file where numpy has the type."""
+
+    def __init__(self, file: Span, row: Callable[[str], Span], order: str) -> None:
+        self.file, self.row, self.order = file, row, order
+        self.room = 4 * len(file)  # bytes that copies may take; names may share a storage
+
+    def array(self, described: object, name: str) -> np.ndarray | None:
+        """The array, or None where it holds no numbers, or numbers of a type that numpy lacks."""
+        if not isinstance(described, _Tensor) or not isinstance(described.storage, _Storage):
+            return None
+        code = described.storage.code and (described.storage.code if described.code is None else described.code)
+        if not code:
+            return None
+        view = self._view(described, described.storage, "u2" if code == "bf16" else code, name)
+        if code in ("bf16", "b1"):
+            self.room -= 4 * view.size
+            if self.room < 0:
+                self.file.fail(f"damaged; it describes more values than it holds ({name})")
+            view = widened(view) if code == "bf16" else view.astype(bool)
+        return _flagged(view, described.flags)
+
+    def _view(self, described: _Tensor, storage: _Storage, code: str, name: str) -> np.ndarray:
+        match described.offset, described.shape, described.strides:
+            case int() as offset, tuple() as shape, tuple() as strides if len(shape) == len(strides):
+                pass
+            case _:
+                self.file.fail(f"{name} is not described as PyTorch does")
+        if not all(isinstance(size, int) for size in (*shape, *strides)):
+            self.file.fail(f"{name} is not described as PyTorch does")
+        check_shape(shape, self.file, name)
+        dtype = np.dtype(self.order + ("u1" if code == "b1" else code))  # a bool of numpy's is 0 or 1
+        try:
+            row = self.row(storage.key)
+        except KeyError:
+            self.file.fail(f"the values of {name} are missing")
+        first = storage.offset + offset
+        last = first + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        if min(first, *strides, 0) < 0 or prod(shape) * dtype.itemsize > len(self.file):
+            self.file.fail(f"damaged; {name} is said to have more values than the file holds")
+        if not prod(shape):
+            return np.empty(shape, dtype.newbyteorder("="))
+        if (last + 1) * dtype.itemsize > len(row):
+            row.fail(f"{name} reaches beyond the end of its values", len(row))
+        flat = np.frombuffer(row.data, dtype, last + 1 - first, first * dtype.itemsize)
+        steps = [stride * dtype.itemsize for stride in strides]
+        return native(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False))
+
+
+def _flagged(values: np.ndarray, flags: object) -> np.ndarray:
+    """Values that the file may hold conjugated or negated; `flags` [one dictionary, or none]."""
+    match flags:
+        case [{"conj": True}]:
+            values = values.conj()
+    match flags:
+        case [{"neg": True}]:
+            values = -values
+    return values
+
+
+class _Stream(io.RawIOBase):
+    """Bytes of a file as a stream that can be sought, without copying them."""
+
+    def __init__(self, span: Span) -> None:
+        self.span, self.at = span, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = 0) -> int:
+        self.at = max(0, to + (0, self.at, len(self.span))[whence])
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def read(self, size: int = -1) -> bytes:
+        found = bytes(self.span.data[self.at :][: size if size >= 0 else None])
+        self.at += len(found)
+        return found

@@ -138,3 +138,10 @@ def ordered(flat: np.ndarray, shape: Sequence[int], fortran: bool, where: Span, 
         ConversionError: another number of values, or an absurd shape.
     """
     return shaped(flat, shape[::-1], where, name).T if fortran else shaped(flat, shape, where, name)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """bfloat16, which numpy lacks, as float32: its bits (uint16) are the upper half."""
+    wide = bits.astype("<u4")
+    wide <<= 16
+    return wide.view("<f4")

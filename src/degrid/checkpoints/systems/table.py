@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
 from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
 from degrid.checkpoints.systems.detectron2 import Detectron2
@@ -23,6 +29,11 @@ from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
 from degrid.checkpoints.systems.vainf import VainF
 from degrid.lookup import lookup, some
 from degrid.types import ConversionError, UserError
+
+_COUNTERS = re.compile(r"(.*\.)?(total_ops|total_params|n_averaged)")  # of thop; of torch's AveragedModel
+_MOST_WRAPPERS = 5  # names of wrappers before a network's
+_FEWEST = 20  # a network has more tensors
+_USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
 
 # ImageNet weights come last: the networks that start from them have their names, too.
 SYSTEMS: dict[str, System] = {
@@ -48,32 +59,87 @@ SYSTEMS: dict[str, System] = {
 }
 
 
-def find_system(tensors: Tensors, name: str | None, file: object) -> tuple[System, str]:
-    """The system that wrote a file, and the tensor that shows it.
+class Found(NamedTuple):
+    """The program that wrote a file.
+
+    Attributes:
+        system: the program. shown_by: the tensor that shows it.
+        tensors: the network's, without what stands before all of their names.
+        beside: reasons why other tensors are left out, by the file's names.
+    """
+
+    system: System
+    shown_by: str
+    tensors: Tensors
+    beside: dict[str, str]
+
+
+def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
+    """The system that wrote a file, and the network's tensors in it.
+
+    A network may be part of a larger program, such as Lightning's "model." beside a loss, or in several wrappers.
 
     Args:
         tensors: what the file holds.
         name: a row of SYSTEMS or one of its aliases; "module:Class" of the user's own; None: whichever recognises it.
         file: for messages.
     Raises:
-        ConversionError: no known system's tensors, or another's than asked for; the message says which it fits.
+        ConversionError: no known system's tensors, another's than asked for (the message says which it fits), or
+            several networks.
         UserError: an unknown name, or a class that is no System.
     """
-    fits = {key: system for key, system in SYSTEMS.items() if system.recognise(tensors)}
-    if name is not None:
-        system = _named(name)
+    beside = {key: "counter of a program beside the network" for key in tensors if _COUNTERS.fullmatch(key)}
+    rest = {key: value for key, value in tensors.items() if key not in beside}
+    known = list(SYSTEMS.values()) if name is None else [_named(name)]
+    for parts in _in_wrappers(rest):
+        fits = {prefix: fit for prefix, part in parts.items() if (fit := _first_fit(known, part, len(rest)))}
+        if fits:
+            prefix = _one_of(fits, file)
+            outside = {key: f'outside of "{prefix}"' for key in rest if not key.startswith(prefix)}
+            return Found(*fits[prefix], parts[prefix], beside | outside)
+    raise ConversionError(f"{file} {_no_fit(rest, None if name is None else known[0])}")
+
+
+def _no_fit(tensors: Tensors, wanted: System | None) -> str:
+    """Why no system has tensors of these names, or not the one that was asked for."""
+    if wanted is None:
+        return (
+            f"is of no system that degrid can convert; its tensors are called {some(tensors) or 'none'}; "
+            f'known: {"; ".join(row.title for row in SYSTEMS.values())}; your own: --as "module:Class" (system=...)'
+        )
+    others = (f"it fits {row.title} (--as {key}, system=...)" for key, row in SYSTEMS.items() if row.recognise(tensors))
+    return f"does not hold the tensors of {wanted.title}; {next(others, 'it fits no system that degrid knows')}"
+
+
+def _one_of(prefixes: Collection[str], file: object) -> str:
+    """Which of the networks in a file to take."""
+    usual = [prefix for prefix in _USUAL if prefix in prefixes]
+    if len(prefixes) > 1 and not usual:
+        raise ConversionError(f"{file} holds several networks: {', '.join(prefixes)}; save the state dict of one alone")
+    return next(iter([*usual, *prefixes]))
+
+
+def _in_wrappers(tensors: Tensors) -> Iterator[dict[str, Tensors]]:
+    """All tensors, then those below each first part of the names, below each two parts, ...: by what is taken off."""
+    parts: dict[str, dict[str, np.ndarray]] = {"": dict(tensors)}
+    for _ in range(_MOST_WRAPPERS):
+        yield {**parts}
+        inner: dict[str, dict[str, np.ndarray]] = {}
+        for prefix, part in parts.items():
+            for name, value in part.items():
+                first, dot, rest = name.partition(".")
+                if dot:
+                    inner.setdefault(f"{prefix}{first}.", {})[rest] = value
+        parts = {prefix: part for prefix, part in inner.items() if len(part) > _FEWEST}
+
+
+def _first_fit(systems: Iterable[System], tensors: Tensors, total: int) -> tuple[System, str] | None:
+    """The first system that recognises tensors; one of encoders only where they are all that the file holds."""
+    for system in systems:
         shown_by = system.recognise(tensors)
-        if shown_by is None:
-            hints = [f"it fits {known.title} (--as {key}, system=...)" for key, known in fits.items()]
-            hint = hints[0] if hints else "it fits no system that degrid knows"
-            raise ConversionError(f"{file} does not hold the tensors of {system.title}; {hint}")
-        return system, shown_by
-    for system in fits.values():
-        return system, system.recognise(tensors) or ""
-    raise ConversionError(
-        f"{file} is of no system that degrid can convert; its tensors are called {some(tensors) or 'none'}; "
-        f'known: {"; ".join(known.title for known in SYSTEMS.values())}; your own: --as "module:Class" (system=...)'
-    )
+        if shown_by and (len(tensors) == total or system.plan(tensors).kind == "model"):
+            return system, shown_by
+    return None
 
 
 def _named(name: str) -> System:

@@ -1,0 +1,205 @@
+"""What programs wrap their weights in, and what they keep beside them, neither hides the network nor is ever run."""
+
+import argparse
+import collections
+import datetime
+import enum
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from degrid.checkpoints.readers.files import read_tensors
+from degrid.checkpoints.systems.table import find_system
+from degrid.types import ConversionError
+from degrid.verbs.convert import convert
+
+UNITS = [(stage, unit) for stage, count in enumerate((3, 4, 6, 3), 1) for unit in range(count)]
+NAMES = [f"backbone.layer{stage}.{unit}.conv{conv}.weight" for stage, unit in UNITS for conv in (1, 2, 3)]
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Buffer:
+    """As a logger keeps its values."""
+
+    def __init__(self):
+        self._history, self._window = np.ones(3), collections.deque([1.5, 2.5], maxlen=9)
+
+
+def network():
+    """Names of torchvision's DeepLab v3 on ResNet-50, with small values that all differ."""
+    names = ["classifier.0.convs.0.0.weight", "classifier.4.bias", *NAMES]
+    return {name: torch.tensor([index, 0.5]) for index, name in enumerate(names)}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+def optimiser():
+    """The state of a real Adam after one step."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([weight])
+    weight.sum().backward()
+    adam.step()
+    return adam.state_dict()
+
+
+def assert_found(path):
+    found = find_system(read_tensors(path).tensors, None, path)
+    assert found.system.title.startswith("torchvision: DeepLab v3")
+    assert {name: value.tolist() for name, value in found.tensors.items()} == {
+        name: value.tolist() for name, value in network().items()
+    }
+    return found
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "ema", "model_ema"),
+        *("params", "params_ema", "a name of their own"),
+    ],
+)
+def test_keys_above_the_weights(tmp_path, wrapper):
+    torch.save({"optimizer": optimiser(), wrapper: network(), "epoch": 3}, tmp_path / "x.pth")
+    assert_found(tmp_path / "x.pth")
+    torch.save({"model": {"state_dict": network()}, "ema": None}, tmp_path / "x.pth")
+    assert_found(tmp_path / "x.pth")
+
+
+def test_settings_called_as_a_wrapper_are_none(tmp_path):
+    torch.save({"model": {"name": "deeplab", "depth": 50}, "weights": network()}, tmp_path / "x.pth")
+    assert_found(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "model.", "net.", "_orig_mod.", "module.module.", "model._orig_mod.", "_orig_mod.module.", "student."],
+)
+def test_prefixes(tmp_path, prefix):
+    torch.save(prefixed(prefix, network()), tmp_path / "x.pth")
+    assert_found(tmp_path / "x.pth")
+
+
+def test_what_modules_keep_beside_a_network(tmp_path):
+    """Lightning's module with its own buffers; torch's AveragedModel; counters of thop."""
+    beside = {"mean": torch.ones(1, 3, 1, 1), "loss.weight": torch.ones(2)}
+    torch.save({"state_dict": prefixed("model.", network()) | beside}, tmp_path / "x.ckpt")
+    assert dict(assert_found(tmp_path / "x.ckpt").beside) == dict.fromkeys(beside, 'outside of "model."')
+    counted = network() | {"total_ops": torch.zeros(1), "backbone.layer1.0.total_params": torch.zeros(1)}
+    torch.save(counted, tmp_path / "x.pth")
+    assert set(assert_found(tmp_path / "x.pth").beside) == {"total_ops", "backbone.layer1.0.total_params"}
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 1)).state_dict()
+    torch.save({"n_averaged": averaged["n_averaged"], **prefixed("module.", network())}, tmp_path / "x.pth")
+    assert "n_averaged" in assert_found(tmp_path / "x.pth").beside
+
+
+def test_of_two_networks_the_usual_one_is_taken(tmp_path):
+    both = prefixed("model.", network()) | prefixed("teacher.", network())
+    torch.save(both, tmp_path / "x.pth")
+    assert assert_found(tmp_path / "x.pth").beside["teacher.classifier.4.bias"] == 'outside of "model."'
+    torch.save(prefixed("teacher.", network()) | prefixed("student.", network()), tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"several networks: teacher\., student\."):
+        assert_found(tmp_path / "x.pth")
+
+
+EXTRAS = {
+    "numpy number": np.float64(0.5),
+    "numpy array": np.arange(4),
+    "namespace": argparse.Namespace(lr=0.1, classes=["a"], path=pathlib.PurePosixPath("data")),
+    "defaultdict": collections.defaultdict(list, a=[1.0]),
+    "date": datetime.datetime(2026, 11, 29),
+    "enum": Color.RED,
+    "logger": {"loss": Buffer()},
+    "random state": np.random.default_rng(0).bit_generator.state,
+    "optimiser": optimiser(),
+    "device": torch.device("cpu"),
+    "set": {1, 2},
+    "class": Buffer,
+    "nested": [({"a": Buffer()},)],
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights(tmp_path, zipped):
+    for protocol in (2, 4):
+        for values in ({"state_dict": network(), **EXTRAS}, {**EXTRAS, **network()}, {**EXTRAS, "mine": network()}):
+            torch.save(values, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+            assert_found(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickled_arrays(tmp_path, protocol):
+    arrays = {name: value.numpy() for name, value in network().items()}
+    for values in (arrays, {"model": arrays, "__author__": "x"}, {**EXTRAS, "weights": arrays}, {**arrays, "step": 3}):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(values, protocol=protocol))
+        source = read_tensors(tmp_path / "x.pkl")
+        assert source.format == "pickle"
+        assert_found(tmp_path / "x.pkl")
+
+
+def test_tensors_of_many_kinds(tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    values = {
+        "transposed": base.t(),
+        "part": base[1:3, ::2],
+        "expanded": torch.ones(1, 3).expand(2, 3),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(base),
+        "brain": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "flag": torch.tensor([True, False]),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "unsigned": torch.tensor([65535], dtype=torch.uint16),
+    }
+    for zipped in (True, False):
+        torch.save(values, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        found = read_tensors(tmp_path / "x.pth").tensors
+        assert list(found) == list(values)
+        for name, value in values.items():
+            assert found[name].tolist() == value.tolist(), name
+            assert found[name].shape == tuple(value.shape)
+        assert not found["transposed"].flags.owndata  # a view of the file
+
+
+def test_an_archive_of_a_big_endian_machine(tmp_path):
+    torch.save({"a": torch.tensor([1.0, 2.0])}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        parts = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(tmp_path / "big.pth", "w") as archive:
+        for name, content in parts.items():
+            swapped = {"data/0": content[3::-1] + content[:3:-1], "byteorder": b"big"}
+            archive.writestr(name, swapped.get(name.partition("/")[2], content))
+    assert read_tensors(tmp_path / "big.pth").tensors["a"].tolist() == [1.0, 2.0]
+
+
+def test_a_network_with_a_head_is_no_encoder(tmp_path):
+    """Also where unknown tensors are allowed, an encoder alone is never what becomes of it."""
+    trunk = {name.removeprefix("backbone."): value for name, value in network().items() if "backbone" in name}
+    trunk["conv1.weight"] = torch.ones(2)
+    trunk["layer1.0.conv2.weight"] = torch.ones(64, 64, 1, 1)
+    torch.save(trunk | {"aspp1.weight": torch.ones(2)}, tmp_path / "x.pth")
+    for allow in (False, True):
+        with pytest.raises(ConversionError, match=r"1 tensor beyond it: aspp1\.weight; it is another network"):
+            convert(tmp_path / "x.pth", tmp_path / "out", allow_unused=allow)
+    assert not (tmp_path / "out").exists()
+    nested = prefixed("backbone.", trunk) | prefixed(
+        "decode_head.", {f"convs.{i}.weight": torch.ones(2) for i in range(9)}
+    )
+    torch.save(nested, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match="of no system that degrid can convert"):
+        convert(tmp_path / "x.pth", tmp_path / "out", allow_unused=True)
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path):
+    for values in (torch.nn.Linear(2, 2), {"model": torch.nn.Linear(2, 2), "epoch": 1}):
+        torch.save(values, tmp_path / "x.pth")
+        with pytest.raises(ConversionError, match=r"torch\.nn\.modules\.linear Linear.*could run code.*state_dict"):
+            read_tensors(tmp_path / "x.pth")
