@@ -38,7 +38,8 @@ def logits(name: str) -> np.ndarray:
 
 def image(name: str) -> torch.Tensor:
     """uint8 [1,3,H,W]: what the network saw, before the project's preprocessing."""
-    return torch.from_numpy(_file()[0][spec(name)["image"]]).permute(2, 0, 1)[None]
+    times = spec(name).get("times", 1)  # repeated, for a network that needs a larger one
+    return torch.from_numpy(np.tile(_file()[0][spec(name)["image"]], (times, times, 1))).permute(2, 0, 1)[None]
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:

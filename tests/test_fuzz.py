@@ -227,7 +227,7 @@ def test_what_is_no_class():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"channels": 0}, "model.channels, model.rates and model.dropout: .*got 0, None"),
+        ({"channels": 0}, "model.channels, .*model.rates and model.dropout: .*got 0, 48, None"),
         ({"rates": (0,)}, "channels and rates from 1 to 10000"),
         ({"dropout": -1}, "a fraction from 0 to 1"),
         ({"dropout": float("nan")}, "a fraction from 0 to 1"),

@@ -53,8 +53,9 @@ class ModelConfig:
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
-    ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; or a class of your own,
-    `my_module:MyEncoder`."""
+    ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; networks as other projects changed them
+    (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`, `bubbliiiing:xception`,
+    `mmseg:resnet50c`, `paddleseg:resnet50d`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local .safetensors or .pth file, or a folder made by
     `degrid convert`; `false`: random weights."""
@@ -81,6 +82,8 @@ class ModelConfig:
     pooling_size: tuple[int, ...] | None = None
     """Height and width of the window that ASPP's image pooling takes its means of, in pixels of the image, such as
     `512,1024`, for images larger than that; `none`: the whole image, whatever its size."""
+    low_level_channels: int = 48
+    """Channels that the fine feature is reduced to before the decoder joins it (`deeplabv3plus`)."""
     in_channels: int | None = None
     """Channels of the input; `none`: as many as the training images have bands, and 3 for grey. Pretrained weights of
     the first convolution are adapted as timm does: repeated and scaled by 3 / `in_channels`, or summed up for one;

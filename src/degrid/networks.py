@@ -35,6 +35,7 @@ class NetworkSettings(TypedDict, total=False):
     separable: bool
     head_resize: str | None
     pooling_size: tuple[int, ...] | None
+    low_level_channels: int
     in_channels: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -64,7 +65,7 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
         bands.count,
     )
     numbers = config.rates, config.channels, config.dropout, config.separable
-    head = HeadSettings(*numbers, config.head_resize, config.pooling_size)
+    head = HeadSettings(*numbers, config.head_resize, config.pooling_size, config.low_level_channels)
     resize = config.resize or ("tf_legacy" if config.legacy else "half_pixel")
     model = build_network(config.network, config.encoder, labels, body, head, resize=resize, scales=config.scales)
     smoothing = config.smoothing

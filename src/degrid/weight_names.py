@@ -62,6 +62,8 @@ _FLAT_OTHER = {
     "conv.6": "conv_pwl",
     "conv.7": "bn3",
 }
+# Parts of a separable convolution of the Xceptions.
+_SEPARABLE = {"conv1": "depthwise", "bn": "norm", "bn1": "norm", "bn2": "norm_out"}
 
 
 class Shaped(Protocol):
@@ -171,3 +173,24 @@ def mobilenet_v2_name(name: str, flat: bool = False) -> str | None:
     first, other = (_FLAT_FIRST, _FLAT_OTHER) if flat else (_FIRST, _OTHER)
     part = (other if index else first).get(match[2])
     return f"blocks.{stage}.{unit}.{part}.{leaf}" if part else None
+
+
+def xception_name(name: str) -> str | None:
+    """Our name of a tensor of the Xceptions that projects build; None for a name that is not theirs.
+
+    Args:
+        name: "block3.rep.1.conv1.weight" (units in one sequence with their ReLU and batch norm), or
+            "block3.sepconv1.depthwise.weight".
+    """
+    layer, _, leaf = name.rpartition(".")
+    if layer in ("conv1", "bn1", "conv2", "bn2"):
+        return name
+    if match := re.fullmatch(r"block(\d+)\.skip(bn)?", layer):
+        return f"blocks.{int(match[1]) - 1}.shortcut.{1 if match[2] else 0}.{leaf}"
+    if match := re.fullmatch(r"block(\d+)\.(?:rep\.(\d+)|sepconv([123]))(?:\.(\w+))?", layer):
+        unit = int(match[2]) // 3 if match[2] else int(match[3]) - 1
+        return f"blocks.{int(match[1]) - 1}.units.{unit}.{_SEPARABLE.get(match[4] or 'bn2', match[4])}.{leaf}"
+    if match := re.fullmatch(r"conv([345])\.(\w+)", layer):
+        return f"exit.{int(match[1]) - 3}.{_SEPARABLE.get(match[2], match[2])}.{leaf}"
+    match = re.fullmatch(r"bn([345])", layer)
+    return f"exit.{int(match[1]) - 3}.norm_out.{leaf}" if match else None

@@ -73,7 +73,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str] = {
     "caffe": ResNet,
     "slim": ResNet,
     # As these projects build them.
-    **dict.fromkeys(("jfzhang95", "vainf", "mmseg", "paddleseg"), "degrid.models.peers:peer_encoder"),
+    **dict.fromkeys(("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg"), "degrid.models.peers:peer_encoder"),
 }
 """By the part of the name before the colon: the class or function, called with the whole name and the settings as
 keywords."""

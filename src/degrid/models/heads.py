@@ -240,8 +240,8 @@ class DeepLabV3PlusHead(nn.Module):
     Args:
         aspp: on the last feature.
         channels: of ASPP's output and of the decoder.
-        low_level: index of the fine feature, of `low_level_in` channels. A 1x1 reduces them to 48, so that they do not
-            outweigh ASPP.
+        low_level: index of the fine feature. reduced: its channels, and those that a 1x1 reduces them to, so that they
+            do not outweigh ASPP.
         joined: makes the 3x3 convolutions after the join, by default `conv_norm_relu`. convs: how many, 1 or 2.
         after_aspp: a separable 3x3 after ASPP, as in segmentation_models.pytorch.
         resize: how ASPP's output is enlarged; a name in `degrid.types.RESIZES`.
@@ -254,7 +254,7 @@ class DeepLabV3PlusHead(nn.Module):
         channels: int,
         num_classes: int,
         low_level: int,
-        low_level_in: int,
+        reduced: tuple[int, int],
         joined: MakeBranch,
         convs: int = 2,
         after_aspp: bool = False,
@@ -265,8 +265,8 @@ class DeepLabV3PlusHead(nn.Module):
         self.after_aspp = plain_separable(channels, channels) if after_aspp else nn.Identity()
         self.low_level = low_level
         self.convention = resize
-        self.reduce = conv_norm_relu(low_level_in, 48, 1)
-        first = joined(channels + 48, channels, 1)
+        self.reduce = conv_norm_relu(*reduced, 1)
+        first = joined(channels + reduced[1], channels, 1)
         self.refine = first if convs == 1 else nn.Sequential(first, joined(channels, channels, 1))
         self.classifier = classifier(channels, num_classes)
 
@@ -295,6 +295,7 @@ class HeadSettings:
     separable: bool = False
     resize: str | None = None
     pooling_size: tuple[int, ...] | None = None
+    low_level_channels: int = 48
 
     def __post_init__(self) -> None:
         if self.resize not in (None, *RESIZES):
@@ -302,11 +303,12 @@ class HeadSettings:
         size = self.pooling_size
         if size is not None and not (len(size) == 2 and all(1 <= side <= MAX_SIDE for side in size)):
             raise UserError(f'setting "model.pooling_size": expected height and width, such as 512,1024; got {size}')
-        sizes = (self.channels, *(self.rates or ()))
+        sizes = (self.channels, self.low_level_channels, *(self.rates or ()))
         if not all(1 <= size <= MAX_RATE for size in sizes) or not 0 <= self.dropout <= 1:
             raise UserError(
-                f"model.channels, model.rates and model.dropout: expected channels and rates from 1 to {MAX_RATE}, and "
-                f"a fraction from 0 to 1; got {self.channels}, {self.rates} and {self.dropout:g}"
+                f"model.channels, model.low_level_channels, model.rates and model.dropout: expected channels and rates "
+                f"from 1 to {MAX_RATE}, and a fraction from 0 to 1; got {self.channels}, {self.low_level_channels}, "
+                f"{self.rates} and {self.dropout:g}"
             )
 
 
@@ -372,8 +374,8 @@ def v3plus_head(
             return plain_separable(in_channels, out, rate)
         return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
 
-    inputs = fine, encoder.channels[fine]
-    return DeepLabV3PlusHead(aspp, settings.channels, num_classes, *inputs, joined, convs, smp, convention), 4
+    reduced = encoder.channels[fine], settings.low_level_channels
+    return DeepLabV3PlusHead(aspp, settings.channels, num_classes, fine, reduced, joined, convs, smp, convention), 4
 
 
 def _aspp(

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from degrid.lookup import did_you_mean
 from degrid.models.dilation import set_rates
+from degrid.models.drn import Drn
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import is_wide, pair
+from degrid.models.xception import XCEPTIONS, PeerXception
 from degrid.types import UserError
 
 
@@ -89,8 +91,11 @@ class PeerResNet(TimmEncoder):
 def _change_shortcut(shortcut: Any, strided: bool) -> None:
     """Without average pooling where it lowers no resolution; `strided`: nowhere, the convolution having the stride."""
     pool = None if shortcut is None else shortcut[0]
-    if isinstance(pool, nn.AvgPool2d) and (strided or pair(pool.stride) == (1, 1)):
-        shortcut[0], shortcut[1].stride = nn.Identity(), pair(pool.stride)
+    if strided and pool is not None:
+        shortcut[1].stride = pair(getattr(pool, "stride", 1))
+        del shortcut[0]
+    elif isinstance(pool, nn.AvgPool2d) and pair(pool.stride) == (1, 1):
+        shortcut[0] = nn.Identity()
 
 
 def _set_all(convs: list[Any], rates: list[tuple[int, ...]]) -> None:
@@ -104,6 +109,8 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "vainf:mobilenet_v2": PeerMobileNetV2,
     "mmseg:mobilenet_v2": PeerMobileNetV2,
     **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
+    "jfzhang95:drn_d_54": Drn,
+    **dict.fromkeys(XCEPTIONS, PeerXception),
     **{f"paddleseg:resnet{depth}d": PeerResNet for depth in (18, 34, 50, 101, 152, 200)},
 }
 

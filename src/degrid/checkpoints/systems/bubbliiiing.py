@@ -7,7 +7,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
 from degrid.types import ConversionError
-from degrid.weight_names import mobilenet_v2_name
+from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
     **{f"aspp.branch{index + 1}.{part}": f"head.aspp.branches.{index}.{part}" for index in range(4) for part in (0, 1)},
@@ -23,6 +23,10 @@ _PLACES = {
     "cat_conv.5": "head.refine.1.1",
     "cls_conv": "head.classifier",
 }
+_ENCODERS = {
+    "backbone.features.0.0.weight": "timm:mobilenetv2_100",
+    "backbone.block1.sepconv1.depthwise.weight": "bubbliiiing:xception",
+}
 
 
 class Bubbliiiing(System):
@@ -36,14 +40,15 @@ class Bubbliiiing(System):
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
-        if "backbone.features.0.0.weight" not in tensors:
+        encoder = next((encoder for name, encoder in _ENCODERS.items() if name in tensors), None)
+        if encoder is None:
             raise ConversionError(
                 "this model of bubbliiiing/deeplabv3-plus-pytorch has an encoder that degrid cannot convert; it can "
-                "convert those on MobileNet"
+                "convert those on MobileNet and Xception"
             )
         settings = {
             "network": "deeplabv3plus",
-            "encoder": "timm:mobilenetv2_100",
+            "encoder": encoder,
             "output_stride": 16,
             "rates": (6, 12, 18),
             "head_resize": "align_corners",
@@ -60,5 +65,9 @@ def _rule(name: str, value: np.ndarray) -> rules.Found | None:
     layer, _, leaf = name.rpartition(".")
     if layer in _PLACES:
         return {f"{_PLACES[layer]}.{leaf}": value}
-    renamed = mobilenet_v2_name(name.removeprefix("backbone."), flat=True)
-    return {f"encoder.net.{renamed}": value} if renamed else None
+    inner = name.removeprefix("backbone.")
+    if inner.startswith("features."):
+        renamed = mobilenet_v2_name(inner, flat=True)
+        return {f"encoder.net.{renamed}": value} if renamed else None
+    renamed = xception_name(inner)
+    return {f"encoder.{renamed}": value} if renamed else None

@@ -9,7 +9,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
-from degrid.weight_names import mobilenet_v2_name
+from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
     **{f"aspp.aspp{index + 1}.atrous_conv": f"head.aspp.branches.{index}.0" for index in range(4)},
@@ -41,9 +41,9 @@ class Jfzhang95(System):
         """See `System`."""
         settings = {
             "network": "deeplabv3plus",
-            **_encoder(tensors),
             "output_stride": 16,
             "rates": (6, 12, 18),
+            **_encoder(tensors),
             "dropout": 0.5,
             "head_resize": "align_corners",
             "resize": "align_corners",
@@ -59,9 +59,13 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
     if "backbone.layer1.0.conv3.weight" in tensors and "backbone.conv1.weight" in tensors:
         depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
         return {"encoder": f"timm:resnet{depth}", "uniform_rates": True, "multi_grid": (1, 2, 4)}
+    if "backbone.block1.rep.0.conv1.weight" in tensors:
+        return {"encoder": "jfzhang95:xception"}
+    if "backbone.layer0.0.weight" in tensors and "backbone.layer6.0.conv3.weight" in tensors:
+        return {"encoder": "jfzhang95:drn_d_54", "output_stride": 8, "rates": (12, 24, 36)}
     raise ConversionError(
         "this model of jfzhang95/pytorch-deeplab-xception has an encoder that degrid cannot convert; it can convert "
-        "those on ResNet-101 and MobileNet"
+        "those on ResNet-101, MobileNet, Xception and DRN-D-54"
     )
 
 
@@ -78,6 +82,11 @@ def _rule(tensors: Tensors) -> Rule:
             return {f"encoder.net.{renamed}": value} if renamed else None
         if inner.startswith("features."):
             return Drop("the same weights under a second name")
+        if "backbone.layer0.0.weight" in tensors:
+            return {f"encoder.{inner}": value}
+        if "backbone.block1.rep.0.conv1.weight" in tensors:
+            renamed = xception_name(inner)
+            return {f"encoder.{renamed}": value} if renamed else None
         return {f"encoder.net.{inner}": value}
 
     return rule

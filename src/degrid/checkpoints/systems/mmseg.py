@@ -37,12 +37,14 @@ class Mmseg(System):
         """See `System`."""
         plus = "decode_head.c1_bottleneck.conv.weight" in tensors
         channels = len(tensors["decode_head.aspp_modules.0.conv.weight"])
+        low_level = len(tensors["decode_head.c1_bottleneck.conv.weight"]) if plus else 48
         settings = {
             "network": "deeplabv3plus_mmseg" if plus else "deeplabv3_mmseg",
             "encoder": _encoder(tensors),
             "output_stride": 8,
             "rates": (12, 24, 36),
             "channels": channels,
+            "low_level_channels": low_level,
             "separable": "decode_head.aspp_modules.1.depthwise_conv.conv.weight" in tensors,
             **rules.IMAGENET_INPUT,
         }

@@ -9,7 +9,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
-from degrid.weight_names import mobilenet_v2_name
+from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLUS = {
     "classifier.project.0": "head.reduce.0",
@@ -37,35 +37,41 @@ class VainF(System):
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
         plus = "classifier.project.0.weight" in tensors
+        encoder = _encoder(tensors)
         settings = {
             "network": "deeplabv3plus_vainf" if plus else "deeplabv3_refined",
-            "encoder": _encoder(tensors),
+            "encoder": encoder,
             "output_stride": 16,
             "rates": (6, 12, 18),
             **rules.IMAGENET_INPUT,
         }
         plan = Plan(settings, notes=[rules.assumed_stride(settings)])
-        return plan.fill(tensors, rules.batch_counter, _rule(plus))
+        return plan.fill(tensors, rules.batch_counter, _rule(plus, encoder == "vainf:xception"))
 
 
 def _encoder(tensors: Tensors) -> str:
     if "backbone.low_level_features.0.0.weight" in tensors:
         return "vainf:mobilenet_v2"
+    if "backbone.block1.rep.0.conv1.weight" in tensors:
+        return "vainf:xception"
     if "backbone.layer4.0.conv3.weight" in tensors:
         depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
         return f"timm:resnet{depth}"
     raise ConversionError(
         "this model of VainF/DeepLabV3Plus-Pytorch has an encoder that degrid cannot convert; it can convert those on "
-        "ResNet and MobileNet"
+        "ResNet, MobileNet and Xception"
     )
 
 
-def _rule(plus: bool) -> Rule:
+def _rule(plus: bool, xception: bool) -> Rule:
     places, aspp = (_PLUS, "classifier.aspp.") if plus else (_V3, "classifier.classifier.0.")
 
     def rule(name: str, value: np.ndarray) -> rules.Found | None:
         if name.startswith("backbone."):
             inner = name.removeprefix("backbone.")
+            if xception:
+                ours = xception_name(inner)
+                return {f"encoder.{ours}": value} if ours else None
             mobile = re.sub(r"^(low|high)_level_features\.", "features.", inner)
             renamed = mobilenet_v2_name(mobile) if mobile.startswith("features.") else inner
             return {f"encoder.net.{renamed}": value} if renamed else None
