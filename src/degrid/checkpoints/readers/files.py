@@ -6,14 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from degrid.checkpoints.readers.archives import members_of, unpacked
 from degrid.checkpoints.readers.caffe import Caffe
 from degrid.checkpoints.readers.find import find_checkpoint
 from degrid.checkpoints.readers.numpy_files import Numpy
+from degrid.checkpoints.readers.others import what_else
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.tensorflow import TensorFlowV1, TensorFlowV2
 from degrid.checkpoints.readers.torch_files import Pickle, PyTorch, Safetensors
 from degrid.checkpoints.readers.values import map_file
-from degrid.lookup import lookup
+from degrid.lookup import lookup, some
+from degrid.protobuf import Span
 from degrid.types import ConversionError, UserError
 
 # Asked in this order; a caffemodel has no mark at its beginning.
@@ -60,17 +63,46 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
     try:
         shown, main = find_checkpoint(Path(path), suffixes)
         file = map_file(main)
-        name = reader or next((name for name, row in READERS.items() if row.recognise(file, main)), None)
-        if name is None:
-            raise ConversionError(
-                f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch or numpy"
-            )
-        contents = _named(name).read(file, main)
+        contents, name = _contents(file, main, shown, reader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not contents.tensors:
         raise ConversionError(f"{shown}: holds no tensors by name")
     return Source(contents.tensors, contents.skipped, shown, name)
+
+
+def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tuple[Contents, str]:
+    """What a file holds, and the reader that read it."""
+    if reader is None and (other := what_else(file, main)):
+        raise ConversionError(f"{shown} is {other}")
+    name = reader or next((name for name, row in READERS.items() if row.recognise(file, main)), None)
+    if name == "numpy" and (inner := _only_part(file)) is not None:
+        contents, name = _contents(inner, Path(inner.file), inner.file, None)
+        return contents, f"zip, {name}"
+    if name is None:
+        raise ConversionError(
+            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch or numpy"
+        )
+    return _named(name).read(file, main), name
+
+
+def _only_part(file: Span) -> Span | None:
+    """The checkpoint that an archive is around; None where it holds arrays of numpy.
+
+    Raises:
+        ConversionError: it holds none, or several, or would unpack to far more than its size.
+    """
+    if bytes(file.data[:2]) != b"PK":
+        return None
+    names = [name for member in members_of(file) if not (name := member.filename).startswith("__MACOSX/")]
+    if all(name.endswith(".npy") for name in names):
+        return None
+    found = [part for name, part in unpacked(file).items() if name in names]
+    if len(found) != 1:
+        raise ConversionError(
+            f"{file.file} is an archive of {len(found)} files, {some(sorted(names))}; unpack it, and give one"
+        )
+    return found[0]
 
 
 def _named(name: str) -> Reader:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from degrid.checkpoints.readers.archives import unpacked
 from degrid.checkpoints.readers.pickles import read_pickle
 from degrid.checkpoints.readers.reader import Contents, Reader
-from degrid.checkpoints.readers.values import MAX_TENSORS, NUMBERS, map_file, native, ordered, raw_values
+from degrid.checkpoints.readers.values import NUMBERS, native, ordered, raw_values
 from degrid.protobuf import Span
-from degrid.types import ConversionError
 
 NPY_MAGIC = b"\x93NUMPY"
 """The first bytes of an .npy file."""
 
 _MAX_HEADER = 1 << 16
-_MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant to exhaust the memory
-_GRACE = 1 << 20  # bytes: small archives of zeros do compress further
 
 
 class Numpy(Reader):
@@ -34,50 +30,25 @@ class Numpy(Reader):
 
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
-        tensors, skipped = read_npz(path) if bytes(file.data[:2]) == b"PK" else read_npy(file)
+        tensors, skipped = read_npz(file) if bytes(file.data[:2]) == b"PK" else read_npy(file)
         return Contents(tensors, tuple(skipped))
 
 
-def read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of an archive by name, and the names of members that hold no numbers.
 
     A member that holds a dictionary is flattened: its entries follow its name and a slash.
 
     Raises:
-        UserError: there is no such file.
         ConversionError: no archive, damaged, or made to unpack to far more than its size.
     """
     tensors: dict[str, np.ndarray] = {}
     skipped: list[str] = []
-    for member, content in _members(path, len(map_file(path))):
-        found, other = _read_array(Span(memoryview(content), f"{path}, {member}"), member.removesuffix(".npy"))
+    for member, content in unpacked(file).items():
+        found, other = _read_array(content, member.removesuffix(".npy"))
         tensors |= found
         skipped += other
     return tensors, skipped
-
-
-def _members(path: Path, size: int) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of an archive of `size` bytes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > _GRACE + _MAX_GAIN * size:
-                raise ConversionError(
-                    f"{path}: claims to unpack to more than twice its {size} bytes, which weights do not; if they do, "
-                    "save them unpacked: numpy.savez(file, **numpy.load(packed))"
-                )
-            for member in members:
-                if member.compress_size > size:  # zipfile would allocate that much before reading
-                    raise ConversionError(
-                        f"{path}: {member.filename} claims {member.compress_size} bytes, beyond the end"
-                    )
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise ConversionError(f"{path}: {member.filename} is packed in a way that numpy does not write")
-                yield member.filename, archive.read(member)
-    except ConversionError:
-        raise
-    except Exception as error:  # zipfile lets through many types where an archive is malformed
-        raise ConversionError(f"{path}: a damaged archive ({str(error) or type(error).__name__})") from error
 
 
 def read_npy(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:

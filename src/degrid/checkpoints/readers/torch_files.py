@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import re
 import struct
 import zipfile
@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
+from degrid.checkpoints.readers.archives import members_of
 from degrid.checkpoints.readers.pickles import Array, Flattener, Name, Opaque, describe
 from degrid.checkpoints.readers.reader import Contents, Reader
-from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, widened
+from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, raw_values, shaped, widened
 from degrid.lookup import some
 from degrid.protobuf import Span
 from degrid.types import ConversionError
@@ -36,6 +34,10 @@ _TYPES = {
     **{"float32": "f4", "float64": "f8", "float16": "f2", "bfloat16": "bf16", "complex64": "c8", "complex128": "c16"},
     **{"int8": "i1", "int16": "i2", "int32": "i4", "int64": "i8", "uint8": "u1", "bool": "b1"},
     **{"uint16": "u2", "uint32": "u4", "uint64": "u8"},
+}
+_SAFE_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bf16", "BOOL": "|b1", "C64": "<c8"},
+    **{f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)},
 }
 
 
@@ -107,34 +109,28 @@ class Safetensors(Reader):
 
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
+        length = file.part(0, 8).number()
         try:
-            values = load_file(path)
-        except Exception as error:  # there are many exceptions for types that numpy and torch lack
-            raise ConversionError(f"{path}: a damaged safetensors file ({error})") from error
-        return _of_tensors(values)
+            header = json.loads(bytes(file.part(8, length, "a header").data))
+            described = {name: value for name, value in header.items() if name != "__metadata__"}
+            found = {name: _safe_array(value, file, 8 + length, name) for name, value in described.items()}
+        except ConversionError:
+            raise
+        except Exception as error:  # JSON that is malformed, or describes something else
+            raise ConversionError(f"{file.file}: a damaged safetensors file ({type(error).__name__})") from error
+        tensors = {name: array for name, array in found.items() if array is not None}
+        return Contents(tensors, tuple(name for name in found if name not in tensors))
 
 
-def _of_tensors(values: dict[str, Tensor]) -> Contents:
-    tensors, skipped = {}, []
-    for name, value in values.items():
-        try:
-            tensors[name] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        except TypeError:  # a type that numpy lacks
-            skipped.append(name)
-    return Contents(tensors, tuple(skipped))
-
-
-def members_of(file: Span) -> list[zipfile.ZipInfo]:
-    """The list of contents of an archive.
-
-    Raises:
-        ConversionError: damaged.
-    """
-    try:
-        with zipfile.ZipFile(_Stream(file)) as archive:
-            return archive.infolist()
-    except Exception as error:  # zipfile lets through many types where an archive is malformed
-        raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
+def _safe_array(described: dict[str, Any], file: Span, start: int, name: str) -> np.ndarray | None:
+    """A tensor of a safetensors file; None for a type that numpy lacks."""
+    code = _SAFE_TYPES.get(described["dtype"], "")
+    begin, end = described["data_offsets"]
+    data = file.part(start + begin, end - begin, name)
+    if not code:
+        return None
+    flat = raw_values(data.data, "<u2" if code == "bf16" else code, data, name)
+    return native(shaped(widened(flat) if code == "bf16" else flat, described["shape"], data, name))
 
 
 def _is_pickle(member: zipfile.ZipInfo) -> bool:
@@ -345,25 +341,3 @@ def _flagged(values: np.ndarray, flags: object) -> np.ndarray:
         case [{"neg": True}]:
             values = -values
     return values
-
-
-class _Stream(io.RawIOBase):
-    """Bytes of a file as a stream that can be sought, without copying them."""
-
-    def __init__(self, span: Span) -> None:
-        self.span, self.at = span, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, to: int, whence: int = 0) -> int:
-        self.at = max(0, to + (0, self.at, len(self.span))[whence])
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def read(self, size: int = -1) -> bytes:
-        found = bytes(self.span.data[self.at :][: size if size >= 0 else None])
-        self.at += len(found)
-        return found

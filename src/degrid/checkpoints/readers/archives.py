@@ -1,0 +1,76 @@
+"""Zip archives, read from memory within bounds: PyTorch's, numpy's, and those around a checkpoint."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+from degrid.checkpoints.readers.values import MAX_TENSORS
+from degrid.protobuf import Span
+from degrid.types import ConversionError
+
+_MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant to exhaust the memory
+_GRACE = 1 << 20  # bytes: small archives of zeros do compress further
+
+
+class _Stream(io.RawIOBase):
+    """Bytes of a file as a stream that can be sought, without copying them."""
+
+    def __init__(self, span: Span) -> None:
+        self.span, self.at = span, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = 0) -> int:
+        self.at = max(0, to + (0, self.at, len(self.span))[whence])
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def read(self, size: int = -1) -> bytes:
+        found = bytes(self.span.data[self.at :][: size if size >= 0 else None])
+        self.at += len(found)
+        return found
+
+
+def members_of(file: Span) -> list[zipfile.ZipInfo]:
+    """The list of contents of an archive.
+
+    Raises:
+        ConversionError: damaged.
+    """
+    try:
+        with zipfile.ZipFile(_Stream(file)) as archive:
+            return archive.infolist()
+    except Exception as error:  # zipfile lets through many types where an archive is malformed
+        raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
+
+
+def unpacked(file: Span) -> dict[str, Span]:
+    """The parts of an archive by name.
+
+    Raises:
+        ConversionError: damaged, or made to unpack to far more than its size.
+    """
+    found = {}
+    members = [member for member in members_of(file) if not member.is_dir()]
+    size = len(file)
+    if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > _GRACE + _MAX_GAIN * size:
+        raise ConversionError(
+            f"{file.file}: claims to unpack to more than twice its {size} bytes, which weights do not; if they do, "
+            "unpack it, or save arrays unpacked: numpy.savez(file, **numpy.load(packed))"
+        )
+    for member in members:
+        name = member.filename
+        if member.compress_size > size:  # zipfile would allocate that much before reading
+            raise ConversionError(f"{file.file}: {name} claims {member.compress_size} bytes, beyond the end")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ConversionError(f"{file.file}: {name} is packed in a way that is not read; unpack the archive")
+        try:
+            with zipfile.ZipFile(_Stream(file)) as archive:
+                found[name] = Span(memoryview(archive.read(member)), f"{file.file}, {name}")
+        except Exception as error:
+            raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
+    return found

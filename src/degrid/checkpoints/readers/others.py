@@ -1,0 +1,93 @@
+"""Files that are taken for checkpoints and are something else: what each is, and what to do instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from degrid.checkpoints.readers.archives import members_of
+from degrid.protobuf import Span
+from degrid.types import ConversionError
+
+_UNPACK = "unpack it, and give the file inside"
+_WITHOUT_NAMES = "whose weights are folded together and have lost their names; convert the checkpoint it was made from"
+
+# (place, bytes there, what the file is and the way on).
+_MARKS = (
+    (
+        0,
+        b"version https://git-lfs",
+        "a pointer of Git LFS in place of the file itself; run git lfs pull, or download it",
+    ),
+    (257, b"ustar", f"an archive (tar); {_UNPACK}"),
+    (0, b"\x1f\x8b", f"packed (gzip); {_UNPACK}"),
+    (0, b"BZh", f"packed (bzip2); {_UNPACK}"),
+    (0, b"\xfd7zXZ\0", f"packed (xz); {_UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"packed (zstd); {_UNPACK}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
+    (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
+    (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
+    (0, b"\x12\x01\0\0\0\0\0\0", "a .params file of MXNet; load it there, and save its arrays as a dictionary: .npz"),
+    (0, b"\x89PNG", "a picture (PNG)"),
+    (0, b"\xff\xd8\xff", "a picture (JPEG)"),
+)
+_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)", re.IGNORECASE | re.DOTALL)
+_TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{16,}")
+
+
+def what_else(file: Span, path: Path) -> str | None:
+    """What a file is instead of a checkpoint, and what to do about it; None where nothing says that it is none."""
+    head = bytes(file.data[:4096])
+    for place, mark, words in _MARKS:
+        if head[place : place + len(mark)] == mark:
+            return words
+    if not any(head) and all(not any(file.data[at : at + (1 << 20)]) for at in range(0, len(file), 1 << 20)):
+        return "empty; download or copy it again" if not head else "nothing but zeros; download or copy it again"
+    if _PAGE.match(head):
+        return "a web page in place of the file, perhaps asking to log in or to confirm; download it with a browser"
+    if head[:2] == b"PK":
+        return _archive([member.filename for member in members_of(file)])
+    if _TEXT.fullmatch(head):
+        return f"a text that begins {head[:40].decode().strip()!r}, and no checkpoint"
+    return _message(file, path)
+
+
+def _archive(names: list[str]) -> str | None:
+    """What an archive with parts of these names is."""
+    found = [name.rpartition("/")[2] for name in names]
+    if "constants.pkl" in found:
+        return "a TorchScript program; save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+    if "archive_format" in found or "serialized_exported_program.json" in found:
+        return (
+            "a program of torch.export; save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"
+        )
+    if "model.weights.h5" in found:
+        return "a model of Keras (.keras); load it there, and save it in the older format: model.save('model.h5')"
+    return None
+
+
+def _message(file: Span, path: Path) -> str | None:
+    """What a protocol buffer is. Formats: onnx.proto, Core ML's Model.proto, saved_model.proto."""
+    numbers = dict(islice(_numbers(file), 64))
+    version = numbers.get(1)
+    if isinstance(version, int) and version < 1000:
+        if numbers.keys() & {7, 8} and not numbers.keys() & {100}:
+            return f"a model of ONNX, {_WITHOUT_NAMES}"
+        if any(200 <= number < 4000 for number in numbers):
+            return f"a model of Core ML, {_WITHOUT_NAMES}"
+        if path.name == "saved_model.pb":
+            return (
+                "the graph of a SavedModel of TensorFlow, whose weights lie beside it; give "
+                f"{path.parent / 'variables' / 'variables'}"
+            )
+    return None
+
+
+def _numbers(file: Span) -> Iterator[tuple[int, int | Span]]:
+    """The fields of a message, up to damage."""
+    try:
+        yield from file.fields()
+    except ConversionError:
+        return

@@ -1,0 +1,104 @@
+"""Files that are something else than a checkpoint are named, with the way on; a zip around a checkpoint is read."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from degrid.checkpoints.readers.files import read_tensors
+from degrid.protobuf import encode_field
+from degrid.types import ConversionError
+
+STATE = {"a": torch.ones(2), "b": torch.arange(600.0)}
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
+SAVED = encode_field(1, 1) + encode_field(2, encode_field(1, b"graph"))
+ONNX = encode_field(1, 10) + encode_field(2, b"pytorch") + encode_field(7, encode_field(2, b"main"))
+CORE = encode_field(1, 8) + encode_field(2, encode_field(1, b"in")) + encode_field(502, encode_field(1, 1))
+
+
+def tensors_file():
+    stream = io.BytesIO()
+    torch.save(STATE, stream)
+    return stream.getvalue()
+
+
+def archive(parts, method=zipfile.ZIP_DEFLATED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as out:
+        for name, content in parts.items():
+            out.writestr(name, content)
+    return stream.getvalue()
+
+
+def tar():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as out:
+        out.addfile(tarfile.TarInfo("a"))
+    return stream.getvalue()
+
+
+def program():
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.pth", LFS, "a pointer of Git LFS .* git lfs pull"),
+        ("x.pth", PAGE, "a web page .* with a browser"),
+        ("x.ckpt", b"backbone: resnet50\nclasses: 21\n", "a text that begins 'backbone: resnet50"),
+        ("x.pth", b"", "empty; download"),
+        ("x.pth", bytes(5000), "nothing but zeros"),
+        ("x.tar", tar(), r"an archive \(tar\); unpack it"),
+        ("x.pth.gz", gzip.compress(b"abc"), r"packed \(gzip\); unpack it"),
+        ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(40), "TensorFlow Lite, .* convert the checkpoint"),
+        ("x.params", b"\x12\x01" + bytes(30), "MXNet; load it there"),
+        ("x.onnx", ONNX, "a model of ONNX, .* convert the checkpoint"),
+        ("x.mlmodel", CORE, "a model of Core ML, .* convert the checkpoint"),
+        ("saved_model.pb", SAVED, "SavedModel .*variables.variables"),
+        ("x.keras", archive({"config.json": b"{}", "model.weights.h5": b"x"}), r"Keras \(.keras\); .* model.save"),
+        ("x.pt", archive({"x/data.pkl": b"x", "x/constants.pkl": b"x"}), "TorchScript program; .*torch.jit.load"),
+        ("x.zip", archive({"a.pth": b"x", "b.txt": b"x"}), r"an archive of 2 files, a\.pth, b\.txt; unpack it"),
+        ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(40), "a picture"),
+    ],
+)
+def test_other_files_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConversionError, match=rf"{name} is {words}|{name} is .*{words}"):
+        read_tensors(tmp_path / name)
+
+
+@pytest.mark.slow
+def test_programs_that_pytorch_wrote_are_named(tmp_path):
+    (tmp_path / "x.pt2").write_bytes(program())
+    with pytest.raises(ConversionError, match="a program of torch.export; save its weights"):
+        read_tensors(tmp_path / "x.pt2")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("kind", ["pytorch", "safetensors", "numpy"])
+def test_a_zip_around_a_checkpoint_is_read(tmp_path, kind, method):
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: value.numpy() for name, value in STATE.items()})
+    content = {"pytorch": tensors_file(), "safetensors": save(STATE), "numpy": arrays.getvalue()}[kind]
+    parts = {"folder/": b"", "folder/net.bin": content, "__MACOSX/._net.bin": b"\0"}
+    (tmp_path / "x.zip").write_bytes(archive(parts, method))
+    source = read_tensors(tmp_path / "x.zip")
+    assert source.format == f"zip, {kind}"
+    assert {name: value.tolist() for name, value in source.tensors.items()} == {
+        name: value.tolist() for name, value in STATE.items()
+    }
+
+
+def test_a_zip_that_claims_more_than_twice_its_size_is_refused(tmp_path):
+    (tmp_path / "x.zip").write_bytes(archive({"net.pth": bytes(4 << 20)}))
+    with pytest.raises(ConversionError, match="twice its"):
+        read_tensors(tmp_path / "x.zip")
