@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import originals
 import pytest
 import torch
@@ -10,8 +11,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import degrid
+from degrid.checkpoints.systems.plan import Plan
 from degrid.cli import app
-from degrid.types import LabelSpace
+from degrid.resize import resize
+from degrid.types import LabelSpace, voc_palette
+from degrid.verbs.convert import _classes
 
 
 @pytest.fixture
@@ -84,3 +88,38 @@ def test_modernise_writes_what_the_command_writes(tmp_path):
     assert output.startswith(f"{report}\n")
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "old"), "--modernise"])
     assert "-o FOLDER" in str(done.exception)
+
+
+def test_one_logit_becomes_two_classes_by_its_sign(tmp_path, checkpoint):
+    state = torch.load(checkpoint)
+    names = ("segmentation_head.0.weight", "segmentation_head.0.bias")
+    one = {name: state[name][:1] for name in names}
+    torch.save(state | one, checkpoint)
+    report = degrid.convert(checkpoint, tmp_path / "one")
+    assert "one logit: two classes by its sign, background and foreground" in report.notes
+    model = degrid.load(tmp_path / "one").eval()
+    assert model.labels.names == ("background", "foreground")
+    for name, value in model.head.classifier.named_parameters():
+        torch.testing.assert_close(
+            value.detach(), torch.cat([0 * one[names[name == "bias"]], one[names[name == "bias"]]])
+        )
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        model.head.classifier.bias[1] -= model(image)[0, 1].median()  # both classes are there
+        logits = resize(model(image), (64, 96), model.resize)[0].numpy()
+    assert (logits[0] == 0).all()
+    ids = degrid.Predictor(model)(image[0].permute(1, 2, 0).numpy())
+    assert (ids == (logits[1] > 0)).mean() > 0.999
+    assert 0.2 < ids.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [(None, ("background", "foreground")), (("wound",), ("background", "wound")), (("a", "b"), ("a", "b"))],
+)
+def test_names_of_two_classes(given, names):
+    for weight in ("head.classifier.weight", "head.branches.0.weight"):
+        plan = Plan({}, tensors={weight: np.ones((1, 3, 1, 1), np.float32), "head.aspp.project.0.weight": np.ones(1)})
+        assert _classes(plan, given and LabelSpace(given, voc_palette(len(given))), "x").names == names
+        assert plan.tensors[weight].tolist() == [[[[0]]] * 3, [[[1]]] * 3]

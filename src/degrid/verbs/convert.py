@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,9 +28,10 @@ from degrid.model_folder import save
 from degrid.models import EncoderSettings, build_encoder
 from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.networks import build_model
-from degrid.types import ConversionError, LabelSpace, UserError
+from degrid.types import ConversionError, LabelSpace, UserError, voc_palette
 from degrid.weight_names import misfit
 
+_LAST = re.compile(r"head\.(classifier|branches\.\d+)\.(weight|bias)")  # the convolutions that give logits
 ENCODER_FORMAT = "degrid encoder 1"
 
 
@@ -108,7 +110,7 @@ def convert(
             None: recognised by its bytes.
         settings: changes to the network's settings as "field=value", such as "output_stride=8".
         classes: the classes, or a folder with classes.csv or classes.txt. None: VOC's if there are 21, Cityscapes' if
-            there are 19, else numbered.
+            there are 19, background and foreground if there is one logit, else numbered.
         allow_unused: leave out tensors that no rule knows, instead of refusing the file.
     Raises:
         ConversionError: a damaged file, one of no known system, or tensors that are unknown, missing or of another
@@ -117,11 +119,12 @@ def convert(
     """
     if out is not None:
         check_place(Path(out) / "config.json")
-    labels = _given_classes(classes)
+    given = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
     plan, origin = writer.plan(tensors), f"{read.path} ({writer.title})"
     _refuse_unexpected(plan, origin, allow_unused)
+    labels = _classes(plan, given, origin) if plan.kind == "model" else None
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     report = ConversionReport(
         str(source),
@@ -160,10 +163,10 @@ def _refuse_unexpected(plan: Plan, origin: str, allowed: bool) -> None:
 
 def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: str, folder: Path | None) -> None:
     """Build the network, fill it, and write it where there is a folder."""
-    if plan.kind == "encoder":
+    if labels is None:
         _write_encoder(plan, config, folder, origin)
         return
-    model = build_model(config, labels or _default_classes(plan, origin))
+    model = build_model(config, labels)
     fill(model, plan, origin)
     if folder:
         save(model.eval(), folder)
@@ -214,12 +217,28 @@ def _given_classes(classes: LabelSpace | str | os.PathLike[str] | None) -> Label
     return labels
 
 
-def _default_classes(plan: Plan, origin: str) -> LabelSpace:
-    heads = [name for name in ("head.classifier.weight", "head.branches.0.weight") if name in plan.tensors]
-    if not heads:
+def _classes(plan: Plan, given: LabelSpace | None, origin: str) -> LabelSpace:
+    """The classes of the network; a single logit becomes two classes, and the plan says what was assumed."""
+    last = [name for name in plan.tensors if _LAST.fullmatch(name)]
+    count = len(plan.tensors[last[0]]) if last and plan.tensors[last[0]].ndim else 0
+    if count == 1:
+        # x > 0 exactly where x is larger than the 0 of a class whose weights are all zero.
+        plan.tensors |= {
+            name: np.concatenate([np.zeros_like(value), value]) for name in last for value in [plan.tensors[name]]
+        }
+        labels = LabelSpace(("background", "foreground"), voc_palette(2)) if given is None else given
+        if len(labels) == 1:
+            labels = LabelSpace(("background", *labels.names), voc_palette(2))
+        plan.notes.append(f"one logit: two classes by its sign, {labels.names[0]} and {labels.names[-1]}")
+        return labels
+    if given is not None:
+        return given
+    if not count:
         raise ConversionError(f"{origin} has no classifier among its tensors")
-    count = len(plan.tensors[heads[0]])
     if count > 255:
         raise ConversionError(f"{origin} predicts {count} classes; degrid has at most 255")
-    known = {len(labels): labels for labels in (VOC, CITYSCAPES)}
-    return known.get(count) or LabelSpace.of_size(count)
+    for name, known in (("VOC", VOC), ("Cityscapes", CITYSCAPES)):
+        if len(known) == count:
+            plan.notes.append(f"{count} classes are taken to be those of {name}; --classes FOLDER gives others")
+            return known
+    return LabelSpace.of_size(count)
