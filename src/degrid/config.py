@@ -204,11 +204,12 @@ class TrainConfig:
     has the lines of that code, with the mIoU on the crops of the cycle. With `compat`, every cycle sees the same crops
     and repeats its last step."""
     batch_size: int = 8
-    """Images per micro-batch."""
+    """Images per micro-batch, in each process."""
     accumulate: int = 1
-    """Micro-batches per optimiser step; the loss is the mean over the valid pixels of all of them."""
+    """Micro-batches per optimiser step, in each process; the loss is the mean over the valid pixels of all of them."""
     batch_norm: str = "train"
-    """`train`: normalise by the statistics of the batch; `frozen`: statistics, scale and shift stay as loaded."""
+    """`train`: normalise by the statistics of the micro-batch; `synchronised`: by those of the micro-batches of all
+    processes; `frozen`: statistics, scale and shift stay as loaded."""
     batch_norm_momentum: float | None = None
     """Weight of the newest batch in the running statistics, 0 to 1, such as `0.0003` in DeepLab v3; `none`: that of the
     layers, usually 0.1."""
@@ -244,7 +245,10 @@ class TrainConfig:
     channels_last: bool = True
     """`true`: the channels_last memory layout for weights and images; `false`: contiguous."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one. Of several processes each takes a GPU of its
+    own."""
+    timeout: float = 600.0
+    """Seconds to wait for another process before the job is given up."""
     eval_every: int = 1000
     """Steps between validations."""
     patience: int = 0

@@ -31,6 +31,10 @@ class UserError(ValueError):
     """
 
 
+class OtherProcessError(UserError):
+    """Another process of the job failed, so that this one cannot go on."""
+
+
 class ConversionError(UserError):
     """A file of another framework is damaged or cannot be converted; the message names the file and the position."""
 

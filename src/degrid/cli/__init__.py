@@ -25,7 +25,7 @@ from degrid.cli import (
     quick_imports,
     train,
 )
-from degrid.types import UserError
+from degrid.types import OtherProcessError, UserError
 
 app = typer.Typer(
     name="degrid",
@@ -65,7 +65,9 @@ def run() -> None:
     except UserError as error:
         if os.environ.get("DEGRID_DEBUG"):
             raise
-        print(f"degrid: {error}", file=sys.stderr)
+        # Of the processes of one machine the one that failed has said why already.
+        if not isinstance(error, OtherProcessError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"degrid: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("degrid: stopped", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from degrid.cli.launch import in_processes, speaks, starts
 from degrid.config import parse_settings, to_dict
 from degrid.types import MSC_SCALES
 
@@ -47,6 +48,10 @@ Epochs = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; short for --set train.steps=...")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; short for --set train.device=...")]
+Devices = Annotated[
+    int,
+    typer.Option(min=1, help="GPUs of this machine to train on, or processes on the CPU; each gets batch_size images."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the last line.")]
 Show = Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")]
 
@@ -65,6 +70,7 @@ def train(
     epochs: Epochs = None,
     steps: Steps = None,
     device: Device = None,
+    devices: Devices = 1,
     quiet: Quiet = False,
     show: Show = False,
 ) -> None:
@@ -79,6 +85,7 @@ def train(
     degrid train --data my_photos --epochs 50      passes instead of steps
     degrid train --data my_photos --set data.repeat_rare=0.3 --set "train.loss=cross_entropy + 0.5*dice"
                                                    show images of rare classes more often; a sum of losses
+    degrid train --data my_photos --devices 4      four GPUs; several machines: torchrun ... -m degrid train ...
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """
@@ -91,11 +98,11 @@ def train(
     }
     given = {path: value for path, value in short.items() if value is not None} | parse_settings(settings or [])
     chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}
-    if show:
+    if show or starts(devices):
         from degrid.verbs.train import run_config
 
-        print(json.dumps(to_dict(run_config(resume / "run.json" if resume else recipe, **chosen)), indent=2))
-        return
+        config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
+        sys.exit(print(json.dumps(to_dict(config), indent=2)) if show else in_processes(devices, sys.argv[1:]))
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import keep_freed_memory
@@ -106,6 +113,6 @@ def train(
         with progress_bar(lines=True, quiet=quiet) as bar:
             result = degrid.train(recipe, **chosen, progress=bar, tell=bar.tell)
     except degrid.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(stopped, file=sys.stderr) if speaks() else None
         sys.exit(130)
-    print(result)
+    print(result) if speaks() else None

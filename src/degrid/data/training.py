@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 def training_batches(
     dataset: Dataset,
     transform: Transform,
-    batch_size: int,
+    batch_size: int | Share,
     seed: int,
     start: int = 0,
     workers: int = 0,
@@ -37,6 +38,7 @@ def training_batches(
 
     Args:
         transform: brings every sample to the same size; called with a random generator seeded by (seed, position).
+        batch_size: images per batch, or the share of every step that this process loads.
         workers: number of loading processes; 0 loads in the calling process.
         repeats: float [len(dataset)], see `repeat_factors`; None: 1 for each.
     Raises:
@@ -44,23 +46,60 @@ def training_batches(
     """
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
-    return _in_order(_Batches(dataset, transform, batch_size, seed, repeats), start, workers)
+    share = Share(batch_size, 0, batch_size) if isinstance(batch_size, int) else batch_size
+    return _in_order(_Batches(dataset, transform, share, seed, repeats), start, workers)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process loads of each step's images: those from `first` to before `end`, in `pieces` batches.
+
+    Attributes:
+        total: images of a step over all processes. Steps follow one another in the stream of images, so that a step has
+            the same images however many processes share them.
+    """
+
+    total: int
+    first: int
+    end: int
+    pieces: int = 1
+
+    @classmethod
+    def of(cls, total: int, batch_size: int, rank: int = 0, processes: int = 1) -> Share:
+        """An even share, in as few batches of at most `batch_size` images as the largest share needs.
+
+        Raises:
+            UserError: there are more processes than images.
+        """
+        if processes > total:
+            raise UserError(
+                f"a step has {total} images, fewer than the {processes} processes; start fewer processes, or raise "
+                "train.batch_size"
+            )
+        first, end = (total * each // processes for each in (rank, rank + 1))
+        pieces = math.ceil(math.ceil(total / processes) / batch_size)
+        return cls(total, first, end, min(pieces, end - first))
+
+    def positions(self, number: int) -> range:
+        """Where in the stream of images the images of batch `number` of this process are."""
+        step, piece = divmod(number, self.pieces)
+        begin, count = step * self.total + self.first, self.end - self.first
+        return range(begin + count * piece // self.pieces, begin + count * (piece + 1) // self.pieces)
 
 
 class _Batches:
     """Makes any batch from its number."""
 
     def __init__(
-        self, dataset: Dataset, transform: Transform, batch_size: int, seed: int, repeats: np.ndarray | None = None
+        self, dataset: Dataset, transform: Transform, share: Share, seed: int, repeats: np.ndarray | None = None
     ) -> None:
         self.dataset, self.transform = dataset, transform
-        self.batch_size, self.seed, self.repeats = batch_size, seed, repeats
+        self.share, self.seed, self.repeats = share, seed, repeats
         self._length = len(dataset) if repeats is None else max(1, round(float(repeats.sum())))
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __call__(self, number: int) -> Batch:
-        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
-        return collate([self._sample(position) for position in positions])
+        return collate([self._sample(position) for position in self.share.positions(number)])
 
     def _sample(self, position: int) -> Sample:
         epoch, place = divmod(position, self._length)

@@ -1,9 +1,22 @@
-"""The processes of `torch.distributed`: which one this is, its part of the work, and sums over all of them."""
+"""The processes of `torch.distributed`: which one this is, its part of the work, and what they agree on.
+
+Without `torch.distributed` there is one process, and nothing here costs anything.
+"""
 
 from __future__ import annotations
 
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from degrid.lookup import some
+from degrid.types import OtherProcessError, UserError
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -11,6 +24,118 @@ def rank_and_count() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return rank_and_count()[0] == 0
+
+
+@contextmanager
+def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
+    """Join the processes that torchrun started; alone without it, and among those of the caller where he joined them.
+
+    Args:
+        device: the kind of device; of the machine's GPUs each process gets one of its own.
+        seconds: how long to wait for the others, here and in every exchange, before giving up.
+    Yields:
+        The device of this process.
+    Raises:
+        UserError: the others cannot be reached, or there are more processes than GPUs.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine finds no GPU of its own, there are {torch.cuda.device_count()}; "
+                "start fewer processes (--devices, or torchrun's --nproc-per-node)"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:  # PyTorch's own errors of connections are RuntimeErrors
+        raise UserError(
+            f"could not join the other processes through {place} within {seconds:g} seconds (train.timeout): "
+            f"{str(error).splitlines()[0]}; is the address of the first machine right, and was every process started?"
+        ) from error
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Leave together: where one process fails the others fail too, instead of waiting for it for ever.
+
+    Raises:
+        OtherProcessError: another process failed; with its message if that was a mistake of the user.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = str(error) if isinstance(error, UserError) else type(error).__name__
+        first = next(each for each in enumerate(gathered(own)) if each[1] is not None)
+        if rank_and_count()[0] != first[0] and own == first[1]:  # one of them says it
+            raise OtherProcessError("process {} failed: {}".format(*first)) from error
+        raise
+    failed = [each for each in enumerate(gathered(None)) if each[1] is not None]
+    if failed:
+        raise OtherProcessError("process {} failed: {}".format(*failed[0]))
+
+
+@contextmanager
+def in_contact() -> Iterator[None]:
+    """Say in a sentence that another process is gone, which is noticed in an exchange with it.
+
+    Raises:
+        OtherProcessError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = ("gloo", "NCCL", "onnection", "Timed out")
+        if isinstance(error, UserError) or rank_and_count()[1] == 1 or not any(word in str(error) for word in words):
+            raise
+        raise OtherProcessError(
+            "lost contact to another process, which has failed or was stopped (its own message says why) or did not "
+            "answer within train.timeout"
+        ) from error
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process passed, in their order; any value that can be pickled. Every process must call it."""
+    _, count = rank_and_count()
+    if count == 1:
+        return [value]
+    found: list[Any] = [None] * count
+    dist.all_gather_object(found, value)
+    return found
+
+
+def check_same(values: Mapping[str, object]) -> None:
+    """Refuse to go on where the processes were started differently.
+
+    Args:
+        values: names and what must be the same, such as settings.
+    Raises:
+        UserError: names what differs; in every process.
+    """
+    every = gathered(dict(values))
+    for rank, other in enumerate(every[1:], start=1):
+        differ = [name for name in {**every[0], **other} if every[0].get(name) != other.get(name)]
+        if differ:
+            first = differ[0]
+            raise UserError(
+                f"all processes need the same version and settings, but {some(differ, 4)} differ: {first} is "
+                f"{every[0].get(first)!r} in process 0 and {other.get(first)!r} in process {rank}"
+            )
 
 
 def own_items(count: int) -> range:
@@ -25,12 +150,21 @@ def summed_over_ranks(counts: Tensor) -> Tensor:
     Every process must call it. Integers add up to the same bits in whatever order.
 
     Args:
-        counts: on the CPU, of one shape in all processes.
+        counts: of one shape in all processes.
+    Returns:
+        On the CPU, where there are several processes.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if rank_and_count()[1] == 1:
         return counts
     # NCCL reduces on the GPU only; a group that also has Gloo takes what is in the CPU's memory.
     device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
     total = counts.to(device, copy=True)
     dist.all_reduce(total)
     return total.cpu()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers, such as the running statistics of batch norm."""
+    if rank_and_count()[1] > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

@@ -15,6 +15,7 @@ from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, De
 from degrid.models.info import ModelInfo, describe
 from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter, build_network
+from degrid.models.synchronised_batch_norm import synchronise_batch_norm
 from degrid.models.weights import read_weights
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "describe",
     "freeze_batch_norm",
     "read_weights",
+    "synchronise_batch_norm",
 ]
 
 

@@ -12,6 +12,7 @@ import torch
 from degrid.analysis.plots import smoothed, write_rate_search
 from degrid.arguments import checked
 from degrid.config import RunConfig
+from degrid.data import Share
 from degrid.engine.device import pick_device
 from degrid.engine.training.loop import train_step
 from degrid.engine.training.optimizers import set_learning_rate
@@ -120,7 +121,8 @@ def _search(
     model, _ = start_network(config, opened, device, False)
     tell: OnProgress = progress or (lambda _: None)
     state, objective = make_state(config, model), make_objective(settings, opened.train, model, device, tell)
-    batches = run_batches(config, opened.train, None, 0, tell)
+    share = Share.of(settings.batch_size * settings.accumulate, settings.batch_size)
+    batches = run_batches(config, opened.train, None, 0, tell, share)
     losses: list[float] = []
     average: list[float] = []
     for step, rate in enumerate(rates, 1):

@@ -22,8 +22,8 @@ from degrid import config as configs
 from degrid import recipes
 from degrid.config import DataConfig, RunConfig, TrainConfig
 from degrid.data import (
+    Share,
     SourceDataset,
-    TrainTransform,
     bands_in,
     notes_of,
     open_dataset,
@@ -33,16 +33,17 @@ from degrid.data import (
 from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device, to_channels_last
+from degrid.engine.ranks import check_same, in_contact, is_first, joined, rank_and_count, together
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.loop import Training, kept
+from degrid.engine.training.loop import Plan, Training, kept
 from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
-from degrid.files import check_utf8, printable, write_json
+from degrid.files import check_utf8, parse_json, printable, write_json
 from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import some
 from degrid.model_folder import initialise_from, other_classes, save
-from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm
+from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm, synchronise_batch_norm
 from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
@@ -52,10 +53,13 @@ from degrid.verbs.run_settings import (
     make_objective,
     make_plan,
     make_state,
+    transform_of,
     with_steps,
 )
 from degrid.version import VERSION
 
+JOB = "TORCHELASTIC_RUN_ID"
+"""Environment variable with torchrun's name of a job, which stays when its processes are started again."""
 NUM_PANELS = 4
 """Validation images whose predictions are recorded as pictures."""
 
@@ -90,55 +94,116 @@ def run(
 ) -> RunResult:
     """Train as a config says; everything the run leaves is in `folder`.
 
+    Started by torchrun, its processes share each step, and the first one writes; see docs/gpu.md.
+
     Args:
-        folder: the run folder; must not hold a run yet, unless `resume` is set.
+        folder: the run folder; must not hold a run yet, unless `resume` is set or this job began the run.
         resume: continue the run in `folder` with its own settings; `config` is ignored.
         start_iteration: with `resume`, continue from the kept state of this validation, counted from 1; the best model
             is then that of the validations after it.
         progress, tell: see `degrid.train`.
     Raises:
         UserError: settings or data that cannot be used, or a folder that is taken.
+        OtherProcessError: another process failed.
         Stopped: the user stopped the run; it is saved.
     """
-    if resume:
-        config = recipes.load(str(folder / "run.json"))
-    else:
-        _check_new(folder)
-    check_settings(config)
+    resume = resume or _began(folder)
+    config = recipes.load(str(folder / "run.json")) if resume else config
+    with joined(pick_device(config.train.device), config.train.timeout) as device, in_contact():
+        if not is_first():
+            progress = tell = None
+        with together():
+            check_settings(config)
+            if not resume:
+                _check_new(folder)
+            check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(configs.to_dict(config))})
+            work = _prepare(config, folder, device, resume, start_iteration)
+        return work.train(resume, progress, tell)
+
+
+@dataclass
+class _Work:
+    """A run that is ready to begin or to go on."""
+
+    config: RunConfig
+    settings: TrainConfig
+    """With the number of steps."""
+    folder: Path
+    data: _Data
+    state: Training
+    share: Share
+    cycles: Cycles | None
+    plan: Plan
+    device: torch.device
+    notes: tuple[str, ...]
+    """On where the weights are from."""
+
+    def train(self, resume: bool, progress: OnProgress | None, tell: Tell | None) -> RunResult:
+        """The rest of the run."""
+        config, folder, state, data, plan = self.config, self.folder, self.state, self.data, self.plan
+        model, first = cast(Segmenter, state.model), is_first()
+        sheet = _preview(data, config, folder) if first and not state.step else None
+        if first and not resume:
+            write_json(folder / "run.json", _provenance(config, list(data.notes)))
+        trackers = make_trackers(self.settings.trackers, folder, configs.to_dict(config), tell) if first else ()
+        with RunLog(folder, plan.steps, state.step, self.cycles, trackers, progress, tell, writes=first) as log:
+            for line in (_greeting(self), *data.notes, *self.notes):
+                log.say(line)
+            if sheet is not None:
+                log.image(0, "train/preview", sheet)
+                log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=self.device))
+            train_loop(
+                state,
+                run_batches(config, data.train, self.cycles, state.step, log.progress, self.share),
+                folder,
+                log,
+                make_objective(self.settings, data.train, model, self.device, log.progress),
+                plan,
+                validate=_validation(data.val, self.settings, self.device, log) if data.val is not None else None,
+                publish=lambda network: save(cast(Segmenter, network), folder / "model") if first else None,
+            )
+        return RunResult(folder, state.best_miou if data.val is not None else None, data.notes)
+
+
+def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool, start_iteration: int | None) -> _Work:
+    """Everything before the first step; nothing is written.
+
+    Raises:
+        UserError: settings, data or a state that cannot be used.
+    """
     data, config = open_data(config)
-    settings = with_steps(config.train, len(data.train))
+    rank, processes = rank_and_count()
+    began_with = parse_json((folder / "run.json").read_text("utf-8")).get("processes", 1) if resume else processes
+    settings = with_steps(config.train, len(data.train), began_with)
+    share = Share.of(settings.batch_size * settings.accumulate * began_with, settings.batch_size, rank, processes)
     check_class_weights(settings.class_weights, data.train)
-    device = pick_device(settings.device)
     torch.manual_seed(settings.seed)
     interrupted = resume and (folder / "last.ckpt").exists()
     model, start = start_network(config, data, device, interrupted)
+    if rank:  # all begin with the same weights; dropout is each process's own
+        torch.manual_seed(int(np.random.SeedSequence([settings.seed, rank]).generate_state(1)[0]))
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
     state.score = TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None
-    plan = make_plan(config.optim, settings, cycles)
+    plan = make_plan(config.optim, settings, cycles, share.pieces)
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
-    sheet = None if state.step else _preview(data, config, folder)
-    if not resume:
-        write_json(folder / "run.json", _provenance(config, list(data.notes)))
-    trackers = make_trackers(settings.trackers, folder, configs.to_dict(config), tell)
-    with RunLog(folder, plan.steps, state.step, cycles, trackers, progress, tell) as log:
-        for line in (_greeting(config, settings, model, data, device, state.step), *data.notes, *start):
-            log.say(line)
-        if sheet is not None:
-            log.image(0, "train/preview", sheet)
-            log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=device))
-        train_loop(
-            state,
-            run_batches(config, data.train, cycles, state.step, log.progress),
-            folder,
-            log,
-            make_objective(settings, data.train, model, device, log.progress),
-            plan,
-            validate=_validation(data.val, settings, device, log) if data.val is not None else None,
-            publish=lambda network: save(cast(Segmenter, network), folder / "model"),
-        )
-    return RunResult(folder, state.best_miou if data.val is not None else None, data.notes)
+    return _Work(config, settings, folder, data, state, share, cycles, plan, device, start)
+
+
+def _of_all(settings: dict[str, Any], where: str = "") -> dict[str, object]:
+    """The settings by their paths, without those in which machines may differ."""
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        path = f"{where}.{name}".lstrip(".")
+        found |= _of_all(value, path) if isinstance(value, dict) else {path: value}
+    return {path: value for path, value in found.items() if path not in ("data.path", "data.workers", "train.device")}
+
+
+def _began(folder: Path) -> bool:
+    """Whether the run in a folder is this very job's, which torchrun or the cluster has started again."""
+    job, file = os.environ.get(JOB, "none"), folder / "run.json"
+    return job != "none" and file.exists() and parse_json(file.read_text("utf-8")).get("job") == job
 
 
 @dataclass(frozen=True)
@@ -211,31 +276,39 @@ def start_network(
     model.to(device)
     if settings.channels_last:
         to_channels_last(model)
-    for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
-        norm.momentum = norm.momentum if settings.batch_norm_momentum is None else settings.batch_norm_momentum
-    if settings.batch_norm == "frozen":
-        freeze_batch_norm(model)
+    _set_batch_norms(model, settings)
     if settings.checkpoint_activations:
         checkpoint_activations(model)
     model.scales_in_turn = settings.scales_in_turn
     return model, told
 
 
+def _set_batch_norms(model: Segmenter, settings: TrainConfig) -> None:
+    """What the settings say about batch norm, in place."""
+    if settings.batch_norm_momentum is not None:
+        for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            norm.momentum = settings.batch_norm_momentum
+    if settings.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    if settings.batch_norm == "synchronised":
+        synchronise_batch_norm(model)
+
+
 def run_batches(
-    config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: int, progress: OnProgress
+    config: RunConfig, dataset: Dataset, cycles: Cycles | None, step: int, progress: OnProgress, share: Share
 ) -> Iterator[Batch]:
-    """The endless micro-batches from a step on."""
+    """The endless micro-batches of this process from a step on."""
     data, settings = config.data, config.train
-    transform = TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred, data.void_border)
+    transform = transform_of(data)
     rare = data.repeat_rare
     repeats = repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
 
     def batches_from(number: int) -> Iterator[Batch]:
-        return training_batches(dataset, transform, settings.batch_size, settings.seed, number, data.workers, repeats)
+        return training_batches(dataset, transform, share, settings.seed, number, data.workers, repeats)
 
     if cycles:
-        return cycles.batches(batches_from, step, settings.accumulate)
-    return batches_from(step * settings.accumulate)
+        return cycles.batches(batches_from, step, share.pieces)
+    return batches_from(step * share.pieces)
 
 
 def _restore(state: Training, folder: Path, iteration: int | None, eval_every: int) -> None:
@@ -285,17 +358,17 @@ def _validation(
     return validate
 
 
-def _greeting(
-    config: RunConfig, settings: TrainConfig, model: Segmenter, data: _Data, device: torch.device, start: int
-) -> str:
+def _greeting(work: _Work) -> str:
+    config, data, model, start = work.config, work.data, cast(Segmenter, work.state.model), work.state.step
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     at = f", from step {start}" if start else ""
+    others = f" in {count} processes" if (count := rank_and_count()[1]) > 1 else ""
     return (
         f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
         f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "
         f"{len(data.train)} training and {len(data.val) if data.val is not None else 0} validation images, "
-        f"{len(data.train.labels)} classes; {settings.steps} steps of "
-        f"{settings.batch_size * settings.accumulate} images on {device}{at}"
+        f"{len(data.train.labels)} classes; {work.settings.steps} steps of "
+        f"{work.share.total} images on {work.device}{others}{at}"
     )
 
 
@@ -313,6 +386,8 @@ def _provenance(config: RunConfig, notes: list[str]) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        "processes": rank_and_count()[1],
+        "job": os.environ.get(JOB, "none"),
         "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()},
     }
 

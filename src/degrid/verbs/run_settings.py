@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from degrid.config import OptimConfig, RunConfig, TrainConfig
+from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from degrid.data import TrainTransform
 from degrid.data.inspection.counting import class_counts
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
@@ -38,17 +39,19 @@ def check_settings(config: RunConfig) -> None:
         ("train.batch_size", settings.batch_size),
         ("train.accumulate", settings.accumulate),
         ("train.eval_every", settings.eval_every),
+        ("train.timeout", settings.timeout),
         ("optim.step_every", config.optim.step_every),
     ):
         if value < 1:
             raise UserError(f'setting "{path}": expected at least 1, got {value}')
     for path, choice, known in (
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
-        ("train.batch_norm", settings.batch_norm, ("train", "frozen")),
+        ("train.batch_norm", settings.batch_norm, ("train", "frozen", "synchronised")),
         ("train.precision", settings.precision, PRECISIONS),
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
+    transform_of(config.data)
     _schedule(config.optim, settings.steps)
     check_trackers(settings.trackers)
     if settings.epochs < 0:
@@ -75,6 +78,15 @@ def check_settings(config: RunConfig) -> None:
         )
 
 
+def transform_of(data: DataConfig) -> TrainTransform:
+    """The augmentation of a run.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    return TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred, data.void_border)
+
+
 def _check_repeats(repeat_rare: float) -> None:
     if not 0 <= repeat_rare <= 1:
         raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {repeat_rare:g}')
@@ -94,19 +106,25 @@ def check_class_weights(text: str, dataset: Dataset) -> None:
         )
 
 
-def with_steps(settings: TrainConfig, num_images: int) -> TrainConfig:
-    """The settings with epochs, if they are set, as steps."""
+def with_steps(settings: TrainConfig, num_images: int, processes: int = 1) -> TrainConfig:
+    """The settings with epochs, if they are set, as steps.
+
+    Args:
+        num_images: of an epoch.
+        processes: how many shared a step when the run began.
+    """
     if not settings.epochs:
         return settings
-    per_epoch = num_images / (settings.batch_size * settings.accumulate)
+    per_epoch = num_images / (settings.batch_size * settings.accumulate * processes)
     steps, eval_every = (max(1, math.ceil(count * per_epoch)) for count in (settings.epochs, 1))
     return dataclasses.replace(settings, steps=steps, eval_every=eval_every)
 
 
-def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) -> Plan:
+def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None, pieces: int) -> Plan:
     """How long to train and at which rates.
 
     Args:
+        pieces: micro-batches of a step in this process.
         settings: with the number of steps, see `with_steps`.
         cycles: of a cyclic training, in which updates and steps of the schedule may differ.
     """
@@ -114,7 +132,7 @@ def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None) 
     return Plan(
         cycles.total(settings.steps) if cycles else settings.steps,
         (lambda update: lr_at(cycles.step(update))) if cycles else lr_at,
-        settings.accumulate,
+        pieces,
         settings.precision,
         cycles.updates if cycles else settings.eval_every,
         settings.save_every,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from degrid.engine.evaluation.calibration import CalibrationCounts
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor
-from degrid.engine.ranks import own_items, summed_over_ranks
+from degrid.engine.ranks import own_items, summed_over_ranks, together
 from degrid.lookup import some
 from degrid.types import Dataset, Sample, Scores, UserError
 
@@ -49,7 +48,7 @@ def score(
     contours = BoundaryCounts(len(dataset.labels)) if boundary else None
     confidences = CalibrationCounts() if calibration else None
     settle(predictor, dataset)
-    with _all_or_none():
+    with together():
         for index in own_items(len(dataset)):
             sample = dataset[index]
             ids = _predict(predictor, sample, confidences)
@@ -71,7 +70,7 @@ def score(
 def settle(predictor: Predictor, dataset: Dataset) -> None:
     """Let a predictor choose its precision on the first images, the same one in all processes."""
     windowed = predictor.windowed
-    with _all_or_none():
+    with together():
         for index in range(len(dataset)):
             if predictor.network.is_decided:
                 break
@@ -99,15 +98,3 @@ def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
         raise UserError(
             f"the model predicts {predictor.num_classes} classes, the dataset has {len(names)} ({some(names, 5)})"
         )
-
-
-@contextmanager
-def _all_or_none() -> Iterator[None]:
-    """Leave together: where one process fails the others fail too, instead of waiting for its counts for ever."""
-    try:
-        yield
-    except Exception:
-        summed_over_ranks(torch.tensor(1))
-        raise
-    if int(summed_over_ranks(torch.tensor(0))):
-        raise UserError("another process could not evaluate one of its images; its message says why")

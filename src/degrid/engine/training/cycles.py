@@ -87,8 +87,8 @@ class TrainingScore:
 
     @property
     def counts(self) -> Tensor:
-        """The confusion matrix since the cycle began."""
-        return self._confusion.counts
+        """The confusion matrix since the cycle began; of several processes their sum, so that all must ask."""
+        return self._confusion.merged().counts
 
     @counts.setter
     def counts(self, counts: Tensor) -> None:
@@ -97,4 +97,4 @@ class TrainingScore:
     @property
     def miou(self) -> float:
         """Over the classes seen since the cycle began, 0 to 1."""
-        return float(mean_iou(*hits_and_unions(self._confusion.counts)))
+        return float(mean_iou(*hits_and_unions(self.counts)))

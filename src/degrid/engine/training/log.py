@@ -85,6 +85,7 @@ class RunLog:
         cycles: those of a cyclic training, whose log.txt also has the lines of the code of Ziegler et al.
         trackers: further recorders; they are closed with this log.
         progress, tell: see `degrid.train`; log.txt gets every sentence as well.
+        writes: whether anything is recorded; of several processes only one may.
     """
 
     def __init__(
@@ -96,10 +97,13 @@ class RunLog:
         trackers: Sequence[Recorder] = (),
         progress: OnProgress | None = None,
         tell: Tell | None = None,
+        writes: bool = True,
     ) -> None:
-        make_folder(folder)
-        self._text = _TextLog(folder, cycles)
-        self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
+        self._text, self._recorders = Recorder(), tuple(trackers)
+        if writes:
+            make_folder(folder)
+            self._text = _TextLog(folder, cycles)
+            self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
         self.progress: OnProgress = progress or (lambda _: None)
         self.tell: Tell = tell or (lambda _: None)
         self._steps, self._miou, self._last_line = steps, "", time.monotonic()

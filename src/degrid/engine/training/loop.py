@@ -8,17 +8,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast
+from degrid.engine.ranks import gathered, is_first, rank_and_count, share_buffers, summed_over_ranks
 from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.objective import Objective
@@ -45,14 +47,22 @@ class Training:
     """Counts the predictions of the training crops, in cyclic training."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
+    forward: nn.Module | None = None
+    """`Maps` of the model; with several processes the wrapper that adds up their gradients. Made when first used."""
 
     def save(self, path: Path) -> None:
         """Write the state; an earlier file stays until the new one is complete.
+
+        Of several processes the first one writes; all must call it.
 
         Raises:
             UserError: the disk is full, or the path cannot be written to.
         """
         device = next(self.model.parameters()).device
+        counts = self.score.counts if self.score else None
+        generators = gathered(_generators(device))
+        if not is_first():
+            return
         state: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model.state_dict(),
@@ -61,15 +71,16 @@ class Training:
             "step": self.step,
             "best_miou": self.best_miou,
             "since_best": self.since_best,
-            "training_confusion": self.score.counts if self.score else None,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "training_confusion": counts,
+            "rng": generators[0][0],
+            "cuda_rng": generators[0][1],
+            "other_generators": generators[1:],
         }
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
 
     def restore(self, path: Path) -> None:
-        """Continue from a state.
+        """Continue from a state, with as many processes as wrote it or with others.
 
         Raises:
             UserError: no such file, a damaged one, or the state of another model.
@@ -86,17 +97,25 @@ class Training:
             self.average.load_state_dict(state["average"])
         self.step, self.best_miou = state["step"], state["best_miou"]
         self.since_best = state.get("since_best", 0)  # older versions did not count
-        if self.score and state.get("training_confusion") is not None:
+        if self.score and state.get("training_confusion") is not None and is_first():
             self.score.counts = state["training_confusion"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_rng"], next(self.model.parameters()).device)
+        generators = [(state["rng"], state["cuda_rng"]), *state.get("other_generators", ())]
+        rank, _ = rank_and_count()
+        if rank < len(generators):  # a process that was not there before goes on as it was seeded
+            torch.set_rng_state(generators[rank][0])
+            if generators[rank][1] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(generators[rank][1], next(self.model.parameters()).device)
 
     @property
     def weights(self) -> nn.Module:
         """What is evaluated and published: the moving average where there is one."""
         averaged: nn.Module | None = self.average.module if self.average else None
         return averaged or self.model
+
+
+def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The states of the random generators of the CPU and of the GPU in use."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -206,7 +225,8 @@ def train(
                     f"{folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
                 )
             state.step += 1
-            images_per_second = sum(len(batch.image) for batch in micro) / (time.monotonic() - began)
+            images = int(summed_over_ranks(torch.tensor(sum(len(batch.image) for batch in micro))))
+            images_per_second = images / (time.monotonic() - began)
             parts = dict(zip(objective.names, state.parts, strict=False))  # without names no parts
             miou = state.score.miou if state.score else None
             log.step(StepRecord(state.step, loss, lr, images_per_second, miou, parts))
@@ -215,9 +235,11 @@ def train(
                 _validate_and_publish(state, folder, log, validate, publish)
                 if plan.keep:
                     state.save(kept(folder, state.step))
-            if stop.is_set() or plan.saves_at(state.step):
+            # A signal reaches each process at a time of its own; they stop after the same step.
+            stopping = bool(summed_over_ranks(torch.tensor(int(stop.is_set()))))
+            if stopping or plan.saves_at(state.step):
                 state.save(folder / "last.ckpt")
-            if stop.is_set() and state.step < plan.steps:
+            if stopping and state.step < plan.steps:
                 raise Stopped(folder)
         if state.step < plan.steps:
             log.say(f"stopped after step {state.step}: {state.since_best} validations in a row were not better")
@@ -238,32 +260,37 @@ def train_step(
     """One optimiser step on some micro-batches, as if they were one batch.
 
     A multi-scale network has a loss for each scale and one for their maximum, which are added up (DeepLab v2, arXiv
-    1606.00915 section 4.1.2). Each is a mean over all micro-batches, however void pixels are spread over them.
+    1606.00915 section 4.1.2). Each is a mean over all micro-batches of all processes, however void pixels are spread
+    over them.
 
     Args:
-        micro: what the step is computed from.
+        micro: what the step is computed from; in each process its share.
         clip_norm: see `Plan`.
     Returns:
         The loss; 0, with a gradient of 0, if no pixel is valid. If it is not finite, the weights stay as they are.
     """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
+    forward = state.forward = state.forward or parallel(state.model)
     device = next(state.model.parameters()).device
     weights, parts = torch.zeros((), device=device), torch.zeros(len(objective.losses), device=device)
     for index, batch in enumerate(micro):
         image = batch.image.to(device, memory_format=torch.channels_last, non_blocking=True)
-        with autocast(device, precision):
-            maps = _maps(state.model, image)
-        if index == 0:
-            # Known before the first backward pass, so that every gradient is divided by the final number.
-            sizes = [tuple(each.shape[-2:]) for each in maps]
-            weights = torch.stack([objective.weights(sizes, other.label.to(device)) for other in micro]).sum(0)
-        shares = objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)
-        shares.sum().backward()  # type: ignore[no-untyped-call]
+        with _adding_up(forward, index == len(micro) - 1):
+            with autocast(device, precision):
+                maps = forward(image)
+            if index == 0:
+                # Known before the first backward pass, so that every gradient is divided by the final number.
+                sizes = [tuple(each.shape[-2:]) for each in maps]
+                own = torch.stack([objective.weights(sizes, other.label.to(device)) for other in micro]).sum(0)
+                weights = summed_over_ranks(own).to(device)
+            shares = objective.totals(maps, batch.label.to(device)) / weights.clamp(min=1e-12)
+            # The wrapper takes the mean of the processes' gradients, where their sum is right.
+            (shares.sum() * rank_and_count()[1]).backward()  # type: ignore[no-untyped-call]
         parts = parts + shares.detach().reshape(len(maps), -1).sum(0)
         if state.score:  # the last map is the maximum over the scales, or the only one
             state.score.count(maps[-1], batch.label.to(device))
-    state.parts = tuple(parts.tolist())
+    state.parts = tuple(summed_over_ranks(parts).tolist())
     loss = sum(state.parts)
     if math.isfinite(loss):
         if clip_norm:
@@ -274,12 +301,39 @@ def train_step(
     return loss
 
 
-def _maps(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """The logits to compute the loss from: the model's own, or those of every scale and of their maximum."""
-    if isinstance(model, MultiScaleNetwork) and model.scales:
-        scales = model.scale_logits(image)
-        return [*scales, model.fused(scales)]
-    return [model(image)]
+class Maps(nn.Module):
+    """From images to the logits that the loss is computed from: the model's own, or those of every scale and of their
+    maximum."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits [N,C,h,w] by map, of images [N,3,H,W]."""
+        model: Any = self.model
+        if isinstance(model, MultiScaleNetwork) and model.scales:
+            scales = model.scale_logits(image)
+            return [*scales, model.fused(scales)]
+        logits: Tensor = model(image)
+        return [logits]
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """`Maps` of a model; with several processes its backward pass gives each the mean of their gradients."""
+    maps = Maps(model)
+    if rank_and_count()[1] == 1:
+        return maps
+    # A user's network may have parameters that a step does not use.
+    return DistributedDataParallel(maps, find_unused_parameters=True)
+
+
+def _adding_up(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Gradients of several processes are exchanged once per step, in the last backward pass."""
+    if last or not isinstance(forward, DistributedDataParallel):
+        return nullcontext()
+    exchanged_later: AbstractContextManager[None] = forward.no_sync()
+    return exchanged_later
 
 
 def _validate_and_publish(
@@ -289,6 +343,7 @@ def _validate_and_publish(
     validate: Callable[[nn.Module, int], Scores] | None,
     publish: Callable[[nn.Module], None],
 ) -> None:
+    share_buffers(state.weights)  # each process has its own running statistics since the last step
     if validate is None:
         publish(state.weights)
         return

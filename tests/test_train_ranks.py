@@ -1,0 +1,211 @@
+"""Training by several processes: real ones, with torch.distributed over Gloo."""
+
+import copy
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import nn
+
+from degrid import UserError
+from degrid.contracts import MultiScaleNetwork
+from degrid.data import Share, training_batches
+from degrid.engine.ranks import check_same, gathered, together
+from degrid.engine.training.loop import Training, load_state, train_step
+from degrid.engine.training.losses import LOSSES, make_losses
+from degrid.engine.training.objective import Objective
+from degrid.models import freeze_batch_norm, synchronise_batch_norm
+from degrid.types import IGNORE_INDEX, LabelSpace, Sample
+
+WORLDS = (2, 3)
+STEPS = 10
+
+
+class Net(MultiScaleNetwork):
+    """Two convolutions with a batch norm; the last one is used by no step."""
+
+    def __init__(self, scales=()):
+        super().__init__()
+        torch.manual_seed(0)
+        self.scales = scales
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, 1, 2, 2))
+        self.unused = nn.Conv2d(1, 1, 1)
+
+    def forward(self, image):
+        return self.body(image.float() / 255 - 0.5)
+
+    def scale_logits(self, image, sizes=None):
+        return [self(image.float()), self(image[..., ::2, ::2].float())]
+
+    def fused(self, logits):
+        size = logits[0].shape[-2:]
+        return torch.stack([nn.functional.interpolate(each, size) for each in logits]).amax(0)
+
+
+class Noise:
+    """Images of noise whose labels are void in very different shares."""
+
+    labels = LabelSpace.of_size(4)
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        label = rng.integers(0, 4, (16, 16), dtype=np.uint8)
+        label[: 2 * index] = IGNORE_INDEX
+        image = rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)
+        return Sample(torch.from_numpy(image), torch.from_numpy(label), f"{index}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training of STEPS steps on steps of 6 * `accumulate` images over all processes."""
+
+    loss: str = "cross_entropy"
+    accumulate: int = 1
+    scales: tuple = ()
+    batch_norm: str = "frozen"
+    clip: float = 0.0
+
+
+CASES = {
+    **{name: Case(name) for name in LOSSES},
+    "sum of losses, accumulated": Case("cross_entropy+0.5*focal", accumulate=2),
+    "multi-scale, accumulated": Case(scales=(0.5,), accumulate=2, clip=0.5),
+    "synchronised": Case(batch_norm="synchronised"),
+}
+# These are means over micro-batches, not over pixels: the processes are like as many micro-batches of one.
+BY_BATCH = ("ohem", "dice", "lovasz")
+
+
+def trained(case, rank, world, whole_batch=True):
+    """The state and the losses after some steps, as one of several processes or alone on all images."""
+    model = Net(case.scales)
+    if case.batch_norm == "frozen":
+        freeze_batch_norm(model, fold=False)
+    else:
+        synchronise_batch_norm(model)
+    state = Training(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9))
+    objective = Objective(make_losses(case.loss, 0.0, 2.0, 0.25, {}))
+    # Alone: all images of a micro-step as one batch, or divided as among the processes.
+    size = 6 // world if dist.is_initialized() or not whole_batch else 6
+    share = Share.of(6 * case.accumulate, size, rank, world if dist.is_initialized() else 1)
+    batches = training_batches(Noise(), lambda sample, rng: sample, share, seed=1)
+    losses = []
+    for _ in range(STEPS):
+        micro = list(itertools.islice(batches, share.pieces))
+        losses.append(train_step(state, micro, objective, clip_norm=case.clip))
+    return state, losses
+
+
+def work(rank, folder):
+    """What each process does in worlds of 2 and 3; what it found is written down."""
+    torch.set_num_threads(1)
+    found = {}
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+        for name, case in CASES.items():
+            state, losses = trained(case, rank, world)
+            found[world, name] = losses, copy.deepcopy(state.model.state_dict())
+        found[world, "errors"] = errors(rank)
+        state.save(folder / f"state{world}.ckpt")
+        dist.destroy_process_group()
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+def errors(rank):
+    """The messages of what goes wrong in one process or between them."""
+    told = []
+    for attempt in (_one_fails, lambda rank: check_same({"train.steps": 10, "optim.lr": 0.1 * (1 + rank)})):
+        try:
+            attempt(rank)
+        except UserError as error:
+            told.append((type(error).__name__, str(error)))
+    return [*told, gathered(rank)]
+
+
+def _one_fails(rank):
+    with together():
+        if rank == 1:
+            raise UserError("image 1 is damaged")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, args=(folder,), nprocs=max(WORLDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(max(WORLDS))]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", CASES)
+def test_processes_train_as_one_on_all_their_images(found, world, name):
+    state, losses = trained(CASES[name], 0, world, whole_batch=CASES[name].loss not in BY_BATCH)
+    alone = state.model.state_dict()
+    assert losses[-1] != losses[0]
+    for rank in range(world):
+        others, weights = found[rank][world, name]
+        assert others == pytest.approx(losses, rel=1e-5)
+        for key, value in alone.items():
+            torch.testing.assert_close(weights[key].float(), value.float(), rtol=1e-5, atol=1e-5, msg=f"{key} {rank}")
+            assert torch.equal(weights[key], found[0][world, name][1][key]), "processes drift apart"
+
+
+def test_the_whole_batch_differs_from_its_parts_where_void_pixels_are_spread_unevenly():
+    """Else the test above could not tell a sum over all valid pixels from a mean of means."""
+    per_part = []
+    for rank in (0, 1):
+        share = Share.of(6, 3, rank, 2)
+        batch = next(training_batches(Noise(), lambda sample, rng: sample, share, seed=1))
+        per_part.append(int((batch.label != IGNORE_INDEX).sum()))
+    assert max(per_part) > 1.2 * min(per_part)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_failure_and_other_settings_are_told_to_all(found, world):
+    for rank in range(world):
+        failed, differ, order = found[rank][world, "errors"]
+        assert failed == (
+            ("UserError", "image 1 is damaged")
+            if rank == 1
+            else ("OtherProcessError", "process 1 failed: image 1 is damaged")
+        )
+        assert "optim.lr differ: optim.lr is 0.1 in process 0 and 0.2 in process 1" in differ[1]
+        assert order == list(range(world))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_state_goes_on_with_other_processes(folder, world):
+    path = folder / f"state{world}.ckpt"
+    generators = load_state(path)["other_generators"]
+    assert len(generators) == world - 1
+    state, _ = trained(Case(batch_norm="synchronised"), 0, 2)
+    state.restore(path)
+    assert torch.equal(torch.get_rng_state(), load_state(path)["rng"])
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "processes"), [(12, 3, 1), (12, 3, 4), (12, 3, 2), (12, 3, 3), (7, 2, 3), (4, 1, 3)]
+)
+def test_a_step_has_the_same_images_however_many_share_them(total, size, processes):
+    shares = [Share.of(total, size, rank, processes) for rank in range(processes)]
+    for step in (0, 5):
+        batches = [
+            list(share.positions(step * share.pieces + piece)) for share in shares for piece in range(share.pieces)
+        ]
+        assert list(itertools.chain(*batches)) == list(range(step * total, (step + 1) * total))
+        assert all(1 <= len(batch) <= size for batch in batches)
+    with pytest.raises(UserError, match=f"{total} images, fewer than the {total + 1} processes"):
+        Share.of(total, size, 0, total + 1)
