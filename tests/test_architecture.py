@@ -23,6 +23,7 @@ LEAVES = {
     "contracts",
     "dispatch",
     "threads",
+    "control_groups",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
@@ -35,6 +36,7 @@ ALLOWED = {
     "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},
     "arguments": {"types", "lookup"},
+    "threads": {"control_groups"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "acceleration": {*LEAVES, "kernels", "acceleration"},
     "data": {*LEAVES, "kernels", "data"},

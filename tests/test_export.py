@@ -3,7 +3,6 @@
 import ctypes
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.cli.options import rest_idle_threads
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
 from degrid.exporters import graph, runtime
@@ -317,16 +315,3 @@ def test_compiled_code(model, tmp_path):
 def test_examples_are_the_same_for_the_same_seed():
     assert torch.equal(example_image((1, 3, 9, 9), seed=1), example_image((1, 3, 9, 9), seed=1))
     assert graph.TRACED not in runtime.SIZES
-
-
-def test_idle_threads_rest_beside_another_runtime(monkeypatch):
-    """The setting is read when PyTorch is loaded, which the command line has not done by then (test_architecture)."""
-    monkeypatch.setattr(os, "environ", {})
-    for model in ("runs/a", "a.pt2", "a.safetensors"):
-        rest_idle_threads(Path(model))
-    assert os.environ == {}
-    rest_idle_threads(Path("a.xml"))
-    assert os.environ == {"GOMP_SPINCOUNT": "0"}
-    os.environ["GOMP_SPINCOUNT"] = "7"
-    rest_idle_threads(Path("a.onnx"))
-    assert os.environ == {"GOMP_SPINCOUNT": "7"}

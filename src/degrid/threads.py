@@ -1,19 +1,69 @@
-"""How many threads to compute with. Imports no torch."""
+"""How many threads to compute with, and what they do while they wait. Imports no torch."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from degrid.control_groups import cores_of_groups
+
+SPIN = 1000
+"""How often GNU's OpenMP looks for work before a thread sleeps, some 10 microseconds; its own choice is 300,000."""
 
 
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def usable_cores(root: Path = Path("/")) -> int:
+    """The cores that this process may use: by its affinity and the quotas of its control groups, rounded up.
+
+    Args:
+        root: where proc and sys are.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota - 0.01) for quota in cores_of_groups(root))]))
 
 
 def num_threads() -> int:
-    """As many as PyTorch uses; where it is not loaded, OMP_NUM_THREADS, or one for each core that may be used."""
-    if torch := sys.modules.get("torch"):
-        return int(torch.get_num_threads())
+    """As many as PyTorch uses; where it is not loaded, OMP_NUM_THREADS. Without that, no more than `usable_cores`."""
+    torch = sys.modules.get("torch")
+    if asked := _asked():
+        return int(torch.get_num_threads()) if torch else asked
+    return min(int(torch.get_num_threads()), usable_cores()) if torch else usable_cores()
+
+
+def _asked() -> int:
+    """OMP_NUM_THREADS; 0 if it is not set."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) else usable_cores()
+    return int(first) if first.isdecimal() else 0
+
+
+@contextmanager
+def limited_threads() -> Iterator[None]:
+    """Meanwhile PyTorch uses no more than `num_threads`; it does not know of quotas itself."""
+    import torch
+
+    before, wanted = torch.get_num_threads(), num_threads()
+    if wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def settle_threads() -> None:
+    """For a program of its own, before it loads PyTorch: share the machine with other programs.
+
+    OpenMP gets no more threads than a quota allows, and threads that wait at the end of each layer soon sleep. GNU's
+    OpenMP, with which PyTorch comes on Linux, and LLVM's would spin for milliseconds, on cores that others need: among
+    these the program's own threads. Settings that are there already stay.
+    """
+    if list(cores_of_groups()) and not _asked():
+        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
+        os.environ.setdefault("KMP_BLOCKTIME", "1")  # milliseconds

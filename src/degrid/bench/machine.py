@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from degrid.threads import usable_cores
+
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 """Instruction sets that decide which kernels oneDNN uses, as Linux spells them."""
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "simplejpeg", "openvino", "onnxruntime")
@@ -29,7 +31,7 @@ def machine_facts() -> dict[str, Any]:
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "usable_cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "instructions": [flag for flag in FLAGS if flag in flags],
         "torch_capability": torch.backends.cpu.get_cpu_capability(),

@@ -89,7 +89,7 @@ def machine_lines(results: Results) -> list[str]:
     """The machine in a few lines, and a warning where it was busy or changed during the run."""
     machine, state = results.machine, results.state
     versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if value)
-    cores, kept = machine["usable_cores"] or machine["cores"], results.settings.get("keep_freed_memory")
+    cores, kept = machine["usable_cores"], results.settings.get("keep_freed_memory")
     lines = [
         f"{machine['cpu']}, {cores} cores, {machine['threads']} threads, {' '.join(machine['instructions'])}",
         f"{versions}; allocator {machine['allocator']}" + (", keeping freed memory" if kept else ""),

@@ -25,6 +25,7 @@ from degrid.cli import (
     quick_imports,
     train,
 )
+from degrid.threads import settle_threads
 from degrid.types import OtherProcessError, UserError
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ app.command("collect")(collect.collect)
 def run() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     quick_imports.install()
+    settle_threads()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"

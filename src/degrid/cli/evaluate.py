@@ -53,7 +53,6 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     degrid eval runs/my_photos --data my_photos --calibration -o scores.json
     """
-    opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import keep_freed_memory

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,19 +48,6 @@ CrfSet = Annotated[
 def percent(value: float | None) -> str:
     """A fraction as percent with two decimals; a dash for None."""
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def rest_idle_threads(model: Path) -> None:
-    """For a model that another runtime computes: let PyTorch's idle threads sleep rather than spin beside it.
-
-    They have little to do then, and spinning takes 4 % of two cores. Only GNU's OpenMP knows the setting, and it reads
-    it when PyTorch is loaded; so this must be called before.
-    """
-    from degrid.exporters.table import find_opener
-
-    found = find_opener(model)
-    if found and not found[0].needs_torch:
-        os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def inference_options(

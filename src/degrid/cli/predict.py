@@ -77,7 +77,6 @@ def predict(
     degrid predict runs/voc voc_test/ -o submission --format voc
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     """
-    opt.rest_idle_threads(model)
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import keep_freed_memory

@@ -66,6 +66,9 @@ class Onnx(Exporter):
         onnxruntime = self.library("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads()
+        # Threads that wait sleep, and take small parts of the work, so that one that must share its core delays none.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.dynamic_block_base", "4")
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name

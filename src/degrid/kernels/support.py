@@ -6,6 +6,8 @@ import functools
 import logging
 from typing import TYPE_CHECKING
 
+from degrid.threads import num_threads
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -32,16 +34,16 @@ def numba_installed() -> bool:
 
 
 def use_torch_threads() -> None:
-    """Let compiled kernels use as many threads as PyTorch does."""
+    """Let compiled kernels use as many threads as PyTorch may; see `num_threads`."""
     import numba
     import torch
 
-    wanted = torch.get_num_threads()
+    before = torch.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(wanted, most))
+    numba.set_num_threads(min(num_threads(), most))
     # At its first call numba starts its threads and sets how many OpenMP uses, which PyTorch shares.
-    if torch.get_num_threads() != wanted:
-        torch.set_num_threads(wanted)
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 def has_matrix_units() -> bool:

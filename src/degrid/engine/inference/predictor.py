@@ -28,6 +28,7 @@ from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the
 from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
 from degrid.image import oriented, to_array
 from degrid.kernels.upsample_argmax import upsample_argmax
+from degrid.threads import limited_threads
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
 T = TypeVar("T")
@@ -120,6 +121,7 @@ class Predictor:
         """
         return self.predict(image).ids
 
+    @limited_threads()
     def predict(self, image: ImageLike) -> Prediction:
         """Class ids together with the logits and the image as the model saw it."""
         if isinstance(image, LargeScene):
@@ -138,6 +140,7 @@ class Predictor:
             found[empty] = IGNORE_INDEX
         return Prediction(found, logits, pixels)
 
+    @limited_threads()
     def scores(self, image: Tensor) -> Tensor:
         """Scores [1,C,h,w], float32, of a uint8 image [3,H,W].
 
@@ -149,6 +152,7 @@ class Predictor:
             )
         return self._scores(*self._prepared(image))
 
+    @limited_threads()
     def class_ids(self, image: Tensor) -> Tensor:
         """Class ids, uint8 [H,W], of a uint8 image [3,H,W]; with windows in bounded memory."""
         batch, options = self._prepared(image)
@@ -156,6 +160,7 @@ class Predictor:
             return self._ids_directly(batch, options)
         return self.ids(self._scores(batch, options), tuple(image.shape[-2:]))
 
+    @limited_threads()
     def probabilities(self, image: Tensor) -> Tensor:
         """Probabilities at the image's size, [1,C,H,W], float32, of a uint8 image [3,H,W]; before any CRF."""
         if self.gives_ids:

@@ -26,6 +26,7 @@ from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import set_learning_rate
 from degrid.files import atomic_write
+from degrid.threads import limited_threads
 from degrid.types import Batch, Scores, Tell, UserError
 from degrid.weight_names import load_weights
 
@@ -186,6 +187,7 @@ class Plan:
         return 0 < self.patience <= state.since_best
 
 
+@limited_threads()
 def train(
     state: Training,
     batches: Iterator[Batch],
