@@ -1,5 +1,6 @@
 """Networks of other projects: their tensors through the converter, and the logits that their code computed."""
 
+import numpy as np
 import peers
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
-from degrid.types import LabelSpace
+from degrid.types import ConversionError, LabelSpace
 from degrid.verbs.convert import fill
 
 slow = pytest.mark.slow
@@ -46,6 +47,9 @@ def rates(module):
         pytest.param("jfzhang95_drn", "jfzhang95", [*[2] * 6, 4, 4, 4, 2], [12, 24, 36], marks=slow),
         pytest.param("VainF_deeplabv3plus_xception", "vainf", [2, 2, 2, 2], [6, 12, 18], marks=slow),
         pytest.param("bubbliiiing_xception", "bubbliiiing", [], [6, 12, 18], marks=slow),
+        pytest.param("YudeWang_res50", "bubbliiiing", [2], [6, 12, 18], marks=slow),
+        pytest.param("chenxi116_resnet50", "chenxi116", [2, 2], [6, 12, 18], marks=slow),
+        pytest.param("Tramac_deeplabv3_resnet50", "tramac", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         ("mmseg_deeplabv3plus_r18-d8", "mmseg", [2, 2, 4], [12, 24, 36]),
         ("mmseg_deeplabv3_m-v2-d8", "mmseg", [2, 2, 4, 4], [12, 24, 36]),
         pytest.param("mmseg_deeplabv3_r50d-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
@@ -65,3 +69,36 @@ def test_same_logits_as_the_projects_own_code(name, system, encoder_rates, aspp_
     expected = peers.logits(name)
     assert logits.shape == expected.shape
     assert abs(logits - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def units_of_resnet_101():
+    units = enumerate((3, 4, 23, 3), start=2)
+    return [f"backbone.res{stage}.{unit}.conv1.weight" for stage, count in units for unit in range(count)]
+
+
+NO_WEIGHTS = np.zeros((4, 4, 1, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA"),
+        (["aspp.aspp1.atrous_conv.weight", "backbone.other.weight"], "jfzhang95.*ResNet-101, MobileNet, Xception and"),
+        (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet and Xception"),
+        (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),
+        (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet and MobileNetV2"),
+        (["head.aspp.aspp_blocks.0._conv.weight"], "PaddleSeg.*ResNet_vd"),
+        (["head.aspp.b4.gap.1.weight"], "Tramac.*not v3"),
+        (["aspp.aspp5_bn.weight", "layer4.0.conv3.weight"], "chenxi116.*--groups or --beta"),
+        (
+            ["sem_seg_head.aspp.convs.0.weight", "x.depthwise.weight", *units_of_resnet_101()],
+            "detectron2 with depthwise",
+        ),
+        (["aspp1.atrous_convolution.weight"], "MLearing.*ResNet-101"),
+    ],
+)
+def test_networks_that_are_recognised_and_cannot_be_converted(names, reason):
+    tensors = dict.fromkeys(names, NO_WEIGHTS)
+    system, *_ = find_system(tensors, None, "file.pth")
+    with pytest.raises(ConversionError, match=reason):
+        system.plan(tensors)

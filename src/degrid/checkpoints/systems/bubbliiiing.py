@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
-    **{f"aspp.branch{index + 1}.{part}": f"head.aspp.branches.{index}.{part}" for index in range(4) for part in (0, 1)},
+    **rules.aspp_places("aspp.branch{}", (".0", ".1")),
     "aspp.branch5_conv": "head.aspp.branches.4.project.0",
     "aspp.branch5_bn": "head.aspp.branches.4.project.1",
     "aspp.conv_cat.0": "head.aspp.project.0",
@@ -23,16 +23,16 @@ _PLACES = {
     "cat_conv.5": "head.refine.1.1",
     "cls_conv": "head.classifier",
 }
-_ENCODERS = {
-    "backbone.features.0.0.weight": "timm:mobilenetv2_100",
-    "backbone.block1.sepconv1.depthwise.weight": "bubbliiiing:xception",
-}
 
 
 class Bubbliiiing(System):
-    """Output stride 16 unless the user says otherwise; pixels are divided by 255, and nothing else."""
+    """Output stride 16 unless the user says otherwise; pixels are divided by 255, and nothing else.
 
-    title = "bubbliiiing/deeplabv3-plus-pytorch: DeepLab v3+"
+    YudeWang/deeplabv3plus-pytorch has the same head under the same names, and the same Xception.
+    """
+
+    title = "bubbliiiing/deeplabv3-plus-pytorch and YudeWang/deeplabv3plus-pytorch: DeepLab v3+"
+    aliases = ("yudewang",)
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
@@ -40,15 +40,9 @@ class Bubbliiiing(System):
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
-        encoder = next((encoder for name, encoder in _ENCODERS.items() if name in tensors), None)
-        if encoder is None:
-            raise ConversionError(
-                "this model of bubbliiiing/deeplabv3-plus-pytorch has an encoder that degrid cannot convert; it can "
-                "convert those on MobileNet and Xception"
-            )
         settings = {
             "network": "deeplabv3plus",
-            "encoder": encoder,
+            **_encoder(tensors),
             "output_stride": 16,
             "rates": (6, 12, 18),
             "head_resize": "align_corners",
@@ -58,16 +52,36 @@ class Bubbliiiing(System):
             "bgr": False,
         }
         plan = Plan(settings, notes=[rules.assumed_stride(settings)])
-        return rules.fold_biases(plan.fill(tensors, rules.batch_counter, _rule))
+        xception = settings["encoder"] == "bubbliiiing:xception"
+        return rules.fold_biases(plan.fill(tensors, rules.batch_counter, _rule(xception)))
 
 
-def _rule(name: str, value: np.ndarray) -> rules.Found | None:
-    layer, _, leaf = name.rpartition(".")
-    if layer in _PLACES:
-        return {f"{_PLACES[layer]}.{leaf}": value}
-    inner = name.removeprefix("backbone.")
-    if inner.startswith("features."):
-        renamed = mobilenet_v2_name(inner, flat=True)
-        return {f"encoder.net.{renamed}": value} if renamed else None
-    renamed = xception_name(inner)
-    return {f"encoder.{renamed}": value} if renamed else None
+def _encoder(tensors: Tensors) -> dict[str, object]:
+    if "backbone.features.0.0.weight" in tensors:
+        return {"encoder": "timm:mobilenetv2_100"}
+    if "backbone.block1.sepconv1.depthwise.weight" in tensors:
+        return {"encoder": "bubbliiiing:xception"}
+    if "backbone.layer4.0.conv3.weight" in tensors:  # YudeWang's, whose multi-grid are the rates themselves
+        depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
+        rates = (2, 2, 2) if depth == "101" else (1, 2, 1)
+        return {"encoder": f"mmseg:resnet{depth}", "uniform_rates": True, "multi_grid": rates}
+    raise ConversionError(
+        "this model of bubbliiiing/deeplabv3-plus-pytorch or YudeWang/deeplabv3plus-pytorch has an encoder that degrid "
+        "cannot convert; it can convert those on MobileNet, Xception and ResNet"
+    )
+
+
+def _rule(xception: bool) -> Rule:
+    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+        if not name.startswith("backbone."):
+            return rules.placed(_PLACES, name, value)
+        inner = name.removeprefix("backbone.")
+        if inner.startswith("features."):
+            renamed = mobilenet_v2_name(inner, flat=True)
+            return {f"encoder.net.{renamed}": value} if renamed else None
+        if not xception:
+            return {f"encoder.net.{inner}": value}
+        renamed = xception_name(inner)
+        return {f"encoder.{renamed}": value} if renamed else None
+
+    return rule

@@ -12,8 +12,7 @@ from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
-    **{f"aspp.aspp{index + 1}.atrous_conv": f"head.aspp.branches.{index}.0" for index in range(4)},
-    **{f"aspp.aspp{index + 1}.bn": f"head.aspp.branches.{index}.1" for index in range(4)},
+    **rules.aspp_places("aspp.aspp{}", (".atrous_conv", ".bn")),
     "aspp.global_avg_pool.1": "head.aspp.branches.4.project.0",
     "aspp.global_avg_pool.2": "head.aspp.branches.4.project.1",
     "aspp.conv1": "head.aspp.project.0",
@@ -71,11 +70,8 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
 
 def _rule(tensors: Tensors) -> Rule:
     def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        layer, _, leaf = name.rpartition(".")
-        if layer in _PLACES:
-            return {f"{_PLACES[layer]}.{leaf}": value}
         if not name.startswith("backbone."):
-            return None
+            return rules.placed(_PLACES, name, value)
         inner = name.removeprefix("backbone.")
         if first := re.match(r"(low|high)_level_features\.", inner):
             renamed = mobilenet_v2_name(inner.replace(first[0], "features."), flat=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,26 @@ def bottleneck_resnet(tensors: Tensors, pattern: str) -> tuple[str, tuple[int, .
             return depth, units
     known_units = ", ".join(map(str, BOTTLENECK_RESNETS.values()))
     raise ConversionError(f"the file has {units} units in its stages, which is no known ResNet: {known_units}")
+
+
+def placed(places: Mapping[str, str], name: str, value: np.ndarray) -> Found | None:
+    """A tensor whose layer has a place: our name of the layer by the file's, and the same leaf ("weight")."""
+    layer, _, leaf = name.rpartition(".")
+    return {f"{places[layer]}.{leaf}": value} if layer in places else None
+
+
+def aspp_places(branch: str, parts: tuple[str, str], first: int = 1) -> dict[str, str]:
+    """Our names of the layers in ASPP's four convolutions.
+
+    Args:
+        branch: the file's name of a branch, with {} for its number. parts: of its convolution and its batch norm.
+        first: number of the first branch.
+    """
+    return {
+        f"{branch.format(index + first)}{part}": f"head.aspp.branches.{index}.{place}"
+        for index in range(4)
+        for place, part in enumerate(parts)
+    }
 
 
 def joined_in_order(value: np.ndarray, *widths: int) -> np.ndarray:

@@ -10,15 +10,18 @@ import numpy as np
 
 from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
+from degrid.checkpoints.systems.chenxi116 import Chenxi116
 from degrid.checkpoints.systems.detectron2 import Detectron2
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
 from degrid.checkpoints.systems.isht7 import Isht7
 from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
 from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
+from degrid.checkpoints.systems.mlearing import MLearing
 from degrid.checkpoints.systems.mmseg import Mmseg
 from degrid.checkpoints.systems.mobilenet_v2_voc import MobileNetV2Voc
 from degrid.checkpoints.systems.nanqingd import NanqingD
+from degrid.checkpoints.systems.nvidia import Nvidia
 from degrid.checkpoints.systems.paddleseg import PaddleSeg
 from degrid.checkpoints.systems.plan import System, Tensors
 from degrid.checkpoints.systems.slim import Slim
@@ -26,6 +29,7 @@ from degrid.checkpoints.systems.smp import Smp
 from degrid.checkpoints.systems.sthalles import Sthalles
 from degrid.checkpoints.systems.torchvision import Torchvision
 from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
+from degrid.checkpoints.systems.tramac import Tramac
 from degrid.checkpoints.systems.vainf import VainF
 from degrid.lookup import lookup, some
 from degrid.types import ConversionError, UserError
@@ -53,6 +57,10 @@ SYSTEMS: dict[str, System] = {
     "mmseg": Mmseg(),
     "detectron2": Detectron2(),
     "paddleseg": PaddleSeg(),
+    "tramac": Tramac(),
+    "chenxi116": Chenxi116(),
+    "mlearing": MLearing(),
+    "nvidia": Nvidia(),
     "slim_v1": Slim("v1"),
     "slim_v2": Slim("v2"),
     "torchvision_imagenet": TorchvisionImageNet(),

@@ -77,11 +77,8 @@ def _rule(plus: bool, xception: bool) -> Rule:
             return {f"encoder.net.{renamed}": value} if renamed else None
         if name.startswith(aspp):
             return rules.torchvision_aspp(name.removeprefix(aspp), value)
-        layer, _, leaf = name.rpartition(".")
-        if layer not in places:
-            return None
-        if plus and layer == "classifier.classifier.0":
+        if plus and name == "classifier.classifier.0.weight":
             value = rules.joined_in_order(value, 48)
-        return {f"{places[layer]}.{leaf}": value}
+        return rules.placed(places, name, value)
 
     return rule
