@@ -24,6 +24,7 @@ LEAVES = {
     "dispatch",
     "threads",
     "control_groups",
+    "background",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster

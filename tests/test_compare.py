@@ -138,7 +138,7 @@ def test_trimap_bands_against_distances():
     counts.update(torch.zeros_like(truth), truth)
     for point in counts.curve():
         assert point.pixels == ((nearest <= point.width) & (ids != 255)).sum()
-        assert np.array_equal(contour_band(truth, point.width, image_border=False).numpy(), nearest <= point.width)
+        assert np.array_equal(contour_band(truth.numpy(), point.width, image_border=False), nearest <= point.width)
 
 
 def test_a_very_wide_trimap_is_the_whole_image():

@@ -274,12 +274,12 @@ def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alph
     Void pixels stay as they are.
     """
     import numpy as np
+    from PIL import Image
 
-    weight = np.full(256, round(256 * alpha), np.uint16)
+    weight = np.full(256, round(255 * alpha), np.uint8)
     weight[IGNORE_INDEX] = 0
-    opacity = weight[ids][..., None]
-    mixed: np.ndarray = (image.astype(np.uint16) * (256 - opacity) + color_table(labels)[ids] * opacity + 128) >> 8
-    return mixed.astype(np.uint8)
+    colors, opacity = palette_image(ids, labels).convert("RGB"), Image.fromarray(weight[ids])
+    return np.array(Image.composite(colors, Image.fromarray(image), opacity))
 
 
 def color_table(labels: LabelSpace) -> np.ndarray:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from degrid.arguments import checked
+from degrid.background import Background, ahead
 from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import Prediction
@@ -32,9 +30,6 @@ Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 SMALL = 2_000_000
 """Pixels from which even a single image is predicted faster by a network that is made ready for it first."""
-DEPTH = 2
-"""How many images may wait to be predicted, or written; more would take memory and gain nothing."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -208,7 +203,7 @@ def _write_all(
     """Predict and write all images; returns a sentence for each that could not be used, and those of few values."""
     failures: list[str] = []
     dim: list[Path] = []
-    with _Background() as background:
+    with Background() as background:
         for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
             if isinstance(prediction, UserError):
                 failures.append(str(prediction))
@@ -230,7 +225,7 @@ def _predictions(
     options = predictor.options
     asked = options.window is not None or options.memory is not None
     windows = asked and options.is_single and options.crf is None and not predictor.gives_ids and not with_logits
-    reads = _ahead(functools.partial(_open, path, predictor.bands, windows) for path in found.values())
+    reads = ahead(functools.partial(_open, path, predictor.bands, windows) for path in found.values())
     # Left to the garbage collector, it could be closed in its own thread, which would wait for itself.
     with contextlib.closing(reads):
         for name, read in zip(found, reads, strict=True):
@@ -249,46 +244,3 @@ def _predictions(
 
 def _open(path: Path, bands: Bands, windows: bool) -> Scene | LargeScene:
     return open_scene(path, bands, available_to_process(), windows)
-
-
-def _ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, None]:
-    """For each call, in order, a function that gives its result or raises its error; a thread works DEPTH ahead."""
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for call in calls:
-            waiting.append(pool.submit(call))
-            if len(waiting) > DEPTH:
-                yield waiting.popleft().result
-        while waiting:
-            yield waiting.popleft().result
-
-
-class _Background:
-    """Runs calls one after another in a thread; use as a context manager, which waits for all and raises their error.
-
-    A caller that is too far ahead waits for the oldest call.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[Any]] = deque()
-
-    def __enter__(self) -> _Background:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            while self._waiting and error is None:
-                self._waiting.popleft().result()
-        finally:
-            self._pool.shutdown()
-
-    def run(self, call: Callable[[], object]) -> None:
-        """Run it when those before it are done.
-
-        Raises:
-            the error of an earlier call.
-        """
-        while len(self._waiting) >= DEPTH:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(call))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from degrid.background import Background, ahead
 from degrid.engine.evaluation.calibration import CalibrationCounts
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
 from degrid.engine.inference.predictor import Predictor
@@ -48,14 +51,20 @@ def score(
     contours = BoundaryCounts(len(dataset.labels)) if boundary else None
     confidences = CalibrationCounts() if calibration else None
     settle(predictor, dataset)
-    with together():
-        for index in own_items(len(dataset)):
-            sample = dataset[index]
+
+    def count(ids: Tensor, label: Tensor) -> None:
+        confusion.update(ids, label)
+        if contours:
+            contours.update(ids, label)
+
+    own = own_items(len(dataset))
+    reads = ahead(partial(dataset.__getitem__, index) for index in own)
+    with together(), closing(reads), Background() as background:
+        for index, read in zip(own, reads, strict=True):
+            sample = read()
             ids = _predict(predictor, sample, confidences)
             _check_classes(predictor, dataset)
-            confusion.update(ids, sample.label)
-            if contours:
-                contours.update(ids, sample.label)
+            background.run(partial(count, ids, sample.label))
             if on_image:
                 on_image(index, sample, ids)
     return scores(

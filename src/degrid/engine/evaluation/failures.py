@@ -6,6 +6,7 @@ from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from degrid.engine.evaluation.metrics import (
@@ -61,11 +62,12 @@ class TrimapCounts:
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Add one image; both integer [H,W]."""
         # Any path to another id crosses a border, so growing the narrowest band gives the wider ones.
-        band, grown = contour_band(label, 1, image_border=False).float()[None, None], 1
+        ids = label.cpu().numpy()
+        band, grown = contour_band(ids, 1, image_border=False), 1
         for width, confusion in self.confusions.items():
             if width > grown:
                 band, grown = window_max(band, width - grown), width
-            counted = (band[0, 0] > 0) & (label != IGNORE_INDEX)
+            counted = torch.from_numpy(band & (ids != IGNORE_INDEX)).to(label.device)
             confusion.update(prediction[counted], label[counted])
 
     def curve(self) -> tuple[TrimapPoint, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from degrid.engine.evaluation.calibration import CalibrationCounts
@@ -88,19 +90,16 @@ class BoundaryCounts:
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Add one image; both integer [H,W]."""
-        label = label.long()
-        prediction = torch.where(label == IGNORE_INDEX, label, prediction.long())
-        height, width = label.shape
-        band_width = max(1, round(self.width_fraction * (height**2 + width**2) ** 0.5))
-        in_truth = contour_band(label, band_width) & (label != IGNORE_INDEX)
-        in_guess = contour_band(prediction, band_width) & (label != IGNORE_INDEX)
-        both = in_truth & in_guess & (label == prediction)
-        shared, truth, guess = (
-            torch.bincount(ids, minlength=len(self.union)).cpu()
-            for ids in (label[both], label[in_truth], prediction[in_guess])
-        )
-        self.intersection += shared
-        self.union += truth + guess - shared
+        truth = label.cpu().numpy()
+        void = truth == IGNORE_INDEX
+        guess = np.where(void, truth, prediction.cpu().numpy())
+        band_width = max(1, round(self.width_fraction * math.hypot(*truth.shape)))
+        # Outside its band a map counts as void, so that one table of pairs holds all three counts.
+        pairs = _pairs(*(np.where(contour_band(ids, band_width), ids, IGNORE_INDEX) for ids in (truth, guess)))
+        ids = slice(len(self.union))
+        shared, in_truth, in_guess = pairs.diagonal()[ids].copy(), pairs[ids].sum(1), pairs[:, ids].sum(0)
+        self.intersection += torch.from_numpy(shared)
+        self.union += torch.from_numpy(in_truth + in_guess - shared)
 
     def merged(self) -> BoundaryCounts:
         """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
@@ -116,25 +115,45 @@ def image_confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tens
     return matrix.counts
 
 
-def contour_band(ids: Tensor, width: int, image_border: bool = True) -> Tensor:
+def _pairs(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """How many pixels have each pair of ids, int64 [256,256]: the first map's by row, the second's by column."""
+    both = truth.astype(np.uint16) << 8 | guess.astype(np.uint8)
+    return np.bincount(both.ravel(), minlength=256 * 256).reshape(256, 256)
+
+
+def contour_band(ids: np.ndarray, width: int, image_border: bool = True) -> np.ndarray:
     """Pixels within `width` pixels (chessboard distance) of another id or of the image's border; bool [H,W].
 
     Args:
         ids: integer [H,W].
         image_border: whether the border of the image is a contour too.
     """
-    # A frame of a foreign value makes the image's border a contour.
-    frame = 1 if image_border else 0
-    field = F.pad(ids[None, None].float(), (frame,) * 4, value=-1.0)
-    differs = (window_max(field, width) != field) | (-window_max(-field, width) != field)
-    height, length = ids.shape
-    return differs[0, 0, frame : frame + height, frame : frame + length]
+    found: np.ndarray = window_max(ids, width) != _in_windows(ids, width, np.minimum)
+    if image_border:
+        found[:width] = found[-width:] = True
+        found[:, :width] = found[:, -width:] = True
+    return found
 
 
-def window_max(values: Tensor, width: int) -> Tensor:
-    """The largest value within `width` pixels (chessboard distance) of each pixel; float [N,C,H,W] to the same."""
-    rows = F.max_pool2d(values, (2 * width + 1, 1), stride=1, padding=(width, 0))
-    return F.max_pool2d(rows, (1, 2 * width + 1), stride=1, padding=(0, width))
+def window_max(values: np.ndarray, width: int) -> np.ndarray:
+    """The largest value within `width` pixels (chessboard distance) of each pixel; [H,W] to the same."""
+    return _in_windows(values, width, np.maximum)
+
+
+def _in_windows(values: np.ndarray, width: int, join: np.ufunc) -> np.ndarray:
+    """The values within `width` pixels of each pixel joined into one, in a number of passes that grows like log(width).
+
+    Joined windows of n pixels make windows of up to 2 n pixels, since a value may be joined twice.
+    """
+    values = np.pad(values, width, mode="edge")
+    for _ in range(2):
+        length, wanted = 1, 2 * width + 1
+        while length < wanted:
+            step = min(length, wanted - length)
+            values = join(values[:-step], values[step:])
+            length += step
+        values = values.T
+    return values
 
 
 def hits_and_unions(confusions: Tensor) -> tuple[Tensor, Tensor]:
