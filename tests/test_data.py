@@ -1,6 +1,7 @@
 """Datasets of every layout and kind of mask, what is wrong with them, transforms and loader."""
 
 import itertools
+import re
 import zlib
 
 import numpy as np
@@ -350,6 +351,48 @@ def test_exif_orientation_follows_the_mask(tmp_path, turned):
     sample = open_dataset(tmp_path, "train")[0]
     expected = np.rot90(pixels, 3) if turned else pixels
     assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_mask", "size", "says"),
+    [
+        (6, 1, (2, 3), "read as they are stored since that fits their masks"),
+        (6, 1, (3, 2), ""),
+        (6, 1, (3, 3), "may lie either way"),
+        (3, 1, (2, 3), "may lie either way"),
+        (6, 6, (2, 3), "read as they are stored since that fits their masks"),
+        (
+            6,
+            6,
+            (3, 3),
+            r"wants to be turned .* \(EXIF orientation 6\), its image has orientation 6, and",
+        ),
+        (1, 3, (2, 3), r"wants to be turned .* \(EXIF orientation 3\), its image does not"),
+        (1, 1, (2, 3), ""),
+    ],
+)
+def test_what_is_said_of_images_and_masks_that_exif_turns(tmp_path, of_image, of_mask, size, says):
+    tags = {orientation: Image.Exif() for orientation in (of_image, of_mask)}
+    for orientation, exif in tags.items():
+        exif[0x0112] = orientation
+    for k in range(3):
+        stored = (3, 3) if size == (3, 3) else (2, 3)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = RNG(k).integers(0, 256, (*stored, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{k}.png", exif=tags[of_image])
+        put_mask(tmp_path / "masks" / f"{k}.png", np.arange(6)[: size[0]].repeat(size[1]).reshape(size) % 2)
+        if of_mask != 1:
+            with Image.open(tmp_path / "masks" / f"{k}.png") as mask:
+                mask.load()
+            mask.save(tmp_path / "masks" / f"{k}.png", exif=tags[of_mask])
+    report = check_data(tmp_path)
+    said = [sentence for sentence in report.notes + report.problems if "EXIF" in sentence]
+    assert len(said) == bool(says)
+    assert not says or re.search(says, said[0])
+    assert report.ok == ("wants" not in says)
+    if not report.ok:
+        with pytest.raises(UserError, match=says):
+            open_dataset(tmp_path)[0]
 
 
 def test_missing_and_damaged_files(tmp_path):

@@ -136,8 +136,11 @@ def test_edges_by_hand():
     """A ramp of three columns between two areas, and a line that has the same on both sides."""
     values = LabelValues.of(np.array([[0, 0, 0, 6, 9, 14, 20, 20, 20, 5, 20]] * 6, np.uint8))
     assert values.values.tolist() == [0, 5, 6, 9, 14, 20]
-    # In the 4 inner rows and 9 inner columns: examined, with equal neighbours, between a lower and a higher one.
-    assert values.edges.tolist() == [[8, 4, 4, 4, 4, 12], [4, 0, 0, 0, 0, 4], [0, 0, 4, 4, 4, 0]]
+    # In the 4 inner rows and 9 inner columns: examined, with equal neighbours, between a lower and a higher one (in a
+    # row).
+    ramp = [0, 0, 4, 4, 4, 0]
+    assert values.edges.tolist() == [[8, 4, 4, 4, 4, 12], [4, 0, 0, 0, 0, 4], ramp, ramp]
+    assert values.steps == (4 * 5, 4)  # only from 20 to 5 is far without a pixel between
 
 
 def test_ids_from_a_list_of_values(tmp_path):
@@ -454,6 +457,32 @@ def test_small_ids_with_soft_edges(tmp_path, names):
     put(tmp_path, [soft(k).point(lambda value: round(value * 7 / 255)) for k in range(3)], names)
     assert kinds(tmp_path) == ["grey-edges"]
     assert "that come only where 0 meets 7" in check_data(tmp_path).problems[0]
+
+
+def shapes(size, how):
+    """Three classes on a background, drawn large and made as large as `size`."""
+    big = Image.new("L", (192, 160))
+    draw = ImageDraw.Draw(big)
+    draw.ellipse([10, 20, 80, 90], fill=3)
+    draw.ellipse([100, 30, 170, 100], fill=2)
+    draw.rectangle([20, 110, 150, 150], fill=1)
+    return big.resize(size, how)
+
+
+@pytest.mark.parametrize("names", [None, "rest\na\nb\nc\n"])
+def test_lines_of_one_class_where_two_others_meet(tmp_path, names):
+    for how, expected in ((Image.Resampling.BILINEAR, ["grey-edges"]), (Image.Resampling.NEAREST, [])):
+        for side in (60, 250):
+            put(tmp_path / f"{side}{how}", [shapes((side, side), how)] * 3, names)
+            assert kinds(tmp_path / f"{side}{how}") == expected
+
+
+def test_masks_of_which_some_write_white_for_one(tmp_path):
+    put(tmp_path, [stripes(0, 1), stripes(0, 255), stripes(0)])
+    assert kinds(tmp_path) == ["values-mixed"]
+    (tmp_path / "dataset.yaml").write_text("threshold: 1\n")
+    assert shares(tmp_path) == {"background": pytest.approx(2 / 3), "foreground": pytest.approx(1 / 3), "void": 0}
+    assert kinds(put(tmp_path / "void", [stripes(0, 1), stripes(0, 255), stripes(0, 1, 255)])) == []
 
 
 @pytest.mark.parametrize(

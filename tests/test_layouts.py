@@ -76,6 +76,9 @@ PATTERNS = [
     ("IMG-{}.JPG", "IMG-{}_label.PNG"),
     ("images/img_{}.jpg", "masks/mask_00{}.png"),
     ("{}_rgb.png", "{} mask.png"),
+    ("images/IMG_{}.JPG", "masks/img_{}.png"),
+    ("images/\u00e9{}.png", "masks/e\u0301{}.png"),
+    ("x/{}.png", "Y/{}.png"),
 ]
 
 
@@ -100,6 +103,9 @@ SPLITS = [
     ("train/{}_sat.jpg", "valid/{}_sat.jpg", "train/{}_mask.png", "valid/{}_mask.png"),
     ("train/image_{}.jpg", "val/image_{}.jpg", "train/mask_{}.png", "val/mask_{}.png"),
     ("train/{}.jpg", "val/{}.jpg", "train/{}.png", "val/{}.png"),
+    ("trainImages/{}.jpg", "valImages/{}.jpg", "trainMasks/{}.png", "valMasks/{}.png"),
+    ("x_train/{}.jpg", "x_val/{}.jpg", "y_train/{}.png", "y_val/{}.png"),
+    ("tr/images/{}.jpg", "va/images/{}.jpg", "tr/masks/{}.png", "va/masks/{}.png"),
     ("TrainDataset/image/{}.jpg", "dev_set/image/{}.jpg", "TrainDataset/masks/{}.png", "dev_set/masks/{}.png"),
 ]
 
@@ -111,6 +117,27 @@ def test_splits_are_those_of_the_folders(tmp_path, patterns):
     found = check(tmp_path, train + val)
     assert found == {"train": [image for image, _ in train], "val": [image for image, _ in val]}
     assert not any("kept for" in note for note in notes_of(open_dataset(tmp_path)))
+
+
+def test_capitals_and_accents_where_they_tell_names_apart():
+    images = ["A.png", "a.png", "b.png", "\u00fc.png"]
+    assert matched(images, ["a.png", "B_mask.png", "u\u0308_mask.png"]) == {
+        "a.png": "a.png",
+        "b.png": "B_mask.png",
+        "\u00fc.png": "u\u0308_mask.png",
+    }
+    assert matched(["b.png"], ["B.png", "B.tif", "c.png"]) == {}
+    assert matched(["AB.png", "aB.png"], ["ab.png"]) == {}
+
+
+@pytest.mark.parametrize("line", ["/images/{0}.png /masks/{0}.png", "{0}"])
+def test_lists_whose_accents_are_stored_in_another_way(tmp_path, line):
+    pairs = [(f"images/u\u0308{k}.png", f"masks/u\u0308{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    for split, keys in (("train", (0, 1)), ("val", (2,))):
+        (tmp_path / f"{split}.txt").write_text("".join(line.format(f"\u00fc{k}") + "\n" for k in keys))
+    found = check(tmp_path, pairs)
+    assert [len(images) for images in found.values()] == [2, 1]
 
 
 def test_years_are_passed_over_with_care():

@@ -349,6 +349,7 @@ def test_arrays_of_numpy(tmp_path):
         (np.array([{"a": 1}]), "holds Python objects"),
         (IDS * 0.3, "holds fractions"),
         (np.stack([IDS] * 4), r"is an array \[4, 3, 5\] of int64; .*array\.argmax\(0\)"),
+        (np.eye(3, dtype=np.uint8)[IDS % 3], r"is an array \[3, 5, 3\] of uint8; .*array\.argmax\(-1\)"),
         (IDS[0], r"is an array \[5\] of int64"),
         (IDS.astype(complex), "holds complex128"),
         (IDS.astype(str), "holds <U"),

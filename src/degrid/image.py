@@ -225,6 +225,21 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy in any case
 
 
+def exif_orientation(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """The EXIF orientation of a file (1 is upright), and its width and height as stored, told from its beginning.
+
+    Zeros and upright for a file that is missing or damaged, and for a TIFF, which Pillow turns itself.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1)
+            return (turned if turned in range(1, 9) else 1), image.width, image.height
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 1, 0, 0
+
+
 def oriented(image: Image.Image, size: tuple[int, ...] | None = None) -> Image.Image:
     """An image turned by its EXIF orientation, unless `size`, a height and width, is that of the unturned one alone."""
     from PIL import ImageOps

@@ -97,6 +97,10 @@ _LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
 # With names, fewer soft values do where hardly any others are there.
 _MOSTLY_SOFT = 0.5
 _MOST_SOFT_PIXELS = 0.5
+# Pixels between a lower and a higher neighbour: at least so many, in all, for each step from one id to another, and for
+# each step of more than 1 without them. In CamVid there are 0.01 for each of both; when it is made smaller or larger
+# with smoothing, 0.1 and 1 or more, with any number of classes.
+_LEAST_RAMPS, _RAMPS_TO_STEPS, _RAMPS_TO_FAR = 30, 0.06, 0.8
 _MOSTLY = 0.8
 # Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
 _SHADES, _HIGHEST_ID = 16, 190
@@ -120,6 +124,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
     few = len(soft) < (_LEAST_SOFT_OF_NAMED if named else _LEAST_SOFT)
     if few or pixels > _MOST_SOFT_PIXELS * found.examined.total():
         yield from _shades(look)
+        yield from _ramps(found, solid)
         return
     low, high = solid[0], solid[-1]
     text = (
@@ -143,6 +148,18 @@ def _shades(look: _Look) -> Iterator[str]:
             f"{look.whole.first_of(values[-1])}: {len(values)} values up to {values[-1]} look like shades of grey; "
             f"{_write(look.layout, 'threshold: 128')} if they are background and object, or name all classes in "
             "classes.txt"
+        )
+
+
+def _ramps(found: Survey, solid: list[int]) -> Iterator[str]:
+    """Ids of classes that fill areas, and come again between others: where 0 meets 2 there is a line of 1."""
+    ramps = sum(found.in_row[value] for value in solid)
+    if ramps >= max(_LEAST_RAMPS, _RAMPS_TO_STEPS * found.steps, _RAMPS_TO_FAR * found.far):
+        between = max(solid, key=found.in_row.__getitem__)
+        yield (
+            f"soft edges: where two classes meet, ids between theirs come as thin lines ({ramps} times in what was "
+            f"looked at, {between} most often; such classes meet directly {found.far} times), as if the masks had been "
+            "scaled or smoothed; make them anew without (nearest neighbour)"
         )
 
 
@@ -311,6 +328,24 @@ def _is_no_object(name: str) -> bool:
 
 
 def _values_mixed(look: _Look) -> Iterator[str]:
+    """Masks that do not mean the same by their values."""
+    yield from _two_kinds_of_white(look)
+    yield from _values_mixed_by_darwin(look)
+
+
+def _two_kinds_of_white(look: _Look) -> Iterator[str]:
+    """Masks of 0 and 1 among masks of 0 and 255, which would be void."""
+    found, rule = look.whole, look.rule
+    ones, whites = (found.sets[0, value] + found.sets[(value,)] for value in (1, IGNORE_INDEX))
+    plain = set(found.pixels) == {0, 1, IGNORE_INDEX} and rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX
+    if plain and not (rule.exact or rule.says_void) and ones and ones == found.found_in[1]:
+        yield (
+            f"{ones} masks hold 0 and 1, {whites} hold 0 and 255, and none holds 1 and 255, so that 255 is void in "
+            f"these: {_write(look.layout, 'threshold: 1')} if both mean the object"
+        )
+
+
+def _values_mixed_by_darwin(look: _Look) -> Iterator[str]:
     """Darwin's grey masks of 17 classes and more; see findings/darwin_grey_masks.sh.
 
     Its values are given out one after the other on the same array, so that a value that is a later id is taken again.

@@ -31,12 +31,15 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import counted, some
 from degrid.types import LabelSpace, UserError
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original")
+IMAGE_FOLDERS = (
+    *("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original"),
+    *("inputs", "input", "x"),
+)
 _MASK_FOLDERS = (
     "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
     "segmentations SegmentationClass"
 )
-MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth")
+MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth", "targets", "target", "y")
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
 # What looks like a list of splits and is not read.
@@ -106,7 +109,7 @@ def _split_by_name(path: Path) -> list[tuple[str, Path, Path]]:
     """train_images and train_masks, and the like."""
     found = []
     for word, split in SPLIT_NAMES.items():
-        for form in (f"{word}_{{}}", f"{word}-{{}}", f"{{}}_{word}", f"{{}}-{word}"):
+        for form in (f"{word}_{{}}", f"{word}-{{}}", f"{word}{{}}", f"{{}}_{word}", f"{{}}-{word}"):
             both = _image_and_mask_folders(path, form)
             if both:
                 found.append((split, *both))

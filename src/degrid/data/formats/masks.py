@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from degrid.image import to_array
+from degrid.image import exif_orientation, to_array
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace
 
@@ -35,6 +36,8 @@ class MaskReading:
 
 
 AS_STORED = MaskReading()
+SIDEWAYS = 5
+"""From this EXIF orientation on, height and width change places."""
 # How far a colour may be from that of a class to look like it.
 _NEAR = 30
 
@@ -181,6 +184,19 @@ def rgb_like(image: Image.Image, size: tuple[int, ...]) -> np.ndarray:
         image.info.pop("exif", None)
         return np.array(image.convert("RGB"))
     return turned
+
+
+def said_of_turning(image: Path, size: tuple[int, ...]) -> str:
+    """See `Source.turned`."""
+    orientation, width, height = exif_orientation(image)
+    if orientation == 1:
+        return ""
+    if orientation < SIDEWAYS or width == height:
+        return (
+            "images that EXIF turns, and whose masks may lie either way, as their size does not tell; they are taken "
+            "to lie as the images are shown (degrid data preview shows them)"
+        )
+    return "images that EXIF turns, read as they are stored since that fits their masks" * (size == (height, width))
 
 
 # So many values are no list of classes, but what smoothing or compression leaves between them.

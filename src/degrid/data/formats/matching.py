@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -31,7 +32,8 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     """The mask of each image that has one.
 
     A mask is called as its image, with one of `MASK_ENDINGS` or not; or as the whole file (a.jpg.png for a.jpg); or
-    as its image but for the word that says what it is (image_01 and mask_01), if no other file is called so.
+    as its image but for the word that says what it is (image_01 and mask_01), for capitals, or for how accents are
+    stored, if no other file is called so.
 
     Args:
         images: paths below a folder, with "/" and with suffix.
@@ -41,17 +43,49 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     by_name = {_stem(mask): mask for mask in masks}
     found, left = {}, []
     for image in images:
-        name = _stem(image)
-        base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
-        candidates = [start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS]
-        mask = next((by_name[candidate] for candidate in candidates if candidate in by_name), None)
+        mask = next((by_name[candidate] for candidate in _candidates(image) if candidate in by_name), None)
         if mask is None:
             left.append(image)
         else:
             found[image] = mask
+    if left and len(found) < len(masks):
+        used = set(found.values())
+        found.update(_nearly_matched(left, [mask for mask in masks if mask not in used]))
+    return found
+
+
+def folded(name: str) -> str:
+    """A name without what archives and systems change: how accents are stored (NFC, NFD), and capitals."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _candidates(image: str) -> list[str]:
+    """What its mask may be called, without suffix."""
+    name = _stem(image)
+    base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
+    return [start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS]
+
+
+def _nearly_matched(images: list[str], masks: list[str]) -> dict[str, str]:
+    """As `matched`, by `folded` names or by words, if only one image and one mask are called so."""
+    found = _by_folded_names(images, masks)
     used = set(found.values())
     by_words = _by_words([mask for mask in masks if mask not in used], _MASK_WORDS)
-    found.update((image, by_words[key]) for key, image in _by_words(left, _IMAGE_WORDS).items() if key in by_words)
+    of_images = _by_words([image for image in images if image not in found], _IMAGE_WORDS)
+    found.update((image, by_words[key]) for key, image in of_images.items() if key in by_words)
+    return found
+
+
+def _by_folded_names(images: list[str], masks: list[str]) -> dict[str, str]:
+    by_name: dict[str, list[str]] = {}
+    for mask in masks:
+        by_name.setdefault(folded(_stem(mask)), []).append(mask)
+    count = Counter(folded(_stem(image)) for image in images)
+    found = {}
+    for image in images:
+        candidates = [by_name[name] for each in _candidates(image) if (name := folded(each)) in by_name]
+        if candidates and len(candidates[0]) == count[folded(_stem(image))] == 1:
+            found[image] = candidates[0][0]
     return found
 
 

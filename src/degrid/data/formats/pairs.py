@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,8 +18,8 @@ import numpy as np
 
 from degrid.bands import is_array, is_plain, no_data_of, read_values, to_bytes
 from degrid.data.formats.layout import SPLIT_NAMES, splits_of
-from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
-from degrid.data.formats.matching import matched, without_image
+from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like, said_of_turning
+from degrid.data.formats.matching import folded, matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
@@ -69,7 +70,11 @@ class Pair(Source):
         """See `Source`."""
         if self.mask is None:
             raise UserError(f"{self.image} has no mask; degrid data check lists all such images")
-        return read_mask(self.mask, self.how)
+        return read_mask(self.mask, self.how, self.image)
+
+    def turned(self, size: tuple[int, ...]) -> str:
+        """See `Source`."""
+        return said_of_turning(self.image, size)
 
     def check(self, bands: Bands = RGB) -> RawSample:
         """See `Source`."""
@@ -154,7 +159,11 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
     root = root or _root_of(file, entries[0][0])
     return [
         # The test lists of the original code name each image as its own mask.
-        Pair(Path(image).with_suffix("").as_posix(), root / image, root / mask if mask and mask != image else None)
+        Pair(
+            Path(image).with_suffix("").as_posix(),
+            _there(root, image),
+            _there(root, mask) if mask and mask != image else None,
+        )
         for image, mask in entries
     ]
 
@@ -197,7 +206,7 @@ def _is_mask_name(name: str) -> bool:
 
 
 def _root_of(file: Path, image: str) -> Path:
-    root = next((place for place in file.resolve().parents if (place / image).exists()), None)
+    root = next((place for place in file.resolve().parents if _there(place, image).exists()), None)
     if root is None:
         raise UserError(f"{file}: {image} is in none of the folders above the list; give the root in dataset.yaml")
     return root
@@ -335,6 +344,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
     known = {pair.image.relative_to(root).with_suffix("").as_posix(): pair for pair in pairs} if root else {}
     known.update((str(pair.image.absolute()), pair) for pair in pairs)
     known.update((pair.name, pair) for pair in pairs)
+    alike: dict[str, Pair] | None = None
     chosen = []
     for written in names:
         name = written if "/" in written else written.replace("\\", "/")
@@ -343,8 +353,29 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
         file = bare if _is_image_name(bare) else f"{bare}.jpg"
         stem = Path(file).with_suffix("").as_posix()
         tried = (name, bare, stem, below, Path(below).with_suffix("").as_posix())
-        chosen.append(next((known[each] for each in tried if each in known), Pair(stem, folder / file, None)))
+        found = next((known[each] for each in tried if each in known), None)
+        if found is None:
+            alike = _alike(known) if alike is None else alike
+            found = next((alike[each] for each in map(folded, tried) if each in alike), None)
+        chosen.append(found or Pair(stem, folder / file, None))
     return chosen
+
+
+def _alike(known: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs by their names as `folded` gives them; not those that differ in nothing else."""
+    images: dict[str, set[Path]] = {}
+    for name, pair in known.items():
+        images.setdefault(folded(name), set()).add(pair.image)
+    return {folded(name): pair for name, pair in known.items() if len(images[folded(name)]) == 1}
+
+
+def _there(root: Path, written: str) -> Path:
+    """A path in a list, with its accents stored as those of the file are."""
+    place = root / written
+    if written.isascii() or place.exists():
+        return place
+    forms = (root / unicodedata.normalize(form, written) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), place)
 
 
 def divided(sources: Sequence[AnySource]) -> dict[str, list[AnySource]]:

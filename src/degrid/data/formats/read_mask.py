@@ -9,17 +9,18 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from degrid.data.formats.masks import AS_STORED, NO_DATA, MaskReading
+from degrid.data.formats.masks import AS_STORED, NO_DATA, SIDEWAYS, MaskReading
 from degrid.data.formats.read_array import ARRAY_SUFFIXES, UnusableMaskError, read_array
-from degrid.image import UnreadKindError, open_image
+from degrid.image import UnreadKindError, exif_orientation, open_image
 from degrid.raster import TIFF_MARKS, TiffHeader, read_bands, tiff_header
 from degrid.types import IGNORE_INDEX, UserError
 
 # The beginning of a file, in which a PNG says its bit depth and a PGM its highest value, after comments.
-_HEAD = 1024
+_HEAD = 2048
 _PNG_SIGNATURE = b"\x89PNG"
 _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour type
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
+_EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
 _STRETCHED = {2: 85, 4: 17}
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
 _JPEG_IN_TIFF = (6, 7)  # numbers of compression schemes
@@ -39,7 +40,7 @@ class LossyMaskError(UnusableMaskError):
         )
 
 
-def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
+def read_mask(path: Path, how: MaskReading = AS_STORED, image: Path | None = None) -> np.ndarray:
     """Read the values of a label image: ids [H,W], or colours uint8 [H,W,3].
 
     Values are those that the file stores: palette images yield their indices, PNG and TIFF of few bits are not
@@ -49,8 +50,10 @@ def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
 
     Args:
         how: to read colours in place of indices, what was compressed with loss, or fractions.
+        image: the file that it is the mask of.
     Raises:
-        UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss.
+        UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss;
+            or wants to be turned (EXIF), and its size does not tell whether it lies as the image does.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return _ids_of_array(read_array(path), path, how)
@@ -58,12 +61,26 @@ def read_mask(path: Path, how: MaskReading = AS_STORED) -> np.ndarray:
         head = stream.read(_HEAD)
         if head[8:12] == b"WEBP" and not how.lossy and _is_lossy_webp(stream):
             raise LossyMaskError(path, "lossy WebP")
+    if image and any(mark in head for mark in _EXIF):
+        _refuse_turned(path, image)
     header = tiff_header(path) if head.startswith(TIFF_MARKS) else None
     if header:
         return _from_tiff(path, header, how)
     if head.startswith(b"GIF"):
         _refuse_pages(path, _frames(path))
     return mask_values(open_image(path), path, head, how)
+
+
+def _refuse_turned(path: Path, image: Path) -> None:
+    """Refuse a mask that wants to be turned, unless only one way of reading its image has its size."""
+    orientation, *_ = exif_orientation(path)
+    turned, width, height = exif_orientation(image)
+    if orientation != 1 and (turned < SIDEWAYS or width == height):
+        raise UnusableMaskError(
+            f"{path} wants to be turned when it is shown (EXIF orientation {orientation}), its image "
+            f"{f'has orientation {turned}' if turned != 1 else 'does not'}, and its size does not tell how they lie to "
+            "each other: save it without EXIF, lying as the image is shown"
+        )
 
 
 def _frames(path: Path) -> int:
@@ -279,10 +296,12 @@ def _ids_of_array(values: np.ndarray, path: Path, how: MaskReading) -> np.ndarra
     """Numbers of any type and shape as a label: ids [H,W], or colours uint8 [H,W,3]."""
     ids = values[0] if values.ndim == 3 and len(values) == 1 else values
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
-    if ids.ndim != 2 and not (ids.ndim == 3 and ids.shape[-1] == 3 and ids.dtype == np.uint8):
+    colors = ids.ndim == 3 and ids.shape[-1] == 3 and ids.dtype == np.uint8 and not (ids.sum(axis=-1) == 1).all()
+    if ids.ndim != 2 and not colors:
+        axis = 0 if ids.ndim == 3 and ids.shape[0] < ids.shape[-1] else -1
         raise UnusableMaskError(
             f"{path} is an array {list(values.shape)} of {values.dtype}; expected class ids [H,W] (a stack of one mask "
-            "per class, [C,H,W], becomes ids with array.argmax(0))"
+            f"per class becomes ids with array.argmax({axis}))"
         )
     if ids.dtype.kind == "f":
         return _whole_numbers(ids, path, how)

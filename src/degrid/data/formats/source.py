@@ -125,6 +125,14 @@ class Source(ABC):
         """The image file as it is stored; empty where the image is not stored as a file."""
         return b""
 
+    def turned(self, size: tuple[int, ...]) -> str:
+        """What may surprise about an image that its file wants turned (EXIF), in words that follow "3 "; or nothing.
+
+        Args:
+            size: height and width of the label.
+        """
+        return ""
+
     def image_length(self) -> int:
         """The bytes of the image's file, whose path `places` gives; 0 for an image that is no file, or missing."""
         return 0

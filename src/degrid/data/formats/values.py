@@ -19,12 +19,11 @@ MOST_VALUES = 4096
 """The most distinct values that are kept apart; the pixels of all further ones are counted together."""
 SOFT = 0.05
 """A value whose share of pixels with equal neighbours is lower comes only along edges."""
-# Edges are looked for in masks with at least this many values, of which the highest is at least so high.
-_EDGE_VALUES, _EDGE_HIGHEST = 3, 4
-# With a palette the highest is at least so high: programs that smooth write no palettes, and looking takes time.
-_PALETTE_HIGHEST = 8
+# Edges are looked for in masks with at least this many values; with a palette the highest is at least so high, since
+# programs that smooth write no palettes, and looking takes time.
+_EDGE_VALUES, _PALETTE_HIGHEST = 3, 8
 # About how many pixels of a mask are examined for that; of larger masks, every so many rows.
-_EXAMINED = 1 << 14
+_EXAMINED = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,10 @@ class LabelValues:
         values: ids [K], or colours uint8 [K,3].
         pixels: of each value, int64 [K].
         edges: how many pixels of each value were examined, have four neighbours of the same value, and lie between a
-            lower and a higher neighbour, int64 [3,K]; None where it does not matter, or for colours that are not grey.
+            lower and a higher neighbour, of any two and of those in a row, int64 [4,K]; None where it does not matter,
+            or for colours that are not grey.
+        steps: of neighbours in a row how many differ, and how many of these by more than 1, neither of them lying
+            between two others; (0, 0) where there are no edges.
         palette: the colour that the file shows each value in, uint8 [K,3]; None for a label without palette.
     """
 
@@ -43,6 +45,7 @@ class LabelValues:
     pixels: np.ndarray
     edges: np.ndarray | None = None
     palette: np.ndarray | None = None
+    steps: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, raw: np.ndarray, palette: np.ndarray | None = None) -> LabelValues:
@@ -56,7 +59,8 @@ class LabelValues:
             packed, pixels = _unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
             colors = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
             grey = bool((colors == colors[:, :1]).all())
-            return cls(colors, pixels, _edges(raw[..., 0], colors[:, 0]) if grey else None)
+            edges, steps = _edges(raw[..., 0], colors[:, 0]) if grey else (None, (0, 0))
+            return cls(colors, pixels, edges, steps=steps)
         values, pixels = _unique(raw)
         shown = None
         if palette is not None and len(values) and values[0] >= 0:
@@ -64,7 +68,8 @@ class LabelValues:
             padded[: len(palette)] = palette
             shown = padded[values]
         smooth = shown is None or not len(values) or values[-1] >= _PALETTE_HIGHEST
-        return cls(values, pixels, _edges(raw, values) if smooth else None, shown)
+        edges, steps = _edges(raw, values) if smooth else (None, (0, 0))
+        return cls(values, pixels, edges, shown, steps)
 
     def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
         """What `MaskRule.apply` and counting would give: pixels of each train id [256], and of each unknown value."""
@@ -101,21 +106,22 @@ def _unique(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, pixels
 
 
-def _edges(raw: np.ndarray, values: np.ndarray) -> np.ndarray | None:
-    """See `LabelValues.edges`; some rows do, spread over the label."""
-    if raw.dtype != np.uint8 or len(values) < _EDGE_VALUES or values[-1] < _EDGE_HIGHEST or min(raw.shape) < 3:
-        return None
+def _edges(raw: np.ndarray, values: np.ndarray) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """See `LabelValues.edges` and `steps`; some rows do, spread over the label."""
+    if raw.dtype != np.uint8 or len(values) < _EDGE_VALUES or min(raw.shape) < 3:
+        return None, (0, 0)
     step = math.ceil(raw.size / _EXAMINED)
     above, middle, below = raw[:-2:step, 1:-1], raw[1:-1:step], raw[2::step, 1:-1]
     left, inner, right = middle[:, :-2], middle[:, 1:-1], middle[:, 2:]
     same = (inner == above) & (inner == below) & (inner == left) & (inner == right)
-    examined, inside = (np.bincount(pixels, minlength=256)[values] for pixels in (inner.ravel(), inner[same]))
-    between = np.zeros_like(inside)
-    if np.count_nonzero(SOFT * examined > inside) >= _EDGE_VALUES:  # rarely so
-        ramps = ((left < inner) & (inner < right)) | ((left > inner) & (inner > right))
-        ramps |= ((above < inner) & (inner < below)) | ((above > inner) & (inner > below))
-        between = np.bincount(inner[ramps], minlength=256)[values]
-    return np.stack([examined, inside, between])
+    in_row = ((left < inner) & (inner < right)) | ((left > inner) & (inner > right))
+    ramps = in_row | ((above < inner) & (inner < below)) | ((above > inner) & (inner > below))
+    parts = (inner.ravel(), inner[same], inner[ramps], inner[in_row])
+    edges = np.stack([np.bincount(pixels, minlength=256)[values] for pixels in parts])
+    one, other = inner[:, :-1], inner[:, 1:]
+    differ = one != other
+    far = np.maximum(one, other) - np.minimum(one, other) > 1
+    return edges, (int(differ.sum()), int((far & ~in_row[:, :-1] & ~in_row[:, 1:]).sum()))
 
 
 @dataclass
@@ -126,8 +132,11 @@ class Survey:
         masks: how many were read.
         pixels, found_in: of each value, its pixels and the number of masks that hold it.
         first: the first mask that holds it.
-        examined, inside, between: of each id, the pixels that were searched for soft edges, those of them whose four
-            neighbours have the same id, and those between a lower and a higher neighbour.
+        examined, inside, between, in_row: of each id, the pixels that were searched for soft edges, those of them whose
+            four neighbours have the same id, and those between a lower and a higher neighbour, of any two and of those
+            in a row.
+        steps, far: of neighbours in a row how many differ, and how many of these by more than 1 with nothing between.
+        sets: how many masks hold these one or two values and no others.
         shown, shown_in: of each id and the colour that the palette of its mask gives it, the pixels and the masks.
         beyond: pixels of values beyond the most that are kept apart.
     """
@@ -139,6 +148,10 @@ class Survey:
     examined: Counter[int] = field(default_factory=Counter)
     inside: Counter[int] = field(default_factory=Counter)
     between: Counter[int] = field(default_factory=Counter)
+    in_row: Counter[int] = field(default_factory=Counter)
+    steps: int = 0
+    far: int = 0
+    sets: Counter[tuple[Value, ...]] = field(default_factory=Counter)
     shown: Counter[tuple[int, Color]] = field(default_factory=Counter)
     shown_in: Counter[tuple[int, Color]] = field(default_factory=Counter)
     beyond: int = 0
@@ -160,10 +173,13 @@ class Survey:
             else:
                 self.beyond += count
         if label.edges is not None:
-            for value, examined, inside, between in zip(values, *label.edges.tolist(), strict=True):
-                self.examined[_grey(value)] += examined
-                self.inside[_grey(value)] += inside
-                self.between[_grey(value)] += between
+            counters = (self.examined, self.inside, self.between, self.in_row)
+            for counter, counts in zip(counters, label.edges.tolist(), strict=True):
+                counter.update(dict(zip(map(_grey, values), counts, strict=True)))
+        self.steps += label.steps[0]
+        self.far += label.steps[1]
+        if len(values) <= 2 and (tuple(values) in self.sets or len(self.sets) < MOST_VALUES):
+            self.sets[tuple(values)] += 1
         if label.palette is not None:
             for value, color, count in zip(values, _as_values(label.palette), pixels, strict=True):
                 if len(self.shown) < MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
@@ -187,6 +203,12 @@ class Survey:
         self.examined.update(other.examined)
         self.inside.update(other.inside)
         self.between.update(other.between)
+        self.in_row.update(other.in_row)
+        self.steps += other.steps
+        self.far += other.far
+        for held, count in other.sets.items():
+            if held in self.sets or len(self.sets) < MOST_VALUES:
+                self.sets[held] += count
         for key, count in other.shown.items():
             if len(self.shown) < MOST_VALUES or key in self.shown:
                 self.shown[key] += count

@@ -21,7 +21,7 @@ from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
 from degrid.data.formats.scan import resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
-from degrid.data.formats.values import MOST_VALUES, LabelValues, Survey
+from degrid.data.formats.values import MOST_VALUES, LabelValues, Survey, total
 from degrid.data.inspection.reading import Reader, Reading
 from degrid.data.processes import kept_processes
 from degrid.lookup import counted
@@ -251,6 +251,11 @@ def _report_unknown(report: DataReport, tally: _Tally) -> None:
             for value, (masks, pixels) in report.unknown.items()
         ]
         others = f"; {counted(tally.beyond, 'pixel')} of further ones" if tally.beyond else ""
+        listed = sorted(value for value in total(tally.surveys).ids if value != IGNORE_INDEX)
+        if len(listed) == len(tally.labels) and not tally.rule.exact:
+            others += (
+                f'; if the values in the masks are those of the classes in order, write "ids: {listed}" in dataset.yaml'
+            )
         report.notes.append(f"values without a class: {', '.join(rows[:20])}{', ..' if len(rows) > 20 else ''}{others}")
 
 
@@ -263,7 +268,7 @@ def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
         with contextlib.suppress(UserError):  # a user's own dataset need not have them
             datasets[split] = open_dataset(name, split)
     findings, splits = _Findings(), {}
-    total, done = sum(map(len, datasets.values())), 0
+    number, done = sum(map(len, datasets.values())), 0
     for split, dataset in datasets.items():
         splits[split] = SplitReport.empty(len(dataset), datasets["train"].labels)
         try:
@@ -274,7 +279,7 @@ def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
                 splits[split].count_label(label.numpy())
                 done += 1
                 if progress:
-                    progress(Progress("checking", done, total))
+                    progress(Progress("checking", done, number))
         except UserError as error:
             findings.add("datasets that break a promise (see degrid.types.Dataset)", f"{split}: {error}")
     layout = Layout("", Path(), {}, datasets["train"].labels, kind="dataset")

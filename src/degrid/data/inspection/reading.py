@@ -66,6 +66,8 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     image_place, label_place = source.places()
     remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
+    if image.shape[2] != 1 and (turned := source.turned(label.shape[:2])):  # the brightness is that of an upright JPEG
+        remarks.append((turned, image_place))
     values = LabelValues.of(label, source.palette())
     if values.values.ndim == 1 and NO_DATA in values.values:
         by_image = empty is not None and bool(empty.any())
