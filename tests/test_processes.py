@@ -188,7 +188,7 @@ def test_the_report_does_not_depend_on_the_number_of_processes(tmp_path, monkeyp
         reports.append({**report.to_dict(), "path": ""})
         assert len(list(folder.iterdir())) == processes
     assert reports[0] == reports[1]
-    kinds = ("samples that cannot be read", "masks with unknown values", "names in val", "images of val are in train")
+    kinds = ("samples that cannot be read", "unknown values", "samples in val", "images of val are in train")
     assert all(any(kind in problem for problem in reports[0]["problems"]) for kind in kinds)
     assert any("images that are in one split twice" in note for note in reports[0]["notes"])
 
