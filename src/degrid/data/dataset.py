@@ -258,8 +258,10 @@ def repeated(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
     clashes: dict[str, None] = {}
     again: dict[str, None] = {}
     for source in sources:
-        if not isinstance(source, BrokenSource) and first.setdefault(source.name, source) is not source:
-            (again if first[source.name] == source else clashes)[source.name] = None
+        with contextlib.suppress(UserError):  # a damaged record has no name; reading it says what is wrong
+            name = source.name
+            if not isinstance(source, BrokenSource) and first.setdefault(name, source) is not source:
+                (again if first[name] == source else clashes)[name] = None
     return list(clashes), list(again)
 
 
