@@ -289,7 +289,10 @@ def test_unknown_values_are_counted(root):
         open_dataset(root)[0]
     report = check_data(root)
     assert report.unknown == {"7": (6, 6 * 27)}
-    assert "values without a class: 7 (6 masks, 162 pixels)" in report.notes
+    assert [note for note in report.notes if note.startswith("values without")] == [
+        "values without a class: 7 (6 masks, 162 pixels); if the values in the masks are those of the classes in order"
+        ', write "ids: [0, 2, 7]" in dataset.yaml'
+    ]
     assert json.loads(json.dumps(report.to_dict()))["unknown"] == {"7": [6, 162]}
 
 
