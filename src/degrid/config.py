@@ -236,6 +236,9 @@ class TrainConfig:
     """Decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: off."""
     precision: str = "auto"
     """`float32`; `bfloat16` (autocast); or `auto`: bfloat16 where the hardware multiplies in it, else float32."""
+    fast: bool = True
+    """`true`: in float32 on a CPU, convolutions and their gradients are computed by the fastest algorithm for each,
+    which rounds differently and is compared with PyTorch's own at its first call; `false`: by PyTorch alone."""
     checkpoint_activations: bool = False
     """`true`: residual blocks keep only their input, and run again for their gradient: much less memory, for about a
     third more time."""

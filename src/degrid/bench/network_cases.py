@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import degrid
 from degrid.acceleration.fold import folded
+from degrid.acceleration.training import FastConvolutions
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
 from degrid.bench.part_cases import interpolate_argmax, nudged
@@ -217,7 +218,8 @@ def training_batch(crop: int, count: int = 2) -> Batch:
 
 def training_step(model: nn.Module, batch: Batch, precision: str) -> Callable[[], object]:
     """A step as `degrid train` does it."""
-    state, objective = Training(model, _sgd(model)), Objective(convention=convention_of(model))
+    state = Training(model, _sgd(model), fast=FastConvolutions())
+    objective = Objective(convention=convention_of(model))
     return lambda: train_step(state, [batch], objective, precision)
 
 

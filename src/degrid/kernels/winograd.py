@@ -78,27 +78,32 @@ LIMIT = 1 << 23
 Multiply = Callable[[Tensor], Tensor]
 
 
-def winograd_weight(weight: Tensor, tile: Tile = (4, 4)) -> Tensor:
+def winograd_weight(weight: Tensor, tile: Tile = (4, 4), exact: bool = True) -> Tensor:
     """The transformed weight G g G^T of p x q products per tile, [K,C,3,3] -> [p*q*K,C,1,1].
 
-    Computed in float64, given in the weight's type.
+    Given in the weight's type, and computed in float64 if `exact`.
     """
-    down, across = (torch.tensor(MATRICES[m][1], dtype=torch.float64, device=weight.device) for m in tile)
-    transformed = torch.einsum("ia,kcab,jb->ijkc", down, weight.detach().double(), across)
-    return transformed.reshape(-1, weight.shape[1], 1, 1).to(weight.dtype).contiguous()
+    kind = torch.float64 if exact else weight.dtype
+    down, across = (torch.tensor(MATRICES[m][1], dtype=torch.float64) for m in tile)
+    both = torch.kron(down, across).to(weight.device, kind)  # [p*q,9]
+    taps = weight.detach().permute(2, 3, 0, 1).reshape(9, -1).to(kind)
+    return torch.mm(both, taps).to(weight.dtype).view(-1, weight.shape[1], 1, 1)
 
 
-def best_tile(shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN) -> Tile | None:
+def best_tile(
+    shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN, weight_cost: float = 0
+) -> Tile | None:
     """With which tiles the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W]; or None.
 
     The direct convolution multiplies (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips taps
     outside the map; Winograd m + 2 times along each axis of a tile of m outputs, or 3 times per pair and once per
     pixel without a partner. On top, for each product C numbers are transformed on the way in and K on the way out, each
-    at the cost of TRANSFORM multiplications. It pays up to `margin` of the direct cost.
+    at the cost of TRANSFORM multiplications. It pays up to `margin` of the direct cost. Where the weight is new at each
+    call, each number of the transformed one costs `weight_cost` multiplications, for each part computed at once.
 
     Both channel counts must be multiples of 16 from 64 up, for which the products run at full speed.
     """
-    _, channels, height, width = shape
+    batch, channels, height, width = shape
     if min(channels, out_channels) < NARROWEST or channels % 16 or out_channels % 16:
         return None
     if all(rate < size <= 2 * rate for size in (height, width)):
@@ -110,7 +115,10 @@ def best_tile(shape: tuple[int, ...], out_channels: int, rate: int, margin: floa
         )
         tile, products = (down[1], across[1]), down[0] * across[0]
     direct = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    return tile if products * (1 + TRANSFORM / channels + TRANSFORM / out_channels) <= margin * direct else None
+    parts = -(-batch * products * max(channels, out_channels) // LIMIT)
+    cost = batch * products * (1 + TRANSFORM / channels + TRANSFORM / out_channels)
+    cost += parts * products_of(tile) * weight_cost
+    return tile if cost <= margin * batch * direct else None
 
 
 def products_of(tile: Tile) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from degrid.acceleration.training import FastConvolutions
 from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from degrid.data import TrainTransform
 from degrid.data.inspection.counting import class_counts
@@ -168,7 +169,9 @@ def make_state(config: RunConfig, model: Segmenter) -> Training:
         optim.smoothing_factor,
     )
     optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum, optim.options)
-    return Training(model, optimizer, moving_average(model, config.train.ema) if config.train.ema else None)
+    average = moving_average(model, config.train.ema) if config.train.ema else None
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return Training(model, optimizer, average, fast=FastConvolutions() if config.train.fast and on_cpu else None)
 
 
 def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from degrid.acceleration.training import FastConvolutions
 from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast
 from degrid.engine.ranks import gathered, is_first, rank_and_count, share_buffers, summed_over_ranks
@@ -46,6 +47,8 @@ class Training:
     """Validations since the best one."""
     score: TrainingScore | None = None
     """Counts the predictions of the training crops, in cyclic training."""
+    fast: FastConvolutions | None = None
+    """What computes convolutions in float32 on the CPU; None: PyTorch alone."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
     forward: nn.Module | None = None
@@ -273,6 +276,20 @@ def train_step(
     """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
+    with state.fast or nullcontext():
+        _backward(state, micro, objective, precision)
+    loss = sum(state.parts)
+    if math.isfinite(loss):
+        if clip_norm:
+            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+        state.optimizer.step()
+        if state.average:
+            state.average.update_parameters(state.model)
+    return loss
+
+
+def _backward(state: Training, micro: list[Batch], objective: Objective, precision: str) -> None:
+    """Compute the gradients of a step, and its loss by parts."""
     forward = state.forward = state.forward or parallel(state.model)
     device = next(state.model.parameters()).device
     weights, parts = torch.zeros((), device=device), torch.zeros(len(objective.losses), device=device)
@@ -293,14 +310,6 @@ def train_step(
         if state.score:  # the last map is the maximum over the scales, or the only one
             state.score.count(maps[-1], batch.label.to(device))
     state.parts = tuple(summed_over_ranks(parts).tolist())
-    loss = sum(state.parts)
-    if math.isfinite(loss):
-        if clip_norm:
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-        state.optimizer.step()
-        if state.average:
-            state.average.update_parameters(state.model)
-    return loss
 
 
 class Maps(nn.Module):

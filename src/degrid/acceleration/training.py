@@ -1,0 +1,254 @@
+"""Convolutions of float32 training on the CPU, forward and backward, by the fastest algorithm for each."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from degrid.kernels.support import numba_installed, traced
+from degrid.kernels.winograd import NARROWEST, PAIRS, Tile, best_tile, convolve_tiles, products_of, winograd_weight
+
+TOLERANCE = 1e-4
+"""How much a result may differ from the direct convolution's, of the largest one; rounding makes about 1e-5."""
+WEIGHT_COST = 150
+"""What one number of a transformed weight costs at each call, in multiplications: making it, and packing it."""
+MARGIN = 0.9
+"""Largest cost of Winograd's algorithm that is worth it, of the direct convolution's."""
+REACHED = 0.75
+"""Most of the taps that lie inside the map for the filter's gradient to be worked out tap by tap."""
+WIDE = 256
+"""Fewest channels for which the library's gradient of a filter is faster with the channels first, copies included."""
+PIXELS = 2000
+"""The same: fewest pixels of all maps of a batch."""
+
+Compute = Callable[[], Tensor]
+
+
+class FastConvolutions(TorchFunctionMode):
+    """Within it PyTorch's convolutions are computed, and differentiated, by the fastest algorithm that is known.
+
+    That is done for float32 on the CPU, outside autocast, where something is trained, for every layer or function that
+    calls `torch.conv2d` with stride 1 and one group:
+
+    - 3x3 convolutions of maps in channels_last, and their gradient for the input, by Winograd's algorithm where
+      `best_tile` says so;
+    - the filter's gradient of 3x3 convolutions tap by tap, where many taps lie outside the map, or with channels first;
+    - 1x1 convolutions on one thread by oneDNN, where PyTorch takes a slower library.
+
+    The first time that a kind of call comes (a pass, a size and a rate), its result is compared with the direct one. If
+    they differ by more than TOLERANCE, calls of this kind are computed directly from then on, and a warning says so.
+    Which algorithm runs depends on nothing but sizes and the number of threads, so that runs can be repeated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._agrees: dict[tuple[object, ...], bool] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Calls `func`, or does its work."""
+        if func is torch.conv2d:
+            return self._conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """As `torch.conv2d`."""
+        if groups == 1 and _pair(stride) == (1, 1) and _is_trained(input, weight):
+            rate = _rate(padding, dilation)
+            if weight.shape[2:] == (1, 1) and padding in (0, (0, 0)) and torch.get_num_threads() == 1:
+                # A single tap has no rate; but PyTorch computes what is not dilated without oneDNN on one thread.
+                return torch.conv2d(input, weight, bias, dilation=2)
+            if weight.shape[2:] == (3, 3) and rate and _is_faster(input, weight, rate):
+                return cast(Tensor, _Convolution.apply(input, weight, bias, rate, self))
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+    def checked(self, kind: tuple[object, ...], fast: Compute | None, direct: Compute) -> Tensor:
+        """What `fast` gives, if it gave what `direct` gives when this kind came first; otherwise the latter."""
+        if fast is None or self._agrees.get(kind) is False:
+            return direct()
+        found = fast()
+        if kind not in self._agrees:
+            truth = direct()
+            largest = truth.abs().max()
+            if not torch.isfinite(largest):
+                return truth  # nothing can be said yet
+            self._agrees[kind] = bool((found - truth).abs().max() <= TOLERANCE * largest)
+            if not self._agrees[kind]:
+                logging.getLogger("degrid").warning(
+                    f"a fast convolution ({kind[0]}, {kind[1]}) does not compute what PyTorch's does, now used"
+                )
+                return truth
+        return found
+
+
+class _Convolution(torch.autograd.Function):
+    """A 3x3 convolution of stride 1 that keeps the size of the map."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
+        """[N,C,H,W], [K,C,3,3], [K] -> [N,K,H,W], channels_last."""
+        ctx.save_for_backward(x, weight)
+        ctx.rate, ctx.mode = rate, mode
+        return convolved(x, weight, bias, rate, mode)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """The gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        return *gradients(grad, x, weight, ctx.rate, ctx.needs_input_grad[:3], ctx.mode), None, None
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
+    """The convolution, [N,C,H,W] -> [N,K,H,W]."""
+    tile = _tile(tuple(x.shape), len(weight), rate)
+    fast = None if tile is None else functools.partial(_by_winograd, x, weight, bias, rate, tile)
+    kind = "forward", tuple(x.shape), len(weight), rate
+    return mode.checked(kind, fast, lambda: torch.conv2d(x, weight, bias, 1, rate, rate))
+
+
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, rate: int, wanted: Sequence[bool], mode: FastConvolutions
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight and bias, those that are wanted.
+
+    Args:
+        grad: of the convolution's output, [N,K,H,W].
+    """
+    if torch.is_grad_enabled():  # to be differentiated again
+        return _of_library(grad, x, weight, rate, wanted)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    shape = tuple(grad.shape)
+    of_x = of_weight = None
+    if wanted[0]:
+        tile = _tile(shape, x.shape[1], rate)
+        turned = weight.flip(2, 3).transpose(0, 1)
+        fast = None if tile is None else functools.partial(_by_winograd, grad, turned, None, rate, tile)
+        kind = "gradient of the input", shape, x.shape[1], rate
+        of_x = mode.checked(kind, fast, lambda: _some(_of_library(grad, x, weight, rate, (True, False, False))))
+    if wanted[1]:
+        way = _filter_way(tuple(x.shape), len(weight), rate)
+        fast = None if way is None else functools.partial(way, grad, x, weight, rate)
+        kind = "gradient of the filter", shape, x.shape[1], rate
+        of_weight = mode.checked(kind, fast, lambda: _some(_of_library(grad, x, weight, rate, (False, True, False))))
+    return of_x, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
+
+
+def _of_library(
+    grad: Tensor, x: Tensor, weight: Tensor, rate: int, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    around = [rate, rate]
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], [1, 1], around, around, False, [0, 0], 1, list(wanted)
+    )
+    return cast(tuple[Tensor | None, ...], tuple(found))
+
+
+def _some(found: tuple[Tensor | None, ...]) -> Tensor:
+    """The only one that is there."""
+    return next(each for each in found if each is not None)
+
+
+def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, tile: Tile) -> Tensor:
+    transformed = winograd_weight(weight, tile, exact=False)
+    # As for a single tap above, the dilation has no meaning other than "by oneDNN".
+    multiply = functools.partial(F.conv2d, weight=transformed, dilation=2, groups=products_of(tile))
+    return convolve_tiles(x, multiply, len(weight), rate, bias, relu=False, tile=tile)
+
+
+@functools.lru_cache(maxsize=256)
+def _tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
+    """With which tiles Winograd's algorithm wins, the weight's transformation included; None: it does not."""
+    tile = best_tile(shape, out_channels, rate, MARGIN, WEIGHT_COST) if numba_installed() else None
+    return None if tile == PAIRS else tile
+
+
+def _filter_way(shape: tuple[int, ...], out_channels: int, rate: int) -> Callable[..., Tensor] | None:
+    """A faster way to the filter's gradient than the library's with the channels last; None if there is none."""
+    height, width = shape[2:]
+    inside = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
+    if inside <= REACHED * 9 * height * width:
+        return _by_taps
+    return _channels_first if min(shape[1], out_channels) >= WIDE and shape[0] * height * width >= PIXELS else None
+
+
+def _by_taps(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
+    """Each of the nine numbers per pair of channels from the pixels alone whose tap lies inside the map."""
+    found = torch.zeros_like(weight)
+    tap = weight[:, :, :1, :1]
+    for i in range(3):
+        for j in range(3):
+            rows, columns = _overlap((i - 1) * rate, x.shape[2]), _overlap((j - 1) * rate, x.shape[3])
+            if rows is None or columns is None:
+                continue
+            part = x[:, :, rows[0], columns[0]]
+            of_part = grad[:, :, rows[1], columns[1]]
+            found[:, :, i, j] = _of_tap(of_part, part, tap)[:, :, 0, 0]
+    return found
+
+
+def _of_tap(grad: Tensor, x: Tensor, tap: Tensor) -> Tensor:
+    """The gradient of a 1x1 filter [K,C,1,1], of whatever values; dilated for oneDNN's sake."""
+    found = torch.ops.aten.convolution_backward(
+        grad, x, tap, [len(tap)], [1, 1], [0, 0], [2, 2], False, [0, 0], 1, [False, True, False]
+    )
+    return cast(Tensor, found[1])
+
+
+def _overlap(by: int, size: int) -> tuple[slice, slice] | None:
+    """Where a tap that reaches `by` pixels further on reads along an axis, and for which outputs; None: nowhere."""
+    if abs(by) >= size:
+        return None
+    return slice(max(0, by), size + min(0, by)), slice(max(0, -by), size + min(0, -by))
+
+
+def _channels_first(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
+    return _some(_of_library(grad.contiguous(), x.contiguous(), weight.contiguous(), rate, (False, True, False)))
+
+
+def _is_trained(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of these is one of float32 training on the CPU that nobody records."""
+    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad) or x.ndim != 4:
+        return False
+    plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in (x, weight))
+    return plain and not torch.is_autocast_enabled("cpu") and _has_library() and not traced(x, weight)
+
+
+def _is_faster(x: Tensor, weight: Tensor, rate: int) -> bool:
+    """Whether there is a faster way for one of a 3x3 convolution's three passes."""
+    shape, count = tuple(x.shape), len(weight)
+    if min(count, shape[1]) < NARROWEST or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    back = (shape[0], count, *shape[2:])
+    ways = _tile(shape, count, rate), _tile(back, shape[1], rate), _filter_way(shape, count, rate)
+    return any(way is not None for way in ways)
+
+
+def _has_library() -> bool:
+    return bool(cast(Any, torch.backends.mkldnn).is_available())
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _rate(padding: Any, dilation: Any) -> int | None:
+    """The rate of a 3x3 convolution that keeps the size of the map; None for any other."""
+    rates = _pair(dilation)
+    return rates[0] if len(set(rates)) == 1 and padding in ("same", rates[0], rates, list(rates)) else None
