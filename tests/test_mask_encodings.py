@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import json
 import tempfile
@@ -465,6 +466,75 @@ def via(world, root):
     return by_alphabet(world)
 
 
+def via_round(world, root):
+    """A circle around each pixel, an ellipse around each run of a row, or a line around that, in turn."""
+    content = []
+    for name, ids in world.masks.items():
+        world.image(root / f"{name}.png")
+        regions = []
+        for value, region in objects(ids):
+            for left, top, right, *_ in rectangles(region):
+                if value % 3 == 0:
+                    shapes = [{"name": "circle", "cx": x + 0.5, "cy": top + 0.5, "r": 0.4} for x in range(left, right)]
+                elif value % 3 == 1:
+                    middle = {"cx": (left + right) / 2, "cy": top + 0.5}
+                    shapes = [{"name": "ellipse", **middle, "rx": (right - left) / 2, "ry": 0.4, "theta": 0}]
+                else:
+                    x, y = [left, right, right, left, left], [top, top, top + 1, top + 1, top]
+                    shapes = [{"name": "polyline", "all_points_x": x, "all_points_y": y}]
+                named = {} if value == IGNORE_INDEX else {"kind": world.names[value]}
+                regions += [{"shape_attributes": shape, "region_attributes": named} for shape in shapes]
+        content.append((f"{name}.png9", {"filename": f"{name}.png", "size": 9, "regions": regions}))
+    (root / "via_project.json").write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": dict(content)}))
+    return by_alphabet(world)
+
+
+def datumaro(world, root):
+    """Masks and polygons in turn; the file lists the layers in any order, and the lowest one is drawn over."""
+    items = []
+    for name, ids in world.masks.items():
+        world.image(root / "images" / "default" / f"{name}.png")
+        rows = [{"type": "mask", "label_id": 0, "rle": packed(ids != IGNORE_INDEX), "z_order": -3}]
+        values = [value for value, _ in objects(ids)]
+        for layer, value in enumerate(values):
+            label = {"label_id": None if value == IGNORE_INDEX else value, "z_order": layer, "group": layer}
+            rest = np.isin(ids, values[layer:])  # some of it is drawn over
+            if value % 2:
+                rows.insert(layer % 2, {"type": "mask", "rle": packed(rest), **label})
+            else:
+                rows += [{"type": "polygon", "points": polygon, **label} for polygon in rectangles(rest)]
+        size = {"size": [*ids.shape]}
+        items.append({"id": name, "annotations": rows[::-1], "image": {"path": f"{name}.png", **size}})
+    labels = [{"name": name, "parent": "", "attributes": []} for name in world.names]
+    content = {"infos": {}, "categories": {"label": {"labels": labels}}, "items": items}
+    (root / "annotations").mkdir()
+    (root / "annotations" / "default.json").write_text(json.dumps(content))
+    return world
+
+
+def labelme_xml(world, root):
+    """Painted masks and polygons in turn; void is a class of that name."""
+    for folder in ("Annotations", "Masks"):
+        (root / folder / "set").mkdir(parents=True)
+    for name, ids in world.masks.items():
+        world.image(root / "Images" / "set" / f"{name}.png")
+        things = []
+        for value, region in objects(ids):
+            shapes = []
+            if value % 2:
+                Image.fromarray(region).save(root / "Masks" / "set" / f"{name}_mask_{value}.png")
+                shapes.append(f"<segm><mask>{name}_mask_{value}.png</mask></segm>")
+            else:
+                for each in rectangles(region):
+                    points = (f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in np.reshape(each, (-1, 2)))
+                    shapes.append(f"<polygon>{''.join(points)}</polygon>")
+            title = html.escape(called(world, value))
+            things += [f"<object><name>{title}</name><deleted>0</deleted>{shape}</object>" for shape in shapes]
+        said = f"<filename>{name}.png</filename><folder>set</folder>{''.join(things)}"
+        (root / "Annotations" / "set" / f"{name}.xml").write_text(f"<annotation>{said}</annotation>", encoding="utf-8")
+    return by_alphabet(world)
+
+
 def supervisely(world, root):
     """Bitmaps and polygons in turn."""
     classes = [*world.names[1:], "void"]
@@ -543,6 +613,47 @@ def label_studio(suffix):
     return write
 
 
+def brush(region):
+    """Label Studio's code of a brush stroke: an RGBA image in runs of one value, or of several."""
+    values = np.zeros((*region.shape, 4), np.uint8)
+    values[region] = (0, 0, 0, 255)
+    flat = values.ravel()
+    bits = f"{flat.size:032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in (3, 4, 8, 16))
+    ends = [*(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    start = 0
+    while start < flat.size:
+        stop = next(end for end in ends if end > start)
+        if stop - start > 3:
+            bits += f"1{3:02b}{min(stop - start, 1 << 16) - 1:016b}{flat[start]:08b}"
+            start = min(stop, start + (1 << 16))
+        else:
+            some = flat[start : start + 8]
+            bits += f"0{0:02b}{len(some) - 1:03b}" + "".join(f"{value:08b}" for value in some)
+            start += len(some)
+    return [int(bits[place : place + 8].ljust(8, "0"), 2) for place in range(0, len(bits), 8)]
+
+
+def label_studio_brush(world, root):
+    """Strokes, each of an object."""
+    tasks = []
+    for number, (name, ids) in enumerate(world.masks.items(), 1):
+        uploaded(world, root, name)
+        results = [
+            {
+                "id": f"s{value}",
+                "type": "brushlabels",
+                "original_height": ids.shape[0],
+                "original_width": ids.shape[1],
+                "value": {"format": "rle", "rle": brush(region), "brushlabels": [called(world, value)]},
+            }
+            for value, region in objects(ids)
+        ]
+        image = f"/data/upload/1/0a1b2c3d-{name}.png"
+        tasks.append({"id": number, "data": {"image": image}, "annotations": [{"id": 1, "result": results}]})
+    (root / "project.json").write_text(json.dumps(tasks))
+    return by_alphabet(world)
+
+
 def label_studio_json(world, root):
     """Polygons in percent."""
     tasks = []
@@ -591,11 +702,15 @@ TOOLS = {
     "YOLO polygons": yolo,
     "labelme": labelme,
     "VIA": via,
+    "VIA, circles, ellipses and lines": via_round,
+    "Datumaro": datumaro,
+    "LabelMe XML": labelme_xml,
     "Supervisely": supervisely,
     "Segments.ai": segments_ai,
     "Label Studio, PNG": label_studio(".png"),
     "Label Studio, NumPy": label_studio(".npy"),
     "Label Studio JSON": label_studio_json,
+    "Label Studio JSON, brush": label_studio_brush,
     "Hugging Face": hugging_face,
 }
 

@@ -29,9 +29,11 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.coco_json import CocoJson
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
+from degrid.data.formats.tools.datumaro_json import DatumaroJson
 from degrid.data.formats.tools.label_studio import LabelStudio
 from degrid.data.formats.tools.label_studio_json import LabelStudioJson
 from degrid.data.formats.tools.labelme import Labelme
+from degrid.data.formats.tools.labelme_xml import LabelMeXml
 from degrid.data.formats.tools.segments_ai import SegmentsAi
 from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.formats.tools.via import Via
@@ -70,7 +72,9 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Hugging Face": HuggingFace,
     "lists": Lists,
     "COCO polygons": CocoJson,
+    "Datumaro": DatumaroJson,
     "labelme": Labelme,
+    "LabelMe XML": LabelMeXml,
     "VIA": Via,
     "Label Studio JSON": LabelStudioJson,
     "split folders": SplitFolders,
@@ -79,8 +83,13 @@ FORMATS: dict[str, type[DataFormat]] = {
     "TFRecord": TFRecord,
 }
 """In the order in which they are tried: the more particular ones first."""
-POLYGON_FORMATS = ("YOLO polygons", "COCO polygons", "labelme", "VIA", "Label Studio JSON", "Supervisely")
+POLYGON_FORMATS = (
+    *("YOLO polygons", "COCO polygons", "Datumaro", "labelme", "LabelMe XML", "VIA", "Label Studio JSON"),
+    "Supervisely",
+)
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
+_OWN_MASKS = ("Supervisely", "LabelMe XML")
+"""Those that say themselves which masks lie beside them."""
 _OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "side by side", "TFRecord")
 """Layouts of one's own data, which a message explains; the others have names that their users know."""
 _TRIED = 20  # folders below one that holds no dataset
@@ -101,7 +110,7 @@ def recognise(
     """
     formats = {kind: FORMATS[kind] for kind in among if not (inside and FORMATS[kind] is Description)}
     if among != POLYGON_FORMATS and holds_masks(path):
-        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS or kind == "Supervisely"}
+        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS or kind in _OWN_MASKS}
     for kind, made in formats.items():
         found = _read(kind, made(root), path)
         if found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, read_text
 from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.source import LazySources, Source
+from degrid.data.formats.tools.coco_json import CocoJson
 from degrid.files import parse_json
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
@@ -25,6 +26,7 @@ from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 class CocoPanoptic(DataFormat):
     """annotations/panoptic_val2017.json, panoptic_val2017/*.png and val2017 (or images/val2017): things and stuff.
 
+    Where the instances beside them have the same categories, these are read: see `CocoJson`.
     A pixel (R,G,B) belongs to the segment R + 256 G + 65536 B, whose category is its class; 0 is void.
     """
 
@@ -39,14 +41,12 @@ class CocoPanoptic(DataFormat):
         files = sorted([*path.glob("panoptic_*.json"), *path.glob("annotations/panoptic_*.json")])
         if not files or prepared_folders(path):
             return None
-        folders = {file: (_images_of(file, path), _segments_of(file, path)) for file in files}
-        whole = {file: (images, masks) for file, (images, masks) in folders.items() if images and masks}
-        if not whole and any((path / "annotations").glob("instances_*.json")):
-            return None
+        whole = _whole(files, path)
         if not whole:
-            images, _ = folders[files[0]]
-            missing = f"segments: unpack {files[0].stem}.zip" if images else "images"
-            raise UserError(f"{files[0]} is there without its {missing}, in {path}")
+            return None
+        if _has_nothing_of_its_own(list(whole), path):
+            found = CocoJson(self.root).find(path)
+            return found and replace(found, kind="COCO polygons")
         labels, trains = _categories(list(whole))
         splits = {
             split_of(re.sub(r"[-_]?\d{4}$", "", _name(file))): LazySources(partial(_segmented, file, *both, trains))
@@ -54,8 +54,37 @@ class CocoPanoptic(DataFormat):
         }
         notes = [f"{file.name} is there without its images or segments" for file in files if file not in whole]
         notes += _note_on_instances(path)
-        said = MaskRule.plain(labels, said=next(iter(whole)).name)
+        said = replace(MaskRule.plain(labels, said=next(iter(whole)).name), exact=True)  # the labels are train ids
         return Layout(", ".join(file.name for file in whole), path, splits, labels, said, notes=notes)
+
+
+def _whole(files: list[Path], path: Path) -> dict[Path, tuple[Path, Path]]:
+    """The files whose folders of images and of segments are there; none where instances lie beside instead.
+
+    Raises:
+        UserError: nothing is there to read.
+    """
+    folders = {file: (_images_of(file, path), _segments_of(file, path)) for file in files}
+    whole = {file: (images, masks) for file, (images, masks) in folders.items() if images and masks}
+    if not whole and not any((path / "annotations").glob("instances_*.json")):
+        images, _ = folders[files[0]]
+        missing = f"segments: unpack {files[0].stem}.zip" if images else "images"
+        raise UserError(f"{files[0]} is there without its {missing}, in {path}")
+    return whole
+
+
+def _has_nothing_of_its_own(files: list[Path], path: Path) -> bool:
+    """Whether instances of the same categories lie beside, as in Datumaro's export of everything.
+
+    These hold the polygons, too, and what was not drawn on is background there. COCO's panoptic labels add stuff.
+    """
+    beside = sorted((path / "annotations").glob("instances_*.json"), key=lambda file: file.stat().st_size)
+    rows = [row for file in files[:1] for row in _read(file)["categories"]]
+    with blaming(f"{files[0]}: expected categories, each with name"):
+        if not beside or len({row.get("isthing") for row in rows}) > 1:
+            return False
+        others = _read(beside[0])["categories"]
+        return {row["name"] for row in rows} == {row["name"] for row in others}
 
 
 def _note_on_instances(path: Path) -> list[str]:

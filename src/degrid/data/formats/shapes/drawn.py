@@ -131,8 +131,14 @@ def refuse_boxes(kinds: Mapping[str, int], areas: Collection[str], boxes: Collec
 
 def split_of_file(file: Path, root: Path) -> str:
     """The split of a file by the words of its name, or by its folders below the root; "default" where none says so."""
-    words = [*re.findall(r"[a-z]+", file.stem.lower()), *(part.lower() for part in file.relative_to(root).parts[:-1])]
-    return next((split_of(word) for word in words if word in SPLIT_NAMES), "default")
+    words = re.findall(r"[a-z]+", file.stem.lower())
+    return next((split_of(word) for word in words if word in SPLIT_NAMES), split_of_folders(file, root))
+
+
+def split_of_folders(file: Path, root: Path) -> str:
+    """The split of a file, which is called as its image, by its folders; "default" where none says so."""
+    folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
+    return next((split_of(name) for name in folders if name in SPLIT_NAMES), "default")
 
 
 def with_splits(splits: Mapping[str, Sequence[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:

@@ -37,11 +37,13 @@ class Thing(NamedTuple):
         value: its train id, or IGNORE_INDEX.
         region: its pixels.
         crowd: the region surrounds a group, gaps included.
+        layer: objects of a higher one are on top.
     """
 
     value: int
     region: Region
     crowd: bool = False
+    layer: int = 0
 
 
 def union(regions: Sequence[Region]) -> Region:
@@ -71,17 +73,17 @@ def without(region: Region, holes: Iterable[Region]) -> Region:
 def draw(things: Iterable[Thing], height: int, width: int, rest: int = 0) -> np.ndarray:
     """The label of an image, uint8 [H,W]: train ids, `rest` where nothing was drawn.
 
-    Where objects overlap, the smaller one wins, because it is more likely in front of or on top of the other: a
-    table's outline includes the plates on it. Of two of one size, the later one does. A crowd is void, except where
-    an object is drawn.
+    Where objects of one layer overlap, the smaller one wins, because it is more likely in front of or on top of the
+    other: a table's outline includes the plates on it. Of two of one size, the later one does. A crowd is void, except
+    where an object is drawn.
     """
-    found: list[tuple[float, int, Region]] = []
+    found: list[tuple[tuple[bool, int, int], int, Region]] = []
     for thing in things:
         region = thing.region.inside(height, width)
-        area = float("inf") if thing.crowd else int(np.count_nonzero(region.pixels))
-        found.append((area, IGNORE_INDEX if thing.crowd else thing.value, region))
+        rank = not thing.crowd, thing.layer, -int(np.count_nonzero(region.pixels))
+        found.append((rank, IGNORE_INDEX if thing.crowd else thing.value, region))
     label = np.full((height, width), rest, np.uint8)
-    for _, value, region in sorted(found, key=lambda row: -row[0]):
+    for _, value, region in sorted(found, key=lambda row: row[0]):
         window(label, region)[region.pixels] = value
     return label
 

@@ -70,7 +70,7 @@ class CocoJson(DataFormat):
             return None
         root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
         contents = [_read(file) for file in files]
-        notes = [OVERLAPS]
+        notes = [OVERLAPS, *_not_read(files)]
         crowds = _crowds(contents)
         names = _names(contents, notes)
         rows = [LabelRow(name, None, value) for value, name in enumerate(names)]
@@ -100,6 +100,16 @@ def coco_files(path: Path) -> list[Path]:
     if len(found) > 1:  # person_keypoints_val2017.json has the same objects again
         found = [file for file in found if "instances" in file.name] or found
     return found
+
+
+def _not_read(files: list[Path]) -> list[str]:
+    """A sentence on panoptic labels beside, which were found to say no more than these files."""
+    panoptic = sorted(file for folder in {file.parent for file in files} for file in folder.glob("panoptic_*.json"))
+    return [
+        f"{file.name} beside has the same categories and is not read; for panoptic labels, where what was not drawn on "
+        f"is void, take {files[0].name} away"
+        for file in panoptic[:1]
+    ]
 
 
 def _is_coco(file: Path) -> bool:
@@ -158,9 +168,11 @@ def _crowds(contents: list[CocoFile]) -> tuple[int, int]:
     """How many annotations with an outline are crowds, and how many there are.
 
     Raises:
-        UserError: there are only boxes.
+        UserError: there are no annotations, or only boxes.
     """
     rows = [row for content in contents for row in content.all()]
+    if not rows:
+        raise UserError(f"{contents[0].file} lists images without a single annotation; export the annotations, too")
     drawn = [row for row in rows if row.get("segmentation")]
     if rows and not drawn:
         raise UserError(

@@ -27,7 +27,7 @@ from degrid.data.formats.shapes.drawn import (
     Images,
     read_json,
     refuse_boxes,
-    split_of_file,
+    split_of_folders,
     with_splits,
 )
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
@@ -73,7 +73,7 @@ class Labelme(DataFormat):
             if content["imageData"] and not image.is_file():
                 made, image = Embedded, file
             source = made(images.relative(image), image, file, partial(_things, file, ids), _size(content), ids[""])
-            splits.setdefault(split_of_file(file, path), []).append(source)
+            splits.setdefault(split_of_folders(file, path), []).append(source)
         used = {source.image for sources in splits.values() for source in sources}
         divided, notes = with_splits(splits)
         notes += [OVERLAPS, *left_out]
