@@ -345,6 +345,10 @@ def test_image_pooling_over_a_window():
     assert means.shape[-2:] == (3, 2)
     expected = F.interpolate(pooling.project(means), (5, 7), mode="bilinear")
     assert torch.allclose(pooling(x), expected, atol=1e-6)
+    with pytest.raises(
+        UserError, match=r"pooling_size.*export it for one size"
+    ):  # the graph would be for one side of it
+        torch.export.export(pooling, (x,), dynamic_shapes=({2: torch.export.Dim.DYNAMIC},), strict=False)
     whole = small_head("deeplabv3").aspp.branches[-1]
     assert torch.equal(pooling(x[..., :3, :6]), whole(x[..., :3, :6]))  # a map no larger than the window
 

@@ -128,6 +128,8 @@ class Source:
         try:
             with torch.no_grad(), quiet(), traceable_padding():
                 return torch.export.export(self.graph, (self.example,), dynamic_shapes=shapes, strict=False)
+        except UserError:  # of a layer that cannot be traced as it is
+            raise
         except Exception as error:  # the tracer has exceptions of many kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise UserError(

@@ -108,6 +108,11 @@ class ImagePooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W], constant over the image without a window."""
         if self.window is not None:
+            if any(isinstance(side, torch.SymInt) for side in x.shape[-2:]):
+                raise UserError(
+                    "the image pooling of this network has a window (model.pooling_size), so its graph depends on the "
+                    "size of the image: export it for one size, or with model.pooling_size set to none"
+                )
             height, width = (min(side, most) for side, most in zip(x.shape[-2:], self.window, strict=True))
             if (height, width) != tuple(x.shape[-2:]):
                 means = F.avg_pool2d(x, (height, width), stride=1)

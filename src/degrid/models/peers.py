@@ -27,10 +27,21 @@ class PadsFirst(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         """[N,in,H,W] -> [N,out,H/stride,W/stride]."""
         rate = self.conv_dw.dilation[0]
-        wide = self.bn1(self.conv_pw(F.pad(x, (rate,) * 4)))
-        wide = F.conv2d(wide, self.conv_dw.weight, None, self.conv_dw.stride, 0, rate, wide.shape[1])
+        wide = self.conv_dw(self.bn1(self.conv_pw(F.pad(x, (rate,) * 4))))
+        if self.conv_dw.padding[0]:  # what it sees beyond the border that was added, see `pad_first`
+            wide = wide[..., rate:-rate, rate:-rate]
         y: Tensor = self.bn3(self.conv_pwl(self.bn2(wide)))
         return x + y if self.has_skip else y
+
+
+def pad_first(block: Any) -> None:
+    """Make an inverted residual block a `PadsFirst`.
+
+    A dilated convolution, which has no stride, keeps its size and is cropped: so it can be smoothed.
+    """
+    block.__class__ = PadsFirst
+    if block.conv_dw.dilation == (1, 1):
+        block.conv_dw.padding = (0, 0)
 
 
 class PeerMobileNetV2(TimmEncoder):
@@ -57,7 +68,7 @@ class PeerMobileNetV2(TimmEncoder):
                 _set_all(convs, [last, *[(1, 1)] * (len(convs) - 1)])
         for block in self.net.modules():
             if type(block) is InvertedResidual and project != "mmseg":
-                block.__class__ = PadsFirst
+                pad_first(block)
 
 
 class PeerResNet(TimmEncoder):
@@ -66,7 +77,8 @@ class PeerResNet(TimmEncoder):
     Args:
         name: "mmseg:resnet50", 50c, 50d or of another depth: the shortcuts of dilated stages have no average pooling,
             the second convolution of basic blocks is not dilated, and multi_grid are the rates of the last stage
-            themselves. "paddleseg:resnet50d" or of another depth: the first of these alone.
+            themselves. "paddleseg:resnet50d" or of another depth: the first of these alone, and a shortcut
+            with a convolution in the first stage of basic blocks, too.
         settings: see `TimmEncoder`.
     """
 
@@ -77,6 +89,10 @@ class PeerResNet(TimmEncoder):
         multi_grid = settings.get("multi_grid") or ()
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             units: Any = self.net.get_submodule(stage)
+            if project == "paddleseg" and units[0].downsample is None:
+                width = units[0].conv1.in_channels
+                conv = nn.Conv2d(width, width, 1, bias=False)
+                units[0].downsample = nn.Sequential(nn.Identity(), conv, nn.BatchNorm2d(width))
             _change_shortcut(units[0].downsample, basic_c)
             if project != "mmseg":
                 continue
