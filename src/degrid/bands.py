@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from degrid.image import is_large, open_image, oriented, read_image, refuse_pages, values_to_bytes
+from degrid.image import in_rows, is_large, open_image, oriented, read_image, refuse_pages, values_to_bytes
 from degrid.raster import TiffHeader, rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
 from degrid.types import RGB, Bands, UserError
 
@@ -261,17 +261,24 @@ def to_bytes(values: np.ndarray, bands: Bands, place: object) -> np.ndarray:
     """
     import numpy as np
 
-    pixels = _with_channels(values, bands.count, place)
     if bands.range == "bytes":
+        plain = values.shape[2] == 1 and values.dtype != np.uint8  # repeated later, as bytes
+        pixels = _with_channels(values_to_bytes(values) if plain else values, bands.count, place)
         return np.array(pixels if pixels.dtype == np.uint8 else values_to_bytes(pixels), order="C")
-    pairs = ranges_of([pixels]) if bands.range == "file" else bands.range
-    assert not isinstance(pairs, str)
+    if bands.range == "file":
+        pairs = ranges_of([_with_channels(thinned(values), bands.count, place)])
+    else:
+        assert not isinstance(bands.range, str)
+        pairs = bands.range
     if len(pairs) not in (1, bands.count):
         raise UserError(f"model.range: expected 1 pair of values or {bands.count}, one per channel; got {len(pairs)}")
     low, high = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
     low, high = low.astype(np.float32), high.astype(np.float32)
-    scaled = (np.clip(pixels.astype(np.float32), low, high) - low) * (255 / np.maximum(high - low, 1e-30))
-    found: np.ndarray = np.rint(np.nan_to_num(scaled, nan=0.0)).astype(np.uint8)
+    found = np.empty((*values.shape[:2], bands.count), np.uint8)
+    for rows in in_rows(values):
+        pixels = _with_channels(values[rows], bands.count, place).astype(np.float32)
+        scaled = (np.clip(pixels, low, high) - low) * (255 / np.maximum(high - low, 1e-30))
+        found[rows] = np.rint(np.nan_to_num(scaled, nan=0.0))
     return found
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -29,6 +30,8 @@ _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 """A JPEG that states its orientation, as EXIF or as XMP, contains one of these."""
 
 
+_PART = 1 << 20
+"""Values of an array that are worked on at a time."""
 _BYTES_PER_PIXEL = 12
 """Of an image that is decoded, copied into an array, predicted and shown with its classes."""
 
@@ -251,20 +254,31 @@ def oriented(image: Image.Image, size: tuple[int, ...] | None = None) -> Image.I
     return turned if fits else image
 
 
+def in_rows(values: np.ndarray) -> Iterator[slice]:
+    """The rows of an array [H,..], about a million values at a time: what is made of these takes little memory."""
+    rows = max(1, _PART // max(1, math.prod(values.shape[1:])))
+    return (slice(first, first + rows) for first in range(0, len(values), rows))
+
+
 def values_to_bytes(values: np.ndarray) -> np.ndarray:
     """Values of another range as 0-255: floats up to 1 as fractions, wide integers as 16 bits; NaN as 0."""
     import numpy as np
 
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), values.dtype.type(0), values)
-    highest = values.max(initial=0, where=np.isfinite(values))
+    parts = (values[rows] for rows in in_rows(values))
+    highest = max((part.max(initial=0, where=np.isfinite(part)) for part in parts), default=0)
     if values.dtype.kind == "f" and highest <= 1:
         scale = 255.0
     elif (values.dtype.kind == "u" and values.dtype.itemsize == 2) or highest > 255:
         scale = 1 / 257
     else:
         scale = 1.0
-    return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    found = np.empty(values.shape, np.uint8)
+    for rows in in_rows(values):
+        part = values[rows]
+        if values.dtype.kind == "f":
+            part = np.where(np.isnan(part), part.dtype.type(0), part)
+        found[rows] = np.clip(np.rint(part * scale), 0, 255)
+    return found
 
 
 def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
@@ -293,8 +307,11 @@ def overlay_classes(image: np.ndarray, ids: np.ndarray, labels: LabelSpace, alph
 
     weight = np.full(256, round(255 * alpha), np.uint8)
     weight[IGNORE_INDEX] = 0
-    colors, opacity = palette_image(ids, labels).convert("RGB"), Image.fromarray(weight[ids])
-    return np.array(Image.composite(colors, Image.fromarray(image), opacity))
+    mixed = np.empty_like(image)
+    for rows in in_rows(image):
+        colors, opacity = palette_image(ids[rows], labels).convert("RGB"), Image.fromarray(weight[ids[rows]])
+        mixed[rows] = Image.composite(colors, Image.fromarray(image[rows]), opacity)
+    return mixed
 
 
 def color_table(labels: LabelSpace) -> np.ndarray:

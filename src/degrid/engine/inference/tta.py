@@ -8,7 +8,6 @@ from types import EllipsisType
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from degrid.engine.inference.options import InferenceOptions
@@ -75,8 +74,13 @@ def slide(forward: Forward, image: Tensor, options: InferenceOptions, convention
     """Logits of an image: [1,C,H,W] if windows slide over it, otherwise those of `forward`, at the head's stride."""
     if not options.slides_over(tuple(image.shape[-2:])):
         return forward(image)
-    bands = [band for _, band in slide_in_bands(forward, image, options, convention)]
-    return torch.cat(bands, dim=2)
+    whole: Tensor | None = None
+    for top, band in slide_in_bands(forward, image, options, convention):
+        if whole is None:
+            whole = band.new_empty(1, band.shape[1], *image.shape[-2:])
+        whole[:, :, top : top + band.shape[2]] = band
+    assert whole is not None
+    return whole
 
 
 class Sliced(Protocol):
@@ -102,7 +106,7 @@ def slide_in_bands(
     Where windows overlap, each fades into the next, so that no seam shows; the outer quarter of an overlap gets weight
     0. For a network that sees no further than that around a pixel, and sides that are multiples of 32 pixels, the
     result is that of the whole image up to rounding. Only as many rows of logits are in memory as a window is high,
-    whatever the height of the image.
+    whatever the height of the image: a band is overwritten when the next one is asked for.
     """
     assert options.window is not None
     height, width = image.shape[-2:]
@@ -121,9 +125,11 @@ def slide_in_bands(
             weights[:, left : left + wide] += weight
         assert total is not None
         done = (rows[index + 1] if index + 1 < len(rows) else height) - top
-        yield top, total[:, :, :done] / weights[:done]
-        total = F.pad(total[:, :, done:], (0, 0, 0, done))
-        weights = F.pad(weights[done:], (0, 0, 0, done))
+        yield top, total[:, :, :done].div_(weights[:done])
+        for sums in (total, weights):
+            rest = sums[..., done:, :].clone()  # what windows share, since a tensor cannot be copied onto itself
+            sums[..., : tall - done, :] = rest
+            sums[..., tall - done :, :] = 0
 
 
 _GRID = 32
