@@ -269,9 +269,63 @@ def test_kitti_without_a_background(tmp_path, meta):
     assert f'{said} begins with "new asphalt": Datumaro gives its id 0' in notes_of(dataset)[1]
 
 
-def put_meta(file, names, colors):
-    meta = {"labels": names, "label_map": {str(k): name for k, name in enumerate(names)}, "segmentation_colors": colors}
-    put_text(file, json.dumps(meta))
+def put_meta(file, names, colors=(), cvats=False):
+    """dataset_meta.json; CVAT's copy of Datumaro adds label_categories."""
+    meta = {"labels": names}
+    if colors:
+        meta |= {"label_map": {str(k): name for k, name in enumerate(names)}, "segmentation_colors": colors}
+    put_text(file, json.dumps(meta | ({"label_categories": [(name, "") for name in names]} if cvats else {})))
+
+
+# As CVAT's copy of Datumaro lists the labels, while background has the id 0 in its masks.
+LISTED = tuple(NAMES[k] for k in (1, 2, 0, 3))
+
+
+@pytest.mark.parametrize("listed", [LISTED, NAMES[1:]])
+def test_kittis_meta_of_cvat_has_another_order_than_the_ids(tmp_path, listed):
+    kitti(tmp_path, TRUTH)
+    colors = [COLORS[NAMES.index(name)] for name in listed]
+    put_meta(tmp_path / "dataset_meta.json", listed, colors, cvats=True)
+    names = listed if "background" in listed else ("background", *listed)
+    truth = np.array([names.index(name) for name in NAMES], np.uint8)[TRUTH]
+    colors = tuple(COLORS[NAMES.index(name)] for name in names)
+    check(tmp_path, "train", names, colors, "dataset_meta.json", truth)
+    # Grey ids in semantic_rgb (apply_colormap=False) are not taken for numbers of the list.
+    for name in ("a", "b"):
+        put(tmp_path / "default" / "semantic_rgb" / f"{name}.png", TRUTH)
+    with pytest.raises(UserError, match="has the ids 0, 1, 2, 3; expected colours, as dataset_meta.json says"):
+        open_dataset(tmp_path)[0]
+    # The user's own table is about the ids.
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    assert check(tmp_path, "train", NAMES, VOC_COLORS, "classes.txt")
+
+
+@pytest.mark.parametrize("listed", [LISTED, NAMES[1:], NAMES])
+def test_kittis_meta_of_cvat_without_colours(tmp_path, listed):
+    kitti(tmp_path, TRUTH)
+    for name in ("a", "b"):
+        put(tmp_path / "default" / "semantic_rgb" / f"{name}.png", painted(VOC_COLORS))
+    put_meta(tmp_path / "dataset_meta.json", listed, cvats=True)
+    check(tmp_path, "train", NAMES, VOC_COLORS, "dataset_meta.json")
+    # Other colours come from a label map, in whose order the ids are.
+    put(tmp_path / "default" / "semantic_rgb" / "a.png", painted())
+    with pytest.raises(UserError, match="in which order the ids are, nothing says; write classes.csv"):
+        open_dataset(tmp_path)
+
+
+def test_metas_without_colours_list_the_background_anywhere(tmp_path):
+    root = camvid(tmp_path / "camvid", painted(VOC_COLORS), {"train": ["a"], "val": ["b"]}, "")
+    (root / "label_colors.txt").unlink()
+    put_meta(root / "dataset_meta.json", LISTED)
+    check(root, colors=VOC_COLORS, said="dataset_meta.json")
+
+
+def test_no_other_name_is_the_background_that_datumaro_adds(tmp_path):
+    """A label called "bg" follows on the background that the file leaves out."""
+    names = ("background", "bg", "crack", "pothole")
+    lines = "".join(f" {name}\n" for name in names[1:])
+    root = camvid(tmp_path, painted(VOC_COLORS), {"train": ["a"], "val": ["b"]}, lines)
+    check(root, names=names, colors=VOC_COLORS, said="label_colors.txt")
 
 
 def test_dataset_meta_in_vocs_layout(tmp_path):

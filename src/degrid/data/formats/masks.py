@@ -222,7 +222,7 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
         )
     known = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
     more = "give more classes"
-    if known == [*range(len(known))]:
+    if known and known == [*range(len(known))]:
         expected = f"0 to {len(known) - 1}"
         if list(unknown) == [len(known)]:
             more += " (the first one is that of id 0, which is often background)"
@@ -233,6 +233,6 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     threshold = ", or threshold: 128 if it is black and white and blurred" if many and len(known) <= 2 else ""
     return (
         f"{mask} has the ids {shown}; expected {expected}{void}; {pixels} pixels have such ids; "
-        f" {more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
+        f"{more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
     )

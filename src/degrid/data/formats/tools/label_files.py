@@ -72,9 +72,10 @@ def labels_of(rows: Iterable[LabelRow], file: Path, exact: bool = False) -> tupl
 def with_background(rows: list[LabelRow]) -> list[LabelRow]:
     """The rows, with a black background as value 0 in front where none is called so and none is black.
 
-    Datumaro's CamVid and Cityscapes leave the background that they added out of the file.
+    Datumaro's CamVid and Cityscapes leave the background that they added out of the file. No other name, such as "bg",
+    is one to Datumaro.
     """
-    if any(is_background(row.name) or row.color == (0, 0, 0) for row in rows):
+    if any(row.name == BACKGROUND or row.color == (0, 0, 0) for row in rows):
         return rows
     color = (0, 0, 0) if any(row.color for row in rows) else None
     return [LabelRow(BACKGROUND, color, 0), *(row._replace(value=row.value + 1) for row in rows)]
@@ -88,6 +89,13 @@ def read_labelmap(file: Path) -> list[LabelRow]:
         color = _color(rest[0].split(","), file, line) if rest and rest[0].strip() else None
         rows.append(LabelRow(name.strip(), color, len(rows)))
     return rows
+
+
+def background_first(rows: list[LabelRow]) -> list[LabelRow]:
+    """The rows as `with_background`, with the background in front; numbered by their places."""
+    rows = with_background(rows)
+    ordered = sorted(rows, key=lambda row: row.name != BACKGROUND and row.color != (0, 0, 0))
+    return [row._replace(value=value) for value, row in enumerate(ordered)]
 
 
 def read_label_colors(file: Path) -> list[LabelRow]:
