@@ -69,6 +69,20 @@ def test_values_and_gradients_are_those_of_double_precision(eager, threads, chan
     assert kinds == dict.fromkeys(("forward", "gradient of the input", "gradient of the filter"), True)
 
 
+@pytest.mark.parametrize(("size", "rate"), [((13, 18), 2), ((9, 20), 6), ((7, 7), 12)])
+def test_depthwise_convolutions_too(size, rate):
+    x, weight, bias = normal(2, 72, *size), normal(72, 1, 3, 3, seed=1), normal(1, 72, 1, 1).ravel()
+    grad = normal(2, 72, *size, seed=2)
+    geometry = {"padding": rate, "dilation": rate, "groups": 72}
+    mode = FastConvolutions()
+    truth = passes(*(each.double() for each in (x, weight, bias, grad)), contextlib.nullcontext(), **geometry)
+    for _ in range(2):
+        found = passes(x, weight, bias, grad, mode, **geometry)
+        assert all(error(*pair) < 1e-6 for pair in zip(found, truth, strict=True))
+    assert len(mode._agrees) == 2 + (rate > 2)  # at rate 2 the library is the fastest forwards
+    assert all(mode._agrees.values())
+
+
 def test_a_single_tap_on_one_thread_is_computed_by_onednn(threads):
     x, weight, bias, grad = normal(2, 32, 9, 9), normal(48, 32, 1, 1), normal(1, 48, 1, 1).ravel(), normal(2, 48, 9, 9)
     found = passes(x, weight, bias, grad, FastConvolutions())
@@ -81,7 +95,7 @@ def test_a_single_tap_on_one_thread_is_computed_by_onednn(threads):
 
 def test_what_a_wrong_algorithm_gives_is_not_used(eager, monkeypatch, caplog):
     monkeypatch.setattr(
-        training, "_by_winograd", lambda x, weight, *more: x.new_ones(len(x), len(weight), *x.shape[2:])
+        training, "_by_winograd", lambda x, weight, *more, tile: x.new_ones(len(x), len(weight), *x.shape[2:])
     )
     x, weight, bias, grad = normal(1, 64, 8, 8), normal(64, 64, 3, 3), torch.zeros(64), normal(1, 64, 8, 8, seed=3)
     mode = FastConvolutions()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,17 +29,22 @@ PIXELS = 2000
 """The same: fewest pixels of all maps of a batch."""
 
 Compute = Callable[[], Tensor]
+Part = tuple[slice, ...]
+Way = Callable[..., Tensor]
+"""One way to a convolution of (x, weight, bias, rate), or to its filter's gradient of (grad, x, weight, rate)."""
 
 
 class FastConvolutions(TorchFunctionMode):
     """Within it PyTorch's convolutions are computed, and differentiated, by the fastest algorithm that is known.
 
     That is done for float32 on the CPU, outside autocast, where something is trained, for every layer or function that
-    calls `torch.conv2d` with stride 1 and one group:
+    calls `torch.conv2d` with stride 1:
 
     - 3x3 convolutions of maps in channels_last, and their gradient for the input, by Winograd's algorithm where
       `best_tile` says so;
     - the filter's gradient of 3x3 convolutions tap by tap, where many taps lie outside the map, or with channels first;
+    - dilated 3x3 depthwise convolutions tap by tap, where many taps lie outside the map, and their filter's gradient
+      at any rate; their gradient for the input as a convolution, which the library computes faster;
     - 1x1 convolutions on one thread by oneDNN, where PyTorch takes a slower library.
 
     The first time that a kind of call comes (a pass, a size and a rate), its result is compared with the direct one. If
@@ -70,9 +75,9 @@ class FastConvolutions(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         """As `torch.conv2d`."""
-        if groups == 1 and _pair(stride) == (1, 1) and _is_trained(input, weight):
-            rate = _rate(padding, dilation)
-            if weight.shape[2:] == (1, 1) and padding in (0, (0, 0)) and torch.get_num_threads() == 1:
+        if _pair(stride) == (1, 1) and _is_trained(input, weight) and groups == _groups(input, weight):
+            rate, single = _rate(padding, dilation), weight.shape[2:] == (1, 1) and groups == 1
+            if single and padding in (0, (0, 0)) and torch.get_num_threads() == 1:
                 # A single tap has no rate; but PyTorch computes what is not dilated without oneDNN on one thread.
                 return torch.conv2d(input, weight, bias, dilation=2)
             if weight.shape[2:] == (3, 3) and rate and _is_faster(input, weight, rate):
@@ -99,11 +104,11 @@ class FastConvolutions(TorchFunctionMode):
 
 
 class _Convolution(torch.autograd.Function):
-    """A 3x3 convolution of stride 1 that keeps the size of the map."""
+    """A 3x3 convolution of stride 1 that keeps the size of the map, of all channels or depthwise."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
-        """[N,C,H,W], [K,C,3,3], [K] -> [N,K,H,W], channels_last."""
+        """[N,C,H,W], [K,C or 1,3,3], [K] -> [N,K,H,W], channels_last."""
         ctx.save_for_backward(x, weight)
         ctx.rate, ctx.mode = rate, mode
         return convolved(x, weight, bias, rate, mode)
@@ -117,10 +122,11 @@ class _Convolution(torch.autograd.Function):
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
     """The convolution, [N,C,H,W] -> [N,K,H,W]."""
-    tile = _tile(tuple(x.shape), len(weight), rate)
-    fast = None if tile is None else functools.partial(_by_winograd, x, weight, bias, rate, tile)
-    kind = "forward", tuple(x.shape), len(weight), rate
-    return mode.checked(kind, fast, lambda: torch.conv2d(x, weight, bias, 1, rate, rate))
+    groups = _groups(x, weight)
+    way = _way(tuple(x.shape), len(weight), rate, groups)
+    fast = None if way is None else functools.partial(way, x, weight, bias, rate)
+    kind = "forward", tuple(x.shape), len(weight), rate, groups
+    return mode.checked(kind, fast, lambda: torch.conv2d(x, weight, bias, 1, rate, rate, groups))
 
 
 def gradients(
@@ -134,28 +140,35 @@ def gradients(
     if torch.is_grad_enabled():  # to be differentiated again
         return _of_library(grad, x, weight, rate, wanted)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    shape = tuple(grad.shape)
+    shape, groups = tuple(grad.shape), _groups(x, weight)
+    sizes = shape, x.shape[1], rate, groups
     of_x = of_weight = None
     if wanted[0]:
-        tile = _tile(shape, x.shape[1], rate)
-        turned = weight.flip(2, 3).transpose(0, 1)
-        fast = None if tile is None else functools.partial(_by_winograd, grad, turned, None, rate, tile)
-        kind = "gradient of the input", shape, x.shape[1], rate
+        way = _way(*sizes) or (_forward_of_library if groups > 1 else None)
+        turned = weight.flip(2, 3) if groups > 1 else weight.flip(2, 3).transpose(0, 1)
+        fast = None if way is None else functools.partial(way, grad, turned, None, rate)
+        kind = "gradient of the input", *sizes
         of_x = mode.checked(kind, fast, lambda: _some(_of_library(grad, x, weight, rate, (True, False, False))))
     if wanted[1]:
-        way = _filter_way(tuple(x.shape), len(weight), rate)
+        way = _filter_way(tuple(x.shape), len(weight), rate, groups)
         fast = None if way is None else functools.partial(way, grad, x, weight, rate)
-        kind = "gradient of the filter", shape, x.shape[1], rate
+        kind = "gradient of the filter", *sizes
         of_weight = mode.checked(kind, fast, lambda: _some(_of_library(grad, x, weight, rate, (False, True, False))))
     return of_x, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
+
+
+def _groups(x: Tensor, weight: Tensor) -> int:
+    """1, or as many as channels where each has a filter of its own; 0 for anything between them."""
+    depthwise = weight.shape[1] == 1 < x.shape[1] == len(weight)
+    return x.shape[1] if depthwise else int(weight.shape[1] == x.shape[1])
 
 
 def _of_library(
     grad: Tensor, x: Tensor, weight: Tensor, rate: int, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    around = [rate, rate]
+    around, groups = [rate, rate], _groups(x, weight)
     found = torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], [1, 1], around, around, False, [0, 0], 1, list(wanted)
+        grad, x, weight, [len(weight)], [1, 1], around, around, False, [0, 0], groups, list(wanted)
     )
     return cast(tuple[Tensor | None, ...], tuple(found))
 
@@ -163,6 +176,30 @@ def _of_library(
 def _some(found: tuple[Tensor | None, ...]) -> Tensor:
     """The only one that is there."""
     return next(each for each in found if each is not None)
+
+
+def _way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> Way | None:
+    """A faster way to a convolution than the library's with the channels last; None if there is none."""
+    if groups > 1:
+        return _depthwise if _inside(shape, rate) <= REACHED else None
+    tile = _tile(shape, out_channels, rate)
+    return None if tile is None else functools.partial(_by_winograd, tile=tile)
+
+
+def _filter_way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> Way | None:
+    """A faster way to the filter's gradient."""
+    if groups > 1:
+        return _depthwise_filter
+    if _inside(shape, rate) <= REACHED:
+        return _by_taps
+    pixels = shape[0] * shape[2] * shape[3]
+    return _channels_first if min(shape[1], out_channels) >= WIDE and pixels >= PIXELS else None
+
+
+def _inside(shape: tuple[int, ...], rate: int) -> float:
+    """The part of the taps of all pixels that lies inside the map."""
+    height, width = shape[2:]
+    return (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0)) / (9 * height * width)
 
 
 def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, tile: Tile) -> Tensor:
@@ -179,27 +216,31 @@ def _tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
     return None if tile == PAIRS else tile
 
 
-def _filter_way(shape: tuple[int, ...], out_channels: int, rate: int) -> Callable[..., Tensor] | None:
-    """A faster way to the filter's gradient than the library's with the channels last; None if there is none."""
-    height, width = shape[2:]
-    inside = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    if inside <= REACHED * 9 * height * width:
-        return _by_taps
-    return _channels_first if min(shape[1], out_channels) >= WIDE and shape[0] * height * width >= PIXELS else None
+def _forward_of_library(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
+    return torch.conv2d(x, weight, bias, 1, rate, rate, len(weight))
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
+    factors = weight[..., None]  # [C,1,3,3,1]
+    found = x * factors[:, 0, 1, 1][:, None]
+    for i, j, part, place in _taps(x.shape, rate):
+        if (i, j) != (1, 1):
+            found[place].addcmul_(x[part], factors[:, 0, i, j][:, None])
+    return found if bias is None else found.add_(bias[:, None, None])
+
+
+def _depthwise_filter(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
+    found = torch.zeros_like(weight)
+    for i, j, part, place in _taps(x.shape, rate):
+        found[:, 0, i, j] = (grad[place] * x[part]).sum((0, 2, 3))
+    return found
 
 
 def _by_taps(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
     """Each of the nine numbers per pair of channels from the pixels alone whose tap lies inside the map."""
     found = torch.zeros_like(weight)
-    tap = weight[:, :, :1, :1]
-    for i in range(3):
-        for j in range(3):
-            rows, columns = _overlap((i - 1) * rate, x.shape[2]), _overlap((j - 1) * rate, x.shape[3])
-            if rows is None or columns is None:
-                continue
-            part = x[:, :, rows[0], columns[0]]
-            of_part = grad[:, :, rows[1], columns[1]]
-            found[:, :, i, j] = _of_tap(of_part, part, tap)[:, :, 0, 0]
+    for i, j, part, place in _taps(x.shape, rate):
+        found[:, :, i, j] = _of_tap(grad[place], x[part], weight[:, :, :1, :1])[:, :, 0, 0]
     return found
 
 
@@ -209,6 +250,16 @@ def _of_tap(grad: Tensor, x: Tensor, tap: Tensor) -> Tensor:
         grad, x, tap, [len(tap)], [1, 1], [0, 0], [2, 2], False, [0, 0], 1, [False, True, False]
     )
     return cast(Tensor, found[1])
+
+
+def _taps(shape: Sequence[int], rate: int) -> Iterator[tuple[int, int, Part, Part]]:
+    """Row and column of each tap that reaches into the map, what it reads of [N,C,H,W], and for which outputs."""
+    rows, columns = ([_overlap((place - 1) * rate, size) for place in range(3)] for size in shape[2:])
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            if row is not None and column is not None:
+                every = slice(None), slice(None)
+                yield i, j, (*every, row[0], column[0]), (*every, row[1], column[1])
 
 
 def _overlap(by: int, size: int) -> tuple[slice, slice] | None:
@@ -232,11 +283,13 @@ def _is_trained(x: Tensor, weight: Tensor) -> bool:
 
 def _is_faster(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether there is a faster way for one of a 3x3 convolution's three passes."""
-    shape, count = tuple(x.shape), len(weight)
+    shape, count, groups = tuple(x.shape), len(weight), _groups(x, weight)
     if min(count, shape[1]) < NARROWEST or not x.is_contiguous(memory_format=torch.channels_last):
         return False
+    if groups > 1:
+        return rate > 1
     back = (shape[0], count, *shape[2:])
-    ways = _tile(shape, count, rate), _tile(back, shape[1], rate), _filter_way(shape, count, rate)
+    ways = _way(shape, count, rate, 1), _way(back, shape[1], rate, 1), _filter_way(shape, count, rate, 1)
     return any(way is not None for way in ways)
 
 
