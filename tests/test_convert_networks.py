@@ -337,10 +337,11 @@ def test_segmentation_models_pytorch(tmp_path, network):
 def test_smp_with_another_encoder_is_refused(tmp_path):
     state = {
         "decoder.aspp.convs.0.0.weight": torch.zeros(256, 1280, 1, 1),
-        "encoder.features.0.0.weight": torch.zeros(1),
+        "decoder.aspp.convs.1.0.0.weight": torch.zeros(1),
+        "encoder.denseblock1.weight": torch.zeros(1),
     }
     torch.save(state, tmp_path / "smp.pth")
-    with pytest.raises(ConversionError, match="an encoder that degrid cannot convert"):
+    with pytest.raises(ConversionError, match=r"an encoder \(not named in the file\) that degrid cannot convert"):
         convert(tmp_path / "smp.pth", tmp_path / "model")
 
 

@@ -12,6 +12,10 @@ from degrid.types import ConversionError, LabelSpace
 from degrid.verbs.convert import fill
 
 slow = pytest.mark.slow
+CONFIGS = {  # what the program's config.json says
+    "smp_DeepLabV3_resnet18_os16": {"encoder_output_stride": 16, "decoder_atrous_rates": [2, 3, 5]},
+    "smp_DeepLabV3Plus_tu-resnet50": {"encoder_name": "tu-resnet50"},
+}
 
 
 def converted(name, key):
@@ -19,7 +23,7 @@ def converted(name, key):
     tensors = peers.tensors(name)
     system, *_ = find_system(tensors, None, name)
     assert system is SYSTEMS[key]
-    plan = system.plan(tensors)
+    plan = system.plan_beside(tensors, CONFIGS.get(name, {}))
     assert not plan.unexpected
     assert set(plan.origins.values()) | set(plan.dropped) == set(tensors)
     config = from_dict(ModelConfig, {"pretrained": False, **plan.model})
@@ -37,6 +41,14 @@ def rates(module):
 @pytest.mark.parametrize(
     ("name", "system", "encoder_rates", "aspp_rates"),
     [
+        ("smp_DeepLabV3Plus_mobilenet_v2", "smp", [2, 2, 2, 2], [12, 24, 36]),
+        ("smp_DeepLabV3Plus_efficientnet-b0", "smp", [2] * 7, [12, 24, 36]),
+        pytest.param("smp_DeepLabV3Plus_tu-resnet50", "smp", [2, 2], [12, 24, 36], marks=slow),
+        pytest.param("smp_DeepLabV3_resnet18_os16", "smp", [2] * 4, [2, 3, 5], marks=slow),
+        pytest.param("smp_DeepLabV3Plus_resnet18", "smp", [2] * 4, [12, 24, 36], marks=slow),
+        ("tf_deeplab_mobilenet_v2_os8", "google_deeplab", [*[2] * 7, *[4] * 3], []),
+        ("transformers_mobilenet_v2", "transformers_mobilenet_v2", [*[2] * 7, *[4] * 3], []),
+        pytest.param("tf_deeplab_xception_65_os16", "google_deeplab", [2] * 3, [6, 12, 18], marks=slow),
         pytest.param("jfzhang95_resnet101", "jfzhang95", [2, 4, 8], [6, 12, 18], marks=slow),
         ("jfzhang95_mobilenet", "jfzhang95", [2], [6, 12, 18]),
         pytest.param("VainF_deeplabv3_resnet50", "vainf", [2, 2], [6, 12, 18], marks=slow),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from degrid.checkpoints.readers.files import read_tensors
-from degrid.checkpoints.systems.table import find_system
+from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.types import ConversionError
 from degrid.verbs.convert import convert
 
@@ -203,3 +203,32 @@ def test_a_whole_pickled_network_is_refused(tmp_path):
         torch.save(values, tmp_path / "x.pth")
         with pytest.raises(ConversionError, match=r"torch\.nn\.modules\.linear Linear.*could run code.*state_dict"):
             read_tensors(tmp_path / "x.pth")
+
+
+def test_settings_beside_the_weights(tmp_path):
+    torch.save(network(), tmp_path / "x.pth")
+    for text, expected in (('{"a": [1]}', {"a": [1]}), ("[1]", {}), ("{", {}), ("[" * 100_000, {})):
+        (tmp_path / "config.json").write_text(text)
+        assert read_tensors(tmp_path / "x.pth").config == expected
+        assert read_tensors(tmp_path).config == expected  # a folder
+
+
+def test_an_encoder_of_timm_must_be_named(tmp_path):
+    head = {f"decoder.aspp.{name}.weight": torch.ones(1, 1, 1, 1) for name in ("convs.0.0", "convs.1.0")}
+    head["segmentation_head.0.weight"] = torch.ones(2, 1, 1, 1)
+    torch.save(head | {"encoder.model.stages_0.weight": torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"name it with --set encoder=timm:NAME"):
+        convert(tmp_path / "x.pth")
+    (tmp_path / "config.json").write_text('{"encoder_name": "tu-resnet18"}')
+    with pytest.raises(ConversionError, match="does not fit the network"):
+        convert(tmp_path / "x.pth")
+
+
+def test_names_of_segmentation_models_pytorch_up_to_0_3_4():
+    new = ["decoder.aspp.convs.0.0.weight", "decoder.conv.weight", "decoder.bn.bias", "segmentation_head.0.bias"]
+    old = ["decoder.0.convs.0.0.weight", "decoder.1.weight", "decoder.2.bias", "segmentation_head.0.bias"]
+    resnet = {f"encoder.layer{s}.{u}.conv{c}.weight": np.ones((64, 64)) for s, u in UNITS for c in (1, 2, 3)}
+    plans = [SYSTEMS["smp"].plan({**resnet, **dict.fromkeys(names, np.ones(1))}) for names in (new, old)]
+    assert plans[0].tensors.keys() == plans[1].tensors.keys()
+    assert plans[1].origins["head.refine.0.weight"] == "decoder.1.weight"
+    assert not plans[1].unexpected

@@ -47,15 +47,16 @@ class ModelConfig:
     network: str = "deeplabv3plus"
     """The head: `deeplabv2` (summed ASPP), `deeplabv2_largefov` (one rate), `deeplabv3`, `deeplabv3plus` (with a
     decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3), `deeplabv3_mmseg`,
-    `deeplabv3plus_mmseg`, `deeplabv3plus_smp`, `deeplabv3plus_vainf`, `deeplabv3plus_paddleseg` (as the projects of
-    those names build them), `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a function of your
-    own, `my_module:my_head`."""
+    `deeplabv3plus_mmseg`, `deeplabv3plus_smp`, `deeplabv3plus_smp_dense`, `deeplabv3_smp_separable`,
+    `deeplabv3plus_vainf`, `deeplabv3plus_paddleseg` (as the projects of those names build them), `deeplabv3_linear`
+    (without ReLU, as one TensorFlow implementation); or a function of your own, `my_module:my_head`."""
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
     ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; networks as other projects changed them
     (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`, `bubbliiiing:xception`,
-    `mmseg:resnet50c`, `paddleseg:resnet50d`, ...); or a class of your own, `my_module:MyEncoder`."""
+    `mmseg:resnet50c`, `paddleseg:resnet50d`, `google:xception65`, `google:mobilenetv2_100`, `smp:efficientnet-b0`,
+    `smp:mobilenet_v2`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local .safetensors or .pth file, or a folder made by
     `degrid convert`; `false`: random weights."""
@@ -78,7 +79,7 @@ class ModelConfig:
     """`true`: depthwise-separable convolutions in ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     head_resize: str | None = None
     """How ASPP's output is enlarged inside the decoder, with the names of `resize`; `none`: `align_corners` for
-    `deeplabv3plus_smp`, else `half_pixel`."""
+    `deeplabv3plus_smp` and `deeplabv3plus_smp_dense`, else `half_pixel`."""
     pooling_size: tuple[int, ...] | None = None
     """Height and width of the window that ASPP's image pooling takes its means of, in pixels of the image, such as
     `512,1024`, for images larger than that; `none`: the whole image, whatever its size."""

@@ -343,9 +343,14 @@ def v3_head(
     refine: bool = False,
     relu: bool = True,
     project: int = 1,
+    plain: bool = False,
 ) -> tuple[nn.Module, int]:
-    """Concatenated ASPP with image pooling; see `DeepLabV3Head` for `refine`, `ASPP` for `relu` and `project`."""
-    aspp = _aspp(encoder, settings, settings.resize or "half_pixel", None, relu, project)
+    """Concatenated ASPP with image pooling; see `DeepLabV3Head` for `refine`, `ASPP` for `relu` and `project`.
+
+    plain: `plain_separable` branches.
+    """
+    branch = plain_separable if plain else None
+    aspp = _aspp(encoder, settings, settings.resize or "half_pixel", branch, relu, project)
     return DeepLabV3Head(aspp, settings.channels, num_classes, refine), encoder.reductions[-1]
 
 
@@ -357,12 +362,14 @@ def v3plus_head(
     convs: int = 2,
     plain: bool = False,
     smp: bool = False,
+    dense: bool = False,
 ) -> tuple[nn.Module, int]:
     """ASPP as in v3, and a decoder on the feature at stride 4.
 
     Args:
         project: see `ASPP`. convs: see `DeepLabV3PlusHead`.
         plain: `plain_separable` 3x3 convolutions everywhere, whatever `separable` is set to.
+        dense: full 3x3 convolutions in ASPP even so.
         smp: a further 3x3 after ASPP; corners are aligned unless the settings say otherwise.
     Raises:
         UserError: the encoder has no feature at stride 4.
@@ -372,7 +379,7 @@ def v3plus_head(
         raise UserError(f"deeplabv3plus needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
     fine = encoder.reductions.index(4)
     convention = settings.resize or ("align_corners" if smp else "half_pixel")
-    aspp = _aspp(encoder, settings, convention, plain_separable if plain else None, project=project)
+    aspp = _aspp(encoder, settings, convention, plain_separable if plain and not dense else None, project=project)
 
     def joined(in_channels: int, out: int, rate: int) -> nn.Module:
         if plain:
@@ -415,5 +422,7 @@ NETWORKS: dict[str, MakeHead] = {
     # As in PaddleSeg and segmentation_models.pytorch: nothing between the halves of separable convolutions.
     "deeplabv3plus_paddleseg": partial(v3plus_head, plain=True),
     "deeplabv3plus_smp": partial(v3plus_head, convs=1, plain=True, smp=True),
+    "deeplabv3plus_smp_dense": partial(v3plus_head, convs=1, plain=True, smp=True, dense=True),
+    "deeplabv3_smp_separable": partial(v3_head, refine=True, plain=True),
 }
 """The function of each network's head, with all its numbers."""

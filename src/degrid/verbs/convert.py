@@ -19,6 +19,7 @@ from degrid import config as configs
 from degrid.arguments import checked
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import Plan
+from degrid.checkpoints.systems.smp import UNSAID
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
 from degrid.data import CITYSCAPES, VOC, class_table
@@ -122,10 +123,15 @@ def convert(
     given = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
-    plan, origin = writer.plan(tensors), f"{read.path} ({writer.title})"
+    plan, origin = writer.plan_beside(tensors, read.config), f"{read.path} ({writer.title})"
     _refuse_unexpected(plan, origin, allow_unused)
     labels = _classes(plan, given, origin) if plan.kind == "model" else None
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
+    if chosen.encoder == UNSAID:
+        raise ConversionError(
+            f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
+            "encoder=timm:NAME (settings=...), or keep the program's config.json beside the file"
+        )
     report = ConversionReport(
         str(source),
         read.format,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from degrid.checkpoints.readers.archives import members_of, unpacked
 from degrid.checkpoints.readers.caffe import Caffe
@@ -19,14 +22,16 @@ from degrid.lookup import lookup, some
 from degrid.protobuf import Span
 from degrid.types import ConversionError, UserError
 
+_MAX_CONFIG = 1 << 20  # bytes
+
 # Asked in this order; a caffemodel has no mark at its beginning.
 READERS: dict[str, Reader] = {
     "tensorflow v2": TensorFlowV2(),
     "tensorflow v1": TensorFlowV1(),
     "pytorch": PyTorch(),
+    "safetensors": Safetensors(),
     "pickle": Pickle(),
     "numpy": Numpy(),
-    "safetensors": Safetensors(),
     "caffe": Caffe(),
 }
 
@@ -38,10 +43,12 @@ class Source(Contents):
     Attributes:
         path: the file that was read; the prefix of a TensorFlow checkpoint of several files.
         format: a row of READERS, or "module:Class".
+        config: the content of config.json beside the file; empty where there is none.
     """
 
     path: Path = Path()
     format: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Source:
@@ -68,7 +75,17 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not contents.tensors:
         raise ConversionError(f"{shown}: holds no tensors by name")
-    return Source(contents.tensors, contents.skipped, shown, name)
+    return Source(contents.tensors, contents.skipped, shown, name, _config(main.with_name("config.json")))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where it is missing, damaged, absurdly long or no dictionary."""
+    try:
+        text = path.read_text("utf-8") if path.is_file() and path.stat().st_size < _MAX_CONFIG else ""
+        found = json.loads(text or "{}")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tuple[Contents, str]:

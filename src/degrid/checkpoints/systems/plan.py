@@ -82,6 +82,15 @@ class System(ABC):
             ConversionError: it is a network that degrid does not have.
         """
 
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
+        """As `plan`, for a program that writes its settings beside the weights.
+
+        Args:
+            tensors: the file's.
+            config: the content of config.json in the file's folder; empty where there is none.
+        """
+        return self.plan(tensors)
+
 
 def first_match(tensors: Tensors, pattern: str) -> str | None:
     """The first name that matches a regular expression from its beginning to its end."""

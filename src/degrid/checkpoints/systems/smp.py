@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
 from degrid.checkpoints.systems.torchvision_imagenet import usual_resnet
 from degrid.types import ConversionError
+from degrid.weight_names import BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
+
+Rename = Callable[[str], "str | None"]
+"""From a tensor's name in the library's encoder to our name of it; None for one without a place."""
+
+UNSAID = "timm:?"
+"""The encoder, where the file does not say which network of timm it is."""
 
 # The decoder beside ASPP: its names, our place, and by how much our number in it is larger than theirs. Our
 # after_aspp and refine are depthwise convolution, 1x1 convolution, batch norm.
@@ -20,64 +29,194 @@ _DECODER = (
     (r"decoder\.block2\.0\.([01])\.(weight)", "head.refine", 0),
     (r"decoder\.block2\.(1)\.(\w+)", "head.refine", 1),
 )
+_STEM = r"encoder\.(model\.)?(_conv_stem|conv_stem|(layer0\.)?conv1(\.0)?|features\.0\.0|stem[._](0|conv1?))\.weight"
+_BEFORE_0_4 = (("decoder.0.", "decoder.aspp."), ("decoder.1.", "decoder.conv."), ("decoder.2.", "decoder.bn."))
+# Parts of a block of EfficientNet: with an expansion before the depthwise convolution, and without.
+_EFFICIENT = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_se_reduce": "se.conv_reduce",
+    "_se_expand": "se.conv_expand",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_EFFICIENT_FIRST = {**_EFFICIENT, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+# By the number of blocks and the width of the first convolution: the variant, and the blocks of its stages.
+_VARIANTS = {
+    (16, 32): ("b0", (1, 2, 2, 3, 3, 4, 1)),
+    (23, 32): ("b1", (2, 3, 3, 4, 4, 5, 2)),
+    (23, 32, 1408): ("b2", (2, 3, 3, 4, 4, 5, 2)),
+    (26, 40): ("b3", (2, 3, 3, 5, 5, 6, 2)),
+    (32, 48): ("b4", (2, 4, 4, 6, 6, 8, 2)),
+    (39, 48): ("b5", (3, 5, 5, 7, 7, 9, 3)),
+    (45, 56): ("b6", (3, 6, 6, 8, 8, 11, 3)),
+    (55, 64): ("b7", (4, 7, 7, 10, 10, 13, 4)),
+}
 
 
 class Smp(System):
-    """The library's defaults: DeepLabV3 at output stride 8, DeepLabV3Plus at 16, both with the rates 12, 24, 36."""
+    """Output stride, rates and encoder are those of the library's config.json, where it lies beside the weights.
+
+    Otherwise its defaults: DeepLabV3 at output stride 8, DeepLabV3Plus at 16, both with the rates 12, 24, 36.
+    """
 
     title = "segmentation_models.pytorch: DeepLabV3, DeepLabV3Plus"
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
-        return first_match(tensors, r"decoder\.aspp\.(0\.)?convs\.0\.0\.weight")
+        return first_match(tensors, r"decoder\.(aspp\.(0\.)?|0\.)convs\.0\.0\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`. Encoders other than ResNet-18 to 152 are refused."""
-        plus = "decoder.aspp.0.convs.0.0.weight" in tensors
-        encoder = usual_resnet(tensors, "encoder.")
-        if encoder is None:
+        """See `System`."""
+        return self.plan_beside(tensors, {})
+
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
+        """See `System`. DeepLabV3 had other names up to version 0.3.4."""
+        new = {_renamed(name): name for name in tensors}
+        values = {name: tensors[old] for name, old in new.items()}
+        plus = "decoder.aspp.0.convs.0.0.weight" in values
+        aspp = "decoder.aspp.0." if plus else "decoder.aspp."
+        separable = f"{aspp}convs.1.0.1.weight" in values
+        if config.get("encoder_depth", 5) != 5:
             raise ConversionError(
-                "this model of segmentation_models.pytorch has an encoder that degrid cannot convert; it can convert "
-                "those on ResNet-18, 34, 50, 101 and 152"
+                "a model of segmentation_models.pytorch with encoder_depth below 5 cannot be converted"
             )
-        if not plus and "decoder.aspp.convs.1.0.0.weight" in tensors:
-            raise ConversionError("a DeepLabV3 with separable ASPP cannot be converted; DeepLabV3Plus can")
+        encoder, rename = _encoder(values, config)
+        stem = first_match(values, _STEM)
+        bands = config.get("in_channels", 3 if stem is None else values[stem].shape[1])
+        network = {
+            (True, True): "deeplabv3plus_smp",
+            (True, False): "deeplabv3plus_smp_dense",
+            (False, True): "deeplabv3_smp_separable",
+            (False, False): "deeplabv3_refined",
+        }[plus, separable]
         settings = {
-            "network": "deeplabv3plus_smp" if plus else "deeplabv3_refined",
-            "encoder": f"timm:{encoder}",
-            "output_stride": 16 if plus else 8,
-            "rates": (12, 24, 36),
-            "dropout": 0.5,
-            "uniform_rates": True,
+            "network": network,
+            "encoder": encoder,
+            "output_stride": config.get("encoder_output_stride", 16 if plus else 8),
+            "rates": tuple(config.get("decoder_atrous_rates", (12, 24, 36))),
+            "channels": len(values[f"{aspp}convs.0.0.weight"]),
+            "dropout": config.get("decoder_aspp_dropout", 0.5),
+            "uniform_rates": not _is_universal(values),
             "resize": "align_corners",
             **rules.IMAGENET_INPUT,
+            **({} if bands == 3 else {"in_channels": bands}),
         }
         note = (
-            "the file does not say its output stride and rates; that library's defaults are assumed: "
-            f"{settings['output_stride']} and 12,24,36 (change them with --set output_stride=... and "
-            "--set rates=..., settings=...)"
+            "the file does not say its output stride and rates, and no config.json lies beside it; that library's "
+            f"defaults are assumed: {settings['output_stride']} and 12,24,36 (change them with --set output_stride=... "
+            "and --set rates=..., settings=...)"
         )
-        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(plus))
+        notes = [] if "encoder_output_stride" in config else [note]
+        plan = Plan(settings, notes=notes)
+        plan.fill(values, rules.batch_counter, _rule(aspp, separable, rename))
+        plan.origins = {ours: new[name] for ours, name in plan.origins.items()}
+        plan.dropped = {new[name]: reason for name, reason in plan.dropped.items()}
+        plan.unexpected = [new[name] for name in plan.unexpected]
+        return plan
 
 
-def _rule(plus: bool) -> Rule:
-    aspp = "decoder.aspp.0." if plus else "decoder.aspp."
+def _renamed(name: str) -> str:
+    """The present name of a tensor that version 0.3.4 named."""
+    return next((new + name[len(old) :] for old, new in _BEFORE_0_4 if name.startswith(old)), name)
 
-    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+
+def _is_universal(tensors: Tensors) -> bool:
+    """Whether timm's networks are used as they are ("tu-"), with its rule for the first unit of a stage."""
+    return first_match(tensors, r"encoder\.model\..*") is not None
+
+
+def _encoder(tensors: Tensors, config: Mapping[str, Any]) -> tuple[str, Rename]:
+    """Our name of the encoder, and how its tensors are renamed.
+
+    Raises:
+        ConversionError: an encoder that degrid does not have.
+    """
+    named = str(config.get("encoder_name", ""))
+    if _is_universal(tensors):
+        known = named.removeprefix("tu-") or usual_resnet(tensors, "encoder.model.")
+        return f"timm:{known}" if known else UNSAID, lambda name: f"encoder.net.{name.removeprefix('model.')}"
+    resnet = _senet(tensors) if "encoder.layer0.conv1.weight" in tensors else usual_resnet(tensors, "encoder.")
+    if resnet:
+        return f"timm:{resnet}", lambda name: f"encoder.net.{name}"
+    if "encoder.features.18.0.weight" in tensors:
+        return "smp:mobilenet_v2", _mobile_name
+    if "encoder._conv_stem.weight" in tensors and (found := _efficient_net(tensors)):
+        return found
+    raise ConversionError(
+        f"this model of segmentation_models.pytorch has an encoder ({named or 'not named in the file'}) that degrid "
+        "cannot convert; it can convert those on ResNet, ResNeXt, SE-ResNet, SE-ResNeXt, MobileNetV2, EfficientNet and "
+        "timm's (tu-)"
+    )
+
+
+def _senet(tensors: Tensors) -> str | None:
+    """timm's name of a squeeze-and-excitation network of Cadene's."""
+    units = num_units(tensors, r"encoder\.layer([1-4])\.(\d+)\.")
+    depth = next((depth for depth, known in BOTTLENECK_RESNETS.items() if known == units), None)
+    width, inner = tensors["encoder.layer1.0.conv2.weight"].shape[:2]
+    if "encoder.layer0.conv3.weight" in tensors:
+        return "legacy_senet154"
+    grouped = {4: f"legacy_seresnext{depth}_32x4d", 64: f"legacy_seresnet{depth}"}
+    return grouped.get(inner) if depth in ("50", "101", "152") and width in (64, 128) else None
+
+
+def _mobile_name(name: str) -> str | None:
+    if match := re.fullmatch(r"features\.18\.([01])\.(\w+)", name):
+        return f"encoder.last.{match[1]}.{match[2]}"
+    renamed = mobilenet_v2_name(name)
+    return renamed and f"encoder.net.{renamed}"
+
+
+def _efficient_net(tensors: Tensors) -> tuple[str, Rename] | None:
+    """Our name of an EfficientNet of efficientnet_pytorch, and how its tensors are renamed."""
+    count = len({match[1] for name in tensors if (match := re.match(r"encoder\._blocks\.(\d+)\.", name))})
+    stem, head = len(tensors["encoder._conv_stem.weight"]), len(tensors["encoder._conv_head.weight"])
+    found = _VARIANTS.get((count, stem, head)) or _VARIANTS.get((count, stem))
+    if found is None:
+        return None
+    variant, stages = found
+    places = [(stage, unit) for stage, units in enumerate(stages) for unit in range(units)]
+
+    def rename(name: str) -> str | None:
+        layer, _, leaf = name.rpartition(".")
+        if layer in ("_conv_stem", "_bn0"):
+            return f"encoder.net.{'conv_stem' if layer == '_conv_stem' else 'bn1'}.{leaf}"
+        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", layer)
+        if match is None or int(match[1]) >= len(places):
+            return None
+        stage, unit = places[int(match[1])]
+        part = (_EFFICIENT if stage else _EFFICIENT_FIRST).get(match[2])
+        return part and f"encoder.net.blocks.{stage}.{unit}.{part}.{leaf}"
+
+    return f"smp:efficientnet-{variant}", rename
+
+
+def _rule(aspp: str, separable: bool, rename: Rename) -> Rule:
+    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
+        if re.match(r"encoder\.(_conv_head|_bn1)\.|classification_head\.", name):
+            return Drop("for classification, not connected to the logits")
         if name.startswith("encoder."):
-            return {name.replace("encoder.", "encoder.net.", 1): value}
+            renamed = rename(name.removeprefix("encoder."))
+            return {renamed: value} if renamed else None
         if name.startswith("segmentation_head.0."):
             return {name.replace("segmentation_head.0", "head.classifier"): value}
         if name.startswith(aspp):
-            return _aspp(name.removeprefix(aspp), value, separable=plus)
-        if match := re.fullmatch(r"decoder\.(conv|bn)\.(\w+)", name):
-            return {f"head.refine.{0 if match[1] == 'conv' else 1}.{match[2]}": value}
-        for pattern, place, shift in _DECODER:
-            if match := re.fullmatch(pattern, name):
-                return {f"{place}.{int(match[1]) + shift}.{match[2]}": value}
-        return None
+            return _aspp(name.removeprefix(aspp), value, separable) or _decoder(name, value)
+        return _decoder(name, value)
 
     return rule
+
+
+def _decoder(name: str, value: np.ndarray) -> rules.Found | None:
+    if match := re.fullmatch(r"decoder\.(conv|bn)\.(\w+)", name):
+        return {f"head.refine.{0 if match[1] == 'conv' else 1}.{match[2]}": value}
+    for pattern, place, shift in _DECODER:
+        if match := re.fullmatch(pattern, name):
+            return {f"{place}.{int(match[1]) + shift}.{match[2]}": value}
+    return None
 
 
 def _aspp(name: str, value: np.ndarray, separable: bool) -> rules.Found | None:

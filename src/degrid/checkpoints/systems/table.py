@@ -14,6 +14,7 @@ from degrid.checkpoints.systems.chenxi116 import Chenxi116
 from degrid.checkpoints.systems.detectron2 import Detectron2
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
+from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab, TransformersMobileNetV2
 from degrid.checkpoints.systems.isht7 import Isht7
 from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
 from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
@@ -50,6 +51,8 @@ SYSTEMS: dict[str, System] = {
     "st": Sthalles(),
     "torchvision": Torchvision(),
     "smp": Smp(),
+    "google_deeplab": GoogleDeepLab(),
+    "transformers_mobilenet_v2": TransformersMobileNetV2(),
     "mobilenet_v2_voc": MobileNetV2Voc(),
     "jfzhang95": Jfzhang95(),
     "vainf": VainF(),

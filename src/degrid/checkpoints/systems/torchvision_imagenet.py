@@ -34,15 +34,22 @@ class TorchvisionImageNet(System):
 
 
 def usual_resnet(tensors: Tensors, prefix: str = "") -> str | None:
-    """timm's name of a ResNet with torchvision's parameter names; None for a wide, grouped or unknown one.
+    """timm's name of a ResNet or ResNeXt with torchvision's parameter names; None for another network.
 
     Args:
         tensors: by name.
         prefix: what stands before each name.
     """
     name = torchvision_resnet(tensors.keys(), prefix)
-    usual = name and tensors[f"{prefix}layer1.0.conv2.weight"].shape[:2] == (64, 64)
-    return name if usual else None
+    if name is None:
+        return None
+    width, inner = tensors[f"{prefix}layer1.0.conv2.weight"].shape[:2]
+    if (width, inner) == (64, 64):
+        return name
+    if width == 128 == inner:
+        return f"wide_{name}_2"
+    grouped = width > inner and width % inner == 0
+    return f"resnext{name.removeprefix('resnet')}_{width // inner}x{inner}d" if grouped else None
 
 
 def _rule(mobile: bool) -> Rule:

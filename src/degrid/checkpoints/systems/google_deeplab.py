@@ -1,0 +1,232 @@
+"""tensorflow/models, research/deeplab: DeepLab v3 and v3+ in TensorFlow 1; and the network of transformers from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.types import ConversionError
+from degrid.weight_names import mobilenet_v2_name
+
+_INPUT = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5), "bgr": False}
+_UNIT = re.compile(r"(xception_\d+)/(entry|middle|exit)_flow/block(\d)/unit_(\d+)/xception_module/(.+)")
+# Ours are in the order 1x1, the rates, image pooling.
+_HEAD = {
+    "aspp0": "head.aspp.branches.0",
+    "concat_projection": "head.aspp.project",
+    "logits/semantic": "head.classifier",
+}
+_WIDTHS = {112: "035", 160: "050", 240: "075", 320: "100", 448: "140"}
+_MOBILE = {"expand": 0, "depthwise": 1, "project": 2}
+
+
+class GoogleDeepLab(System):
+    """Corners are aligned, inside the head as well. Checkpoints and frozen graphs have the same names."""
+
+    title = "tensorflow/models research/deeplab: DeepLab v3, v3+"
+
+    def recognise(self, tensors: Tensors) -> str | None:
+        """See `System`."""
+        trunk = first_match(tensors, r"(MobilenetV2/Conv|xception_\d+/entry_flow/conv1_1)/weights")
+        return "logits/semantic/weights" if trunk and "logits/semantic/weights" in tensors else None
+
+    def plan(self, tensors: Tensors) -> Plan:
+        """See `System`. The output stride is that of the project's own export, 8 where there are no rates."""
+        branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
+        if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
+            raise ConversionError(
+                "this model of research/deeplab has no image pooling or no ASPP; degrid converts those that have both"
+            )
+        mobile = "MobilenetV2/Conv/weights" in tensors
+        plus = "decoder/feature_projection0/weights" in tensors
+        if plus and not first_match(tensors, r"decoder/decoder_conv1(_pointwise)?/weights"):
+            raise ConversionError("this model of research/deeplab has another decoder than the paper's two 3x3")
+        settings = {
+            "network": "deeplabv3plus" if plus else "deeplabv3",
+            "encoder": mobile_encoder(tensors["MobilenetV2/expanded_conv_16/project/weights"].shape[-1])
+            if mobile
+            else f"google:{_xception(tensors)}",
+            "output_stride": 16 if len(branches) > 1 or not mobile else 8,
+            "rates": (6, 12, 18)[: len(branches) - 1],
+            "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
+            "head_resize": "align_corners",
+            "resize": "align_corners",
+            **_INPUT,
+        }
+        rule = _mobile_rule if mobile else _xception_rule(tensors)
+        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        return plan.fill(tensors, rules.training_state, _averages, rule, _head(len(branches)))
+
+
+def mobile_encoder(last: int) -> str:
+    """Our name of Google's MobileNetV2 by the channels of its last block.
+
+    Raises:
+        ConversionError: a width that degrid does not have.
+    """
+    if last not in _WIDTHS:
+        raise ConversionError(f"a MobileNetV2 that ends in {last} channels; degrid has those of {list(_WIDTHS)}")
+    return f"google:mobilenetv2_{_WIDTHS[last]}"
+
+
+def _xception(tensors: Tensors) -> str:
+    root = next(name.split("/")[0] for name in tensors if name.startswith("xception_"))
+    if root not in ("xception_41", "xception_65", "xception_71"):
+        raise ConversionError(f"{root} of research/deeplab cannot be converted; xception_41, 65 and 71 can")
+    return root.replace("_", "")
+
+
+def _averages(name: str, value: np.ndarray) -> Drop | None:
+    """The moving averages that its trainer may keep beside the weights."""
+    return Drop("moving average of a weight") if name.endswith("/ExponentialMovingAverage") else None
+
+
+def _layer(name: str) -> tuple[str, str]:
+    """The layer and the leaf of a variable, without what says that it is batch norm's."""
+    layer, _, leaf = name.replace("/BatchNorm/", "/").rpartition("/")
+    return layer, leaf
+
+
+def _leaf(leaf: str, value: np.ndarray, conv: str, norm: str) -> rules.Found | None:
+    if leaf == "depthwise_weights" and value.ndim == 4:  # [height, width, channels, 1]
+        return {f"{conv}.weight": value.transpose(2, 3, 0, 1)}
+    return rules.tensorflow_leaf(leaf, value, conv, norm)
+
+
+def _mobile_rule(name: str, value: np.ndarray) -> rules.Found | None:
+    layer, leaf = _layer(name)
+    if layer == "MobilenetV2/Conv":
+        return _leaf(leaf, value, "encoder.net.conv_stem", "encoder.net.bn1")
+    match = re.fullmatch(r"MobilenetV2/expanded_conv(?:_(\d+))?/(expand|depthwise|project)", layer)
+    if match is None:
+        return None
+    conv, norm = mobile_block(int(match[1] or 0), _MOBILE[match[2]])
+    return _leaf(leaf, value, conv, norm)
+
+
+def mobile_block(index: int, part: int) -> tuple[str, str]:
+    """Our names of a convolution in MobileNetV2 and of its batch norm.
+
+    Args:
+        index: of the block, from 0.
+        part: 0 for the expansion, 1 for the depthwise convolution, 2 for the projection.
+    """
+    part -= index == 0  # the first block has no expansion
+    last = part == (2 if index else 1)
+    conv = f"features.{index + 1}.conv.{part}" + ("" if last else ".0")
+    norm = f"features.{index + 1}.conv.{part + 1}" if last else f"features.{index + 1}.conv.{part}.1"
+    names = [mobilenet_v2_name(f"{layer}.weight") or "" for layer in (conv, norm)]
+    return f"encoder.net.{names[0].removesuffix('.weight')}", f"encoder.net.{names[1].removesuffix('.weight')}"
+
+
+def _xception_rule(tensors: Tensors) -> Rule:
+    """timm counts all units in one sequence."""
+    flows = ("entry", "middle", "exit")
+    units = {(flows.index(m[2]), int(m[3]), int(m[4])) for name in tensors if (m := _UNIT.fullmatch(name))}
+    places = {unit: index for index, unit in enumerate(sorted(units))}
+
+    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+        layer, leaf = _layer(name)
+        if match := re.fullmatch(r"xception_\d+/entry_flow/conv1_([12])", layer):
+            stem = f"encoder.net.stem_{int(match[1]) - 1}"
+            return _leaf(leaf, value, f"{stem}.conv", f"{stem}.bn")
+        match = _UNIT.fullmatch(layer)
+        if match is None:
+            return None
+        unit = f"encoder.net.blocks_{places[flows.index(match[2]), int(match[3]), int(match[4])]}"
+        if match[5] == "shortcut":
+            return _leaf(leaf, value, f"{unit}.shortcut.conv", f"{unit}.shortcut.bn")
+        part = re.fullmatch(r"separable_conv([123])_(depth|point)wise", match[5])
+        if part is None:
+            return None
+        conv, kind = f"{unit}.stack.conv{part[1]}", "dw" if part[2] == "depth" else "pw"
+        return _leaf(leaf, value, f"{conv}.conv_{kind}", f"{conv}.bn_{kind}")
+
+    return rule
+
+
+def _head(branches: int) -> Rule:
+    pooling = f"head.aspp.branches.{branches}.project"
+
+    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+        layer, leaf = _layer(name)
+        if layer == "image_pooling":
+            return _leaf(leaf, value, f"{pooling}.0", f"{pooling}.1")
+        if layer == "concat_projection" and leaf == "weights":
+            value = pooled_last(value, value.shape[-1], axis=2)
+        if layer in _HEAD:
+            place = _HEAD[layer]
+            return _leaf(leaf, value, place if layer.startswith("logits") else f"{place}.0", f"{place}.1")
+        if layer == "decoder/feature_projection0":
+            return _leaf(leaf, value, "head.reduce.0", "head.reduce.1")
+        match = re.fullmatch(r"(aspp|decoder/decoder_conv)(\d)(_depthwise|_pointwise)?", layer)
+        if match is None:
+            return None
+        place = "head.aspp.branches" if match[1] == "aspp" else "head.refine"
+        first = 3 if match[3] == "_pointwise" else 0  # after the depthwise convolution, its batch norm and its ReLU
+        return _leaf(leaf, value, f"{place}.{match[2]}.{first}", f"{place}.{match[2]}.{first + 1}")
+
+    return rule
+
+
+def pooled_last(weight: np.ndarray, width: int, axis: int) -> np.ndarray:
+    """The projection after ASPP with its inputs in our order: there image pooling comes first, here last."""
+    first, rest = np.split(weight, [width], axis=axis)
+    return np.concatenate([rest, first], axis=axis)
+
+
+class TransformersMobileNetV2(System):
+    """The same network in PyTorch: ASPP is image pooling and a 1x1 branch, without rates."""
+
+    title = "transformers: MobileNetV2ForSemanticSegmentation"
+
+    def recognise(self, tensors: Tensors) -> str | None:
+        """See `System`."""
+        head = "segmentation_head.conv_aspp.convolution.weight"
+        return head if head in tensors and first_match(tensors, r"mobilenet_v2\.conv_stem\..*") else None
+
+    def plan(self, tensors: Tensors) -> Plan:
+        """See `System`."""
+        return self.plan_beside(tensors, {})
+
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
+        """See `System`."""
+        encoder = mobile_encoder(len(tensors["mobilenet_v2.layer.15.reduce_1x1.convolution.weight"]))
+        settings = {
+            "network": "deeplabv3",
+            "encoder": encoder if config.get("tf_padding", True) else encoder.replace("google:", "timm:"),
+            "output_stride": config.get("output_stride", 8),
+            "rates": (),
+            "resize": "half_pixel",
+            **_INPUT,
+        }
+        return Plan(settings).fill(tensors, rules.batch_counter, _transformers_rule)
+
+
+def _transformers_rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    match = re.fullmatch(r"(.+)\.(convolution|normalization)\.(\w+)", name)
+    if match is None:
+        return None
+    layer, norm = match[1], match[2] == "normalization"
+    heads = {"conv_aspp": "branches.0", "conv_pool": "branches.1.project", "conv_projection": "project"}
+    if layer == "mobilenet_v2.conv_1x1":
+        return Drop("for classification, not connected to the logits")
+    if layer == "segmentation_head.classifier":
+        return {f"head.classifier.{match[3]}": value}
+    if layer.startswith("segmentation_head.") and layer.partition(".")[2] in heads:
+        if layer.endswith("conv_projection") and not norm:
+            value = pooled_last(value, len(value), axis=1)
+        return {f"head.aspp.{heads[layer.partition('.')[2]]}.{int(norm)}.{match[3]}": value}
+    if layer == "mobilenet_v2.conv_stem.first_conv":
+        return {f"encoder.net.{'bn1' if norm else 'conv_stem'}.{match[3]}": value}
+    block = re.fullmatch(r"mobilenet_v2\.(?:conv_stem|layer\.(\d+))\.(expand_1x1|conv_3x3|reduce_1x1)", layer)
+    if block is None:
+        return None
+    index = 0 if block[1] is None else int(block[1]) + 1
+    place = mobile_block(index, ("expand_1x1", "conv_3x3", "reduce_1x1").index(block[2]))[norm]
+    return {f"{place}.{match[3]}": value}

@@ -1,0 +1,98 @@
+"""Encoders as segmentation_models.pytorch builds them, where they differ from timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid.lookup import did_you_mean
+from degrid.models.dilation import Conv2dWithMargins
+from degrid.models.library_encoders import TimmEncoder
+from degrid.models.strides import pair
+from degrid.types import UserError
+
+# The image size that fixes the padding, and the first blocks that the library counts to the strides 16 and 32. Of b0
+# it counts one unit before the stride too few to the stage before: `out_indexes` in its table of encoders.
+EFFICIENT_NETS = {
+    "b0": (224, 5, 9),
+    "b1": (240, 8, 16),
+    "b2": (260, 8, 16),
+    "b3": (300, 8, 18),
+    "b4": (380, 10, 22),
+    "b5": (456, 13, 27),
+    "b6": (528, 15, 31),
+    "b7": (600, 18, 38),
+}
+MOBILENET_V2 = "smp:mobilenet_v2"
+
+
+class SmpEfficientNet(TimmEncoder):
+    """EfficientNet with TensorFlow's padding for one size of images, whatever the image's; every unit is dilated.
+
+    Args:
+        name: "smp:efficientnet-b0" to b7.
+        output_stride: 8, 16 or 32.
+        settings: the others of `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, output_stride: int = 16, **settings: Any) -> None:
+        variant = name.rpartition("-")[2]
+        super().__init__(f"tf_efficientnet_{variant}", 32, **settings)
+        size, *starts = EFFICIENT_NETS[variant]
+        self.reductions = tuple(min(stride, output_stride) for stride in self.reductions)
+        blocks: list[Any] = [block for stage in self.net.blocks for block in stage]
+        size = _pad(self.net.conv_stem, size, 0)
+        for index, block in enumerate(blocks):
+            stride = 32 if index >= starts[1] else 16 if index >= starts[0] else 8
+            size = _pad(block.conv_dw, size, stride // output_stride if stride > output_stride else 0)
+
+
+def _pad(conv: Any, size: int, rate: int) -> int:
+    """Pad a convolution as for maps of `size` pixels; at a rate in place of its stride where one is given.
+
+    Returns the size of its result on such maps.
+    """
+    kernel, stride = conv.kernel_size[0], pair(conv.stride)[0]
+    out = -(-size // stride)
+    if rate:
+        conv.__class__ = nn.Conv2d
+        conv.stride, conv.dilation, conv.padding = (1, 1), pair(rate), pair(kernel // 2 * rate)
+    elif stride > 1:
+        margin = max((out - 1) * stride + kernel - size, 0)
+        conv.__class__, conv.padding = Conv2dWithMargins, (0, 0)
+        conv.margins = (margin // 2, margin - margin // 2) * 2
+    return out
+
+
+class SmpMobileNetV2(TimmEncoder):
+    """MobileNetV2 whose last feature is that of the 1x1 convolution to 1280 channels.
+
+    Args:
+        name: "smp:mobilenet_v2".
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__("mobilenetv2_100", **settings)
+        self.last = nn.Sequential(nn.Conv2d(self.channels[-1], 1280, 1, bias=False), nn.BatchNorm2d(1280))
+        self.channels = (*self.channels[:-1], 1280)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N,C,H,W], normalised -> features, fine to coarse."""
+        *features, last = super().forward(image)
+        return [*features, F.relu6(self.last(last))]
+
+
+def smp_encoder(name: str, **settings: Any) -> nn.Module:
+    """An encoder by name, with the settings of `degrid.models.encoder.EncoderSettings`.
+
+    Raises:
+        UserError: no such encoder, or a setting that it does not support.
+    """
+    known: dict[str, type[TimmEncoder]] = {MOBILENET_V2: SmpMobileNetV2}
+    known |= {f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS}
+    if name not in known:
+        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
+    return known[name](name, **settings)
