@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import degrid
-from degrid.checkpoints.systems.table import find_system
+from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.exporters.runtime import ExportedModel
 from degrid.models import describe
 from degrid.resize import resize
@@ -300,6 +300,31 @@ def test_kazuto1011_names(tmp_path, prefix, shortcut, head):
             assert torch.equal(value, state[name]), name
     assert again.scales == ((0.75, 0.5) if prefix else ())
     assert not report.unexpected
+
+
+def test_kazuto1011_heads_of_other_versions():
+    trunk = {
+        f"layer{stage + 2}.block{unit + 1}.reduce.conv.weight": np.ones(1)
+        for stage, count in enumerate((3, 4, 6, 3))
+        for unit in range(count)
+    }
+    system = SYSTEMS["kazuto1011"]
+    one = system.plan({**trunk, "fc.weight": np.full((2, 3, 1, 1), 7.0), "fc.bias": np.ones(2)})
+    assert one.model["network"] == "deeplabv2_largefov"
+    weight = one.tensors["head.branches.0.weight"]
+    assert weight.shape == (2, 3, 3, 3)
+    assert weight.sum() == weight[:, :, 1, 1].sum() == 2 * 3 * 7
+    three = {**trunk, "aspp.stages.c2.conv.weight": np.ones(1), "aspp.stages.imagepool.conv.bn.bias": np.ones(1)}
+    plan = system.plan({**three, "fc1.conv.weight": np.ones(1), "fc2.weight": np.ones(1)})
+    assert (plan.model["network"], plan.model["output_stride"], plan.model["multi_grid"]) == ("deeplabv3", 8, (1, 2, 4))
+    names = ["aspp.branches.2.0.weight", "aspp.branches.4.project.1.bias", "aspp.project.0.weight", "classifier.weight"]
+    assert {name for name in plan.tensors if name.startswith("head")} == {f"head.{name}" for name in names}
+    plus = {**three, "fc1.conv.weight": np.ones(1), "fc2.conv3.weight": np.ones(1), "fc2.conv2.bn.bias": np.ones(1)}
+    plan = system.plan({f"base.{name}": value for name, value in plus.items()})
+    assert (plan.model["network"], plan.model["output_stride"]) == ("deeplabv3plus", 16)
+    assert {"head.refine.1.1.bias", "head.classifier.weight"} <= plan.tensors.keys()
+    assert not plan.unexpected
+    assert system.recognise({**trunk, "fc.weight": np.ones((1000, 2048))}) is None  # trained on ImageNet
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])

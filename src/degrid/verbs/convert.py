@@ -28,6 +28,7 @@ from degrid.lookup import counted, some
 from degrid.model_folder import save
 from degrid.models import EncoderSettings, build_encoder
 from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
+from degrid.models.weights import WithoutRandomValues
 from degrid.networks import build_model
 from degrid.types import ConversionError, LabelSpace, UserError, voc_palette
 from degrid.weight_names import misfit
@@ -172,7 +173,8 @@ def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: s
     if labels is None:
         _write_encoder(plan, config, folder, origin)
         return
-    model = build_model(config, labels)
+    with WithoutRandomValues():  # `fill` gives every tensor its value
+        model = build_model(config, labels)
     fill(model, plan, origin)
     if folder:
         save(model.eval(), folder)
@@ -201,7 +203,8 @@ def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None
 
 def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin: str) -> None:
     """encoder.safetensors under the encoder's own names, and what it is."""
-    net = build_encoder(config.encoder, EncoderSettings(output_stride=32))
+    with WithoutRandomValues():
+        net = build_encoder(config.encoder, EncoderSettings(output_stride=32))
     inner, prefix = net, "encoder."
     if isinstance(net, TimmEncoder | TorchvisionEncoder):
         inner, prefix = net.get_submodule("net"), "encoder.net."

@@ -1,8 +1,9 @@
-"""kazuto1011/deeplab-pytorch: DeepLab v2."""
+"""kazuto1011/deeplab-pytorch: DeepLab v1, v2, v3 and v3+."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -13,33 +14,70 @@ from degrid.types import MSC_SCALES
 _PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
 
 
+_HEADS = {
+    "fc1.conv": "aspp.project.0",
+    "fc1.bn": "aspp.project.1",
+    "reduce.conv": "reduce.0",
+    "reduce.bn": "reduce.1",
+    "fc2.conv1.conv": "refine.0.0",
+    "fc2.conv1.bn": "refine.0.1",
+    "fc2.conv2.conv": "refine.1.0",
+    "fc2.conv2.bn": "refine.1.1",
+    "fc2.conv3": "classifier",
+    "fc2": "classifier",
+}
+
+
 class Kazuto1011(System):
     """Either revision, with or without the multi-scale wrapper; layer2 to layer5 are the four stages."""
 
-    title = "kazuto1011/deeplab-pytorch: DeepLab v2"
+    title = "kazuto1011/deeplab-pytorch: DeepLab v1, v2, v3, v3+"
 
     def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r".*layer2\.block1\.reduce\.conv\.weight")
+        """See `System`. The ResNet that the project trains on ImageNet has the same trunk, and a layer fc [1000,C]."""
+        found = first_match(tensors, r"(base\.|scale\.)?layer2\.block1\.reduce\.conv\.weight")
+        linear = first_match(tensors, r"(base\.|scale\.)?fc\.weight")
+        return None if linear and tensors[linear].ndim == 2 else found
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
         depth, _ = rules.bottleneck_resnet(tensors, r"(?:base\.|scale\.)?layer(\d)\.block(\d+)\.reduce\.conv\.weight")
         settings = {
-            "network": "deeplabv2",
+            **_network(tensors),
             "encoder": f"caffe:resnet{depth}",
-            "output_stride": 8,
             **rules.CAFFE_INPUT,
             "resize": "half_pixel",
             "scales": MSC_SCALES if first_match(tensors, r"(base|scale)\..*") else (),
         }
-        return Plan(settings).fill(tensors, rules.batch_counter, _rule)
+        plan = Plan(settings).fill(tensors, rules.batch_counter, _rule)
+        if "rates" in settings and settings["network"] != "deeplabv2_largefov":
+            plan.notes.append(rules.assumed_stride(settings))
+        return plan
+
+
+def _network(tensors: Tensors) -> dict[str, Any]:
+    """The head. Strides, rates and multi-grid of v3 and v3+ are those of the project's own examples."""
+    if first_match(tensors, r"(.*\.)?fc\.weight"):
+        return {"network": "deeplabv2_largefov", "output_stride": 8}
+    if first_match(tensors, r"(.*\.)?fc1\.conv\.weight") is None:
+        return {"network": "deeplabv2", "output_stride": 8}
+    plus = first_match(tensors, r"(.*\.)?fc2\.conv3\.weight") is not None
+    name, stride = ("deeplabv3plus", 16) if plus else ("deeplabv3", 8)
+    return {"network": name, "output_stride": stride, "rates": (6, 12, 18), "multi_grid": (1, 2, 4)}
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | None:
     name = re.sub(r"^(base|scale)\.", "", name)
     if match := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(.+)", name):
         return {f"encoder.{match[1]}1.{match[2]}": value}
+    layer, _, leaf = name.rpartition(".")
+    if layer in _HEADS:
+        return {f"head.{_HEADS[layer]}.{leaf}": value}
+    if layer == "fc":  # a 1x1 is a 3x3 with zeros around
+        return {f"head.branches.0.{leaf}": np.pad(value, [(0, 0)] * 2 + [(1, 1)] * 2) if value.ndim == 4 else value}
+    if match := re.fullmatch(r"aspp\.stages\.(?:c(\d)|imagepool\.conv)\.(conv|bn)\.(\w+)", name):
+        place = f"{match[1]}" if match[1] else "4.project"
+        return {f"head.aspp.branches.{place}.{0 if match[2] == 'conv' else 1}.{match[3]}": value}
     if match := re.fullmatch(r"aspp\.(?:stages\.)?c(\d)\.(weight|bias)", name):
         return {f"head.branches.{match[1]}.{match[2]}": value}
     match = re.fullmatch(r"layer(\d)\.block(\d+)\.(\w+)\.(conv|bn)\.(.+)", name)
