@@ -60,6 +60,7 @@ def program():
         ("x.tar", tar(), r"an archive \(tar\); unpack it"),
         ("x.pth.gz", gzip.compress(b"abc"), r"packed \(gzip\); unpack it"),
         ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(40), "TensorFlow Lite, .* convert the checkpoint"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n" + bytes(90), "an HDF5 file of Keras; .* numpy.savez"),
         ("x.params", b"\x12\x01" + bytes(30), "MXNet; load it there"),
         ("x.onnx", ONNX, "a model of ONNX, .* convert the checkpoint"),
         ("x.mlmodel", CORE, "a model of Core ML, .* convert the checkpoint"),

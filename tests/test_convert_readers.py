@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.readers.leveldb import unpack_snappy
 from degrid.checkpoints.readers.slices import slice_key
+from degrid.protobuf import encode_field
 from degrid.types import ConversionError, UserError
 
 # A busy machine is no failure.
@@ -50,6 +51,43 @@ def test_real_files(file, kind):
     assert source.format == kind
     with np.load(GOLDEN / "tiny_values.npz") as expected:
         assert_same(source.tensors, dict(expected))
+
+
+def graph(values, reads=True, single=()):
+    """A GraphDef with a constant for each value, the nodes that read them, and a constant that is no variable."""
+
+    def node(name, kind, *attributes):
+        return encode_field(1, tf.message((1, name.encode()), (2, kind.encode()), *((5, each) for each in attributes)))
+
+    def constant(name, value):
+        shown = value.ravel()[:1] if name in single else value
+        tensor = tf.message((1, tf.kind_of(value)), (2, tf.shape_message(value.shape))) + tf.tensor_message(shown)
+        return node(
+            name, "Const", tf.message((1, b"dtype"), (2, b"")), tf.message((1, b"value"), (2, encode_field(8, tensor)))
+        )
+
+    out = node("input", "Placeholder") + constant("Reshape/shape", np.array([1, -1], np.int32))
+    for name, value in values.items():
+        out += constant(name, value) + (node(f"{name}/read", "Identity") if reads else b"")
+    return out
+
+
+def test_frozen_graph(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {
+        "a/weights": rng.normal(size=(3, 3, 2, 4)).astype(np.float32),
+        "a/BatchNorm/gamma": np.ones(4, np.float32),
+    }
+    for reads, others in ((True, {"odd": np.arange(3)}), (False, {})):
+        (tmp_path / "x.pb").write_bytes(graph(values | others, reads, single=["a/BatchNorm/gamma"]))
+        source = read_tensors(tmp_path / "x.pb")
+        assert source.format == "tensorflow graph"
+        assert_same(source.tensors, values | others)
+    whole = graph(values)
+    for end in (len(whole) - 5, 40):
+        (tmp_path / "x.pb").write_bytes(whole[:end])
+        with pytest.raises(ConversionError, match=r"x\.pb"):
+            read_tensors(tmp_path / "x.pb")
 
 
 # --- features that no small real file has

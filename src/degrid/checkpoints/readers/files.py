@@ -15,7 +15,7 @@ from degrid.checkpoints.readers.find import find_checkpoint
 from degrid.checkpoints.readers.numpy_files import Numpy
 from degrid.checkpoints.readers.others import what_else
 from degrid.checkpoints.readers.reader import Contents, Reader
-from degrid.checkpoints.readers.tensorflow import TensorFlowV1, TensorFlowV2
+from degrid.checkpoints.readers.tensorflow import GraphDef, TensorFlowV1, TensorFlowV2
 from degrid.checkpoints.readers.torch_files import Pickle, PyTorch, Safetensors
 from degrid.checkpoints.readers.values import map_file
 from degrid.lookup import lookup, some
@@ -32,6 +32,7 @@ READERS: dict[str, Reader] = {
     "safetensors": Safetensors(),
     "pickle": Pickle(),
     "numpy": Numpy(),
+    "tensorflow graph": GraphDef(),
     "caffe": Caffe(),
 }
 

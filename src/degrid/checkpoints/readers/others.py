@@ -29,6 +29,12 @@ _MARKS = (
     (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
     (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
     (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
+    (
+        0,
+        b"\x89HDF\r\n\x1a\n",
+        "an HDF5 file of Keras; load it there, and save its arrays by name: "
+        "numpy.savez('weights.npz', **{weight.name: weight.numpy() for weight in model.weights})",
+    ),
     (0, b"\x12\x01\0\0\0\0\0\0", "a .params file of MXNet; load it there, and save its arrays as a dictionary: .npz"),
     (0, b"\x89PNG", "a picture (PNG)"),
     (0, b"\xff\xd8\xff", "a picture (JPEG)"),

@@ -5,9 +5,11 @@ Formats: `tensorflow/core/util/tensor_slice_writer.cc` (V1), `tensor_bundle.cc` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ from degrid.protobuf import Span, masked_checksum, only_bytes, only_int
 from degrid.types import ConversionError
 
 _BFLOAT16 = 14
+# Leaves of variables' names, where a graph has lost the nodes that read them.
+_LEAVES = ("weights", "depthwise_weights", "biases", "gamma", "beta", "moving_mean", "moving_variance")
 _NO_NUMBERS = (7, 21)  # string; variant, which holds any object
 # DataType of types.proto -> what numpy calls it, and the field of TensorProto that V1 keeps the values in.
 _TYPES = {
@@ -103,6 +107,68 @@ class TensorFlowV2(Reader):
                 f"{path}: the index of a V2 checkpoint; its name must be that of the data files + .index"
             )
         return read_v2(path.with_suffix(""))
+
+
+class GraphDef(Reader):
+    """A graph whose variables were frozen into constants: .pb."""
+
+    suffixes = (".pb",)
+
+    def recognise(self, file: Span, path: Path) -> bool:
+        """See `Reader`. The first field of the first node is its name, the second what it computes."""
+        try:
+            number, value = next(file.fields())
+            names = [
+                only_bytes(found, file, key).text("a name") for key, found in islice(_node(value, file).fields(), 2)
+            ]
+        except (ConversionError, StopIteration):
+            return False
+        return number == 1 and len(names) == 2 and re.fullmatch("[A-Z][A-Za-z0-9]*", names[1]) is not None
+
+    def read(self, file: Span, path: Path) -> Contents:
+        """See `Reader`. Constants that were no variables are left out."""
+        constants: dict[str, Span] = {}
+        read: set[str] = set()
+        for number, value in file.fields():
+            if number != 1:
+                continue
+            node = _node(value, file)
+            name, kind = (_text(node, key) for key in (1, 2))
+            if kind == "Const":
+                constants[name] = node
+            elif kind == "Identity" and name.endswith("/read"):
+                read.add(name.removesuffix("/read"))
+            if len(constants) > MAX_TENSORS:
+                node.fail(f"more than {MAX_TENSORS} constants")
+        variables = [name for name in constants if name in read or name.rpartition("/")[2] in _LEAVES]
+        return Contents({name: _constant(constants[name], name, len(file)) for name in variables})
+
+
+def _node(value: int | Span, file: Span) -> Span:
+    """A NodeDef."""
+    return only_bytes(value, file, 1)
+
+
+def _text(message: Span, key: int) -> str:
+    """The first field of that number as text; "" where there is none."""
+    found = (only_bytes(value, message, number) for number, value in message.fields() if number == key)
+    return next((span.text("a name") for span in found), "")
+
+
+def _constant(node: Span, name: str, size: int) -> np.ndarray:
+    """The value of a node of the kind Const in a file of `size` bytes; a single value may stand for a whole tensor."""
+    for entry in (only_bytes(value, node, 5) for number, value in node.fields() if number == 5):
+        found = {number: only_bytes(value, entry, number) for number, value in entry.fields() if number in (1, 2)}
+        if 1 not in found or found[1].text("a name") != "value" or 2 not in found:
+            continue
+        tensor = next((only_bytes(v, found[2], n) for n, v in found[2].fields() if n == 8), None)
+        if tensor is not None:
+            variable = _variable(tensor, name_field=0, shape_field=2, kind_field=1, name=name)
+            flat = _v1_values(tensor, variable)
+            if flat.size == 1 and prod(variable.shape) <= size:
+                flat = np.broadcast_to(flat, prod(variable.shape))
+            return shaped(flat, variable.shape, tensor, name)
+    node.fail(f"{name} is a constant without a value")
 
 
 def table_version(file: Span) -> int:

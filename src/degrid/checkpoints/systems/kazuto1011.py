@@ -52,6 +52,11 @@ class Kazuto1011(System):
         plan = Plan(settings).fill(tensors, rules.batch_counter, _rule)
         if "rates" in settings and settings["network"] != "deeplabv2_largefov":
             plan.notes.append(rules.assumed_stride(settings))
+        if settings["scales"]:
+            plan.notes.append(
+                "the scaled inputs are those of torch up to 1.5; later ones take positions from the factor, which "
+                "differs where 0.75 or 0.5 of a side is no whole number"
+            )
         return plan
 
 

@@ -145,6 +145,8 @@ def _encoder(tensors: Tensors, config: Mapping[str, Any]) -> tuple[str, Rename]:
         return "smp:mobilenet_v2", _mobile_name
     if "encoder._conv_stem.weight" in tensors and (found := _efficient_net(tensors)):
         return found
+    if same := _variant(tensors, "", r"blocks\.(\d+\.\d+)"):
+        return f"timm:efficientnet_{same[0]}", lambda name: f"encoder.net.{name}"
     raise ConversionError(
         f"this model of segmentation_models.pytorch has an encoder ({named or 'not named in the file'}) that degrid "
         "cannot convert; it can convert those on ResNet, ResNeXt, SE-ResNet, SE-ResNeXt, MobileNetV2, EfficientNet and "
@@ -172,9 +174,7 @@ def _mobile_name(name: str) -> str | None:
 
 def _efficient_net(tensors: Tensors) -> tuple[str, Rename] | None:
     """Our name of an EfficientNet of efficientnet_pytorch, and how its tensors are renamed."""
-    count = len({match[1] for name in tensors if (match := re.match(r"encoder\._blocks\.(\d+)\.", name))})
-    stem, head = len(tensors["encoder._conv_stem.weight"]), len(tensors["encoder._conv_head.weight"])
-    found = _VARIANTS.get((count, stem, head)) or _VARIANTS.get((count, stem))
+    found = _variant(tensors, "_", r"_blocks\.(\d+)")
     if found is None:
         return None
     variant, stages = found
@@ -194,9 +194,25 @@ def _efficient_net(tensors: Tensors) -> tuple[str, Rename] | None:
     return f"smp:efficientnet-{variant}", rename
 
 
+def _variant(tensors: Tensors, mark: str, block: str) -> tuple[str, tuple[int, ...]] | None:
+    """Which EfficientNet it is, and the units of its stages.
+
+    Args:
+        tensors: the file's.
+        mark: what the library puts before the names of layers.
+        block: a regular expression of a block's name, whose group tells it from the others.
+    """
+    blocks = {match[1] for name in tensors if (match := re.match(rf"encoder\.{block}\.", name))}
+    stem, head = (f"encoder.{mark}conv_{part}.weight" for part in ("stem", "head"))
+    if stem not in tensors or head not in tensors:
+        return None
+    count, width = len(blocks), len(tensors[stem])
+    return _VARIANTS.get((count, width, len(tensors[head]))) or _VARIANTS.get((count, width))
+
+
 def _rule(aspp: str, separable: bool, rename: Rename) -> Rule:
     def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if re.match(r"encoder\.(_conv_head|_bn1)\.|classification_head\.", name):
+        if re.match(r"encoder\.(_conv_head|_bn1|conv_head|bn2)\.|classification_head\.", name):
             return Drop("for classification, not connected to the logits")
         if name.startswith("encoder."):
             renamed = rename(name.removeprefix("encoder."))
