@@ -429,10 +429,11 @@ def test_the_ways_to_post_process_agree():
 def test_both_loaders_make_crops_of_the_same_photos(tmp_path):
     import numpy as np
 
-    from degrid.bench.part_cases import _write_photos, resize_then_crop
+    from degrid.bench.part_cases import resize_then_crop, write_photos
     from degrid.data import open_dataset
 
-    files = _write_photos(tmp_path, 2)
+    files = write_photos(tmp_path / "train", 2)
+    write_photos(tmp_path / "val", 1, 2)
     dataset = open_dataset(tmp_path, "train")
     assert len(dataset) == 2
     assert dataset[0].image.shape == (3, 375, 500)

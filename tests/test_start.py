@@ -64,6 +64,8 @@ def test_an_exported_model_predicts_without_torch_what_it_predicts_with_it(folde
     ids = np.asarray(Image.open(tmp_path / "a.png"))
     np.testing.assert_array_equal(ids, degrid.Predictor(open_model(model))(image))
     assert ids.shape == (40, 50)
+    found = modules_after("info", str(model))
+    assert not {*HEAVY, "torch"} & found
 
 
 def test_an_exported_model_is_evaluated_without_compiler_and_pictures(folder):

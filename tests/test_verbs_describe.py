@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from test_export import network
 from typer.testing import CliRunner
 
 import degrid
+from degrid import ImageInput
 from degrid.cli import app
 
 
@@ -35,3 +37,20 @@ def test_parameters_of_smoothing_are_known_by_their_layers():
     plain.head.add_module("smoothing", plain.head.classifier)
     assert degrid.describe(plain, size=(32, 32)).parameters == regular.parameters
     assert {conv.smoothing for conv in smoothed.dilated} == {"ssc", None}
+
+
+def test_describe_an_exported_file(tmp_path):
+    file = tmp_path / "m.onnx"
+    degrid.export(network(), file, format="onnx", takes=ImageInput(size=(48, 64)), output="logits")
+    found = degrid.describe(file)
+    assert (found.format, found.bytes, found.facts["output"]) == ("onnx", file.stat().st_size, "logits")
+    lines = str(found).splitlines()
+    assert lines[0].startswith("exported model onnx, 0.1 MB, by degrid ")
+    assert lines[1:] == [
+        "classes        3: sky, road, élan",
+        "takes          1 image of 48x64, 3 bands, uint8",
+        "gives          logits, to be enlarged (half_pixel)",
+    ]
+    result = CliRunner().invoke(app, ["info", str(file), "--json"])
+    assert json.loads(result.output) == found.to_dict()
+    assert found.to_dict()["size"] == [48, 64]

@@ -45,9 +45,9 @@ def deeplabv2_resnet101(operator: str = "regular") -> nn.Module:
     return randomised(degrid.deeplabv2("timm:resnet101", CLASSES, operator=operator))
 
 
-def deeplabv3plus_mobilenetv2() -> nn.Module:
+def deeplabv3plus_mobilenetv2(classes: int = CLASSES) -> nn.Module:
     """DeepLab v3+ on MobileNetV2 at output stride 16."""
-    return randomised(degrid.deeplabv3plus("timm:mobilenetv2_100", CLASSES))
+    return randomised(degrid.deeplabv3plus("timm:mobilenetv2_100", classes))
 
 
 def randomised(model: nn.Module) -> nn.Module:

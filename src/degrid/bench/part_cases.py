@@ -131,7 +131,9 @@ def loader(scope: Scope) -> list[Block]:
 
 def _loader_cases(crop: int, count: int) -> list[Case]:
     folder = Path(tempfile.mkdtemp())
-    files = _write_photos(folder, count)
+    files = write_photos(folder / "train", count)
+    # Another split, since a part of a lone one would be kept for validation.
+    write_photos(folder / "val", 1, count)
     dataset, transform = open_dataset(folder, "train"), TrainTransform((crop, crop))
 
     def ours() -> None:
@@ -150,22 +152,22 @@ def _loader_cases(crop: int, count: int) -> list[Case]:
     ]
 
 
-def _write_photos(folder: Path, count: int) -> list[tuple[Path, Path]]:
-    """Scenes with camera noise as JPEG files, and masks as palette PNG files, in train/images and train/masks.
+def write_photos(folder: Path, count: int, first: int = 0) -> list[tuple[Path, Path]]:
+    """Scenes with camera noise as JPEG files, and masks as palette PNG files, in images/ and masks/.
 
-    The same ones stand in val, since a part of a lone split would be kept for validation.
+    Args:
+        first: the number of the first scene.
     """
-    files, rng = [], np.random.default_rng(0)
+    files, rng = [], np.random.default_rng(first)
     for kind in ("images", "masks"):
-        (folder / "train" / kind).mkdir(parents=True)
-    for index in range(count):
-        pair = (folder / "train/images" / f"{index:02d}.jpg", folder / "train/masks" / f"{index:02d}.png")
+        (folder / kind).mkdir(parents=True)
+    for index in range(first, first + count):
+        pair = (folder / "images" / f"{index:03d}.jpg", folder / "masks" / f"{index:03d}.png")
         image, label = scene((375, 500), index)
         noisy = (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(pair[0], quality=90)
         palette_image(label, LABELS).save(pair[1])
         files.append(pair)
-    shutil.copytree(folder / "train", folder / "val")
     return files
 
 

@@ -22,31 +22,68 @@ FORMATS = {"onnx": ("onnxruntime", "model.onnx"), "openvino": ("openvino", "mode
 """Formats to the package that runs them, and their file."""
 
 
+PEERS = {
+    "torchvision": """
+import sys, torch
+from PIL import Image
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+from torchvision.transforms.functional import pil_to_tensor
+model = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=8).eval()
+with torch.inference_mode():
+    ids = model(pil_to_tensor(Image.open(sys.argv[1]))[None] / 255)["out"].argmax(1)[0].to(torch.uint8)
+Image.fromarray(ids.numpy()).save(sys.argv[2])
+""",
+    "segmentation_models_pytorch": """
+import sys, numpy as np, torch
+from PIL import Image
+import segmentation_models_pytorch as smp
+model = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=8).eval()
+pixels = np.asarray(Image.open(sys.argv[1]).resize((512, 384)))
+with torch.inference_mode():
+    ids = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255).argmax(1)[0].to(torch.uint8)
+Image.fromarray(ids.numpy()).save(sys.argv[2])
+""",
+}
+"""Packages to programs that segment an image by them, with random weights."""
+
+
 def start(scope: Scope) -> list[Block]:
-    """Commands on one photograph, with DeepLab v3+ on MobileNetV2 in a folder and in exported files."""
-    return [Block("commands", 150, partial(_commands, scope), rounds=5, warmup=1, seconds=0)]
+    """Commands on one photograph, with DeepLab v3+ on MobileNetV2 in a folder and in exported files; and on 12."""
+    return [Block("commands", 200, partial(_commands, scope), rounds=5, warmup=1, seconds=0)]
 
 
 def _commands(scope: Scope) -> list[Case]:
+    from degrid.bench.part_cases import write_photos
     from degrid.model_folder import save
     from degrid.networks import deeplabv3plus
     from degrid.verbs.export import export
 
     held = tempfile.TemporaryDirectory()
     folder = Path(held.name)
-    photo, model, out = folder / "photo.jpg", folder / "model", folder / "out"
+    photo, model, out, data = folder / "photo.jpg", folder / "model", folder / "out", folder / "data"
     Image.fromarray(scope.picture(scope.sizes(SIZE)[0])).save(photo, quality=90)
+    write_photos(data / "train", 8)
+    write_photos(data / "val", 4, 8)
     save(deeplabv3plus("timm:mobilenetv2_100", len(LABELS)).eval(), model)
     ways: dict[str, list[str | Path]] = {
         "degrid predict, a model folder": ["predict", model, photo, "-o", out],
         "degrid info, a model folder": ["info", model],
+        "degrid data check, 12 photographs": ["data", "check", data],
+        "degrid eval, a model folder, 4 photographs": ["eval", model, "--data", data],
     }
     for format, (package, name) in FORMATS.items():
         if find_spec(package) and find_spec("onnxscript"):
             export(model, folder / name, format=format)
             ways[f"degrid predict, {name}"] = ["predict", folder / name, photo, "-o", out]
-    cases = [Case("import torch", partial(_run, held, ["-c", "import torch"]), "start", base=True)]
-    return cases + [Case(name, partial(_run, held, ["-m", "degrid", *words]), "start") for name, words in ways.items()]
+            ways[f"degrid info, {name}"] = ["info", folder / name]
+            ways[f"degrid eval, {name}, 4 photographs"] = ["eval", folder / name, "--data", data]
+    run = partial(_run, held)
+    peers = {package: partial(run, ["-c", code, photo, folder / "peer.png"]) for package, code in PEERS.items()}
+    return [
+        Case("import torch", partial(run, ["-c", "import torch"]), "start", base=True),
+        *(Case(name, partial(run, ["-m", "degrid", *words]), "start") for name, words in ways.items()),
+        *(Case(f"{package}, one photograph", peer, "start") for package, peer in peers.items() if find_spec(package)),
+    ]
 
 
 def _run(held: tempfile.TemporaryDirectory[str], words: list[str | Path]) -> None:

@@ -10,7 +10,7 @@ from degrid.cli.options import parse_size
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="A model folder, run folder, recipe name or run.json.")],
+    model: Annotated[str, typer.Argument(help="A model folder, run folder, exported model, recipe name or run.json.")],
     size: Annotated[str, typer.Option(help="Image size for the multiply-adds, HEIGHTxWIDTH.")] = "512x512",
     classes: Annotated[int, typer.Option(help="Number of classes of a recipe's network.")] = 21,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
@@ -19,6 +19,7 @@ def info(
 
     \b
     degrid info runs/my_photos
+    degrid info my_photos.onnx
     degrid info folder --size 1024x2048
     """
     import json

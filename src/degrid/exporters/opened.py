@@ -20,6 +20,7 @@ class OpenedFile:
     Args:
         path: the file, such as NAME.onnx; for a format of your own "my_module:MyExporter=FILE".
     Attributes:
+        exporter, path: its format, and the file.
         facts: what the file says about its network.
         needs_torch: whether `run` is a function of PyTorch's tensors rather than of arrays.
         run: from images [N,3,H,W] as the file takes them to what it gives, unchecked; see `Exporter.open`.
@@ -42,7 +43,7 @@ class OpenedFile:
         except Exception as error:  # the runtimes have exceptions of many kinds
             raise UserError(f"cannot read the exported model {file}: {reason_of(error)}") from error
         self.facts = Facts.read(text, file)
-        self.needs_torch = exporter.needs_torch
+        self.exporter, self.path, self.needs_torch = exporter, file, exporter.needs_torch
         self.run: Callable[[Any], Any] = run
 
     def check(self, shape: tuple[int, ...]) -> None:
