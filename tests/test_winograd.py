@@ -252,6 +252,49 @@ def test_with_and_without_packed_weights(monkeypatch, packs):
     assert packed == ([True] * winograd_layer.PACKINGS if packs else [])
 
 
+def test_a_packed_weight_is_kept_once(monkeypatch):
+    """Beside it there is no plain one, nor one for another size in the same order; both come back where wanted."""
+    weight = example(64, 80)[1]
+    prepared = winograd_layer._Prepared(weight, watched=False)
+    plain = winograd_weight(weight)
+    images = {count: torch.randn(1, 36 * 64, count, 1) for count in (50, 51, 52)}
+    images = {count: x.contiguous(memory_format=torch.channels_last) for count, x in images.items()}
+
+    def run(count):
+        found = prepared.multiply(images[count], (4, 4))
+        torch.testing.assert_close(found, F.conv2d(images[count], plain, groups=36), rtol=1e-4, atol=1e-5)
+        return list(prepared.transformed), len({id(each) for each in prepared.packings.values() if each is not None})
+
+    assert run(50) == ([(4, 4)], 0)
+    assert run(50) == run(50) == ([], 1)
+    monkeypatch.setattr(winograd_layer, "winograd_weight", None)  # it is unpacked, not computed again
+    assert run(51) == ([(4, 4)], 1)
+    assert torch.equal(prepared.weight_for((4, 4)), plain)
+    assert run(51)[0] == []
+    monkeypatch.setattr(winograd_layer, "_are_packed_alike", lambda one, other: False)
+    before = run(51)[1]
+    run(52)
+    assert run(52) == ([], before + 1)
+
+
+def test_packings_are_alike_in_the_same_order_only():
+    """Whether those of 25 and 64 tiles differ is up to the library; what is packed is the same."""
+    weight = winograd_weight(example(256, 256)[1])
+    few, many = (winograd_layer._pack(weight, count, 36) for count in (25, 64))
+    alike = winograd_layer._are_packed_alike
+    assert alike(few, winograd_layer._pack(weight, 25, 36))
+    assert not alike(few, winograd_layer._pack(-weight, 25, 36))
+    assert torch.equal(few.to_dense(), many.to_dense())
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_the_weight_is_transformed_in_parts(monkeypatch, tile):
+    weight = example(64, 67)[1]
+    whole = winograd_weight(weight, tile)
+    monkeypatch.setattr(winograd, "_PART", 64 * 36 * 7)
+    torch.testing.assert_close(winograd_weight(weight, tile), whole, rtol=1e-6, atol=1e-8)
+
+
 def test_this_pytorch_can_pack():
     assert winograd_layer._can_pack()
 

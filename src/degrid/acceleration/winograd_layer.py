@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import threading
 from collections import OrderedDict
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ from degrid.types import UserError
 MARGIN_BFLOAT16 = 0.48
 """As MARGIN, beside a direct convolution in bfloat16 by vector units, which takes about half of float32's time."""
 PACKINGS = 3
-"""Most map sizes for which a layer keeps its weight packed, each four times the size of the weight."""
+"""Most map sizes for which a layer keeps its weight packed, each up to four times the size of the weight."""
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -41,10 +43,10 @@ class WinogradConv2d(nn.Conv2d):
     `best_tile` has tiles for the input's size; for bfloat16, also under autocast, only where its float32 is still
     faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
-    For each kind of tile the transformed weight takes up to four times the memory of the weight, and as much again for
-    each of up to PACKINGS map sizes that occur more than once. Neither is saved or copied; both are recomputed when the
-    weight changes. A change that PyTorch does not count, as through `weight.data` or NumPy, is found by comparison with
-    a copy of the weight.
+    The transformed weight takes up to four times the memory of the weight, for each kind of tile. For map sizes that
+    occur more than once it is packed in the order that the library wants, of which few differ, and the plain one is
+    given up. Neither is saved or copied; both are recomputed when the weight changes. A change that PyTorch does not
+    count, as through `weight.data` or NumPy, is found by comparison with a copy of the weight.
 
     Attributes:
         watched: whether the weight may change; where it cannot, no copy is kept.
@@ -180,9 +182,10 @@ def _can_win() -> bool:
 
 
 class _Prepared:
-    """The transformed weights of a layer, also packed for map sizes that recur.
+    """The transformed weights of a layer, for map sizes that recur packed.
 
-    Packing costs about ten products, so the first image of a size does without.
+    Packing costs about ten products, so the first image of a size does without. Each is up to four times as large as
+    the layer's own weight, so the plain one is given up when it is packed; for the next size it is unpacked again.
     """
 
     def __init__(self, weight: Tensor, watched: bool = True) -> None:
@@ -190,7 +193,7 @@ class _Prepared:
         self.copy = weight.detach().clone() if watched else None
         self.transformed: dict[Tile, Tensor] = {}
         self.packings: OrderedDict[tuple[Tile, int], Tensor | None] = OrderedDict()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     @staticmethod
     def _mark(weight: Tensor) -> tuple[int, int]:
@@ -209,9 +212,14 @@ class _Prepared:
 
     def weight_for(self, tile: Tile) -> Tensor:
         """As `winograd_weight` gives it."""
-        if tile not in self.transformed:
-            self.transformed[tile] = winograd_weight(self.weight, tile)
-        return self.transformed[tile]
+        with self.lock:
+            if tile not in self.transformed:
+                kept = self._kept(tile)
+                self.transformed[tile] = kept[0].to_dense() if kept else winograd_weight(self.weight, tile)
+            return self.transformed[tile]
+
+    def _kept(self, tile: Tile) -> list[Tensor]:
+        return [packed for (kind, _), packed in self.packings.items() if kind == tile and packed is not None]
 
     def _packed(self, tile: Tile, count: int) -> Tensor | None:
         if not _can_pack():
@@ -221,7 +229,9 @@ class _Prepared:
             seen = size in self.packings
             packed = self.packings.pop(size, None)
             if seen and packed is None:
-                packed = _pack(self.weight_for(tile), count, products_of(tile))
+                made = _pack(self.weight_for(tile), count, products_of(tile))
+                packed = next((other for other in self._kept(tile) if _are_packed_alike(made, other)), made)
+                self.transformed.pop(tile, None)
             self.packings[size] = packed
             if len(self.packings) > PACKINGS:
                 self.packings.popitem(last=False)
@@ -233,6 +243,15 @@ def _pack(transformed: Tensor, count: int, products: int) -> Tensor:
     shape = [1, products * transformed.shape[1], count, 1]
     pack = cast(Any, torch._C._nn).mkldnn_reorder_conv2d_weight
     return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], products, shape))
+
+
+def _are_packed_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two packings of the same values are in the same order. Multiplying by one in another order takes up to 50
+    times as long."""
+    library = cast(Any, torch.ops.mkldnn)
+    places = [(library.data_ptr(each), library._nbytes(each)) for each in (one, other)]
+    first, second = (np.frombuffer((ctypes.c_char * size).from_address(place), np.uint8) for place, size in places)
+    return np.array_equal(first, second)
 
 
 def _packed_product(tiles: Tensor, packed: Tensor, products: int) -> Tensor:
@@ -247,8 +266,10 @@ def _can_pack() -> bool:
     tiles = torch.randn(1, 36 * 16, 5, 1, generator=generator).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(36 * 16, 16, 1, 1, generator=generator)
     try:
-        found = _packed_product(tiles, _pack(weight, 5, 36), 36)
+        packed = _pack(weight, 5, 36)
+        found = _packed_product(tiles, packed, 36)
+        unpacks = torch.equal(packed.to_dense(), weight) and _are_packed_alike(packed, packed)
     except (AttributeError, RuntimeError, TypeError) as error:
         logging.getLogger("degrid").info("Winograd goes on without packed weights, somewhat slower: %s", error)
         return False
-    return torch.allclose(found, F.conv2d(tiles, weight, groups=36), atol=1e-4)
+    return unpacks and torch.allclose(found, F.conv2d(tiles, weight, groups=36), atol=1e-4)

@@ -74,6 +74,8 @@ MARGIN = 0.95
 """Largest cost, as a fraction of the direct convolution's, that is worth the lower exactness."""
 LIMIT = 1 << 23
 """Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
+_PART = 1 << 20
+"""Most numbers of a transformed weight in float64 at once."""
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -86,8 +88,19 @@ def winograd_weight(weight: Tensor, tile: Tile = (4, 4), exact: bool = True) -> 
     kind = torch.float64 if exact else weight.dtype
     down, across = (torch.tensor(MATRICES[m][1], dtype=torch.float64) for m in tile)
     both = torch.kron(down, across).to(weight.device, kind)  # [p*q,9]
-    taps = weight.detach().permute(2, 3, 0, 1).reshape(9, -1).to(kind)
-    return torch.mm(both, taps).to(weight.dtype).view(-1, weight.shape[1], 1, 1)
+    count, channels = weight.shape[:2]
+
+    def made(part: Tensor) -> Tensor:
+        taps = part.detach().permute(2, 3, 0, 1).reshape(9, -1).to(kind)
+        return torch.mm(both, taps).to(weight.dtype).view(len(both), len(part), channels)
+
+    each = max(1, _PART // (len(both) * channels)) if exact else count  # float64 takes twice the memory of the result
+    if each >= count:
+        return made(weight).view(-1, channels, 1, 1)
+    transformed = weight.new_empty(len(both), count, channels)
+    for first in range(0, count, each):
+        transformed[:, first : first + each] = made(weight[first : first + each])
+    return transformed.view(-1, channels, 1, 1)
 
 
 def best_tile(
