@@ -12,17 +12,17 @@ built-in scenes of that size; `degrid export` says what it costs in mIoU.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from peers import NETWORKS, Apart, Made, as_cases, inference
+from peers import NETWORKS, as_cases, inference
 from torch import nn
 
 import degrid
+from degrid.bench.apart import Apart, Made
 from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Case, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
@@ -31,6 +31,7 @@ from degrid.data.synthetic import scene
 from degrid.engine.memory import keep_freed_memory
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import EXPORTERS, find_exporter
+from degrid.threads import settle_threads
 from degrid.types import LabelSpace, Sample
 
 NETWORK, PEER = "DeepLab v3 ResNet-50 stride 8", "torchvision deeplabv3_resnet50"
@@ -74,7 +75,7 @@ def cases(side: int, folder: Path, kinds: list[str], output: str) -> list[Case]:
     for precision in ("float32", "bfloat16"):
         predict = by_predictor(ours, precision)
         ways[f"degrid Predictor, {precision}"] = (lambda predict=predict: predict(picture)), {}
-    os.environ["GOMP_SPINCOUNT"] = "0"  # for the processes that are started from here on
+    settle_threads()  # for the processes that are started from here on
     for kind in kinds:
         for int8 in (False, True) if find_exporter(kind).has_int8 else (False,):
             print(f"exporting {kind}{', int8' if int8 else ''} ..", file=sys.stderr)

@@ -15,9 +15,7 @@ picture at the next smaller such size, and the table says so.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import degrid
+from degrid.bench.apart import Apart, Made
 from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import MIB, Case, Row, measure, merged, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
@@ -125,10 +124,6 @@ def title(name: str, given: Sequence[int], taken: Sequence[int]) -> str:
     return name if same else f"{name} (refuses this size; {taken[0]}x{taken[1]} instead)"
 
 
-Made = tuple[Callable[[], object], dict[str, float]]
-"""What is measured, and what is to be said about it."""
-
-
 def inference(comparison: str, name: str, pictures: list[np.ndarray], precision: str) -> Made:
     """All pictures one after the other."""
     torch.manual_seed(0)
@@ -155,30 +150,6 @@ def training(comparison: str, name: str, batch: Batch, precision: str, frozen: b
         model = Normalised(made).train()
         run = step_by_hand(model, batch)
     return run, {"saved MiB": saved_activations(run, model) / MIB}
-
-
-class Apart:
-    """Something that is measured in a process of its own, so that it has the C library's usual ways with memory."""
-
-    def __init__(self, make: Callable[..., Made], *args: object) -> None:
-        start = multiprocessing.get_context("spawn")
-        self.pipe, theirs = start.Pipe()
-        start.Process(target=_serve, args=(theirs, make, args), daemon=True).start()
-        self.notes = self.pipe.recv()
-
-    def __call__(self) -> None:
-        self.pipe.send(None)
-        self.pipe.recv()
-
-
-def _serve(pipe: Any, make: Callable[..., Made], args: tuple[object, ...]) -> None:
-    call, notes = make(*args)
-    pipe.send(notes)
-    with contextlib.suppress(EOFError):
-        while True:
-            pipe.recv()
-            call()
-            pipe.send(None)
 
 
 def inference_cases(comparison: str, pictures: list[np.ndarray]) -> list[Case]:

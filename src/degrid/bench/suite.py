@@ -28,6 +28,7 @@ SETS = {
     "crf": "degrid.bench.part_cases:crf",
     "start": "degrid.bench.start_cases:start",
     "throughput": "degrid.bench.throughput_cases:throughput",
+    "busy": "degrid.bench.busy_cases:busy",
     "memory": "degrid.bench.network_cases:memory",
     "large": "degrid.bench.network_cases:large",
 }
