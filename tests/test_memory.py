@@ -1,6 +1,7 @@
 """How much memory networks take, and what takes less."""
 
 import copy
+import mmap
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from PIL import Image
 from torch import nn
 
 import degrid
+from degrid.acceleration.winograd_layer import WinogradConv2d, winograd_bytes
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.inference import predictor as predictor_module
+from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
-from degrid.engine.memory import available_to_process
+from degrid.engine.memory import available_to_process, resident_bytes
 from degrid.types import UserError
 
 
@@ -41,7 +44,7 @@ def test_a_network_that_looks_at_its_values_is_refused():
         activation_bytes(Curious(), (8, 8))
 
 
-def test_a_memory_limit_chooses_windows_that_keep_it():
+def test_a_memory_limit_chooses_windows_that_keep_it(limit_of_maps):
     model = degrid.deeplabv2("timm:resnet10t", 3).eval()
     limit = activation_bytes(model, (512, 512)) // 4
     predictor = Predictor(model, precision="float32", options=InferenceOptions(memory=limit))
@@ -54,7 +57,9 @@ def test_a_memory_limit_chooses_windows_that_keep_it():
     model.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[-2:])))
     ids = Predictor(model, precision="float32", options=InferenceOptions(memory=limit)).class_ids(image)
     assert ids.shape == (512, 640)
-    with pytest.raises(UserError, match=r"leaves windows of .* pixels; this network needs at least \d+ MiB"):
+    with pytest.raises(
+        UserError, match=r"of 0 MiB cannot be kept: .* take 0 MiB, and windows of 128x128 pixels \d+ MiB more"
+    ):
         Predictor(model, options=InferenceOptions(memory=1000)).class_ids(image)
 
 
@@ -80,7 +85,7 @@ def test_whether_windows_are_used_is_decided_once(monkeypatch):
     assert (len(answers), short.windowed) == (2, 2)
 
 
-def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypatch, caplog):
+def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypatch, caplog, limit_of_maps):
     monkeypatch.setattr(predictor_module, "available_bytes", lambda device: 1)
     monkeypatch.setattr(predictor_module, "_LARGE", 1)
     torch.manual_seed(0)
@@ -96,6 +101,43 @@ def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypat
     asked = degrid.evaluate(model, "synthetic:2", device="cpu", options=InferenceOptions(memory=limit))
     assert (asked.windowed, len(asked.windows)) == (2, 1)
     assert asked.confusion != whole.confusion
+
+
+def test_a_memory_limit_is_that_of_the_process(monkeypatch):
+    """What the process takes, the network's copy and Winograd's weights, if there is room, come off it."""
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 21, 1)).eval()
+    copied = 4 * (64 * 27 + 64 + 64 * 64 * 9 + 64 + 64 * 21 + 21)
+    winograd = 3 * 4 * 4 * 64 * 64 * 9 + (64 << 20)  # 36 products in place of 9; tiles are 32 MiB in, and out
+    assert winograd_bytes(net) == winograd
+    monkeypatch.setattr(predictor_module, "used_bytes", lambda device: 300 << 20)
+    cases = [(winograd, "float32", False), (2 * winograd, "float32", True), (9 * winograd, "bfloat16", False)]
+    for left, precision, kept in cases:
+        taken = (300 << 20) + (copied if precision == "float32" else copied // 2) + predictor_module._ASIDE
+        predictor = Predictor(net, "cpu", precision, InferenceOptions(memory=taken + left))
+        assert predictor._usable_memory() == (left - winograd if kept else left)
+        assert predictor.network.spares_memory is not kept
+    image = torch.zeros(3, 2000, 2000, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"of 310 MiB cannot be kept: the program and the network take 36\d MiB"):
+        Predictor(net, "cpu", "float32", InferenceOptions(memory=310 << 20)).class_ids(image)
+
+
+@pytest.mark.skipif(not resident_bytes(), reason="only Linux says how much memory a process takes")
+def test_the_memory_of_the_process_grows_by_what_is_taken():
+    before = resident_bytes()
+    with mmap.mmap(-1, 50 << 20) as taken:
+        taken.write(b"x" * len(taken))
+        assert 0.9 < (resident_bytes() - before) / len(taken) < 2.1
+
+
+def test_without_memory_to_spare_the_copy_has_no_winograd_weights():
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    batch = torch.zeros(1, 3, 40, 40)
+    for spares in (False, True):
+        network = FastNetwork(net, torch.device("cpu"), "float32", "half_pixel")
+        network.spares_memory = spares
+        torch.testing.assert_close(network(batch), net(batch).detach())
+        assert network.bytes_to_come() == (0, 0)
+        assert any(isinstance(each, WinogradConv2d) for each in network._network.modules()) is not spares
 
 
 def test_memory_and_window_exclude_one_another():
@@ -182,7 +224,7 @@ def test_somewhere_else_something_is_available(tmp_path):
     assert available_to_process(tmp_path) > 1 << 20
 
 
-def test_windows_that_save_memory_are_told(tmp_path):
+def test_windows_that_save_memory_are_told(tmp_path, limit_of_maps):
     model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
     Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
     limit = int(activation_bytes(model, (128, 128)) * 1.2)

@@ -114,7 +114,7 @@ def test_logits_are_exact_unless_told_otherwise(model, photos, tmp_path):
     assert "computed in bfloat16\n" in done.output
 
 
-def test_logits_that_cannot_be_written_are_failures_and_not_forgotten(model, tmp_path):
+def test_logits_that_cannot_be_written_are_failures_and_not_forgotten(model, tmp_path, limit_of_maps):
     large = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
     for name, pixels in (("large", large), ("small", large[:64, :64])):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")

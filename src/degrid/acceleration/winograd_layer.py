@@ -18,6 +18,7 @@ from degrid.acceleration.fold import has_hooks
 from degrid.contracts import ExchangeableConv2d, Rate
 from degrid.kernels.support import has_matrix_units, numba_installed
 from degrid.kernels.winograd import (
+    LIMIT,
     MARGIN,
     NARROWEST,
     PAIRS,
@@ -128,6 +129,17 @@ def use_winograd(model: nn.Module, watched: bool = True) -> int:
                 made[child].watched = watched
                 setattr(parent, name, made[child])
     return len(made) + len(inner)
+
+
+def winograd_bytes(model: nn.Module) -> int:
+    """Memory that `use_winograd` takes for one kind of tile and order of the weights, at most, in bytes.
+
+    Where all layers have their weights transformed, and while the largest is packed.
+    """
+    convolutions = [each for each in model.modules() if isinstance(each, nn.Conv2d) and "weight" in each._parameters]
+    plain = [_plain(each, 1) if isinstance(each, ExchangeableConv2d) else each for each in convolutions]
+    sizes = [4 * 4 * conv.weight.numel() for conv in plain if _eligible(conv)]
+    return sum(sizes) + 2 * max(sizes, default=0) + (8 * LIMIT if sizes else 0)
 
 
 class _InnerConvolution:

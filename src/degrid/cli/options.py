@@ -34,7 +34,7 @@ Msc = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Most memory for feature maps, such as 2GiB or 500MiB; larger images go through windows."),
+    typer.Option(help="Most memory of the process, such as 2GiB or 1500MiB; larger images go through windows."),
 ]
 Crf = Annotated[bool, typer.Option("--crf", help="Sharpen by a dense CRF, with DeepLab v2's parameters.")]
 CrfSet = Annotated[

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from degrid.engine.memory import available_to_process
+from degrid.engine.memory import available_to_process, resident_bytes
 from degrid.types import PRECISIONS, UserError
 
 
@@ -45,6 +45,11 @@ def available_bytes(device: torch.device) -> int:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + idle
     return available_to_process()
+
+
+def used_bytes(device: torch.device) -> int:
+    """Memory that this process takes now, in bytes: on a GPU its tensors there, else see `resident_bytes`."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:

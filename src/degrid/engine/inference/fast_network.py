@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, use_taps
-from degrid.acceleration.winograd_layer import use_winograd
+from degrid.acceleration.winograd_layer import use_winograd, winograd_bytes
 from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import adapted
@@ -92,6 +92,8 @@ class FastNetwork:
         self._model = adapted(model)
         self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
+        self.spares_memory = False
+        """Whether it does without Winograd's algorithm, whose weights take up to four times the memory of the plain."""
         self._once = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
@@ -123,6 +125,14 @@ class FastNetwork:
             if not self._is_due(batch):  # another thread was first
                 return self._run(batch)
             return self._checked(batch)
+
+    def bytes_to_come(self) -> tuple[int, int]:
+        """Memory that will be taken beside feature maps, about: by a copy, and by Winograd's weights on top of it."""
+        if self._once or self._as_it_is or self._network is not None:
+            return 0, 0
+        size = 2 if self.precision == "bfloat16" else 4
+        copied = sum(size * tensor.numel() for tensor in [*self._model.parameters(), *self._model.buffers()])
+        return copied, winograd_bytes(self._model) if self.device.type == "cpu" else 0
 
     @property
     def is_decided(self) -> bool:
@@ -207,7 +217,8 @@ class FastNetwork:
             network = in_evaluation_mode(copy.deepcopy(network))
         if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
-            use_winograd(network, watched=False)
+            if not self.spares_memory:
+                use_winograd(network, watched=False)
         if way.exchange:
             for module in network.modules():
                 # Autocast then finds the weights in its type already, and casts the first layer's input only.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from degrid.arguments import checked
 from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
-from degrid.engine.device import available_bytes, pick_device
+from degrid.engine.device import available_bytes, pick_device, used_bytes
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole
@@ -40,6 +41,11 @@ _USABLE = 0.8
 """Fraction of the free memory that feature maps may take where no limit is given."""
 _WINDOW = (2048, 2048)
 """For images that are read part by part, though feature maps of the whole would fit into memory."""
+_ASIDE = 64 << 20
+"""Bytes that libraries use inside an operation, and what the allocator keeps in reserve."""
+_ROW, _CLASSES = 8, 21
+"""Bytes for each pixel and class of a row of windows, and how many classes there are where a network does not say."""
+MIB = 1 << 20
 _SMALLEST, _GRID = 128, 32
 """Side of the smallest window that is still useful, and what the sides of windows are multiples of, pixels."""
 
@@ -184,7 +190,7 @@ class Predictor:
         How much is free is asked once, so that all images are treated alike.
 
         Raises:
-            UserError: a memory limit that is too small for any window.
+            UserError: a memory limit that is too small for the process and any window.
         """
         options, scale = self.options, max(self.options.scales)
         height, width = (round(side * scale) for side in size)
@@ -202,26 +208,47 @@ class Predictor:
                 if options.memory is not None:
                     raise
                 return options  # nobody asked for a limit
-        limit = options.memory or self._usable_memory()
-        most = limit / self._bytes_per_pixel
-        if pixels <= most:
+        left = self._usable_memory()
+        if pixels * self._bytes_per_pixel <= left:
             return options
         if self.whole and options.memory is None:
             self._warn_of_memory(size)
             return options
-        tall = min(height, int(most**0.5) // _GRID * _GRID)
-        wide = min(width, int(most / max(tall, 1)) // _GRID * _GRID)
+        tall, wide = self._window(height, width, left)
         if min(tall, wide) < min(_SMALLEST, height, width):
-            need = self._bytes_per_pixel * _SMALLEST**2
-            raise UserError(
-                f"a memory limit of {limit / 2**20:.0f} MiB leaves windows of {wide}x{tall} pixels; this network needs "
-                f"at least {need / 2**20:.0f} MiB, for {_SMALLEST}x{_SMALLEST}"
-            )
+            raise UserError(self._too_little(options.memory or left, left))
         return dataclasses.replace(options, memory=None, window=(tall, wide))
 
+    def _window(self, height: int, width: int, left: int) -> tuple[int, int]:
+        """The largest window, as square as possible, that leaves room for the scores of a row of windows."""
+        assert self._bytes_per_pixel
+        of_row = _ROW * width * (len(self.labels) if self.labels else _CLASSES)
+        side = (math.sqrt(of_row**2 + 4 * self._bytes_per_pixel * max(left, 0)) - of_row) / (2 * self._bytes_per_pixel)
+        tall = min(height, int(side) // _GRID * _GRID)
+        wide = (left / max(tall, 1) - of_row) / self._bytes_per_pixel
+        return tall, max(0, min(width, int(wide) // _GRID * _GRID))
+
+    def _too_little(self, limit: int, left: int) -> str:
+        """Why a limit cannot be kept."""
+        assert self._bytes_per_pixel
+        taken, need = limit - left, self._bytes_per_pixel * _SMALLEST**2
+        return (
+            f"a memory limit of {limit / MIB:.0f} MiB cannot be kept: the program and the network take "
+            f"{taken / MIB:.0f} MiB, and windows of {_SMALLEST}x{_SMALLEST} pixels {need / MIB:.0f} MiB more; allow "
+            f"{(taken + 2 * need) / MIB:.0f} MiB or more, or give a window instead"
+        )
+
     def _usable_memory(self) -> int:
-        if self._usable is None:
+        """Bytes that feature maps may take; asked once, before there is a copy of the network."""
+        limit = self.options.memory
+        if self._usable is None and limit is None:
             self._usable = int(_USABLE * available_bytes(self.device))
+        elif self._usable is None and limit is not None:
+            copied, faster = self.network.bytes_to_come()
+            left = limit - used_bytes(self.device) - copied - _ASIDE
+            self.network.spares_memory = self.network.precision == "bfloat16" or 2 * faster > left
+            self._usable = left if self.network.spares_memory else left - faster
+        assert self._usable is not None
         return self._usable
 
     def _warn_of_memory(self, size: tuple[int, ...]) -> None:

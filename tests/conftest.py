@@ -1,0 +1,17 @@
+"""What several files of tests share."""
+
+import pytest
+
+
+@pytest.fixture
+def limit_of_maps():
+    """A limit of memory is that of feature maps alone, as if the process took nothing else."""
+    from degrid.engine.inference import predictor
+    from degrid.engine.inference.fast_network import FastNetwork
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "used_bytes", lambda device: 0)
+        for name in ("_ASIDE", "_ROW"):
+            patch.setattr(predictor, name, 0)
+        patch.setattr(FastNetwork, "bytes_to_come", lambda network: (0, 0))
+        yield
