@@ -4,15 +4,20 @@ import ast
 import importlib
 import itertools
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from apart_job import counting
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from degrid.bench.apart import Apart
+from degrid.bench.busy_cases import _Load
 from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
 from degrid.bench.measure import (
     MIB,
@@ -456,6 +461,30 @@ def test_the_ways_through_a_network_agree():
     assert agreement["eager, NCHW"] == 100
     assert all(value > 99.8 for name, value in agreement.items() if "bfloat16" not in name), agreement
     assert all(value > 90 for value in agreement.values()), agreement
+
+
+def test_jobs_run_in_processes_of_their_own(tmp_path):
+    apart = Apart(counting, str(tmp_path / "x"))
+    assert apart.notes == {"a": 7}
+    for number in (1, 2):
+        apart()
+        process, count = map(int, (tmp_path / "x.calls").read_text().split())
+        assert process != os.getpid()
+        assert count == number
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are seen in /proc")
+def test_a_load_is_busy_until_it_is_dropped():
+    def children():
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+    before, load = children(), _Load(2)
+    started = children() - before
+    assert len(started) == 2
+    assert load.beside(lambda: 5) is None
+    assert children() - before == started
+    del load
+    assert not children() - before
 
 
 @pytest.mark.long

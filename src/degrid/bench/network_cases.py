@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ import degrid
 from degrid.acceleration.fold import folded
 from degrid.acceleration.training import FastConvolutions
 from degrid.acceleration.winograd_layer import use_winograd
+from degrid.bench.apart import Apart, Made
 from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
 from degrid.bench.part_cases import interpolate_argmax, nudged
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of
+from degrid.control_groups import fields_of
 from degrid.data.synthetic import scene
 from degrid.engine.device import autocast
 from degrid.engine.inference.options import InferenceOptions
+from degrid.engine.memory import keep_freed_memory, resident_bytes
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.objective import Objective
 from degrid.models import freeze_batch_norm
@@ -244,15 +248,46 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def memory(scope: Scope) -> list[Block]:
-    """The peak growth of the process, in MiB, during inference and during a training step."""
+    """The peak growth of the process, in MiB, during inference and during a training step; what a process holds."""
     size, crop = scope.sizes((513, 513))[0], 97 if scope.quick else 321
-    inference = f"growth during inference, DeepLab v3 ResNet-50 stride 8, {size[0]}x{size[1]}"
-    training = f"growth during a training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
+    network = "DeepLab v3 ResNet-50 stride 8"
+    inference = f"growth during inference, {network}, {size[0]}x{size[1]}"
+    training = f"growth during a training step, {network}, 2 crops of {crop}"
     cases = partial(_inference_cases, inference, deeplabv3_resnet50, scope.picture(size), agree=False)
+    held = f"processes of their own, {network}, {size[0]}x{size[1]}"
     return [
         Block(inference, 24, cases, rounds=3, warmup=1, seconds=0, memory=True),
         Block(training, 40, partial(training_cases, training, crop), rounds=2, warmup=0, seconds=0, memory=True),
+        Block(held, 40, partial(_process_cases, held, scope.picture(size)), rounds=1, warmup=0, seconds=0),
     ]
+
+
+_LIMIT = 1536 << 20
+"""Memory that a process may take, bytes; the libraries alone take half of it."""
+
+
+def _process_cases(group: str, picture: np.ndarray) -> list[Case]:
+    ways = {
+        "eager, NCHW": Apart(_held, picture, False),
+        "Predictor, float32": Apart(_held, picture, True),
+        f"Predictor, float32, memory={_LIMIT // MIB:.0f} MiB": Apart(_held, picture, True, _LIMIT),
+    }
+    return [Case(name, way, group, not number, notes=way.notes) for number, (name, way) in enumerate(ways.items())]
+
+
+def _held(picture: np.ndarray, fast: bool, limit: int | None = None) -> Made:
+    """Two images, and what the process holds before and after each, and held at most, in MiB."""
+    keep_freed_memory()
+    model, held = deeplabv3_resnet50(), [resident_bytes()]
+    call: Callable[[], Tensor] = by_hand(model, torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous())
+    if fast:
+        call = partial(by_predictor(model, "float32", InferenceOptions(memory=limit)), picture)
+    for _ in range(2):
+        call()
+        held.append(resident_bytes())
+    most = fields_of(Path("/proc/self/status")).get("VmHWM:", 0) / 1024
+    names = ("first image MiB", "second image MiB")
+    return call, {name: (held[k + 1] - held[k]) / MIB for k, name in enumerate(names)} | {"most MiB": most}
 
 
 def large(scope: Scope) -> list[Block]:
