@@ -11,6 +11,7 @@ from degrid.acceleration import training
 from degrid.acceleration.training import FastConvolutions
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.objective import Objective
+from degrid.models import freeze_batch_norm
 from degrid.types import Batch
 
 LAST = torch.channels_last
@@ -146,6 +147,26 @@ def test_gradients_can_be_differentiated_again(eager):
             first = torch.autograd.grad(F.conv2d(x, weight, padding=1).square().sum(), x, create_graph=True)[0]
             found.append(torch.autograd.grad(first.square().sum(), weight)[0])
     assert error(*found) < 1e-4
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_frozen_batch_norm_in_the_convolution_too(eager, kernel):
+    def gradients(mode):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(64, 64, kernel, padding=kernel // 2 * 2, dilation=2, bias=False)
+        model = nn.Sequential(convolution, nn.BatchNorm2d(64)).to(memory_format=LAST)
+        model[1].running_var.uniform_(0.5, 2)
+        assert freeze_batch_norm(model, example=normal(1, 64, 8, 8)) == 1
+        x = normal(2, 64, 12, 12).requires_grad_()
+        with mode:
+            y = model(x)
+            y.square().sum().backward()
+        return y.detach(), x.grad, convolution.weight.grad
+
+    mode = FastConvolutions()
+    for found, wanted in zip(gradients(mode), gradients(contextlib.nullcontext()), strict=True):
+        assert error(found, wanted) < 1e-4
+    assert len(mode._agrees) == (3 if kernel == 3 else 0)
 
 
 class Tiny(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -34,6 +35,18 @@ Way = Callable[..., Tensor]
 """One way to a convolution of (x, weight, bias, rate), or to its filter's gradient of (grad, x, weight, rate)."""
 
 
+class _Active(threading.local):
+    mode: FastConvolutions | None = None
+
+
+_active = _Active()
+
+
+def active() -> FastConvolutions | None:
+    """The mode within which this thread is, for functions that differentiate a convolution by themselves."""
+    return _active.mode
+
+
 class FastConvolutions(TorchFunctionMode):
     """Within it PyTorch's convolutions are computed, and differentiated, by the fastest algorithm that is known.
 
@@ -55,6 +68,7 @@ class FastConvolutions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._agrees: dict[tuple[object, ...], bool] = {}
+        self._before: FastConvolutions | None = None
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -75,14 +89,22 @@ class FastConvolutions(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         """As `torch.conv2d`."""
-        if _pair(stride) == (1, 1) and _is_trained(input, weight) and groups == _groups(input, weight):
-            rate, single = _rate(padding, dilation), weight.shape[2:] == (1, 1) and groups == 1
-            if single and padding in (0, (0, 0)) and torch.get_num_threads() == 1:
-                # A single tap has no rate; but PyTorch computes what is not dilated without oneDNN on one thread.
+        if _is_trained(input, weight):
+            rate = fast_rate(input, weight, stride, padding, dilation, groups)
+            if rate == 0:
                 return torch.conv2d(input, weight, bias, dilation=2)
-            if weight.shape[2:] == (3, 3) and rate and _is_faster(input, weight, rate):
+            if rate:
                 return cast(Tensor, _Convolution.apply(input, weight, bias, rate, self))
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+    def __enter__(self) -> FastConvolutions:
+        self._before, _active.mode = _active.mode, self
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _active.mode = self._before
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def checked(self, kind: tuple[object, ...], fast: Compute | None, direct: Compute) -> Tensor:
         """What `fast` gives, if it gave what `direct` gives when this kind came first; otherwise the latter."""
@@ -118,6 +140,20 @@ class _Convolution(torch.autograd.Function):
         """The gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         return *gradients(grad, x, weight, ctx.rate, ctx.needs_input_grad[:3], ctx.mode), None, None
+
+
+def fast_rate(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> int | None:
+    """The rate of a convolution that `convolved` and `gradients` compute faster than the library; None for any other.
+
+    0: a single tap, for one thread. It has no rate; but with a dilation of 2 PyTorch computes it by oneDNN.
+    """
+    if _pair(stride) != (1, 1) or groups != _groups(x, weight) or not _is_plain(x, weight):
+        return None
+    if weight.shape[2:] == (1, 1):
+        single = groups == 1 and padding in (0, (0, 0), [0, 0]) and torch.get_num_threads() == 1
+        return 0 if single else None
+    rate = _rate(padding, dilation) if weight.shape[2:] == (3, 3) else None
+    return rate if rate and _is_faster(x, weight, rate) else None
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
@@ -274,11 +310,14 @@ def _channels_first(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tenso
 
 
 def _is_trained(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution of these is one of float32 training on the CPU that nobody records."""
-    if not torch.is_grad_enabled() or not (x.requires_grad or weight.requires_grad) or x.ndim != 4:
-        return False
+    """Whether a gradient is wanted, and nobody records the operations."""
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and not traced(x, weight)
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether they are maps and weights in float32 on the CPU, and stay so."""
     plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in (x, weight))
-    return plain and not torch.is_autocast_enabled("cpu") and _has_library() and not traced(x, weight)
+    return x.ndim == 4 and plain and not torch.is_autocast_enabled("cpu") and _has_library()
 
 
 def _is_faster(x: Tensor, weight: Tensor, rate: int) -> bool:
@@ -304,4 +343,5 @@ def _pair(value: Any) -> tuple[int, ...]:
 def _rate(padding: Any, dilation: Any) -> int | None:
     """The rate of a 3x3 convolution that keeps the size of the map; None for any other."""
     rates = _pair(dilation)
-    return rates[0] if len(set(rates)) == 1 and padding in ("same", rates[0], rates, list(rates)) else None
+    same = padding == "same" or _pair(padding) == rates
+    return rates[0] if len(set(rates)) == 1 and same else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from degrid.acceleration.fold import example_image, reason_to_leave, timm_batch_norm, wiring_of
 from degrid.acceleration.recompute import as_convolved
+from degrid.acceleration.training import active, convolved, fast_rate, gradients
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, evaluating, members_of_made
 from degrid.kernels.support import traced
 from degrid.lookup import loaded
@@ -155,9 +156,13 @@ class _ScaledConvolution(torch.autograd.Function):
     ) -> Tensor:
         """See `_scaled_convolution`."""
         ctx.save_for_backward(x, weight, scale)
-        ctx.geometry = geometry
         ctx.bias_type = None if bias is None else bias.dtype
-        return _convolved(x, weight, scale, bias, geometry)
+        ctx.fast = active()
+        ctx.rate = fast_rate(x, weight, *geometry) if ctx.fast else None
+        ctx.geometry = ([1, 1], [0, 0], [2, 2], 1) if ctx.rate == 0 else geometry
+        if ctx.rate:
+            return convolved(x, weight * scale, bias, ctx.rate, ctx.fast)
+        return _convolved(x, weight, scale, bias, ctx.geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,9 +171,14 @@ class _ScaledConvolution(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
         scaled = (weight * scale).to(x.dtype)
-        of_x, of_scaled, of_bias = torch.ops.aten.convolution_backward(
-            grad, x, scaled, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
-        )
+        found: Any
+        if ctx.rate:
+            found = gradients(grad, x, scaled, ctx.rate, wanted, ctx.fast)
+        else:
+            found = torch.ops.aten.convolution_backward(
+                grad, x, scaled, [len(weight)], stride, padding, dilation, False, [0, 0], groups, wanted
+            )
+        of_x, of_scaled, of_bias = found
         of_weight = of_scaled.to(weight.dtype) * scale if wanted[1] else None
         return of_x, of_weight, None, of_bias.to(ctx.bias_type) if wanted[2] else None, None
 
