@@ -14,6 +14,7 @@ import torch
 
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
+from degrid.models import EncoderSettings, build_encoder
 from degrid.types import ConversionError
 from degrid.verbs.convert import convert
 
@@ -232,3 +233,44 @@ def test_names_of_segmentation_models_pytorch_up_to_0_3_4():
     assert plans[0].tensors.keys() == plans[1].tensors.keys()
     assert plans[1].origins["head.refine.0.weight"] == "decoder.1.weight"
     assert not plans[1].unexpected
+
+
+def test_mobilevit_of_transformers():
+    """Names of every part; nothing is dilated at output stride 16, and one convolution at 8."""
+    unit = "mobilevit.encoder.layer.3.transformer.layer.2"
+    names = {
+        "mobilevit.conv_stem.normalization.bias": "encoder.net.stem.bn.bias",
+        "mobilevit.encoder.layer.1.layer.2.conv_3x3.convolution.weight": "encoder.net.stages_1.2.conv2_kxk.conv.weight",
+        "mobilevit.encoder.layer.2.downsampling_layer.reduce_1x1.normalization.bias": (
+            "encoder.net.stages_2.0.conv3_1x1.bn.bias"
+        ),
+        "mobilevit.encoder.layer.4.conv_kxk.convolution.weight": "encoder.net.stages_4.1.conv_kxk.conv.weight",
+        "mobilevit.encoder.layer.4.conv_1x1.convolution.weight": "encoder.net.stages_4.1.conv_1x1.weight",
+        "mobilevit.encoder.layer.4.fusion.normalization.weight": "encoder.net.stages_4.1.conv_fusion.bn.weight",
+        "mobilevit.encoder.layer.2.layernorm.weight": "encoder.net.stages_2.1.norm.weight",
+        f"{unit}.attention.attention.query.bias": "encoder.net.stages_3.1.transformer.2.attn.qkv.bias",
+        f"{unit}.attention.output.dense.weight": "encoder.net.stages_3.1.transformer.2.attn.proj.weight",
+        f"{unit}.intermediate.dense.bias": "encoder.net.stages_3.1.transformer.2.mlp.fc1.bias",
+        f"{unit}.output.dense.bias": "encoder.net.stages_3.1.transformer.2.mlp.fc2.bias",
+        f"{unit}.layernorm_after.bias": "encoder.net.stages_3.1.transformer.2.norm2.bias",
+        "segmentation_head.aspp.convs.0.convolution.weight": "head.aspp.branches.0.0.weight",
+        "segmentation_head.aspp.convs.4.conv_1x1.normalization.bias": "head.aspp.branches.4.project.1.bias",
+        "segmentation_head.aspp.project.convolution.weight": "head.aspp.project.0.weight",
+        "segmentation_head.classifier.convolution.bias": "head.classifier.bias",
+    }
+    tensors = {name: np.full(64, index) for index, name in enumerate(names)}
+    tensors |= {
+        f"{unit}.attention.attention.{part}.bias": np.full(64, value) for part, value in (("key", 91), ("value", 92))
+    }
+    system = SYSTEMS["transformers_mobilevit"]
+    plan = system.plan_beside(tensors, {"output_stride": 8})
+    assert plan.origins == {ours: theirs for theirs, ours in names.items()}
+    assert not plan.unexpected
+    assert plan.tensors["encoder.net.stages_3.1.transformer.2.attn.qkv.bias"][63::64].tolist() == [7, 91, 92]
+    for stride, expected in ((16, []), (8, [2])):
+        encoder = build_encoder("transformers:mobilevit_xxs", EncoderSettings(stride))
+        with torch.inference_mode():
+            last = encoder(torch.zeros(1, 3, 64, 96))[-1]
+        assert last.shape == (1, 80, 64 // stride, 96 // stride)
+        convs = [module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d)]
+        assert [conv.dilation[0] for conv in convs if conv.dilation[0] > 1] == expected

@@ -56,7 +56,7 @@ class ModelConfig:
     ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; networks as other projects changed them
     (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`, `bubbliiiing:xception`,
     `mmseg:resnet50c`, `paddleseg:resnet50d`, `google:xception65`, `google:mobilenetv2_100`, `smp:efficientnet-b0`,
-    `smp:mobilenet_v2`, ...); or a class of your own, `my_module:MyEncoder`."""
+    `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local .safetensors or .pth file, or a folder made by
     `degrid convert`; `false`: random weights."""

@@ -75,6 +75,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str] = {
     # As these projects build them.
     **dict.fromkeys(("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg"), "degrid.models.peers:peer_encoder"),
     "google": "degrid.models.google_encoders:google_encoder",
+    "transformers": "degrid.models.mobilevit:TransformersMobileViT",
     "smp": "degrid.models.smp_encoders:smp_encoder",
 }
 """By the part of the name before the colon: the class or function, called with the whole name and the settings as

@@ -21,6 +21,7 @@ from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
 from degrid.checkpoints.systems.mlearing import MLearing
 from degrid.checkpoints.systems.mmseg import Mmseg
 from degrid.checkpoints.systems.mobilenet_v2_voc import MobileNetV2Voc
+from degrid.checkpoints.systems.mobilevit import TransformersMobileViT
 from degrid.checkpoints.systems.nanqingd import NanqingD
 from degrid.checkpoints.systems.nvidia import Nvidia
 from degrid.checkpoints.systems.paddleseg import PaddleSeg
@@ -53,6 +54,7 @@ SYSTEMS: dict[str, System] = {
     "smp": Smp(),
     "google_deeplab": GoogleDeepLab(),
     "transformers_mobilenet_v2": TransformersMobileNetV2(),
+    "transformers_mobilevit": TransformersMobileViT(),
     "mobilenet_v2_voc": MobileNetV2Voc(),
     "jfzhang95": Jfzhang95(),
     "vainf": VainF(),

@@ -1,0 +1,44 @@
+"""MobileViT as the library transformers dilates it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from degrid.models.dilation import set_rates
+from degrid.models.library_encoders import TimmEncoder
+from degrid.types import UserError
+
+
+class TransformersMobileViT(TimmEncoder):
+    """MobileViT without the last 1x1 convolution, whose rates lag behind the strides that are gone.
+
+    At output stride 16 nothing is dilated; at 8 the first convolution of the last stage has rate 2.
+
+    Args:
+        name: "transformers:mobilevit_s", xs or xxs.
+        output_stride: 8, 16 or 32.
+        settings: the others of `TimmEncoder`.
+    Raises:
+        UserError: another name.
+    """
+
+    def __init__(self, name: str, output_stride: int = 16, **settings: Any) -> None:
+        network = name.partition(":")[2]
+        if network not in ("mobilevit_s", "mobilevit_xs", "mobilevit_xxs"):
+            raise UserError(
+                f'unknown encoder "{name}"; known: transformers:mobilevit_s, mobilevit_xs and mobilevit_xxs'
+            )
+        super().__init__(network, 32, **settings)
+        net: Any = self.net
+        net.final_conv = nn.Identity()
+        self.channels = (*self.channels[:-1], net.stages_4[1].conv_proj.conv.out_channels)
+        self.reductions = tuple(min(stride, output_stride) for stride in self.reductions)
+        rate = 1
+        for stage, stride in ((net.stages_3, 16), (net.stages_4, 32)):
+            if stride > output_stride:
+                conv = stage[0].conv2_kxk.conv
+                conv.stride = (1, 1)
+                set_rates(conv, (rate, rate))
+                rate *= 2
