@@ -34,7 +34,8 @@ def convert(
 ) -> None:
     """Turn a checkpoint of another program into a model folder that computes the same logits.
 
-    Reads TensorFlow checkpoints (V1, V2), caffemodel, .pth, .npz, .npy and safetensors, without those frameworks.
+    Reads TensorFlow checkpoints (V1, V2) and frozen graphs, caffemodel, .pth, .pkl, .pdparams, .npz, .npy and
+    safetensors, without those frameworks; a config.json beside the weights is read, too.
     ImageNet weights become an encoder folder for --set model.pretrained=FOLDER.
 
     \b

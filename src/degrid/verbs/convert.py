@@ -102,8 +102,8 @@ def convert(
     """Convert a checkpoint of another program into a model folder, or ImageNet weights into an encoder folder.
 
     Args:
-        source: the file: a TensorFlow checkpoint (V1, or the prefix of a V2), a caffemodel, .pth, .npz, .npy or
-            safetensors.
+        source: the file: a TensorFlow checkpoint (V1, or the prefix of a V2) or frozen graph, a caffemodel, .pth,
+            pickle, .npz, .npy or safetensors; or a folder with one of them, and perhaps its config.json.
         out: the folder to write: config.json, model.safetensors (or encoder.safetensors) and conversion.json. None:
             write nothing; the report says what the file holds and whether all of it fits.
         system: the program that wrote the file: a name in `degrid.checkpoints.systems.table.SYSTEMS`, or

@@ -56,8 +56,8 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
     """Read a checkpoint.
 
     Names: of TensorFlow the variables', partitioned ones whole; of Caffe "layer/0", "layer/1", ... (see `read_caffe`);
-    of PyTorch those of the state dict, without wrappers ({"state_dict": ...}) and without "module."; of dictionaries
-    in .npy files the keys joined by slashes.
+    of PyTorch and of pickles those of the state dict, without wrappers ({"state_dict": ...}) and without "module."; of
+    dictionaries in .npy files the keys joined by slashes.
 
     Args:
         path: a file; of TensorFlow also the prefix, any one of several files, the list of checkpoints ("checkpoint"),
