@@ -47,7 +47,6 @@ class _Storage:
 
     key: str
     code: str
-    count: int
     offset: int = 0
 
 
@@ -198,12 +197,12 @@ def _type(name: object) -> str:
 def _storage(described: Any) -> object:
     """What a persistent id of torch.save stands for."""
     match described:
-        case ("storage", kind, str() as key, _, int() as count, *view):
+        case ("storage", kind, str() as key, _, int(), *view):
             offset = 0
             match view:
-                case [(_, int() as start, int() as count)]:  # of a larger storage
+                case [(_, int() as start, int())]:  # of a larger storage
                     offset = start
-            return _Storage(key, _type(kind), count, offset)
+            return _Storage(key, _type(kind), offset)
     return Opaque("a persistent id")
 
 
