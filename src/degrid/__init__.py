@@ -57,6 +57,7 @@ _MODULES = {
     "verbs.lr_find": "RateSearch find_learning_rate",
     "verbs.outputs": "ResultFiles",
     "verbs.predict": "PredictResult predict predict_each",
+    "verbs.launch": "Cluster launch",
     "verbs.run": "RunResult",
     **{f"verbs.{name}": name for name in ("collect", "convert", "demo", "describe", "modernise", "train")},
 }
@@ -66,6 +67,7 @@ __all__ = [
     "CRF",
     "IGNORE_INDEX",
     "Batch",
+    "Cluster",
     "Comparison",
     "CrfSearch",
     "DilationReport",
@@ -99,6 +101,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "launch",
     "load",
     "modernise",
     "open_dataset",

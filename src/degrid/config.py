@@ -311,7 +311,7 @@ def describe_settings(kind: type = RunConfig, path: str = "") -> Iterator[Settin
         if dataclasses.is_dataclass(hints[key]):
             yield from describe_settings(typing.cast(type, hints[key]), inner)
         else:
-            yield Setting(inner, _in_words(hints[key]), _as_given(defaults[key]), texts[key])
+            yield Setting(inner, _in_words(hints[key]), as_given(defaults[key]), texts[key])
 
 
 def _texts(kind: type) -> dict[str, str]:
@@ -325,10 +325,12 @@ def _texts(kind: type) -> dict[str, str]:
     }
 
 
-def _as_given(value: object) -> str:
+def as_given(value: object) -> str:
     """A value as `--set` takes it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, dict | list):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 

@@ -19,6 +19,7 @@ from degrid.cli import (
     evaluate,
     export,
     info,
+    launch,
     lr_find,
     plot,
     predict,
@@ -39,6 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("launch")(launch.launch)
+app.command("sweep")(launch.sweep)
 app.command("lr-find")(lr_find.lr_find)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from degrid.cli.launch import in_processes, speaks, starts
+from degrid.cli.processes import in_processes, speaks, starts
 from degrid.config import parse_settings, to_dict
 from degrid.types import MSC_SCALES
 

@@ -1,0 +1,61 @@
+"""Starts a command again in several processes of this machine, as torchrun does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import uuid
+
+from degrid.types import UserError
+
+
+def starts(count: int) -> bool:
+    """Whether this process has to start others, being none of them itself."""
+    return count > 1 and "RANK" not in os.environ
+
+
+def speaks() -> bool:
+    """Whether this process prints what all of them know."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def in_processes(count: int, arguments: list[str]) -> int:
+    """Run `degrid ARGUMENTS` in processes that know one another, until the last has ended or one fails.
+
+    Returns:
+        The exit code: 0, or that of the process that failed first.
+    Raises:
+        UserError: this PyTorch cannot do it.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        raise UserError("--devices: this build of PyTorch has no torch.distributed")
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each process says itself what went wrong. Cores are shared, and a stopped run gets the time to be saved.
+    logging.disable(logging.ERROR)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "degrid", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException:
+        return 130
+    return 0

@@ -1,0 +1,180 @@
+"""Jobs for clusters: what they ask for, that bash can read them, and that they run on stand-ins for the job systems."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import degrid
+from degrid import Cluster, UserError
+from degrid.engine.training.log import read_metrics
+from degrid.engine.training.loop import load_state
+
+SMALL = {
+    "model.encoder": "timm:test_resnet",
+    "model.pretrained": False,
+    "data.crop": "48,48",
+    "train.batch_norm": "frozen",
+    "train.steps": 40,
+    "train.eval_every": 40,
+    "train.batch_size": 2,
+}
+
+
+def asked(script, mark):
+    return dict(re.findall(rf"^#{mark} (\S+?)[= ](.*)$", script.read_text(), flags=re.M))
+
+
+def test_what_a_job_of_slurm_asks_for(tmp_path):
+    cluster = Cluster("slurm", 2, 4, 8, "1-06:30", "64G", "a100", "long", "me@uni.org", ("module load cuda",))
+    script = degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "a run", cluster=cluster)
+    assert script == tmp_path / "a run/job.sh"
+    assert asked(script, "SBATCH") == {
+        "--job-name": "synthetic",
+        "--nodes": "2",
+        "--ntasks-per-node": "1",
+        "--gpus-per-node": "a100:4",
+        "--cpus-per-task": "32",
+        "--mem": "64G",
+        "--time": "1-06:30:00",
+        "--partition": "long",
+        "--output": f"'{tmp_path}/a run/job_%j.txt'",
+        "--open-mode": "append",
+        "--signal": "B:USR1@300",
+        "--mail-type": "END,FAIL",
+        "--mail-user": "me@uni.org",
+    }
+    text = script.read_text()
+    assert "\n#SBATCH --requeue\n" in text
+    assert "\nmodule load cuda\n" in text
+    assert "--nnodes=2 --nproc-per-node=4" in text
+    assert f"-o '{tmp_path}/a run' &" in text
+
+
+def test_what_a_job_of_lsf_asks_for(tmp_path):
+    cluster = Cluster("lsf", nodes=2, gpus=2, cpus=5, memory="20G", gpu_model="TeslaV100", queue="gpu", mail="me")
+    script = degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "run", cluster=cluster)
+    assert asked(script, "BSUB") == {
+        "-J": "synthetic",
+        "-n": "20",
+        "-R": '"span[ptile=10] rusage[mem=2048]"',
+        "-gpu": '"num=2:mode=exclusive_process:gmodel=TeslaV100"',
+        "-W": "24:00",
+        "-q": "gpu",
+        "-o": f"{tmp_path}/run/job_%J.txt",
+        "-wa": "USR1",
+        "-wt": "5",
+        "-Q": "99",
+        "-u": "me",
+    }
+
+
+@pytest.mark.parametrize("system", ["slurm", "lsf"])
+def test_bash_reads_every_job(tmp_path, system):
+    grid = {"optim.lr": [0.01, 0.02], "data.path": ["it's $HOME", "b c"]}
+    for number, chosen in enumerate([{}, {"grid": grid}]):
+        out = tmp_path / f"a 'run' {number}"
+        script = degrid.launch(data="synthetic", settings=SMALL, out=out, cluster=Cluster(system), **chosen)
+        done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    words = r"""printf '%s\n' "${variant[@]}" """
+    part = script.read_text().partition("variants=(")[2].partition("\nexport")[0]
+    found = [
+        subprocess.run(
+            ["bash", "-c", f"variants=({part}\n{words}"],
+            env={"SLURM_ARRAY_TASK_ID": str(job), "LSB_JOBINDEX": str(job)},
+            capture_output=True,
+            text=True,
+        ).stdout.split("\n")
+        for job in (1, 2, 3, 4)
+    ]
+    assert [(words[1], words[3]) for words in found] == [
+        ("optim.lr=0.01", "data.path=it's $HOME"),
+        ("optim.lr=0.01", "data.path=b c"),
+        ("optim.lr=0.02", "data.path=it's $HOME"),
+        ("optim.lr=0.02", "data.path=b c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"system": "pbs"}, 'expected slurm or lsf, got "pbs"'),
+        ({"nodes": 0}, "expected 1 or more"),
+        ({"time": "soon"}, "HH:MM or D-HH:MM"),
+        ({"time": "0:05"}, "more than 5 minutes"),
+        ({"memory": "64"}, "a number with M or G"),
+        ({"queue": "a; rm"}, "expected one word"),
+    ],
+)
+def test_what_no_cluster_takes(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Cluster(**wrong)
+
+
+def test_mistakes_are_found_before_anything_is_written(tmp_path, monkeypatch):
+    for grid in ({"optim.lr": [0.1, "fast"]}, {"optim.lr": []}):
+        with pytest.raises(UserError):
+            degrid.launch(data="synthetic", out=tmp_path / "run", grid=grid)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no command sbatch here"):
+        degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "run", submit=True)
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run already"):
+        degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "run")
+
+
+# Job systems of one machine with two hosts of one name: they run the script, and again if it says so.
+FAKES = {
+    "sbatch": """for job in 1 2 3 4; do
+    grep -q "array=1-[$job-9]" "$1" || [ $job = 1 ] || continue
+    rm -f again
+    SLURM_JOB_ID=3001 SLURM_ARRAY_TASK_ID=$job SLURM_JOB_NODELIST=nodes bash "$1" & echo $! > pid
+    wait $! || true
+    while [ -e again ]; do rm again; SLURM_JOB_ID=3001 SLURM_JOB_NODELIST=nodes bash "$1"; done
+done""",
+    "scontrol": '[ "$1" = show ] && echo localhost || touch again',
+    "srun": '"$@" & one=$!; "$@" & two=$!; trap "kill $one $two" TERM; wait $one; wait $one; wait $two',
+    "bsub": """cat > script; echo localhost > hosts
+code=99; while [ $code = 99 ]; do
+    code=0; LSB_JOBID=3002 LSB_DJOB_HOSTFILE=hosts bash script & echo $! > pid; wait $! || code=$?
+done""",
+    "blaunch": 'shift 2; "$@" & one=$!; "$@" & two=$!; trap "kill $one $two" TERM; wait $one; wait $one; wait $two',
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in FAKES.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["slurm", "lsf"])
+def test_a_job_runs_on_two_hosts_and_goes_on_after_its_time_is_over(tmp_path, stand_ins, system):
+    options = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}".replace("False", "false"))]
+    command = [sys.executable, "-m", "degrid", "launch", "--data", "synthetic", *options, "-o", "run"]
+    asked = [f"--{system}", "--nodes", "2", "--gpus", "0", "--submit"]
+    started = subprocess.Popen([*command, *asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = Path("run/metrics.jsonl")
+    while not (metrics.exists() and '"step": 5,' in metrics.read_text()) and started.poll() is None:
+        time.sleep(0.05)
+    os.kill(int(Path("pid").read_text()), signal.SIGUSR1)
+    output, errors = started.communicate(timeout=300)
+    assert started.returncode == 0, errors
+    assert output.startswith("submitted: ")
+    assert load_state(Path("run/last.ckpt"))["step"] == 40
+    assert [record["step"] for record in read_metrics(Path("run")) if "loss" in record] == list(range(1, 41))
+    assert "in 2 processes, from step" in Path("run/log.txt").read_text()
