@@ -289,7 +289,7 @@ def test_pascal_context_as_mmsegmentation_makes_it(tmp_path):
     for split, name in (("train", "2008_000001"), ("val", "2008_000002")):
         (root / f"ImageSets/SegmentationContext/{split}.txt").write_text(f"{name}\n")
     for split, name in (("train", "2008_000001"), ("val", "2008_000002")):
-        dataset = check(tmp_path, split, name, [[V, 0, 1, 58]], kind="PASCAL Context", names=("aeroplane", "bicycle"))
+        dataset = check(tmp_path, split, name, [[V, 0, 1, 58]], kind="PASCAL Context", names=("aeroplane", "bag"))
     assert len(dataset.labels) == 59
     assert dataset.labels.names[58] == "wood"
     assert open_dataset(f"VOC={root}").labels.names[20] == "tvmonitor"
@@ -312,11 +312,22 @@ def test_pascal_context_of_the_authors(tmp_path):
 
 
 def test_pascal_context_of_459_classes(tmp_path):
-    put_image(tmp_path / "JPEGImages/2008_000001.jpg")
     (tmp_path / "trainval").mkdir()
-    (tmp_path / "trainval/2008_000001.mat").write_bytes(b"")
-    with pytest.raises(UserError, match="459 classes of PASCAL Context, and degrid has at most 255: add 59_context"):
-        open_dataset(tmp_path)
+    scipy = pytest.importorskip("scipy.io")
+    for k, name in enumerate(("2008_000001", "2008_000002")):
+        put(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((2, 4, 3), np.uint8))
+        ids = np.array([[2, 458, 1, 459], [0, 258, 9, 255 + 3 * k]], np.uint16)  # 255, paper, is no void of this file
+        scipy.savemat(tmp_path / f"trainval/{name}.mat", {"LabelMap": ids})
+    names = {2: "aeroplane", 458: "wood", 258: "motorbike", 9: "bag"}
+    (tmp_path / "labels.txt").write_text("".join(f"{k}: {names.get(k, f'thing {k}')}\n" for k in range(1, 460)))
+    truth = [[0, 58, V, V], [V, 33, 1, V]]
+    dataset = check(tmp_path, "train", "2008_000001", truth, kind="PASCAL Context", names=("aeroplane", "bag"))
+    assert [dataset.labels.names[k] for k in (0, 58, 33, 1)] == ["aeroplane", "wood", "motorbike", "bag"]
+    assert any("of the 459 classes, the benchmark's 59 are read" in note for note in notes_of(dataset))
+    # Others are those of a table.
+    (tmp_path / "classes.csv").write_text("id,name\n9,bag\n459,wool\n")
+    assert open_dataset(tmp_path).labels.names == ("bag", "wool")
+    assert open_dataset(tmp_path)[0].label.tolist() == [[V, V, V, 1], [V, V, 0, V]]
 
 
 @pytest.mark.parametrize("lists", ["pairs", "names", ""])

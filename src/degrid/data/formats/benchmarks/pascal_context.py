@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.common import benchmark, from_one
 from degrid.data.formats.benchmarks.voc import voc_base
+from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import DIVIDED, divided, pair_up, select, split_files
 from degrid.data.formats.tools.label_files import read_numbered_names
-from degrid.types import LabelSpace, UserError, voc_palette
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _NAMES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person pottedplant sheep sofa "
-    "train tvmonitor bag bed bench book building cabinet ceiling cloth computer cup door fence floor flower food grass "
-    "ground keyboard light mountain mouse curtain platform sign plate road rock shelves sidewalk sky snow bedclothes "
-    "track tree truck wall water window wood"
+    "aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling chair cloth "
+    "computer cow cup curtain dog door fence floor flower food grass ground horse keyboard light motorbike mountain "
+    "mouse person plate platform pottedplant road rock sheep shelves sidewalk sign sky snow sofa table track train "
+    "tree truck tvmonitor wall water window wood"
 )
 CONTEXT = LabelSpace(tuple(_NAMES.split()), voc_palette(60)[1:])
-"""The 59 classes in the order of Detail's API and mmsegmentation, whose files have the ids 1 to 59."""
+"""The 59 classes by the alphabet, as mmsegmentation numbers them from 1."""
+# Their ids among the 459 classes, which are numbered by the alphabet, too.
+_OF_459 = (
+    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159),
+    *(162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
+    *(397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
+)
+_RULE_459 = MaskRule(
+    {
+        **dict.fromkeys((*range(460), IGNORE_INDEX), IGNORE_INDEX),
+        **{raw: train for train, raw in enumerate(_OF_459)},
+    },
+    said="PASCAL Context",
+    exact=True,
+)
 # The folders of labels, and the file that names their classes; "" for the order above.
 _FOLDERS = (
     ("SegmentationClassContext", ""),
@@ -30,16 +47,16 @@ _FOLDERS = (
 class PascalContext(DataFormat):
     """JPEGImages of VOC 2010 and SegmentationClassContext, or 59_context_labels and 59_labels.txt (also with 33).
 
-    0, all other things, is void. The labels of 459 classes (.mat) are too many to train on.
+    0 is void. Of the 459 classes in trainval (.mat), these 59 are read, or those of one's own table.
     """
 
-    wanted = "JPEGImages and SegmentationClassContext, or 59_context_labels (PASCAL Context)"
+    wanted = "JPEGImages and SegmentationClassContext, 59_context_labels, or trainval (PASCAL Context)"
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`.
 
         Raises:
-            UserError: the file of names is missing, or there are only the labels of 459 classes.
+            UserError: the file of names is missing.
         """
         base = voc_base(path)
         if base is None:
@@ -48,12 +65,9 @@ class PascalContext(DataFormat):
             place = next((top / folder for top in (base, path) if (top / folder).is_dir()), None)
             if place is not None:
                 return self._read(base, place, names)
-        if any((top / "trainval").is_dir() and any((top / "trainval").glob("*.mat")) for top in (base, path)):
-            raise UserError(
-                f"{path} holds the 459 classes of PASCAL Context, and degrid has at most 255: add 59_context_labels "
-                "and 59_labels.txt of the benchmark"
-            )
-        return None
+        place = next((top / "trainval" for top in (base, path) if any((top / "trainval").glob("*.mat"))), None)
+        found = self._read(base, place, "") if place else None
+        return found and _of_459(found, path)
 
     def _read(self, base: Path, folder: Path, names: str) -> Layout | None:
         pairs, orphans = pair_up(base / "JPEGImages", folder)
@@ -72,6 +86,21 @@ class PascalContext(DataFormat):
         rule = from_one(len(labels), names or "PASCAL Context")
         splits = chosen if any(chosen.values()) else divided(pairs)
         return benchmark(f"JPEGImages and {folder.name}", base, splits, labels, rule, notes, orphans)
+
+
+def _of_459(found: Layout, path: Path) -> Layout:
+    """The layout of labels with 459 ids, which are more than a label can hold: what is no class is void."""
+    own, rule = class_table(path)
+    if own is None or rule is None or rule.said == "labels.txt":
+        found.labels, found.rule = CONTEXT, _RULE_459
+        found.notes.append(
+            f"of the 459 classes, the benchmark's {len(CONTEXT)} are read, and the others are void; for others, list "
+            "up to 255 in classes.csv (id,name) with their ids in labels.txt"
+        )
+        return found
+    found.labels = own
+    found.rule = replace(rule, ids={**dict.fromkeys(range(460), IGNORE_INDEX), **rule.ids}, exact=True)
+    return found
 
 
 def _named(file: Path) -> LabelSpace:
