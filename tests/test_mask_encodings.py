@@ -17,6 +17,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mask_writers import ENCODINGS
 from PIL import Image
+from test_tools_polygons import brush
 
 from degrid.data import open_dataset, write_tfrecord
 from degrid.data.dataset import open_layout
@@ -611,26 +612,6 @@ def label_studio(suffix):
         return by_alphabet(world)
 
     return write
-
-
-def brush(region):
-    """Label Studio's code of a brush stroke: an RGBA image in runs of one value, or of several."""
-    values = np.zeros((*region.shape, 4), np.uint8)
-    values[region] = (0, 0, 0, 255)
-    flat = values.ravel()
-    bits = f"{flat.size:032b}{7:05b}" + "".join(f"{length - 1:04b}" for length in (3, 4, 8, 16))
-    ends = [*(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
-    start = 0
-    while start < flat.size:
-        stop = next(end for end in ends if end > start)
-        if stop - start > 3:
-            bits += f"1{3:02b}{min(stop - start, 1 << 16) - 1:016b}{flat[start]:08b}"
-            start = min(stop, start + (1 << 16))
-        else:
-            some = flat[start : start + 8]
-            bits += f"0{0:02b}{len(some) - 1:03b}" + "".join(f"{value:08b}" for value in some)
-            start += len(some)
-    return [int(bits[place : place + 8].ljust(8, "0"), 2) for place in range(0, len(bits), 8)]
 
 
 def label_studio_brush(world, root):

@@ -523,7 +523,7 @@ def test_supervisely_polygons_with_holes(tmp_path):
     outer, hole = pairs_of([1, 1, 7, 1, 7, 5, 1, 5]), pairs_of([2, 2, 4, 2, 4, 4, 2, 4])
     objects = [
         {"classTitle": "car", "geometryType": "polygon", "points": {"exterior": outer, "interior": [hole]}},
-        {"classTitle": "sign", "geometryType": "rectangle", "points": {"exterior": [[6, 4], [8, 6]], "interior": []}},
+        {"classTitle": "sign", "geometryType": "rectangle", "points": {"exterior": [[6, 4], [7, 5]], "interior": []}},
         {"classTitle": "sign", "geometryType": "line", "points": {"exterior": [[0, 0], [8, 6]], "interior": []}},
     ]
     for split in ("train", "val"):

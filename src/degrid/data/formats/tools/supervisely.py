@@ -169,7 +169,8 @@ def _region(drawn: dict[str, Any], height: int, width: int) -> Region:
     outline = np.asarray(drawn["points"]["exterior"], np.float64).reshape(-1, 2)
     if kind == "rectangle":
         (x0, y0), (x1, y1) = outline
-        outline = rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
+        # Both corners are pixels of it, as the area in Supervisely's library says.
+        outline = rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0) + 1, abs(y1 - y0) + 1)
     holes = [np.asarray(hole, np.float64).reshape(-1, 2) for hole in drawn["points"].get("interior") or ()]
     region = polygon_region(outline, height, width)
     return without(region, [polygon_region(hole, height, width) for hole in holes])
