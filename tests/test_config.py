@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from degrid import config, recipes
+from degrid.engine.training.objective import given_class_weights
 from degrid.types import UserError
 
 
@@ -73,6 +74,14 @@ def test_several_numbers_may_be_none(nothing):
 
 def test_none_is_a_word_where_text_is_expected():
     assert config.override(config.RunConfig(), ["train.class_weights=none"]) == config.RunConfig()
+
+
+@pytest.mark.parametrize("given", ["train.class_weights=[1,2,0.5]", {"train.class_weights": (1, 2, 0.5)}])
+def test_class_weights_may_be_numbers(given):
+    found = config.override(config.RunConfig(), given)
+    assert found.train.class_weights == (1.0, 2.0, 0.5)
+    assert given_class_weights(found.train.class_weights) == given_class_weights("1,2,0.5") == (1.0, 2.0, 0.5)
+    assert config.from_dict(config.RunConfig, json.loads(json.dumps(config.to_dict(found)))) == found
 
 
 def leaves(values, path=""):

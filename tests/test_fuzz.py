@@ -19,6 +19,7 @@ from test_tools_polygons import TRUTH
 
 import degrid
 from degrid.config import RunConfig, from_dict, override
+from degrid.data.formats.hugging_face.rows import Row
 from degrid.data.formats.read_mask import read_mask
 from degrid.exporters.facts import Facts
 from degrid.files import parse_json, parse_yaml
@@ -32,7 +33,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "HF_HUB_OFFLINE"
 SHARES = {
     "settings": 16,
     "run files": 8,
-    "datasets": 36,
+    "datasets": 22,
     "images": 13,
     "checkpoints": 7,
     "state dicts": 2,
@@ -43,6 +44,10 @@ SHARES = {
     "networks": 1,
     "training": 1,
     "predictions": 1,
+    "benchmarks": 4,
+    "maps": 6,
+    "tables": 2,
+    "writing": 2,
 }
 """Kinds of input, with their percentage of all inputs."""
 
@@ -50,10 +55,9 @@ SHARES = {
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory by /proc")
 def test_every_input_gives_a_result_or_a_sentence(tmp_path):
     wanted = [f"{kind}:{NUMBER * share // 100}" for kind, share in SHARES.items()]
-    worker = Path(__file__).parent / "fuzz" / "worker.py"
     places = [str(Path(__file__).parent), str(Path(degrid.__file__).parents[1])]
     done = subprocess.run(
-        [sys.executable, worker, str(SEED), tmp_path, *wanted],
+        [sys.executable, "-m", "fuzz.worker", str(SEED), tmp_path, *wanted],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places), **ENVIRONMENT},
@@ -172,6 +176,25 @@ def test_claims_of_images_take_no_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 1 << 25
         tracemalloc.stop()
     assert tiff_header(tmp_path / "a.tif") is None
+
+
+def test_tags_of_another_type(tmp_path):
+    """A width in letters, and a value for no data in numbers, count as not said."""
+    sound = tiff(TRUTH, nodata="0")
+    for tag, kind, new in ((256, 4, 2), (42113, 2, 3)):
+        start = struct.pack("<HH", tag, kind)
+        assert sound.count(start) == 1
+        (tmp_path / "a.tif").write_bytes(sound.replace(start, struct.pack("<HH", tag, new)))
+        header = tiff_header(tmp_path / "a.tif")
+        assert (header.size[0], header.no_data) == ((0, 0.0) if tag == 256 else (TRUTH.shape[1], None))
+
+
+def test_a_folder_where_a_row_of_a_table_names_an_image(tmp_path):
+    cell = {"bytes": None, "path": str(tmp_path)}
+    row = Row("a", [{"image": cell, "mask": cell}], 0, ("image", "mask"), "hf:x, row 0")
+    for read in (row.image_file, row.read_image, row.read_label):
+        with pytest.raises(UserError, match="row 0, .*: no such image: "):
+            read()
 
 
 def test_floats_that_are_no_numbers():

@@ -62,19 +62,35 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary: Path | None = None
     make_folder(target.parent)
+    with explained(target):
+        try:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            # mkstemp makes private files; give what an ordinary open() would have given.
+            temporary.chmod(0o666 & ~_umask())
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        except BaseException:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Say in one sentence why a file could not be written; the body leaves what was there before as it is.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        # mkstemp makes private files; give what an ordinary open() would have given.
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        yield
+    except UserError:
+        raise
     except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         reason = _reason(error)
         if reason is None:
             raise

@@ -131,7 +131,8 @@ def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dic
     (following,) = struct.unpack(order + word, stream.read(word_bytes))
     tags = {}
     for tag, kind, length, value in struct.iter_unpack(order + entry, table):
-        if tag not in _TAGS or kind not in _TYPES or (tag == _TEXT and (kind != 2 or length > _LONG_TEXT)):
+        fitting = "c" if tag in (_TEXT, _NO_DATA) else "d" if tag in (_SCALE, _TRANSFORM) else "BHIQ"
+        if tag not in _TAGS or _TYPES.get(kind, "-") not in fitting or (tag == _TEXT and length > _LONG_TEXT):
             continue
         form = f"{order}{length}{_TYPES[kind]}"
         size = struct.calcsize(form)

@@ -141,7 +141,7 @@ def run(kind, count: int, number: int, folder: Path) -> Tally:
 
 def main(number: str, folder: str, *wanted: str) -> None:
     """Run "KIND:COUNT" after "KIND:COUNT", and print a line of JSON for each."""
-    from fuzz.kinds import KINDS
+    from fuzz.kinds_of_files import KINDS
 
     signal.signal(signal.SIGALRM, _too_slow)
     warnings.simplefilter("error")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from degrid.exporters.exporter import KEY, Exporter, Opened
+from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 
 if TYPE_CHECKING:
     from degrid.exporters.graph import Source
@@ -21,16 +22,20 @@ class TorchExport(Exporter):
         """Write NAME.pt2."""
         import torch
 
-        torch.export.save(source.program, str(path), extra_files={KEY: facts})
+        # Given a path, PyTorch 2.15 ends the process where the disk is full.
+        stream = io.BytesIO()
+        torch.export.save(source.program, stream, extra_files={KEY: facts})
+        path.write_bytes(stream.getbuffer())
 
     def open(self, path: Path) -> Opened:
         """Run by PyTorch."""
         import torch
 
         extra = {KEY: ""}
+        with quiet():  # it logs a traceback before it raises
+            program = torch.export.load(str(path), extra_files=extra)
         # Its guards are those of the traced sizes; what other sizes give was compared when it was written.
-        program = torch.export.load(str(path), extra_files=extra).module(check_guards=False)
-        return program, extra[KEY]
+        return program.module(check_guards=False), extra[KEY]
 
     def recognises(self, path: Path) -> bool:
         """A .pt2 file without compiled code."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from degrid.exporters.facts import Facts, ImageInput
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
-from degrid.files import check_utf8, make_folder
+from degrid.files import check_utf8, explained, make_folder
 from degrid.lookup import counted
 from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
@@ -124,7 +124,8 @@ def export(
     make_folder(path.parent)
     # On the same disk, so that the finished files can be renamed to their place; under their final names, since they
     # may name one another.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as place:
+    name = f".{path.name}."
+    with explained(path), TemporaryDirectory(dir=path.parent, prefix=name, ignore_cleanup_errors=True) as place:
         made = Path(place) / "float" / path.name
         comparisons, scores = job.write(made), None
         if trial:

@@ -93,13 +93,13 @@ def _check_repeats(repeat_rare: float) -> None:
         raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {repeat_rare:g}')
 
 
-def check_class_weights(text: str, dataset: Dataset) -> None:
+def check_class_weights(weights: str | tuple[float, ...], dataset: Dataset) -> None:
     """Refuse numbers of another count than the dataset's classes.
 
     Raises:
         UserError: there are more or fewer.
     """
-    given, names = given_class_weights(text), dataset.labels.names
+    given, names = given_class_weights(weights), dataset.labels.names
     if given and len(given) != len(names):
         raise UserError(
             f'setting "train.class_weights": expected {len(names)} numbers, one per class ({", ".join(names)}), '
@@ -152,7 +152,7 @@ def make_objective(
         weights = torch.tensor(given, device=device)
     elif kind != "none":
         counted = torch.from_numpy(class_counts(dataset, progress).sum(0)[:-1])
-        weights = median_frequency_weights(counted, CLASS_WEIGHTS[kind]).to(device)
+        weights = median_frequency_weights(counted, CLASS_WEIGHTS[str(kind)]).to(device)
     names = loss_names(settings.loss)
     return Objective(_losses(settings), settings.loss_size, weights, model.resize, names if len(names) > 1 else ())
 

@@ -86,21 +86,21 @@ def median_frequency_weights(class_pixels: Tensor, power: float = 1.0) -> Tensor
     return weights.float()
 
 
-def given_class_weights(text: str) -> tuple[float, ...] | None:
-    """Numbers such as "1,2,0.5"; None where `text` is a name in CLASS_WEIGHTS.
+def given_class_weights(given: str | tuple[float, ...]) -> tuple[float, ...] | None:
+    """Numbers, also as text such as "1,2,0.5"; None for a name in CLASS_WEIGHTS.
 
     Raises:
         UserError: neither of the two, a number that is negative or not finite, or no number above 0.
     """
-    if text in CLASS_WEIGHTS:
+    if given in CLASS_WEIGHTS:
         return None
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in (given.split(",") if isinstance(given, str) else given))
     except ValueError:
         numbers = ()
     if not numbers or not all(math.isfinite(number) and number >= 0 for number in numbers) or not any(numbers):
         raise UserError(
             f'setting "train.class_weights": expected {", ".join(CLASS_WEIGHTS)}, or one number per class separated by '
-            f'commas, none below 0 and one above, got "{text}"'
+            f'commas, none below 0 and one above, got "{given}"'
         )
     return numbers

@@ -102,7 +102,7 @@ class Row(Source):
 @contextlib.contextmanager
 def _as_file(value: Any, place: str) -> Iterator[Path]:
     """A cell of a table as a file, so that it is read as any other; it lasts as long as the context."""
-    if isinstance(value, Mapping) and value.get("bytes") is None and os.path.exists(value.get("path") or ""):
+    if isinstance(value, Mapping) and value.get("bytes") is None and os.path.isfile(value.get("path") or ""):
         yield Path(value["path"])
         return
     if not isinstance(value, Mapping):
