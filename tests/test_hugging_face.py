@@ -115,6 +115,12 @@ def test_dataset_yaml_leads_to_it(saved):
         open_dataset(file)
 
 
+def test_a_saved_dataset_without_a_split(saved):
+    (saved / "dataset_dict.json").write_text('{"splits": []}')
+    with pytest.raises(UserError, match="has no split; save it again"):
+        open_dataset(saved)
+
+
 def test_the_report_does_not_depend_on_the_number_of_processes(saved):
     assert check_data(saved, processes=1).to_dict() == check_data(saved, processes=2).to_dict()
 

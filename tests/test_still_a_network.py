@@ -85,6 +85,21 @@ def test_copies_are_of_the_same_kind(model, hand_on):
     assert list(loaded) == list(model.state_dict())
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_is_handed_on(operator):
+    """With all that can be done beside it: by copies, pickles, FX and torch.export, with the same values."""
+    model = network(lambda model: smooth(model, operator), *STEPS["all"][1:])
+    with torch.no_grad():
+        expected = model(IMAGES)
+        for handed_on in (
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            torch.fx.symbolic_trace(model),
+            torch.export.export(model, (IMAGES,)).module(),
+        ):
+            torch.testing.assert_close(handed_on(IMAGES), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_pickles_are_read_where_no_such_class_was_made_before():
     """As in processes that are spawned."""
     model = network(*STEPS["all"])

@@ -1,5 +1,6 @@
 """More that is given to degrid: benchmarks, GeoTIFFs, folders of Hugging Face, exported files, and full disks."""
 
+import math
 import os
 import resource
 import shutil
@@ -27,7 +28,7 @@ from degrid.data.formats.pairs import Pair
 from degrid.data.formats.read_mask import read_mask
 from degrid.data.synthetic import LABELS
 from degrid.image import read_image
-from degrid.raster import is_on_map
+from degrid.raster import is_on_map, tiff_header
 from degrid.types import Bands, UserError
 from fuzz import kinds
 from fuzz.benchmarks import BENCHMARKS
@@ -163,7 +164,8 @@ def read_map(case, folder: Path) -> str:
             outcome = "accepted"
         except UserError:
             continue
-    if predicts:
+    header = tiff_header(file)
+    if predicts and header is not None and math.prod(header.size) < 1 << 20:  # others need what their size needs
         found = degrid.predict(kinds._sound_predictor(), [folder / "in"], folder / "out", device="cpu")
         assert found.images + len(found.failures) + len(found.left_out) >= 1
         assert not list((folder / "out").rglob("*.tmp"))

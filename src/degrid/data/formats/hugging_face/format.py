@@ -42,6 +42,8 @@ def open_hugging_face(address: Address) -> Layout:
         UserError: `datasets` is not installed or cannot open it, or there are no columns of images and masks.
     """
     splits = _load(address)
+    if not splits:
+        raise UserError(f"{address} has no split; save it again, or get it anew")
     features = _features(next(iter(splits.values())), address)
     columns, note = find_columns(features, address.options, address)
     notes = [note] if note else []
