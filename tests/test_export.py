@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -245,13 +246,27 @@ def test_extras_that_are_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2"])
-def test_damaged_files(tmp_path, ending):
+def test_damaged_files(tmp_path, ending, capfd):
     file = tmp_path / f"m{ending}"
     with pytest.raises(UserError, match="no exported model"):
         ExportedModel(file)
     file.write_bytes(b"not a model")
     with pytest.raises(UserError, match=f"cannot read the exported model {file}"):
         ExportedModel(file)
+    assert "Traceback" not in capfd.readouterr().err  # PyTorch logs one
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+def test_a_full_disk(tmp_path, format):
+    model, (_, most) = network(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        with pytest.raises(UserError, match="could not write .*larger than allowed"):
+            degrid.export(model, tmp_path / f"m{find_exporter(format).ending}", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_somebody_else(tmp_path):
