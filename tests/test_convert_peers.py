@@ -61,6 +61,7 @@ def rates(module):
         pytest.param("bubbliiiing_xception", "bubbliiiing", [], [6, 12, 18], marks=slow),
         pytest.param("YudeWang_res50", "bubbliiiing", [2], [6, 12, 18], marks=slow),
         pytest.param("chenxi116_resnet50", "chenxi116", [2, 2], [6, 12, 18], marks=slow),
+        pytest.param("speedinghzl_resnet50", "speedinghzl", [*[2] * 6, 4, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3_resnet50", "tramac", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         ("mmseg_deeplabv3plus_r18-d8", "mmseg", [2, 2, 4], [12, 24, 36]),
         ("mmseg_deeplabv3_m-v2-d8", "mmseg", [2, 2, 4, 4], [12, 24, 36]),

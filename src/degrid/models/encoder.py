@@ -73,7 +73,9 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str] = {
     "caffe": ResNet,
     "slim": ResNet,
     # As these projects build them.
-    **dict.fromkeys(("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg"), "degrid.models.peers:peer_encoder"),
+    **dict.fromkeys(
+        ("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg", "speedinghzl"), "degrid.models.peers:peer_encoder"
+    ),
     "google": "degrid.models.google_encoders:google_encoder",
     "transformers": "degrid.models.mobilevit:TransformersMobileViT",
     "smp": "degrid.models.smp_encoders:smp_encoder",

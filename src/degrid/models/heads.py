@@ -354,6 +354,17 @@ def v3_head(
     return DeepLabV3Head(aspp, settings.channels, num_classes, refine), encoder.reductions[-1]
 
 
+def leaky_v3_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """ASPP whose projection has twice as many channels, with leaky ReLUs of slope 0.01 in the place of ReLUs."""
+    aspp, channels = _aspp(encoder, settings, settings.resize or "half_pixel"), settings.channels
+    aspp.project = conv_norm_relu(channels * len(aspp.branches), 2 * channels, 1)
+    head = DeepLabV3Head(aspp, 2 * channels, num_classes)
+    for layers in [module for module in head.modules() if isinstance(module, nn.Sequential)]:
+        for index, layer in enumerate(layers):
+            layers[index] = nn.LeakyReLU(0.01, inplace=True) if isinstance(layer, nn.ReLU) else layer
+    return head, encoder.reductions[-1]
+
+
 def v3plus_head(
     encoder: Encoder,
     num_classes: int,
@@ -415,6 +426,8 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3_linear": partial(v3_head, relu=False),
     # As in mmsegmentation: the projection after ASPP is 3x3.
     "deeplabv3_mmseg": partial(v3_head, project=3),
+    # As in speedinghzl/pytorch-segmentation-toolbox.
+    "deeplabv3_speedinghzl": leaky_v3_head,
     "deeplabv3plus": v3plus_head,
     "deeplabv3plus_mmseg": partial(v3plus_head, project=3),
     # As in VainF/DeepLabV3Plus-Pytorch: one 3x3 in the decoder.

@@ -78,7 +78,8 @@ class PeerResNet(TimmEncoder):
         name: "mmseg:resnet50", 50c, 50d or of another depth: the shortcuts of dilated stages have no average pooling,
             the second convolution of basic blocks is not dilated, and multi_grid are the rates of the last stage
             themselves. "paddleseg:resnet50d" or of another depth: the first of these alone, and a shortcut
-            with a convolution in the first stage of basic blocks, too.
+            with a convolution in the first stage of basic blocks, too. "speedinghzl:resnet101s": only the pooling of
+            the stem rounds up.
         settings: see `TimmEncoder`.
     """
 
@@ -87,6 +88,9 @@ class PeerResNet(TimmEncoder):
         basic_c = network in ("resnet18c", "resnet34c")  # which timm does not have
         super().__init__(f"{network[:-1]}d" if basic_c else network, **settings)
         multi_grid = settings.get("multi_grid") or ()
+        if project == "speedinghzl":
+            self.net.maxpool.ceil_mode = True
+            return
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             units: Any = self.net.get_submodule(stage)
             if project == "paddleseg" and units[0].downsample is None:
@@ -127,6 +131,7 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
     "jfzhang95:drn_d_54": Drn,
     **dict.fromkeys(XCEPTIONS, PeerXception),
+    **{f"speedinghzl:resnet{depth}s": PeerResNet for depth in (50, 101, 152)},
     **{f"paddleseg:resnet{depth}d": PeerResNet for depth in (18, 34, 50, 101, 152, 200)},
 }
 

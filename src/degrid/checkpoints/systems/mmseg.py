@@ -50,7 +50,8 @@ class Mmseg(System):
         }
         note = (
             "the file does not say its output stride and rates; those of the models called d8 are assumed, 8 and "
-            "12,24,36 (for d16-mg124 --set output_stride=16 --set rates=6,12,18 --set multi_grid=1,2,4, settings=...)"
+            "12,24,36, with corners not aligned (for d16-mg124 --set output_stride=16 --set rates=6,12,18 --set "
+            "multi_grid=1,2,4; for 769x769 --set resize=align_corners --set head_resize=align_corners, settings=...)"
         )
         return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(channels))
 

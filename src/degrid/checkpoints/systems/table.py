@@ -28,6 +28,7 @@ from degrid.checkpoints.systems.paddleseg import PaddleSeg
 from degrid.checkpoints.systems.plan import System, Tensors
 from degrid.checkpoints.systems.slim import Slim
 from degrid.checkpoints.systems.smp import Smp
+from degrid.checkpoints.systems.speedinghzl import Speedinghzl
 from degrid.checkpoints.systems.sthalles import Sthalles
 from degrid.checkpoints.systems.torchvision import Torchvision
 from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
@@ -65,6 +66,7 @@ SYSTEMS: dict[str, System] = {
     "tramac": Tramac(),
     "chenxi116": Chenxi116(),
     "mlearing": MLearing(),
+    "speedinghzl": Speedinghzl(),
     "nvidia": Nvidia(),
     "slim_v1": Slim("v1"),
     "slim_v2": Slim("v2"),
