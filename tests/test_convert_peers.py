@@ -58,6 +58,7 @@ def rates(module):
         pytest.param("jfzhang95_xception", "jfzhang95", [2, 2, 2], [6, 12, 18], marks=slow),
         pytest.param("jfzhang95_drn", "jfzhang95", [*[2] * 6, 4, 4, 4, 2], [12, 24, 36], marks=slow),
         pytest.param("VainF_deeplabv3plus_xception", "vainf", [2, 2, 2, 2], [6, 12, 18], marks=slow),
+        pytest.param("VainF_deeplabv3plus_hrnetv2_32", "vainf", [], [12, 24, 36], marks=slow),
         pytest.param("bubbliiiing_xception", "bubbliiiing", [], [6, 12, 18], marks=slow),
         pytest.param("YudeWang_res50", "bubbliiiing", [2], [6, 12, 18], marks=slow),
         pytest.param("chenxi116_resnet50", "chenxi116", [2, 2], [6, 12, 18], marks=slow),
@@ -97,7 +98,7 @@ NO_WEIGHTS = np.zeros((4, 4, 1, 1), np.float32)
     [
         (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA"),
         (["aspp.aspp1.atrous_conv.weight", "backbone.other.weight"], "jfzhang95.*ResNet-101, MobileNet, Xception and"),
-        (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet and Xception"),
+        (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet, Xception and HRNet"),
         (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),
         (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet and MobileNetV2"),
         (["head.aspp.aspp_blocks.0._conv.weight"], "PaddleSeg.*ResNet_vd"),

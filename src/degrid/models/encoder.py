@@ -23,7 +23,7 @@ class EncoderSettings:
     """What every encoder is built with; each field is a keyword argument of the encoder's class.
 
     Attributes:
-        output_stride: image size over the size of the last feature: 8, 16 or 32.
+        output_stride: image size over the size of the last feature: 8, 16 or 32; 4 for HRNet.
         pretrained: True for the ImageNet weights that the library downloads, a local file, or False.
         multi_grid: factors on the rates of the last stage's units.
         uniform_rates: every unit of a dilated stage has the stage's rate; otherwise the first unit keeps the rate of
@@ -86,6 +86,11 @@ keywords."""
 _NAMES = ("timm:NAME", MOBILENET_V3, *RESNETS)
 
 
+def _check_stride(name: str, output_stride: int) -> None:
+    if output_stride not in ((4,) if ":hrnetv2" in name else OUTPUT_STRIDES):
+        raise UserError(f"output stride {output_stride}: expected 8, 16 or 32, and 4 for HRNet")
+
+
 def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     """An encoder by name.
 
@@ -97,8 +102,7 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
         UserError: an unknown name, an unsupported stride or weights that do not fit; or the user's class makes no
             encoder, or does not take a setting that was given.
     """
-    if settings.output_stride not in OUTPUT_STRIDES:
-        raise UserError(f"output stride {settings.output_stride}: expected 8, 16 or 32")
+    _check_stride(name, settings.output_stride)
     name = ORIGINAL_NAMES.get(name, name)
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:

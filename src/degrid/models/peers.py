@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from degrid.lookup import did_you_mean
 from degrid.models.dilation import set_rates
 from degrid.models.drn import Drn
+from degrid.models.hrnet import PeerHRNet
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import is_wide, pair
 from degrid.models.xception import XCEPTIONS, PeerXception
@@ -130,6 +131,7 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "mmseg:mobilenet_v2": PeerMobileNetV2,
     **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
     "jfzhang95:drn_d_54": Drn,
+    **dict.fromkeys(("vainf:hrnetv2_32", "vainf:hrnetv2_48"), PeerHRNet),
     **dict.fromkeys(XCEPTIONS, PeerXception),
     **{f"speedinghzl:resnet{depth}s": PeerResNet for depth in (50, 101, 152)},
     **{f"paddleseg:resnet{depth}d": PeerResNet for depth in (18, 34, 50, 101, 152, 200)},

@@ -38,20 +38,23 @@ class VainF(System):
         """See `System`."""
         plus = "classifier.project.0.weight" in tensors
         encoder = _encoder(tensors)
+        hrnet = encoder.startswith("vainf:hrnet")
         settings = {
             "network": "deeplabv3plus_vainf" if plus else "deeplabv3_refined",
             "encoder": encoder,
-            "output_stride": 16,
-            "rates": (6, 12, 18),
+            "output_stride": 4 if hrnet else 16,
+            "rates": (12, 24, 36) if hrnet else (6, 12, 18),
             **rules.IMAGENET_INPUT,
         }
-        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        plan = Plan(settings, notes=[] if hrnet else [rules.assumed_stride(settings)])
         return plan.fill(tensors, rules.batch_counter, _rule(plus, encoder == "vainf:xception"))
 
 
 def _encoder(tensors: Tensors) -> str:
     if "backbone.low_level_features.0.0.weight" in tensors:
         return "vainf:mobilenet_v2"
+    if "backbone.transition1.0.0.weight" in tensors:
+        return f"vainf:hrnetv2_{len(tensors['backbone.transition1.0.0.weight'])}"
     if "backbone.block1.rep.0.conv1.weight" in tensors:
         return "vainf:xception"
     if "backbone.layer4.0.conv3.weight" in tensors:
@@ -59,7 +62,7 @@ def _encoder(tensors: Tensors) -> str:
         return f"timm:resnet{depth}"
     raise ConversionError(
         "this model of VainF/DeepLabV3Plus-Pytorch has an encoder that degrid cannot convert; it can convert those on "
-        "ResNet, MobileNet and Xception"
+        "ResNet, MobileNet, Xception and HRNet"
     )
 
 
@@ -73,6 +76,7 @@ def _rule(plus: bool, xception: bool) -> Rule:
                 ours = xception_name(inner)
                 return {f"encoder.{ours}": value} if ours else None
             mobile = re.sub(r"^(low|high)_level_features\.", "features.", inner)
+            inner = re.sub(r"^transition([23])\.(?=[01]\.)", r"transition\1.\1.0.", inner)  # as timm numbers them
             renamed = mobilenet_v2_name(mobile) if mobile.startswith("features.") else inner
             return {f"encoder.net.{renamed}": value} if renamed else None
         if name.startswith(aspp):
