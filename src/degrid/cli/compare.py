@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from degrid.cli import options as opt
 from degrid.cli.evaluate import in_windows, print_notes
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from degrid.verbs.compare import Comparison, Run
 
 
@@ -76,6 +75,10 @@ def compare(
 
 def print_comparison(found: Comparison) -> None:
     """One column per model, in percent and percentage points, and a sentence on the best."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     from degrid.verbs.compare import interval
 
     scores, differences = found.scores, found.differences

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from degrid.cli import options as opt
 from degrid.lookup import counted
@@ -107,6 +104,9 @@ def print_notes(notes: Sequence[str]) -> None:
 
 def print_trimap(curve: Sequence[TrimapPoint]) -> None:
     """The mIoU per width of the band along the class borders."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("pixels from a class border", "mIoU %", "pixels counted")
     for column in table.columns:
         column.justify = "right"
@@ -117,6 +117,10 @@ def print_trimap(curve: Sequence[TrimapPoint]) -> None:
 
 def print_worst(images: Sequence[ScoredImage]) -> None:
     """The images of lowest mIoU, the worst first."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table("worst images", "mIoU %")
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
@@ -127,6 +131,9 @@ def print_worst(images: Sequence[ScoredImage]) -> None:
 
 def print_scores(found: Scores) -> None:
     """The table per class and the totals, in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("class", "IoU %", "accuracy %", "boundary IoU %", "pixels %")
     for column in table.columns[1:]:
         column.justify = "right"

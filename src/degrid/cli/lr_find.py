@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from degrid.cli.train import Data, Device, Init, Operator, Recipe, Settings
-from degrid.config import parse_settings
+from degrid.cli.train import Data, Device, Init, Operator, Recipe, Settings, parsed
 
 
 def lr_find(
@@ -32,7 +31,7 @@ def lr_find(
     import degrid
     from degrid.cli.progress import progress_bar
 
-    given = ({"train.device": device} if device else {}) | parse_settings(settings or [])
+    given = ({"train.device": device} if device else {}) | parsed(settings)
     with progress_bar(lines=True) as bar:
         found = degrid.find_learning_rate(
             recipe,

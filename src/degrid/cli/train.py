@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from degrid.cli.processes import in_processes, speaks, starts
-from degrid.config import parse_settings, to_dict
 from degrid.types import MSC_SCALES
+
+if TYPE_CHECKING:
+    from degrid.config import RunConfig
 
 Recipe = Annotated[
     str | None, typer.Argument(help="A recipe's name, or the run.json of an earlier run.", show_default=False)
@@ -56,6 +58,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but th
 Show = Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")]
 
 
+def parsed(settings: list[str] | None) -> dict[str, Any]:
+    """The values of --set by their names."""
+    from degrid.config import parse_settings
+
+    return parse_settings(settings or [])
+
+
+def _as_json(config: RunConfig) -> str:
+    from degrid.config import to_dict
+
+    return json.dumps(to_dict(config), indent=2)
+
+
 def train(
     recipe: Recipe = None,
     data: Data = None,
@@ -96,13 +111,13 @@ def train(
         "train.checkpoint_activations": checkpoint or None,
         "train.device": device,
     }
-    given = {path: value for path, value in short.items() if value is not None} | parse_settings(settings or [])
+    given = {path: value for path, value in short.items() if value is not None} | parsed(settings)
     chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}
     if show or starts(devices):
         from degrid.verbs.train import run_config
 
         config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
-        sys.exit(print(json.dumps(to_dict(config), indent=2)) if show else in_processes(devices, sys.argv[1:]))
+        sys.exit(print(_as_json(config)) if show else in_processes(devices, sys.argv[1:]))
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import keep_freed_memory
