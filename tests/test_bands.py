@@ -1,6 +1,7 @@
 """Images of more than 8 bits: the range of values that become 0 to 255, kept by the model."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -367,3 +368,17 @@ def test_a_list_may_name_arrays(tmp_path, high):
         assert (image == np.rint(values * 255)).all()
     assert np.abs(image - values / high * 255).max() < 3
     assert (read_picture(tmp_path / "a.npy", opened.bands) == image).all()
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(np.float32, ((0.0, 250.0),)), (np.uint16, "bytes"), (np.float32, "bytes")])
+def test_large_images_become_bytes_in_parts(kind, kept):
+    """Beside the bytes themselves little memory is taken, whatever the size; the values are those of each row alone."""
+    values = np.random.default_rng(0).random((1200, 1000, 3), np.float32)
+    values = (values * 300).astype(kind) if kind != np.float32 or kept != "bytes" else values
+    bands = Bands(3, kept)
+    tracemalloc.start()
+    found = to_bytes(values, bands, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * found.nbytes + (30 << 20)
+    assert (found[::100] == np.concatenate([to_bytes(row[None], bands, "x") for row in values[::100]])).all()
