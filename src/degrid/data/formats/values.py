@@ -68,7 +68,7 @@ class LabelValues:
             padded[: len(palette)] = palette
             shown = padded[values]
         smooth = shown is None or not len(values) or values[-1] >= _PALETTE_HIGHEST
-        edges, steps = _edges(raw, values) if smooth else (None, (0, 0))
+        edges, steps = _edges(raw, values, shown is not None) if smooth else (None, (0, 0))
         return cls(values, pixels, edges, shown, steps)
 
     def by_class(self, rule: MaskRule) -> tuple[np.ndarray, dict[int | Color, int]]:
@@ -106,18 +106,21 @@ def _unique(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, pixels
 
 
-def _edges(raw: np.ndarray, values: np.ndarray) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """See `LabelValues.edges` and `steps`; some rows do, spread over the label."""
+def _edges(raw: np.ndarray, values: np.ndarray, has_palette: bool = False) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """See `LabelValues.edges` and `steps`; some rows do, spread over the label. Beside a palette, soft ones only."""
     if raw.dtype != np.uint8 or len(values) < _EDGE_VALUES or min(raw.shape) < 3:
         return None, (0, 0)
     step = math.ceil(raw.size / _EXAMINED)
     above, middle, below = raw[:-2:step, 1:-1], raw[1:-1:step], raw[2::step, 1:-1]
     left, inner, right = middle[:, :-2], middle[:, 1:-1], middle[:, 2:]
     same = (inner == above) & (inner == below) & (inner == left) & (inner == right)
+    edges = np.zeros((4, len(values)), np.int64)
+    edges[:2] = [np.bincount(pixels, minlength=256)[values] for pixels in (inner.ravel(), inner[same])]
+    if has_palette and np.count_nonzero(SOFT * edges[0] > edges[1]) < _EDGE_VALUES:
+        return edges, (0, 0)
     in_row = ((left < inner) & (inner < right)) | ((left > inner) & (inner > right))
     ramps = in_row | ((above < inner) & (inner < below)) | ((above > inner) & (inner > below))
-    parts = (inner.ravel(), inner[same], inner[ramps], inner[in_row])
-    edges = np.stack([np.bincount(pixels, minlength=256)[values] for pixels in parts])
+    edges[2:] = [np.bincount(pixels, minlength=256)[values] for pixels in (inner[ramps], inner[in_row])]
     one, other = inner[:, :-1], inner[:, 1:]
     differ = one != other
     far = np.maximum(one, other) - np.minimum(one, other) > 1
