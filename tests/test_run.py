@@ -548,7 +548,10 @@ def test_info(trained):
             ["train", "synthetic", "--set", "train.steps=0"],
             'setting "train.steps": expected at least 1, got 0',
         ),
-        (["train", "synthetic", "--set", "train.batch_norm=off"], 'expected train or frozen or synchronised, got "off"'),
+        (
+            ["train", "synthetic", "--set", "train.batch_norm=off"],
+            'expected train or frozen or synchronised, got "off"',
+        ),
         (["train", "synthetic", "--set", "optim.name=adam"], 'unknown optimiser "adam"'),
         (["train", "synthetic", "--device", "cuda:9"], 'device "cuda:9": this machine has'),
         (["train", "synthetic", "--device", "warp"], 'unknown device "warp"'),

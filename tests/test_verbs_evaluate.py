@@ -73,8 +73,8 @@ def test_what_was_decided_about_the_data_is_said(model, tmp_path):
     degrid.save(network, tmp_path / "two")
     for folder, pixels in (("images", np.zeros((33, 40, 3))), ("masks", np.zeros((33, 40)))):
         (tmp_path / "data" / folder).mkdir(parents=True)
-        pixels[:9] = 255
         for index in range(3):
+            pixels[: 9 + index] = 255
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / folder / f"{index}.png")
     dataset = degrid.open_dataset(tmp_path / "data", "val")
     found = degrid.evaluate(tmp_path / "two", tmp_path / "data", device="cpu")

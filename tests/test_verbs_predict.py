@@ -79,7 +79,7 @@ WAYS = {
         ["--scales", "0.75,1", "--flip", "--window", "32x32", "--overlap", "0.25", "--fusion", "max", "--crf"],
         {"options": degrid.InferenceOptions((0.75, 1.0), True, "max", (32, 32), 0.25, None, degrid.CRF())},
     ),
-    "memory": (["--memory", "100MiB"], {"options": degrid.InferenceOptions(memory=100 << 20)}),
+    "memory": (["--memory", "8GiB"], {"options": degrid.InferenceOptions(memory=8 << 30)}),
     "multi-scale": (["--msc"], {"multi_scale": True}),
     "bfloat16": (["--precision", "bfloat16"], {"precision": "bfloat16"}),
 }
