@@ -729,7 +729,7 @@ def test_demo(tmp_path, capfd):
     made = degrid.demo(tmp_path / "demo", steps=1, scenes=3, progress=shown.append, tell=told.append)
     assert made.report.exists()
     assert [run.name for run in made.runs] == ["regular", "tent"]
-    assert {now.task for now in shown} == {"training", "evaluating"}
+    assert {now.task for now in shown} == {"counting", "training", "evaluating"}
     assert told[0] == "== regular dilated convolutions"
     for run in made.runs:
         scores = degrid.evaluate(degrid.load(tmp_path / "demo" / run.name), degrid.open_dataset("synthetic:3", "test"))
