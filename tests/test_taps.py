@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from degrid.acceleration import taps
-from degrid.acceleration.taps import TapConv2d, use_taps
+from degrid.acceleration.taps import TapConv2d, reach_onednn, use_taps
 
 
 @pytest.mark.parametrize("rate", range(1, 25))
@@ -63,3 +63,27 @@ def test_only_where_it_wins(monkeypatch):
     plain = network()
     assert use_taps(plain, torch.bfloat16) == 1
     assert [isinstance(layer, TapConv2d) for layer in plain] == [False, False, False, True, False]
+
+
+def test_single_taps_reach_onednn_with_the_same_values():
+    torch.manual_seed(0)
+    plain = [nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1, groups=4), nn.Conv2d(16, 8, 1, bias=False)]
+    others = [nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1, stride=2), nn.Conv2d(8, 8, 1, padding=1)]
+    network, x = nn.Sequential(*plain, *others).eval(), torch.randn(1, 8, 64, 65)
+    threads, expected = torch.get_num_threads(), network(x)
+    try:
+        torch.set_num_threads(1)
+        before = in_onednn(network, x)
+        assert reach_onednn(network) == len(plain)
+        assert in_onednn(network, x) > before
+        torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-6)
+    finally:
+        torch.set_num_threads(threads)
+    assert [conv.dilation for conv in others] == [(1, 1)] * 3
+
+
+def in_onednn(network, x):
+    """How many convolutions oneDNN computes."""
+    with torch.profiler.profile() as seen, torch.inference_mode():
+        network(x)
+    return sum(event.name == "aten::mkldnn_convolution" for event in seen.events())

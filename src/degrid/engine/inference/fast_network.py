@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import folded
-from degrid.acceleration.taps import TapConv2d, use_taps
+from degrid.acceleration.taps import TapConv2d, reach_onednn, use_taps
 from degrid.acceleration.winograd_layer import use_winograd, winograd_bytes
 from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
@@ -217,6 +217,7 @@ class FastNetwork:
             network = in_evaluation_mode(copy.deepcopy(network))
         if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
+            reach_onednn(network)
             if not self.spares_memory:
                 use_winograd(network, watched=False)
         if way.exchange:
