@@ -20,6 +20,7 @@ from degrid.engine.training.losses import LOSSES, make_losses
 from degrid.engine.training.objective import Objective
 from degrid.models import freeze_batch_norm, synchronise_batch_norm
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample
+from degrid.verbs.run import _check_in_step
 
 WORLDS = (2, 3)
 STEPS = 10
@@ -123,7 +124,13 @@ def work(rank, folder):
 def errors(rank):
     """The messages of what goes wrong in one process or between them."""
     told = []
-    for attempt in (_one_fails, lambda rank: check_same({"train.steps": 10, "optim.lr": 0.1 * (1 + rank)})):
+    uneven = Share.of(2 * dist.get_world_size() - 1, 1, rank, dist.get_world_size())
+    _check_in_step(uneven, "frozen")
+    for attempt in (
+        _one_fails,
+        lambda rank: _check_in_step(uneven, "synchronised"),
+        lambda rank: check_same({"train.steps": 10, "optim.lr": 0.1 * (1 + rank)}),
+    ):
         try:
             attempt(rank)
         except UserError as error:
@@ -176,12 +183,13 @@ def test_the_whole_batch_differs_from_its_parts_where_void_pixels_are_spread_une
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_failure_and_other_settings_are_told_to_all(found, world):
     for rank in range(world):
-        failed, differ, order = found[rank][world, "errors"]
+        failed, uneven, differ, order = found[rank][world, "errors"]
         assert failed == (
             ("UserError", "image 1 is damaged")
             if rank == 1
             else ("OtherProcessError", "process 1 failed: image 1 is damaged")
         )
+        assert f"a step's {2 * world - 1} images into 1, 2" in uneven[1]
         assert "optim.lr differ: optim.lr is 0.1 in process 0 and 0.2 in process 1" in differ[1]
         assert order == list(range(world))
 

@@ -33,7 +33,7 @@ from degrid.data import (
 from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device, to_channels_last
-from degrid.engine.ranks import check_same, in_contact, is_first, joined, rank_and_count, together
+from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Plan, Training, kept
@@ -176,6 +176,7 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     began_with = parse_json((folder / "run.json").read_text("utf-8")).get("processes", 1) if resume else processes
     settings = with_steps(config.train, len(data.train), began_with)
     share = Share.of(settings.batch_size * settings.accumulate * began_with, settings.batch_size, rank, processes)
+    _check_in_step(share, settings.batch_norm)
     check_class_weights(settings.class_weights, data.train)
     torch.manual_seed(settings.seed)
     interrupted = resume and (folder / "last.ckpt").exists()
@@ -189,6 +190,21 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
     return _Work(config, settings, folder, data, state, share, cycles, plan, device, start)
+
+
+def _check_in_step(share: Share, batch_norm: str) -> None:
+    """Refuse processes that would wait in a batch norm for one that has no further micro-batch.
+
+    Raises:
+        UserError: synchronised batch norm, and shares of different numbers of micro-batches.
+    """
+    numbers = gathered(share.pieces)
+    if batch_norm == "synchronised" and len(set(numbers)) > 1:
+        raise UserError(
+            f"train.batch_norm=synchronised: {len(numbers)} processes would divide a step's {share.total} images into "
+            f"{', '.join(map(str, numbers))} micro-batches, but all need the same number; use as many processes as "
+            "divide the step evenly"
+        )
 
 
 def _of_all(settings: dict[str, Any], where: str = "") -> dict[str, object]:
