@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import in_processes
 from torch import nn
 
 from degrid.engine.evaluation.evaluate import score
@@ -87,7 +87,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=max(WORLDS))
+    in_processes(work, str(folder), max(WORLDS))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(max(WORLDS))]
 
 

@@ -1,6 +1,6 @@
 """Damaged and absurd inputs of every kind end in a result or in one sentence.
 
-`DEGRID_FUZZ=10000` gives degrid more inputs than the 300 of the usual suite, `DEGRID_FUZZ_SEED=1` others.
+`DEGRID_FUZZ=10000` gives degrid more inputs than the 300 of the slow tests, `DEGRID_FUZZ_SEED=1` others.
 """
 
 import json
@@ -52,6 +52,7 @@ SHARES = {
 """Kinds of input, with their percentage of all inputs."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory by /proc")
 def test_every_input_gives_a_result_or_a_sentence(tmp_path):
     wanted = [f"{kind}:{NUMBER * share // 100}" for kind, share in SHARES.items()]

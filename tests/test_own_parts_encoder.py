@@ -76,7 +76,14 @@ def run(*arguments):
 
 
 def train(*settings):
-    fast = ["train.steps=2", "train.eval_every=2", "train.batch_size=2", "data.crop=64,64", "train.device=cpu"]
+    fast = [
+        "data.path=synthetic:8",
+        "train.steps=2",
+        "train.eval_every=2",
+        "train.batch_size=2",
+        "data.crop=64,64",
+        "train.device=cpu",
+    ]
     options = [part for setting in (*settings, *fast) for part in ("--set", setting)]
     return run("train", "synthetic", "-o", "runs/own", "--quiet", *options)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import in_processes
 from torch import nn
 
 from degrid import UserError
@@ -147,7 +147,7 @@ def _one_fails(rank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(folder,), nprocs=max(WORLDS))
+    in_processes(work, folder, max(WORLDS))
     return folder
 
 

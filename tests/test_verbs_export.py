@@ -47,6 +47,7 @@ def test_a_network_that_is_being_trained_stays_as_it_is(folder):
         degrid.export(model)
 
 
+@pytest.mark.slow
 def test_int8_is_measured_on_other_images_than_it_is_calibrated_on(tmp_path):
     model = scene_network()
     seen = []
