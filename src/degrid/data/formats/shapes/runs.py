@@ -61,6 +61,30 @@ def unpacked(text: str | bytes) -> list[int]:
     return counts
 
 
+def runs_of(mask: np.ndarray) -> list[int]:
+    """COCO's run lengths of a mask, bool [H,W]: the inverse of `runs_region`."""
+    flat = mask.ravel(order="F")
+    turns = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(turns, prepend=0, append=flat.size).tolist()
+    return [0, *lengths] if flat.size and flat[0] else lengths
+
+
+def packed(counts: Sequence[int]) -> str:
+    """Run lengths as COCO packs them: the inverse of `unpacked`.
+
+    Source: COCO's maskApi, rleToString.
+    """
+    letters = bytearray()
+    for place, count in enumerate(counts):
+        value = count - (counts[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            letters.append(48 + (bits | 32 if more else bits))
+    return letters.decode()
+
+
 def label_studio_pixels(code: Sequence[int], height: int, width: int) -> np.ndarray:
     """The pixels of Label Studio's code of an RGBA image: those that are not transparent, bool [H,W].
 
