@@ -7,7 +7,6 @@ import pytest
 from pycocotools import mask as tools
 
 from degrid.data.formats.shapes.coco import segmentation_region
-from degrid.data.formats.shapes.outlines import outlines
 from degrid.data.formats.shapes.polygon import corners, polygon_region
 from degrid.data.formats.shapes.region import NOTHING, Region, Thing, draw, union, without
 from degrid.data.formats.shapes.runs import packed, runs_of, runs_region, unpacked
@@ -192,54 +191,6 @@ def test_masks_and_run_lengths(mask):
     assert unpacked(packed(counts)) == counts
     theirs = tools.encode(np.asfortranarray(mask.astype(np.uint8)))
     assert packed(counts).encode() == theirs["counts"]
-
-
-@pytest.mark.parametrize("mask", MASKS)
-def test_outlines_enclose_the_same_pixels(mask):
-    height, width = mask.shape
-    found = outlines(mask)
-    joined = union([polygon_region(each.joined.astype(float), height, width) for each in found])
-    assert np.array_equal(whole(joined, height, width), mask)
-    if found:
-        assert np.array_equal(reference([each.joined.ravel().tolist() for each in found], height, width), mask)
-    apart = np.zeros((height, width), int)
-    for each in found:
-        solid = polygon_region(each.outer.astype(float), height, width)
-        holes = [polygon_region(hole.astype(float), height, width) for hole in each.holes]
-        apart += whole(without(solid, holes), height, width)
-    assert np.array_equal(apart, mask)
-
-
-def test_outlines_by_hand():
-    mask = np.array([[0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 0, 1], [0, 1, 1, 1, 0, 0]], bool)
-    first, second = outlines(mask)
-    assert first.outer.tolist() == [[1, 1], [4, 1], [4, 4], [1, 4]]
-    assert [hole.tolist() for hole in first.holes] == [[[2, 2], [2, 3], [3, 3], [3, 2]]]
-    assert first.joined.tolist() == [
-        [1, 1],
-        [4, 1],
-        [4, 4],
-        [1, 4],
-        [1, 2],
-        [2, 2],
-        [2, 3],
-        [3, 3],
-        [3, 2],
-        [2, 2],
-        [1, 2],
-    ]
-    assert second.outer.tolist() == [[5, 2], [6, 2], [6, 3], [5, 3]]
-    assert second.holes == []
-
-
-def test_pixels_that_meet_at_a_corner_are_apart():
-    assert len(outlines(np.eye(3, dtype=bool))) == 3
-    # A hole that touches the outside at a corner is a bay: one border, which visits that corner twice.
-    mask = np.ones((3, 3), bool)
-    mask[1, 1] = mask[0, 0] = False
-    (found,) = outlines(mask)
-    assert found.holes == []
-    assert found.outer.tolist().count([1, 1]) == 2
 
 
 @pytest.mark.parametrize(
