@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 import degrid
 from degrid.cli import app
-from degrid.engine.evaluation import calibration
-from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts, row_bands
+from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts
+from degrid.engine.inference import confidence as confidence_module
+from degrid.engine.inference.confidence import row_bands
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
 from degrid.kernels.crf_settings import CRF
@@ -120,7 +121,7 @@ def test_the_same_bits_in_any_order_and_division():
 @pytest.mark.parametrize("size", [(37, 53), (9, 14), (5, 6), (1, 1)])
 def test_bands_are_the_whole(monkeypatch, convention, size):
     scores = torch.randn(1, 3, 9, 14, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(calibration, "BAND_VALUES", 3 * size[1] * 4)
+    monkeypatch.setattr(confidence_module, "BAND_VALUES", 3 * size[1] * 4)
     bands = list(row_bands(scores, size, convention))
     assert [first for first, _ in bands] == list(range(0, size[0], 4))
     assert max(band.shape[1] for _, band in bands) <= 4
@@ -138,7 +139,7 @@ def test_bands_are_the_whole(monkeypatch, convention, size):
     ],
 )
 def test_evaluation_against_a_softmax_at_full_size(monkeypatch, options, probabilities):
-    monkeypatch.setattr(calibration, "BAND_VALUES", 4 * 30 * 5)
+    monkeypatch.setattr(confidence_module, "BAND_VALUES", 4 * 30 * 5)
     assert options.gives_probabilities == probabilities
     predictor, confidence, hit = Predictor(Net(), precision="float32", options=options), [], []
     for index in range(3):
@@ -147,6 +148,10 @@ def test_evaluation_against_a_softmax_at_full_size(monkeypatch, options, probabi
         found = full / full.sum(0) if probabilities else full.softmax(0)
         assert torch.allclose(found.sum(0), torch.ones((), dtype=torch.double))
         best, ids = found.max(0)
+        predicted = predictor.predict(sample.image)
+        sure = predictor.confidence(predicted)
+        assert (sure is None) == (predicted.logits is None) == options.only_slides
+        assert sure is None or np.allclose(sure, best, atol=1e-5)
         valid = sample.label != IGNORE_INDEX
         confidence += best[valid].tolist()
         hit += (ids == sample.label)[valid].tolist()

@@ -136,3 +136,6 @@ class FilePredictor:
         if empty is not None:
             ids[empty] = IGNORE_INDEX
         return Prediction(ids, None, pixels)
+
+    def confidence(self, prediction: Prediction) -> None:
+        """Not known: the file gives no logits."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from degrid.engine.inference.confidence import confidence_bands
 from degrid.engine.ranks import summed_over_ranks
-from degrid.resize import resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin
 
 NUM_BINS = 15
 """As published."""
-
-BAND_VALUES = 4_000_000
-"""Scores of a band of rows that are enlarged at a time."""
 
 UNIT = 2**24
 """Confidences are added up as integers in this many parts of 1, float32's own resolution just below 1: such a sum is
@@ -63,13 +58,9 @@ class CalibrationCounts:
                 `degrid.engine.inference.tta.InferenceOptions.gives_probabilities`.
         """
         ids, label = ids.to(scores.device), label.to(scores.device)
-        for first, band in row_bands(scores, tuple(label.shape), convention):
-            rows = slice(first, first + band.shape[1])
+        for rows, confidence in confidence_bands(scores, tuple(label.shape), convention, probabilities):
             valid = label[rows] != IGNORE_INDEX
-            best = band.amax(0)
-            # The largest softmax is exp(largest logit - log sum exp), without the others in memory.
-            confidence = best / band.sum(0) if probabilities else (best - band.logsumexp(0)).exp()
-            self.update(confidence[valid].clamp(max=1), (ids[rows] == label[rows])[valid])
+            self.update(confidence[valid], (ids[rows] == label[rows])[valid])
 
     def merged(self) -> CalibrationCounts:
         """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
@@ -92,24 +83,3 @@ class CalibrationCounts:
             ConfidenceBin(pixels, confidence / UNIT / pixels, hits / pixels) if pixels else ConfidenceBin(0, None, None)
             for pixels, confidence, hits in rows
         )
-
-
-def row_bands(scores: Tensor, size: tuple[int, ...], convention: str) -> Iterator[tuple[int, Tensor]]:
-    """Scores [1,C,h,w] enlarged to `size` by `degrid.resize.resize`, from top to bottom: (first row, [C,rows,W]).
-
-    Bilinear resizing is separable, so a band is mixed from its rows first and then resized along them.
-    """
-    height, width = size
-    last = scores.shape[2] - 1
-    # Resizing the row numbers tells which rows every convention mixes, and how.
-    place = resize(torch.arange(last + 1, dtype=torch.float64).reshape(1, 1, -1, 1), (height, 1), convention)
-    place = place.flatten().to(scores.device)
-    lower = place.floor().long().clamp(0, last)
-    weight = (place - lower).to(scores.dtype)[:, None]
-    rows = max(1, BAND_VALUES // (scores.shape[1] * width))
-    for first in range(0, height, rows):
-        part = slice(first, first + rows)
-        low = scores[:, :, lower[part]]
-        high = scores[:, :, (lower[part] + 1).clamp(max=last)]
-        band = torch.lerp(low, high, weight[part])
-        yield first, resize(band, (band.shape[2], width), convention)[0]

@@ -23,6 +23,7 @@ from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device, used_bytes
+from degrid.engine.inference.confidence import confidence_bands
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole
@@ -177,6 +178,22 @@ class Predictor:
         options = dataclasses.replace(options, crf=None)
         with torch.inference_mode():
             return probabilities(self._scores(batch, options, fuse=True), options)
+
+    @limited_threads()
+    def confidence(self, prediction: Prediction) -> np.ndarray | None:
+        """The probability of the class of each pixel, float32 [H,W], 0 to 1; 0 where the image holds no data.
+
+        None for a prediction without logits, such as one in windows.
+        """
+        if prediction.logits is None:
+            return None
+        found = np.empty(prediction.ids.shape, np.float32)
+        with torch.inference_mode():
+            scores = torch.from_numpy(prediction.logits)[None]
+            for rows, band in confidence_bands(scores, found.shape, self.resize, self.options.gives_probabilities):
+                found[rows] = band.numpy()
+        found[prediction.ids == IGNORE_INDEX] = 0
+        return found
 
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
         """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
