@@ -28,6 +28,7 @@ from degrid.data.formats.hugging_face.format import HuggingFace
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.tools.coco_json import CocoJson
+from degrid.data.formats.tools.cvat import Cvat
 from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
 from degrid.data.formats.tools.datumaro_json import DatumaroJson
 from degrid.data.formats.tools.label_studio import LabelStudio
@@ -75,6 +76,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "Datumaro": DatumaroJson,
     "labelme": Labelme,
     "LabelMe XML": LabelMeXml,
+    "CVAT": Cvat,
     "VIA": Via,
     "Label Studio JSON": LabelStudioJson,
     "split folders": SplitFolders,
@@ -84,7 +86,7 @@ FORMATS: dict[str, type[DataFormat]] = {
 }
 """In the order in which they are tried: the more particular ones first."""
 POLYGON_FORMATS = (
-    *("YOLO polygons", "COCO polygons", "Datumaro", "labelme", "LabelMe XML", "VIA", "Label Studio JSON"),
+    *("YOLO polygons", "COCO polygons", "Datumaro", "labelme", "LabelMe XML", "CVAT", "VIA", "Label Studio JSON"),
     "Supervisely",
 )
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -106,6 +107,24 @@ def read_json(file: Path) -> Any:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file} is not valid JSON, or cut short: {error}") from error
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """The root of an XML file.
+
+    Raises:
+        UserError: it is missing, cut short, no XML, or defines entities, as no tool does.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if b"<!ENTITY" in content:
+        raise UserError(f"{file} defines entities, which tools' files do not; take the definitions away")
+    try:
+        return ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{file} is not valid XML, or cut short: {error}") from error
 
 
 def refuse_boxes(kinds: Mapping[str, int], areas: Collection[str], boxes: Collection[str], where: str) -> list[str]:

@@ -22,6 +22,7 @@ from degrid.data.formats.shapes.drawn import (
     Drawn,
     Images,
     blaming,
+    read_xml,
     refuse_boxes,
     split_of_folders,
     with_splits,
@@ -31,7 +32,7 @@ from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.lookup import counted
-from degrid.types import IGNORE_INDEX, UserError
+from degrid.types import IGNORE_INDEX
 
 _KINDS = ("polygon", "mask", "box")
 
@@ -109,13 +110,7 @@ def _is_labelme(content: bytes) -> bool:
 
 
 def _read(file: Path) -> _File:
-    content = file.read_bytes()
-    if b"<!ENTITY" in content:
-        raise UserError(f"{file} defines entities, which LabelMe's files have none of; take the definitions away")
-    try:
-        root = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{file} is not valid XML, or cut short: {error}") from error
+    root = read_xml(file)
     with blaming(f"{file}: expected LabelMe's filename, folder, and objects with polygons or masks"):
         height, width = _text(root, "imagesize/nrows"), _text(root, "imagesize/ncols")
         size = (int(height), int(width)) if height and width else None
