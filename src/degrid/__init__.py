@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult, predict, predict_each
     from degrid.verbs.run import RunResult
     from degrid.verbs.train import train
+    from degrid.verbs.write_shards import write_shards
 
 __version__ = VERSION
 
@@ -59,7 +60,10 @@ _MODULES = {
     "verbs.predict": "PredictResult predict predict_each",
     "verbs.launch": "Cluster launch",
     "verbs.run": "RunResult",
-    **{f"verbs.{name}": name for name in ("collect", "convert", "demo", "describe", "modernise", "train")},
+    **{
+        f"verbs.{name}": name
+        for name in ("collect", "convert", "demo", "describe", "modernise", "train", "write_shards")
+    },
 }
 _HOME = {name: f"degrid.{module}" for module, names in _MODULES.items() for name in names.split()}
 
@@ -110,6 +114,7 @@ __all__ = [
     "save",
     "smooth_dilated_convs",
     "train",
+    "write_shards",
 ]
 
 

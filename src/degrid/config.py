@@ -144,6 +144,12 @@ class DataConfig:
     the fraction of training images that hold its rarest class; such as 0.3. 0: each image once per epoch."""
     workers: int = 0
     """Number of processes that load training images; 0: the training process loads them itself."""
+    shuffle_buffer: int = 0
+    """With shards, images are read shard by shard, in random order, and shuffled in a buffer of so many: for disks and
+    servers that are slow at reading here and there. 0: all images are shuffled, wherever they are."""
+    skip_bad_shards: bool = False
+    """`true`: shards that are missing, cut short or damaged are left out, and counted in the log; all are read as a
+    whole before the first step. `false`: they stop the run."""
     accept: tuple[str, ...] = ()
     """Doubts about the masks that do not stop training, as `degrid data check` names them, such as
     `one-class,nearly-void`."""

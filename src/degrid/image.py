@@ -187,13 +187,22 @@ def read_jpeg(path: str | os.PathLike[str], luma: bool = False) -> np.ndarray | 
     Returns:
         uint8 [H,W,3]; None for any other file and for a damaged one, which Pillow reads as far as it can or explains.
     """
+    if _simplejpeg() is None or Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+        return None
+    try:
+        return decode_jpeg(Path(path).read_bytes(), luma)
+    except OSError:
+        return None
+
+
+def decode_jpeg(data: bytes, luma: bool = False) -> np.ndarray | None:
+    """The bytes of an upright colour JPEG decoded; see `read_jpeg`."""
     library = _simplejpeg()
-    if library is None or Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+    if library is None:
         return None
     from PIL import Image
 
     try:
-        data = Path(path).read_bytes()
         height, width, colors, _ = library.decode_jpeg_header(data)
         turned = any(mark in data for mark in _ORIENTED)
         turned = turned and Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1) != 1

@@ -1,4 +1,4 @@
-"""degrid data check, degrid data stats, degrid data preview, degrid data export, degrid data prepare."""
+"""degrid data check, stats, preview, export, shard and prepare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from degrid.lookup import counted
 
 app = typer.Typer(
-    help="Look at a dataset, prepare it, or write it as TFRecord.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at a dataset, prepare it, or write it as shards or TFRecord.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _DATA = Annotated[
@@ -127,6 +129,47 @@ def export(
         write_tfrecord(dataset, out, record_format, bar)
     classes = write_class_table(out.parent, dataset.labels)
     print(f"records: {out} ({counted(len(dataset), 'image')}); classes: {classes}")
+
+
+@app.command()
+def shard(
+    path: _DATA,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
+    kind: Annotated[str, typer.Option("--format", help="tar (of WebDataset) or tfrecord.")] = "tar",
+    size: Annotated[str, typer.Option(help="Bytes of a shard.")] = "256M",
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to write; can be repeated; by default all.", show_default=False)
+    ] = None,
+    shuffle: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            help="Write the images in random order, for readers that do not shuffle.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a dataset as shards: few large files in place of many small ones, to be read by position or one by one.
+
+    Train with --data DIR, or with the address that DIR has on a server. Stopped, the same line goes on with the shard
+    that was not finished.
+
+    \b
+    degrid data shard my_photos -o shards
+    degrid data shard my_photos -o records --format tfrecord --size 128M
+    degrid train --data https://my.server/shards
+    """
+    import degrid
+    from degrid.cli.options import parse_bytes
+    from degrid.cli.progress import progress_bar
+
+    with progress_bar(lines=True) as bar:
+        written = degrid.write_shards(
+            path, out, kind=kind, size=parse_bytes(size, "--size"), splits=split, shuffle=shuffle, progress=bar
+        )
+    for name, shards in written.splits.items():
+        print(f"{name}: {counted(sum(each.samples for each in shards), 'image')} in {counted(len(shards), 'shard')}")
+    print(f"shards: {out}; try: degrid train --data {out}")
 
 
 @app.command()

@@ -73,7 +73,7 @@ def inference_options(
         raise UserError(
             f'--scales: expected numbers separated by commas, such as 0.75,1,1.25; got "{scales}"'
         ) from error
-    size, limit = parse_size(window) if window else None, _bytes(memory) if memory else None
+    size, limit = parse_size(window) if window else None, parse_bytes(memory, "--memory") if memory else None
     field = _crf(crf_set or []) if crf or crf_set else None
     return InferenceOptions(factors, flip, fusion, size, overlap, limit, field)
 
@@ -96,12 +96,18 @@ def _crf(values: list[str]) -> CRF:
 
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {unit: _UNITS[f"{unit}IB"] for unit in "KMG"}
 
 
-def _bytes(text: str) -> int:
+def parse_bytes(text: str, option: str) -> int:
+    """ "2GiB" (or "2G") -> 2147483648 bytes.
+
+    Raises:
+        UserError: another form.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.I)
     if not found or found[2].upper() not in _UNITS:
-        raise UserError(f'--memory: expected a size such as 2GiB or 500MiB, got "{text}"')
+        raise UserError(f'{option}: expected a size such as 2GiB or 500MiB, got "{text}"')
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

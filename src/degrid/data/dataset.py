@@ -20,6 +20,8 @@ from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
 from degrid.data.formats.table import FORMATS, read_as, recognise
+from degrid.data.shards.format import open_shards, without_bad_shards
+from degrid.data.shards.places import is_address
 from degrid.data.synthetic import SyntheticScenes
 from degrid.lookup import counted, did_you_mean, lookup, some
 from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, LabelSpace, Sample, UserError
@@ -65,8 +67,7 @@ class SourceDataset:
         import torch  # here: listing and checking files need none of it
 
         source = self.sources[index]
-        name, image, raw, empty = source.read() if self.bands == RGB else source.read(self.bands)
-        ids = _train_ids(source, self.rule, raw, empty)
+        name, image, ids = read_with_ids(source, self.rule, self.bands)
         return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
 
 
@@ -80,8 +81,17 @@ def read_ids(source: Source, rule: MaskRule, bands: Bands) -> np.ndarray:
     """
     if bands == RGB and source.no_data() is None:
         return _train_ids(source, rule, source.read_label(), None)
-    _, _, raw, empty = source.read(bands)
-    return _train_ids(source, rule, raw, empty)
+    return read_with_ids(source, rule, bands)[2]
+
+
+def read_with_ids(source: Source, rule: MaskRule, bands: Bands) -> tuple[str, np.ndarray, np.ndarray]:
+    """The name, the image uint8 [H,W,C] and the label uint8 [H,W] that a `SourceDataset` gives of a source.
+
+    Raises:
+        UserError: see `SourceDataset`.
+    """
+    name, image, raw, empty = source.read() if bands == RGB else source.read(bands)
+    return name, image, _train_ids(source, rule, raw, empty)
 
 
 def _train_ids(source: Source, rule: MaskRule, raw: np.ndarray, empty: np.ndarray | None) -> np.ndarray:
@@ -116,6 +126,8 @@ def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
     """
     if _is_hugging_face(path):
         return open_hugging_face(Address.parse(str(path).removeprefix(PREFIX)))
+    if is_address(path):
+        return open_shards(str(path))
     kind, written = _format_and_place(path)
     place = Path(written).expanduser()
     if kind:
@@ -141,6 +153,8 @@ def absolute(path: str | Path) -> str:
     """The same dataset, named so that it can be opened from any working directory."""
     if _is_hugging_face(path):
         return Address.parse(str(path).removeprefix(PREFIX)).absolute()
+    if is_address(path):
+        return str(path)
     kind, place = _format_and_place(path)
     full = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
     return f"{kind}={full}" if kind else full
@@ -155,21 +169,24 @@ def open_dataset(
     root: str | Path | None = None,
     accept: Sequence[str] | None = None,
     bands: Bands = FOUND,
+    skip_bad_shards: bool = False,
 ) -> Dataset:
     """Open one split of a dataset.
 
     Args:
         path: a folder (images and masks by name, VOC, Cityscapes, CamVid, ADE20K, COCO as `degrid data prepare` leaves
-            it, exports of annotation tools, list files, TFRecord files), a dataset.yaml, a list file, a TFRecord file,
-            "synthetic" for the built-in scenes ("synthetic:50" for 50 per split), "hf:NAME_OR_FOLDER" for a dataset of
-            Hugging Face, "module:Format=PATH" for a `DataFormat` of your own, or "module:Dataset" of your own (called
-            with the split).
+            it, exports of annotation tools, list files, TFRecord files, shards), the address of a folder of shards, a
+            dataset.yaml, a list file, a TFRecord file, "synthetic" for the built-in scenes ("synthetic:50" for 50 per
+            split), "hf:NAME_OR_FOLDER" for a dataset of Hugging Face, "module:Format=PATH" for a `DataFormat` of your
+            own, or "module:Dataset" of your own (called with the split).
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
         root: for a list file: where the leading slash of its paths points; by default its folder or one above it.
         accept: refuse data whose meaning is in doubt, except for these kinds of doubts (see
             `degrid.data.formats.doubts`); None: do not look for any.
         bands: how the images are read, such as those of a trained model; by default found in the split's images.
+        skip_bad_shards: leave out shards that are missing, cut short or damaged, of which a note tells; each is read as
+            a whole before it is used.
     Raises:
         UserError: not there, not recognised, no such split, images without masks, other classes than expected, or a
             doubt.
@@ -177,7 +194,7 @@ def open_dataset(
     name = str(path)
     if not is_by_name(path):
         layout = open_layout(path, root)
-        found: Dataset = _open_split(layout, split, path, bands)
+        found: Dataset = _open_split(layout, split, path, bands, skip_bad_shards)
         if accept is not None:
             stop_at_doubts(layout, accept)
     elif name.partition(":")[0] == "synthetic":
@@ -203,7 +220,7 @@ def bands_in(dataset: Dataset) -> Bands:
 def is_by_name(path: str | Path) -> bool:
     """Whether a dataset is "synthetic" or "module:Dataset", and no place on the disk."""
     name = str(path)
-    if _is_hugging_face(name):
+    if _is_hugging_face(name) or is_address(name):
         return False
     return name == "synthetic" or (":" in name and not _format_and_place(name)[0] and not Path(name).exists())
 
@@ -215,7 +232,7 @@ def _own_dataset(name: str, split: str) -> Dataset:
     return cast(Dataset, made(split))
 
 
-def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> SourceDataset:
+def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip: bool = False) -> SourceDataset:
     assert layout.labels is not None
     assert layout.rule is not None
     if split not in layout.splits:
@@ -223,7 +240,9 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> S
             f'{path} has no split "{split}"; it has: {", ".join(layout.splits)}. Choose one of these, or add '
             f"{layout.how_to_add.format(split=split)}"
         )
-    sources = layout.splits[split]
+    sources, left_out = layout.splits[split], list[str]()
+    if skip:
+        sources, left_out = without_bad_shards(sources)
     if not len(sources):
         raise UserError(f'the split "{split}" of {path} is empty')
     parts = [source.missing() for source in sources]
@@ -249,7 +268,9 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands) -> S
     bands, notes = bands_found(sources, bands)
     if again:
         notes.append(f"{counted(len(again), 'image', 'come')} more than once in {split}: {some(again, 3)}")
-    return SourceDataset(sources, layout.labels, layout.rule, [*layout.notes, *notes], bands, tuple(layout.splits))
+    return SourceDataset(
+        sources, layout.labels, layout.rule, [*layout.notes, *left_out, *notes], bands, tuple(layout.splits)
+    )
 
 
 def repeated(sources: Sequence[Source]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from degrid.data.dataset import SourceDataset
+from degrid.data.shards.places import in_threads, is_address
 from degrid.kernels.resample import nearest, resample
 from degrid.types import IGNORE_INDEX, Batch, Dataset, Sample, UserError
 
@@ -27,6 +29,7 @@ def training_batches(
     start: int = 0,
     workers: int = 0,
     repeats: np.ndarray | None = None,
+    buffer: int = 0,
 ) -> Iterator[Batch]:
     """Yield batches without end, beginning with batch number `start`.
 
@@ -41,13 +44,14 @@ def training_batches(
         batch_size: images per batch, or the share of every step that this process loads.
         workers: number of loading processes; 0 loads in the calling process.
         repeats: float [len(dataset)], see `repeat_factors`; None: 1 for each.
+        buffer: shuffle the shards, and their images in a buffer of so many; 0: all images.
     Raises:
         UserError: the dataset is empty.
     """
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
     share = Share(batch_size, 0, batch_size) if isinstance(batch_size, int) else batch_size
-    return _in_order(_Batches(dataset, transform, share, seed, repeats), start, workers)
+    return _in_order(_Batches(dataset, transform, share, seed, repeats, buffer), start, workers)
 
 
 @dataclass(frozen=True)
@@ -91,26 +95,52 @@ class _Batches:
     """Makes any batch from its number."""
 
     def __init__(
-        self, dataset: Dataset, transform: Transform, share: Share, seed: int, repeats: np.ndarray | None = None
+        self,
+        dataset: Dataset,
+        transform: Transform,
+        share: Share,
+        seed: int,
+        repeats: np.ndarray | None = None,
+        buffer: int = 0,
     ) -> None:
         self.dataset, self.transform = dataset, transform
-        self.share, self.seed, self.repeats = share, seed, repeats
+        self.share, self.seed, self.repeats, self.buffer = share, seed, repeats, buffer
+        stores: dict[str, int] = {}
+        sources = dataset.sources if isinstance(dataset, SourceDataset) else []
+        self._stores = np.array([stores.setdefault(source.store(), len(stores)) for source in sources], np.int64)
+        self._far = any(map(is_address, stores))
         self._length = len(dataset) if repeats is None else max(1, round(float(repeats.sum())))
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __call__(self, number: int) -> Batch:
-        return collate([self._sample(position) for position in self.share.positions(number)])
+        positions = self.share.positions(number)
+        indices = [self._index(position) for position in positions]
+        # Of what comes from a server, several are asked for at once.
+        samples = in_threads(self.dataset.__getitem__, indices) if self._far else map(self.dataset.__getitem__, indices)
+        return collate(
+            [
+                self.transform(sample, np.random.default_rng([self.seed, 1, position]))
+                for position, sample in zip(positions, samples, strict=True)
+            ]
+        )
 
-    def _sample(self, position: int) -> Sample:
+    def _index(self, position: int) -> int:
         epoch, place = divmod(position, self._length)
         # Seeds are padded with zeros, so that [seed, 1] and [seed, 1, 0] would be one stream.
         if epoch != self._epoch:  # permuting a large dataset costs as much as loading a small image
             self._order = self._epoch_order(np.random.default_rng([self.seed, 0, epoch]))
             self._epoch = epoch
-        rng = np.random.default_rng([self.seed, 1, position])
-        return self.transform(self.dataset[int(self._order[place])], rng)
+        return int(self._order[place])
 
     def _epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        order = self._drawn(rng)
+        if not self.buffer:
+            return order
+        stores = self._stores if len(self._stores) else np.zeros(len(self.dataset), np.int64)
+        return through_buffer(np.sort(order), stores, self.buffer, rng)
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The images of an epoch, in random order."""
         order = rng.permutation(len(self.dataset))
         if self.repeats is None:
             return order
@@ -118,6 +148,26 @@ class _Batches:
         ends = np.cumsum(self.repeats[order])
         hits = (rng.random() + np.arange(self._length)) * (ends[-1] / self._length)
         return rng.permutation(order[np.searchsorted(ends, hits, side="right").clip(max=len(order) - 1)])
+
+
+def through_buffer(indices: np.ndarray, stores: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices in an order in which each shard is read once, from its beginning to its end, int [N].
+
+    The shards come in random order. What is read goes into a buffer of `size` images, of which a random one makes room
+    for the next.
+
+    Args:
+        indices: int [N], ascending.
+        stores: the number of the shard that holds each image of the dataset, int.
+    """
+    shards = rng.permutation(int(stores.max()) + 1)[stores[indices]]
+    stream = indices[np.argsort(shards, kind="stable")].tolist()
+    waiting, following = stream[:size], stream[size:]
+    order = []
+    for place, index in zip(rng.integers(0, len(waiting), len(following)).tolist(), following, strict=True):
+        order.append(waiting[place])
+        waiting[place] = index
+    return np.array([*order, *rng.permutation(waiting)], np.int64)
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:

@@ -234,7 +234,8 @@ class _Data:
 def open_data(config: RunConfig) -> tuple[_Data, RunConfig]:
     """The data, and the settings with what was found in them, which the model and a repeated run keep."""
     data, model = config.data, config.model
-    train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept)
+    skip = data.skip_bad_shards
+    train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept, skip_bad_shards=skip)
     bands = bands_in(train)
     if model.in_channels not in (None, bands.count):
         raise UserError(
@@ -246,7 +247,7 @@ def open_data(config: RunConfig) -> tuple[_Data, RunConfig]:
     if data.val == DataConfig.val and there and data.val not in there:
         notes.append(f'the data have no split "{data.val}": nothing is validated, and the last model is kept')
     elif data.val:
-        val = open_dataset(data.path, data.val, train.labels, bands=bands)
+        val = open_dataset(data.path, data.val, train.labels, bands=bands, skip_bad_shards=skip)
         notes += notes_of(val)
     if val is None and config.train.patience:
         notes.append("train.patience has no effect, as nothing is validated: training goes on to its last step")
@@ -320,7 +321,9 @@ def run_batches(
     repeats = repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
 
     def batches_from(number: int) -> Iterator[Batch]:
-        return training_batches(dataset, transform, share, settings.seed, number, data.workers, repeats)
+        return training_batches(
+            dataset, transform, share, settings.seed, number, data.workers, repeats, data.shuffle_buffer
+        )
 
     if cycles:
         return cycles.batches(batches_from, step, share.pieces)

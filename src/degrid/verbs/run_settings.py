@@ -70,7 +70,7 @@ def check_settings(config: RunConfig) -> None:
             "settings optim.clip_norm, train.patience and train.batch_norm_momentum: expected 0 (off) or more, and a "
             f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
-    _check_repeats(config.data.repeat_rare)
+    _check_order(config.data)
     losses = _losses(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
@@ -88,9 +88,11 @@ def transform_of(data: DataConfig) -> TrainTransform:
     return TrainTransform(data.crop, data.scale, data.flip, data.jitter, data.centred, data.void_border)
 
 
-def _check_repeats(repeat_rare: float) -> None:
-    if not 0 <= repeat_rare <= 1:
-        raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {repeat_rare:g}')
+def _check_order(data: DataConfig) -> None:
+    if not 0 <= data.repeat_rare <= 1:
+        raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {data.repeat_rare:g}')
+    if data.shuffle_buffer < 0:
+        raise UserError(f'setting "data.shuffle_buffer": expected 0 (off) or more, got {data.shuffle_buffer}')
 
 
 def check_class_weights(weights: str | tuple[float, ...], dataset: Dataset) -> None:

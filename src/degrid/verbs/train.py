@@ -47,8 +47,8 @@ def train(
     Args:
         recipe: a recipe's name, "module:function" of your own, the run.json of an earlier run, or a config; by default
             good settings for a folder of your own.
-        data: a folder of images and masks, a dataset.yaml, a list file, "synthetic" (the built-in scenes), or
-            "module:Dataset"; by default the recipe's.
+        data: a folder of images and masks or of shards, a dataset.yaml, a list file, the address of a folder of shards,
+            "synthetic" (the built-in scenes), or "module:Dataset"; by default the recipe's.
         operator: smoothing operator for the dilated convolutions, such as "ssc"; by default the recipe's.
         settings: any others, for every stage; they win over the arguments before.
         init: start from this model or run folder: its weights and, without a recipe, its network.
@@ -142,7 +142,8 @@ def _stages(
             raise UserError(f'the recipes named by "then" go round in a circle: {following.name} comes twice')
         if not resume and (place / "run.json").exists():
             raise UserError(f"{place} holds a run already; move it, or choose another -o (out=...)")
-        open_dataset(following.data.path, following.data.train, accept=following.data.accept)
+        wanted = following.data
+        open_dataset(wanted.path, wanted.train, accept=wanted.accept, skip_bad_shards=wanted.skip_bad_shards)
         stages.append((following, place))
     return stages
 

@@ -125,6 +125,10 @@ class Source(ABC):
         """The image file as it is stored; empty where the image is not stored as a file."""
         return b""
 
+    def store(self) -> str:
+        """The path or address of the file that holds this sample and others; empty for one that has its own files."""
+        return ""
+
     def turned(self, size: tuple[int, ...]) -> str:
         """What may surprise about an image that its file wants turned (EXIF), in words that follow "3 "; or nothing.
 

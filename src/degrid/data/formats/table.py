@@ -39,12 +39,14 @@ from degrid.data.formats.tools.segments_ai import SegmentsAi
 from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.formats.tools.via import Via
 from degrid.data.formats.tools.yolo import Yolo
+from degrid.data.shards.format import Shards, WebDataset
 from degrid.data.tfrecord.format import TFRecord
 from degrid.files import walk
 from degrid.lookup import counted, lookup
 from degrid.types import UserError
 
 FORMATS: dict[str, type[DataFormat]] = {
+    "shards": Shards,
     "YOLO polygons": Yolo,
     "dataset.yaml": Description,
     "COCO-Stuff": CocoStuff,
@@ -83,6 +85,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "folder": Folders,
     "side by side": SideBySide,
     "TFRecord": TFRecord,
+    "WebDataset": WebDataset,
 }
 """In the order in which they are tried: the more particular ones first."""
 POLYGON_FORMATS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -64,10 +64,22 @@ def _splits_in(folder: Path) -> dict[Path, str]:
     """The split of each file in a folder, or in records/ or tfrecords/ inside it."""
     places = (folder, *(folder / name for name in _FOLDERS))
     files: dict[Path, tuple[str, str]] = next(filter(None, map(_files_in, places)), {})
+    return splits_by_name(files, "records") if files else {}
+
+
+def splits_by_name(files: Mapping[Path, tuple[str, str]], what: str) -> dict[Path, str]:
+    """The split of each file of one dataset: train for all where none is called as a split.
+
+    Args:
+        files: with the names of the dataset and the split that each is called by, see `called`.
+        what: the files are, for the message.
+    Raises:
+        UserError: the files are of several datasets.
+    """
     datasets = sorted({data for data, split in files.values() if split})
     if len(datasets) > 1:
         raise UserError(
-            f"{next(iter(files)).parent} holds records of several datasets "
+            f"{next(iter(files)).parent} holds {what} of several datasets "
             f"({', '.join(name or '(no name)' for name in datasets)}); give one file: the other splits of its dataset "
             "are found beside it"
         )
@@ -105,7 +117,12 @@ def _files_in(folder: Path) -> dict[Path, tuple[str, str]]:
 
 
 def _parts(file: Path) -> tuple[str, str]:
-    stem = _SHARD.sub("", without_suffix(file))
+    return called(without_suffix(file))
+
+
+def called(name: str) -> tuple[str, str]:
+    """The names of the dataset and of the split in that of a file without its ending: "voc_train-0001"."""
+    stem = _SHARD.sub("", name)
     match = _SPLIT.fullmatch(stem)
     return (match[1] or "", split_of(match[2])) if match else (stem, "")
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from degrid.bands import to_bytes
-from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like
-from degrid.data.formats.read_mask import mask_values
+from degrid.data.formats.masks import AS_STORED, MaskReading
+from degrid.data.formats.packed import label_values, open_picture, pixels_like
 from degrid.data.formats.source import RawSample, Source
 from degrid.data.tfrecord.records import Features, Record, without_suffix
 from degrid.image import IMAGE_SUFFIXES
 from degrid.protobuf import Span
-from degrid.types import RGB, Bands, ConversionError, UserError
+from degrid.types import RGB, Bands
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,9 @@ class RecordSource(Source):
             pixels = np.frombuffer(image.data, np.uint8).reshape(height, width, 3).copy()
             values = np.frombuffer(label.data, np.uint8).reshape(height, width)
         else:
-            picture = _open_picture(image, "image")
-            values = _label_values(label, picture, self.how)
-            pixels = _pixels(image, picture, values.shape[:2])
+            picture = open_picture(image, "image")
+            values = label_values(label, self.how, picture.size)
+            pixels = pixels_like(image, values.shape[:2], picture)
         if bands != RGB:
             pixels = to_bytes(pixels, bands, self.record)
         return RawSample(_name(self.record, schema, features), pixels, values)
@@ -112,14 +110,14 @@ class RecordSource(Source):
         image, label = features.bytes_of(schema.image), features.bytes_of(schema.label)
         if schema.raw:
             return np.frombuffer(label.data, np.uint8).reshape(_raw_size(schema, features, image, label))
-        return _label_values(label, _open_picture(image, "image"), self.how)
+        return label_values(label, self.how, open_picture(image, "image").size)
 
     def palette(self) -> np.ndarray | None:
         """See `Source`."""
         schema, features = _open_record(self.record)
         if schema.raw or self.how.by_color:
             return None
-        colors = _open_picture(features.bytes_of(schema.label), "label").getpalette("RGB")
+        colors = open_picture(features.bytes_of(schema.label), "label").getpalette("RGB")
         return None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
 
     def reading(self, how: MaskReading) -> RecordSource:
@@ -134,6 +132,10 @@ class RecordSource(Source):
         """See `Source`; empty where the record's schema keeps pixels."""
         schema, features = _open_record(self.record)
         return b"" if schema.raw else bytes(features.bytes_of(schema.image).data)
+
+    def store(self) -> str:
+        """See `Source`."""
+        return str(self.record.file)
 
 
 def _open_record(record: Record) -> tuple[Schema, Features]:
@@ -154,53 +156,6 @@ def _raw_size(schema: Schema, features: Features, image: Span, label: Span) -> t
         if len(part) != expected or not expected:
             part.fail(f'"{key}" has {len(part)} bytes, where {width}x{height} pixels take {expected},')
     return height, width
-
-
-def _label_values(label: Span, picture: Image.Image, how: MaskReading) -> np.ndarray:
-    """A label file's values. Its size is compared with the picture's before either is decoded."""
-    opened = _open_picture(label, "label")
-    if opened.size not in (picture.size, picture.size[::-1]):
-        _refuse_size(label, opened.size, picture.size)
-    try:
-        opened.load()
-        return mask_values(opened, f"{label.file}: the label at byte {label.offset}", bytes(label.data[:64]), how)
-    except UserError as error:
-        raise ConversionError(str(error)) from error
-    except Exception as error:
-        _refuse_picture(label, "label", error)
-
-
-def _pixels(image: Span, picture: Image.Image, size: tuple[int, ...]) -> np.ndarray:
-    """A picture as RGB [H,W,3], oriented like a label of this height and width."""
-    try:
-        picture.load()
-        pixels = rgb_like(picture, size)
-    except Exception as error:
-        _refuse_picture(image, "image", error)
-    if pixels.shape[:2] != size:
-        _refuse_size(image, (size[1], size[0]), (pixels.shape[1], pixels.shape[0]))
-    return pixels
-
-
-def _open_picture(part: Span, what: str) -> Image.Image:
-    """A picture that is not decoded yet. The format that the record gives for it does not count: it is often wrong."""
-    try:
-        return Image.open(io.BytesIO(part.data), formats=("JPEG", "PNG"))
-    except Exception as error:
-        _refuse_picture(part, what, error)
-
-
-def _refuse_picture(part: Span, what: str, error: Exception) -> NoReturn:
-    """Pillow complains of damaged bytes with a dozen kinds of exceptions: hence the `except Exception` above."""
-    known = isinstance(error, UnidentifiedImageError)
-    reason = "" if known else f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
-    raise ConversionError(
-        f"{part.file}: the {what} at byte {part.offset} is no JPEG or PNG file, or a damaged one{reason}"
-    ) from error
-
-
-def _refuse_size(part: Span, label: tuple[int, int], image: tuple[int, int]) -> NoReturn:
-    part.fail(f"a label of {label[0]}x{label[1]} pixels for an image of {image[0]}x{image[1]}")
 
 
 def _name(record: Record, schema: Schema, features: Features) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 
 from degrid.data.formats.hugging_face.columns import is_image
 from degrid.data.formats.masks import AS_STORED, MaskReading
+from degrid.data.formats.packed import as_file, npy
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.source import Source
 from degrid.types import UserError
@@ -106,25 +105,14 @@ def _as_file(value: Any, place: str) -> Iterator[Path]:
         yield Path(value["path"])
         return
     if not isinstance(value, Mapping):
-        data, suffix = _npy(value), ".npy"
+        data, suffix = npy(np.asarray(value)), ".npy"
     elif value.get("bytes") is None:
         raise UserError(f"{place}: no such image: {value.get('path')}")
     else:
         data = value["bytes"]
         suffix = next((suffix for start, suffix in _BEGINNINGS.items() if data.startswith(start)), ".png")
-    handle, name = tempfile.mkstemp(suffix)
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(data)
-        yield Path(name)
-    finally:
-        os.unlink(name)
-
-
-def _npy(value: Any) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.asarray(value), allow_pickle=False)
-    return stream.getvalue()
+    with as_file(data, suffix) as file:
+        yield file
 
 
 def rows_of(data: Any, columns: tuple[str, str], place: str, split: str, first: int | None) -> list[Row]:

@@ -1,0 +1,1 @@
+"""Shards: many samples in one file (tar files of WebDataset, TFRecord files), read by position, here or from afar."""

@@ -1,0 +1,111 @@
+"""What lies where in shards: shards.json beside them, with the classes, and for each shard FILE a FILE.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from degrid.data.shards.places import in_folder, read_part
+from degrid.files import parse_json, write_json
+from degrid.types import LabelSpace, UserError
+
+INDEX = "shards.json"
+"""The name of the file that says which shards there are; it is written last."""
+FORMAT = "degrid shards 1"
+KINDS = {"tar": ".tar", "tfrecord": ".tfrecord"}
+"""The kinds of shards, and how their files end."""
+
+
+class Part(NamedTuple):
+    """A file inside a shard: its first byte, its number of bytes, and its CRC-32; None where that is not known."""
+
+    at: int
+    length: int
+    checksum: int | None = None
+
+
+class Member(NamedTuple):
+    """A sample in a shard: its name, the ending of its image ".jpg", the image and the label."""
+
+    name: str
+    suffix: str
+    image: Part
+    label: Part
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of samples, by its name, with the number of its samples and of its bytes."""
+
+    file: str
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """All shards of a dataset by split, and the classes of their labels, which hold train ids."""
+
+    labels: LabelSpace
+    splits: Mapping[str, tuple[Shard, ...]]
+
+
+def shard_name(split: str, number: int, kind: str) -> str:
+    """The name of a shard's file, counted from 0."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', split)}-{number:06d}{KINDS[kind]}"
+
+
+def write_members(folder: str, file: str, size: int, members: list[Member]) -> None:
+    """Say what is in a shard of `size` bytes."""
+    rows = [[member.name, member.suffix, *member.image, *member.label] for member in members]
+    write_json(in_folder(folder, f"{file}.json"), {"bytes": size, "samples": rows}, indent=None)
+
+
+def read_members(folder: str, file: str) -> tuple[int, list[Member]]:
+    """The bytes of a shard, and what is in it.
+
+    Raises:
+        UserError: the file beside it that says so is missing or no such file.
+    """
+    place = in_folder(folder, f"{file}.json")
+    try:
+        found = parse_json(read_part(place))
+        rows = [Member(row[0], row[1], Part(*row[2:5]), Part(*row[5:8])) for row in found["samples"]]
+        return int(found["bytes"]), rows
+    except (LookupError, TypeError, ValueError) as error:
+        raise _no_index(place, error) from error
+
+
+def write_index(folder: str, index: Index) -> None:
+    """Write shards.json, which makes the shards of a folder a dataset."""
+    classes = zip(index.labels.names, index.labels.colors, strict=True)
+    shards = {split: [vars(shard) for shard in shards] for split, shards in index.splits.items()}
+    rows = [{"name": name, "color": color} for name, color in classes]
+    write_json(in_folder(folder, INDEX), {"format": FORMAT, "classes": rows, "splits": shards})
+
+
+def read_index(folder: str) -> Index:
+    """Read shards.json.
+
+    Raises:
+        UserError: it is missing or no such file.
+    """
+    place = in_folder(folder, INDEX)
+    try:
+        found = parse_json(read_part(place))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}")
+        names, colors = zip(*((row["name"], tuple(row["color"])) for row in found["classes"]), strict=True)
+        splits: dict[str, Any] = found["splits"]
+        shards = {split: tuple(Shard(**row) for row in rows) for split, rows in splits.items()}
+        return Index(LabelSpace(names, colors), shards)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _no_index(place, error) from error
+
+
+def _no_index(place: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{place} is not what degrid data shard writes ({error!r}); get it anew, or write the shards anew")
