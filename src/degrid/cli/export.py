@@ -40,6 +40,7 @@ def export(
     degrid export runs/my_photos -o my_photos.onnx
     degrid export runs/my_photos -o my_photos.xml --format openvino --int8 --calibrate my_photos
     degrid export runs/my_photos -o tiny.onnx --size 512x512 --input float32 --opset 19
+    degrid export runs/my_photos -o my_photos.tflite --format litert --size 512x512
     degrid export runs/my_photos -o my_photos.mine --format my_module:MyExporter
     degrid predict my_photos.xml photos/ -o results
     degrid predict my_module:MyExporter=my_photos.mine photos/ -o results

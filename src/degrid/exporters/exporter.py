@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,10 @@ class Exporter:
         packages: the import names of the packages that writing and running need.
         int8_packages: those that `quantize` needs in addition.
         install: what to install with pip for these packages.
+        inputs: the types of pixels that a file can take.
         any_size: whether a file can take any number of images of any size; otherwise it takes one image of one size.
+        any_batch: whether a file of any size can take any number of images.
+        tolerance: the largest difference of logits that is rounding, relative to the largest logit.
         needs_torch: whether PyTorch runs its files, so that `open` gives a function of tensors. Another runtime has
             threads of its own, and `open` gives a function of NumPy arrays.
     """
@@ -45,7 +49,10 @@ class Exporter:
     packages: ClassVar[tuple[str, ...]] = ()
     int8_packages: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = "degrid[export]"
+    inputs: ClassVar[tuple[str, ...]] = ("uint8", "float32")
     any_size: ClassVar[bool] = True
+    any_batch: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 1e-4
     needs_torch: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path, facts: str) -> None:
@@ -107,6 +114,20 @@ class Exporter:
             return importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"{name.split('.')[0]} is not installed; pip install {self.install}") from error
+
+
+def append_facts(path: Path, facts: str) -> None:
+    """Put facts at the end of a file, as a zip archive: runtimes find what is theirs from its beginning."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{KEY}.json", facts)
+
+
+def appended_facts(path: Path) -> str | None:
+    """What `append_facts` put there; None if there is nothing."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(f"{KEY}.json").decode() if f"{KEY}.json" in archive.namelist() else None
 
 
 @contextmanager

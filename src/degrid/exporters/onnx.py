@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.threads import num_threads
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 OPSETS = range(18, 24)
 """Versions of ONNX's operators that PyTorch writes; asked for an older one, it writes 18."""
 
+_METADATA = 14
+"""Number of a model's field of names and texts (onnx.proto: ModelProto.metadata_props)."""
+
 
 class Onnx(Exporter):
     """One file, NAME.onnx, with the weights inside.
@@ -31,8 +34,8 @@ class Onnx(Exporter):
     """
 
     ending = ".onnx"
-    packages = ("onnxscript", "onnxruntime")
-    int8_packages = ("onnx", "nncf")
+    packages: ClassVar[tuple[str, ...]] = ("onnxscript", "onnxruntime")
+    int8_packages: ClassVar[tuple[str, ...]] = ("onnx", "nncf")
     needs_torch = False
 
     def __init__(self, opset: int = OPSETS[0]) -> None:
@@ -87,6 +90,18 @@ class Onnx(Exporter):
         )
         made = quantized(nncf, onnx.load(str(source)), [{"image": image} for image in images], advanced_parameters=how)
         onnx.save(made, str(path))
+
+
+def stored_facts(path: Path) -> str | None:
+    """The facts in an ONNX file, read without its libraries; None if it holds none."""
+    from degrid.protobuf import Span
+
+    for number, value in Span(memoryview(path.read_bytes()), str(path)).fields():
+        if number == _METADATA and isinstance(value, Span):
+            key, text = (dict(value.fields()).get(each) for each in (1, 2))
+            if isinstance(key, Span) and isinstance(text, Span) and key.text("a name") == KEY:
+                return text.text("facts")
+    return None
 
 
 def _floordiv(dividend: Any, divisor: Any) -> Any:

@@ -20,8 +20,6 @@ from degrid.types import UserError
 SIZES = ((1, 3, 65, 97), (3, 3, 47, 33), (1, 3, 127, 130), (2, 3, 96, 160))
 """Batch, channels, height and width: odd and even, larger and smaller, higher and wider than the traced size. Where a
 network takes other channels, they are as many."""
-TOLERANCE = 1e-4
-"""Largest difference of logits that is accepted, relative to the largest logit."""
 AGREEMENT = 0.999
 """Smallest fraction of pixels that must get the same class; on the others two classes are practically equal."""
 
@@ -38,7 +36,7 @@ class ExportedModel(ExportedNetwork):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self._file = OpenedFile(path)
-        self.facts = self._file.facts
+        self.facts, self.exporter = self._file.facts, self._file.exporter
         self.labels = self.facts.labels
         self.output, self.resize, self.bands = self.facts.output, self.facts.resize, self.facts.bands
 
@@ -96,7 +94,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
             except Exception as error:  # the runtimes have exceptions of many kinds
                 raise UserError(f"the exported model fails on images of {shape}: {reason_of(error)}") from error
             found.append(_compared(logits, made, shape, exported.output, convention_of(model)))
-        wrong = found[-1].agreement < AGREEMENT or (found[-1].difference or 0) > TOLERANCE
+        wrong = found[-1].agreement < AGREEMENT or (found[-1].difference or 0) > exported.exporter.tolerance
         if exact and wrong:
             raise UserError(f"the exported model computes something else ({found[-1]}); nothing is written")
     return found

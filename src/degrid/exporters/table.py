@@ -6,9 +6,16 @@ import os
 from pathlib import Path
 
 from degrid.exporters.aot_inductor import AotInductor
+from degrid.exporters.core_ml import CoreMl
+from degrid.exporters.executorch import ExecuTorch
 from degrid.exporters.exporter import Exporter
+from degrid.exporters.iree import Iree
+from degrid.exporters.litert import LiteRt
+from degrid.exporters.mnn import Mnn
 from degrid.exporters.onnx import Onnx
+from degrid.exporters.opencv import OpenCv
 from degrid.exporters.openvino import OpenVino
+from degrid.exporters.tensorrt import TensorRt
 from degrid.exporters.torch_export import TorchExport
 from degrid.lookup import lookup
 from degrid.types import UserError
@@ -18,8 +25,19 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "openvino": OpenVino,
     "torch-export": TorchExport,
     "aot-inductor": AotInductor,
+    "opencv": OpenCv,
+    "tensorrt": TensorRt,
+    "litert": LiteRt,
+    "coreml": CoreMl,
+    "executorch": ExecuTorch,
+    "mnn": Mnn,
+    "iree": Iree,
 }
 """`--format` to its class. Where two formats have the same ending, each recognises its own files by their content."""
+REFUSED = {
+    "ncnn": "it loads these networks, but its numbers change from run to run (1.0.20261020); export to mnn",
+}
+"""Formats that people ask for and that cannot be made right, and why; see docs/log.md."""
 
 
 def find_exporter(format: str | type[Exporter] | Exporter) -> Exporter:
@@ -28,10 +46,12 @@ def find_exporter(format: str | type[Exporter] | Exporter) -> Exporter:
     Args:
         format: a name in `EXPORTERS`, "module:Class", the class itself, or one with options, such as `Onnx(opset=19)`.
     Raises:
-        UserError: there is no such format, or it is not derived from `Exporter`.
+        UserError: there is no such format, it is one of `REFUSED`, or it is not derived from `Exporter`.
     """
     if isinstance(format, Exporter):
         return format
+    if isinstance(format, str) and format in REFUSED:
+        raise UserError(f"there is no export to {format}: {REFUSED[format]}")
     found = lookup(EXPORTERS, format, "format") if isinstance(format, str) else format
     if not (isinstance(found, type) and issubclass(found, Exporter)):
         raise UserError(f"format {format}: expected a class derived from degrid.exporters.exporter.Exporter")

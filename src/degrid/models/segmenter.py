@@ -109,7 +109,9 @@ class Segmenter(MultiScaleNetwork):
     def _normalised(self, image: Tensor) -> Tensor:
         x = image
         if self.preprocess.bgr and image.shape[1] >= 3:
-            x = image.flip(1) if image.shape[1] == 3 else torch.cat([image[:, :3].flip(1), image[:, 3:]], 1)
+            # Slices rather than flip, which in ONNX is one of step -1, and OpenCV 4.14 refuses that.
+            others = [image[:, 3:]] if image.shape[1] > 3 else []
+            x = torch.cat([*(image[:, channel : channel + 1] for channel in (2, 1, 0)), *others], 1)
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
     def _logits(self, x: Tensor) -> Tensor:

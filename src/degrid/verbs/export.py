@@ -151,16 +151,29 @@ def _check(exporter: Exporter, path: Path, takes: ImageInput, int8: bool) -> Non
     name = name_of(exporter)
     if not path.name.endswith(exporter.ending):
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
-    if takes.size is None and not exporter.any_size:
-        raise UserError(
-            f"{name} files are for images of one size; say which: --size 512x1024 (takes=ImageInput(size=...))"
-        )
+    _check_takes(exporter, takes)
     if int8 and not (exporter.has_int8 and exporter.runs_here):
         raise UserError(f"int8 is for {' and '.join(formats_with_int8())}, not for {name}")
     if int8 and (takes.size or takes.batch):
         raise UserError("int8 is for files that take any number of images of any size; leave out --size and --batch")
     for package in (*exporter.packages, *(exporter.int8_packages if int8 else ())):
         exporter.library(package)
+
+
+def _check_takes(exporter: Exporter, takes: ImageInput) -> None:
+    """Can files of this format take such images?"""
+    name = name_of(exporter)
+    if takes.type not in exporter.inputs:
+        only = exporter.inputs[0]
+        raise UserError(f'{name} files take pixels of {only}; say so: --input {only} (takes=ImageInput("{only}"))')
+    if takes.fixed_batch is None and exporter.any_size and not exporter.any_batch:
+        raise UserError(
+            f"{name} files are for a fixed number of images; say how many: --batch 1 (takes=ImageInput(batch=1))"
+        )
+    if takes.size is None and not exporter.any_size:
+        raise UserError(
+            f"{name} files are for images of one size; say which: --size 512x1024 (takes=ImageInput(size=...))"
+        )
 
 
 def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:

@@ -1,0 +1,66 @@
+"""IREE: machine code for this kind of processor, in a file for a small runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from degrid.exporters.exporter import Exporter, Opened, append_facts, appended_facts, quiet
+from degrid.exporters.onnx import OPSETS, Onnx
+from degrid.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from degrid.exporters.graph import Source
+
+
+class Iree(Exporter):
+    """NAME.vmfb, compiled for the CPU from ONNX; the number of images is fixed, their size may be free."""
+
+    ending = ".vmfb"
+    note = "a fixed number of images"
+    packages = ("onnxscript", "onnx", "iree.compiler", "iree.runtime")
+    install = "degrid[export,iree]"
+    any_batch = False
+    needs_torch = False
+
+    def write(self, source: Source, path: Path, facts: str) -> None:
+        """Write NAME.vmfb.
+
+        Raises:
+            UserError: the compiler fails, or see `Onnx.write`.
+        """
+        compiler = self.library("iree.compiler")
+        half, text = path.with_suffix(".onnx"), path.with_suffix(".mlir")
+        words = ["-m", "iree.compiler.tools.import_onnx", str(half), "-o", str(text), "--opset-version", str(OPSETS[0])]
+        try:
+            Onnx().write(source, half, facts)
+            with quiet():
+                subprocess.run([sys.executable, *words], check=True, capture_output=True)
+                compiler.compile_file(
+                    str(text),
+                    input_type="onnx",
+                    target_backends=["llvm-cpu"],
+                    extra_args=["--iree-llvmcpu-target-cpu=host"],
+                    output_file=str(path),
+                )
+        except (subprocess.CalledProcessError, compiler.CompilerToolError) as error:
+            reason = (str(getattr(error, "stderr", None) or error).strip().splitlines() or [""])[-1]
+            raise UserError(f"IREE's compiler fails on this network: {reason[:200]}") from error
+        finally:
+            half.unlink(missing_ok=True)
+            text.unlink(missing_ok=True)
+        append_facts(path, facts)
+
+    def open(self, path: Path) -> Opened:
+        """Run on the threads that IREE chooses."""
+        module = self.library("iree.runtime").load_vm_flatbuffer_file(str(path), driver="local-task")
+
+        def run(image: np.ndarray) -> Any:
+            made = module.main_graph(image).to_host()
+            return made.view("uint8") if made.dtype.name == "int8" else made  # its types of integers have no sign
+
+        return run, appended_facts(path)
