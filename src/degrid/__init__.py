@@ -13,6 +13,7 @@ from degrid.version import VERSION
 
 if TYPE_CHECKING:
     from degrid.data import check_data, open_dataset
+    from degrid.data.annotations import Regions
     from degrid.engine.inference.options import InferenceOptions
     from degrid.engine.inference.predictor import Predictor
     from degrid.engine.training.loop import Stopped
@@ -42,6 +43,7 @@ __version__ = VERSION
 
 _MODULES = {
     "data": "check_data open_dataset",
+    "data.annotations": "Regions",
     "exporters.facts": "ImageInput",
     "kernels.crf_settings": "CRF",
     "engine.inference.predictor": "Predictor",
@@ -84,6 +86,7 @@ __all__ = [
     "PredictResult",
     "Predictor",
     "RateSearch",
+    "Regions",
     "ResultFiles",
     "RunResult",
     "Sample",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from degrid.lookup import counted
 from degrid.types import UserError
 
 if TYPE_CHECKING:
+    from degrid.data.annotations import Regions
     from degrid.verbs.predict import PredictResult
 
 _MOST_FAILURES = 10  # that a message names; summary.json names all
@@ -29,7 +30,22 @@ Format = Annotated[
     typer.Option(
         "--format",
         help="ids: class ids; voc: the tree and results.tgz for VOC's test server; cityscapes: label ids, "
-        "NAME_pred.png.",
+        "NAME_pred.png; coco, labelme, cvat, labelstudio: regions to correct in these annotation tools.",
+    ),
+]
+Shapes = Annotated[
+    str | None,
+    typer.Option(help="For annotation tools: polygons, or masks (run-length codes). By default polygons."),
+]
+Smallest = Annotated[
+    int | None,
+    typer.Option(help="For annotation tools: regions of fewer pixels take the class around them. By default 0."),
+]
+Simplify = Annotated[
+    float | None,
+    typer.Option(
+        help="For annotation tools: how many pixels an outline may be from its region; the more, the fewer corners. By "
+        "default 0: exact."
     ),
 ]
 VocComp = Annotated[
@@ -54,6 +70,9 @@ def predict(
     voc_comp: VocComp = "comp6",
     overlay: Overlay = None,
     save_logits: SaveLogits = False,
+    shapes: Shapes = None,
+    smallest: Smallest = None,
+    simplify: Simplify = None,
     scales: opt.Scales = "1",
     flip: opt.Flip = False,
     fusion: opt.Fusion = "mean",
@@ -66,7 +85,7 @@ def predict(
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
 
-    With --format voc or cityscapes: only the files that the benchmark takes.
+    With another --format: only the files that the benchmark or annotation tool takes.
 
     \b
     degrid predict runs/my_photos photo.jpg
@@ -76,6 +95,7 @@ def predict(
     degrid predict runs/my_photos map.tif --memory 2GiB
     degrid predict runs/voc voc_test/ -o submission --format voc
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
+    degrid predict runs/my_photos new_photos/ -o to_correct --format cvat --smallest 50 --simplify 1
     """
     import degrid
     from degrid.cli.progress import progress_bar
@@ -83,7 +103,8 @@ def predict(
 
     keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
-    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp)
+    regions = _regions(shapes, smallest, simplify)
+    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions)
     with progress_bar() as progress:
         found = degrid.predict(
             model,
@@ -98,6 +119,15 @@ def predict(
             progress=progress,
         )
     _print_result(found)
+
+
+def _regions(shapes: str | None, smallest: int | None, simplify: float | None) -> Regions | None:
+    """How regions are drawn; None where nothing was said."""
+    from degrid.data.annotations import Regions
+
+    given = {"shapes": shapes, "smallest": smallest, "simplify": simplify}
+    said: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return Regions(**said) if said else None
 
 
 def _print_result(found: PredictResult) -> None:

@@ -16,6 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from degrid.arguments import check_fields
 from degrid.data import CITYSCAPES_LABEL_IDS
+from degrid.data.annotations import TOOLS, AnnotationTool, Regions
+from degrid.data.formats.classes import table_in
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, color_table, overlay_classes, palette_image
 from degrid.lookup import counted
@@ -26,7 +28,7 @@ from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
 if TYPE_CHECKING:
     from degrid.engine.inference.prediction import Prediction
 
-FORMATS = ("ids", "voc", "cityscapes")
+FORMATS = ("ids", "voc", "cityscapes", *TOOLS)
 VOC_COMPETITIONS = ("comp5", "comp6")
 """comp5: trained on VOC's own data alone; comp6: on any other data too, ImageNet among them."""
 _VOC_CLASSES = 21
@@ -40,18 +42,21 @@ class ResultFiles:
 
     Attributes:
         format: "ids": NAME.png, class ids with a palette (of a GeoTIFF NAME.tif, for the same place), and summary.json;
-            "voc" or "cityscapes": what the benchmark's test server takes.
+            "voc" or "cityscapes": what the benchmark's test server takes; "coco", "labelme", "cvat" or "labelstudio":
+            regions that these annotation tools open, with their confidence.
         overlay: also NAME.overlay.jpg, the image with its classes laid over; by default with "ids" only.
         logits: also NAME.logits.npy, float32 [C,h,w], before enlarging; with "ids" only.
         voc_competition: for "voc": comp5 (trained on VOC alone) or comp6 (on other data too).
+        regions: for annotation tools: polygons or masks, and how exact; by default exact polygons of all regions.
     Raises:
-        UserError: an unknown format, or files that a benchmark does not take.
+        UserError: an unknown format, or files that a benchmark or tool does not take.
     """
 
     format: str = "ids"
     overlay: bool | None = None
     logits: bool = False
     voc_competition: str = "comp6"
+    regions: Regions | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -59,8 +64,13 @@ class ResultFiles:
             raise UserError(f'unknown format "{self.format}"; known: {", ".join(FORMATS)}')
         if self.format != "ids" and (self.overlay or self.logits):
             raise UserError(
-                f"--format {self.format} (format=...) writes no more than the benchmark takes; leave out --overlay and "
-                "--save-logits (overlay=..., logits=...)"
+                f"--format {self.format} (format=...) writes no more than the benchmark or tool takes; leave out "
+                "--overlay and --save-logits (overlay=..., logits=...)"
+            )
+        if self.regions is not None and self.format not in TOOLS:
+            raise UserError(
+                "--shapes, --smallest and --simplify (regions=...) are for the files of annotation tools; add --format "
+                f"(format=...): {', '.join(TOOLS)}"
             )
 
 
@@ -76,6 +86,8 @@ def make_writer(files: ResultFiles, out: Path, labels: LabelSpace | None, found:
     images = list(found.images.values())
     if files.format == "ids":
         return IdFiles(out, labels, files.overlay is not False, files.logits, found.left_out)
+    if files.format in TOOLS:
+        return AnnotationFiles(out, labels, TOOLS[files.format], files.regions or Regions())
     if labels is None:
         raise UserError(
             f"--format {files.format} (format=...) needs to know the network's classes: derive it from "
@@ -90,9 +102,11 @@ class ResultWriter:
     """Writes the results of a run over images; by default class ids alone, as benchmarks take them.
 
     needs_all: whether `finish` makes no sense if an image is missing.
+    wants_confidence: whether `add` is given the probability of each pixel's class, where the network gives it.
     """
 
     needs_all = True
+    wants_confidence = False
 
     def names(self, images: Mapping[str, Path]) -> dict[str, Path]:
         """The images by names under which their results replace nothing but results of an earlier run.
@@ -112,13 +126,16 @@ class ResultWriter:
     def fail(self, name: str, reason: str) -> None:
         """Hear of an image that could not be used."""
 
-    def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
+    def add(
+        self, name: str, image: Path, prediction: Prediction, num_classes: int, confidence: np.ndarray | None = None
+    ) -> None:
         """Write one image's results, each file atomically.
 
         Args:
             name: of the results, with sub-folders, without extension.
             image: the file that was predicted.
             num_classes: of the model.
+            confidence: the probability of each pixel's class, float32 [H,W].
         Raises:
             UserError: the place cannot be written to.
         """
@@ -175,7 +192,9 @@ class IdFiles(ResultWriter):
         """See `ResultWriter.fail`."""
         self.failures[name] = reason
 
-    def add(self, name: str, image: Path, prediction: Prediction, num_classes: int) -> None:
+    def add(
+        self, name: str, image: Path, prediction: Prediction, num_classes: int, confidence: np.ndarray | None = None
+    ) -> None:
         """Write NAME.png (NAME.tif for a GeoTIFF), NAME.overlay.jpg and NAME.logits.npy, each file atomically."""
         labels = self.labels = self.labels or LabelSpace.of_size(num_classes)
         if is_on_map(image):
@@ -279,6 +298,49 @@ class CityscapesFiles(ResultWriter):
     def finish(self) -> str:
         """Nothing remains to be done; see `ResultWriter.finish`."""
         return f"{counted(self.count, 'image')} as label ids in {self.out}"
+
+
+class AnnotationFiles(ResultWriter):
+    """Regions with their confidence, for an annotation tool.
+
+    Existing files of these names are not replaced, since somebody may have corrected them.
+
+    Args:
+        labels: None for a network that does not declare them; its classes are called "class 0", "class 1", ...
+        tool: which makes the files.
+        regions: how regions are drawn.
+    """
+
+    needs_all = False
+    wants_confidence = True
+
+    def __init__(self, out: Path, labels: LabelSpace | None, tool: type[AnnotationTool], regions: Regions) -> None:
+        self.out, self.regions, self.kind = out, regions, tool
+        self.tool = tool(out, labels, regions) if labels else None
+
+    def names(self, images: Mapping[str, Path]) -> dict[str, Path]:
+        """See `ResultWriter.names`.
+
+        Raises:
+            UserError: a file is there, or a table of other classes.
+        """
+        taken = next((place for place in self.kind.places(self.out, images) if place.exists()), None)
+        if taken:
+            raise UserError(f"{taken} is there, and may have been corrected by hand; move it, or choose another folder")
+        if self.tool:
+            table_in(self.out, self.tool.labels)
+        return dict(images)
+
+    def add(
+        self, name: str, image: Path, prediction: Prediction, num_classes: int, confidence: np.ndarray | None = None
+    ) -> None:
+        """See `ResultWriter.add`."""
+        self.tool = self.tool or self.kind(self.out, LabelSpace.of_size(num_classes), self.regions)
+        self.tool.add(name, image, prediction.ids, confidence)
+
+    def finish(self) -> str:
+        """See `ResultWriter.finish`."""
+        return self.tool.finish() if self.tool else ""
 
 
 def _shown(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:

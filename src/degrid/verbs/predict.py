@@ -212,7 +212,10 @@ def _write_all(
                 assert predictor.num_classes is not None
                 if is_dim(found[name], predictor.bands, prediction.image):
                     dim.append(found[name])
-                background.run(functools.partial(writer.add, name, found[name], prediction, predictor.num_classes))
+                sure = predictor.confidence(prediction) if writer.wants_confidence else None
+                background.run(
+                    functools.partial(writer.add, name, found[name], prediction, predictor.num_classes, sure)
+                )
             if progress:
                 progress(Progress("predicting", index, len(found)))
     return failures, dim

@@ -85,6 +85,23 @@ def packed(counts: Sequence[int]) -> str:
     return letters.decode()
 
 
+def label_studio_code(pixels: np.ndarray) -> list[int]:
+    """Label Studio's code of an RGBA image that is white and opaque at some pixels, bool [H,W]; bytes.
+
+    It is the inverse of `label_studio_pixels`, in runs of at most 2^16 values.
+    """
+    lengths = (3, 4, 8, 16)
+    bits = [f"{4 * pixels.size:032b}{7:05b}", *(f"{length - 1:04b}" for length in lengths)]
+    value = 0
+    for count in runs_of(pixels.T):
+        for first in range(0, 4 * count, 1 << lengths[-1]):
+            number = min(4 * count - first, 1 << lengths[-1])
+            place = next(place for place, length in enumerate(lengths) if number <= 1 << length)
+            bits.append(f"1{place:02b}{number - 1:0{lengths[place]}b}{value:08b}")
+        value = 255 - value
+    return np.packbits(np.frombuffer("".join(bits).encode(), np.uint8) - ord("0")).tolist()
+
+
 def label_studio_pixels(code: Sequence[int], height: int, width: int) -> np.ndarray:
     """The pixels of Label Studio's code of an RGBA image: those that are not transparent, bool [H,W].
 

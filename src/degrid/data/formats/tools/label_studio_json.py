@@ -30,7 +30,8 @@ _MOST_FILES = 20
 class LabelStudioJson(DataFormat):
     """One JSON (or JSON-MIN) file, and the images anywhere below its folder.
 
-    Of several annotations of one image, the last one that was not cancelled counts.
+    Of several annotations of one image, the last one that was not cancelled counts. Predictions are read where no task
+    has an annotation, as in a file that a model made.
     """
 
     wanted = "the JSON export of Label Studio, and the images"
@@ -45,11 +46,12 @@ class LabelStudioJson(DataFormat):
         if file is None:
             return None
         root = path if path.is_dir() else path.parent
+        tasks, said = _or_predictions(tasks)
         found = _shapes(tasks, file)
         kinds = Counter(kind for results in found for result in results if (kind := _kind(result)))
         if not kinds:
             return None
-        notes = [DIVIDED, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
+        notes = [*said, DIVIDED, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
         names = sorted({_label(result) for results in found for result in results if _kind(result)})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, file.name)
         with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
@@ -104,6 +106,17 @@ def _tasks(path: Path) -> tuple[Path | None, list[dict[str, Any]]]:
             ):
                 return file, tasks
     return None, []
+
+
+def _or_predictions(tasks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The tasks; or, where none has annotations, with the last of their predictions instead, and a note."""
+    if any(task.get("annotations") for task in tasks) or not any(task.get("predictions") for task in tasks):
+        return tasks, []
+    found = [
+        {**task, "annotations": [{**each, "id": place} for place, each in enumerate(task.get("predictions") or ())]}
+        for task in tasks
+    ]
+    return found, ["no task has an annotation: the predictions are read"]
 
 
 def _looked_at(task: Mapping[str, Any]) -> bool:
