@@ -28,7 +28,18 @@ LEAVES = {
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
-ROOMS = {"smoothing", "models", "data", "engine", "analysis", "checkpoints", "exporters", "acceleration", "kernels"}
+ROOMS = {
+    "smoothing",
+    "models",
+    "data",
+    "engine",
+    "analysis",
+    "checkpoints",
+    "exporters",
+    "acceleration",
+    "kernels",
+    "serving",
+}
 JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
     **{leaf: {"types"} for leaf in LEAVES},
@@ -42,6 +53,7 @@ ALLOWED = {
     "acceleration": {*LEAVES, "kernels", "acceleration"},
     "data": {*LEAVES, "kernels", "data"},
     **{room: {*LEAVES, "kernels", "acceleration", room} for room in FAST},
+    "serving": {*LEAVES, "data", "engine", "analysis", "serving"},
     "config": {"types", "lookup"},
     "recipes": {*LEAVES, "config", "recipes"},
     "networks": {*LEAVES, "config", "models", "smoothing"},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from degrid.model_folder import load, save
     from degrid.models.dilation import DilationReport, dilate
     from degrid.networks import deeplabv2, deeplabv3, deeplabv3plus
+    from degrid.serving.served import ServeLimits
     from degrid.smoothing import SmoothingReport, smooth_dilated_convs
     from degrid.verbs.collect import collect
     from degrid.verbs.compare import Comparison, compare
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from degrid.verbs.outputs import ResultFiles
     from degrid.verbs.predict import PredictResult, predict, predict_each
     from degrid.verbs.run import RunResult
+    from degrid.verbs.serve import serve
     from degrid.verbs.train import train
     from degrid.verbs.write_shards import write_shards
 
@@ -52,6 +54,7 @@ _MODULES = {
     "model_folder": "load save",
     "models.dilation": "DilationReport dilate",
     "networks": "deeplabv2 deeplabv3 deeplabv3plus",
+    "serving.served": "ServeLimits",
     "smoothing": "SmoothingReport smooth_dilated_convs",
     "verbs.compare": "Comparison compare",
     "verbs.crf_search": "CrfSearch crf_search",
@@ -62,6 +65,7 @@ _MODULES = {
     "verbs.predict": "PredictResult predict predict_each",
     "verbs.launch": "Cluster launch",
     "verbs.run": "RunResult",
+    "verbs.serve": "serve",
     **{
         f"verbs.{name}": name
         for name in ("collect", "convert", "demo", "describe", "modernise", "train", "write_shards")
@@ -91,6 +95,7 @@ __all__ = [
     "RunResult",
     "Sample",
     "Scores",
+    "ServeLimits",
     "SmoothingReport",
     "Stopped",
     "UserError",
@@ -115,6 +120,7 @@ __all__ = [
     "predict",
     "predict_each",
     "save",
+    "serve",
     "smooth_dilated_convs",
     "train",
     "write_shards",

@@ -65,6 +65,21 @@ def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height as stored; the pixels are not decoded.
+
+    Raises:
+        UserError: see `open_image`; damage further on in the file is not noticed.
+    """
+    try:
+        with _Bounded(io.FileIO(path)) as stream:
+            return _identify(stream, path, None).size
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is damaged or cut short: {error}") from error
+
+
 class _Bounded(io.BufferedReader):
     """A file that makes no more room than it has bytes, where it is damaged and says that gigabytes follow."""
 

@@ -24,6 +24,7 @@ from degrid.cli import (
     plot,
     predict,
     quick_imports,
+    serve,
     train,
 )
 from degrid.threads import settle_threads
@@ -47,6 +48,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("crf-search")(crf_search.crf_search)
 app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)

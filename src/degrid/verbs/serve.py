@@ -1,0 +1,138 @@
+"""degrid.serve: a page and a REST interface for trying models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from degrid.analysis.curves import distinct
+from degrid.arguments import checked
+from degrid.engine.inference.options import InferenceOptions
+from degrid.serving.served import Served, ServeLimits, serve_as
+from degrid.types import Tell, UserError
+from degrid.verbs.open_network import AnyModel, name_of, open_predictor
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_LEAST_TOKEN = 8
+_GRACE = 30
+"""Seconds that requests may take to finish once the server is told to end."""
+
+
+@checked
+def serve(
+    models: AnyModel | Iterable[AnyModel],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    token: str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    options: InferenceOptions | None = None,
+    limits: ServeLimits | None = None,
+    tell: Tell | None = None,
+) -> None:
+    """Serve models until the program is interrupted (Ctrl+C) or told to end (SIGTERM).
+
+    Requests that have begun by then are answered. The answers are those of `degrid.predict`. Nothing is kept of what is
+    sent, and no other host is asked for anything.
+
+    Args:
+        models: model folders, run folders, exported files or networks; one, or several to compare.
+        host: the address to listen on. Others than this machine's own need a token.
+        port: 0 takes a free one.
+        token: that requests must have as "Authorization: Bearer TOKEN"; None: none, and only programs on this machine
+            are answered.
+        device, precision: see `degrid.Predictor`. In float32 an answer does not depend on earlier requests.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
+        limits: of what a request may ask.
+        tell: called with a sentence when the server is ready, which says where.
+    Raises:
+        UserError: no model, an address that is taken or needs a token, or fastapi is not installed.
+    """
+    # A network may be one that can be gone through, too.
+    chosen = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
+    if not chosen:
+        raise UserError("nothing to serve: expected at least one model")
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listen(host, port, token))
+        served = stack.enter_context(_opened(chosen, device, precision, options or InferenceOptions()))
+        _serve(_app(served, limits, token), listening, tell)
+
+
+@contextmanager
+def _opened(models: list[AnyModel], device: str, precision: str, options: InferenceOptions) -> Iterator[list[Served]]:
+    names = distinct(os.path.basename(os.path.normpath(name_of(model))) for model in models)
+    with ExitStack() as stack:
+        predictors = [stack.enter_context(open_predictor(model, device, precision, options)) for model in models]
+        yield [serve_as(name, predictor) for name, predictor in zip(names, predictors, strict=True)]
+
+
+def _listen(host: str, port: int, token: str | None) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: the address is taken, is none of this machine's, or needs a token.
+    """
+    from degrid.serving.guard import is_local
+
+    if token is not None and len(token) < _LEAST_TOKEN:
+        raise UserError(f"a token has at least {_LEAST_TOKEN} characters, got {len(token)}")
+    if token is None and not is_local(host):
+        raise UserError(f"others could reach the server at {host}: give a --token (token=...), or serve 127.0.0.1 only")
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"expected a port from 0 to 65535, got {port}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+
+
+def _app(served: list[Served], limits: ServeLimits | None, token: str | None) -> FastAPI:
+    try:
+        from degrid.serving.app import make_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; pip install degrid[serve]") from error
+    return make_app(served, limits, token)
+
+
+def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
+    """Answer until a signal comes; then answer what has begun, and return."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=_GRACE
+    )
+    server = uvicorn.Server(config)
+    # uvicorn would end the program by the signal that it got, once it has come to an end itself.
+    server.capture_signals = lambda: _signals(server)  # type: ignore[method-assign]
+    if tell:
+        host, port = listening.getsockname()[:2]
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+@contextmanager
+def _signals(server: Any) -> Iterator[None]:
+    """Meanwhile SIGINT and SIGTERM tell the server to end; a second SIGINT to end at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(TypeError):  # a handler that was not set by Python
+                signal.signal(number, handler)
