@@ -7,12 +7,22 @@ import torch
 from torch import nn
 
 from degrid.analysis import (
+    checkerboard_energy,
     dilated_stage_receptive_field,
     effective_receptive_field,
     gridding_score,
     hole_ratio,
+    independent_networks,
+    phase_exchange,
 )
-from degrid.analysis.receptive_field import phase_masses
+from degrid.analysis.field_numbers import (
+    effective_size,
+    mass_side,
+    phase_masses,
+    radial_profile,
+    score_of_width,
+    spectrum,
+)
 from degrid.smoothing import smooth_dilated_convs
 from degrid.types import UserError
 
@@ -83,38 +93,81 @@ def test_hole_ratio_by_hand():
     assert hole_ratio(np.ones((17, 17))) == 0
 
 
-def phase_exchange(function, shape, rate, seed=0):
-    """Change the input on one phase of the grid only: the fraction of the output's change that is on other phases.
-
-    0 if the phases are separate networks, (r^2 - 1) / r^2 if they are fully mixed.
-    """
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, *shape, generator=random)
-    change = torch.zeros_like(x)
-    change[..., ::rate, ::rate] = torch.randn(change[..., ::rate, ::rate].shape, generator=random)
-    with torch.no_grad():
-        energy = (function(x + change) - function(x)).square().sum((0, 1))
-    kept = energy[::rate, ::rate].sum()
-    return float(1 - kept / energy.sum())
-
-
 def test_phase_exchange():
-    assert phase_exchange(conv(2, 3), (3, 16, 16), 2) == pytest.approx(0, abs=1e-6)
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert phase_exchange(conv(2, 3), x, (2, 2)) == pytest.approx(0, abs=1e-6)
     smoothed = conv(2, 3)
     smooth_dilated_convs(smoothed, "tent")
-    assert 0.5 < phase_exchange(smoothed, (3, 16, 16), 2) <= 0.75
-    mixed = nn.Conv2d(1, 1, 1, bias=False)
-    mixed.weight.data.fill_(1)
+    assert 0.5 < phase_exchange(smoothed, x, (2, 2)) <= 0.75
 
-    def spread(x):  # every position becomes the sum of its block
+    def spread(x):  # every position becomes the mean of its block
         return torch.nn.functional.avg_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
-    assert phase_exchange(spread, (1, 16, 16), 2) == pytest.approx(0.75)
+    assert phase_exchange(spread, x, (2, 2)) == pytest.approx(0.75)
+    assert phase_exchange(spread, x, (2, 1)) == pytest.approx(0.5)
+    with pytest.raises(UserError, match=r"expected an output of the input's size \(16, 16\), got \(8, 8\)"):
+        phase_exchange(nn.MaxPool2d(2), x, (2, 2))
+
+
+def test_independent_networks():
+    x = torch.randn(1, 1, 25, 25, generator=torch.Generator().manual_seed(0))
+    assert independent_networks(conv(4), x) == (4, 4)
+    assert independent_networks(nn.Sequential(conv(4), conv(6)), x) == (2, 2)
+    assert independent_networks(nn.Sequential(conv(2), conv(3)), x) == (1, 1)
+    assert independent_networks(nn.Conv2d(1, 1, (1, 3), padding=(0, 2), dilation=2), x) == (25, 2)
+
+
+def test_width_explains_the_score_of_a_small_field():
+    # A Gaussian explains itself; sampled on every fourth pixel, it is a grid that its width does not explain.
+    offset = np.arange(-20, 21)
+    line = np.exp(-(offset**2) / (2 * 0.8**2))
+    field = line[:, None] * line
+    assert score_of_width(field, 4) == pytest.approx(gridding_score(field, 4), rel=1e-3)
+    assert 0.01 < gridding_score(field, 4) < 0.2
+    wide = np.exp(-(offset**2) / (2 * 5**2))
+    grid = np.where(offset % 4 == 0, wide, 0)[:, None] * np.where(offset % 4 == 0, wide, 0)
+    assert gridding_score(grid, 4) == pytest.approx(1)
+    assert score_of_width(grid, 4) < 1e-6
+
+
+def test_numbers_of_a_field_by_hand():
+    field = np.zeros((11, 11))
+    field[3:8, 3:8] = 1  # 25 pixels
+    field[5, 5] = 10
+    assert mass_side(field) == 5
+    assert mass_side(field, 0.5) == 3  # 10 + 8 of 34
+    assert effective_size(field) == 5  # all are above 4.55 % of 10
+    assert effective_size(np.where(field == 1, 0.4, field)) == 1
+    # At distance 1, rounded: 4 pixels, and 4 diagonal ones at 1.41.
+    profile = radial_profile(field)
+    assert profile[:2].tolist() == [10, 1]
+    assert profile[5] == 0
+    assert len(profile) == 6
+
+
+def test_spectrum_of_a_grid_has_its_images():
+    field = np.zeros((24, 24))
+    field[::4, ::4] = 1
+    found = spectrum(field)
+    peaks = np.argwhere(found > 0.5)
+    assert {tuple(peak) for peak in peaks.tolist()} == {(y, x) for y in range(0, 24, 6) for x in range(0, 24, 6)}
+
+
+def test_checkerboard_energy():
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((5, 64, 64))
+    assert checkerboard_energy(noise, 2) == pytest.approx(1, abs=0.4)
+    board = np.zeros((64, 64))
+    board[::2, ::2] = 1
+    assert checkerboard_energy(noise + board, 2) > 5
+    assert 2 < checkerboard_energy(noise + board, 4) < 8  # 3 of its 15 frequencies
+    with pytest.raises(UserError, match="a grid of period 4 needs maps of at least 32 pixels, got 16x16"):
+        checkerboard_energy(noise[:, :16, :16], 4)
 
 
 def test_last_stage_of_a_network_before_and_after():
     torch.manual_seed(0)
-    encoder = timm.create_model("resnet50", features_only=True, output_stride=8, zero_init_last=False)
+    encoder = timm.create_model("resnet26", features_only=True, output_stride=8, zero_init_last=False)
     encoder.train()
     encoder.layer4[0].bn1.eval()  # frozen by its owner
     plain = dilated_stage_receptive_field(encoder, side=33, runs=2)

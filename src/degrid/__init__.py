@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from degrid.verbs.crf_search import CrfSearch, crf_search
     from degrid.verbs.demo import demo
     from degrid.verbs.describe import describe
+    from degrid.verbs.erf import ReceptiveField, erf, erf_of_operators
     from degrid.verbs.evaluate import Evaluation, Measures, evaluate
     from degrid.verbs.export import Int8, export
     from degrid.verbs.lr_find import RateSearch, find_learning_rate
@@ -58,6 +59,7 @@ _MODULES = {
     "smoothing": "SmoothingReport smooth_dilated_convs",
     "verbs.compare": "Comparison compare",
     "verbs.crf_search": "CrfSearch crf_search",
+    "verbs.erf": "ReceptiveField erf erf_of_operators",
     "verbs.evaluate": "Evaluation Measures evaluate",
     "verbs.export": "Int8 export",
     "verbs.lr_find": "RateSearch find_learning_rate",
@@ -90,6 +92,7 @@ __all__ = [
     "PredictResult",
     "Predictor",
     "RateSearch",
+    "ReceptiveField",
     "Regions",
     "ResultFiles",
     "RunResult",
@@ -110,6 +113,8 @@ __all__ = [
     "demo",
     "describe",
     "dilate",
+    "erf",
+    "erf_of_operators",
     "evaluate",
     "export",
     "find_learning_rate",

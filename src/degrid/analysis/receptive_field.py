@@ -1,13 +1,14 @@
-"""Which inputs an output depends on, and how much they form a grid."""
+"""How much an output depends on each position of its input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from degrid.analysis.part import Part, stride_between
 from degrid.contracts import evaluating
 from degrid.types import UserError
 
@@ -43,12 +44,56 @@ def effective_receptive_field(
                 f"expected an output of the input's size {tuple(x.shape[-2:])}, got {tuple(y.shape[-2:])}; measure "
                 "from the first dilated stage on, after the strides"
             )
-        centre = y[0, :, y.shape[2] // 2, y.shape[3] // 2]
-        weights = torch.randn(centre.shape, generator=random)
-        (gradient,) = torch.autograd.grad((centre * weights).sum(), x)
-        field += gradient[0].abs().double().mean(0)
+        field += _influence(x, y, random)
     result: np.ndarray = (field / runs).numpy()
     return result
+
+
+def _influence(x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
+    """|d y_centre / d x|, float64 [H,W]: the mean over x's channels, for one random mixture of y's."""
+    centre = y[0, :, y.shape[2] // 2, y.shape[3] // 2]
+    weights = torch.randn(centre.shape, generator=random).to(centre)
+    (gradient,) = torch.autograd.grad((centre * weights).sum(), x)
+    return gradient[0].abs().double().mean(0).cpu()
+
+
+def part_receptive_field(
+    part: Part, images: Iterable[Tensor], seed: int = 0, ran: Callable[[int], None] | None = None
+) -> np.ndarray:
+    """How much the centre of the map at the end of a part depends on each position of the map at its beginning.
+
+    The mean over images of what `effective_receptive_field` describes, where one forward and one backward pass are in
+    memory at a time. Where strides lie between the maps, row i of the end is taken to lie at row i * stride.
+
+    Args:
+        part: see `Part`.
+        images: what the network takes, [1,C,H,W], all of one size.
+        ran: called after each image with how many there have been.
+    Returns:
+        float64, odd sides, the position of the centre in the middle: rows and columns on the longer sides are left out.
+    Raises:
+        UserError: no images, images of several sizes, or the end does not depend on the beginning.
+    """
+    random, fields, places = torch.Generator().manual_seed(seed), [], [0, 0]
+    with part.open():
+        for image in images:
+            x, y = part.run(image)
+            if not y.requires_grad:
+                raise UserError(f"{part.name} does not depend on where the part begins: choose another layer")
+            fields.append(_influence(x, y, random))
+            if fields[-1].shape != fields[0].shape:
+                raise UserError("the images have several sizes, and their maps cannot be averaged: give them one size")
+            places = [
+                min(long - 1, out // 2 * stride_between(long, out))
+                for long, out in zip(x.shape[-2:], y.shape[-2:], strict=True)
+            ]
+            if ran is not None:
+                ran(len(fields))
+    if not fields:
+        raise UserError("a receptive field needs at least one image")
+    mean: np.ndarray = torch.stack(fields).mean(0).numpy()
+    radii = [min(at, side - 1 - at) for at, side in zip(places, mean.shape, strict=True)]
+    return mean[tuple(slice(at - radius, at + radius + 1) for at, radius in zip(places, radii, strict=True))]
 
 
 def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int = 8, seed: int = 0) -> np.ndarray:
@@ -84,46 +129,3 @@ def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
         holds_stages = isinstance(child, nn.Sequential) and all(isinstance(part, nn.Sequential) for part in child)
         stages += child.children() if holds_stages else [child]
     return stages
-
-
-def phase_masses(field: np.ndarray, rate: int) -> np.ndarray:
-    """The fraction of a receptive field on each of the r^2 phases of the offset from its centre; [r,r], sum 1."""
-    offsets_y, offsets_x = ((np.arange(side) - side // 2) % rate for side in field.shape)
-    masses = np.zeros((rate, rate))
-    np.add.at(masses, (offsets_y[:, None], offsets_x[None, :]), field)
-    result: np.ndarray = masses / masses.sum()
-    return result
-
-
-def gridding_score(field: np.ndarray, rate: int) -> float:
-    """How much a receptive field resembles a grid of period `rate`: 1 if it covers a single phase, 0 if all alike.
-
-    (r^2 * sum of squared phase masses - 1) / (r^2 - 1), the mean relative energy of the r^2 - 1 spectral images of the
-    field. A field smaller than r x r scores above 0 for that reason alone.
-
-    Args:
-        field: [H,W], not negative, centre at [H//2, W//2].
-        rate: at least 2.
-    Source: ours.
-    """
-    if rate < 2:
-        raise UserError(f"a gridding score needs a rate of at least 2, got {rate}")
-    masses = phase_masses(field, rate)
-    return float((rate**2 * (masses**2).sum() - 1) / (rate**2 - 1))
-
-
-def hole_ratio(field: np.ndarray, mass: float = 0.95, threshold: float = 1e-3) -> float:
-    """The fraction of positions with hardly any influence, 0..1.
-
-    Args:
-        field: [H,W], not negative, centre at [H//2, W//2].
-        mass: counted are the positions in the smallest centred square that holds this fraction of the field.
-        threshold: a fraction of the peak, below which there is hardly any influence.
-    Source: ours.
-    """
-    for radius in range(max(field.shape)):
-        rows, columns = (slice(max(0, side // 2 - radius), side // 2 + radius + 1) for side in field.shape)
-        window = field[rows, columns]
-        if window.sum() >= mass * field.sum():
-            return float((window < threshold * field.max()).mean())
-    return float((field < threshold * field.max()).mean())

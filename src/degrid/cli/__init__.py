@@ -16,6 +16,7 @@ from degrid.cli import (
     crf_search,
     data,
     demo,
+    erf,
     evaluate,
     export,
     info,
@@ -52,6 +53,7 @@ app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
+app.command("erf")(erf.erf)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("plot")(plot.plot)

@@ -1,0 +1,68 @@
+"""degrid erf."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from degrid.cli.options import parse_size
+from degrid.types import UserError
+
+Images = Annotated[
+    list[str] | None, typer.Option("--images", help="An image, folder or pattern, in place of noise; repeatable.")
+]
+Size = Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH; odd for a true centre.")]
+Runs = Annotated[int, typer.Option(min=1, help="Number of images, real or noise, whose mean is taken.")]
+Random = Annotated[int | None, typer.Option("--random", metavar="SEED", help="Draw all weights anew by this seed.")]
+
+
+def erf(
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, run folder, recipe, run.json, or module:function of yours.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Dotted name of the layer whose output is looked at.")] = "",
+    start: Annotated[str, typer.Option(help="Look from this layer's input on, in place of the image.")] = "",
+    images: Images = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the picture, numbers and field.")] = Path("erf"),
+    size: Size = "321x321",
+    runs: Runs = 8,
+    random: Random = None,
+    operators: Annotated[
+        str | None, typer.Option(help="Compare operators: all, or names such as regular,ssc,tent.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """What the centre of a network's output, or of a layer's, sees: its effective receptive field.
+
+    Any network of PyTorch can be looked into: module:function names a function of yours that returns it. With
+    --operators and no MODEL, the operators are compared on one convolution and on a block of three units.
+
+    \b
+    degrid erf runs/my_photos -o erf
+    degrid erf runs/my_photos --layer encoder.layer3 --images photos/ -o erf
+    degrid erf my_network:make --size 225x225 --random 0
+    degrid erf --operators all -o operators
+    """
+    import json
+
+    import degrid
+    from degrid.cli.progress import progress_bar
+    from degrid.smoothing.table import OPERATORS
+
+    if model is None and operators is None:
+        raise UserError("expected a MODEL, or --operators all to compare the operators without one; see degrid erf -h")
+    settings: dict[str, Any] = {"start": start, "size": parse_size(size), "runs": runs, "random_weights": random}
+    given = (layer, images or [], out)
+    with progress_bar(lines=True) as bar:
+        settings["progress"] = bar
+        if operators is None:
+            found = [degrid.erf(str(model), *given, **settings)]
+        else:
+            names = list(OPERATORS) if operators == "all" else operators.split(",")
+            found = list(degrid.erf_of_operators(model, *given, operators=names, **settings))
+    if json_output:
+        print(json.dumps([each.to_dict() for each in found], indent=2))
+    else:
+        print(*found, f"picture: {out / 'erf.png'}", sep="\n\n")

@@ -1,0 +1,121 @@
+"""The networks and images that verbs look into, beside those that predict."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from degrid import recipes
+from degrid.bands import read_picture
+from degrid.config import RunConfig
+from degrid.contracts import bands_of, declared
+from degrid.exporters.table import find_opener
+from degrid.lookup import lookup
+from degrid.model_folder import load
+from degrid.networks import build_model
+from degrid.types import LabelSpace, Preprocess, UserError
+from degrid.verbs.find_images import find_images
+
+NetworkOrName = str | os.PathLike[str] | nn.Module
+"""A network; a model folder or run folder; a recipe or run.json, whose network has random weights; or "module:function"
+of the user's own, which is called without arguments and returns a network, or the name of one."""
+
+
+def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
+    """The network to look into, as it is: what belongs to the caller is not copied.
+
+    Args:
+        num_classes: of a recipe's network.
+    Raises:
+        UserError: no such model; or an exported file, which has no layers to look into.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    path = Path(model)
+    found = find_opener(path)
+    if found and found[1].exists():
+        raise UserError(f"{path} is an exported model, which cannot be looked into: give the model folder it came from")
+    if path.is_dir():
+        return load(path)
+    name = os.fspath(model)
+    if ":" in name and not path.exists():
+        made: object = lookup({}, name, "network")
+        if not isinstance(made, nn.Module) and callable(made):
+            made = made()
+        if isinstance(made, nn.Module):
+            return made
+        if not isinstance(made, RunConfig):
+            raise UserError(f'"{name}": expected a network, or a function that returns one, got {type(made).__name__}')
+        config = made
+    else:
+        config = recipes.load(name)
+    network = build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(num_classes)).eval()
+    return with_random_weights(network, 0)
+
+
+def with_random_weights(network: nn.Module, seed: int) -> nn.Module:
+    """A copy whose layers start anew, convolutions from He et al.'s normal distribution (arXiv 1502.01852).
+
+    So every branch has a part in what is seen: training often begins with the last batch norm of a unit at 0, and
+    PyTorch's own distribution makes deep branches faint.
+    """
+    anew = copy.deepcopy(network)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in anew.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return anew
+
+
+def images_for(
+    network: nn.Module, patterns: Sequence[str], size: tuple[int, int], runs: int, seed: int = 0
+) -> Iterator[Tensor]:
+    """What a network is run on, one at a time: [1,C,H,W].
+
+    Networks that declare themselves take pixels from 0 to 255; all others get them normalised as ImageNet's weights
+    expect it.
+
+    Args:
+        patterns: see `find_images`; the middle of each image is taken, made larger or smaller to fill the size. None:
+            noise.
+        size: height and width.
+        runs: how many: noises, or at most so many images, spread over those that are found.
+    """
+    bands, known = bands_of(network), declared(network) is not None
+    parameter = next(network.parameters(), torch.zeros(()))
+    random = torch.Generator().manual_seed(seed)
+    if not patterns:
+        for _ in range(runs):
+            noise = torch.randn(1, bands.count, *size, generator=random).to(parameter)
+            yield 127.5 + 60 * noise if known else noise
+        return
+    files = list(find_images(patterns).images.values())
+    preprocess = Preprocess()
+    mean, std = (torch.tensor(each).reshape(1, -1, 1, 1) for each in (preprocess.mean, preprocess.std))
+    count = min(runs, len(files))
+    for place in range(count):
+        pixels = (
+            torch.from_numpy(read_picture(files[place * len(files) // count], bands)).permute(2, 0, 1)[None].float()
+        )
+        image = _filled(pixels, size)
+        yield (image if known else (image - mean) / std).to(parameter)
+
+
+def _filled(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of an image at a size, without stretching it."""
+    factor = max(wanted / side for wanted, side in zip(size, image.shape[-2:], strict=True))
+    sides = [max(wanted, round(side * factor)) for wanted, side in zip(size, image.shape[-2:], strict=True)]
+    whole = F.interpolate(image, sides, mode="bilinear", antialias=factor < 1)
+    top, left = ((side - wanted) // 2 for side, wanted in zip(sides, size, strict=True))
+    return whole[..., top : top + size[0], left : left + size[1]]
