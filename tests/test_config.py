@@ -104,6 +104,7 @@ def test_every_setting_is_described():
         "data",
         "optim",
         "train",
+        "train.asynchronous",
     ]
     assert all(row.text.endswith(".") and "\n" not in row.text for row in rows)
     by_path = {row.path: row for row in rows}

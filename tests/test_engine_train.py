@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from degrid.engine.training.log import RunLog, StepRecord, read_metrics
-from degrid.engine.training.loop import FORMAT, Plan, Stopped, Training, load_state, train
+from degrid.engine.training.loop import FORMAT, Plan, Stopped, Training, in_this_process, load_state, train
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import (
     make_optimizer,
@@ -62,7 +62,9 @@ def go(state, folder, steps, source=batches, validate=None, publish=lambda model
     chosen = Plan(steps, schedule("poly", 0.1, 20, warmup=2), **plan)
     with RunLog(folder, steps, state.step, tell=tell) as log:
         first = source(state.step * chosen.accumulate)
-        train(state, first, folder, log, Objective(), chosen, validate=validate, publish=publish)
+        train(
+            state, in_this_process(first, Objective(), chosen), folder, log, chosen, validate=validate, publish=publish
+        )
 
 
 def losses(folder):
@@ -134,8 +136,9 @@ def test_overfits_one_batch(tmp_path):
         while True:
             yield batch(0)
 
+    plan = Plan(300, lambda step: 0.01, eval_every=10**6)
     with RunLog(tmp_path, 300) as log:
-        train(state, same(0), tmp_path, log, Objective(), Plan(300, lambda step: 0.01, eval_every=10**6))
+        train(state, in_this_process(same(0), Objective(), plan), tmp_path, log, plan)
     assert losses(tmp_path)[-1] < 0.05
 
 

@@ -14,7 +14,7 @@ import degrid
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.loop import Plan, Training, train, train_step
+from degrid.engine.training.loop import Plan, Training, in_this_process, train, train_step
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups
 from degrid.models import Segmenter, freeze_batch_norm
@@ -125,7 +125,7 @@ def test_frozen_batch_norm_keeps_every_bit_in_real_steps(tmp_path, kind, optimiz
     batches = iter(split(*images_and_labels(), 6))
     plan = Plan(3, lambda step: 0.01, accumulate=2, eval_every=2)
     with RunLog(tmp_path, 3) as log:
-        train(state, batches, tmp_path, log, Objective(convention=model.resize), plan)
+        train(state, in_this_process(batches, Objective(convention=model.resize), plan), tmp_path, log, plan)
     after, average = model.state_dict(), state.average.module.state_dict()
     assert after.keys() == before.keys() == average.keys()
     for name, value in before.items():

@@ -196,6 +196,25 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class AsynchronousConfig:
+    """Training by workers that do not wait for one another, through Ray."""
+
+    workers: int = 0
+    """Workers, on one machine or on those of a Ray cluster; each steps on its own images. 0: train in this process."""
+    address: str = ""
+    """Ray cluster, such as `node1:6379`, or `auto` for the one this machine belongs to; empty: that of the environment
+    variable RAY_ADDRESS, or Ray is started on this machine."""
+    cores: int = 1
+    """CPU cores of a worker; with `train.device` on a GPU it also has one of these."""
+    max_staleness: int | None = None
+    """A gradient is dropped, and its images are used again, if the weights took more steps than this while it was
+    computed; `none`: four times the number of workers, which only much slower workers reach."""
+    average_every: int = 0
+    """Periodic averaging (local SGD): workers take as many steps of their own, and go on from their mean, for which
+    they wait; 0: each gradient is a step as soon as it arrives."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length, loss, precision and memory of training, and what is saved."""
 
@@ -260,7 +279,7 @@ class TrainConfig:
     """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one. Of several processes each takes a GPU of its
     own."""
     timeout: float = 600.0
-    """Seconds to wait for another process before the job is given up."""
+    """Seconds to wait for another process, or for any worker, before the job is given up."""
     eval_every: int = 1000
     """Steps between validations."""
     patience: int = 0
@@ -274,6 +293,7 @@ class TrainConfig:
     """Experiment trackers: `wandb`, `mlflow`, `wandb+mlflow`, or your own, `my_module:MyTracker`; empty for none."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the augmentation."""
+    asynchronous: AsynchronousConfig = field(default_factory=AsynchronousConfig)
 
 
 @dataclass(frozen=True)

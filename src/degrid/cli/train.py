@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from degrid.cli.processes import in_processes, speaks, starts
-from degrid.types import MSC_SCALES
+from degrid.types import MSC_SCALES, UserError
 
 if TYPE_CHECKING:
     from degrid.config import RunConfig
@@ -54,6 +54,20 @@ Devices = Annotated[
     int,
     typer.Option(min=1, help="GPUs of this machine to train on, or processes on the CPU; each gets batch_size images."),
 ]
+Asynchronous = Annotated[
+    bool,
+    typer.Option("--async", help="Through Ray, by workers that do not wait for one another; see docs/cluster.md."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --async: how many, by default 2; short for --set train.asynchronous.workers=..."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="With --async: a Ray cluster, such as node1:6379; by default this machine.")
+]
+MaxStaleness = Annotated[
+    int | None, typer.Option(min=0, help="With --async: gradients are dropped if they are more steps old.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the last line.")]
 Show = Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")]
 
@@ -63,6 +77,16 @@ def parsed(settings: list[str] | None) -> dict[str, Any]:
     from degrid.config import parse_settings
 
     return parse_settings(settings or [])
+
+
+def _asynchronous(chosen: bool, workers: int | None, address: str | None, staleness: int | None) -> dict[str, Any]:
+    """The settings of --async and of the options that need it."""
+    given = {"workers": workers, "address": address, "max_staleness": staleness}
+    if not chosen and any(value is not None for value in given.values()):
+        raise UserError("--workers, --address and --max-staleness are those of asynchronous training; add --async")
+    if chosen and workers is None:
+        given["workers"] = 2
+    return {f"train.asynchronous.{name}": value for name, value in given.items()}
 
 
 def _as_json(config: RunConfig) -> str:
@@ -86,6 +110,10 @@ def train(
     steps: Steps = None,
     device: Device = None,
     devices: Devices = 1,
+    asynchronous: Asynchronous = False,
+    workers: Workers = None,
+    address: Address = None,
+    max_staleness: MaxStaleness = None,
     quiet: Quiet = False,
     show: Show = False,
 ) -> None:
@@ -101,6 +129,8 @@ def train(
     degrid train --data my_photos --set data.repeat_rare=0.3 --set "train.loss=cross_entropy + 0.5*dice"
                                                    show images of rare classes more often; a sum of losses
     degrid train --data my_photos --devices 4      four GPUs; several machines: torchrun ... -m degrid train ...
+    degrid train --data my_photos --async --workers 8 --address node1:6379
+                                                   eight workers on a Ray cluster, each at its own pace
     degrid train --resume runs/my_photos           continue after Ctrl-C or a crash
     degrid train runs/my_photos/run.json           repeat a run
     """
@@ -110,6 +140,7 @@ def train(
         "train.epochs": epochs,
         "train.checkpoint_activations": checkpoint or None,
         "train.device": device,
+        **_asynchronous(asynchronous, workers, address, max_staleness),
     }
     given = {path: value for path, value in short.items() if value is not None} | parsed(settings)
     chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}
@@ -118,12 +149,16 @@ def train(
 
         config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
         sys.exit(print(_as_json(config)) if show else in_processes(devices, sys.argv[1:]))
+    _run(recipe, chosen | {"out": out, "resume": resume, "start_iteration": start_iteration}, quiet)
+
+
+def _run(recipe: str | None, chosen: dict[str, Any], quiet: bool) -> None:
+    """Train, and say where the results are."""
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import keep_freed_memory
 
     keep_freed_memory()
-    chosen |= {"out": out, "resume": resume, "start_iteration": start_iteration}
     try:
         with progress_bar(lines=True, quiet=quiet) as bar:
             result = degrid.train(recipe, **chosen, progress=bar, tell=bar.tell)

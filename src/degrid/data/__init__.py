@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from degrid.data.prepare.table import prepare_benchmark
     from degrid.data.synthetic import SyntheticScenes
     from degrid.data.tfrecord.write import write_tfrecord
-    from degrid.data.training import Share, TrainTransform, collate, repeat_factors, training_batches
+    from degrid.data.training import Share, TrainTransform, batches_by_number, collate, repeat_factors, training_batches
 
 _MODULES = {
     "dataset": "SourceDataset absolute bands_in notes_of open_dataset",
@@ -38,7 +38,7 @@ _MODULES = {
     "prepare.table": "prepare_benchmark",
     "synthetic": "SyntheticScenes",
     "tfrecord.write": "write_tfrecord",
-    "training": "Share TrainTransform collate repeat_factors training_batches",
+    "training": "Share TrainTransform batches_by_number collate repeat_factors training_batches",
 }
 _HOME = {name: f"degrid.data.{module}" for module, names in _MODULES.items() for name in names.split()}
 
@@ -59,6 +59,7 @@ __all__ = [
     "TrainTransform",
     "absolute",
     "bands_in",
+    "batches_by_number",
     "check_data",
     "check_promises",
     "class_table",

@@ -54,6 +54,18 @@ def training_batches(
     return _in_order(_Batches(dataset, transform, share, seed, repeats, buffer), start, workers)
 
 
+def batches_by_number(
+    dataset: Dataset,
+    transform: Transform,
+    share: Share,
+    seed: int,
+    repeats: np.ndarray | None = None,
+    buffer: int = 0,
+) -> Callable[[int], Batch]:
+    """From a number to its batch, the same as in `training_batches`, in whatever order they are needed."""
+    return _Batches(dataset, transform, share, seed, repeats, buffer)
+
+
 @dataclass(frozen=True)
 class Share:
     """What one process loads of each step's images: those from `first` to before `end`, in `pieces` batches.

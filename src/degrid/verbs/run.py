@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from degrid.data import (
     Share,
     SourceDataset,
     bands_in,
+    batches_by_number,
     notes_of,
     open_dataset,
     repeat_factors,
@@ -34,14 +36,16 @@ from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import pick_device, to_channels_last
 from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
+from degrid.engine.training.asynchronous import Server, Worker
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
-from degrid.engine.training.loop import Plan, Training, kept
+from degrid.engine.training.loop import Advance, Plan, Training, in_this_process, kept
 from degrid.engine.training.loop import train as train_loop
 from degrid.engine.training.trackers import make_trackers
-from degrid.files import check_utf8, parse_json, printable, write_json
+from degrid.engine.training.turns import Turns
+from degrid.files import check_utf8, parse_json, printable, read_json, write_json
 from degrid.image import as_rgb, overlay_classes
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.model_folder import initialise_from, other_classes, save
 from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm, synchronise_batch_norm
 from degrid.networks import bands_of, build_model
@@ -118,7 +122,8 @@ def run(
                 _check_new(folder)
             check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(configs.to_dict(config))})
             work = _prepare(config, folder, device, resume, start_iteration)
-        return work.train(resume, progress, tell)
+        with work.server(progress) as server:
+            return work.train(resume, progress, tell, server)
 
 
 @dataclass
@@ -138,8 +143,35 @@ class _Work:
     notes: tuple[str, ...]
     """On where the weights are from."""
 
-    def train(self, resume: bool, progress: OnProgress | None, tell: Tell | None) -> RunResult:
-        """The rest of the run."""
+    @contextmanager
+    def server(self, progress: OnProgress | None) -> Iterator[Server | None]:
+        """In asynchronous training, what makes the workers' results steps; they stay as long as the context.
+
+        Raises:
+            UserError: Ray's cluster cannot be reached.
+        """
+        settings, own = self.settings, self.settings.asynchronous
+        if not own.workers:
+            yield None
+            return
+        from degrid.verbs.workers import hired
+
+        model = cast(Segmenter, self.state.model)
+        objective = make_objective(settings, self.data.train, model, self.device, progress)
+        weights = objective.class_weights  # counted once, and not by every worker
+        settings = dataclasses.replace(
+            settings, epochs=0.0, ema=0.0, class_weights="none" if weights is None else tuple(weights.tolist())
+        )
+        config = dataclasses.replace(self.config, train=settings, data=dataclasses.replace(self.config.data, val=""))
+        size = sum(value.nbytes for value in model.state_dict().values())
+        with hired(config, len(self.data.train), size, self.device.type == "cuda") as crew:
+            most = 4 * own.workers if own.max_staleness is None else own.max_staleness
+            yield Server(crew, self.plan, most, own.average_every, objective.names)
+
+    def train(
+        self, resume: bool, progress: OnProgress | None, tell: Tell | None, server: Server | None = None
+    ) -> RunResult:
+        """The rest of the run; with a server, its workers step."""
         config, folder, state, data, plan = self.config, self.folder, self.state, self.data, self.plan
         model, first = cast(Segmenter, state.model), is_first()
         sheet = _preview(data, config, folder) if first and not state.step else None
@@ -149,20 +181,36 @@ class _Work:
         with RunLog(folder, plan.steps, state.step, self.cycles, trackers, progress, tell, writes=first) as log:
             for line in (_greeting(self), *data.notes, *self.notes):
                 log.say(line)
+            if server:
+                server.tell = log.say
             if sheet is not None:
                 log.image(0, "train/preview", sheet)
                 log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=self.device))
-            train_loop(
-                state,
-                run_batches(config, data.train, self.cycles, state.step, log.progress, self.share),
-                folder,
-                log,
-                make_objective(self.settings, data.train, model, self.device, log.progress),
-                plan,
-                validate=_validation(data.val, self.settings, self.device, log) if data.val is not None else None,
-                publish=lambda network: save(cast(Segmenter, network), folder / "model") if first else None,
-            )
+            try:
+                train_loop(
+                    state,
+                    server or self._stepping(log),
+                    folder,
+                    log,
+                    plan,
+                    validate=_validation(data.val, self.settings, self.device, log) if data.val is not None else None,
+                    publish=lambda network: save(cast(Segmenter, network), folder / "model") if first else None,
+                )
+            finally:
+                if server:
+                    log.say(f"asynchronous: {server.figures}")
+                    told = read_json(folder / "run.json", "the run's settings")
+                    write_json(folder / "run.json", told | {"asynchronous": server.figures.to_dict()})
         return RunResult(folder, state.best_miou if data.val is not None else None, data.notes)
+
+    def _stepping(self, log: RunLog) -> Advance:
+        """Steps that this process computes."""
+        config, data, state = self.config, self.data.train, self.state
+        return in_this_process(
+            run_batches(config, data, self.cycles, state.step, log.progress, self.share),
+            make_objective(self.settings, data, cast(Segmenter, state.model), self.device, log.progress),
+            self.plan,
+        )
 
 
 def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool, start_iteration: int | None) -> _Work:
@@ -185,6 +233,7 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
         torch.manual_seed(int(np.random.SeedSequence([settings.seed, rank]).generate_state(1)[0]))
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
+    state.turns = Turns() if settings.asynchronous.workers else None
     state.score = TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None
     plan = make_plan(config.optim, settings, cycles, share.pieces)
     if interrupted or start_iteration is not None:
@@ -316,9 +365,7 @@ def run_batches(
 ) -> Iterator[Batch]:
     """The endless micro-batches of this process from a step on."""
     data, settings = config.data, config.train
-    transform = transform_of(data)
-    rare = data.repeat_rare
-    repeats = repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
+    transform, repeats = transform_of(data), _repeats(data, dataset, progress)
 
     def batches_from(number: int) -> Iterator[Batch]:
         return training_batches(
@@ -328,6 +375,38 @@ def run_batches(
     if cycles:
         return cycles.batches(batches_from, step, share.pieces)
     return batches_from(step * share.pieces)
+
+
+def _repeats(data: DataConfig, dataset: Dataset, progress: OnProgress) -> np.ndarray | None:
+    """How often each image is shown per epoch, see `repeat_factors`; None: once."""
+    rare = data.repeat_rare
+    return repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
+
+
+def make_worker(config: RunConfig) -> tuple[Worker, int]:
+    """A worker of asynchronous training, and the number of training images.
+
+    Args:
+        config: the server's, with steps instead of epochs.
+    Raises:
+        UserError: the data cannot be opened here.
+    """
+    data, config = open_data(config)
+    settings, device = config.train, pick_device(config.train.device)
+    model, _ = start_network(config, data, device, interrupted=True)
+    share = Share.of(settings.batch_size * settings.accumulate, settings.batch_size)
+    repeats = _repeats(config.data, data.train, lambda _: None)
+    batch = batches_by_number(
+        data.train, transform_of(config.data), share, settings.seed, repeats, config.data.shuffle_buffer
+    )
+    worker = Worker(
+        make_state(config, model),
+        lambda turn: [batch(turn * share.pieces + piece) for piece in range(share.pieces)],
+        make_objective(settings, data.train, model, device),
+        make_plan(config.optim, settings, None, share.pieces),
+        settings.seed,
+    )
+    return worker, len(data.train)
 
 
 def _restore(state: Training, folder: Path, iteration: int | None, eval_every: int) -> None:
@@ -382,6 +461,9 @@ def _greeting(work: _Work) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     at = f", from step {start}" if start else ""
     others = f" in {count} processes" if (count := rank_and_count()[1]) > 1 else ""
+    if (own := work.settings.asynchronous).workers:
+        how = f"averaged every {own.average_every} steps" if own.average_every else "not waiting for one another"
+        others = f" by {counted(own.workers, 'worker')}, {how}"
     return (
         f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
         f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from degrid.acceleration.training import FastConvolutions
 from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from degrid.data import TrainTransform
 from degrid.data.inspection.counting import class_counts
+from degrid.engine.ranks import rank_and_count
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
 from degrid.engine.training.losses import Loss, loss_names, make_losses, uses_class_weights
@@ -71,6 +73,7 @@ def check_settings(config: RunConfig) -> None:
             f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
     _check_order(config.data)
+    _check_asynchronous(settings)
     losses = _losses(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
@@ -93,6 +96,30 @@ def _check_order(data: DataConfig) -> None:
         raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {data.repeat_rare:g}')
     if data.shuffle_buffer < 0:
         raise UserError(f'setting "data.shuffle_buffer": expected 0 (off) or more, got {data.shuffle_buffer}')
+
+
+def _check_asynchronous(settings: TrainConfig) -> None:
+    """Refuse what workers that do not wait for one another cannot do."""
+    own = settings.asynchronous
+    if min(own.workers, own.average_every, own.max_staleness or 0, own.cores - 1) < 0:
+        raise UserError(
+            "settings of train.asynchronous: expected cores of at least 1, and workers, average_every and "
+            f"max_staleness of at least 0; got {own.cores}, {own.workers}, {own.average_every} and {own.max_staleness}"
+        )
+    if not own.workers:
+        return
+    for path, impossible, instead in (
+        ("train.cyclic=true", settings.cyclic, "set train.cyclic=false"),
+        ("train.batch_norm=synchronised", settings.batch_norm == "synchronised", "set train.batch_norm=frozen"),
+    ):
+        if impossible:
+            raise UserError(f"setting {path}: not with train.asynchronous (--async); {instead}")
+    if rank_and_count()[1] > 1:
+        raise UserError(
+            "asynchronous training (--async) has workers of its own; start it without torchrun or --devices"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("asynchronous training (--async) needs Ray; install it with: pip install degrid[ray]")
 
 
 def check_class_weights(weights: str | tuple[float, ...], dataset: Dataset) -> None:

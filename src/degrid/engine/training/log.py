@@ -39,6 +39,7 @@ class StepRecord:
 
     train_miou: of the training crops since the cycle began, 0 to 1; only in cyclic training.
     parts: the loss by its parts, factors included; empty where it has only one.
+    figures: further numbers by name, such as "staleness" in asynchronous training.
     """
 
     step: int
@@ -47,6 +48,7 @@ class StepRecord:
     images_per_second: float
     train_miou: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Recorder:
@@ -123,7 +125,7 @@ class RunLog:
             recorder.step(record)
         if record.step == 1 or record.step % SCALAR_STEPS == 0:
             values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
-            values |= {f"loss {name}": value for name, value in record.parts.items()}
+            values |= {f"loss {name}": value for name, value in record.parts.items()} | record.figures
             self._scalars("train", record.step, values)
         now = Progress("training", record.step, self._steps, f"loss {record.loss:.3f}{self._miou}")
         self.progress(now)
@@ -178,7 +180,8 @@ class _MetricsFile(Recorder):
         values: dict[str, Any] = {"step": record.step, "loss": record.loss, "lr": record.lr}
         values["images_per_second"] = round(record.images_per_second, 2)
         extra = {"train_miou": record.train_miou, "loss_parts": record.parts}
-        self._write(values | {key: value for key, value in extra.items() if value not in (None, {})})
+        values |= {key: value for key, value in extra.items() if value not in (None, {})}
+        self._write(values | {name.replace(" ", "_"): value for name, value in record.figures.items()})
 
     def validation(self, step: int, scores: Scores) -> None:
         means = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "mean_accuracy": scores.mean_accuracy}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import set_learning_rate
+from degrid.engine.training.turns import Turns
 from degrid.files import atomic_write
 from degrid.threads import limited_threads
 from degrid.types import Batch, Scores, Tell, UserError
@@ -51,6 +52,8 @@ class Training:
     """What computes convolutions in float32 on the CPU; None: PyTorch alone."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
+    turns: Turns | None = None
+    """Which images asynchronous training has not learned from yet."""
     forward: nn.Module | None = None
     """`Maps` of the model; with several processes the wrapper that adds up their gradients. Made when first used."""
 
@@ -79,6 +82,7 @@ class Training:
             "rng": generators[0][0],
             "cuda_rng": generators[0][1],
             "other_generators": generators[1:],
+            "turns": self.turns.state() if self.turns else None,
         }
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
@@ -103,6 +107,8 @@ class Training:
         self.since_best = state.get("since_best", 0)  # older versions did not count
         if self.score and state.get("training_confusion") is not None and is_first():
             self.score.counts = state["training_confusion"]
+        if self.turns and state.get("turns"):
+            self.turns = Turns(**state["turns"])
         generators = [(state["rng"], state["cuda_rng"]), *state.get("other_generators", ())]
         rank, _ = rank_and_count()
         if rank < len(generators):  # a process that was not there before goes on as it was seeded
@@ -190,13 +196,53 @@ class Plan:
         return 0 < self.patience <= state.since_best
 
 
+@dataclass(frozen=True)
+class Done:
+    """What was done towards the end of a training.
+
+    Attributes:
+        loss: the mean over valid pixels of the last step; if it is not finite, the weights are as before.
+        images: how many this process had a gradient computed for.
+        parts: the loss by its parts; empty where it has only one.
+        steps: how many of the training's steps this was.
+        figures: further numbers for the record, by name.
+    """
+
+    loss: float
+    images: int
+    parts: dict[str, float] = field(default_factory=dict)
+    steps: int = 1
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+Advance = Callable[[Training], Done]
+"""Takes the next step of a training, or several, with the learning rate that the optimiser has; `step` stays."""
+
+
+def in_this_process(batches: Iterator[Batch], objective: Objective, plan: Plan) -> Advance:
+    """Steps that this process computes, with others if `torch.distributed` is initialised.
+
+    Args:
+        batches: micro-batches, beginning with the first one of the first step.
+    """
+
+    def advance(state: Training) -> Done:
+        micro = [next(batches) for _ in range(plan.accumulate)]
+        if state.score:
+            state.score.restart(state.step)
+        loss = train_step(state, micro, objective, plan.precision, plan.clip_norm)
+        parts = dict(zip(objective.names, state.parts, strict=False))  # without names no parts
+        return Done(loss, sum(len(batch.image) for batch in micro), parts)
+
+    return advance
+
+
 @limited_threads()
 def train(
     state: Training,
-    batches: Iterator[Batch],
+    advance: Advance,
     folder: Path,
     log: RunLog,
-    objective: Objective,
     plan: Plan,
     *,
     validate: Callable[[nn.Module, int], Scores] | None = None,
@@ -207,8 +253,8 @@ def train(
 
     Args:
         state: model, optimiser and the step to start from.
-        batches: micro-batches, beginning with the first one of step `state.step`.
-        objective: what to minimise.
+        advance: takes the steps; of several at once the last must be one after which the plan validates or saves, or
+            none before it.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
     Raises:
@@ -220,21 +266,17 @@ def train(
             began = time.monotonic()
             lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
-            micro = [next(batches) for _ in range(plan.accumulate)]
-            if state.score:
-                state.score.restart(state.step)
-            loss = train_step(state, micro, objective, plan.precision, plan.clip_norm)
-            if not math.isfinite(loss):
+            done = advance(state)
+            if not math.isfinite(done.loss):
                 raise UserError(
-                    f"the loss is {loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state is "
-                    f"{folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
+                    f"the loss is {done.loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state "
+                    f"is {folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
                 )
-            state.step += 1
-            images = int(summed_over_ranks(torch.tensor(sum(len(batch.image) for batch in micro))))
+            state.step += done.steps
+            images = int(summed_over_ranks(torch.tensor(done.images)))
             images_per_second = images / (time.monotonic() - began)
-            parts = dict(zip(objective.names, state.parts, strict=False))  # without names no parts
             miou = state.score.miou if state.score else None
-            log.step(StepRecord(state.step, loss, lr, images_per_second, miou, parts))
+            log.step(StepRecord(state.step, done.loss, lr, images_per_second, miou, done.parts, done.figures))
 
             if plan.validates_at(state.step):
                 _validate_and_publish(state, folder, log, validate, publish)
@@ -274,10 +316,20 @@ def train_step(
     Returns:
         The loss; 0, with a gradient of 0, if no pixel is valid. If it is not finite, the weights stay as they are.
     """
+    compute_gradients(state, micro, objective, precision)
+    return take_step(state, clip_norm)
+
+
+def compute_gradients(state: Training, micro: list[Batch], objective: Objective, precision: str) -> None:
+    """Compute the gradients of a step in place of earlier ones, and its loss by parts; see `train_step`."""
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     with state.fast or nullcontext():
         _backward(state, micro, objective, precision)
+
+
+def take_step(state: Training, clip_norm: float = 0.0) -> float:
+    """Step along the gradients, unless the loss, which is returned, is not finite."""
     loss = sum(state.parts)
     if math.isfinite(loss):
         if clip_norm:

@@ -1,0 +1,41 @@
+"""Who learns from which images, where workers may be lost while they do."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+
+class Turns:
+    """Hands out the numbers of batches, from 0, each until something was learned from it.
+
+    Args:
+        following: the first number that was never handed out.
+        left: earlier ones from which nothing was learned.
+    """
+
+    def __init__(self, following: int = 0, left: Iterable[int] = ()) -> None:
+        self._following, self._waiting, self._out = following, sorted(left), set[int]()
+
+    def take(self) -> int:
+        """The lowest number that nobody has."""
+        if self._waiting:
+            number = heapq.heappop(self._waiting)
+        else:
+            number, self._following = self._following, self._following + 1
+        self._out.add(number)
+        return number
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """Nothing was learned from these; others will take them."""
+        for number in numbers:
+            self._out.remove(number)
+            heapq.heappush(self._waiting, number)
+
+    def finish(self, numbers: Iterable[int]) -> None:
+        """These were learned from."""
+        self._out.difference_update(numbers)
+
+    def state(self) -> dict[str, int | list[int]]:
+        """The arguments that make it anew, where all who have a number are gone."""
+        return {"following": self._following, "left": sorted([*self._waiting, *self._out])}

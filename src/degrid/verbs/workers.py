@@ -1,0 +1,188 @@
+"""The workers of asynchronous training: processes that Ray starts, on this machine or on those of its cluster."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from degrid import config as configs
+from degrid.config import AsynchronousConfig, RunConfig
+from degrid.types import UserError
+from degrid.version import VERSION
+
+if TYPE_CHECKING:
+    from degrid.engine.training.asynchronous import Answer, Copy, Result, Task
+
+LEAST_STORE = 200_000_000
+"""Bytes of memory in which Ray hands over arrays; more where the weights are large."""
+LOSSES_IN_A_ROW = 5
+"""A worker that is lost so often, without a result in between, will not work at all."""
+
+
+class _Actor:
+    """A worker in a process of its own. Ray starts it again if it is lost; it then knows nothing until `begin`."""
+
+    def begin(self, settings: dict[str, Any], expected: dict[str, object]) -> None:
+        """Open the data and build the network.
+
+        Args:
+            settings: a `RunConfig`.
+            expected: what the server has, see `_facts`.
+        Raises:
+            UserError: this machine has another version, or not the data.
+        """
+        self._check(expected, _facts())
+        from degrid.verbs.run import make_worker
+
+        self._work, images = make_worker(configs.from_dict(RunConfig, settings))
+        self._check(expected, {"training images": images})
+
+    def _check(self, expected: dict[str, object], found: dict[str, object]) -> None:
+        for name, value in found.items():
+            if expected[name] != value:
+                raise UserError(
+                    f"workers need the same versions and data as the server, but {name} is {expected[name]} there and "
+                    f"{value} on {platform.node()}"
+                )
+
+    def work(self, task: Task, copy: Copy) -> Result:
+        """See `degrid.engine.training.asynchronous.Worker`."""
+        return self._work(task, copy)
+
+
+def _facts() -> dict[str, object]:
+    """What must be the same in all processes."""
+    import torch
+
+    return {"degrid": VERSION, "torch": torch.__version__}
+
+
+class RayCrew:
+    """See `degrid.engine.training.asynchronous.Crew`.
+
+    Args:
+        config: what workers train; its data are read from all machines.
+        images: that the server sees in the training data.
+        on_gpu: each worker has a GPU.
+    """
+
+    def __init__(self, config: RunConfig, images: int, on_gpu: bool) -> None:
+        import ray
+
+        self._ray, self._timeout = ray, config.train.timeout
+        own = config.train.asynchronous
+        self._begin = configs.to_dict(config), {**_facts(), "training images": images}
+        make = ray.remote(num_cpus=own.cores, num_gpus=int(on_gpu), max_restarts=-1)(_Actor)
+        self._actors: list[Any] = [make.remote() for _ in range(own.workers)]
+        self._at: dict[Any, int] = {actor.begin.remote(*self._begin): n for n, actor in enumerate(self._actors)}
+        self._beginning, self._free = set(range(own.workers)), list[int]()
+        self._losses = [0] * own.workers
+
+    def share(self, copy: Copy) -> Any:
+        """Put a copy where all workers find it."""
+        return self._ray.put(copy)
+
+    def free(self) -> list[int]:
+        """Those that have begun and do nothing."""
+        return list(self._free)
+
+    def give(self, worker: int, task: Task, copy: Any) -> None:
+        """Have a free worker do something."""
+        self._free.remove(worker)
+        self._at[self._actors[worker].work.remote(task, copy)] = worker
+
+    def wait(self) -> Answer | None:
+        """The next answer; None if instead another worker has become free, or was lost before it began.
+
+        Raises:
+            UserError: none came within `train.timeout`, or a worker cannot begin.
+        """
+        from degrid.engine.training.asynchronous import Answer
+
+        done, _ = self._ray.wait(list(self._at), num_returns=1, timeout=self._timeout)
+        if not done:
+            raise UserError(
+                f"no worker has answered for {self._timeout:g} seconds (train.timeout): {len(self._beginning)} of "
+                f"{len(self._actors)} have not begun; does the Ray cluster have the cores, and GPUs, that they need?"
+            )
+        worker = self._at.pop(done[0])
+        began = worker not in self._beginning
+        try:
+            result: Result | None = self._ray.get(done[0])
+        except self._ray.exceptions.RayActorError as error:
+            self._losses[worker] += 1
+            if self._losses[worker] == LOSSES_IN_A_ROW:
+                raise UserError(
+                    f"worker {worker} was lost {LOSSES_IN_A_ROW} times without a result in between; is there enough "
+                    f"memory, and is degrid installed on its machine? Ray says: {str(error).strip().splitlines()[-1]}"
+                ) from error
+            self._beginning.add(worker)
+            self._at[self._actors[worker].begin.remote(*self._begin)] = worker
+            return Answer(worker, None) if began else None
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+        self._free.append(worker)
+        if not began:
+            self._beginning.remove(worker)
+            return None
+        self._losses[worker] = 0
+        return Answer(worker, result)
+
+
+@contextmanager
+def hired(config: RunConfig, images: int, weight_bytes: int, on_gpu: bool) -> Iterator[RayCrew]:
+    """Workers for as long as the context lasts.
+
+    Args:
+        config, images, on_gpu: see `RayCrew`.
+        weight_bytes: size of the network's weights.
+    Raises:
+        UserError: Ray's cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():  # by the caller, who also ends it
+        yield RayCrew(config, images, on_gpu)
+        return
+    _connect(config.train.asynchronous, weight_bytes)
+    try:
+        yield RayCrew(config, images, on_gpu)
+    finally:
+        ray.shutdown()
+
+
+def _connect(own: AsynchronousConfig, weight_bytes: int) -> None:
+    """Start Ray on this machine, or join a cluster.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    import ray
+
+    address = own.address or os.environ.get("RAY_ADDRESS", "")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if not address:
+        quiet |= {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": own.workers * own.cores,
+            # Weights and gradients of every worker, and those that are being handed over.
+            "object_store_memory": max(LEAST_STORE, 2 * weight_bytes * (own.workers + 1)),
+        }
+    else:
+        quiet["address"] = address
+    try:
+        ray.init(**quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"could not {f'join the Ray cluster at {address}' if address else 'start Ray on this machine'} "
+            f"(train.asynchronous.address): {said[0]}; start one with: ray start --head, and join other machines with: "
+            "ray start --address=HOST:6379"
+        ) from error

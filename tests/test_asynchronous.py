@@ -1,0 +1,274 @@
+"""Asynchronous training: the server and its workers in this process, in whatever order they answer; then on Ray."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from test_train_ranks import Net, Noise
+from torch import nn
+from typer.testing import CliRunner
+
+from degrid import UserError
+from degrid.cli import app
+from degrid.config import AsynchronousConfig, RunConfig, TrainConfig
+from degrid.data import Share, batches_by_number, training_batches
+from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Worker
+from degrid.engine.training.loop import Plan, Training, in_this_process
+from degrid.engine.training.losses import make_losses
+from degrid.engine.training.objective import Objective
+from degrid.engine.training.optimizers import set_learning_rate
+from degrid.engine.training.turns import Turns
+from degrid.verbs.run_settings import check_settings
+
+SHARE = Share.of(4, 2)  # two micro-batches per step
+OBJECTIVE = Objective(make_losses("cross_entropy+0.5*dice"), names=("cross_entropy", "dice"))
+PLAN = Plan(8, lambda step: 0.2 / (1 + step), SHARE.pieces, eval_every=5, clip_norm=1.0)
+
+
+def new_state():
+    model = Net(scales=(0.5,))
+    groups = [{"params": list(model.parameters()), "factor": 1.0}]
+    return Training(model, torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.01))
+
+
+def keep(sample, rng):
+    return sample
+
+
+def worker():
+    batch = batches_by_number(Noise(), keep, SHARE, 1)
+    return Worker(new_state(), lambda turn: [batch(2 * turn), batch(2 * turn + 1)], OBJECTIVE, PLAN)
+
+
+class Crew:
+    """Workers that answer in a given order; at -1-n worker n is lost if it has a task, and at once replaced."""
+
+    def __init__(self, workers, order):
+        self.workers, self.order = workers, iter(order)
+        self.tasks, self.given = {}, []
+
+    def share(self, shared):
+        return copy.deepcopy(shared)
+
+    def free(self):
+        return [number for number in range(len(self.workers)) if number not in self.tasks]
+
+    def give(self, number, task, shared):
+        self.tasks[number] = task, shared
+        self.given.append((number, task))
+
+    def wait(self):
+        number = next(self.order)
+        if number < 0:
+            return Answer(-1 - number, None) if self.tasks.pop(-1 - number, None) else None
+        if number not in self.tasks:
+            return None
+        task, shared = self.tasks.pop(number)
+        return Answer(number, copy.deepcopy(self.workers[number](task, shared)))
+
+
+def run(state, advance, plan=PLAN):
+    """As the training loop does; what was done in each step."""
+    done = []
+    while state.step < plan.steps:
+        set_learning_rate(state.optimizer, plan.lr_at(state.step))
+        done.append(advance(state))
+        state.step += done[-1].steps
+    return done
+
+
+@pytest.fixture(scope="module")
+def synchronous():
+    """The state and the steps of training in this process."""
+    state = new_state()
+    batches = training_batches(Noise(), keep, SHARE, 1)
+    return state, run(state, in_this_process(batches, OBJECTIVE, PLAN))
+
+
+@pytest.mark.parametrize("average_every", [0, 3])
+def test_one_worker_trains_as_one_process(synchronous, average_every):
+    """Accumulated micro-batches, several scales, a sum of losses, batch norm, a clipped gradient, momentum, decay."""
+    state = new_state()
+    server = Server(Crew([worker()], itertools.repeat(0)), PLAN, 0, average_every, OBJECTIVE.names)
+    done = run(state, server)
+    other, steps = synchronous
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+    momenta = [each.optimizer.state_dict()["state"] for each in (state, other)]
+    assert all(torch.equal(momenta[0][n]["momentum_buffer"], momenta[1][n]["momentum_buffer"]) for n in momenta[1])
+    ends = list(itertools.accumulate(each.steps for each in done))
+    assert ends == ([3, 5, 8] if average_every else list(range(1, 9)))  # a round ends where the plan validates
+    assert [each.loss for each in done] == [steps[end - 1].loss for end in ends]
+    assert [each.parts for each in done] == [steps[end - 1].parts for end in ends]
+    assert sum(each.images for each in done) == 8 * 4
+    assert (server.figures.steps, server.figures.staleness_max, server.figures.dropped) == (8, 0, 0)
+
+
+class Number(nn.Module):
+    """One parameter and one running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(1))
+
+
+class Arithmetic:
+    """A worker whose gradient is ten to the power of its turn, and whose running mean is that turn."""
+
+    def __call__(self, task, shared):
+        turn = np.array([task.turns[0]], np.float32)
+        return Result((1.0,), 1, Copy({"mean": turn}), (10.0**turn,))
+
+
+def number_state():
+    model = Number()
+    return Training(model, torch.optim.SGD([{"params": [model.weight], "factor": 1.0}], 1.0))
+
+
+def test_stale_gradients_are_used_up_to_the_bound_and_then_dropped_and_their_images_used_again():
+    """Three workers begin with turns 0, 1 and 2 of step 0.
+
+    Worker 0 answers (staleness 0) and gets turn 3; worker 1 answers (staleness 1) and gets turn 4; worker 0 answers
+    with turn 3 (staleness 1) and gets turn 5. Worker 2 is now three steps late: its turn is dropped, and given to it
+    again.
+    """
+    state, plan = number_state(), Plan(5, lambda step: 1.0)
+    crew = Crew([Arithmetic()] * 3, [0, 1, 0, 2, 2, 1])
+    server = Server(crew, plan, max_staleness=2)
+    done = run(state, server, plan)
+    assert [task.turns[0] for _, task in crew.given] == [0, 1, 2, 3, 4, 5, 2, 6]
+    assert [each.figures["staleness"] for each in done] == [0, 1, 1, 0, 2]
+    assert state.model.weight.item() == -(1 + 10 + 1000 + 100 + 10_000)
+    assert (server.figures.dropped, server.figures.lost, server.figures.staleness_max) == (1, 0, 2)
+    assert server.figures.to_dict()["staleness_mean"] == 0.8
+    # Means of 0; 0 and 1; 0.5 and 3; all of 2; and a third of the way from 2 to 4.
+    assert state.model.mean.item() == pytest.approx(2 + 2 / 3)
+
+
+@pytest.mark.parametrize("average_every", [0, 2])
+def test_every_image_is_learned_from_once_whoever_is_lost(average_every):
+    """Any order of answers and losses, with all workers gone in the middle, as when the server itself is lost."""
+    draw = random.Random(average_every)
+    learned = Counter()
+
+    class Noting(Turns):
+        def finish(self, numbers):
+            super().finish(numbers)
+            learned.update(numbers)
+
+    def order():
+        while True:
+            yield draw.choice([0, 1, 2, 3, -1, -2, -3, -4])
+
+    class Nothing:
+        def __call__(self, task, shared):
+            return Result((1.0,), 1, *([shared] if task.alone else [Copy({}), (None,)]))
+
+    def train_on(state, turns, steps):
+        state.turns, plan = turns, Plan(steps, lambda step: 1.0)
+        server = Server(Crew([Nothing()] * 4, order()), plan, max_staleness=3, average_every=average_every)
+        run(state, server, plan)
+        return server.figures
+
+    state = number_state()
+    first = train_on(state, Noting(), 60)
+    left = state.turns.state()
+    second = train_on(state, Noting(**left), 120)
+    assert first.lost > 5
+    assert second.lost > 5
+    assert (first.dropped > 0) == (average_every == 0)
+    assert set(learned.values()) == {1}
+    left = state.turns.state()
+    assert set(learned) | set(left["left"]) == set(range(left["following"]))
+    assert len(learned) == 120 if not average_every else len(learned) > 120
+
+
+def test_workers_that_average_have_the_mean_of_what_each_reaches_alone():
+    """Weights, running statistics and momenta, after a round of two steps by three workers."""
+    plan = dataclasses.replace(PLAN, steps=2)
+    state = new_state()
+    done = run(state, Server(Crew([worker() for _ in range(3)], [2, 0, 1]), plan, 0, average_every=2), plan)
+    assert [(each.steps, each.figures["averaged workers"], each.images) for each in done] == [(2, 3, 24)]
+    batch, alone = batches_by_number(Noise(), keep, SHARE, 1), []
+    for turns in ((0, 1), (2, 3), (4, 5)):
+        alone.append(new_state())
+        batches = (batch(2 * turn + piece) for turn in turns for piece in (0, 1))
+        run(alone[-1], in_this_process(batches, OBJECTIVE, plan), plan)
+    for name, value in state.model.state_dict().items():
+        mean = torch.stack([each.model.state_dict()[name].double() for each in alone]).mean(0)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-7)
+    momenta = [each.optimizer.state_dict()["state"][0]["momentum_buffer"] for each in (state, *alone)]
+    torch.testing.assert_close(momenta[0], torch.stack(momenta[1:]).mean(0))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights():
+    class Broken:
+        def __call__(self, task, shared):
+            seven = np.full(1, 7, np.float32)
+            return Result((float("nan"),), 1, Copy({"weight": seven} if task.alone else {}), (seven,))
+
+    for average_every in (0, 1):
+        state = number_state()
+        done = Server(Crew([Broken()], [0]), Plan(1, lambda step: 1.0), 0, average_every)(state)
+        assert np.isnan(done.loss)
+        assert state.model.weight.item() == 0
+
+
+def test_a_state_keeps_which_images_are_left(tmp_path):
+    state = number_state()
+    state.turns = Turns()
+    taken = [state.turns.take() for _ in range(4)]
+    state.turns.finish([taken[1]])
+    state.turns.give_back([taken[3]])
+    state.save(tmp_path / "last.ckpt")
+    other = number_state()
+    other.turns = Turns()
+    other.restore(tmp_path / "last.ckpt")
+    assert [other.turns.take() for _ in range(5)] == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cyclic": True, "steps": 1000}, "train.cyclic=true: not with train.asynchronous"),
+        ({"batch_norm": "synchronised"}, "set train.batch_norm=frozen"),
+        ({"asynchronous": AsynchronousConfig(2, max_staleness=-1)}, "max_staleness of at least 0; got 1, 2, 0 and -1"),
+        ({"asynchronous": AsynchronousConfig(2, cores=0)}, "expected cores of at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, words):
+    given = {"asynchronous": AsynchronousConfig(2), **settings}
+    with pytest.raises(UserError, match=words):
+        check_settings(RunConfig(train=TrainConfig(**given)))
+
+
+def test_without_ray_and_among_the_processes_of_torchrun(monkeypatch):
+    config = RunConfig(train=TrainConfig(asynchronous=AsynchronousConfig(2)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs Ray; install it with: pip install degrid\[ray\]"):
+        check_settings(config)
+    monkeypatch.setattr("degrid.verbs.run_settings.rank_and_count", lambda: (0, 2))
+    with pytest.raises(UserError, match="start it without torchrun or --devices"):
+        check_settings(config)
+
+
+def test_options_of_the_command():
+    shown = CliRunner().invoke(
+        app, ["train", *["camvid", "--async", "--address", "node1:6379", "--max-staleness", "3", "--show"]]
+    )
+    assert json.loads(shown.output)["train"]["asynchronous"] == {
+        "workers": 2,
+        "address": "node1:6379",
+        "cores": 1,
+        "max_staleness": 3,
+        "average_every": 0,
+    }
+    alone = CliRunner().invoke(app, ["train", "camvid", "--workers", "3"])
+    assert str(alone.exception).endswith("add --async")
