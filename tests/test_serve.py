@@ -261,13 +261,10 @@ def test_the_token(served):
         assert client.get("/models", headers={"authorization": "Bearer a long token"}).status_code == 200
 
 
-def scope_of(**headers):
-    pairs = [(b"host", b"localhost"), *((key.encode(), value.encode()) for key, value in headers.items())]
-    return {"type": "http", "method": "POST", "path": "/predict", "headers": pairs}
-
-
-def through_the_guard(receive, limits):
+def through_the_guard(receive, limits, **headers):
     """The status that a request gets from an application that reads all of it."""
+    pairs = [(b"host", b"localhost"), *((name.encode(), value.encode()) for name, value in headers.items())]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": pairs}
     sent, worker = [], Worker(0)
 
     async def application(scope, receive, send):
@@ -280,7 +277,7 @@ def through_the_guard(receive, limits):
     async def run():
         from starlette.middleware.exceptions import ExceptionMiddleware
 
-        await Guard(ExceptionMiddleware(application), worker, limits, None)(scope_of(), receive, send)
+        await Guard(ExceptionMiddleware(application), worker, limits, None)(scope, receive, send)
 
     asyncio.run(run())
     assert worker.taken == 0
@@ -288,7 +285,7 @@ def through_the_guard(receive, limits):
 
 
 def test_a_request_that_never_ends_is_given_up(monkeypatch):
-    monkeypatch.setattr("degrid.serving.guard._DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr("degrid.serving.guard._IDLE_SECONDS", 0.01)
 
     async def receive():
         await asyncio.sleep(60)
@@ -306,6 +303,14 @@ def test_what_is_left_unread_is_read_within_bounds():
 
     assert through_the_guard(receive, ServeLimits(upload=1000)) == 413
     assert 40 <= count <= 42
+
+
+def test_a_sender_that_waits_for_leave_is_refused_at_once():
+    async def receive():
+        pytest.fail("it would send all of it")
+
+    headers = {"content-length": str(10**12), "expect": "100-continue"}
+    assert through_the_guard(receive, ServeLimits(), **headers) == 413
 
 
 def test_a_job_whose_sender_has_gone_is_not_begun(served):

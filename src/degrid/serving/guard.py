@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import secrets
@@ -24,7 +25,8 @@ OPEN = frozenset(("/", "/page.css", "/page.js", "/health"))
 """Paths that need no token: the page itself, which asks for it."""
 _DRAINED = 4
 """How many times the limit of a request is read and thrown away, so that its sender hears the answer."""
-_DRAIN_SECONDS = 10.0
+_DRAIN_SECONDS, _IDLE_SECONDS = 10.0, 1.0
+"""How long, in all, and without anything that arrives."""
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -64,7 +66,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=dict(scope))
-        body = _Body(receive, self.limits)
+        body = _Body(receive, self.limits, waits=headers.get("expect", "").lower() == "100-continue")
         refused = self._refused(scope, headers)
         placed = refused is None and scope["method"] == "POST"
         if placed and not self.worker.take_place():
@@ -114,10 +116,14 @@ class Guard:
 
 
 class _Body:
-    """The body of a request as it arrives, within the limits."""
+    """The body of a request as it arrives, within the limits.
 
-    def __init__(self, receive: Receive, limits: ServeLimits) -> None:
-        self._receive, self._limits = receive, limits
+    Args:
+        waits: its sender sends it when it is asked for, so that nothing needs to be thrown away.
+    """
+
+    def __init__(self, receive: Receive, limits: ServeLimits, waits: bool) -> None:
+        self._receive, self._limits, self._waits = receive, limits, waits
         self._bytes = 0
         self._complete = False
         self._deadline: float | None = None
@@ -130,8 +136,8 @@ class _Body:
         """
         if self._complete:
             return await self._receive()
-        loop = asyncio.get_running_loop()
-        self._deadline = self._deadline or loop.time() + self._limits.seconds
+        self._waits = False
+        self._deadline = self._deadline or asyncio.get_running_loop().time() + self._limits.seconds
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._next()
@@ -146,13 +152,12 @@ class _Body:
 
     async def drain(self) -> None:
         """Read what is left, up to some times the limit."""
-        most = _DRAINED * self._limits.upload
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while not self._complete and self._bytes <= most:
+        most, loop = _DRAINED * self._limits.upload, asyncio.get_running_loop()
+        end = loop.time() + _DRAIN_SECONDS
+        with contextlib.suppress(TimeoutError):
+            while not self._complete and not self._waits and self._bytes <= most:
+                async with asyncio.timeout_at(min(end, loop.time() + _IDLE_SECONDS)):
                     await self._next()
-        except TimeoutError:
-            self._complete = True
 
     async def _next(self) -> Message:
         message = await self._receive()

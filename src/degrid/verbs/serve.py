@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -117,6 +118,7 @@ def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
     server = uvicorn.Server(config)
     # uvicorn would end the program by the signal that it got, once it has come to an end itself.
     server.capture_signals = lambda: _signals(server)  # type: ignore[method-assign]
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms, which are answered by 400
     if tell:
         host, port = listening.getsockname()[:2]
         tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
