@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult, predict, predict_each
     from degrid.verbs.run import RunResult
     from degrid.verbs.serve import serve
+    from degrid.verbs.study import StudyProtocol, study
+    from degrid.verbs.study_results import StudyResult
     from degrid.verbs.train import train
     from degrid.verbs.write_shards import write_shards
 
@@ -72,6 +74,8 @@ _MODULES = {
         f"verbs.{name}": name
         for name in ("collect", "convert", "demo", "describe", "modernise", "train", "write_shards")
     },
+    "verbs.study": "StudyProtocol study",
+    "verbs.study_results": "StudyResult",
 }
 _HOME = {name: f"degrid.{module}" for module, names in _MODULES.items() for name in names.split()}
 
@@ -101,6 +105,8 @@ __all__ = [
     "ServeLimits",
     "SmoothingReport",
     "Stopped",
+    "StudyProtocol",
+    "StudyResult",
     "UserError",
     "check_data",
     "collect",
@@ -127,6 +133,7 @@ __all__ = [
     "save",
     "serve",
     "smooth_dilated_convs",
+    "study",
     "train",
     "write_shards",
 ]

@@ -26,6 +26,7 @@ from degrid.cli import (
     predict,
     quick_imports,
     serve,
+    study,
     train,
 )
 from degrid.threads import settle_threads
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("launch")(launch.launch)
 app.command("sweep")(launch.sweep)
+app.command("study")(study.study)
 app.command("lr-find")(lr_find.lr_find)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)

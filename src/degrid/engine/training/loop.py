@@ -150,10 +150,11 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and is safe on disk
-    """The user stopped the run in `folder`; its state is saved there."""
+    """The user stopped the run in `folder`, or what has its runs there; the state is saved."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"stopped and saved; continue with: degrid train --resume {folder} (resume=...)")
+    def __init__(self, folder: Path, again: str = "") -> None:
+        again = again or f"degrid train --resume {folder} (resume=...)"
+        super().__init__(f"stopped and saved; continue with: {again}")
         self.folder = folder
 
 

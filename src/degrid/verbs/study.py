@@ -1,0 +1,419 @@
+"""degrid.study: the same trainings with every operator and many seeds, and what the differences amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from degrid import config as configs
+from degrid.analysis.curves import read_curves
+from degrid.analysis.field_numbers import gridding_score
+from degrid.analysis.receptive_field import dilated_stage_receptive_field
+from degrid.arguments import check_fields, checked
+from degrid.config import RunConfig
+from degrid.data import absolute, open_dataset
+from degrid.engine.training.loop import Stopped
+from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, write_json
+from degrid.lookup import counted, some
+from degrid.model_folder import load
+from degrid.networks import build_model
+from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
+from degrid.verbs.run_settings import check_settings
+from degrid.verbs.study_results import RunScores, StudyResult
+from degrid.verbs.train import run_config
+from degrid.version import VERSION
+
+PROTOCOL = "study.json"
+"""File of a study's folder that says what is run; written before the first run, and not changed afterwards."""
+SCORES = "study_scores.json"
+"""File of a run's folder with its scores on the test images; there once the run is done."""
+FAILED = "study_failed.json"
+"""File of a run's folder that says why there are no scores."""
+
+
+@dataclass(frozen=True)
+class StudyProtocol:
+    """What a study runs, fixed before its first run.
+
+    Attributes:
+        name: of the study.
+        cells: what is compared: settings by the name of the cell; the others are compared with the first.
+        question: what the study is to answer.
+        recipe, data: see `degrid.train`.
+        settings: of all runs.
+        variants: further settings under which all cells are run, by name, such as networks or data.
+        seeds: one run of each cell for every seed, which sets initial weights, order and crops.
+        split: of the data, that the runs are scored on.
+    Raises:
+        UserError: fewer than two cells or seeds, a name twice or that no folder can have.
+    """
+
+    name: str
+    cells: dict[str, dict[str, Any]]
+    question: str = ""
+    recipe: str | None = None
+    data: str | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = tuple(range(10))
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if len(self.cells) < 2 or len(self.seeds) < 2:
+            raise UserError(
+                f"a study compares two cells or more over two seeds or more; {self.name} has "
+                f"{counted(len(self.cells), 'cell')} and {counted(len(self.seeds), 'seed')}"
+            )
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds are different whole numbers from 0, got {some(self.seeds, 12)}")
+        for name in (*self.cells, *self.variants):
+            if not name or "/" in name or name.startswith("."):
+                raise UserError(f'a cell or variant is the name of a folder, without "/" and leading "."; got "{name}"')
+
+    def runs(self) -> Iterator[tuple[str, str, int]]:
+        """Variant, cell and seed of each run; seed by seed, so that an early look is at whole comparisons."""
+        for seed in self.seeds:
+            yield from ((variant, cell, seed) for variant in (self.variants or {"": {}}) for cell in self.cells)
+
+    def config(self, variant: str, cell: str, seed: int, device: str = "auto") -> RunConfig:
+        """The complete settings of a run."""
+        own = {**self.settings, **self.variants.get(variant, {}), **self.cells[cell]}
+        own |= {"name": f"{variant}_{cell}".lstrip("_"), "train.seed": seed, "train.device": device}
+        return run_config(self.recipe, data=self.data, settings=own)
+
+
+@checked
+def study(
+    protocol: str | os.PathLike[str] | StudyProtocol,
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    devices: Sequence[str] = ("auto",),
+    retry: bool = False,
+    look: bool = False,
+    progress: OnProgress | None = None,
+    tell: Tell | None = None,
+) -> StudyResult:
+    """Train every cell with every seed, score each run on held-out images, and compare the cells over the seeds.
+
+        degrid.study("smoothing.yaml", devices=["cuda:0", "cuda:1"])
+
+    Each run is a process of its own, so that one that fails is listed and the others go on. Started again, a study goes
+    on where it was stopped, also in the middle of a run; started in one folder by several programs, on one machine or
+    on several, they share the runs.
+
+    Args:
+        protocol: what to run, or a YAML or JSON file with the fields of `StudyProtocol`.
+        out: folder of the study; by default studies/NAME.
+        data: the data, if not the protocol's.
+        devices: where to train, a run at a time on each; one that is named twice gets two runs at a time.
+        retry: run again what failed.
+        look: run nothing, and say what the runs so far show.
+        progress: called after each step of a run, if there is one device, and after each run.
+        tell: called with a sentence on each run.
+    Raises:
+        UserError: settings that cannot be used, or a folder with another study.
+        Stopped: by Ctrl-C or SIGTERM; the runs are saved.
+    """
+    found = protocol if isinstance(protocol, StudyProtocol) else _read(Path(protocol))
+    if data is not None:
+        found = dataclasses.replace(found, data=absolute(data))
+    folder = Path(out) if out is not None else Path("studies") / found.name
+    if not devices:
+        raise UserError("a study needs one device or more, such as devices=['cpu'] (--devices cpu)")
+    began = _agree(found, folder, look)
+    work = _Work(found, folder, len(devices) == 1, progress, tell)
+    if not look:
+        work.run_all(devices, retry)
+    result = StudyResult(found.name, found.question, tuple(found.cells), tuple(work.scores()), work.failures(), began)
+    if result.runs:
+        result.save(folder)
+    return dataclasses.replace(result, folder=folder, planned=len(list(found.runs())))
+
+
+def _read(path: Path) -> StudyProtocol:
+    """The protocol in a file.
+
+    Raises:
+        UserError: no such file, or fields that a protocol does not have.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; expected a study's file, see docs/study.md") from error
+    values = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected the fields of a study, such as name and cells; see docs/study.md")
+    if isinstance(values.get("seeds"), int):
+        values["seeds"] = list(range(values["seeds"]))
+    values |= {key: {} for key in ("settings", "variants") if key in values and values[key] is None}
+    for table in ("cells", "variants"):
+        values[table] = {str(name): settings or {} for name, settings in (values.get(table) or {}).items()}
+    return configs.from_dict(StudyProtocol, {"name": path.stem, **values})
+
+
+def _agree(protocol: StudyProtocol, folder: Path, look: bool) -> str:
+    """Write the protocol before the first run; later, make sure that it is the same. Returns when it was written.
+
+    Raises:
+        UserError: settings that cannot be used, or another protocol.
+    """
+    file = folder / PROTOCOL
+    plan = json.loads(json.dumps(dataclasses.asdict(protocol)))
+    if file.exists():
+        before = parse_json(file.read_text("utf-8"))
+        changed = [name for name, value in plan.items() if before["protocol"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"{file} was written on {before['date']} before the first run, and says otherwise of: "
+                f"{', '.join(changed)}; a changed protocol is another study: choose another -o (out=...)"
+            )
+        return str(before["date"])
+    if look:
+        raise UserError(f"{folder} holds no study; expected {PROTOCOL} in it")
+    for variant, cell, seed in protocol.runs():
+        if seed == protocol.seeds[0]:
+            _check(protocol.config(variant, cell, seed), protocol.split)
+    check_utf8(folder)
+    make_folder(folder)
+    date = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    versions = {"degrid": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+    write_json(file, {"date": date, "protocol": plan, "versions": versions})
+    return date
+
+
+def _check(config: RunConfig, split: str) -> None:
+    """Refuse what no run of a cell could do.
+
+    Raises:
+        UserError: settings, a network or data that cannot be used.
+    """
+    check_settings(config)
+    if config.then:
+        raise UserError(f'a study runs single stages, but after {config.name} comes "{config.then}"; set then to ""')
+    build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(2))
+    open_dataset(config.data.path, split)
+
+
+class _Work:
+    """The runs of a study that are to be made, by this program and perhaps others."""
+
+    def __init__(
+        self, protocol: StudyProtocol, folder: Path, alone: bool, progress: OnProgress | None, tell: Tell | None
+    ) -> None:
+        self.protocol, self.folder = protocol, folder
+        self._step = progress if alone else None
+        self._progress, self._tell = progress, tell or (lambda line: None)
+        self._children: set[subprocess.Popen[str]] = set()
+        self._stopped = threading.Event()
+        self._starting = threading.Lock()
+
+    def place(self, variant: str, cell: str, seed: int) -> Path:
+        """The run folder."""
+        return self.folder / variant / cell / f"seed_{seed}"
+
+    def run_all(self, devices: Sequence[str], retry: bool) -> None:
+        """Make every run that nobody has made or is making.
+
+        Raises:
+            Stopped: this program was told to stop.
+        """
+        todo = iter([run for run in self.protocol.runs() if self._left(run, retry)])
+        take = threading.Lock()
+
+        def serve(device: str) -> None:
+            while not self._stopped.is_set():
+                with take:
+                    run = next(todo, None)
+                if run is None:
+                    return
+                self._make(run, device, retry)
+
+        before = self._listen()
+        try:
+            with ThreadPoolExecutor(len(devices)) as pool:
+                for done in [pool.submit(serve, device) for device in devices]:
+                    done.result()
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopped.is_set():
+            raise Stopped(self.folder, "the same command (the same call of degrid.study)")
+
+    def _left(self, run: tuple[str, str, int], retry: bool) -> bool:
+        place = self.place(*run)
+        return not (place / SCORES).exists() and (retry or not (place / FAILED).exists())
+
+    def _make(self, run: tuple[str, str, int], device: str, retry: bool) -> None:
+        """One run, unless another program has it."""
+        variant, cell, seed = run
+        place = self.place(*run)
+        make_folder(place.parent)
+        try:
+            with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+                if not self._left(run, retry):
+                    return
+                (place / FAILED).unlink(missing_ok=True)
+                self._train_and_score(run, place, device)
+        except Timeout:
+            return
+        name = " ".join(filter(None, (variant, cell, f"seed {seed}")))
+        if (place / SCORES).exists():
+            miou = parse_json((place / SCORES).read_text("utf-8"))["scores"]["miou"]
+            self._tell(f"{name}: {self.protocol.split} mIoU {100 * miou:.2f} %")
+        elif (place / FAILED).exists():
+            self._tell(f"{name} failed: {parse_json((place / FAILED).read_text('utf-8'))['error']}")
+        if self._progress and not self._stopped.is_set():
+            every = list(self.protocol.runs())
+            self._progress(Progress("runs", sum(not self._left(each, False) for each in every), len(every), name))
+
+    def _train_and_score(self, run: tuple[str, str, int], place: Path, device: str) -> None:
+        config = self.protocol.config(*run, device)
+        settings = place.with_name(f"{place.name}.json")
+        write_json(settings, configs.to_dict(config))
+        scores = place / "study_eval.json"
+        begun = (place / "run.json").exists()
+        train = ["train", "--quiet", *(["--resume", place] if begun else [settings, "-o", place])]
+        test = ["eval", place, "--data", config.data.path, "--split", self.protocol.split, "--device", device]
+        began = time.monotonic()
+        for command in (train, [*test, "-o", scores]):
+            code, said, peak = self._command([str(word) for word in command], place)
+            if self._stopped.is_set():
+                return
+            if code:
+                make_folder(place)
+                last = said.strip().splitlines()[-1:] or [f"it ended with code {code}"]
+                write_json(place / FAILED, {"error": last[0].removeprefix("degrid: "), "command": command[0]})
+                return
+            if command is train:
+                seconds, memory = time.monotonic() - began, peak
+        settings.unlink()
+        cost = {**_cost(place, config), "peak_memory_mib": memory, "train_seconds": None if begun else round(seconds)}
+        found = {"scores": parse_json(scores.read_text("utf-8")), "cost": cost, "gridding": _gridding(place, config)}
+        write_json(place / SCORES, found)
+        scores.unlink()
+
+    def _command(self, arguments: list[str], place: Path) -> tuple[int, str, int]:
+        """Run `degrid ARGUMENTS` in a process; its exit code, what it said, and its peak memory in MiB."""
+        with self._starting:
+            if self._stopped.is_set():
+                return 1, "", 0
+            child = subprocess.Popen(
+                [sys.executable, "-m", "degrid", *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches it through this program, once
+            )
+            self._children.add(child)
+        said: list[str] = []
+        reader = threading.Thread(target=lambda: said.extend(typing.cast(Any, child.stderr)))
+        reader.start()
+        watcher = threading.Thread(target=self._watch, args=(child, place), daemon=True)
+        if self._step and arguments[0] == "train":
+            watcher.start()
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        self._children.discard(child)
+        reader.join()
+        typing.cast(Any, child.stderr).close()
+        return child.returncode, "".join(said), used.ru_maxrss // 1024
+
+    def _watch(self, child: subprocess.Popen[str], place: Path) -> None:
+        """Report a run's steps while it goes on."""
+        config, step = None, 0
+        while child.returncode is None:
+            time.sleep(1)
+            try:
+                config = config or parse_json((place / "run.json").read_text("utf-8"))["config"]["train"]["steps"]
+                *_, last = (place / "metrics.jsonl").read_text("utf-8").splitlines()
+                now = parse_json(last).get("step", 0)
+            except (OSError, ValueError, UserError):
+                continue
+            if self._step and now > step:
+                step = now
+                self._step(Progress(f"training {place.parent.name} {place.name}", step, config))
+
+    def _listen(self) -> dict[int, Any]:
+        """Stop at Ctrl-C and SIGTERM, in a thread that may do so; the handlers of before."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _stop(self) -> None:
+        """Tell the runs to save and to end."""
+        with self._starting:
+            self._stopped.set()
+            for child in list(self._children):
+                child.terminate()
+
+    def scores(self) -> Iterator[RunScores]:
+        """Of every run that is done."""
+        for variant, cell, seed in self.protocol.runs():
+            file = self.place(variant, cell, seed) / SCORES
+            if file.exists():
+                yield RunScores(variant, cell, seed, **parse_json(file.read_text("utf-8")))
+
+    def failures(self) -> dict[str, str]:
+        """Why runs have no scores, by their folders below the study's."""
+        places = [self.place(*run) for run in self.protocol.runs()]
+        return {
+            str(place.relative_to(self.folder)): parse_json((place / FAILED).read_text("utf-8"))["error"]
+            for place in places
+            if (place / FAILED).exists()
+        }
+
+
+def _cost(place: Path, config: RunConfig) -> dict[str, Any]:
+    """Parameters, and the median time of a step after the first tenth of them."""
+    model = load(place)
+    seconds = []
+    for line in (place / "metrics.jsonl").read_text("utf-8").splitlines():
+        record = parse_json(line)
+        if record.get("images_per_second"):
+            images = config.train.batch_size * config.train.accumulate
+            seconds.append(images / record["images_per_second"])
+    steady = seconds[len(seconds) // 10 :]
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "step_seconds": round(statistics.median(steady), 4) if steady else None,
+        "steps": len(read_curves(place).steps),
+    }
+
+
+def _gridding(place: Path, config: RunConfig) -> dict[str, float] | None:
+    """The gridding score at rate 2 of the last dilated stage, with the run's first weights and with its last ones.
+
+    None for an encoder without dilated convolutions.
+    """
+    trained = load(place)
+    torch.manual_seed(config.train.seed)
+    model = dataclasses.replace(config.model, in_channels=trained.bands.count if trained.bands.count != 3 else None)
+    fresh = build_model(model, trained.labels)
+    try:
+        fields = {"before": dilated_stage_receptive_field(fresh.encoder)}
+        fields["after"] = dilated_stage_receptive_field(trained.encoder)
+    except UserError:
+        return None
+    return {when: gridding_score(field, 2) for when, field in fields.items()}
