@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from degrid.verbs.modernise import modernise
     from degrid.verbs.outputs import ResultFiles
     from degrid.verbs.predict import PredictResult, predict, predict_each
-    from degrid.verbs.report import Report, report
     from degrid.verbs.run import RunResult
     from degrid.verbs.serve import serve
     from degrid.verbs.study import StudyProtocol, study
@@ -69,7 +68,6 @@ _MODULES = {
     "verbs.outputs": "ResultFiles",
     "verbs.predict": "PredictResult predict predict_each",
     "verbs.launch": "Cluster launch",
-    "verbs.report": "Report report",
     "verbs.run": "RunResult",
     "verbs.serve": "serve",
     **{
@@ -100,7 +98,6 @@ __all__ = [
     "RateSearch",
     "ReceptiveField",
     "Regions",
-    "Report",
     "ResultFiles",
     "RunResult",
     "Sample",
@@ -133,7 +130,6 @@ __all__ = [
     "open_dataset",
     "predict",
     "predict_each",
-    "report",
     "save",
     "serve",
     "smooth_dilated_convs",

@@ -49,16 +49,17 @@ def score_of_width(field: np.ndarray, rate: int) -> float:
     return gridding_score(lines[0][:, None] * lines[1][None, :], rate)
 
 
-def mass_side(field: np.ndarray, mass: float = 0.95) -> int:
-    """Side of the smallest centred square that holds this fraction of a field, pixels.
+def mass_side(field: np.ndarray, mass: float = 0.95, centre: tuple[int, int] | None = None) -> int:
+    """Side of the smallest square around the centre that holds this fraction of a field, pixels; it may reach beyond.
 
     Args:
-        field: [H,W], not negative, centre at [H//2, W//2].
+        field: [H,W], not negative.
+        centre: row and column; by default [H//2, W//2].
     """
-    for radius in range(max(field.shape)):
-        if _window(field, radius).sum() >= mass * field.sum():
-            return 2 * radius + 1
-    return int(max(field.shape))
+    row, column = centre or (field.shape[0] // 2, field.shape[1] // 2)
+    down, across = np.abs(np.arange(field.shape[0]) - row), np.abs(np.arange(field.shape[1]) - column)
+    within = np.cumsum(np.bincount(np.maximum(down[:, None], across).ravel(), field.ravel()))
+    return 2 * int(np.searchsorted(within, mass * within[-1])) + 1
 
 
 def _window(field: np.ndarray, radius: int) -> np.ndarray:

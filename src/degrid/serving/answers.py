@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
+from degrid.analysis.field_numbers import mass_side
 from degrid.data.formats.shapes.outlines import outlines
 from degrid.data.formats.shapes.runs import packed, runs_of
 from degrid.engine.inference.prediction import Prediction
@@ -204,11 +205,8 @@ def field_answer(name: str, field: np.ndarray, row: int, column: int, place: tup
     """
     shown = np.rint(255 * np.sqrt(field / max(float(field.max()), 1e-30))).astype(np.uint8)
     height, width = field.shape
-    far = np.maximum(np.abs(np.arange(height) - row)[:, None], np.abs(np.arange(width) - column)[None])
-    within = np.cumsum(np.bincount(far.ravel(), field.ravel()))
-    radius = int(np.searchsorted(within, 0.95 * within[-1]))
     found = {"model": name, "x": place[0], "y": place[1], "width": width, "height": height}
-    return {**found, "size95": 2 * radius + 1, "map": zipped(shown)}
+    return {**found, "size95": mass_side(field, 0.95, (row, column)), "map": zipped(shown)}
 
 
 def png_of(picture: Image.Image) -> bytes:

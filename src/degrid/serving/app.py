@@ -58,7 +58,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 _NO_BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {status: _PROBLEMS[status] for status in (401, 403)}
 router = APIRouter()
 
-Files = Annotated[list[UploadFile], File(description="One or more images.")]
+Files = Annotated[list[UploadFile], File(min_length=1, description="One or more images.")]
 OneFile = Annotated[UploadFile, File(description="An image.")]
 Name = Annotated[str | None, Query(description="A name from /models; by default the first.")]
 Outputs = Annotated[

@@ -113,7 +113,13 @@ def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=_GRACE
+        app,
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
     )
     server = uvicorn.Server(config)
     # uvicorn would end the program by the signal that it got, once it has come to an end itself.
