@@ -390,7 +390,7 @@ def test_labelme(tmp_path):
         put_image(tmp_path / f"{name}.png")
     sign = [[4, 2], [5, 3]]  # of masks, both corners belong
     mask = ("sign", sign, "mask", {"mask": png(np.full((2, 2), 255, np.uint8))})
-    labelme(tmp_path / "a.json", [mask, ("car", pairs_of(CAR), "polygon", {})])
+    labelme(tmp_path / "a.json", [("car", pairs_of(CAR), "polygon", {}), mask])
     labelme(tmp_path / "b.json", [("car", [[5, 4], [1, 1]], "rectangle", {}), mask], imagePath="..\\old\\b.png")
     parts = [
         ("car", [[1, 1], [3, 4]], "rectangle", {"group_id": 1}),
@@ -407,16 +407,18 @@ def test_labelme(tmp_path):
     assert left_out in notes_of(open_dataset(tmp_path))
 
 
-def test_labelme_groups_are_one_object(tmp_path):
-    """Together 6 pixels, so that the sign of 5 is in front; each part alone has 3 and would be."""
+def test_labelme_draws_later_shapes_over_earlier_ones(tmp_path):
+    """Whatever their size and group: so does labelme 6.3.1's shapes_to_label."""
     put_image(tmp_path / "a.png")
-    parts = [
+    shapes = [
         ("car", [[0, 0], [3, 1]], "rectangle", {"group_id": 1}),
-        ("car", [[3, 0], [6, 1]], "rectangle", {"group_id": 1}),
+        ("sign", [[1, 0], [7, 0], [7, 1], [1, 1]], "polygon", {}),
+        ("car", [[5, 0], [6, 1]], "rectangle", {"group_id": 1}),
     ]
-    polygon = ("sign", [[1, 0], [6, 0], [6, 1], [1, 1]], "polygon", {})
-    labelme(tmp_path / "a.json", [*parts, polygon])
-    assert open_dataset(tmp_path)[0].label[0].tolist() == [1, 2, 2, 2, 2, 2, 0, 0]
+    labelme(tmp_path / "a.json", shapes)
+    assert open_dataset(tmp_path)[0].label[0].tolist() == [1, 2, 2, 2, 2, 1, 2, 0]
+    labelme(tmp_path / "a.json", shapes[::-1])
+    assert open_dataset(tmp_path)[0].label[0].tolist() == [1, 1, 1, 2, 2, 2, 2, 0]
 
 
 def test_labelme_circles_and_splits(tmp_path):
@@ -430,7 +432,7 @@ def test_labelme_circles_and_splits(tmp_path):
 
 def test_labelme_names_in_labels_txt(tmp_path):
     put_image(tmp_path / "a.png")
-    labelme(tmp_path / "a.json", [("sign", pairs_of(SIGN), "polygon", {}), ("car", pairs_of(CAR), "polygon", {})])
+    labelme(tmp_path / "a.json", [("car", pairs_of(CAR), "polygon", {}), ("sign", pairs_of(SIGN), "polygon", {})])
     put_text(tmp_path / "labels.txt", "__ignore__\n_background_\nsign\ncar\n")
     check(tmp_path, truth=np.array([0, 2, 1], np.uint8)[TRUTH], names=("_background_", "sign", "car"))
     put_text(tmp_path / "labels.txt", "sign\n")

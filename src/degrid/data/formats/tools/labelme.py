@@ -22,7 +22,6 @@ from degrid.data.formats.masks import MaskRule, rgb_like
 from degrid.data.formats.pairs import files_in, images_in, read_names
 from degrid.data.formats.shapes.drawn import (
     DAMAGE,
-    OVERLAPS,
     Drawn,
     Images,
     read_json,
@@ -31,7 +30,7 @@ from degrid.data.formats.shapes.drawn import (
     with_splits,
 )
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
-from degrid.data.formats.shapes.region import Region, Thing, union
+from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.image import oriented
@@ -46,8 +45,8 @@ _BOXES = ("rectangle", "oriented_rectangle")
 class Labelme(DataFormat):
     """NAME.json with shapes beside the images, in folders called as splits or not.
 
-    Polygons, rectangles, circles and masks are drawn; points and lines have no area. Shapes of one label and group are
-    one object.
+    Polygons, rectangles, circles and masks are drawn in the order of the file, as labelme's own shapes_to_label does;
+    points and lines have no area.
     """
 
     wanted = "NAME.json of labelme"
@@ -76,7 +75,7 @@ class Labelme(DataFormat):
             splits.setdefault(split_of_folders(file, path), []).append(source)
         used = {source.image for sources in splits.values() for source in sources}
         divided, notes = with_splits(splits)
-        notes += [OVERLAPS, *left_out]
+        notes += ["pixels without an object are background; where objects overlap, the later one counts", *left_out]
         if lost := len(set(images.all) - used):
             notes.append(f"{counted(lost, 'image', 'have')} no JSON file: left out, as not looked at by anybody")
         return Layout(f"images and {files[0].name}", path, divided, classes, rule, notes=notes)
@@ -165,16 +164,12 @@ def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _things(file: Path, ids: Mapping[str, int], height: int, width: int) -> Iterator[Thing]:
-    groups: dict[Any, list[Region]] = {}
     for number, shape in enumerate(_read(file)["shapes"]):
         if _kind(shape) not in _AREAS:
             continue
         if str(shape["label"]) not in ids:
             raise UserError(f'{file} has a shape of the class "{shape["label"]}", which the data did not have')
-        group = number if shape.get("group_id") is None else ("group", shape["group_id"])
-        groups.setdefault((str(shape["label"]), group), []).append(_region(shape, height, width))
-    for (name, _), regions in groups.items():
-        yield Thing(ids[name], union(regions))
+        yield Thing(ids[str(shape["label"])], _region(shape, height, width), layer=number)
 
 
 def _region(shape: Mapping[str, Any], height: int, width: int) -> Region:
