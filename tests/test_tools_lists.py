@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from degrid.data import open_dataset
+from degrid.data import notes_of, open_dataset
 from degrid.data.formats.pairs import read_list
 from degrid.types import UserError
 
@@ -89,3 +89,34 @@ def test_paths_of_windows(tmp_path):
     (tmp_path / "train.txt").write_text("JPEGImages\\a b.jpg Annotations\\a b.png\n")
     (pair,) = read_list(tmp_path / "train.txt", tmp_path)
     assert (pair.image, pair.mask) == (tmp_path / "JPEGImages/a b.jpg", tmp_path / "Annotations/a b.png")
+
+
+def test_paths_of_another_computer(tmp_path):
+    """Images and masks are found by the ends of their paths; without any, the message says what the paths are."""
+    lines = ["/home/bob/set/img/a.png /mnt/labels/seg/a.png\n", "/home/bob/set/img/b.png /mnt/labels/seg/b.png\n"]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    (tmp_path / "val.txt").write_text("C:\\data\\img\\c.png,C:\\data\\seg\\c.png\n")
+    with pytest.raises(UserError, match=r"if its paths are another computer's \(/home/bob/set/img/..\), give the root"):
+        open_dataset(tmp_path / "train.txt")
+    for name in "abc":
+        put(tmp_path / "img" / f"{name}.png", np.zeros((1, 4, 3), np.uint8))
+        put(tmp_path / "seg" / f"{name}.png", MASK)
+    for split, count, start in (("train", 2, '"home/bob/set/" and "mnt/labels/"'), ("val", 1, '"C:/data/"')):
+        dataset = open_dataset(tmp_path, split)
+        assert len(dataset) == count
+        assert np.array_equal(dataset[count - 1].label.numpy(), MASK)
+        said = f"{split}.txt: paths begin with {start}, which is not here; what follows is read from {tmp_path}"
+        assert said in notes_of(dataset)
+    assert len(open_dataset(tmp_path / "train.txt", root=tmp_path)) == 2
+
+
+def test_names_with_folders_of_another_computer(tmp_path):
+    for name in ("a", "sub/b"):
+        put(tmp_path / "images" / f"{name}.png", np.zeros((1, 4, 3), np.uint8))
+        put(tmp_path / "masks" / f"{name}.png", MASK)
+    (tmp_path / "train.txt").write_text("/home/bob/images/a.png\n")
+    (tmp_path / "val.txt").write_text("D:\\images\\sub\\b.png\n")
+    dataset = open_dataset(tmp_path, "val")
+    assert [source.name for source in dataset.sources] == ["sub/b"]
+    said = "the lists hold paths that are not here, such as /home/bob/images/a.png: images are found by the ends"
+    assert said in notes_of(dataset)

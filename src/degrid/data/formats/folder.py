@@ -16,6 +16,7 @@ from degrid.data.formats.pairs import (
     Pair,
     any_mask,
     divided,
+    elsewhere_note,
     images_in,
     masks_in,
     match_names,
@@ -164,7 +165,8 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
     Args:
         images: the folder of the images.
     """
-    listed = {split: select(names, pairs, images, path) for split, names in _lists(path).items()}
+    lists = _lists(path)
+    listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits = listed or _by_top_folder(pairs)
     if not splits:
         unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
@@ -176,9 +178,8 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
         return divided(pairs), [f"{DIVIDED}{but}{_folders_note(pairs)}"]
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
-    return splits, [
-        f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
-    ] if left_out else []
+    none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
+    return splits, [*elsewhere_note(lists), *([none] if left_out else [])]
 
 
 _MOST_SPLITS = 5

@@ -25,9 +25,10 @@ class Lists(DataFormat):
         """
         files = _lists_in(path) if path.is_dir() else _lists_beside(path)
         folder = path if path.is_dir() else path.parent
-        splits = {split: read_list(file, self.root) for split, file in files.items()}
+        notes: list[str] = []
+        splits = {split: read_list(file, self.root, notes) for split, file in files.items()}
         reason = ", ".join(file.name for file in files.values())
-        return Layout(reason, folder, splits, *class_table(self.root or folder)) if files else None
+        return Layout(reason, folder, splits, *class_table(self.root or folder), notes=notes) if files else None
 
 
 _MOST = 8  # files that are looked at for a list of another name

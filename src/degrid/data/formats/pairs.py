@@ -138,14 +138,16 @@ def read_names(file: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("# ")]
 
 
-def read_list(file: Path, root: Path | None = None) -> list[Pair]:
+def read_list(file: Path, root: Path | None = None, notes: list[str] | None = None) -> list[Pair]:
     """Read pairs from lines of "/image /mask", with paths below `root`; a line with only an image has no mask.
 
-    The slashes may be missing, and the separator may be another one, as in the lists of PaddleSeg and PaddleX.
+    The slashes may be missing, and the separator may be another one, as in the lists of PaddleSeg and PaddleX. Paths of
+    another computer are found by their ends.
 
     Args:
         root: the folder that the leading slash stands for; by default the nearest one, from the list's folder upwards,
             in which the first image exists.
+        notes: where to add what was decided.
     Raises:
         UserError: the list is missing, empty or malformed, or no folder holds the first image.
     """
@@ -156,7 +158,7 @@ def read_list(file: Path, root: Path | None = None) -> list[Pair]:
         raise UserError(f"the list {file} is empty")
     lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
     entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
-    root = root or _root_of(file, entries[0][0])
+    root, entries = _placed(entries, file, root, [] if notes is None else notes)
     return [
         # The test lists of the original code name each image as its own mask.
         Pair(
@@ -205,11 +207,39 @@ def _is_mask_name(name: str) -> bool:
     return Path(name).suffix.lower() in MASK_SUFFIXES
 
 
-def _root_of(file: Path, image: str) -> Path:
-    root = next((place for place in file.resolve().parents if _there(place, image).exists()), None)
-    if root is None:
-        raise UserError(f"{file}: {image} is in none of the folders above the list; give the root in dataset.yaml")
-    return root
+def _placed(
+    entries: list[tuple[str, str | None]], file: Path, root: Path | None, notes: list[str]
+) -> tuple[Path, list[tuple[str, str | None]]]:
+    """The root of a list, and its images and masks below that, without the folders of another computer before them."""
+    image, mask = entries[0]
+    found = _by_end(image, [root] if root else file.resolve().parents)
+    if found is None and root:
+        return root, entries  # each is missing
+    if found is None:
+        folders = Path(image).parent
+        which = f"; if its paths are another computer's (/{folders}/..), give" if len(folders.parts) > 1 else "; give"
+        raise UserError(f"{file}: {image} is in none of the folders above the list{which} the root in dataset.yaml")
+    place, before = found
+    of_mask = _by_end(mask, [place]) if mask else None
+    all_before = tuple({start for start in (before, of_mask[1] if of_mask else "") if start})
+    if all_before:
+        said = " and ".join(f'"{start}"' for start in sorted(all_before))
+        notes.append(f"{file.name}: paths begin with {said}, which is not here; what follows is read from {place}")
+
+    def below(written: str) -> str:
+        return next((written.removeprefix(start) for start in all_before if written.startswith(start)), written)
+
+    return place, [(below(image), mask and below(mask)) for image, mask in entries]
+
+
+def _by_end(written: str, places: Sequence[Path]) -> tuple[Path, str] | None:
+    """The folder below which the longest end of a path lies, and what stands before that; None where there is none."""
+    parts = Path(written).parts
+    for cut in range(len(parts)):
+        for place in places:
+            if _there(place, "/".join(parts[cut:])).exists():
+                return place, "".join(f"{part}/" for part in parts[:cut])
+    return None
 
 
 def is_pair_list(file: Path) -> bool:
@@ -345,20 +375,35 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
     known.update((str(pair.image.absolute()), pair) for pair in pairs)
     known.update((pair.name, pair) for pair in pairs)
     alike: dict[str, Pair] | None = None
-    chosen = []
+    chosen: list[Pair] = []
     for written in names:
         name = written if "/" in written else written.replace("\\", "/")
         below = name.removeprefix("./").lstrip("/")
         bare = below.removeprefix(f"{folder.name}/")
         file = bare if _is_image_name(bare) else f"{bare}.jpg"
         stem = Path(file).with_suffix("").as_posix()
-        tried = (name, bare, stem, below, Path(below).with_suffix("").as_posix())
+        tried = [name, bare, stem, below, Path(below).with_suffix("").as_posix()]
         found = next((known[each] for each in tried if each in known), None)
         if found is None:
             alike = _alike(known) if alike is None else alike
-            found = next((alike[each] for each in map(folded, tried) if each in alike), None)
+            ends = map(folded, [*tried, *_ends(name)])
+            found = next((alike[each] for each in ends if each in alike), None)
         chosen.append(found or Pair(stem, folder / file, None))
     return chosen
+
+
+def elsewhere_note(lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence on the lists that name images by paths of another computer; none where they do not."""
+    first = (names[0].replace("\\", "/") for names in lists.values() if names)
+    there = next((name for name in first if _ends(name) and not os.path.exists(name)), None)
+    return [f"the lists hold paths that are not here, such as {there}: images are found by the ends"] if there else []
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of an absolute path, which may be another computer's, without suffix; the longest first."""
+    parts = Path(name).with_suffix("").parts
+    absolute = name.startswith("/") or re.match("[A-Za-z]:", name)
+    return ["/".join(parts[cut:]) for cut in range(1, len(parts))] if absolute else []
 
 
 def _alike(known: Mapping[str, Pair]) -> dict[str, Pair]:
