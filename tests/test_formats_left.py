@@ -11,7 +11,7 @@ from mask_writers import tiff
 from PIL import Image
 from test_tools_polygons import CAR, HEIGHT, SIGN, TRUTH, WIDTH, check, put_image, put_json, put_text
 
-from degrid.data import check_data, open_dataset
+from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.dataset import open_layout
 from degrid.data.inspection.preview import Seen
 from degrid.image import read_image
@@ -162,3 +162,67 @@ def test_a_preview_says_no_data(tmp_path):
     seen = Seen(dataset)
     seen.add(0, dataset[0].label.numpy())
     assert seen.values_of(IGNORE_INDEX) == "no data, 255"
+
+
+def test_mvtec_ad(tmp_path):
+    """The defects are the classes, what has none is background, and the good images of train are left out."""
+    for place in ("train/good/0", "test/good/0", "test/good/1", "test/crack/0", "test/hole/0", "test/hole/1"):
+        put_image(tmp_path / f"{place}.png")
+    truth = {"good": np.zeros_like(TRUTH)}
+    for value, name in ((1, "crack"), (2, "hole")):
+        truth[name] = np.where(value == TRUTH, value, 0)
+        for k in range(value):
+            (tmp_path / "ground_truth" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((truth[name] > 0).astype(np.uint8) * 255).save(
+                tmp_path / "ground_truth" / name / f"{k}_mask.png"
+            )
+    datasets = [open_dataset(tmp_path, split) for split in ("train", "val")]
+    assert open_layout(tmp_path).kind == "MVTec AD"
+    assert datasets[0].labels.names == ("background", "crack", "hole")
+    assert "1 image of train, all without defects, are left out" in notes_of(datasets[0])
+    found = {sample.name: sample.label.tolist() for dataset in datasets for sample in dataset}
+    assert len(found) == 5
+    assert all(label == truth[name.split("/")[1]].tolist() for name, label in found.items())
+
+
+def segment_anything(folder):
+    put_json(folder / "sa_1.json", {"image": {}, "annotations": [{"stability_score": 0.9}]})
+
+
+def open_images(folder):
+    put_text(folder / "train-annotations-object-segmentation.csv", "MaskPath,ImageID,LabelName,BoxID\n")
+
+
+def cutouts(folder):
+    pixels = np.full((4, 4, 4), 90, np.uint8)
+    pixels[1:3, :, 3] = 0
+    Image.fromarray(pixels).save(folder / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (segment_anything, r"\. Its JSON files are Segment Anything's \(SA-1B\), whose masks have no classes"),
+        (open_images, "object-segmentation.csv is Open Images', which has one mask for each object"),
+        (cutouts, "b.png is partly transparent: if that is the mask, make it a file of its own"),
+    ],
+)
+def test_what_is_recognised_and_cannot_be_read(tmp_path, make, said):
+    put_image(tmp_path / "a.png")
+    make(tmp_path)
+    with pytest.raises(UserError, match=said):
+        open_dataset(tmp_path)
+
+
+def test_cutouts_as_masks(tmp_path):
+    put_image(tmp_path / "images" / "b.png", (4, 4))
+    (tmp_path / "masks").mkdir()
+    cutouts(tmp_path / "masks")
+    pixels = np.array(Image.open(tmp_path / "masks" / "b.png"))
+    pixels[0, :, :3], pixels[3, :, :3] = (10, 20, 30), (40, 50, 60)
+    Image.fromarray(pixels).save(tmp_path / "masks" / "b.png")
+    with pytest.raises(UserError, match="nothing says which colour is which class .* b.png is partly transparent"):
+        open_dataset(tmp_path)
+    cutouts(tmp_path / "masks")
+    assert not (report := check_data(tmp_path)).ok
+    assert 'if the transparency is the mask: Image.open("a.png").getchannel("A")' in str(report)

@@ -120,3 +120,12 @@ def test_names_with_folders_of_another_computer(tmp_path):
     assert [source.name for source in dataset.sources] == ["sub/b"]
     said = "the lists hold paths that are not here, such as /home/bob/images/a.png: images are found by the ends"
     assert said in notes_of(dataset)
+
+
+def test_numbers_with_gaps_are_numbered_anew(tmp_path):
+    put(tmp_path / "images" / "a.png", np.zeros((1, 4, 3), np.uint8))
+    put(tmp_path / "masks" / "a.png", np.array([[0, 2, 5, 255]], np.uint8))
+    (tmp_path / "labels.txt").write_text("0: background\n2: weed\n5: crop\n")
+    dataset = open_dataset(tmp_path)
+    assert "labels.txt: the ids 0, 2, 5 become 0 to 2" in notes_of(dataset)
+    assert dataset[0].label.tolist() == [[0, 1, 2, 255]]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from degrid.data.formats.masks import AS_STORED, NO_DATA, SIDEWAYS, MaskReading
 from degrid.data.formats.read_array import ARRAY_SUFFIXES, UnusableMaskError, read_array
+from degrid.data.formats.unread import MASK_OF_CUTOUT
 from degrid.image import UnreadKindError, exif_orientation, open_image
 from degrid.raster import TIFF_MARKS, TiffHeader, read_bands, tiff_header
 from degrid.types import IGNORE_INDEX, UserError
@@ -203,7 +204,8 @@ def _seen(pixels: np.ndarray, name: object) -> np.ndarray:
         if both.any() or (both.size and packed.max() == 0):
             raise UnusableMaskError(
                 f"{name} has transparent and opaque pixels of the same colour, so that the mask is lost with its "
-                "transparency: fill the transparent part with another colour, and save without transparency"
+                "transparency: fill the transparent part with another colour, and save without transparency; or, if "
+                f"the transparency is the mask: {MASK_OF_CUTOUT}"
             )
     return colors
 

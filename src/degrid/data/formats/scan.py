@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from degrid.data.formats.classes import unread_tables
 from degrid.data.formats.layout import Layout
@@ -11,6 +12,7 @@ from degrid.data.formats.pairs import splits_or_divided
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
 from degrid.data.formats.tools.label_files import is_background
+from degrid.data.formats.unread import cutout_sentence
 from degrid.data.formats.values import Survey, Surveys, total
 from degrid.lookup import counted, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
@@ -181,9 +183,11 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
 
 def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
     colors = [value for value, _ in found.pixels.most_common() if isinstance(value, tuple)]
+    cutout = cutout_sentence(Path(found.first[colored[0]]))
     return (
         f"{found.first[colored[0]]} is a colour picture and nothing says which colour is which class (there are "
         f"{len(colors)}: {some(colors, 6)}); write {layout.root}/classes.csv with the columns id,name,r,g,b"
+        + (f". {cutout}" if cutout else "")
     )
 
 

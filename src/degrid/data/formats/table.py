@@ -17,6 +17,7 @@ from degrid.data.formats.benchmarks.coco_stuff import CocoStuff
 from degrid.data.formats.benchmarks.drive import Drive
 from degrid.data.formats.benchmarks.driving import Bdd100k, Kitti
 from degrid.data.formats.benchmarks.mapillary import Mapillary
+from degrid.data.formats.benchmarks.mvtec import MvtecAd
 from degrid.data.formats.benchmarks.nyu import NyuDepth
 from degrid.data.formats.benchmarks.pascal_context import PascalContext
 from degrid.data.formats.benchmarks.remote_sensing import DeepGlobe, Isprs, LoveDA
@@ -39,6 +40,7 @@ from degrid.data.formats.tools.segments_ai import SegmentsAi
 from degrid.data.formats.tools.supervisely import Supervisely
 from degrid.data.formats.tools.via import Via
 from degrid.data.formats.tools.yolo import Yolo
+from degrid.data.formats.unread import what_is_known
 from degrid.data.shards.format import Shards, WebDataset
 from degrid.data.tfrecord.format import TFRecord
 from degrid.files import walk
@@ -72,6 +74,7 @@ FORMATS: dict[str, type[DataFormat]] = {
     "SUIM": Suim,
     "DRIVE": Drive,
     "NYU Depth v2": NyuDepth,
+    "MVTec AD": MvtecAd,
     "Hugging Face": HuggingFace,
     "lists": Lists,
     "COCO polygons": CocoJson,
@@ -129,7 +132,8 @@ def recognise(
             f"no polygons found in {path}. Looked for: {'; '.join(made.wanted for made in formats.values())}"
         )
     raise UserError(
-        f"no images with masks found in {path}{_what_is_there(path, formats)}. Looked for: {_wanted(formats)}"
+        f"no images with masks found in {path}{_what_is_there(path, formats)}{what_is_known(path)}. "
+        f"Looked for: {_wanted(formats)}"
     )
 
 

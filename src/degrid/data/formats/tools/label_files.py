@@ -162,6 +162,7 @@ LABEL_FILES: dict[str, Callable[[Path], list[LabelRow]]] = {
 """Readers by the name of the file; where a folder has several, the first counts."""
 # Those that list the values of pixels.
 _VALUES = ("_classes.csv", "class_mapping.csv")
+_NUMBERED = ("labels.txt", *_VALUES)
 
 
 def label_file(folder: Path) -> Path | None:
@@ -186,7 +187,15 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     # Darwin lists either values or colours.
     labels, rule = labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
     in_order = file.name == "labels.txt" and not re.match(r"\d+\s*:", _lines(file)[0])
-    return labels, dataclasses.replace(rule, in_order=in_order)
+    return labels, dataclasses.replace(rule, in_order=in_order, notes=_numbered_anew(rows, file))
+
+
+def _numbered_anew(rows: Iterable[LabelRow], file: Path) -> tuple[str, ...]:
+    """A sentence on values with gaps, as PaddleX leaves them where a label was deleted; none where there are none."""
+    values = [row.value for row in rows if row.name.lower() not in VOID_NAMES]
+    if file.name not in _NUMBERED or values == list(range(len(values))):
+        return ()
+    return (f"{file.name}: the ids {', '.join(map(str, values))} become 0 to {len(values) - 1}",)
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,0 +1,69 @@
+"""What is recognised and cannot be trained on: what it is, and the way on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+_TRANSPARENT = {".png", ".webp", ".tif", ".tiff"}
+_TRIED = 5
+MASK_OF_CUTOUT = 'Image.open("a.png").getchannel("A").point(lambda v: 255 * (v >= 128)).save("masks/a.png")'
+
+
+def is_cutout(file: Path) -> bool:
+    """Whether parts of an image are transparent and others are not."""
+    try:
+        with Image.open(file) as image:
+            if file.suffix.lower() not in _TRANSPARENT or image.mode not in ("RGBA", "LA"):
+                return False
+            low, high = image.getchannel("A").getextrema()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return low < high  # type: ignore[operator]
+
+
+def cutout_sentence(file: Path) -> str:
+    """What to do with masks that are transparency; empty where the file has none."""
+    if not is_cutout(file):
+        return ""
+    return f"{file.name} is partly transparent: if that is the mask, make it a file of its own: {MASK_OF_CUTOUT}"
+
+
+def what_is_known(path: Path) -> str:
+    """A sentence on data that are recognised, with a full stop in front; empty for others."""
+    return next((f". {sentence}" for known in _KNOWN if (sentence := known(path))), "")
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    """The first files of a folder, or of its folders."""
+    return (sorted(path.glob(pattern)) or sorted(path.glob(f"*/{pattern}")))[:_TRIED]
+
+
+def _segment_anything(path: Path) -> str:
+    if not any(b'"stability_score"' in file.read_bytes() for file in _files(path, "*.json")):
+        return ""
+    return (
+        "Its JSON files are Segment Anything's (SA-1B), whose masks have no classes: give them classes in a tool that "
+        "reads COCO's run-length codes, and export COCO's JSON from there"
+    )
+
+
+def _open_images(path: Path) -> str:
+    for file in _files(path, "*.csv"):
+        with file.open("rb") as stream:
+            if stream.read(17) == b"MaskPath,ImageID,":
+                return (
+                    f"{file.name} is Open Images', which has one mask for each object, of another size than the image: "
+                    "load it with FiftyOne (load_zoo_dataset) and export fiftyone.types.COCODetectionDataset"
+                )
+    return ""
+
+
+def _cutouts(path: Path) -> str:
+    below = [file for suffix in sorted(_TRANSPARENT) for file in _files(path, f"*{suffix}")]
+    return next((sentence for file in below if (sentence := cutout_sentence(file))), "")
+
+
+_KNOWN: tuple[Callable[[Path], str], ...] = (_segment_anything, _open_images, _cutouts)
