@@ -22,7 +22,7 @@ from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Wo
 from degrid.engine.training.loop import Plan, Training, in_this_process
 from degrid.engine.training.losses import make_losses
 from degrid.engine.training.objective import Objective
-from degrid.engine.training.optimizers import set_learning_rate
+from degrid.engine.training.optimizers import moving_average, set_learning_rate
 from degrid.engine.training.turns import Turns
 from degrid.verbs.run_settings import check_settings
 
@@ -34,7 +34,7 @@ PLAN = Plan(8, lambda step: 0.2 / (1 + step), SHARE.pieces, eval_every=5, clip_n
 def new_state():
     model = Net(scales=(0.5,))
     groups = [{"params": list(model.parameters()), "factor": 1.0}]
-    return Training(model, torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.01))
+    return Training(model, torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.01), moving_average(model, 0.9))
 
 
 def keep(sample, rng):
@@ -100,6 +100,9 @@ def test_one_worker_trains_as_one_process(synchronous, average_every):
     other, steps = synchronous
     for name, value in state.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
+    if not average_every:  # else the average follows the weights from round to round
+        averages = [each.average.state_dict() for each in (state, other)]
+        assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[1])
     momenta = [each.optimizer.state_dict()["state"] for each in (state, other)]
     assert all(torch.equal(momenta[0][n]["momentum_buffer"], momenta[1][n]["momentum_buffer"]) for n in momenta[1])
     ends = list(itertools.accumulate(each.steps for each in done))

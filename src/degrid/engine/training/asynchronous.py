@@ -240,10 +240,10 @@ class Server:
         for parameter, gradient in zip(state.model.parameters(), result.gradients, strict=True):
             # A copy in the parameter's own memory layout: what came from a worker may be read-only.
             parameter.grad = None if gradient is None else _copied(torch.empty_like(parameter), gradient)
-        state.parts = result.parts
-        loss = take_step(state, self.plan.clip_norm)
         # The running statistics of several workers become their mean, and a single worker's stay as they are.
         _blend(dict(state.model.named_buffers()), result.copy.tensors, 1 / (1 + staleness))
+        state.parts = result.parts
+        loss = take_step(state, self.plan.clip_norm)
         return Done(loss, result.images, self._named(result.parts), figures={"staleness": staleness})
 
     def _averaged(self, state: Training, turns: Turns) -> Done:
