@@ -1,11 +1,16 @@
 """Asynchronous training on Ray: real workers in processes of their own."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_machines import DEGRID, ENVIRONMENT, machines, wait_for_step  # noqa: F401
+from test_machines import SMALL as OPTIONS
 
 import degrid
 from degrid import UserError
@@ -14,7 +19,6 @@ from degrid.engine.training.loop import Stopped, load_state
 from degrid.files import parse_json
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
 
 SMALL = {
     "model.encoder": "timm:test_resnet",
@@ -26,12 +30,13 @@ SMALL = {
     "train.batch_size": 4,
     "train.class_weights": "none",
     "train.precision": "float32",
+    "train.fast": False,
     "train.device": "cpu",
     "model.dropout": 0.0,
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def cluster():
     """Ray with two cores, for all runs; they use it as that of the caller."""
     ray.init(
@@ -66,7 +71,8 @@ def losses(folder):
     return [record["loss"] for record in read_metrics(folder) if "loss" in record]
 
 
-def test_one_worker_trains_as_this_process(tmp_path):
+@pytest.mark.slow
+def test_one_worker_trains_as_this_process(cluster, tmp_path):
     settings = {"train.steps": 4, "train.eval_every": 4}
     train(tmp_path / "ray", 1, **settings)
     train(tmp_path / "here", 0, **settings)
@@ -76,7 +82,8 @@ def test_one_worker_trains_as_this_process(tmp_path):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
 
 
-def test_a_worker_is_killed_and_the_run_stopped_and_resumed(tmp_path):
+@pytest.mark.slow
+def test_a_worker_is_killed_and_the_run_stopped_and_resumed(cluster, tmp_path):
     """Nothing is lost but the step of the killed worker, whose images another one gets."""
     killed = []
 
@@ -107,7 +114,8 @@ def test_a_worker_is_killed_and_the_run_stopped_and_resumed(tmp_path):
     assert "workers lost: 1" in (folder / "log.txt").read_text()
 
 
-def test_workers_that_cannot_work(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_workers_that_cannot_work(cluster, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"no worker has answered for 2 seconds \(train.timeout\): 1 of 1 have not begun"
     ):
@@ -115,3 +123,57 @@ def test_workers_that_cannot_work(tmp_path, monkeypatch):
     monkeypatch.setattr("degrid.verbs.workers.VERSION", "9.9")
     with pytest.raises(UserError, match="same versions and data as the server, but degrid is 9.9 there and"):
         train(tmp_path / "version", 1)
+
+
+@pytest.mark.long
+def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
+    """Three hosts with a core each: two begin, one of them is lost, the third joins; three workers are wanted."""
+    on, kill = machines
+    folder, log = tmp_path / "run", tmp_path / "errors.txt"
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token"}  # without it only the first machine uses the token
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--object-store-memory=100000000"]
+
+    def join(each):
+        where = ["--head", "--port=6379", "--include-dashboard=false"] if each == 1 else ["--address=10.77.13.1:6379"]
+        words = [*on(each), *command, *where, f"--node-ip-address=10.77.13.{each}", "--disable-usage-stats"]
+        started = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        assert started.returncode == 0, started.stdout + started.stderr
+
+    join(1)
+    join(2)
+    steps = ["--set", "train.steps=500", "--set", "train.eval_every=500", "--set", "train.class_weights=none"]
+    asynchronous = ["--async", "--workers", "3", "--address", "10.77.13.1:6379", "--set", "train.save_every=10"]
+    words = [*on(1), *DEGRID, *OPTIONS, *steps, *asynchronous, "-o", str(folder)]
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(log.open("w"))
+        server = stack.enter_context(subprocess.Popen(words, env=environment, stderr=errors))
+        for each in (1, 2, 3):
+            stack.callback(kill, each)
+        wait_for_step(folder, 10, server)
+        kill(2)
+        wait_for_step(folder, 30, server)
+        join(3)
+        assert server.wait(timeout=400) == 0, log.read_text()
+    told = parse_json((folder / "run.json").read_text())["asynchronous"]
+    assert told["steps"] == 500
+    assert told["lost"] == 1
+    assert told["staleness_max"] >= 1
+    turns = load_state(folder / "last.ckpt")["turns"]
+    assert turns["following"] - len(turns["left"]) == 500
+    found = losses(folder)
+    assert sum(found[-10:]) < sum(found[:10])
+    staleness = [record["staleness"] for record in read_metrics(folder) if "staleness" in record]
+    assert max(staleness[-100:]) >= 1  # two at work again
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there(tmp_path):
+    """In a process of its own, as this one may have Ray already."""
+    words = [*DEGRID, *OPTIONS, "--async", "--address", "127.0.0.1:1", "--set", "train.timeout=4"]
+    done = subprocess.run([*words, "-o", str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "could not join the Ray cluster at 127.0.0.1:1 (train.asynchronous.address): no answer within 4" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,8 +22,10 @@ if TYPE_CHECKING:
 
 LEAST_STORE = 200_000_000
 """Bytes of memory in which Ray hands over arrays; more where the weights are large."""
-LOSSES_IN_A_ROW = 5
-"""A worker that is lost so often, without a result in between, will not work at all."""
+LOSSES_IN_A_ROW = 8
+"""A worker that is lost so often, without a result in between, will not work at all. It is called again after pauses of
+1, 2, 4, ... seconds, two minutes together: Ray needs a minute to notice that a machine is gone, and until then answers
+every call to its workers at once, that they are not there."""
 
 
 class _Actor:
@@ -80,6 +86,8 @@ class RayCrew:
         self._at: dict[Any, int] = {actor.begin.remote(*self._begin): n for n, actor in enumerate(self._actors)}
         self._beginning, self._free = set(range(own.workers)), list[int]()
         self._losses = [0] * own.workers
+        self._calls: dict[int, float] = {}
+        """When to call workers that were lost."""
 
     def share(self, copy: Copy) -> Any:
         """Put a copy where all workers find it."""
@@ -102,16 +110,11 @@ class RayCrew:
         """
         from degrid.engine.training.asynchronous import Answer
 
-        done, _ = self._ray.wait(list(self._at), num_returns=1, timeout=self._timeout)
-        if not done:
-            raise UserError(
-                f"no worker has answered for {self._timeout:g} seconds (train.timeout): {len(self._beginning)} of "
-                f"{len(self._actors)} have not begun; does the Ray cluster have the cores, and GPUs, that they need?"
-            )
-        worker = self._at.pop(done[0])
+        done = self._first()
+        worker = self._at.pop(done)
         began = worker not in self._beginning
         try:
-            result: Result | None = self._ray.get(done[0])
+            result: Result | None = self._ray.get(done)
         except self._ray.exceptions.RayActorError as error:
             self._losses[worker] += 1
             if self._losses[worker] == LOSSES_IN_A_ROW:
@@ -120,7 +123,7 @@ class RayCrew:
                     f"memory, and is degrid installed on its machine? Ray says: {str(error).strip().splitlines()[-1]}"
                 ) from error
             self._beginning.add(worker)
-            self._at[self._actors[worker].begin.remote(*self._begin)] = worker
+            self._calls[worker] = time.monotonic() + 2 ** (self._losses[worker] - 1)
             return Answer(worker, None) if began else None
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
@@ -132,6 +135,23 @@ class RayCrew:
             return None
         self._losses[worker] = 0
         return Answer(worker, result)
+
+    def _first(self) -> Any:
+        """What stands for the first result that is there."""
+        until = time.monotonic() + self._timeout
+        while (now := time.monotonic()) < until:
+            for worker in [worker for worker, when in self._calls.items() if when <= now]:
+                del self._calls[worker]
+                self._at[self._actors[worker].begin.remote(*self._begin)] = worker
+            pause = min([until, *self._calls.values()]) - now
+            if not self._at:
+                time.sleep(pause)
+            elif done := self._ray.wait(list(self._at), num_returns=1, timeout=pause)[0]:
+                return done[0]
+        raise UserError(
+            f"no worker has answered for {self._timeout:g} seconds (train.timeout): {len(self._beginning)} of "
+            f"{len(self._actors)} have not begun; does the Ray cluster have the cores, and GPUs, that they need?"
+        )
 
 
 @contextmanager
@@ -150,14 +170,14 @@ def hired(config: RunConfig, images: int, weight_bytes: int, on_gpu: bool) -> It
     if ray.is_initialized():  # by the caller, who also ends it
         yield RayCrew(config, images, on_gpu)
         return
-    _connect(config.train.asynchronous, weight_bytes)
+    _connect(config.train.asynchronous, weight_bytes, config.train.timeout)
     try:
         yield RayCrew(config, images, on_gpu)
     finally:
         ray.shutdown()
 
 
-def _connect(own: AsynchronousConfig, weight_bytes: int) -> None:
+def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None:
     """Start Ray on this machine, or join a cluster.
 
     Raises:
@@ -166,23 +186,43 @@ def _connect(own: AsynchronousConfig, weight_bytes: int) -> None:
     import ray
 
     address = own.address or os.environ.get("RAY_ADDRESS", "")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not address:
-        quiet |= {
+    place: dict[str, Any] = {"address": address}
+    if address:
+        _check_reachable(address, seconds)
+    else:
+        place = {
             "address": "local",
             "include_dashboard": False,
             "num_cpus": own.workers * own.cores,
             # Weights and gradients of every worker, and those that are being handed over.
             "object_store_memory": max(LEAST_STORE, 2 * weight_bytes * (own.workers + 1)),
         }
-    else:
-        quiet["address"] = address
     try:
-        ray.init(**quiet)
+        ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"could not {f'join the Ray cluster at {address}' if address else 'start Ray on this machine'} "
-            f"(train.asynchronous.address): {said[0]}; start one with: ray start --head, and join other machines with: "
-            "ray start --address=HOST:6379"
-        ) from error
+        raise _unreachable(address, str(error) or type(error).__name__) from error
+
+
+def _check_reachable(address: str, seconds: float) -> None:
+    """Ask a cluster whether it is there: `ray.init` itself would try for a quarter of an hour.
+
+    Raises:
+        UserError: no answer within so many seconds.
+    """
+    if address == "auto" or "://" in address:  # of which Ray knows sooner
+        return
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer within {seconds:g} seconds (train.timeout)") from None
+    if done.returncode:
+        raise _unreachable(address, done.stderr.strip().rpartition("\n")[2])
+
+
+def _unreachable(address: str, why: str) -> UserError:
+    return UserError(
+        f"could not {f'join the Ray cluster at {address}' if address else 'start Ray on this machine'} "
+        f"(train.asynchronous.address): {why.strip().splitlines()[0]}; start one with: ray start --head, and join "
+        "other machines with: ray start --address=HOST:6379"
+    )
