@@ -718,8 +718,8 @@ def test_demo(tmp_path, capfd):
         assert f"<td>{operator}</td><td>{100 * scores.miou:.1f}</td>" in page
         seed = json.loads((tmp_path / "demo" / operator / "run.json").read_text())["config"]["train"]["seed"]
         assert seed == 4
-    assert page.count("<img") == 3 * 4  # image, truth and two predictions of three scenes
-    assert page.count("<svg") == 2  # curves, receptive fields
+    # image, truth and two predictions of three scenes; confusions and receptive fields; loss, mIoU and learning rate
+    assert page.count("<img") == 3 * 4 + 2 * 2 + 3
     outside = re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
     assert not outside  # nothing is loaded from elsewhere
     assert output.strip().splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
@@ -729,7 +729,8 @@ def test_demo(tmp_path, capfd):
     made = degrid.demo(tmp_path / "demo", steps=1, scenes=3, progress=shown.append, tell=told.append)
     assert made.report.exists()
     assert [run.name for run in made.runs] == ["regular", "tent"]
-    assert {now.task for now in shown} == {"counting", "training", "evaluating"}
+    done = {f"evaluating {tmp_path / 'demo' / operator}" for operator in ("regular", "tent")}
+    assert {now.task for now in shown} == {"counting", "training", "evaluating", "looking inside"} | done
     assert told[0] == "== regular dilated convolutions"
     for run in made.runs:
         scores = degrid.evaluate(degrid.load(tmp_path / "demo" / run.name), degrid.open_dataset("synthetic:3", "test"))
@@ -763,6 +764,7 @@ def test_every_command_has_help_with_examples():
         ["convert"],
         ["demo"],
         ["plot"],
+        ["report"],
         ["collect"],
     ):
         code, output = cli(*words, "--help")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from degrid.verbs.modernise import modernise
     from degrid.verbs.outputs import ResultFiles
     from degrid.verbs.predict import PredictResult, predict, predict_each
+    from degrid.verbs.report import Report, report
     from degrid.verbs.run import RunResult
     from degrid.verbs.serve import serve
     from degrid.verbs.study import StudyProtocol, study
@@ -68,6 +69,7 @@ _MODULES = {
     "verbs.outputs": "ResultFiles",
     "verbs.predict": "PredictResult predict predict_each",
     "verbs.launch": "Cluster launch",
+    "verbs.report": "Report report",
     "verbs.run": "RunResult",
     "verbs.serve": "serve",
     **{
@@ -98,6 +100,7 @@ __all__ = [
     "RateSearch",
     "ReceptiveField",
     "Regions",
+    "Report",
     "ResultFiles",
     "RunResult",
     "Sample",
@@ -130,6 +133,7 @@ __all__ = [
     "open_dataset",
     "predict",
     "predict_each",
+    "report",
     "save",
     "serve",
     "smooth_dilated_convs",

@@ -29,13 +29,43 @@ def page(title: str, sections: Sequence[str]) -> str:
     return _PAGE.replace("{title}", heading).replace("{body}", "\n".join([f"<h1>{heading}</h1>", *sections]))
 
 
+def text(words: str) -> str:
+    """Words as HTML."""
+    return words if isinstance(words, Raw) else html.escape(words)
+
+
+def paragraph(words: str) -> str:
+    """A paragraph of text."""
+    return f"<p>{text(words)}</p>"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under a row of heads."""
+    """Rows of text under a row of heads; on narrow screens it scrolls."""
     lines = []
     for tag, cells in [("th", head), *(("td", row) for row in rows)]:
-        texts = [cell if isinstance(cell, Raw) else html.escape(cell) for cell in cells]
-        lines.append(f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+        lines.append(f"<tr>{''.join(f'<{tag}>{text(cell)}</{tag}>' for cell in cells)}</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def swatch(color: Sequence[int], name: str) -> Raw:
+    """A class with its colour, R, G and B from 0 to 255."""
+    return Raw(f'<span class="swatch" style="background:rgb({",".join(map(str, color))})"></span>{html.escape(name)}')
+
+
+def grid(columns: int, cells: Sequence[str]) -> str:
+    """Cells of HTML in so many columns; on narrow screens it scrolls."""
+    inner = "".join(f"<div>{cell}</div>" for cell in cells)
+    return f'<div class="wide"><div class="grid" style="--columns:{columns}">{inner}</div></div>'
+
+
+def side_by_side(figures: Sequence[str]) -> str:
+    """Figures in one row where the screen is wide enough."""
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def folded(title: str, content: str) -> str:
+    """HTML that a click on its title shows."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def figure(picture: str, caption: str) -> str:
@@ -43,9 +73,10 @@ def figure(picture: str, caption: str) -> str:
     return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def image(png: bytes, description: str) -> str:
-    """A PNG file inside the page."""
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def image(file: bytes, description: str) -> str:
+    """A PNG or JPEG file inside the page."""
+    kind = "jpeg" if file.startswith(b"\xff\xd8") else "png"
+    return f'<img alt="{html.escape(description)}" src="data:image/{kind};base64,{base64.b64encode(file).decode()}">'
 
 
 def png(figure: Figure) -> bytes:
@@ -58,14 +89,6 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(stream, format="png", dpi=120)
     return stream.getvalue()
-
-
-def svg(figure: Figure) -> str:
-    """The picture as an <svg> element."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -81,13 +104,19 @@ _PAGE = """<!doctype html>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+table { border-collapse: collapse; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 2rem 0; } figcaption { color: #555; font-size: .9rem; }
-figure img, figure svg { max-width: 100%; height: auto; }
+figure img { max-width: 100%; height: auto; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border: 1px solid #0003; }
-.grid { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .4rem; }
-.grid img { width: 100%; image-rendering: pixelated; }
+.wide { overflow-x: auto; margin: 1rem 0; } td { white-space: nowrap; }
+.grid { display: grid; grid-template-columns: repeat(var(--columns), minmax(9rem, 1fr)); gap: .4rem; }
+.grid img { width: 100%; } .grid div { font-size: .85rem; overflow-wrap: anywhere; }
+.legend span { white-space: nowrap; margin-right: 1.1em; } .legend .swatch { margin-right: .4em; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.row figure { margin: .5rem 0; }
+summary { cursor: pointer; margin: .6rem 0; }
 code { background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
 </style>
 <body>

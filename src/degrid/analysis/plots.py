@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,14 @@ PICTURES: tuple[tuple[str, Callable[[Sequence[Curves], float], Figure | None], s
 """File name, drawing function of (runs, smoothing) and caption."""
 
 
+def curve_pictures(runs: Sequence[Curves], smooth: float = 0.9) -> Iterator[tuple[str, bytes, str]]:
+    """Those of `PICTURES` that the runs have something for: file name without ending, PNG file and caption."""
+    for stem, draw, caption in PICTURES:
+        drawn = draw(runs, smooth)
+        if drawn is not None:
+            yield stem, png(drawn), caption
+
+
 def plot_runs(
     curves: Sequence[Curves], out: str | Path, smooth: float = 0.9, epoch_steps: float | None = None
 ) -> list[Path]:
@@ -194,11 +202,7 @@ def plot_runs(
     named = zip(curves, distinct(run.name for run in curves), strict=True)
     runs = [replace(run, name=name, epoch_steps=epoch_steps or run.epoch_steps) for run, name in named]
     folder, files, figures = Path(out), [], []
-    for stem, draw, caption in PICTURES:
-        drawn = draw(runs, smooth)
-        if drawn is None:
-            continue
-        data = png(drawn)
+    for stem, data, caption in curve_pictures(runs, smooth):
         files.append(folder / f"{stem}.png")
         write_bytes(files[-1], data)
         figures.append(figure(image(data, caption), caption))

@@ -25,6 +25,7 @@ from degrid.cli import (
     plot,
     predict,
     quick_imports,
+    report,
     serve,
     study,
     train,
@@ -59,6 +60,7 @@ app.command("erf")(erf.erf)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("plot")(plot.plot)
+app.command("report")(report.report)
 app.command("bench")(bench.bench)
 app.command("collect")(collect.collect)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from degrid.arguments import checked
+from degrid.config import flat
 from degrid.contracts import bands_of, declared
 from degrid.data import notes_of
-from degrid.engine.evaluation.bootstrap import Difference, ImageConfusions, paired_bootstrap
-from degrid.engine.evaluation.evaluate import OnImage, score
+from degrid.engine.evaluation.bootstrap import Difference, paired_bootstrap
 from degrid.engine.evaluation.seeds import mean_scores, seed_difference
 from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.predictor import predictor_of
 from degrid.engine.ranks import own_items
+from degrid.files import parse_json
 from degrid.lookup import counted
 from degrid.types import Dataset, OnProgress, Scores, UserError
-from degrid.verbs.evaluate import AnyData, counting, each_of, opened
+from degrid.verbs.evaluate import AnyData, counting, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
+from degrid.verbs.scored import Scored, scored
+
+AnyModels = AnyModel | Iterable[AnyModel | Sequence[AnyModel]]
+"""One model or several; several runs of one recipe are a list of them, or paths joined by commas."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def interval(difference: Difference) -> str:
 
 @checked
 def compare(
-    models: AnyModel | Iterable[AnyModel | Sequence[AnyModel]],
+    models: AnyModels,
     data: AnyData,
     split: str = "val",
     *,
@@ -155,23 +158,25 @@ def compare(
         UserError: fewer than two models, single runs beside several ones, models that do not predict the same classes,
             a limit of memory, which each network keeps by other windows; see also `degrid.evaluate`.
     """
-    recipes = _recipes(models)
+    recipes = recipes_of(models)
+    if len(recipes) < 2:
+        ways = "degrid compare MODEL MODEL --data PATH (degrid.compare([MODEL, MODEL], PATH))"
+        raise UserError(f"a comparison needs two models or more, got {len(recipes)}: {ways}")
     options = options or InferenceOptions()
     if options.memory is not None:
         raise UserError("a limit of memory gives every network other windows: compare with a window (options=...)")
     paths = [path for recipe in recipes for path in recipe]
-    pairs = _with_data(paths, data, split)
+    pairs = with_data(paths, data, split)
     dataset = pairs[0][1]
     count = counting(progress, "comparing", len(paths) * len(own_items(len(dataset))))
-    found = [_scored(*pair, device, precision, options, count) for pair in pairs]
-    if len({each[2].split()[0] for each in found}) > 1:  # precision "auto"
-        found = [_scored(*pair, device, "float32", options, None) for pair in pairs]
-    runs = _grouped(recipes, (each[1:] for each in found))
-    stacks = [each[0] for each in found]
+    found = [scored(*pair, device, precision, options, count) for pair in pairs]
+    if len({each.precision.split()[0] for each in found}) > 1:  # precision "auto"
+        found = [scored(*pair, device, "float32", options, None) for pair in pairs]
+    runs, stacks = grouped(recipes, found), [each.confusions for each in found]
     return Comparison(
         tuple(map(_name, runs)),
         tuple(mean_scores([run.scores for run in recipe]) for recipe in runs),
-        tuple(_to_first(runs, stacks, draws, seed)),
+        tuple(to_first(runs, stacks, draws, seed)),
         tuple(map(_precision, runs)),
         runs,
         os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
@@ -183,21 +188,16 @@ def compare(
     )
 
 
-def _recipes(models: AnyModel | Iterable[AnyModel | Sequence[AnyModel]]) -> list[list[AnyModel]]:
+def recipes_of(models: AnyModels) -> list[list[AnyModel]]:
     """The runs of each recipe.
 
     Raises:
-        UserError: see `compare`.
+        UserError: single runs beside several ones.
     """
     given = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
     recipes = [_runs(each) if isinstance(each, str | os.PathLike | nn.Module) else list(each) for each in given]
-    if len(recipes) < 2:
-        raise UserError(
-            f"a comparison needs two models or more, got {len(recipes)}: degrid compare MODEL MODEL --data PATH "
-            "(degrid.compare([MODEL, MODEL], PATH))"
-        )
     numbers = [len(recipe) for recipe in recipes]
-    if max(numbers) > 1 > min(numbers) - 1:
+    if numbers and max(numbers) > 1 > min(numbers) - 1:
         raise UserError(
             f"recipes are compared over the seeds of two runs or more of each, single models over the images; got "
             f"{', '.join(map(str, numbers))} runs"
@@ -205,14 +205,14 @@ def _recipes(models: AnyModel | Iterable[AnyModel | Sequence[AnyModel]]) -> list
     return recipes
 
 
-def _with_data(paths: Sequence[AnyModel], data: AnyData, split: str) -> list[tuple[nn.Module, Dataset]]:
+def with_data(paths: Sequence[AnyModel], data: AnyData, split: str) -> list[tuple[nn.Module, Dataset]]:
     """Each network with the dataset as it wants it.
 
     Raises:
         UserError: see `compare`.
     """
     networks = [open_network(path) for path in paths]  # all of them first, so that mistakes show early
-    _check_classes(networks, [name_of(path) for path in paths])
+    check_classes(networks, [name_of(path) for path in paths])
     first = declared(networks[0])
     labels = first.labels if first else None
     datasets = {bands: opened(data, split, labels, bands) for bands in dict.fromkeys(map(bands_of, networks))}
@@ -226,39 +226,33 @@ def _runs(model: AnyModel) -> list[AnyModel]:
     return [part.strip() for part in os.fspath(model).split(",") if part.strip()]
 
 
-def _scored(
-    network: nn.Module,
-    dataset: Dataset,
-    device: str,
-    precision: str,
-    options: InferenceOptions | None,
-    count: OnImage | None,
-) -> tuple[Tensor, Scores, str, int]:
-    """The confusion of each image, the scores, the precision in words, and how many images went through windows."""
-    collect = ImageConfusions(len(dataset.labels))
-    with predictor_of(network, device, precision, options, whole=True) as predictor:
-        scores = score(predictor, dataset, boundary=False, on_image=each_of(collect, count))
-    return collect.stacked(), scores, str(predictor.network), predictor.windowed
-
-
-def _seed_of(model: AnyModel) -> int | None:
-    """The seed of a run folder, or of the model folder in it, as run.json says; None for anything else."""
-    if isinstance(model, nn.Module):
-        return None
-    for folder in (Path(model), Path(model).parent):
+def run_record(model: AnyModel) -> dict[str, Any] | None:
+    """The run.json of a run folder, or of the run folder that a model folder is in; None where there is none."""
+    for folder in () if isinstance(model, nn.Module) else (Path(model), Path(model).parent):
         try:
-            return int(json.loads((folder / "run.json").read_text())["config"]["train"]["seed"])
-        except (OSError, ValueError, KeyError, TypeError):
+            record = parse_json((folder / "run.json").read_text("utf-8"))
+        except (OSError, ValueError):
             continue
+        if isinstance(record, dict) and isinstance(record.get("config"), dict):
+            return record
     return None
 
 
-def _grouped(
-    recipes: Sequence[Sequence[AnyModel]], found: Iterable[tuple[Scores, str, int]]
-) -> tuple[tuple[Run, ...], ...]:
+def _seed_of(model: AnyModel) -> int | None:
+    """The seed of a run; None where it is not known."""
+    record = run_record(model)
+    seed = flat(record["config"]).get("train.seed") if record else None
+    return seed if isinstance(seed, int) else None
+
+
+def grouped(recipes: Sequence[Sequence[AnyModel]], found: Iterable[Scored]) -> tuple[tuple[Run, ...], ...]:
     """The runs of each recipe, with what was found of them one after another."""
     rest = iter(found)
-    return tuple(tuple(Run(name_of(path), _seed_of(path), *next(rest)) for path in recipe) for recipe in recipes)
+    return tuple(tuple(_run(path, next(rest)) for path in recipe) for recipe in recipes)
+
+
+def _run(path: AnyModel, found: Scored) -> Run:
+    return Run(name_of(path), _seed_of(path), found.scores, found.precision, found.windowed)
 
 
 def _name(recipe: Sequence[Run]) -> str:
@@ -269,7 +263,7 @@ def _precision(recipe: Sequence[Run]) -> str:
     return "; ".join(dict.fromkeys(run.precision for run in recipe))
 
 
-def _to_first(runs: Sequence[Sequence[Run]], stacks: Sequence[Tensor], draws: int, seed: int) -> Iterator[Difference]:
+def to_first(runs: Sequence[Sequence[Run]], stacks: Sequence[Tensor], draws: int, seed: int) -> Iterator[Difference]:
     """Over the images, whose confusions are given, between single models; over the seeds between recipes."""
     for number, others in enumerate(runs[1:], start=1):
         one_each = len(stacks) == len(runs)
@@ -287,7 +281,7 @@ def _between(first: Sequence[Run], others: Sequence[Run]) -> Difference:
     return seed_difference([run.scores.miou for run in first], [run.scores.miou for run in others], paired)
 
 
-def _check_classes(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
+def check_classes(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
     """Refuse networks that do not declare the same classes in the same order; those that declare none are believed."""
     declaring = [(known.labels, name) for net, name in zip(networks, names, strict=True) if (known := declared(net))]
     for labels, name in declaring:

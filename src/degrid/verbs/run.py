@@ -120,7 +120,7 @@ def run(
             check_settings(config)
             if not resume:
                 _check_new(folder)
-            check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(configs.to_dict(config))})
+            check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(config)})
             work = _prepare(config, folder, device, resume, start_iteration)
         with work.server(progress) as server:
             return work.train(resume, progress, tell, server)
@@ -256,12 +256,9 @@ def _check_in_step(share: Share, batch_norm: str) -> None:
         )
 
 
-def _of_all(settings: dict[str, Any], where: str = "") -> dict[str, object]:
+def _of_all(config: RunConfig) -> dict[str, object]:
     """The settings by their paths, without those in which machines may differ."""
-    found: dict[str, object] = {}
-    for name, value in settings.items():
-        path = f"{where}.{name}".lstrip(".")
-        found |= _of_all(value, path) if isinstance(value, dict) else {path: value}
+    found = configs.flat(configs.to_dict(config))
     return {path: value for path, value in found.items() if path not in ("data.path", "data.workers", "train.device")}
 
 

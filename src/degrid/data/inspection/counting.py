@@ -42,7 +42,7 @@ def class_counts(dataset: Dataset, progress: OnProgress | None = None) -> np.nda
                 progress(Progress("counting", index + 1, len(dataset)))
         return base64.b64encode(zlib.compress(counts.tobytes())).decode()
 
-    key = _key(dataset)
+    key = content_key("class_counts", dataset)
     packed = kept_on_disk(key, count) if key else count()
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.int64).reshape(-1, len(columns))
 
@@ -60,11 +60,17 @@ def _count_source(source: Source, rule: MaskRule, bands: Bands) -> np.ndarray:
     return counts
 
 
-def _key(dataset: Dataset) -> list[str]:
-    """All that the counts depend on; empty where files do not tell, or may change without a change of their time."""
+def content_key(what: str, dataset: Dataset) -> list[str]:
+    """A key for `degrid.files.kept_on_disk` with all that a dataset's images and labels depend on.
+
+    Empty where files do not tell, or may change without a change of their time.
+
+    Args:
+        what: the values that are kept.
+    """
     if not isinstance(dataset, SourceDataset):
         return []
-    key = ["class_counts", VERSION, repr(dataset.rule), repr(dataset.labels), repr(dataset.bands)]
+    key = [what, VERSION, repr(dataset.rule), repr(dataset.labels), repr(dataset.bands)]
     latest = 0.0
     for source in dataset.sources:
         try:

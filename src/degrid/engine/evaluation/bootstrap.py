@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,23 +74,41 @@ def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -
     Hinkley, Bootstrap Methods and their Application (1997), section 4.2: one more draw.
     """
     _check_pair(a, b, draws)
-    images, classes = a.shape[:2]
+    classes = a.shape[1]
     # All that the mIoU needs of a sum of matrices, and far smaller than they: [num_images, 4 C].
     parts = torch.cat([*hits_and_unions(a), *hits_and_unions(b)], dim=1).double()
     miou_a, miou_b = _mious(parts.sum(0, keepdim=True), classes)
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK_VALUES // max(images, 4 * classes))
-    found = []
-    for start in range(0, draws, rows):
-        weights = _draw(generator, min(rows, draws - start), images)
-        of_a, of_b = _mious(weights @ parts, classes)
-        found.append(of_b - of_a)
-    drawn = torch.cat(found).numpy()
+    drawn = torch.cat([b - a for a, b in _drawn(parts, classes, draws, seed)]).numpy()
     low, high = np.quantile(drawn, [0.025, 0.975])
     difference = (miou_b - miou_a).item()
     flipped = int(np.sum(drawn * np.sign(difference) <= 0))
     p = min(1.0, 2 * (flipped + 1) / (draws + 1))
     return Difference(miou_a.item(), miou_b.item(), difference, float(low), float(high), p)
+
+
+def miou_interval(confusions: Tensor, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a model's mIoU, 0..1, over other choices of images; see `paired_bootstrap`.
+
+    Args:
+        confusions: int64 [num_images,C,C], see `ImageConfusions`.
+    Raises:
+        UserError: no image or draw.
+    """
+    _check_pair(confusions, confusions, draws)
+    hit, union = hits_and_unions(confusions)
+    parts = torch.cat([hit, union, hit, union], dim=1).double()
+    drawn = torch.cat([miou for miou, _ in _drawn(parts, confusions.shape[1], draws, seed)]).numpy()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _drawn(parts: Tensor, classes: int, draws: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The mIoUs of both models for the draws, part by part; `parts`: float64 [num_images,4C]."""
+    images = len(parts)
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK_VALUES // max(images, 4 * classes))
+    for start in range(0, draws, rows):
+        yield _mious(_draw(generator, min(rows, draws - start), images) @ parts, classes)
 
 
 def _check_pair(a: Tensor, b: Tensor, draws: int) -> None:
