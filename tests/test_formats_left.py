@@ -199,9 +199,14 @@ def cutouts(folder):
     Image.fromarray(pixels).save(folder / "b.png")
 
 
+def boxes_of_voc(folder):
+    put_text(folder / "Annotations" / "a.xml", "<annotation><object><bndbox></bndbox></object></annotation>")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (boxes_of_voc, r"\. Its XML files are VOC's boxes"),
         (segment_anything, r"\. Its JSON files are Segment Anything's \(SA-1B\), whose masks have no classes"),
         (open_images, "object-segmentation.csv is Open Images', which has one mask for each object"),
         (cutouts, "b.png is partly transparent: if that is the mask, make it a file of its own"),

@@ -129,3 +129,27 @@ def test_numbers_with_gaps_are_numbered_anew(tmp_path):
     dataset = open_dataset(tmp_path)
     assert "labels.txt: the ids 0, 2, 5 become 0 to 2" in notes_of(dataset)
     assert dataset[0].label.tolist() == [[0, 1, 2, 255]]
+
+
+def test_class_name_to_id_of_paddlex(tmp_path):
+    """As PaddleX 3.7.2 writes it when it converts labelme's files."""
+    put(tmp_path / "images" / "a.png", np.zeros((1, 4, 3), np.uint8))
+    put(tmp_path / "annotations" / "a.png", MASK)
+    (tmp_path / "class_name.txt").write_text("weed\ncrop\n")
+    (tmp_path / "class_name_to_id.txt").write_text("255: __ignore__\n0: _background_\n1: weed\n2: crop\n")
+    (tmp_path / "train.txt").write_text("images/a.png annotations/a.png\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.names == ("_background_", "weed", "crop")
+    assert dataset[0].label.tolist() == MASK.tolist()
+    assert not any("0, 1, 2" in note for note in notes_of(dataset))
+
+
+@pytest.mark.parametrize("name", ["class_names.txt", "labels.txt"])
+def test_what_is_ignored_has_a_number_of_its_own_unless_it_is_first(tmp_path, name):
+    """PaddleSeg's labelme2seg.py numbers it as it comes."""
+    put(tmp_path / "images" / "a.png", np.zeros((1, 4, 3), np.uint8))
+    put(tmp_path / "annotations" / "a.png", np.array([[0, 1, 2, 3]], np.uint8))
+    (tmp_path / name).write_text("_background_\nweed\n__ignore__\ncrop\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.names == ("_background_", "weed", "crop")
+    assert dataset[0].label.tolist() == [[0, 1, 255, 2]]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import read_names, read_text
-from degrid.data.formats.tools.label_files import label_file, tool_classes
+from degrid.data.formats.pairs import read_text
+from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
 from degrid.files import write_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
@@ -81,7 +81,7 @@ def unread_tables(root: Path) -> list[str]:
 
 def _read_names(file: Path) -> tuple[list[ClassRow], bool]:
     """One class per line, or "ID NAME", "ID,NAME" or "ID: NAME" in every line; and whether there are no ids."""
-    lines = [line for line in read_names(file) if line != "__ignore__"]
+    lines = named_lines(file)
     if not lines:
         raise UserError(f"{file} is empty; expected one class name per line")
     numbered = [re.fullmatch(r"(\d+)\s*[\s,;:]\s*(\S.*)", line) for line in lines]

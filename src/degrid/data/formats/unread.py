@@ -61,9 +61,18 @@ def _open_images(path: Path) -> str:
     return ""
 
 
+def _boxes_of_voc(path: Path) -> str:
+    if not any(b"<bndbox>" in file.read_bytes() for file in _files(path, "*.xml")):
+        return ""
+    return (
+        "Its XML files are VOC's boxes, beside which Roboflow and supervision may write polygons: export masks or "
+        "COCO's JSON instead"
+    )
+
+
 def _cutouts(path: Path) -> str:
     below = [file for suffix in sorted(_TRANSPARENT) for file in _files(path, f"*{suffix}")]
     return next((sentence for file in below if (sentence := cutout_sentence(file))), "")
 
 
-_KNOWN: tuple[Callable[[Path], str], ...] = (_segment_anything, _open_images, _cutouts)
+_KNOWN: tuple[Callable[[Path], str], ...] = (_segment_anything, _open_images, _boxes_of_voc, _cutouts)

@@ -142,12 +142,23 @@ def read_class_mapping(file: Path) -> list[LabelRow]:
     return rows
 
 
+def named_lines(file: Path) -> list[str]:
+    """The lines of a list of names, without the "__ignore__" in front that labelme counts as -1.
+
+    Further below it is a class of its own number to PaddleSeg's labelme2seg.py, and void here.
+    """
+    lines = read_names(file)
+    return lines[1:] if lines[:1] == ["__ignore__"] else lines
+
+
 def read_numbered_names(file: Path) -> list[LabelRow]:
-    """labels.txt of PaddleX and PaddleSeg: a name per line, or "id: name"."""
-    lines = [line for line in _lines(file) if line != "__ignore__"]
+    """labels.txt of PaddleX and PaddleSeg: a name per line, or "id: name"; and PaddleX's class_name_to_id.txt."""
+    _lines(file)
+    lines = [line for line in named_lines(file) if not line.startswith("#")]
     found = [re.fullmatch(r"(\d+)\s*:\s*(\S.*)", line) for line in lines]
     if all(found):
-        return [LabelRow(match[2], None, int(match[1])) for match in found if match]
+        rows = [LabelRow(match[2], None, int(match[1])) for match in found if match]
+        return sorted(rows, key=lambda row: row.value)
     return [LabelRow(line, None, value) for value, line in enumerate(lines)]
 
 
@@ -158,11 +169,12 @@ LABEL_FILES: dict[str, Callable[[Path], list[LabelRow]]] = {
     "_classes.csv": read_pixel_values,
     "class_mapping.csv": read_class_mapping,
     "labels.txt": read_numbered_names,
+    "class_name_to_id.txt": read_numbered_names,
 }
 """Readers by the name of the file; where a folder has several, the first counts."""
 # Those that list the values of pixels.
 _VALUES = ("_classes.csv", "class_mapping.csv")
-_NUMBERED = ("labels.txt", *_VALUES)
+_NUMBERED = ("labels.txt", "class_name_to_id.txt", *_VALUES)
 
 
 def label_file(folder: Path) -> Path | None:
