@@ -158,17 +158,17 @@ def add(archive, name, data):
     archive.addfile(entry, io.BytesIO(data))
 
 
-def png(array):
+def encoded(array, kind="PNG"):
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, format="PNG")
+    Image.fromarray(array).save(stream, format=kind)
     return stream.getvalue()
 
 
 def foreign(file, count=3, first=0):
     with tarfile.open(file, "w") as archive:
         for index in range(first, first + count):
-            add(archive, f"./s{index}.png", png(picture(index)))
-            add(archive, f"./s{index}.mask.png", png(picture(index, 1)[..., 0] % 2))
+            add(archive, f"./s{index}.png", encoded(picture(index)))
+            add(archive, f"./s{index}.mask.png", encoded(picture(index, 1)[..., 0] % 2))
     return file
 
 
@@ -189,6 +189,15 @@ def test_tar_files_of_others(tmp_path):
         open_dataset(tmp_path)
     rest = open_dataset(tmp_path, skip_bad_shards=True)
     assert [source.name for source in rest.sources] == ["s3", "s4", "s5"]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_labels_of_another_size(tmp_path, kind):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        add(archive, f"a.{kind.lower()}", encoded(picture(0), kind))
+        add(archive, "a.seg.png", encoded(picture(0)[..., 0].T // 255))
+    with pytest.raises(UserError, match="train-0.tar: a label of 6x8 pixels for an image of 8x6 at byte"):
+        open_dataset(tmp_path)[0]
 
 
 def test_images_of_other_bands_keep_their_values(tmp_path):

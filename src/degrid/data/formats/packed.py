@@ -37,7 +37,7 @@ def open_picture(part: Span, what: str) -> Image.Image:
         _refuse_picture(part, what, error)
 
 
-def label_values(label: Span, how: MaskReading, image: tuple[int, int] | None = None) -> np.ndarray:
+def label_values(label: Span, how: MaskReading, image: tuple[int, ...] | None = None) -> np.ndarray:
     """A label's values; its size is compared with the image's before it is decoded.
 
     Args:
@@ -78,7 +78,7 @@ def pixels_like(image: Span, size: tuple[int, ...], picture: Image.Image) -> np.
     return pixels
 
 
-def refuse_size(part: Span, label: tuple[int, int], image: tuple[int, int]) -> NoReturn:
+def refuse_size(part: Span, label: tuple[int, ...], image: tuple[int, ...]) -> NoReturn:
     """Say that a label, of this width and height, is no label of the image."""
     part.fail(f"a label of {label[0]}x{label[1]} pixels for an image of {image[0]}x{image[1]}")
 

@@ -12,11 +12,12 @@ from typing import ClassVar
 import numpy as np
 
 from degrid.data.formats.masks import AS_STORED, MaskReading
-from degrid.data.formats.packed import as_file, label_values, open_picture, pixels_like
+from degrid.data.formats.packed import as_file, label_values, open_picture, pixels_like, refuse_size
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.source import RawSample, Source
 from degrid.data.shards.index import Member, Part
 from degrid.data.shards.places import read_part
+from degrid.image import decode_jpeg
 from degrid.protobuf import Span
 from degrid.types import RGB, Bands, ConversionError, UserError
 
@@ -56,9 +57,15 @@ class ShardSource(Source):
         if bands != RGB or not self._is_picture(image):
             with self._pair(image, label) as pair:
                 return pair.read(bands)
-        picture = open_picture(image, "image")
-        values = label_values(label, self.how, picture.size)
-        return RawSample(self.name, pixels_like(image, values.shape[:2], picture), values)
+        pixels = decode_jpeg(bytes(image.data)) if self.member.suffix != ".png" else None
+        if pixels is None:
+            picture = open_picture(image, "image")
+            values = label_values(label, self.how, picture.size)
+            return RawSample(self.name, pixels_like(image, values.shape[:2], picture), values)
+        values = label_values(label, self.how)
+        if values.shape[:2] != pixels.shape[:2]:
+            refuse_size(label, values.shape[1::-1], pixels.shape[1::-1])
+        return RawSample(self.name, pixels, values)
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """See `Source`."""
