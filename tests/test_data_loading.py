@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from degrid.data import SyntheticScenes, TrainTransform, training_batches
+from degrid.data import Loaders, SyntheticScenes, TrainTransform, training_batches
 from degrid.data.training import collate, repeat_factors, void_borders
 from degrid.kernels import resample as resampling
 from degrid.kernels.resample import resample
@@ -57,6 +57,31 @@ def test_augmented_batches_are_the_same_with_any_number_of_workers():
             assert batch.names == expected.names
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.label, expected.label)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "loading", "using", "number"),
+    [
+        (Loaders(8), 1, 3, 1),  # three times as fast as needed
+        (Loaders(8), 2, 1, 3),
+        (Loaders(8), 9, 1, 8),
+        (Loaders(8), 1, 0, 8),
+        (Loaders(1), 2, 1, 1),
+        (Loaders(8, worth=0.1), 0.99, 9, 0),
+        (Loaders(8, worth=0.1), 1.01, 9, 1),
+        (Loaders(0, worth=0.1), 9, 1, 0),
+    ],
+)
+def test_as_many_processes_load_as_are_needed(loaders, loading, using, number):
+    assert loaders.number(loading, using) == number
+
+
+def test_batches_stay_in_order_when_the_number_of_processes_is_decided():
+    whole, chosen = (
+        training_batches(Stripes(7), TrainTransform((8, 8)), 2, 1, 3, workers) for workers in (0, Loaders(2, trial=3))
+    )
+    for expected, batch in itertools.islice(zip(whole, chosen, strict=True), 9):
+        assert batch.names == expected.names
 
 
 def test_rare_classes_are_shown_more_often():

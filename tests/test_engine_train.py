@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from degrid.engine.device import arithmetic, on_device, read_later
 from degrid.engine.training.log import RunLog, StepRecord, read_metrics
 from degrid.engine.training.loop import FORMAT, Plan, Stopped, Training, in_this_process, load_state, train
+from degrid.engine.training.losses import LOSSES, make_losses
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import (
     make_optimizer,
@@ -124,6 +126,102 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "large"), rel=1e-5)
     for a, b in zip(tensors(small_steps), tensors(large_steps), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_losses_looked_at_later_are_those_of_their_steps(tmp_path):
+    """As on a GPU, where no step waits for its loss."""
+    for name, lag in (("at once", 0), ("later", 3)):
+        torch.manual_seed(7)
+        go(new_state(), tmp_path / name, 11, lag=lag, eval_every=7, save_every=5)
+    at_once, later = (read_metrics(tmp_path / name) for name in ("at once", "later"))
+    for one, other in zip(at_once, later, strict=True):
+        assert other.pop("images_per_second") > 0
+        assert one.pop("images_per_second") > 0
+        assert other == one
+    first, second = (load_state(tmp_path / name / "last.ckpt")["model"] for name in ("at once", "later"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("bad", [6, 7, 8])
+def test_a_loss_that_is_seen_later_stops_before_anything_is_saved(tmp_path, bad):
+    """Step 7 of the poisoned batch is seen when step 10 is on its way, or before the checkpoint after step 9."""
+
+    def poisoned(start):
+        for number, each in enumerate(batches(start)):
+            yield each if number != bad else Batch(each.image.double() * torch.nan, each.label, each.names)
+
+    with pytest.raises(UserError, match=rf"the loss is nan at step {bad + 1} "):
+        go(new_state(), tmp_path, 20, poisoned, lag=3, save_every=3)
+    assert len(losses(tmp_path)) == bad
+    good = load_state(tmp_path / "last.ckpt")
+    assert good["step"] == bad // 3 * 3
+    assert all(torch.isfinite(value).all() for value in good["model"].values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_arrive_on_the_gpu_one_ahead():
+    device, asked = torch.device("cuda"), []
+
+    def noted():
+        for number in range(4):
+            asked.append(number)
+            yield batch(number)
+
+    for number, found in enumerate(on_device(noted(), device)):
+        assert asked[-1] == min(3, number + 1)
+        assert found.image.is_cuda
+        assert torch.equal(found.image.cpu(), batch(number).image)
+        assert torch.equal(found.label.cpu(), batch(number).label)
+        assert read_later(found.label.float().sum()[None])() == (float(batch(number).label.sum()),)
+
+
+def test_deterministic_algorithms_only_while_training():
+    cpu = torch.device("cpu")
+    assert next(on_device(iter([batch(0)]), cpu)).names == batch(0).names
+    assert read_later(torch.tensor([1.5, 2.0]))() == (1.5, 2.0)
+    with arithmetic(cpu, True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_deterministic_losses_are_the_same(loss):
+    logits, label = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0)), batch(0).label[:, :5, :6] % 4
+    label = torch.where(torch.arange(6) == 2, 255, label)
+    weights = torch.tensor([0.5, 1, 2, 3])
+    (part,) = make_losses(loss, 0.1 if loss in ("cross_entropy", "ohem") else 0.0, 2.0, 0.25, {})
+    found = []
+    for deterministic in (False, True):
+        own = logits.clone().requires_grad_()
+        with arithmetic(torch.device("cpu"), deterministic):
+            total = part.total(own, label, weights)
+            total.backward()
+        found.append((total.detach(), own.grad))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1].abs().max() > 0
+
+
+def test_optimisers_are_fused_unless_told_otherwise():
+    def made(name, options):
+        return make_optimizer(name, parameter_groups(new_state().model, 0), 0.1, 0.9, options).param_groups[0]
+
+    assert made("sgd", {})["fused"]
+    assert made("adamw", {})["fused"]
+    assert not made("sgd", {"foreach": True})["fused"]
+    assert not made("torch.optim:RMSprop", {}).get("fused")
+
+
+def test_a_compiled_network_trains_as_any(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    state, other = new_state(), new_state()
+    state.compiled = True
+    for each, name in ((state, "a"), (other, "b")):
+        torch.manual_seed(7)
+        go(each, tmp_path / name, 2)
+    assert [type(module).__name__ for module in compiled] == ["Maps"]
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
 def test_overfits_one_batch(tmp_path):

@@ -142,8 +142,10 @@ class DataConfig:
     repeat_rare: float = 0.0
     """Show images of rare classes more often: an image counts sqrt(`repeat_rare` / f) times, at least once, where f is
     the fraction of training images that hold its rarest class; such as 0.3. 0: each image once per epoch."""
-    workers: int = 0
-    """Number of processes that load training images; 0: the training process loads them itself."""
+    workers: int | str = "auto"
+    """Number of processes that load training images; 0: the training process loads them itself. `auto`: after 20
+    micro-batches, as many as these took to load, at most one for each core that the process may use but one; on a CPU,
+    none where loading takes less than a tenth of the time."""
     shuffle_buffer: int = 0
     """With shards, images are read shard by shard, in random order, and shuffled in a buffer of so many: for disks and
     servers that are slow at reading here and there. 0: all images are shuffled, wherever they are."""
@@ -273,6 +275,12 @@ class TrainConfig:
     scales_in_turn: bool = False
     """`true`: with multi-scale input, keep the feature maps of one scale at a time: the same gradients with less
     memory, for about a third more time."""
+    compile: bool = False
+    """`true`: the network is compiled by `torch.compile`, which takes a minute or more at the first step, needs a C++
+    compiler and turns `fast` off."""
+    deterministic: bool = False
+    """`true`: only algorithms that give the same bits each time, also on a GPU, where they are slower; training stops
+    at an operation that has none."""
     channels_last: bool = True
     """`true`: the channels_last memory layout for weights and images; `false`: contiguous."""
     device: str = "auto"

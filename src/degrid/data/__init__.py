@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from degrid.data.prepare.table import prepare_benchmark
     from degrid.data.synthetic import SyntheticScenes
     from degrid.data.tfrecord.write import write_tfrecord
-    from degrid.data.training import Share, TrainTransform, batches_by_number, collate, repeat_factors, training_batches
+    from degrid.data.training import (
+        Loaders,
+        Share,
+        TrainTransform,
+        batches_by_number,
+        collate,
+        repeat_factors,
+        training_batches,
+    )
 
 _MODULES = {
     "dataset": "SourceDataset absolute bands_in notes_of open_dataset",
@@ -38,7 +46,7 @@ _MODULES = {
     "prepare.table": "prepare_benchmark",
     "synthetic": "SyntheticScenes",
     "tfrecord.write": "write_tfrecord",
-    "training": "Share TrainTransform batches_by_number collate repeat_factors training_batches",
+    "training": "Loaders Share TrainTransform batches_by_number collate repeat_factors training_batches",
 }
 _HOME = {name: f"degrid.data.{module}" for module, names in _MODULES.items() for name in names.split()}
 
@@ -51,6 +59,7 @@ __all__ = [
     "FunctionSource",
     "Layout",
     "LazySources",
+    "Loaders",
     "MaskRule",
     "Share",
     "Source",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def training_batches(
     batch_size: int | Share,
     seed: int,
     start: int = 0,
-    workers: int = 0,
+    workers: int | Loaders = 0,
     repeats: np.ndarray | None = None,
     buffer: int = 0,
 ) -> Iterator[Batch]:
@@ -42,7 +43,7 @@ def training_batches(
     Args:
         transform: brings every sample to the same size; called with a random generator seeded by (seed, position).
         batch_size: images per batch, or the share of every step that this process loads.
-        workers: number of loading processes; 0 loads in the calling process.
+        workers: number of loading processes, or how to find it; 0 loads in the calling process.
         repeats: float [len(dataset)], see `repeat_factors`; None: 1 for each.
         buffer: shuffle the shards, and their images in a buffer of so many; 0: all images.
     Raises:
@@ -51,7 +52,49 @@ def training_batches(
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
     share = Share(batch_size, 0, batch_size) if isinstance(batch_size, int) else batch_size
-    return _in_order(_Batches(dataset, transform, share, seed, repeats, buffer), start, workers)
+    batches = _Batches(dataset, transform, share, seed, repeats, buffer)
+    if isinstance(workers, Loaders):
+        return _by_loaders(batches, start, workers)
+    return _in_order(batches, start, workers)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """How many processes load, found out while the first batches are loaded and used.
+
+    Attributes:
+        most: how many there may be.
+        worth: the share of the time that loading must take for any to be started, 0 to 1: below it they would only be
+            in the way of what else the processor does.
+        trial: batches that the process loads itself before it decides; it passes over the first quarter of them.
+    """
+
+    most: int
+    worth: float = 0.0
+    trial: int = 20
+
+    def number(self, loading: float, using: float) -> int:
+        """So many that they are half as fast again as needed.
+
+        Args:
+            loading, using: seconds that some batches took to load, and to be used.
+        """
+        if loading <= self.worth * (loading + using):
+            return 0
+        return min(self.most, max(1, math.ceil(1.5 * loading / max(using, 1e-9))))
+
+
+def _by_loaders(batches: _Batches, start: int, loaders: Loaders) -> Iterator[Batch]:
+    """All batches from `start` on."""
+    loading = using = 0.0
+    for number in range(start, start + loaders.trial):
+        began = time.perf_counter()
+        batch = batches(number)
+        loaded = time.perf_counter()
+        yield batch
+        if number - start >= loaders.trial // 4:
+            loading, using = loading + loaded - began, using + time.perf_counter() - loaded
+    yield from _in_order(batches, start + loaders.trial, loaders.number(loading, using))
 
 
 def batches_by_number(

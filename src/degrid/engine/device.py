@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from degrid.engine.memory import available_to_process, resident_bytes
-from degrid.types import PRECISIONS, UserError
+from degrid.types import PRECISIONS, Batch, UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -28,6 +31,59 @@ def pick_device(name: str = "auto") -> torch.device:
             f'device "{name}": this machine has {torch.cuda.device_count()} usable GPUs; try --device cpu (device=...)'
         )
     return device
+
+
+def read_later(values: Tensor) -> Callable[[], tuple[float, ...]]:
+    """Begin to fetch numbers from a device; the function that is returned waits for them, and for nothing after."""
+    if values.device.type != "cuda":
+        return lambda: tuple(values.tolist())
+    fetched = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    fetched.copy_(values, non_blocking=True)
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record()
+
+    def read() -> tuple[float, ...]:
+        there.synchronize()
+        return tuple(fetched.tolist())
+
+    return read
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches; on a GPU, the next one is copied there while the network computes on the one before."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            image = batch.image.pin_memory().to(device, memory_format=torch.channels_last, non_blocking=True)
+            label = batch.label.pin_memory().to(device, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(stream)
+        if waiting:
+            yield waiting
+        network = torch.cuda.current_stream(device)
+        network.wait_event(copied)
+        for tensor in (image, label):  # allocated on one stream, used on another
+            tensor.record_stream(network)
+        waiting = Batch(image, label, batch.names)
+
+
+@contextmanager
+def arithmetic(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """How PyTorch picks algorithms meanwhile: the fastest for each size, or those that give the same bits each time."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is refused
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    torch.use_deterministic_algorithms(deterministic or before[1])
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
 
 
 def to_channels_last(model: nn.Module) -> None:

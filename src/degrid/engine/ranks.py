@@ -152,15 +152,15 @@ def summed_over_ranks(counts: Tensor) -> Tensor:
     Args:
         counts: of one shape in all processes.
     Returns:
-        On the CPU, where there are several processes.
+        On the device of `counts`; what lies on a GPU is not waited for.
     """
     if rank_and_count()[1] == 1:
         return counts
     # NCCL reduces on the GPU only; a group that also has Gloo takes what is in the CPU's memory.
-    device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+    device = counts.device if f"{counts.device.type}:" in dist.get_backend_config() else "cuda"
     total = counts.to(device, copy=True)
     dist.all_reduce(total)
-    return total.cpu()
+    return total.to(counts.device)
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -43,7 +43,7 @@ def _voc12(
             scales=MSC_SCALES if multi_scale else (),
             legacy=compat,
         ),
-        data=DataConfig(path="VOC2012", train="trainaug", crop=(321, 321), scale=(0.5, 1.5), workers=2),
+        data=DataConfig(path="VOC2012", train="trainaug", crop=(321, 321), scale=(0.5, 1.5)),
         optim=OptimConfig(lr=lr, weight_decay=weight_decay),
         train=TrainConfig(
             init_head=init_head,

@@ -11,7 +11,7 @@ import dataclasses
 
 from degrid.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, override
 
-_VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.5, 2.0), workers=4)
+_VOC12 = DataConfig(path="VOC2012", train="trainaug", crop=(513, 513), scale=(0.5, 2.0))
 
 
 def deeplabv3_voc12() -> RunConfig:

@@ -34,7 +34,7 @@ from degrid.data import (
 )
 from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
-from degrid.engine.device import pick_device, to_channels_last
+from degrid.engine.device import arithmetic, on_device, pick_device, to_channels_last
 from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
 from degrid.engine.training.asynchronous import Server, Worker
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -54,6 +54,7 @@ from degrid.verbs.evaluate import Measures, evaluate
 from degrid.verbs.run_settings import (
     check_class_weights,
     check_settings,
+    loaders_of,
     make_objective,
     make_plan,
     make_state,
@@ -64,6 +65,8 @@ from degrid.version import VERSION
 
 JOB = "TORCHELASTIC_RUN_ID"
 """Environment variable with torchrun's name of a job, which stays when its processes are started again."""
+LAG = 10
+"""Steps after which a GPU's losses are looked at."""
 NUM_PANELS = 4
 """Validation images whose predictions are recorded as pictures."""
 
@@ -122,7 +125,7 @@ def run(
                 _check_new(folder)
             check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(config)})
             work = _prepare(config, folder, device, resume, start_iteration)
-        with work.server(progress) as server:
+        with arithmetic(device, config.train.deterministic), work.server(progress) as server:
             return work.train(resume, progress, tell, server)
 
 
@@ -206,8 +209,9 @@ class _Work:
     def _stepping(self, log: RunLog) -> Advance:
         """Steps that this process computes."""
         config, data, state = self.config, self.data.train, self.state
+        batches = run_batches(config, data, self.cycles, state.step, log.progress, self.share)
         return in_this_process(
-            run_batches(config, data, self.cycles, state.step, log.progress, self.share),
+            on_device(batches, self.device),
             make_objective(self.settings, data, cast(Segmenter, state.model), self.device, log.progress),
             self.plan,
         )
@@ -235,7 +239,7 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
     state.turns = Turns() if settings.asynchronous.workers else None
     state.score = TrainingScore(len(data.train.labels), cycles, model.resize) if cycles else None
-    plan = make_plan(config.optim, settings, cycles, share.pieces)
+    plan = make_plan(config.optim, settings, cycles, share.pieces, LAG if device.type == "cuda" else 0)
     if interrupted or start_iteration is not None:
         _restore(state, folder, start_iteration, plan.eval_every)
     return _Work(config, settings, folder, data, state, share, cycles, plan, device, start)
@@ -363,11 +367,10 @@ def run_batches(
     """The endless micro-batches of this process from a step on."""
     data, settings = config.data, config.train
     transform, repeats = transform_of(data), _repeats(data, dataset, progress)
+    workers = loaders_of(data, pick_device(settings.device).type)
 
     def batches_from(number: int) -> Iterator[Batch]:
-        return training_batches(
-            dataset, transform, share, settings.seed, number, data.workers, repeats, data.shuffle_buffer
-        )
+        return training_batches(dataset, transform, share, settings.seed, number, workers, repeats, data.shuffle_buffer)
 
     if cycles:
         return cycles.batches(batches_from, step, share.pieces)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 
 import torch
 
 from degrid.acceleration.training import FastConvolutions
 from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from degrid.data import TrainTransform
+from degrid.data import Loaders, TrainTransform
 from degrid.data.inspection.counting import class_counts
+from degrid.data.shards.places import is_address
 from degrid.engine.ranks import rank_and_count
 from degrid.engine.training.cycles import Cycles
 from degrid.engine.training.loop import Plan, Training
@@ -27,6 +29,7 @@ from degrid.engine.training.objective import (
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.training.trackers import check_trackers
 from degrid.models import Segmenter
+from degrid.threads import usable_cores
 from degrid.types import PRECISIONS, Dataset, OnProgress, UserError
 
 
@@ -94,6 +97,7 @@ def transform_of(data: DataConfig) -> TrainTransform:
 def _check_order(data: DataConfig) -> None:
     if not 0 <= data.repeat_rare <= 1:
         raise UserError(f'setting "data.repeat_rare": expected 0 (off) to 1, got {data.repeat_rare:g}')
+    loaders_of(data, "cpu")
     if data.shuffle_buffer < 0:
         raise UserError(f'setting "data.shuffle_buffer": expected 0 (off) or more, got {data.shuffle_buffer}')
 
@@ -150,13 +154,14 @@ def with_steps(settings: TrainConfig, num_images: int, processes: int = 1) -> Tr
     return dataclasses.replace(settings, steps=steps, eval_every=eval_every)
 
 
-def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None, pieces: int) -> Plan:
+def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None, pieces: int, lag: int = 0) -> Plan:
     """How long to train and at which rates.
 
     Args:
         pieces: micro-batches of a step in this process.
         settings: with the number of steps, see `with_steps`.
         cycles: of a cyclic training, in which updates and steps of the schedule may differ.
+        lag: see `Plan`.
     """
     lr_at = _schedule(optim, settings.steps)
     return Plan(
@@ -169,7 +174,27 @@ def make_plan(optim: OptimConfig, settings: TrainConfig, cycles: Cycles | None, 
         settings.keep_checkpoints,
         optim.clip_norm,
         settings.patience,
+        lag,
     )
+
+
+def loaders_of(data: DataConfig, device: str) -> int | Loaders:
+    """How many processes load the training images of a process.
+
+    Args:
+        device: the kind of device that trains, "cpu" or "cuda".
+    Raises:
+        UserError: neither a number nor "auto".
+    """
+    if data.workers != "auto":
+        if not (isinstance(data.workers, int) and data.workers >= 0):
+            raise UserError(f'setting "data.workers": expected auto, 0 or a number of processes, got {data.workers}')
+        return data.workers
+    others = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
+    # A server that is waited for, and a GPU, leave the processor idle.
+    if device == "cpu" and not is_address(data.path):
+        return Loaders(max(0, others), worth=0.1)
+    return Loaders(max(1, others))
 
 
 def make_objective(
@@ -199,8 +224,9 @@ def make_state(config: RunConfig, model: Segmenter) -> Training:
     )
     optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum, optim.options)
     average = moving_average(model, config.train.ema) if config.train.ema else None
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    return Training(model, optimizer, average, fast=FastConvolutions() if config.train.fast and on_cpu else None)
+    compiled = config.train.compile
+    fast = config.train.fast and not compiled and next(model.parameters()).device.type == "cpu"
+    return Training(model, optimizer, average, fast=FastConvolutions() if fast else None, compiled=compiled)
 
 
 def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from degrid.acceleration.training import FastConvolutions
 from degrid.contracts import MultiScaleNetwork
-from degrid.engine.device import autocast
+from degrid.engine.device import autocast, read_later
 from degrid.engine.ranks import gathered, is_first, rank_and_count, share_buffers, summed_over_ranks
 from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
@@ -50,6 +52,8 @@ class Training:
     """Counts the predictions of the training crops, in cyclic training."""
     fast: FastConvolutions | None = None
     """What computes convolutions in float32 on the CPU; None: PyTorch alone."""
+    compiled: bool = False
+    """The forward and backward passes are compiled by `torch.compile`."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
     turns: Turns | None = None
@@ -172,6 +176,8 @@ class Plan:
         keep: also keep the state of every validation under a name of its own, see `kept`.
         clip_norm: largest norm of the gradient of all parameters; 0: any.
         patience: stop after this many validations in a row without a better mIoU; 0: never.
+        lag: so many steps later the loss of a step is looked at, that none waits for a device that computes by itself;
+            before anything is saved, all are. 0: at once.
     """
 
     steps: int
@@ -183,6 +189,7 @@ class Plan:
     keep: bool = False
     clip_norm: float = 0.0
     patience: int = 0
+    lag: int = 0
 
     def validates_at(self, step: int) -> bool:
         """Whether a validation follows this step."""
@@ -215,6 +222,27 @@ class Done:
     steps: int = 1
     figures: dict[str, float] = field(default_factory=dict)
 
+    def known(self) -> Done:
+        """The same with its loss, which the device may still be computing."""
+        return self
+
+
+@dataclass(frozen=True)
+class _Coming(Done):
+    """A step whose loss is not known yet.
+
+    Attributes:
+        losses: waits for the losses and gives them.
+        names: of the losses.
+    """
+
+    losses: Callable[[], tuple[float, ...]] = tuple
+    names: tuple[str, ...] = ()
+
+    def known(self) -> Done:
+        losses = self.losses()
+        return Done(sum(losses), self.images, dict(zip(self.names, losses, strict=False)))  # without names no parts
+
 
 Advance = Callable[[Training], Done]
 """Takes the next step of a training, or several, with the learning rate that the optimiser has; `step` stays."""
@@ -231,9 +259,13 @@ def in_this_process(batches: Iterator[Batch], objective: Objective, plan: Plan) 
         micro = [next(batches) for _ in range(plan.accumulate)]
         if state.score:
             state.score.restart(state.step)
+        images = sum(len(batch.image) for batch in micro)
+        if plan.lag:
+            losses = _step_at_once(state, micro, objective, plan)
+            return _Coming(math.nan, images, losses=losses, names=objective.names)
         loss = train_step(state, micro, objective, plan.precision, plan.clip_norm)
-        parts = dict(zip(objective.names, state.parts, strict=False))  # without names no parts
-        return Done(loss, sum(len(batch.image) for batch in micro), parts)
+        parts = dict(zip(objective.names, state.parts, strict=False))
+        return Done(loss, images, parts)
 
     return advance
 
@@ -262,23 +294,18 @@ def train(
         UserError: the loss is not finite; the message names the step.
         Stopped: on Ctrl-C or SIGTERM, after the state was saved.
     """
+    unseen = _Unseen(plan.lag, folder, log)
     with _stop_requested(log.tell) as stop:
         while state.step < plan.steps and not plan.is_over(state):
-            began = time.monotonic()
+            unseen.begin()
             lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             done = advance(state)
-            if not math.isfinite(done.loss):
-                raise UserError(
-                    f"the loss is {done.loss} at step {state.step + 1} (learning rate {lr:.3g}); the last good state "
-                    f"is {folder / 'last.ckpt'}; try a lower optim.lr or train.precision=float32"
-                )
             state.step += done.steps
-            images = int(summed_over_ranks(torch.tensor(done.images)))
-            images_per_second = images / (time.monotonic() - began)
             miou = state.score.miou if state.score else None
-            log.step(StepRecord(state.step, done.loss, lr, images_per_second, miou, done.parts, done.figures))
-
+            unseen.add(StepRecord(state.step, math.nan, lr, math.nan, miou), done)
+            if plan.saves_at(state.step):
+                unseen.look()
             if plan.validates_at(state.step):
                 _validate_and_publish(state, folder, log, validate, publish)
                 if plan.keep:
@@ -286,11 +313,61 @@ def train(
             # A signal reaches each process at a time of its own; they stop after the same step.
             stopping = bool(summed_over_ranks(torch.tensor(int(stop.is_set()))))
             if stopping or plan.saves_at(state.step):
+                unseen.look()
                 state.save(folder / "last.ckpt")
             if stopping and state.step < plan.steps:
                 raise Stopped(folder)
         if state.step < plan.steps:
             log.say(f"stopped after step {state.step}: {state.since_best} validations in a row were not better")
+
+
+class _Unseen:
+    """The steps whose losses nobody has looked at, the oldest first.
+
+    Args:
+        lag: how many there may be.
+        folder: of the run.
+        log: gets a record of each.
+    """
+
+    def __init__(self, lag: int, folder: Path, log: RunLog) -> None:
+        self._lag, self._folder, self._log = lag, folder, log
+        self._steps: deque[tuple[StepRecord, Done]] = deque()
+        self._since = time.monotonic()
+
+    def begin(self) -> None:
+        """A step begins."""
+        if not self._steps:
+            self._since = time.monotonic()
+
+    def add(self, record: StepRecord, done: Done) -> None:
+        """A step is on its way. Raises: see `look`."""
+        self._steps.append((record, done))
+        self.look(self._lag)
+
+    def look(self, lag: int = 0) -> None:
+        """Look at all losses but the last `lag`.
+
+        Raises:
+            UserError: one is not finite; the message names its step.
+        """
+        while len(self._steps) > lag:
+            record, done = self._steps.popleft()
+            done = done.known()
+            if not math.isfinite(done.loss):
+                raise UserError(
+                    f"the loss is {done.loss} at step {record.step - done.steps + 1} (learning rate {record.lr:.3g}); "
+                    f"the last good state is {self._folder / 'last.ckpt'}; try a lower optim.lr or "
+                    "train.precision=float32"
+                )
+            images = int(summed_over_ranks(torch.tensor(done.images)))
+            now = time.monotonic()
+            per_second, self._since = images / max(now - self._since, 1e-9), now
+            self._log.step(
+                dataclasses.replace(
+                    record, loss=done.loss, images_per_second=per_second, parts=done.parts, figures=done.figures
+                )
+            )
 
 
 def kept(folder: Path, step: int) -> Path:
@@ -323,27 +400,44 @@ def train_step(
 
 def compute_gradients(state: Training, micro: list[Batch], objective: Objective, precision: str) -> None:
     """Compute the gradients of a step in place of earlier ones, and its loss by parts; see `train_step`."""
-    state.model.train()
-    state.optimizer.zero_grad(set_to_none=True)
-    with state.fast or nullcontext():
-        _backward(state, micro, objective, precision)
+    state.parts = tuple(_backward(state, micro, objective, precision).tolist())
 
 
 def take_step(state: Training, clip_norm: float = 0.0) -> float:
     """Step along the gradients, unless the loss, which is returned, is not finite."""
     loss = sum(state.parts)
     if math.isfinite(loss):
-        if clip_norm:
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-        state.optimizer.step()
-        if state.average:
-            state.average.update_parameters(state.model)
+        _follow_gradients(state, clip_norm)
     return loss
 
 
-def _backward(state: Training, micro: list[Batch], objective: Objective, precision: str) -> None:
-    """Compute the gradients of a step, and its loss by parts."""
-    forward = state.forward = state.forward or parallel(state.model)
+def _follow_gradients(state: Training, clip_norm: float) -> None:
+    if clip_norm:
+        nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+    state.optimizer.step()
+    if state.average:
+        state.average.update_parameters(state.model)
+
+
+def _step_at_once(
+    state: Training, micro: list[Batch], objective: Objective, plan: Plan
+) -> Callable[[], tuple[float, ...]]:
+    """`train_step` that does not wait for the loss: what it returns does. The step is taken whatever the loss is."""
+    losses = read_later(_backward(state, micro, objective, plan.precision))
+    _follow_gradients(state, plan.clip_norm)
+    return losses
+
+
+def _backward(state: Training, micro: list[Batch], objective: Objective, precision: str) -> Tensor:
+    """Compute the gradients of a step in place of earlier ones; returns its loss by parts."""
+    state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    with state.fast or nullcontext():
+        return _gradients(state, micro, objective, precision)
+
+
+def _gradients(state: Training, micro: list[Batch], objective: Objective, precision: str) -> Tensor:
+    forward = state.forward = state.forward or parallel(state.model, state.compiled)
     device = next(state.model.parameters()).device
     weights, parts = torch.zeros((), device=device), torch.zeros(len(objective.losses), device=device)
     for index, batch in enumerate(micro):
@@ -362,7 +456,7 @@ def _backward(state: Training, micro: list[Batch], objective: Objective, precisi
         parts = parts + shares.detach().reshape(len(maps), -1).sum(0)
         if state.score:  # the last map is the maximum over the scales, or the only one
             state.score.count(maps[-1], batch.label.to(device))
-    state.parts = tuple(summed_over_ranks(parts).tolist())
+    return summed_over_ranks(parts)
 
 
 class Maps(nn.Module):
@@ -383,9 +477,11 @@ class Maps(nn.Module):
         return [logits]
 
 
-def parallel(model: nn.Module) -> nn.Module:
+def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
     """`Maps` of a model; with several processes its backward pass gives each the mean of their gradients."""
-    maps = Maps(model)
+    maps: nn.Module = Maps(model)
+    if compiled:
+        maps = cast(nn.Module, torch.compile(maps))
     if rank_and_count()[1] == 1:
         return maps
     # A user's network may have parameters that a step does not use.

@@ -189,6 +189,10 @@ def _cross_entropy(
     logits: Tensor, label: Tensor, class_weights: Tensor | None, label_smoothing: float, reduction: str
 ) -> Tensor:
     """PyTorch's cross-entropy, which is 0 with a gradient of 0 at void pixels."""
+    if torch.are_deterministic_algorithms_enabled() and logits.ndim > 2:  # on GPUs it is not for maps, but for rows
+        rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
+        found = _cross_entropy(rows, label.reshape(-1), class_weights, label_smoothing, reduction)
+        return found.reshape(label.shape) if reduction == "none" else found
     return F.cross_entropy(
         logits, label, class_weights, ignore_index=IGNORE_INDEX, reduction=reduction, label_smoothing=label_smoothing
     )
