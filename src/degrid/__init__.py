@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from degrid.verbs.erf import ReceptiveField, erf, erf_of_operators
     from degrid.verbs.evaluate import Evaluation, Measures, evaluate
     from degrid.verbs.export import Int8, export
+    from degrid.verbs.gridding import GriddingReport, gridding
     from degrid.verbs.lr_find import RateSearch, find_learning_rate
     from degrid.verbs.modernise import modernise
     from degrid.verbs.outputs import ResultFiles
@@ -62,6 +63,7 @@ _MODULES = {
     "smoothing": "SmoothingReport smooth_dilated_convs",
     "verbs.compare": "Comparison compare",
     "verbs.crf_search": "CrfSearch crf_search",
+    "verbs.gridding": "GriddingReport gridding",
     "verbs.erf": "ReceptiveField erf erf_of_operators",
     "verbs.evaluate": "Evaluation Measures evaluate",
     "verbs.export": "Int8 export",
@@ -90,6 +92,7 @@ __all__ = [
     "CrfSearch",
     "DilationReport",
     "Evaluation",
+    "GriddingReport",
     "ImageInput",
     "InferenceOptions",
     "Int8",
@@ -127,6 +130,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "gridding",
     "launch",
     "load",
     "modernise",

@@ -107,9 +107,10 @@ class Part:
         if self.start is not self.network:
             handles.append(self.start.register_forward_pre_hook(self._begin))
         elif given is None:
-            image = self._seen["start"] = image.detach().requires_grad_(torch.is_grad_enabled())
+            self._seen["start"] = image.detach().requires_grad_(torch.is_grad_enabled())
+            image = self._seen["start"].clone()  # the network may write into it
         else:
-            image = self._seen["start"] = given
+            self._seen["start"], image = given, given.clone()
         if self.end is not self.network:
             handles.append(self.end.register_forward_hook(self._finish))
         try:
@@ -134,8 +135,8 @@ class Part:
             return None
         x = main_map(args, f"the input of {type(module).__name__}")
         new = x.detach().requires_grad_(torch.is_grad_enabled()) if self._given is None else self._given
-        self._seen["start"] = new
-        return tree_map(lambda each: new if each is x else each, args)
+        self._seen["start"], written = new, new.clone()
+        return tree_map(lambda each: written if each is x else each, args)
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
         if "start" in self._seen:

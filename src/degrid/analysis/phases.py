@@ -14,7 +14,9 @@ _NOISE = 1e-6
 """Changes below this fraction of the largest are rounding."""
 
 
-def phase_exchange(function: Callable[[Tensor], Tensor], x: Tensor, rates: tuple[int, int], seed: int = 0) -> float:
+def phase_exchange(
+    function: Callable[[Tensor], Tensor], x: Tensor, rates: tuple[int, int], y: Tensor | None = None, seed: int = 0
+) -> float:
     """Change the input on one phase of a grid only: the fraction of the output's change that is on other phases.
 
     0 if the phases are separate networks, 1 - 1 / (r_y * r_x) if they are fully mixed. The change is noise as large as
@@ -23,6 +25,7 @@ def phase_exchange(function: Callable[[Tensor], Tensor], x: Tensor, rates: tuple
     Args:
         function: size-keeping, [1,C,H,W] -> [1,K,H,W].
         rates: periods of the grid along rows and columns, of which at least one is above 1.
+        y: function(x), if it is known.
     Raises:
         UserError: the output is of another size than the input.
     Source: ours.
@@ -32,25 +35,28 @@ def phase_exchange(function: Callable[[Tensor], Tensor], x: Tensor, rates: tuple
     phase = (..., slice(0, None, rates[0]), slice(0, None, rates[1]))
     noise = torch.randn(change[phase].shape, generator=random).to(x)
     change[phase] = noise * (x.std() if x.numel() > 1 and x.std() > 0 else 1)
-    energy = _change(function, x, change).square()
+    energy = _change(function, x, y, change).square()
     total = energy.sum()
-    return float(1 - energy[phase].sum() / total) if total > 0 else 0.0
+    energy[phase] = 0
+    return float(energy.sum() / total) if total > 0 else 0.0
 
 
-def independent_networks(function: Callable[[Tensor], Tensor], x: Tensor, seed: int = 0) -> tuple[int, int]:
+def independent_networks(
+    function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor | None = None, seed: int = 0
+) -> tuple[int, int]:
     """Change the input at one position only: how many rows and columns lie between the outputs that change.
 
     Their product is the number of interleaved networks that share nothing; (1, 1) for a single network. Where nothing
     but the position itself changes, each is the side of the map.
 
     Args:
-        function: see `phase_exchange`.
+        function, y: see `phase_exchange`.
     """
     random, (height, width) = torch.Generator().manual_seed(seed), x.shape[-2:]
     change = torch.zeros_like(x)
     middle = (..., height // 2, width // 2)
     change[middle] = torch.randn(change[middle].shape, generator=random).to(x)
-    size = _change(function, x, change)
+    size = _change(function, x, y, change)
     changed = size > _NOISE * size.max()
     steps = []
     for axis, side in ((1, height), (0, width)):
@@ -59,10 +65,10 @@ def independent_networks(function: Callable[[Tensor], Tensor], x: Tensor, seed: 
     return steps[0], steps[1]
 
 
-def _change(function: Callable[[Tensor], Tensor], x: Tensor, change: Tensor) -> Tensor:
+def _change(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor | None, change: Tensor) -> Tensor:
     """How much the output changes at each position: norm over channels, float64 [H,W]."""
     with torch.no_grad():
-        before, after = function(x), function(x + change)
+        before, after = function(x) if y is None else y, function(x + change)
     if before.shape[-2:] != x.shape[-2:]:
         raise UserError(f"expected an output of the input's size {tuple(x.shape[-2:])}, got {tuple(before.shape[-2:])}")
     return (after - before).double().square().sum((0, 1)).sqrt().cpu()

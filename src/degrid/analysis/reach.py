@@ -50,9 +50,12 @@ class Reach:
         """The fraction of the rows within reach of the centre row that it reads, 0..1; of columns if that is less."""
         return min(_density(seen[len(seen) // 2]) for seen in (self.rows, self.columns))
 
-    def networks(self) -> int:
-        """Into how many parts the source falls that no position of the map sees together."""
-        return _parts(self.rows) * _parts(self.columns)
+    def networks(self) -> tuple[int, int]:
+        """Into how many parts the rows, and the columns, of the source fall that no position of the map sees together.
+
+        The product is the number of independent networks that lie interleaved in this one.
+        """
+        return _parts(self.rows), _parts(self.columns)
 
 
 def _extent(seen: np.ndarray) -> int:
@@ -100,6 +103,7 @@ class ReachMode(DispatchMode):
         self.opaque: Counter[str] = Counter()
         self._paused = False
         self._known: Any = WeakTensorKeyDictionary()
+        self._marks: Any = WeakTensorKeyDictionary()
         self._probes: dict[Any, np.ndarray] = {}
 
     def begin(self, name: str, x: Tensor) -> None:
@@ -114,6 +118,15 @@ class ReachMode(DispatchMode):
             averages: count averages and maxima over the whole map, such as image pooling.
         """
         return self._of(y).get((name, averages))
+
+    def mark(self, name: str, y: Tensor) -> None:
+        """Let all that is computed from a tensor remember its name."""
+        self._marks[y] = self.marks(y) | {name}
+
+    def marks(self, y: Tensor) -> frozenset[str]:
+        """The names of the tensors that a map was computed from, itself included."""
+        found: frozenset[str] = self._marks.get(y, frozenset())
+        return found
 
     def probed(self, layer: DressedConv, x: Tensor, y: Tensor) -> None:
         """Find what a smoothed layer does to a map by NaNs in one row, and in one column, at a time."""
@@ -137,11 +150,14 @@ class ReachMode(DispatchMode):
             return func(*args, **named)
         hollow = packet is aten.convolution and not args[6]
         result = _zeros(*args[:6]) if hollow else func(*args, **named)
-        inputs = [each for each in tree_leaves((args, named)) if isinstance(each, Tensor) and each in self._known]
-        if inputs:
-            for output in tree_leaves(result):
-                if isinstance(output, Tensor) and output.is_floating_point():
-                    self._note(func, args, named, inputs, output)
+        inputs = [each for each in tree_leaves((args, named)) if isinstance(each, Tensor)]
+        marks = frozenset[str]().union(*map(self.marks, inputs))
+        followed = [each for each in inputs if each in self._known]
+        for output in tree_leaves(result):
+            if isinstance(output, Tensor) and output.is_floating_point():
+                self._marks[output] = marks | self.marks(output)
+                if followed:
+                    self._note(func, args, named, followed, output)
         return result
 
     def _note(self, func: Any, args: Any, named: Any, inputs: list[Tensor], output: Tensor) -> None:
@@ -401,7 +417,9 @@ class Following:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.outputs.pop("", None)
         self.outputs[""] = main_map(result, type(network).__name__)
+        self._mode.mark("", self.outputs[""])
         self.opaque = dict(self._mode.opaque)
 
     def reach(self, start: str, end: str, averages: bool = True) -> Reach:
@@ -415,9 +433,10 @@ class Following:
             raise UserError(f'layer "{end}" does not depend on the input of layer "{start}": choose others')
         return found
 
-    def sees(self, start: str, end: str) -> bool:
-        """Whether the output of one layer depends on the input of another, which is a source."""
-        return self._mode.reach(start, self.outputs[end]) is not None
+    def between(self, start: str) -> list[str]:
+        """The layers from the input of one, which is a source, to the network's result, in the order of their ends."""
+        used = self._mode.marks(self.outputs[""])
+        return [name for name, y in self.outputs.items() if name in used and self._mode.reach(start, y) is not None]
 
     def periods(self, height: int) -> list[int]:
         """The distances between taps that the dilated layers have on a map of that height, in ascending order."""
@@ -451,3 +470,4 @@ class Following:
             self._mode.probed(module, maps_in(args)[-1], maps[-1])
         if maps and name not in self.outputs:
             self.outputs[name] = maps[-1]
+            self._mode.mark(name, maps[-1])

@@ -72,7 +72,8 @@ def part_receptive_field(
     Returns:
         float64, odd sides, the position of the centre in the middle: rows and columns on the longer sides are left out.
     Raises:
-        UserError: no images, images of several sizes, or the end does not depend on the beginning.
+        UserError: no images, images of several sizes, or the end does not depend on the beginning, or not with these
+            weights.
     """
     random, fields, places = torch.Generator().manual_seed(seed), [], [0, 0]
     with part.open():
@@ -92,6 +93,11 @@ def part_receptive_field(
     if not fields:
         raise UserError("a receptive field needs at least one image")
     mean: np.ndarray = torch.stack(fields).mean(0).numpy()
+    if not mean.max() > 0:
+        raise UserError(
+            f"with these weights {part.name} depends on nothing of where the part begins, as before training, where "
+            "batch norms begin at 0: draw the weights anew with --random 0 (random_weights=0)"
+        )
     radii = [min(at, side - 1 - at) for at, side in zip(places, mean.shape, strict=True)]
     return mean[tuple(slice(at - radius, at + radius + 1) for at, radius in zip(places, radii, strict=True))]
 

@@ -19,6 +19,7 @@ from degrid.cli import (
     erf,
     evaluate,
     export,
+    gridding,
     info,
     launch,
     lr_find,
@@ -57,6 +58,7 @@ app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.command("erf")(erf.erf)
+app.command("gridding")(gridding.gridding)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("plot")(plot.plot)

@@ -7,15 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from degrid.cli.options import parse_size
+from degrid.cli.options import InspectedImages, RandomWeights, parse_size
 from degrid.types import UserError
-
-Images = Annotated[
-    list[str] | None, typer.Option("--images", help="An image, folder or pattern, in place of noise; repeatable.")
-]
-Size = Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH; odd for a true centre.")]
-Runs = Annotated[int, typer.Option(min=1, help="Number of images, real or noise, whose mean is taken.")]
-Random = Annotated[int | None, typer.Option("--random", metavar="SEED", help="Draw all weights anew by this seed.")]
 
 
 def erf(
@@ -24,11 +17,11 @@ def erf(
     ] = None,
     layer: Annotated[str, typer.Option(help="Dotted name of the layer whose output is looked at.")] = "",
     start: Annotated[str, typer.Option(help="Look from this layer's input on, in place of the image.")] = "",
-    images: Images = None,
+    images: InspectedImages = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the picture, numbers and field.")] = Path("erf"),
-    size: Size = "321x321",
-    runs: Runs = 8,
-    random: Random = None,
+    size: Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH; odd for a true centre.")] = "321x321",
+    runs: Annotated[int, typer.Option(min=1, help="Number of images, real or noise, whose mean is taken.")] = 8,
+    random: RandomWeights = None,
     operators: Annotated[
         str | None, typer.Option(help="Compare operators: all, or names such as regular,ssc,tent.")
     ] = None,

@@ -44,6 +44,16 @@ CrfSet = Annotated[
     ),
 ]
 
+Inspected = Annotated[
+    str, typer.Argument(help="A model folder, run folder, recipe, run.json, or module:function of yours.")
+]
+InspectedImages = Annotated[
+    list[str] | None, typer.Option("--images", help="An image, folder or pattern, in place of noise; repeatable.")
+]
+RandomWeights = Annotated[
+    int | None, typer.Option("--random", metavar="SEED", help="Draw all weights anew by this seed.")
+]
+
 
 def percent(value: float | None) -> str:
     """A fraction as percent with two decimals; a dash for None."""

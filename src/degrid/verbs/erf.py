@@ -26,8 +26,8 @@ from degrid.contracts import DressedConv, evaluating
 from degrid.files import atomic_write, write_bytes, write_json
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
-from degrid.types import OnProgress, Progress, UserError
-from degrid.verbs.look_inside import NetworkOrName, images_for, network_of, with_random_weights
+from degrid.types import OnProgress, Progress
+from degrid.verbs.look_inside import NetworkOrName, images_for, opened, with_random_weights
 
 IMAGE = "image"
 """What stands for the beginning of a network in results."""
@@ -124,8 +124,8 @@ def erf(
         UserError: no such model, layer or image; or the layer gives no map, or one that does not depend on the start.
     Source: Luo et al., NeurIPS 2016 (arXiv 1701.04128).
     """
-    network = _opened(model, random_weights)
-    given = _inputs(network, images, size, runs)
+    network = opened(model, random_weights)
+    given = images_for(network, images, size, runs)
     found = measured(network, given, (start, layer), partial(_tell, progress, len(given), 0))
     if out is not None:
         title = f"{found.end} of {found.network}, from the {found.start}"
@@ -163,13 +163,13 @@ def erf_of_operators(
     if model is None:
         rows, size = {"one convolution": _one_convolution(), "a block of three units": _block()}, _SIDES
     else:
-        rows = {"": _opened(model, random_weights)}
+        rows = {"": opened(model, random_weights)}
     found: list[tuple[str, ReceptiveField]] = []
     total = runs * len(rows) * len(operators)
     for row, network in rows.items():
         for operator in operators:
             changed, before = _smoothed(network, operator), runs * len(found)
-            given = _inputs(changed, images, size, runs)
+            given = images_for(changed, images, size, runs)
             ran = partial(_tell, progress, total, before)
             made = measured(changed, given, (start, layer), ran)
             found.append((row, replace(made, network=row or made.network, operator=operator)))
@@ -177,17 +177,6 @@ def erf_of_operators(
         panels = {row: {_title(each): each.field for name, each in found if name == row} for row in rows}
         _write(Path(out), [each for _, each in found], draw_fields(panels, _unit(found[0][1])))
     return tuple(each for _, each in found)
-
-
-def _opened(model: NetworkOrName, random_weights: int | None) -> nn.Module:
-    network = network_of(model)
-    return network if random_weights is None else with_random_weights(network, random_weights)
-
-
-def _inputs(network: nn.Module, images: Sequence[str], size: tuple[int, int], runs: int) -> list[Tensor]:
-    if runs < 1:
-        raise UserError(f"--runs (runs): expected at least 1, got {runs}")
-    return list(images_for(network, images, size, runs))
 
 
 def _tell(progress: OnProgress | None, total: int, before: int, done: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,6 +60,12 @@ def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
     return with_random_weights(network, 0)
 
 
+def opened(model: NetworkOrName, random_weights: int | None) -> nn.Module:
+    """The network, see `network_of`; a copy with other weights where there is a seed for them."""
+    network = network_of(model)
+    return network if random_weights is None else with_random_weights(network, random_weights)
+
+
 def with_random_weights(network: nn.Module, seed: int) -> nn.Module:
     """A copy whose layers start anew, convolutions from He et al.'s normal distribution (arXiv 1502.01852).
 
@@ -80,8 +86,8 @@ def with_random_weights(network: nn.Module, seed: int) -> nn.Module:
 
 def images_for(
     network: nn.Module, patterns: Sequence[str], size: tuple[int, int], runs: int, seed: int = 0
-) -> Iterator[Tensor]:
-    """What a network is run on, one at a time: [1,C,H,W].
+) -> list[Tensor]:
+    """What a network is run on: [1,C,H,W] each.
 
     Networks that declare themselves take pixels from 0 to 255; all others get them normalised as ImageNet's weights
     expect it.
@@ -91,25 +97,28 @@ def images_for(
             noise.
         size: height and width.
         runs: how many: noises, or at most so many images, spread over those that are found.
+    Raises:
+        UserError: no run, or no image.
     """
+    if runs < 1:
+        raise UserError(f"--runs (runs): expected at least 1, got {runs}")
     bands, known = bands_of(network), declared(network) is not None
     parameter = next(network.parameters(), torch.zeros(()))
     random = torch.Generator().manual_seed(seed)
     if not patterns:
-        for _ in range(runs):
-            noise = torch.randn(1, bands.count, *size, generator=random).to(parameter)
-            yield 127.5 + 60 * noise if known else noise
-        return
+        noises = (torch.randn(1, bands.count, *size, generator=random).to(parameter) for _ in range(runs))
+        return [127.5 + 60 * noise if known else noise for noise in noises]
     files = list(find_images(patterns).images.values())
     preprocess = Preprocess()
     mean, std = (torch.tensor(each).reshape(1, -1, 1, 1) for each in (preprocess.mean, preprocess.std))
-    count = min(runs, len(files))
+    found, count = [], min(runs, len(files))
     for place in range(count):
         pixels = (
             torch.from_numpy(read_picture(files[place * len(files) // count], bands)).permute(2, 0, 1)[None].float()
         )
         image = _filled(pixels, size)
-        yield (image if known else (image - mean) / std).to(parameter)
+        found.append((image if known else (image - mean) / std).to(parameter))
+    return found
 
 
 def _filled(image: Tensor, size: tuple[int, int]) -> Tensor:
