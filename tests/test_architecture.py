@@ -25,6 +25,7 @@ LEAVES = {
     "threads",
     "control_groups",
     "background",
+    "video",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster

@@ -69,7 +69,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary = Path(name)
             yield temporary
             # mkstemp makes private files; give what an ordinary open() would have given.
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~file_mask())
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(target)
@@ -229,7 +229,8 @@ def read_json(path: str | os.PathLike[str], kind: str) -> Any:
         raise UserError(f"the {kind} {path} is not valid JSON: {error}") from error
 
 
-def _umask() -> int:
+def file_mask() -> int:
+    """The permissions that new files and folders do not get."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -69,6 +69,7 @@ def inference_options(
     crf: bool = False,
     crf_set: list[str] | None = None,
     memory: str | None = None,
+    smooth: float = 0.0,
 ) -> InferenceOptions:
     """The test-time options of the command line as one value.
 
@@ -85,7 +86,7 @@ def inference_options(
         ) from error
     size, limit = parse_size(window) if window else None, parse_bytes(memory, "--memory") if memory else None
     field = _crf(crf_set or []) if crf or crf_set else None
-    return InferenceOptions(factors, flip, fusion, size, overlap, limit, field)
+    return InferenceOptions(factors, flip, fusion, size, overlap, limit, field, smooth)
 
 
 def _crf(values: list[str]) -> CRF:

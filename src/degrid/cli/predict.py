@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult
 
 _MOST_FAILURES = 10  # that a message names; summary.json names all
-Images = Annotated[list[str], typer.Argument(help="Images, folders (searched through) or quoted patterns.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")]
+Images = Annotated[list[str], typer.Argument(help="Images, videos, folders (searched through) or quoted patterns.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; of one video also NAME.mp4.")]
 Precision = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +58,13 @@ SaveLogits = Annotated[
     bool, typer.Option("--save-logits", help="Also NAME.logits.npy: float32 [C,h,w] before enlarging.")
 ]
 
+Smooth = Annotated[
+    float, typer.Option(help="Videos: weight of the past, up to below 1, in a running average of the probabilities.")
+]
+VideoIds = Annotated[
+    str | None, typer.Option(help="Videos: also class ids, as png (NAME/000000.png) or ffv1 (NAME.ids.mkv).")
+]
+
 
 def predict(
     model: opt.Model,
@@ -82,18 +89,18 @@ def predict(
     memory: opt.Memory = None,
     crf: opt.Crf = False,
     crf_set: opt.CrfSet = None,
+    smooth: Smooth = 0.0,
+    video_ids: VideoIds = None,
 ) -> None:
-    """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json.
-
-    With another --format: only the files that the benchmark or annotation tool takes.
+    """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json; of videos
+    NAME.overlay.mp4. With another --format only the files that the benchmark or annotation tool takes.
 
     \b
-    degrid predict runs/my_photos photo.jpg
     degrid predict runs/my_photos photos/ -o results
     degrid predict runs/my_photos "photos/**/*_left.png" -o results --save-logits
     degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
     degrid predict runs/my_photos map.tif --memory 2GiB
-    degrid predict runs/voc voc_test/ -o submission --format voc
+    degrid predict runs/my_photos drive.mp4 -o drive_classes.mp4 --smooth 0.7
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     degrid predict runs/my_photos new_photos/ -o to_correct --format cvat --smallest 50 --simplify 1
     """
@@ -102,9 +109,9 @@ def predict(
     from degrid.engine.memory import keep_freed_memory
 
     keep_freed_memory()
-    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
+    options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory, smooth)
     regions = _regions(shapes, smallest, simplify)
-    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions)
+    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids)
     with progress_bar() as progress:
         found = degrid.predict(
             model,
@@ -134,7 +141,7 @@ def _print_result(found: PredictResult) -> None:
     """What was written; or what failed, which ends the command with an error."""
     from degrid.verbs.find_images import said
 
-    if found.images:
+    if found.images or found.videos:
         print(f"computed in {found.precision}")
     if found.written:
         print(found.written)
@@ -143,8 +150,8 @@ def _print_result(found: PredictResult) -> None:
     if found.left_out:
         print(f"left out: {said(found.left_out)}")
     if found.failures:
-        total = found.images + len(found.failures)
-        count = f"{len(found.failures)} of {counted(total, 'image')}"
+        total = found.images + found.videos + len(found.failures)
+        count = f"{len(found.failures)} of {counted(total, 'file' if found.videos else 'image')}"
         more = len(found.failures) - _MOST_FAILURES
         others = f"; and {more:,} more" if more > 0 else ""
         raise UserError(f"{count} could not be used: {'; '.join(found.failures[:_MOST_FAILURES])}{others}")

@@ -14,6 +14,7 @@ from degrid.files import walk
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import some
 from degrid.types import UserError
+from degrid.video import VIDEO_SUFFIXES, is_result_video, is_video, reads_videos
 
 IMAGE, RESULTS = "image", "results of earlier runs"
 RESULT_ENDINGS = (".logits.npy", "summary.json", "results.tgz")
@@ -31,7 +32,7 @@ class FoundImages:
     left_out: dict[str, int]
 
 
-def find_images(patterns: Iterable[str], out: Path | None = None) -> FoundImages:
+def find_images(patterns: Iterable[str], out: Path | None = None, videos: bool = False) -> FoundImages:
     """Images by the name their results get: the path below the folder (or below the fixed part of the pattern)
     without extension.
 
@@ -42,6 +43,7 @@ def find_images(patterns: Iterable[str], out: Path | None = None) -> FoundImages
         patterns: files, folders (searched through with sub-folders) or glob patterns. Results of `degrid predict` among
             them are no images, and hidden files in a folder are not either.
         out: the folder for the results; what it holds is left out if it lies in a folder that is searched.
+        videos: these count as images; in folders only where they can be read.
     Raises:
         UserError: no patterns, or one that finds no image.
     """
@@ -51,7 +53,10 @@ def find_images(patterns: Iterable[str], out: Path | None = None) -> FoundImages
     for pattern in patterns:
         base, files = _expand(pattern)
         results = _within(out, base) if out is not None else None
-        kinds = {file: _kind(file, file.relative_to(base), results) for file in files}
+        wanted = IMAGE_SUFFIXES
+        if videos and (reads_videos() or Path(pattern).is_file()):
+            wanted |= VIDEO_SUFFIXES
+        kinds = {file: _kind(file, file.relative_to(base), results, wanted) for file in files}
         images = [(base, file) for file, kind in kinds.items() if kind == IMAGE]
         others = Counter(kind for kind in kinds.values() if kind != IMAGE)
         if not images and not Path(pattern).is_file():
@@ -70,7 +75,9 @@ def said(left_out: Mapping[str, int]) -> str:
 
 
 def is_result(picture: Path) -> bool:
-    """Whether a file begins as a result of an earlier run does."""
+    """Whether a file is a result of an earlier run: a picture that begins as these do, or a video that says so."""
+    if is_video(picture):
+        return reads_videos() and is_result_video(picture)
     with picture.open("rb") as stream:
         return RESULT_MARK.encode() in stream.read(4096)
 
@@ -95,17 +102,18 @@ def _is_straight(folder: Path, base: Path) -> bool:
     return len(set(places)) == len(below.parts) + 1
 
 
-def _kind(file: Path, below: Path, results: Path | None) -> str:
+def _kind(file: Path, below: Path, results: Path | None, wanted: frozenset[str]) -> str:
     """IMAGE, or what is said of a file that is passed over.
 
     Args:
         below: its path below the folder that is searched. results: the path there of the folder for the results.
+        wanted: endings of what counts.
     """
     if any(part.startswith(".") for part in below.parts):
         return "hidden"
     if file.name.endswith(RESULT_ENDINGS):
         return RESULTS
-    if file.suffix.lower() not in IMAGE_SUFFIXES:
+    if file.suffix.lower() not in wanted:
         return file.suffix.lower() or "without an extension"
     if is_result(file):
         return RESULTS

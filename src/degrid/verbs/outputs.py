@@ -48,6 +48,8 @@ class ResultFiles:
         logits: also NAME.logits.npy, float32 [C,h,w], before enlarging; with "ids" only.
         voc_competition: for "voc": comp5 (trained on VOC alone) or comp6 (on other data too).
         regions: for annotation tools: polygons or masks, and how exact; by default exact polygons of all regions.
+        video_ids: beside the overlay of a video the class ids of its frames: "png": NAME/000000.png, ...; "ffv1":
+            NAME.ids.mkv, without loss.
     Raises:
         UserError: an unknown format, or files that a benchmark or tool does not take.
     """
@@ -57,6 +59,7 @@ class ResultFiles:
     logits: bool = False
     voc_competition: str = "comp6"
     regions: Regions | None = None
+    video_ids: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,6 +70,8 @@ class ResultFiles:
                 f"--format {self.format} (format=...) writes no more than the benchmark or tool takes; leave out "
                 "--overlay and --save-logits (overlay=..., logits=...)"
             )
+        if self.video_ids not in (None, "png", "ffv1"):
+            raise UserError(f'video_ids: expected "png" or "ffv1", got "{self.video_ids}"')
         if self.regions is not None and self.format not in TOOLS:
             raise UserError(
                 "--shapes, --smallest and --simplify (regions=...) are for the files of annotation tools; add --format "
@@ -171,6 +176,7 @@ class IdFiles(ResultWriter):
         self.out, self.labels, self.overlay, self.logits, self.left_out = out, labels, overlay, logits, left_out
         self.rows: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, str] = {}
+        self.videos: dict[str, dict[str, Any]] = {}
 
     def names(self, images: Mapping[str, Path]) -> dict[str, Path]:
         """See `ResultWriter.names`: where a.png is taken, as by the image itself, a becomes a.png, then a.png_2, ..."""
@@ -201,10 +207,10 @@ class IdFiles(ResultWriter):
             with atomic_write(self.out / f"{name}.tif") as temporary:
                 write_map(temporary, prediction.ids, color_table(labels), image, RESULT_MARK)
         else:
-            _save(palette_image(prediction.ids, labels), self.out / f"{name}.png")
+            save_picture(palette_image(prediction.ids, labels), self.out / f"{name}.png")
         if self.overlay:
             picture = overlay_classes(*_shown(prediction), labels)
-            _save(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
+            save_picture(Image.fromarray(picture), self.out / f"{name}.overlay.jpg")
         if self.logits and prediction.logits is not None:
             with atomic_write(self.out / f"{name}.logits.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, prediction.logits)
@@ -218,15 +224,18 @@ class IdFiles(ResultWriter):
     def finish(self) -> str:
         """Write summary.json: pixels per class, for each image and in total; and which files have no result."""
         total: Counter[str] = Counter()
-        for row in self.rows.values():
+        for row in (*self.rows.values(), *self.videos.values()):
             total.update(row["pixels"])
         names = self.labels.names if self.labels else ()
         summary = self.out / "summary.json"
         pixels = {name: total[name] for name in names}
         record = {"classes": list(names), "num_images": len(self.rows), "pixels": pixels, "images": self.rows}
-        write_json(summary, {**record, "failures": self.failures, "left_out": dict(self.left_out)})
+        films = {"videos": self.videos} if self.videos else {}
+        write_json(summary, {**record, **films, "failures": self.failures, "left_out": dict(self.left_out)})
         what = "masks and overlays" if self.overlay else "masks"
-        return f"{counted(len(self.rows), 'image')}: {what} in {self.out}, {summary}"
+        images = [f"{counted(len(self.rows), 'image')}: {what}"] if self.rows or not films else []
+        images += [counted(len(films["videos"]), "video")] if films else []
+        return f"{' and '.join(images)} in {self.out}, {summary}"
 
 
 class VocFiles(ResultWriter):
@@ -256,7 +265,7 @@ class VocFiles(ResultWriter):
 
     def write(self, image: Path, ids: np.ndarray) -> None:
         """See `ResultWriter.write`."""
-        _save(palette_image(ids, self.labels), self.place(image))
+        save_picture(palette_image(ids, self.labels), self.place(image))
         self.written.add(self.place(image).name)
 
     def finish(self) -> str:
@@ -292,7 +301,7 @@ class CityscapesFiles(ResultWriter):
 
     def write(self, image: Path, ids: np.ndarray) -> None:
         """See `ResultWriter.write`."""
-        _save(Image.fromarray(self.table[ids]), self.place(image))
+        save_picture(Image.fromarray(self.table[ids]), self.place(image))
         self.count += 1
 
     def finish(self) -> str:
@@ -354,7 +363,7 @@ def _shown(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
     return image, ids
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture atomically and mark it as a result: a PNG, or a JPEG where the path ends in .jpg."""
     mark = PngInfo()
     mark.add_text("Software", RESULT_MARK)

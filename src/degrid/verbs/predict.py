@@ -24,6 +24,8 @@ from degrid.types import Bands, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
 from degrid.verbs.open_network import AnyModel, AnyPredictor, open_predictor
 from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
+from degrid.verbs.predict_video import predict_videos, without_videos
+from degrid.video import is_video
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
@@ -44,6 +46,7 @@ class PredictResult:
         precision: the precision of the network, as a sentence.
         written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
         remarks: what may surprise about the images, one sentence each.
+        videos: how many videos were predicted.
     """
 
     out: Path
@@ -53,6 +56,7 @@ class PredictResult:
     precision: str
     written: str
     remarks: tuple[str, ...] = ()
+    videos: int = 0
 
 
 @checked
@@ -69,36 +73,36 @@ def predict(
     multi_scale: bool = False,
     progress: OnProgress | None = None,
 ) -> PredictResult:
-    """Segment images and write the results; images are read ahead and results written behind, in threads.
+    """Segment images and videos and write the results; files are read ahead and results written behind, in threads.
 
     A result is called like its image. Where images of several folders have one name, their folders are a part of it;
     where a name is taken by a file that is no result of an earlier run, the extension is: photo.png.png for photo.png.
+    A video gives NAME.overlay.mp4, with the times of its frames and with its sound.
 
     Args:
         model: a model folder, run folder, exported file or network.
         images: files, folders and glob patterns.
-        out: folder for the results, which may be that of the images; results of earlier runs are no images.
+        out: folder for the results, which may be that of the images; results of earlier runs are no images. For one
+            video also the place of its overlay: a name that ends in .mp4, .mov or .mkv.
         device, compiled: see `degrid.Predictor`.
         precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written. A single image is
             predicted in float32 unless it is "bfloat16": comparing both would take longer than it saves.
-        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
+        options: scales, flips, windows, CRF and smoothing over time; by default the network runs once on the image.
         files: which files to write; by default masks and overlays, see `ResultFiles`.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
-        progress: called after each image.
+        progress: called after each image or frame.
     Raises:
         UserError: no image or no model, or options that exclude one another. An image that cannot be used is no error:
             it is among the result's failures.
     """
     out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
-    if files.logits and not options.is_plain:
-        raise UserError(
-            "--save-logits (ResultFiles.logits) writes the network's own logits; leave out --scales, --flip, --window "
-            "and --crf (options=...)"
-        )
-    check_place(out / "summary.json")
-    found = _find(images, out)
+    _check_logits(files, options)
+    check_place(out if is_video(out) else out / "summary.json")
+    found, videos = without_videos(_find(images, out, videos=True), out, files, options.smooth)
     exact = precision or ("float32" if files.logits else "auto")
-    once = all([options.is_plain, exact != "bfloat16", not compiled, _is_one_small(list(found.images.values()))])
+    once = all(
+        [options.is_plain, exact != "bfloat16", not compiled, _is_one_small([*found.images.values(), *videos.values()])]
+    )
     with open_predictor(model, device, exact, options, compiled, multi_scale, once) as predictor:
         writer = make_writer(files, out, predictor.labels, found)
         chosen = writer.names(found.images)
@@ -108,10 +112,22 @@ def predict(
                 "--output logits (output=...)"
             )
         failures, dim = _write_all(predictor, writer, chosen, files.logits, progress)
-    count = len(chosen) - len(failures)
-    written = "" if not count or (failures and writer.needs_all) else writer.finish()
-    remarks = (*_said(dim), *_said_of_windows(predictor))
-    return PredictResult(out, count, tuple(failures), found.left_out, str(predictor.network), written, remarks)
+        count = len(chosen) - len(failures)
+        films = predict_videos(predictor, videos, out, files, progress)
+    complete = count and not (failures and writer.needs_all)
+    written = films.written(out, writer) if films.rows else writer.finish() if complete else ""
+    remarks = (*_said(dim), *_said_of_windows(predictor), *films.remarks)
+    failures += films.failures.values()
+    taken = str(predictor.network)
+    return PredictResult(out, count, tuple(failures), found.left_out, taken, written, remarks, len(films.rows))
+
+
+def _check_logits(files: ResultFiles, options: InferenceOptions) -> None:
+    if files.logits and not options.is_plain:
+        raise UserError(
+            "--save-logits (ResultFiles.logits) writes the network's own logits; leave out --scales, --flip, --window "
+            "and --crf (options=...)"
+        )
 
 
 def _said_of_windows(predictor: AnyPredictor) -> tuple[str, ...]:
@@ -188,9 +204,9 @@ def _is_one_small(images: Sequence[Path]) -> bool:
         return False
 
 
-def _find(images: Images, out: Path | None = None) -> FoundImages:
+def _find(images: Images, out: Path | None = None, videos: bool = False) -> FoundImages:
     patterns = [images] if isinstance(images, str | os.PathLike) else images
-    return find_images([os.fspath(pattern) for pattern in patterns], out)
+    return find_images([os.fspath(pattern) for pattern in patterns], out, videos)
 
 
 def _write_all(

@@ -25,6 +25,8 @@ class InferenceOptions:
         the first image, the network's copy and feature maps; a larger image is processed in windows. None: feature maps
         of four fifths of the free memory, which is checked for images of more than 2 million pixels only.
     crf: a dense conditional random field that refines the probabilities; None: none.
+    smooth: for the frames of a video, the weight of the past in the exponential average of their class probabilities, 0
+        (each frame on its own) up to below 1.
 
     Raises:
         UserError: a value out of its range.
@@ -37,6 +39,7 @@ class InferenceOptions:
     overlap: float = 0.5
     memory: int | None = None
     crf: CRF | None = None
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -50,6 +53,8 @@ class InferenceOptions:
             raise UserError(f"overlap: expected a fraction from 0 to below 1, got {self.overlap}")
         if self.memory is not None and self.memory < 1:
             raise UserError(f"memory: expected a number of bytes, at least 1, got {self.memory}")
+        if not 0 <= self.smooth < 1:
+            raise UserError(f"smooth: expected a weight from 0 to below 1, got {self.smooth}")
         if self.memory is not None and self.window is not None:
             raise UserError("memory and window exclude one another: the limit chooses the window")
 
