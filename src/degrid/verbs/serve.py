@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -122,13 +123,14 @@ def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
         timeout_graceful_shutdown=_GRACE,
     )
     server = uvicorn.Server(config)
-    # uvicorn would end the program by the signal that it got, once it has come to an end itself.
-    server.capture_signals = lambda: _signals(server)  # type: ignore[method-assign]
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms, which are answered by 400
     if tell:
         host, port = listening.getsockname()[:2]
         tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-    asyncio.run(server.serve(sockets=[listening]))
+    # In a thread: a notebook's own runs a loop of events already, and uvicorn would end the program by the signal that
+    # ended the server.
+    with _signals(server), ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, server.serve(sockets=[listening])).result()
 
 
 @contextmanager
