@@ -2,69 +2,79 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import typer
 
-from degrid.cli import (
-    bench,
-    collect,
-    compare,
-    convert,
-    crf_search,
-    data,
-    demo,
-    erf,
-    evaluate,
-    export,
-    gridding,
-    info,
-    launch,
-    lr_find,
-    plot,
-    predict,
-    quick_imports,
-    report,
-    serve,
-    study,
-    train,
-)
+from degrid.cli import quick_imports
 from degrid.threads import settle_threads
 from degrid.types import OtherProcessError, UserError
 
-app = typer.Typer(
-    name="degrid",
-    help="Dilated convolutions without the grid: train, evaluate, use and inspect DeepLab networks.",
-    epilog="Start here: degrid train --data FOLDER, then degrid predict RUN IMAGES -o OUT.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("train")(train.train)
-app.command("launch")(launch.launch)
-app.command("sweep")(launch.sweep)
-app.command("study")(study.study)
-app.command("lr-find")(lr_find.lr_find)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("crf-search")(crf_search.crf_search)
-app.command("predict")(predict.predict)
-app.command("serve")(serve.serve)
-app.command("export")(export.export)
-app.command("convert")(convert.convert)
-app.command("info")(info.info)
-app.command("erf")(erf.erf)
-app.command("gridding")(gridding.gridding)
-app.add_typer(data.app, name="data")
-app.command("demo")(demo.demo)
-app.command("plot")(plot.plot)
-app.command("report")(report.report)
-app.command("bench")(bench.bench)
-app.command("collect")(collect.collect)
+COMMANDS = {
+    "train": "train:train",
+    "launch": "launch:launch",
+    "sweep": "launch:sweep",
+    "study": "study:study",
+    "lr-find": "lr_find:lr_find",
+    "eval": "evaluate:evaluate",
+    "compare": "compare:compare",
+    "crf-search": "crf_search:crf_search",
+    "predict": "predict:predict",
+    "serve": "serve:serve",
+    "export": "export:export",
+    "convert": "convert:convert",
+    "info": "info:info",
+    "erf": "erf:erf",
+    "gridding": "gridding:gridding",
+    "data": "data:app",
+    "demo": "demo:demo",
+    "plot": "plot:plot",
+    "report": "report:report",
+    "bench": "bench:bench",
+    "collect": "collect:collect",
+}
+"""The module of each command, and the function or the group of commands in it; in the order in which --help lists them."""
+
+
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands; the modules of others are not imported."""
+    app = typer.Typer(
+        name="degrid",
+        help="Dilated convolutions without the grid: train, evaluate, use and inspect DeepLab networks.",
+        epilog="Start here: degrid train --data FOLDER, then degrid predict RUN IMAGES -o OUT.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_nothing)  # without it, an app with one command would be that command
+    for name in names:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(importlib.import_module(f"degrid.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _nothing() -> None:
+    pass
+
+
+@functools.cache
+def __getattr__(name: str) -> Any:
+    """`app`: the whole command line, for programs that run commands in their own process."""
+    if name != "app":
+        raise AttributeError(f"module 'degrid.cli' has no attribute {name!r}")
+    return make_app()
 
 
 def run() -> None:
@@ -75,8 +85,9 @@ def run() -> None:
         sys.stdout.reconfigure(
             errors="backslashreplace"
         )  # for names of files that are no text, as for the error stream
+    asked = sys.argv[1:2]
     try:
-        app()
+        make_app(asked if asked and asked[0] in COMMANDS else COMMANDS)()
     except UserError as error:
         if os.environ.get("DEGRID_DEBUG"):
             raise
