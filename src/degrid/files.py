@@ -135,7 +135,7 @@ def _walk(folder: Path, hidden: bool, above: tuple[str, ...]) -> Iterator[tuple[
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     folders = [entry for entry in entries if entry.is_dir()]
-    yield folder, [entry for entry in entries if not entry.is_dir()]
+    yield folder, [entry for entry in entries if not entry.is_dir()] if folders else entries
     for entry in folders:
         if not (entry.is_symlink() and os.path.realpath(entry.path) in above):
             yield from _walk(Path(entry.path), hidden, above)

@@ -39,7 +39,7 @@ COMMANDS = {
     "bench": "bench:bench",
     "collect": "collect:collect",
 }
-"""The module of each command, and the function or the group of commands in it; in the order in which --help lists them."""
+"""The module of each command, and the function or group of commands in it; in the order in which --help lists them."""
 
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:

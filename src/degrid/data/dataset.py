@@ -14,7 +14,6 @@ from degrid.arguments import checked
 from degrid.bands import find_bands, thinned, without_data
 from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
-from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
@@ -125,6 +124,8 @@ def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
         UserError: missing, or not recognised.
     """
     if _is_hugging_face(path):
+        from degrid.data.formats.hugging_face.format import open_hugging_face  # here: most data are files
+
         return open_hugging_face(Address.parse(str(path).removeprefix(PREFIX)))
     if is_address(path):
         return open_shards(str(path))

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 MASK_ENDINGS = (
     "",
@@ -59,11 +59,11 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _candidates(image: str) -> list[str]:
+def _candidates(image: str) -> Iterator[str]:
     """What its mask may be called, without suffix."""
     name = _stem(image)
     base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
-    return [start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS]
+    return (start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS)
 
 
 def _nearly_matched(images: list[str], masks: list[str]) -> dict[str, str]:

@@ -269,14 +269,20 @@ def match_names(
     images: list[Path], image_root: Path, masks: list[Path], mask_root: Path
 ) -> tuple[list[Pair], list[Path]]:
     """Pair files by their names below the roots, see `matched`; also returns the masks left over."""
-    image_names = [file.relative_to(image_root).as_posix() for file in images]
-    mask_names = {file.relative_to(mask_root).as_posix(): file for file in masks}
+    image_names = _below(images, image_root)
+    mask_names = dict(zip(_below(masks, mask_root), masks, strict=True))
     found = matched(image_names, mask_names)
     pairs = [
-        Pair(Path(name).with_suffix("").as_posix(), image, mask_names[found[name]] if name in found else None)
+        Pair(os.path.splitext(name)[0], image, mask_names[found[name]] if name in found else None)
         for name, image in zip(image_names, images, strict=True)
     ]
     return pairs, [mask_names[name] for name in without_image(mask_names, found)]
+
+
+def _below(files: Sequence[Path], root: Path) -> list[str]:
+    """The paths of files below a folder, with "/"; as `Path.relative_to`, which takes as long as all else here."""
+    start = "" if str(root) == "." else os.path.join(root, "")
+    return [str(file).removeprefix(start).replace(os.sep, "/") for file in files]
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -300,14 +306,15 @@ def any_mask(folder: Path) -> bool:
 
 
 def _files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    return sorted(_found_in(folder, suffixes))
+    # In the order of paths, which compare part by part: "a/b" comes before "a-b".
+    return [Path(file) for file in sorted(_found_in(folder, suffixes), key=lambda file: file.split(os.sep))]
 
 
-def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[str]:
     for _, files in walk(folder):
         for entry in files:
             if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                yield Path(entry.path)
+                yield entry.path
 
 
 def unread_note(*folders: Path) -> list[str]:

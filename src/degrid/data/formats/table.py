@@ -5,90 +5,82 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from degrid.data.formats.benchmarks.ade20k import Ade20k
-from degrid.data.formats.benchmarks.camvid import CamVid
-from degrid.data.formats.benchmarks.cityscapes import Cityscapes
-from degrid.data.formats.benchmarks.coco import Coco
-from degrid.data.formats.benchmarks.coco_panoptic import CocoPanoptic
-from degrid.data.formats.benchmarks.coco_stuff import CocoStuff
-from degrid.data.formats.benchmarks.drive import Drive
-from degrid.data.formats.benchmarks.driving import Bdd100k, Kitti
-from degrid.data.formats.benchmarks.mapillary import Mapillary
-from degrid.data.formats.benchmarks.mvtec import MvtecAd
-from degrid.data.formats.benchmarks.nyu import NyuDepth
-from degrid.data.formats.benchmarks.pascal_context import PascalContext
-from degrid.data.formats.benchmarks.remote_sensing import DeepGlobe, Isprs, LoveDA
-from degrid.data.formats.benchmarks.suim import Suim
-from degrid.data.formats.benchmarks.voc import Voc
-from degrid.data.formats.description import Description
-from degrid.data.formats.folder import Folders, SideBySide, SplitFolders, holds_masks
-from degrid.data.formats.hugging_face.format import HuggingFace
+from degrid.data.formats.folder import holds_masks
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.lists import Lists
-from degrid.data.formats.tools.coco_json import CocoJson
-from degrid.data.formats.tools.cvat import Cvat
-from degrid.data.formats.tools.datumaro import DatumaroCamVid, DatumaroCityscapes, DatumaroKitti
-from degrid.data.formats.tools.datumaro_json import DatumaroJson
-from degrid.data.formats.tools.label_studio import LabelStudio
-from degrid.data.formats.tools.label_studio_json import LabelStudioJson
-from degrid.data.formats.tools.labelme import Labelme
-from degrid.data.formats.tools.labelme_xml import LabelMeXml
-from degrid.data.formats.tools.segments_ai import SegmentsAi
-from degrid.data.formats.tools.supervisely import Supervisely
-from degrid.data.formats.tools.via import Via
-from degrid.data.formats.tools.yolo import Yolo
 from degrid.data.formats.unread import what_is_known
-from degrid.data.shards.format import Shards, WebDataset
-from degrid.data.tfrecord.format import TFRecord
 from degrid.files import walk
 from degrid.lookup import counted, lookup
 from degrid.types import UserError
 
-FORMATS: dict[str, type[DataFormat]] = {
-    "shards": Shards,
-    "YOLO polygons": Yolo,
-    "dataset.yaml": Description,
-    "COCO-Stuff": CocoStuff,
-    "COCO panoptic": CocoPanoptic,
-    "COCO": Coco,
-    "PASCAL Context": PascalContext,
-    "VOC": Voc,
-    "Datumaro Cityscapes": DatumaroCityscapes,
-    "Datumaro CamVid": DatumaroCamVid,
-    "Datumaro KITTI": DatumaroKitti,
-    "Label Studio": LabelStudio,
-    "Supervisely": Supervisely,
-    "Segments.ai": SegmentsAi,
-    "Cityscapes": Cityscapes,
-    "CamVid": CamVid,
-    "ADE20K": Ade20k,
-    "KITTI": Kitti,
-    "BDD100K": Bdd100k,
-    "Mapillary Vistas": Mapillary,
-    "LoveDA": LoveDA,
-    "ISPRS": Isprs,
-    "DeepGlobe": DeepGlobe,
-    "SUIM": Suim,
-    "DRIVE": Drive,
-    "NYU Depth v2": NyuDepth,
-    "MVTec AD": MvtecAd,
-    "Hugging Face": HuggingFace,
-    "lists": Lists,
-    "COCO polygons": CocoJson,
-    "Datumaro": DatumaroJson,
-    "labelme": Labelme,
-    "LabelMe XML": LabelMeXml,
-    "CVAT": Cvat,
-    "VIA": Via,
-    "Label Studio JSON": LabelStudioJson,
-    "split folders": SplitFolders,
-    "folder": Folders,
-    "side by side": SideBySide,
-    "TFRecord": TFRecord,
-    "WebDataset": WebDataset,
+
+class Row(NamedTuple):
+    """A format that is imported where it may fit.
+
+    Attributes:
+        place: module and class, below `degrid.data`.
+        clues: parts of names in small letters, with "/" at the end of folders'. A folder of this format holds one of
+            them at least, at any depth. Empty: any folder may be one.
+    """
+
+    place: str
+    clues: str = ""
+
+    def load(self) -> type[DataFormat]:
+        """The format."""
+        made: type[DataFormat] = lookup({}, f"degrid.data.{self.place}", "data format")
+        return made
+
+    def may_fit(self, names: str) -> bool:
+        """Whether a folder with these names may be of this format; see `_names_in`."""
+        return not self.clues or any(clue in names for clue in self.clues.split())
+
+
+FORMATS = {
+    "shards": Row("shards.format:Shards", "shards.json"),
+    "YOLO polygons": Row("formats.tools.yolo:Yolo", ".txt .yaml .yml"),
+    "dataset.yaml": Row("formats.description:Description", ".yaml .yml"),
+    "COCO-Stuff": Row("formats.benchmarks.coco_stuff:CocoStuff", "annotations/ stuffthingmaps/"),
+    "COCO panoptic": Row("formats.benchmarks.coco_panoptic:CocoPanoptic", "panoptic_"),
+    "COCO": Row("formats.benchmarks.coco:Coco", "instances_"),
+    "PASCAL Context": Row("formats.benchmarks.pascal_context:PascalContext", "jpegimages/"),
+    "VOC": Row("formats.benchmarks.voc:Voc", "jpegimages/ segmentation"),
+    "Datumaro Cityscapes": Row("formats.tools.datumaro:DatumaroCityscapes", "gtfine/"),
+    "Datumaro CamVid": Row("formats.tools.datumaro:DatumaroCamVid", "annot/"),
+    "Datumaro KITTI": Row("formats.tools.datumaro:DatumaroKitti", "semantic/"),
+    "Label Studio": Row("formats.tools.label_studio:LabelStudio", "task-"),
+    "Supervisely": Row("formats.tools.supervisely:Supervisely", "img/"),
+    "Segments.ai": Row("formats.tools.segments_ai:SegmentsAi", "_label_"),
+    "Cityscapes": Row("formats.benchmarks.cityscapes:Cityscapes", "leftimg8bit/"),
+    "CamVid": Row("formats.benchmarks.camvid:CamVid", "annot/"),
+    "ADE20K": Row("formats.benchmarks.ade20k:Ade20k", "annotations/"),
+    "KITTI": Row("formats.benchmarks.driving:Kitti", "semantic/"),
+    "BDD100K": Row("formats.benchmarks.driving:Bdd100k", "10k/ seg/"),
+    "Mapillary Vistas": Row("formats.benchmarks.mapillary:Mapillary", "training/"),
+    "LoveDA": Row("formats.benchmarks.remote_sensing:LoveDA", "masks_png/"),
+    "ISPRS": Row("formats.benchmarks.remote_sensing:Isprs", "top_"),
+    "DeepGlobe": Row("formats.benchmarks.remote_sensing:DeepGlobe", "_sat."),
+    "SUIM": Row("formats.benchmarks.suim:Suim", "train_val/ test/"),
+    "DRIVE": Row("formats.benchmarks.drive:Drive", "1st_manual/"),
+    "NYU Depth v2": Row("formats.benchmarks.nyu:NyuDepth", ".mat hha/ depth/"),
+    "MVTec AD": Row("formats.benchmarks.mvtec:MvtecAd", "ground_truth/"),
+    "Hugging Face": Row("formats.hugging_face.format:HuggingFace", ".json"),
+    "lists": Row("formats.lists:Lists", ".txt .lst .csv .tsv"),
+    "COCO polygons": Row("formats.tools.coco_json:CocoJson", ".json"),
+    "Datumaro": Row("formats.tools.datumaro_json:DatumaroJson", ".json"),
+    "labelme": Row("formats.tools.labelme:Labelme", ".json"),
+    "LabelMe XML": Row("formats.tools.labelme_xml:LabelMeXml", ".xml"),
+    "CVAT": Row("formats.tools.cvat:Cvat", ".xml"),
+    "VIA": Row("formats.tools.via:Via", ".json"),
+    "Label Studio JSON": Row("formats.tools.label_studio_json:LabelStudioJson", ".json"),
+    "split folders": Row("formats.folder:SplitFolders"),
+    "folder": Row("formats.folder:Folders"),
+    "side by side": Row("formats.folder:SideBySide"),
+    "TFRecord": Row("tfrecord.format:TFRecord", ".tfrecord -of-"),
+    "WebDataset": Row("shards.format:WebDataset", ".tar"),
 }
 """In the order in which they are tried: the more particular ones first."""
 POLYGON_FORMATS = (
@@ -116,10 +108,10 @@ def recognise(
     Raises:
         UserError: no format fits; the message lists them.
     """
-    formats = {kind: FORMATS[kind] for kind in among if not (inside and FORMATS[kind] is Description)}
+    rows = {kind: FORMATS[kind] for kind in among if not (inside and kind == "dataset.yaml")}
     if among != POLYGON_FORMATS and holds_masks(path):
-        formats = {kind: made for kind, made in formats.items() if kind not in POLYGON_FORMATS or kind in _OWN_MASKS}
-    for kind, made in formats.items():
+        rows = {kind: row for kind, row in rows.items() if kind not in POLYGON_FORMATS or kind in _OWN_MASKS}
+    for kind, made in _may_fit(rows, path):
         found = _read(kind, made(root), path)
         if found:
             return found
@@ -129,25 +121,41 @@ def recognise(
         )
     if among == POLYGON_FORMATS:
         raise UserError(
-            f"no polygons found in {path}. Looked for: {'; '.join(made.wanted for made in formats.values())}"
+            f"no polygons found in {path}. Looked for: {'; '.join(row.load().wanted for row in rows.values())}"
         )
     raise UserError(
-        f"no images with masks found in {path}{_what_is_there(path, formats)}{what_is_known(path)}. "
-        f"Looked for: {_wanted(formats)}"
+        f"no images with masks found in {path}{_what_is_there(path, rows)}{what_is_known(path)}. "
+        f"Looked for: {_wanted(rows)}"
     )
 
 
-def _wanted(formats: Mapping[str, type[DataFormat]]) -> str:
+def _may_fit(rows: Mapping[str, Row], path: Path) -> Iterator[tuple[str, type[DataFormat]]]:
+    """The formats to try; of a folder those for which its names speak."""
+    names = _names_in(path) if path.is_dir() else None
+    for kind, row in rows.items():
+        if names is None or row.may_fit(names):
+            yield kind, row.load()
+
+
+def _names_in(path: Path) -> str:
+    """The names of all folders and files below a folder, in small letters, with "/" behind those of folders."""
+    names: list[str] = []
+    for folder, files in walk(path):
+        names += (f"{folder.name}/", *(entry.name for entry in files))
+    return "\n".join(names).lower()
+
+
+def _wanted(rows: Mapping[str, Row]) -> str:
     """What was looked for: layouts of one's own in words, the others by their names."""
-    own = [made.wanted for kind, made in formats.items() if kind in _OWN]
-    return f"{'; '.join(own)}; and the layouts of {', '.join(kind for kind in formats if kind not in _OWN)}"
+    own = [row.load().wanted for kind, row in rows.items() if kind in _OWN]
+    return f"{'; '.join(own)}; and the layouts of {', '.join(kind for kind in rows if kind not in _OWN)}"
 
 
-def _what_is_there(path: Path, formats: Mapping[str, type[DataFormat]]) -> str:
+def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
     """What a folder holds instead of a dataset: the folder to give in its place, or the kinds of its files."""
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     for folder in below[:_TRIED]:
-        for kind, made in formats.items():
+        for kind, made in _may_fit(rows, folder):
             with contextlib.suppress(UserError):
                 if _read(kind, made(), folder):
                     return f", but there are some in {folder}: give that folder"
@@ -167,7 +175,8 @@ def read_as(kind: str, path: Path) -> Layout:
     Raises:
         UserError: no such format, or the dataset is not of this format.
     """
-    made = lookup(FORMATS, kind, "data format")
+    row: object = lookup(FORMATS, kind, "data format")
+    made = row.load() if isinstance(row, Row) else row
     if not (isinstance(made, type) and issubclass(made, DataFormat)):
         raise UserError(f'data format "{kind}": expected a class derived from degrid.data.DataFormat, got {made!r}')
     if not path.exists():
