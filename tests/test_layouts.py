@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from degrid.data import notes_of, open_dataset
-from degrid.data.formats.layout import splits_of
+from degrid.data.formats.layout import DataFormat, splits_of
 from degrid.data.formats.matching import masks_among, matched, without_image
+from degrid.data.formats.table import FORMATS, recognise
 from degrid.types import UserError
 
 
@@ -278,3 +279,22 @@ def test_what_lies_there_is_said(tmp_path):
     make(tmp_path / "inner", [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)])
     with pytest.raises(UserError, match=r"but there are some in .*inner: give that folder"):
         open_dataset(tmp_path)
+
+
+def test_each_row_of_the_table_is_a_format_of_its_own():
+    formats = [row.load() for row in FORMATS.values()]
+    assert all(issubclass(made, DataFormat) for made in formats)
+    assert len(set(formats)) == len(formats)
+
+
+def test_a_format_is_tried_where_a_name_in_any_depth_and_in_any_letters_speaks_for_it(tmp_path, monkeypatch):
+    make(tmp_path, [("images/a.jpg", "masks/a.png")])
+    (tmp_path / "x" / "LeftImg8bit").mkdir(parents=True)
+    (tmp_path / "x" / "notes.JSON").touch()
+    tried = []
+    for kind, row in FORMATS.items():
+        monkeypatch.setattr(row.load(), "find", lambda self, path, kind=kind: tried.append(kind))
+    with pytest.raises(UserError, match="no images with masks"):
+        recognise(tmp_path)
+    assert {"Cityscapes", "Hugging Face", "folder"} <= set(tried)
+    assert not {"VOC", "lists", "LabelMe XML", "CVAT", "YOLO polygons", "dataset.yaml"} & set(tried)

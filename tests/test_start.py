@@ -45,6 +45,9 @@ def test_data_check_imports_no_torch(folder):
     found = modules_after("data", "check", str(folder / "data"), "--processes", "1")
     assert not {*HEAVY, "torch"} & found
     assert "numpy" in found
+    # Nor other commands, and formats of which nothing is there.
+    others = {"degrid.cli.train", "degrid.data.formats.tools.coco_json", "degrid.data.formats.benchmarks.voc"}
+    assert not others & found
 
 
 def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):

@@ -219,7 +219,8 @@ def decode_jpeg(data: bytes, luma: bool = False) -> np.ndarray | None:
 
     try:
         height, width, colors, _ = library.decode_jpeg_header(data)
-        turned = any(mark in data for mark in _ORIENTED)
+        head = data[: _start_of_scan(data)]
+        turned = any(mark in head for mark in _ORIENTED)
         turned = turned and Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1) != 1
         if turned or colors not in ("YCbCr", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
@@ -227,6 +228,14 @@ def decode_jpeg(data: bytes, luma: bool = False) -> np.ndarray | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return pixels
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where the pixels of a JPEG begin, which is behind all that says something about them (ITU-T T.81, B.1.1)."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"", b"\xff", b"\xda"):
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place if data[place : place + 2] == b"\xff\xda" else len(data)
 
 
 @functools.cache

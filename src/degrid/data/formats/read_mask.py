@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from degrid.types import IGNORE_INDEX, UserError
 _HEAD = 2048
 _PNG_SIGNATURE = b"\x89PNG"
 _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour type
+_LARGEST_PALETTE = 768  # bytes, of 256 colours
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
 _EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
 _STRETCHED = {2: 85, 4: 17}
@@ -147,11 +149,10 @@ def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading 
 def read_palette(path: Path) -> np.ndarray | None:
     """The colours of a palette image, uint8 [N,3]; None for any other file, and for GIF, which is read by colour."""
     try:
-        if path.suffix.lower() == ".png":  # most masks, and most of these have none, as a few bytes tell
+        if path.suffix.lower() == ".png":  # most masks, whose palette a few bytes tell
             with path.open("rb") as stream:
-                head = stream.read(_PNG_COLORS + 1)
-            if head.startswith(_PNG_SIGNATURE) and head[_PNG_COLORS:] != b"\x03":
-                return None
+                if stream.read(8).startswith(_PNG_SIGNATURE):
+                    return _png_palette(stream)
         with Image.open(path) as image:
             if image.mode not in ("P", "PA") or image.palette is None or image.format == "GIF":
                 return None
@@ -160,6 +161,19 @@ def read_palette(path: Path) -> np.ndarray | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return np.frombuffer(colors, np.uint8, len(colors) // 3 * 3).reshape(-1, 3)
+
+
+def _png_palette(stream: BinaryIO) -> np.ndarray | None:
+    """The chunk PLTE of a PNG behind its signature, if its pixels are indices (PNG specification, 11.2.2)."""
+    while len(start := stream.read(8)) == 8 and start[4:] != b"IDAT":
+        size, wanted = int.from_bytes(start[:4], "big"), start[4:] in (b"IHDR", b"PLTE")
+        data = stream.read(min(size, _LARGEST_PALETTE)) if wanted else b""
+        if start[4:] == b"IHDR" and data[9:10] != b"\x03":
+            return None
+        if start[4:] == b"PLTE":
+            return np.frombuffer(data, np.uint8, len(data) // 3 * 3).reshape(-1, 3)
+        stream.seek(size - len(data) + 4, os.SEEK_CUR)  # 4: the checksum
+    return None
 
 
 def _refuse_pages(name: object, pages: int) -> None:

@@ -176,9 +176,11 @@ class Survey:
             else:
                 self.beyond += count
         if label.edges is not None:
+            greys = [_grey(value) for value in values]
             counters = (self.examined, self.inside, self.between, self.in_row)
             for counter, counts in zip(counters, label.edges.tolist(), strict=True):
-                counter.update(dict(zip(map(_grey, values), counts, strict=True)))
+                for grey, count in zip(greys, counts, strict=True):
+                    counter[grey] += count
         self.steps += label.steps[0]
         self.far += label.steps[1]
         if len(values) <= 2 and (tuple(values) in self.sets or len(self.sets) < MOST_VALUES):
@@ -251,8 +253,9 @@ class Survey:
 
 def _as_values(values: np.ndarray) -> list[Value]:
     if values.ndim == 1:
-        return [int(value) for value in values]
-    return [(int(red), int(green), int(blue)) for red, green, blue in values]
+        ids: list[Value] = values.tolist()
+        return ids
+    return [(red, green, blue) for red, green, blue in values.tolist()]
 
 
 def _grey(value: Value) -> int:
