@@ -117,6 +117,7 @@ def label_studio_pixels(code: Sequence[int], height: int, width: int) -> np.ndar
     bits = np.unpackbits(np.asarray(code, np.uint8))
     if len(bits) < 53:
         raise ValueError("its brush code is cut short")
+    digits = (bits + ord("0")).tobytes()
     place = 0
 
     def read(size: int) -> int:
@@ -124,13 +125,13 @@ def label_studio_pixels(code: Sequence[int], height: int, width: int) -> np.ndar
         place += size
         if place > len(bits):
             raise ValueError("its brush code is cut short")
-        return int.from_bytes(np.packbits(bits[place - size : place]).tobytes(), "big") >> -size % 8
+        return int(digits[place - size : place], 2)
 
     number, word = read(32), read(5) + 1
     lengths = [read(4) + 1 for _ in range(4)]
     if number != 4 * height * width:
         raise ValueError(f"its brush code has {number} values, expected {4 * height * width}")
-    values = np.zeros(number, np.uint32)
+    values = np.zeros(number, "u4" if word > 8 else "u1")
     powers = 1 << np.arange(word - 1, -1, -1, dtype=np.uint32)
     done = 0
     while done < number:
