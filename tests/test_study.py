@@ -70,7 +70,8 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
 
 def run_scores(cell, seed, miou, seconds=1.0, variant=""):
     cost = {"parameters": 1000, "step_seconds": seconds, "steps": 4, "peak_memory_mib": 100, "train_seconds": 9}
-    scores = {"miou": miou, "boundary_iou": miou / 2}
+    noise = [{"kind": "noise", "severity": each, "miou": each / 5} for each in (1, 3)]
+    scores = {"miou": miou, "boundary_iou": miou / 2, "corrupted": noise}
     return RunScores(variant, cell, seed, scores, cost, {"before": 0.5, "after": 0.25})
 
 
@@ -90,9 +91,11 @@ def test_differences_are_paired_by_seed():
     spread = np.std(np.subtract(second, first), ddof=1)
     assert effect.detectable == pytest.approx(smallest_difference(spread, 4))
     text = result.markdown()
-    assert "| b | 4 | 60.50 | 7.94 | 30.25 | 1.50x | 100 | 1,000 | 0.500 -> 0.250 |" in text
+    assert "| b | 4 | 60.50 | 7.94 | 30.25 | 40.00 | - | 1.50x | 100 | 1,000 | 0.500 -> 0.250 |" in text
     assert "| b | 4 | +1.75 |" in text
     assert "c/seed_1: too hot" in text
+    assert result.effects("shift_agreement") == []
+    assert result.effects("corrupted_miou")[0].difference == 0
 
 
 def test_ps_are_corrected_over_all_variants():
@@ -167,7 +170,8 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
     file = tmp_path / "tiny.yaml"
     cells = {"regular": None, "tent": CELLS["tent"], "hot": {"optim.lr": 1e30}}
     fields = {"question": "Does it run?", "recipe": "synthetic", "data": "synthetic:2", "settings": TINY}
-    file.write_text(yaml.safe_dump({**fields, "cells": cells, "seeds": 2}, sort_keys=False))
+    fields |= {"cells": cells, "seeds": 2, "shift": 2, "corruptions": "noise:2"}
+    file.write_text(yaml.safe_dump(fields, sort_keys=False))
     out = tmp_path / "out"
     said = CliRunner().invoke(app, ["study", str(file), "-o", str(out), "--devices", "cpu,cpu"])
     assert said.exit_code == 0, said.output
@@ -181,6 +185,8 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
         assert 100 < run["cost"]["peak_memory_mib"] < 10_000
         assert run["cost"]["step_seconds"] > 0
         assert run["gridding"].keys() == {"before", "after"}
+        assert [each["shift"] for each in run["scores"]["shifts"]] == [1, 2]
+        assert [(each["kind"], each["severity"]) for each in run["scores"]["corrupted"]] == [("noise", 2)]
     assert [each["cell"] for each in results["comparisons"] if each["measure"] == "miou"] == ["tent"]
     assert (out / "accuracy_cost.png").stat().st_size > 5000
     # Started again there is nothing to do; another protocol is refused.

@@ -31,6 +31,10 @@ WAYS = {
         ["--scales", "0.75,1", "--flip", "--fusion", "max"],
         {"options": degrid.InferenceOptions((0.75, 1.0), True, "max")},
     ),
+    "robustness": (
+        ["--corrupt", "noise:1", "--corrupt", "blur:2", "--shift", "2"],
+        {"measures": degrid.Measures(corruptions=("noise:1", "blur:2"), shift=2)},
+    ),
     "windows": (["--window", "96x96"], {"options": degrid.InferenceOptions(window=(96, 96))}),
     "multi-scale": (["--msc"], {"multi_scale": True}),
     "bfloat16": (["--precision", "bfloat16"], {"precision": "bfloat16"}),
@@ -52,7 +56,12 @@ def test_the_verb_finds_what_the_command_finds(model, tmp_path, way):
         assert f"{what}: {path}".replace("/verb/", "/command/") in done.output.replace("\n", "")
     assert f"mIoU {100 * found.miou:.2f} %" in done.output
     assert f"computed in {found.precision}" in done.output
-    assert seen == [Progress("evaluating", count, 3) for count in (1, 2, 3)]
+    images = 3 * (1 + len(found.corrupted))
+    assert seen == [Progress("evaluating", count, images) for count in range(1, images + 1)]
+    for point in found.corrupted:
+        assert f"{point.kind}, severity {point.severity}: mIoU {100 * point.miou:.2f} %" in done.output
+    for moved in found.shifts:
+        assert f"{100 * moved.agreement:.2f} % of pixels agree" in done.output
 
 
 def test_it_is_exact_unless_told_otherwise_and_says_so(model, tmp_path):

@@ -16,12 +16,26 @@ if TYPE_CHECKING:
     from degrid.types import Scores
     from degrid.verbs.evaluate import Evaluation
 
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")]
+Trimap = Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")]
+Calibration = Annotated[
+    bool, typer.Option("--calibration", help="Also the expected calibration error; a reliability diagram with -o.")
+]
+Worst = Annotated[int, typer.Option(min=0, help="List this many images of lowest mIoU; pictures with -o.")]
+Corrupt = Annotated[
+    list[str] | None,
+    typer.Option(help="Also the mIoU under noise or blur, of severities 1 to 5, or of one: noise:3; repeatable."),
+]
+Shift = Annotated[
+    int, typer.Option(min=0, help="Also how many pixels keep their class under shifts of 1 to so many pixels.")
+]
+
 
 def evaluate(
     model: opt.Model,
     data: opt.Data,
     split: opt.Split = "val",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the scores as JSON here.")] = None,
+    out: Out = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "float32",
     scales: opt.Scales = "1",
@@ -33,11 +47,11 @@ def evaluate(
     msc: opt.Msc = False,
     crf: opt.Crf = False,
     crf_set: opt.CrfSet = None,
-    trimap: Annotated[bool, typer.Option("--trimap", help="Also the mIoU close to the class borders.")] = False,
-    calibration: Annotated[
-        bool, typer.Option("--calibration", help="Also the expected calibration error; a reliability diagram with -o.")
-    ] = False,
-    worst: Annotated[int, typer.Option(min=0, help="List this many images of lowest mIoU; pictures with -o.")] = 0,
+    trimap: Trimap = False,
+    calibration: Calibration = False,
+    worst: Worst = 0,
+    corrupt: Corrupt = None,
+    shift: Shift = 0,
 ) -> None:
     """Score a model: mIoU, accuracies, boundary IoU, and a table per class.
 
@@ -49,6 +63,7 @@ def evaluate(
     degrid eval runs/my_photos --data my_photos --crf-set bi_xy_std=50 --crf-set bi_rgb_std=5
     degrid eval runs/my_photos --data my_photos --trimap --worst 10 -o scores.json
     degrid eval runs/my_photos --data my_photos --calibration -o scores.json
+    degrid eval runs/my_photos --data my_photos --corrupt noise --corrupt blur:2 --shift 8
     """
     import degrid
     from degrid.cli.progress import progress_bar
@@ -59,7 +74,7 @@ def evaluate(
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
     if out is not None:
         check_place(out)
-    measures = degrid.Measures(calibration=calibration, trimap=trimap, worst=worst)
+    measures = degrid.Measures(True, calibration, trimap, worst, tuple(corrupt or ()), shift)
     with progress_bar() as progress:
         found = degrid.evaluate(
             model,
@@ -83,6 +98,10 @@ def print_evaluation(found: Evaluation) -> None:
     print_scores(found)
     if found.trimap is not None:
         print_trimap(found.trimap)
+    for point in found.corrupted:
+        print(f"{point.kind}, severity {point.severity}: mIoU {opt.percent(point.miou)} %")
+    for moved in found.shifts:
+        print(f"shifted by {counted(moved.shift, 'pixel')}: {opt.percent(moved.agreement)} % of pixels agree")
     if found.worst:
         print_worst(found.worst)
     print(f"computed in {found.precision}; {in_windows(found.windowed, found.num_images, found.windows)}")

@@ -19,8 +19,15 @@ from degrid.contracts import bands_of, declared
 from degrid.data import notes_of, open_dataset
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
+from degrid.engine.evaluation.robustness import (
+    Corrupted,
+    CorruptedScore,
+    ShiftCounts,
+    ShiftPoint,
+    parse_corruptions,
+)
 from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.predictor import predictor_of
+from degrid.engine.inference.predictor import Predictor, predictor_of
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, overlay_classes
@@ -40,15 +47,23 @@ class Measures:
         calibration: the expected calibration error, and the bins of a reliability diagram.
         trimap: the mIoU in bands along the class borders.
         worst: how many images of lowest mIoU to keep.
+        corruptions: noise and blur under which the mIoU is measured again: "noise" or "blur" for severities 1 to 5,
+            "noise:3" for one.
+        shift: the largest shift in pixels for which the agreement of predictions is measured; 0: none.
+    Raises:
+        UserError: another corruption.
     """
 
     boundary: bool = True
     calibration: bool = False
     trimap: bool = False
     worst: int = 0
+    corruptions: tuple[str, ...] = ()
+    shift: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        parse_corruptions(self.corruptions)
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Evaluation(Scores):
         notes: what was decided when the dataset was opened, one sentence each.
         trimap: the mIoU per width of the band along the class borders; None unless asked for.
         worst: the images of lowest mIoU, the worst first; with several processes those of this one.
+        corrupted, shifts: the mIoU under noise and blur, and the agreement under shifts; empty unless asked for.
     """
 
     model: str = ""
@@ -81,6 +97,8 @@ class Evaluation(Scores):
     notes: tuple[str, ...] = ()
     trimap: tuple[TrimapPoint, ...] | None = None
     worst: tuple[ScoredImage, ...] = field(default=(), repr=False, compare=False)
+    corrupted: tuple[CorruptedScore, ...] = ()
+    shifts: tuple[ShiftPoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -98,6 +116,10 @@ class Evaluation(Scores):
         }
         if self.trimap is not None:
             record["trimap"] = [dataclasses.asdict(point) for point in self.trimap]
+        if self.corrupted:
+            record["corrupted"] = [dataclasses.asdict(each) for each in self.corrupted]
+        if self.shifts:
+            record["shifts"] = [dataclasses.asdict(point) for point in self.shifts]
         if self.worst:
             record["worst"] = [{"name": image.sample.name, "miou": image.miou} for image in self.worst]
         return record
@@ -135,16 +157,14 @@ def evaluate(
 ) -> Evaluation:
     """Predict every image of a dataset, whole and at its own size, and score the predictions.
 
-    Where `torch.distributed` is initialised every process must call this; see
-    `degrid.engine.evaluation.evaluate.score`.
+    Where `torch.distributed` is initialised every process must call this; see `degrid.engine.evaluation.evaluate`.
 
     Args:
         model: a model folder, run folder, exported file or network, whose modules are put back in their modes
             afterwards.
         data: a dataset, or what `degrid.open_dataset` opens, of which `split` is scored.
         device, precision: see `degrid.Predictor`; "float32" is exact.
-        options: scales, flips, windows and CRF; by default the network runs once on the whole image, however much
-            memory that takes.
+        options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         measures: what to measure beside mIoU and accuracies; by default boundary IoU.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
         on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W].
@@ -158,11 +178,13 @@ def evaluate(
     dataset = opened(data, split, known.labels if known else None, bands_of(network))
     trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
     worst = WorstImages(len(dataset.labels), measures.worst)
-    count = counting(progress, "evaluating", len(own_items(len(dataset))))
-    hook = each_of(trimap, worst if measures.worst else None, on_image, count)
+    rounds = 1 + len(parse_corruptions(measures.corruptions))
+    count = counting(progress, "evaluating", rounds * len(own_items(len(dataset))))
     with predictor_of(network, device, precision, options, whole=True) as predictor:
-        boundary, calibration = measures.boundary, measures.calibration
-        found = score(predictor, dataset, boundary=boundary, calibration=calibration, on_image=hook)
+        shifts = ShiftCounts(predictor, measures.shift) if measures.shift else None
+        hook = each_of(trimap, worst if measures.worst else None, shifts, on_image, count)
+        found = score(predictor, dataset, boundary=measures.boundary, calibration=measures.calibration, on_image=hook)
+        corrupted = _corrupted(predictor, dataset, measures.corruptions, count)
     return Evaluation(
         **vars(found),
         model=name_of(model),
@@ -177,6 +199,19 @@ def evaluate(
         notes=tuple(notes_of(dataset)),
         trimap=trimap.curve() if trimap else None,
         worst=tuple(worst.found),
+        corrupted=corrupted,
+        shifts=shifts.curve() if shifts else (),
+    )
+
+
+def _corrupted(
+    predictor: Predictor, dataset: Dataset, corruptions: Sequence[str], count: OnImage
+) -> tuple[CorruptedScore, ...]:
+    """The mIoU on images made worse."""
+    worse = ((*each, Corrupted(dataset, *each)) for each in parse_corruptions(corruptions))
+    return tuple(
+        CorruptedScore(kind, severity, score(predictor, images, boundary=False, on_image=count).miou)
+        for kind, severity, images in worse
     )
 
 

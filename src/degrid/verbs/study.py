@@ -35,6 +35,7 @@ from degrid.lookup import counted, some
 from degrid.model_folder import load
 from degrid.networks import build_model
 from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
+from degrid.verbs.evaluate import Measures
 from degrid.verbs.run_settings import check_settings
 from degrid.verbs.study_results import RunScores, StudyResult
 from degrid.verbs.train import run_config
@@ -61,6 +62,7 @@ class StudyProtocol:
         variants: further settings under which all cells are run, by name, such as networks or data.
         seeds: one run of each cell for every seed, which sets initial weights, order and crops.
         split: of the data, that the runs are scored on.
+        corruptions, shift: see `degrid.Measures`; further scores of each run.
     Raises:
         UserError: fewer than two cells or seeds, a name twice or that no folder can have.
     """
@@ -74,9 +76,12 @@ class StudyProtocol:
     variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = tuple(range(10))
     split: str = "test"
+    corruptions: tuple[str, ...] = ()
+    shift: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        Measures(corruptions=self.corruptions)
         if len(self.cells) < 2 or len(self.seeds) < 2:
             raise UserError(
                 f"a study compares two cells or more over two seeds or more; {self.name} has "
@@ -296,6 +301,8 @@ class _Work:
         begun = (place / "run.json").exists()
         train = ["train", "--quiet", *(["--resume", place] if begun else [settings, "-o", place])]
         test = ["eval", place, "--data", config.data.path, "--split", self.protocol.split, "--device", device]
+        test += [word for each in self.protocol.corruptions for word in ("--corrupt", each)]
+        test += ["--shift", self.protocol.shift]
         began = time.monotonic()
         for command in (train, [*test, "-o", scores]):
             code, said, peak = self._command([str(word) for word in command], place)

@@ -16,8 +16,20 @@ from degrid.engine.evaluation.seeds import seed_difference, t_quantile
 from degrid.files import write_bytes, write_json, write_text
 from degrid.lookup import counted
 
-MEASURES = {"miou": "mIoU", "boundary_iou": "boundary IoU"}
-"""The scores whose differences are tested, in 0..1."""
+MEASURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "miou": lambda scores: scores["miou"],
+    "boundary_iou": lambda scores: scores["boundary_iou"],
+    "corrupted_miou": lambda scores: _mean(each["miou"] for each in scores.get("corrupted", ())),
+    "shift_agreement": lambda scores: _mean(each["agreement"] for each in scores.get("shifts", ())),
+}
+"""What is tested, 0 to 1, from the scores of a run: mIoU, boundary IoU, the mean mIoU under noise and blur, and the
+mean agreement under shifts; None where it was not measured."""
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that are known; None without any."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -138,13 +150,17 @@ class StudyResult:
         for variant in self.variants:
             parts += [f"## {variant}"] * bool(variant)
             parts += [_markdown(_HEAD, list(self._rows(variant)))]
-        effects = self.effects()
-        if effects:
-            parts.append(_markdown(_EFFECT_HEAD, [_effect_row(each) for each in effects]))
+        for measure in MEASURES:
+            effects = self.effects(measure)
+            if not effects:
+                continue
+            head = (f"difference in {measure.replace('_', ' ')}", *_EFFECT_HEAD)
+            parts.append(_markdown(head, [_effect_row(each) for each in effects]))
+        if self.effects():
             parts.append(
-                f"Differences are paired by seed. Intervals hold 95 %; p is corrected for {len(effects)} "
-                f"{'comparison' if len(effects) == 1 else 'comparisons'} (Holm). Smallest: the true difference that "
-                f"this number of seeds and this spread find with a chance of {POWER:.0%}."
+                "Differences are paired by seed. Intervals hold 95 %; p is corrected for the comparisons of its table "
+                "(Holm). Smallest: the true difference that this number of seeds and this spread find with a chance "
+                f"of {POWER:.0%}."
             )
         if self.failures:
             parts += ["Failed runs:", "\n".join(f"- {place}: {why}" for place, why in self.failures.items())]
@@ -197,16 +213,30 @@ def _picture(study: StudyResult) -> bytes:
 
 
 _MARKERS = "os^Dv<>Pp*"
-_HEAD = ("", "runs", "mIoU %", "± sd", "boundary IoU %", "step", "memory MiB", "parameters", "gridding")
-_EFFECT_HEAD = ("difference in mIoU", "seeds", "points", "t interval", "bootstrap", "p", "corrected", "smallest")
+_HEAD = (
+    "",
+    "runs",
+    "mIoU %",
+    "± sd",
+    "boundary IoU %",
+    "noise, blur %",
+    "shift %",
+    "step",
+    "memory MiB",
+    "parameters",
+    "gridding",
+)
+_EFFECT_HEAD = ("seeds", "points", "t interval", "bootstrap", "p", "corrected", "smallest")
 
 
 def _effect(
     variant: str, cell: str, measure: str, first: Mapping[int, RunScores], others: Mapping[int, RunScores]
 ) -> Effect | None:
     """With the spread in place of the smallest difference, and p uncorrected; None for fewer than two common seeds."""
-    pairs = [(first[seed].scores[measure], others[seed].scores[measure]) for seed in others if seed in first]
-    if len(pairs) < 2 or any(value is None for pair in pairs for value in pair):
+    value = MEASURES[measure]
+    both = [(value(first[seed].scores), value(others[seed].scores)) for seed in others if seed in first]
+    pairs = [(x, y) for x, y in both if x is not None and y is not None]
+    if len(pairs) < 2 or len(pairs) < len(both):
         return None
     a, b = zip(*pairs, strict=True)
     found = seed_difference(a, b, paired=True)
@@ -231,18 +261,14 @@ def _row(cell: str, runs: Mapping[int, RunScores], first: Mapping[int, RunScores
     seconds, usual = _step_seconds(runs), _step_seconds(first)
     grids = [run.gridding for run in runs.values() if run.gridding]
     scores = [f"{100 * fmean(mious):.2f}", f"{100 * stdev(mious):.2f}" if len(mious) > 1 else "-"]
-    scores.append(_of([run.scores.get("boundary_iou") for run in runs.values()], lambda found: f"{100 * found:.2f}"))
+    for measure in list(MEASURES)[1:]:
+        found = _mean(MEASURES[measure](run.scores) for run in runs.values())
+        scores.append("-" if found is None else f"{100 * found:.2f}")
     costs = [f"{seconds / usual:.2f}x" if seconds and usual else "-"]
-    costs.append(_of([run.cost["peak_memory_mib"] for run in runs.values()], lambda found: f"{found:.0f}"))
-    costs.append(_of([run.cost["parameters"] for run in runs.values()], lambda found: f"{found:,.0f}"))
+    memory = _mean(run.cost["peak_memory_mib"] for run in runs.values())
+    costs += ["-" if memory is None else f"{memory:.0f}", f"{next(iter(runs.values())).cost['parameters']:,}"]
     grid = " -> ".join(f"{fmean(each[when] for each in grids):.3f}" for when in ("before", "after")) if grids else "-"
     return (cell, str(len(runs)), *scores, *costs, grid)
-
-
-def _of(values: Iterable[float | None], shown: Callable[[float], str]) -> str:
-    """The mean of the values that are known."""
-    known = [value for value in values if value is not None]
-    return shown(fmean(known)) if known else "-"
 
 
 def _effect_row(effect: Effect) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ OnImage = Callable[[int, Sample, Tensor], object]
 def score(
     predictor: Predictor,
     dataset: Dataset,
-    *,
     boundary: bool = True,
     calibration: bool = False,
     on_image: OnImage | None = None,
