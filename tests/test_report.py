@@ -51,6 +51,7 @@ def runs(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr("degrid.data.inspection.counting.SETTLED", -1)
         patch.setattr(verb, "dilated_stage_receptive_field", lambda encoder: np.ones((5, 5)))
+        patch.setattr(verb, "gridding", lambda network, progress: "networks <4>")
         yield [folder / f"run{seed}" for seed in range(2)], data
 
 
@@ -183,7 +184,9 @@ def test_the_command_writes_the_page_of_a_model_folder(runs, tmp_path):
     assert lines[-1] == f"report: {out}"
     assert re.fullmatch(rf"run1, mIoU [\d.]+ % \[[\d.]+, [\d.]+\] on 4 images of {data}, val", lines[-2])
     # Of 25 positions 9, 6, 6 and 4 are on the four phases: (4 * (81 + 36 + 36 + 16) / 625 - 1) / 3.
-    assert "gridding score 0.027, 0% holes" in out.read_text()
+    page = Reader(out.read_text())
+    assert "gridding score 0.027, 0% holes" in page.text
+    assert "run1: gridding layer by layernetworks <4>" in page.text
 
 
 def test_mistakes_are_told_in_a_sentence(runs, tmp_path):

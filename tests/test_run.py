@@ -730,7 +730,7 @@ def test_demo(tmp_path, capfd):
     assert made.report.exists()
     assert [run.name for run in made.runs] == ["regular", "tent"]
     done = {f"evaluating {tmp_path / 'demo' / operator}" for operator in ("regular", "tent")}
-    assert {now.task for now in shown} == {"counting", "training", "evaluating", "looking inside"} | done
+    assert {now.task for now in shown} == {"counting", "training", "evaluating", "looking inside", "gridding"} | done
     assert told[0] == "== regular dilated convolutions"
     for run in made.runs:
         scores = degrid.evaluate(degrid.load(tmp_path / "demo" / run.name), degrid.open_dataset("synthetic:3", "test"))

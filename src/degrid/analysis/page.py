@@ -39,6 +39,11 @@ def paragraph(words: str) -> str:
     return f"<p>{text(words)}</p>"
 
 
+def lines(words: str) -> str:
+    """Lines of text in a font of equal widths; on narrow screens they scroll."""
+    return f'<pre class="wide">{text(words)}</pre>'
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text under a row of heads; on narrow screens it scrolls."""
     lines = []

@@ -20,6 +20,7 @@ from degrid.analysis.page import (
     folded,
     grid,
     image,
+    lines,
     paragraph,
     percent,
     png,
@@ -55,6 +56,7 @@ class ReportedModel:
         image_mious: of each image, 0..1, NaN without a valid pixel; float [N].
         receptive_field: the effective one of its last dilated stage, float [H,W]; None where there is none.
         gridding: its score at a rate of 2, 0..1.
+        layers: what `degrid gridding` says of the network and its layers, as lines of text; empty where it has nothing.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ReportedModel:
     image_mious: np.ndarray = field(default_factory=lambda: np.empty(0))
     receptive_field: np.ndarray | None = None
     gridding: float | None = None
+    layers: str = ""
 
 
 def totals(models: Sequence[ReportedModel], over: str) -> str:
@@ -125,7 +128,8 @@ def receptive_fields(models: Sequence[ReportedModel]) -> str:
         "percentage of the square that holds 95 % of the field. The gridding score is 1 when a single phase of the "
         "dilation grid has influence, 0 when all have the same."
     )
-    return paragraph(text) + side_by_side(drawn)
+    told = [folded(f"{model.name}: gridding layer by layer", lines(model.layers)) for model in models if model.layers]
+    return paragraph(text) + side_by_side(drawn) + "".join(told)
 
 
 def predictions(models: Sequence[ReportedModel], samples: Mapping[int, Sample], labels: LabelSpace) -> str:

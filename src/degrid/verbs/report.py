@@ -35,6 +35,7 @@ from degrid.models import describe as describe_network
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, UserError
 from degrid.verbs.compare import AnyModels, Run, grouped, interval, recipes_of, run_record, to_first, with_data
 from degrid.verbs.evaluate import AnyData, counting
+from degrid.verbs.gridding import gridding
 from degrid.verbs.open_network import AnyModel, name_of
 from degrid.verbs.scored import Scored, files_of, scored, scored_once
 
@@ -185,7 +186,7 @@ def gather(
     for number, (name, recipe, first) in enumerate(zip(names, recipes, firsts, strict=True)):
         if progress:
             progress(Progress("looking inside", number + 1, len(recipes)))
-        inside = _look(recipe[0], *pairs[first], [*worst, *best], device, precision)
+        inside = _look(recipe[0], *pairs[first], [*worst, *best], device, precision, progress)
         shown = ReportedModel(name, *_score_of(runs[number], stacks[first]), image_mious=mious[number], **inside)
         reported.append(dataclasses.replace(shown, curves=_curves(recipe, name)))
     dataset = pairs[0][1]
@@ -269,10 +270,16 @@ def _curves(recipe: Sequence[AnyModel], name: str) -> tuple[Curves, ...]:
 
 
 def _look(
-    model: AnyModel, network: nn.Module, dataset: Dataset, indices: Sequence[int], device: str, precision: str
+    model: AnyModel,
+    network: nn.Module,
+    dataset: Dataset,
+    indices: Sequence[int],
+    device: str,
+    precision: str,
+    progress: OnProgress | None,
 ) -> dict[str, Any]:
     """What a single model is, has and predicts, as arguments of `ReportedModel`."""
-    record, field = run_record(model), None
+    record, field, layers = run_record(model), None, ""
     with predictor_of(network, device, precision, whole=True) as predictor:
         predictions = {index: predictor.class_ids(dataset[index].image).cpu().numpy() for index in indices}
         image = dataset[indices[0]].image
@@ -280,6 +287,7 @@ def _look(
     if isinstance(network, Segmenter):
         with contextlib.suppress(UserError):
             field = dilated_stage_receptive_field(network.encoder)
+            layers = str(gridding(network, progress=progress))
     made = record or {}
     versions = made.get("versions", {})
     facts |= {"trained": str(made["date"])} if "date" in made else {}
@@ -297,6 +305,7 @@ def _look(
         "predictions": predictions,
         "receptive_field": field,
         "gridding": score,
+        "layers": layers,
     }
 
 
