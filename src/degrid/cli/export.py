@@ -12,6 +12,9 @@ from degrid.types import UserError
 
 _FORMATS = ", ".join(f"{name} ({each.note})" if each.note else name for name, each in EXPORTERS.items())
 
+_NOT_COMPARED = "not compared: files of this format cannot be run here"
+_FLOAT_LAYERS = "Most layers to leave in float32 if int8 loses more; by default a quarter of them."
+
 
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder or run folder.")],
@@ -31,6 +34,7 @@ def export(
     split: Annotated[str, typer.Option(help="Its split: half to calibrate on, half to measure on.")] = "train",
     images: Annotated[int, typer.Option(min=1, help="Most images to calibrate on.")] = 100,
     max_drop: Annotated[float, typer.Option(help="Most points of mIoU that int8 may lose.")] = 2.0,
+    float_layers: Annotated[int | None, typer.Option(min=0, help=_FLOAT_LAYERS)] = None,
 ) -> None:
     """Write a model for another runtime: RGB pixels of any size in, class ids out; nothing else is needed there.
 
@@ -62,14 +66,11 @@ def export(
             format=kind if opset is None else Onnx(opset),
             output=output,
             takes=ImageInput(input_type, parse_size(size) if size else None, batch),
-            int8=degrid.Int8(calibrate, split, images, max_drop) if calibrate else None,
+            int8=degrid.Int8(calibrate, split, images, max_drop, float_layers) if calibrate else None,
             progress=bar,
             tell=bar.tell,
         )
-    for line in (result.int8, *result.comparisons):
-        if line is not None:
-            print(line)
-    if not result.comparisons:
-        print("not compared: files of this format cannot be run here")
+    for line in [str(each) for each in (result.int8, *result.comparisons) if each] or [_NOT_COMPARED]:
+        print(line)
     hint = f"; try: degrid predict {result.name} IMAGES" if result.comparisons else ""
     print(f"{result.files[-1]} ({result.num_bytes / 2**20:.1f} MiB){hint}")

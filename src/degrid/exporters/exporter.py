@@ -9,7 +9,7 @@ import importlib
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -78,11 +78,12 @@ class Exporter:
         """
         raise UserError(f"{path} cannot be run here: degrid writes files of this kind, but does not run them")
 
-    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
+    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray], keep: Sequence[str] = ()) -> None:
         """Read the file `source`, and write it with int8 weights and activations to `path`.
 
         Args:
             images: to choose the ranges by, each [1,3,H,W] of the type that the network was exported with.
+            keep: convolutions to leave in float32, by the names of their modules in the network.
         """
         raise NotImplementedError(f"{type(self).__name__} has no int8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -61,6 +62,7 @@ class Onnx(Exporter):
         with quiet():
             made: Any = torch.onnx.export(source.program, dynamo=True, **how)
         _name_sizes(made.model.graph, source.graph.output)
+        _name_convolutions(made.model.graph)
         made.model.metadata_props[KEY] = facts
         made.save(str(path), external_data=False)
 
@@ -78,7 +80,7 @@ class Onnx(Exporter):
         facts = session.get_modelmeta().custom_metadata_map.get(KEY)
         return lambda image: session.run(None, {name: image})[0], facts
 
-    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
+    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray], keep: Sequence[str] = ()) -> None:
         """By NNCF."""
         onnx = self.library("onnx")
         nncf = self.library("nncf")
@@ -88,7 +90,10 @@ class Onnx(Exporter):
         how = parameters.AdvancedQuantizationParameters(
             activations_quantization_params=parameters.QuantizationParameters(per_channel=False)
         )
-        made = quantized(nncf, onnx.load(str(source)), [{"image": image} for image in images], advanced_parameters=how)
+        model = onnx.load(str(source))
+        kept = [node.name for node in model.graph.node if module_of(node.name) in keep]
+        inputs = [{"image": image} for image in images]
+        made = quantized(nncf, model, inputs, kept, advanced_parameters=how)
         onnx.save(made, str(path))
 
 
@@ -132,13 +137,31 @@ def _name_sizes(graph: Any, output: str) -> None:
         )
 
 
-def quantized(nncf: Any, model: Any, inputs: Sequence[Any], **how: Any) -> Any:
+def _name_convolutions(graph: Any) -> None:
+    """Name each convolution after its module; where one runs again, as at another scale, with "#2" and so on."""
+    counts: Counter[str] = Counter()
+    for node in graph:
+        weight = node.inputs[1].name if node.op_type == "Conv" else ""
+        if weight.startswith("network.") and weight.endswith(".weight"):
+            name = weight.removeprefix("network.").removesuffix(".weight")
+            counts[name] += 1
+            node.name = name if counts[name] == 1 else f"{name}#{counts[name]}"
+
+
+def module_of(node: str) -> str:
+    """The module of a convolution by its name in a file; OpenVINO adds an ending to that of one with a bias."""
+    return node.removesuffix("/WithoutBiases").partition("#")[0]
+
+
+def quantized(nncf: Any, model: Any, inputs: Sequence[Any], kept: list[str], **how: Any) -> Any:
     """NNCF's post-training quantization: one scale per output channel, and biases corrected for what rounding shifts.
 
-    The model is of a library that NNCF knows, such as ONNX or OpenVINO; the inputs are as that library takes them. How:
-    more of its arguments.
+    The model is of a library that NNCF knows, such as ONNX or OpenVINO; the inputs are as that library takes them.
+    Kept: the nodes that stay in float32. How: more of its arguments.
     """
     with quiet():
         nncf.set_log_level("ERROR")
         preset = nncf.QuantizationPreset.MIXED
-        return nncf.quantize(model, nncf.Dataset(inputs), preset=preset, subset_size=len(inputs), **how)
+        scope = nncf.IgnoredScope(names=kept) if kept else None
+        data = nncf.Dataset(inputs)
+        return nncf.quantize(model, data, preset=preset, subset_size=len(inputs), ignored_scope=scope, **how)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
-from degrid.exporters.onnx import Onnx, quantized
+from degrid.exporters.onnx import Onnx, module_of, quantized
 from degrid.threads import num_threads
 
 if TYPE_CHECKING:
@@ -54,11 +54,13 @@ class OpenVino(Exporter):
         compiled = core.compile_model(model, "CPU", settings)
         return lambda image: compiled(image)[0].copy(), facts
 
-    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray]) -> None:
+    def quantize(self, source: Path, path: Path, images: Iterable[np.ndarray], keep: Sequence[str] = ()) -> None:
         """By NNCF."""
         model = _core().read_model(str(source))
         facts = model.get_rt_info(KEY).value
-        self._save(quantized(self.library("nncf"), model, list(images)), path, facts)
+        convolutions = (node for node in model.get_ordered_ops() if "Convolution" in node.get_type_name())
+        kept = [name for node in convolutions if module_of(name := node.get_friendly_name()) in keep]
+        self._save(quantized(self.library("nncf"), model, list(images), kept), path, facts)
 
     def files(self, path: Path) -> list[Path]:
         """NAME.bin and NAME.xml."""

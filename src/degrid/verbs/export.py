@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
@@ -18,6 +19,7 @@ from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import Facts, ImageInput
 from degrid.exporters.graph import Source
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
+from degrid.exporters.sensitivity import LayerLoss, by_loss
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, explained, make_folder
 from degrid.lookup import counted
@@ -25,6 +27,9 @@ from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, U
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.open_network import name_of as model_name
+
+_EXAMPLES = 4
+"""Images by which the layers that lose most in int8 are found."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +41,46 @@ class Int8:
     data: a dataset, as for `degrid.open_dataset`, or an opened one; split: of one that is not open yet.
     images: the most to calibrate on, and the most to measure on.
     max_drop: points of mIoU (0..100) that int8 may lose.
+    float_layers: the most convolutions that may stay in float32 if int8 in all of them loses more, those that lose most
+        first; None: a quarter of all.
     """
 
     data: AnyData
     split: str = "train"
     images: int = 100
     max_drop: float = 2.0
+    float_layers: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.float_layers is not None and self.float_layers < 0:
+            raise UserError(f"float_layers: expected a number of convolutions, or None, got {self.float_layers}")
 
 
 @dataclass(frozen=True)
 class Int8Scores:
-    """mIoU, 0..1, of the float32 and the int8 file on so many images that were not calibrated on."""
+    """mIoU, 0..1, of the float32 and the int8 file on so many images that were not calibrated on.
+
+    float_layers: the convolutions that stayed in float32.
+    """
 
     images: int
     float32: float
     int8: float
+    float_layers: tuple[LayerLoss, ...] = ()
+
+    @property
+    def drop(self) -> float:
+        """Points of mIoU that int8 loses."""
+        return 100 * (self.float32 - self.int8)
 
     def __str__(self) -> str:
         before, after = 100 * self.float32, 100 * self.int8
-        return f"mIoU on {counted(self.images, 'image')} not calibrated on: float32 {before:.2f}, int8 {after:.2f}"
+        text = f"mIoU on {counted(self.images, 'image')} not calibrated on: float32 {before:.2f}, int8 {after:.2f}"
+        if self.float_layers:
+            layers = ", ".join(str(layer) for layer in self.float_layers)
+            text += f"; in float32 (and the change of the logits that int8 in it makes): {layers}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -211,15 +234,33 @@ class _Job:
         return compared(self.network, self._opened(path))
 
     def quantize(self, exact: Path, path: Path, trial: _Trial) -> tuple[list[Comparison], Int8Scores]:
-        """Write the float file `exact` anew as int8, compare it, and try both."""
+        """Write the float file `exact` anew as int8, compare it, and try both.
+
+        While it loses too much, twice as many of the convolutions that lose most stay in float32.
+        """
         self.tell(f"calibrating int8 on {counted(len(trial.calibrating), 'image')}")
         path.parent.mkdir()
-        images = (trial.dataset[index].image[None].numpy() for index in trial.calibrating)
-        self.exporter.quantize(exact, path, (image.astype(self.facts.input) for image in images))
-        must_run(f"{name_of(self.exporter)}={path}")
-        small = self._opened(path)
-        found = compared(self.network, small, exact=False)
-        return found, trial.judge(self._opened(exact), small)
+        before = trial.miou(self._opened(exact), "measuring float32")
+        ranked: list[LayerLoss] | None = None
+        kept: list[LayerLoss] = []
+        while True:
+            images = (trial.dataset[index].image[None].numpy() for index in trial.calibrating)
+            inputs = (image.astype(self.facts.input) for image in images)
+            self.exporter.quantize(exact, path, inputs, [layer.name for layer in kept])
+            must_run(f"{name_of(self.exporter)}={path}")
+            small = self._opened(path)
+            found = compared(self.network, small, exact=False)
+            after = trial.miou(small, "measuring int8")
+            scores = Int8Scores(len(trial.measuring), before, after, tuple(kept))
+            if scores.drop <= trial.how.max_drop:
+                return found, scores
+            if ranked is None:
+                ranked = [] if trial.how.float_layers == 0 else by_loss(self.source.graph, trial.examples())
+            most = len(ranked) // 4 if trial.how.float_layers is None else trial.how.float_layers
+            if len(kept) >= min(most, len(ranked)):
+                trial.refuse(scores)
+            kept = ranked[: min(max(1, 2 * len(kept)), most)]
+            self.tell(f"int8 loses {scores.drop:.2f} points of mIoU; {counted(len(kept), 'layer')} in float32")
 
     def _opened(self, path: Path) -> ExportedModel:
         return ExportedModel(f"{name_of(self.exporter)}={path}")
@@ -240,19 +281,20 @@ class _Trial:
         self.calibrating = range(0, count, step)[: how.images]
         self.measuring = _Part(dataset, [index for index in range(count) if index % step == 1][: how.images])
 
-    def judge(self, exact: nn.Module, small: nn.Module) -> Int8Scores:
-        """Measure both, and refuse int8 that loses too much."""
-        before, after = self._miou(exact, "measuring float32"), self._miou(small, "measuring int8")
-        scores = Int8Scores(len(self.measuring), before, after)
-        drop = 100 * (before - after)
-        if drop > self.how.max_drop:
-            raise UserError(
-                f"int8 loses {drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop, max_drop=...); "
-                f"nothing is written ({scores}). Calibrate on images like those to come, or stay with float32"
-            )
-        return scores
+    def examples(self) -> list[Tensor]:
+        """A few of the images to calibrate on, to find the layers that lose most."""
+        return [self.dataset[index].image[None].float() for index in self.calibrating[:_EXAMPLES]]
 
-    def _miou(self, model: nn.Module, task: str) -> float:
+    def refuse(self, scores: Int8Scores) -> NoReturn:
+        """Say that int8 loses too much."""
+        raise UserError(
+            f"int8 loses {scores.drop:.2f} points of mIoU, more than {self.how.max_drop:g} (--max-drop, max_drop=...); "
+            f"nothing is written ({scores}). Calibrate on images like those to come, allow more layers in float32 "
+            "(--float-layers, float_layers=...), or stay with float32"
+        )
+
+    def miou(self, model: nn.Module, task: str) -> float:
+        """Of a file on the images that were not calibrated on."""
         on_image = counting(self.progress, task, len(self.measuring))
         return evaluate(model, self.measuring, device="cpu", measures=Measures(boundary=False), on_image=on_image).miou
 
