@@ -233,3 +233,17 @@ def test_overlay_by_hand():
     assert mixed.tolist() == [[[50, 50, 178], [178, 178, 50], [100, 100, 100]]]
     full = overlay_classes(np.full((1, 1, 3), 255, np.uint8), np.array([[2]], np.uint8), LABELS, alpha=1.0)
     assert full.tolist() == [[[255, 255, 0]]]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no planes"), TypeError("no number"), Image.DecompressionBombError("huge")]
+)
+def test_whatever_error_of_a_decoder_shows_damage(tmp_path, monkeypatch, error):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def load(image):
+        raise error
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(UserError, match=rf"a\.png is damaged or cut short: {error}"):
+        open_image(tmp_path / "a.png")

@@ -189,6 +189,14 @@ def test_values_that_cannot_be(client, query, status, message):
     assert message in answer.json()["detail"]
 
 
+def test_names_that_are_no_text(client):
+    head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="+2AA-"\r\n\r\n'
+    body, kind = head + file_of(picture()) + b"\r\n--x--\r\n", "multipart/form-data; boundary=x; charset=utf-7"
+    answer = client.post("/predict", content=body, headers={"content-type": kind})
+    assert answer.status_code == 200
+    assert answer.json()["images"][0]["file"] == r"\ud800"
+
+
 def test_models_health_and_the_description(client):
     (found,) = client.get("/models").json()["models"]
     assert answers.Models.model_validate({"models": [found]})
@@ -237,6 +245,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
         ({"host": "localhost:8000", "origin": "http://localhost:8000"}, 200),
         ({"host": "localhost:8000", "origin": "https://page.example"}, 403),
         ({"host": "localhost:8000", "origin": "null"}, 403),
+        ({"host": "localhost:8000", "origin": "http://["}, 403),
     ],
 )
 def test_pages_of_other_sites_are_not_answered(client, headers, status):

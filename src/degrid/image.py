@@ -48,21 +48,14 @@ def open_image(path: str | os.PathLike[str], memory: int | None = None) -> Image
     Raises:
         UserError: missing, not an image, of a kind that Pillow does not read, cut short, or too large to be one image.
     """
-    try:
-        with _Bounded(io.FileIO(path)) as stream:
-            opened = _identify(stream, path, memory)
-            with _without_warning(opened.size):
-                opened.load()
-            if opened.format != "GIF":
-                return opened
-            refuse_pages(path, _pages(opened))
-            return opened.copy()
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"no such image: {path}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from error
+    with _damage_explained(path), _Bounded(io.FileIO(path)) as stream:
+        opened = _identify(stream, path, memory)
+        with _without_warning(opened.size):
+            opened.load()
+        if opened.format != "GIF":
+            return opened
+        refuse_pages(path, _pages(opened))
+        return opened.copy()
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -71,12 +64,24 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         UserError: see `open_image`; damage further on in the file is not noticed.
     """
+    with _damage_explained(path), _Bounded(io.FileIO(path)) as stream:
+        return _identify(stream, path, None).size
+
+
+@contextlib.contextmanager
+def _damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say that a file is missing or damaged, whatever error of the decoders shows it.
+
+    Raises:
+        UserError: it is.
+    """
     try:
-        with _Bounded(io.FileIO(path)) as stream:
-            return _identify(stream, path, None).size
-    except UserError:
+        yield
+    except (UserError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {path}") from error
+    except Exception as error:  # AVIF's decoder has RuntimeError, GIF's later frames DecompressionBombError, ...
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 

@@ -24,6 +24,7 @@ from degrid.contracts import ExportedNetwork
 from degrid.engine.inference.adapted import adapted
 from degrid.engine.inference.prediction import Prediction
 from degrid.engine.memory import available_to_process
+from degrid.files import printable
 from degrid.image import palette_image
 from degrid.serving import answers
 from degrid.serving.answers import Output, answer_for, field_answer, png_of
@@ -209,7 +210,7 @@ def _service(request: Request) -> Service:
 
 async def _saved(files: Sequence[UploadFile], folder: str, limits: ServeLimits) -> list[tuple[str, Path]]:
     """The names of the uploads, and where they are."""
-    names = [(file.filename or f"image {number}")[:200] for number, file in enumerate(files, start=1)]
+    names = [printable(file.filename or f"image {number}")[:200] for number, file in enumerate(files, start=1)]
     uploads = [(name, file.file) for name, file in zip(names, files, strict=True)]
     paths = await run_in_threadpool(save_images, uploads, Path(folder), limits.pixels)
     return list(zip(names, paths, strict=True))

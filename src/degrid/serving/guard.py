@@ -9,7 +9,6 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -101,7 +100,7 @@ class Guard:
             if not is_local(name.lower().strip("[]")):
                 return 403, "this server answers requests to localhost only; start it with --token for others", {}
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            if origin is not None and origin.partition("://")[2].lower() != host.lower():
                 return 403, "this server answers no pages of other sites", {}
         elif scope["path"] not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
