@@ -330,7 +330,9 @@ def test_yolo_without_a_yaml(tmp_path):
     put_text(tmp_path / "data.yaml", "names: [car, sign]\nnc: 2\n")  # supervision: no splits
     check(tmp_path)
     (tmp_path / "data.yaml").unlink()
-    put_text(tmp_path / "classes.txt", "car\nsign\n")  # Label Studio; it has no background
+    put_text(tmp_path / "darknet.labels", "car\nsign\n")  # Darwin; it has no background
+    check(tmp_path)
+    (tmp_path / "darknet.labels").rename(tmp_path / "classes.txt")  # Label Studio
     check(tmp_path)
     put_text(tmp_path / "classes.csv", "id,name,r,g,b\n0,sign,0,0,0\n1,car,9,9,9\n")  # one's own, without background
     check(tmp_path, truth=np.array([IGNORE_INDEX, 1, 0], np.uint8)[TRUTH], names=("sign", "car"))

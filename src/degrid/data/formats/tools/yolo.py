@@ -24,7 +24,7 @@ from degrid.files import parse_yaml
 from degrid.lookup import counted
 from degrid.types import UserError
 
-_NAME_FILES = ("classes.txt", "obj.names", "classes.names")
+_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "darknet.labels")
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # So many label files, from the whole dataset, tell whether it holds polygons.
 _LOOKED_AT = 200
