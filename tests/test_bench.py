@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from degrid.bench import network_cases
 from degrid.bench.apart import Apart
 from degrid.bench.busy_cases import _Load
 from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
@@ -501,3 +502,15 @@ def test_scripts_import_names_that_exist(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("degrid"):
             assert {alias.name for alias in node.names} <= set(dir(importlib.import_module(node.module)))
+
+
+def test_the_share_of_steps_spent_waiting(monkeypatch):
+    monkeypatch.setattr(network_cases, "train_step", lambda *_: time.sleep(0.01))
+
+    def slow():
+        while True:
+            time.sleep(0.03)
+            yield None
+
+    assert 0.5 < network_cases._fed_steps(None, None, slow()) < 0.9
+    assert network_cases._fed_steps(None, None, itertools.repeat(None)) < 0.1

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +23,11 @@ from degrid.acceleration.training import FastConvolutions
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.bench.apart import Apart, Made
 from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
-from degrid.bench.part_cases import interpolate_argmax, nudged
+from degrid.bench.part_cases import interpolate_argmax, nudged, write_photos
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of
 from degrid.control_groups import fields_of
+from degrid.data import TrainTransform, open_dataset, training_batches
 from degrid.data.synthetic import scene
 from degrid.engine.device import autocast
 from degrid.engine.inference.options import InferenceOptions
@@ -168,8 +173,10 @@ def train(scope: Scope) -> list[Block]:
     crop = 97 if scope.quick else 321
     name = f"training step, DeepLab v3 ResNet-50 stride 8, 2 crops of {crop}"
     smoothed = f"training step, DeepLab v2 ResNet-101 stride 8, frozen, float32, 1 crop of {crop}, smoothed"
+    fed = f"training steps with their data, DeepLab v3+ MobileNetV2 stride 16, 4 crops of {crop}, float32"
     return [
         Block(name, 95, partial(training_cases, name, crop), warmup=1),
+        Block(fed, 60, partial(_fed_cases, fed, crop), warmup=1),
         Block(smoothed, 60, partial(_smoothed_training_cases, smoothed, crop), rounds=2, warmup=1),
     ]
 
@@ -198,6 +205,38 @@ def training_cases(group: str, crop: int) -> list[Case]:
         notes = {"saved MiB": saved_activations(run, model, inputs) / MIB}
         cases.append(Case(name, run, group, not precision, len(batch.image), notes))
     return cases
+
+
+def _fed_cases(group: str, crop: int) -> list[Case]:
+    """Steps on photographs that this process or another one loads, and the share of them spent waiting for data."""
+    folder = Path(tempfile.mkdtemp())
+    write_photos(folder / "train", 16)
+    write_photos(folder / "val", 1, 16)  # since a part of a lone split would be kept for it
+    dataset, transform = open_dataset(folder, "train"), TrainTransform((crop, crop))
+    cases = []
+    for workers in (0, 1):
+        model = deeplabv3plus_mobilenetv2().train().to(memory_format=torch.channels_last)
+        state, objective = Training(model, _sgd(model), fast=FastConvolutions()), Objective()
+        run = partial(_fed_steps, state, objective, training_batches(dataset, transform, 4, seed=0, workers=workers))
+        run()
+        name = f"{workers} loading processes" if workers != 1 else "1 loading process"
+        cases.append(Case(name, run, group, not workers, 4 * _FED_STEPS, {"waiting for data, %": 100 * run()}))
+    weakref.finalize(dataset, shutil.rmtree, folder)
+    return cases
+
+
+_FED_STEPS = 4
+
+
+def _fed_steps(state: Training, objective: Objective, batches: Iterator[Batch]) -> float:
+    """The share of some steps that is spent waiting for their data, 0 to 1."""
+    began, waited = time.perf_counter(), 0.0
+    for _ in range(_FED_STEPS):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        train_step(state, [batch], objective)
+    return waited / (time.perf_counter() - began)
 
 
 def _smoothed_training_cases(group: str, crop: int) -> list[Case]:
