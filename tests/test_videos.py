@@ -180,6 +180,8 @@ def test_the_command_keeps_the_sound_and_tells_how_far_it_is(model, tmp_path):
     degrid.predict(model, source, tmp_path / "o.mp4", device="cpu", progress=seen.append)
     assert [(now.done, now.total) for now in seen] == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 6), (5, 5)]
     assert {now.task for now in seen} == {"predicting v.mov"}
+    done = cli("predict", model, source, "-o", tmp_path / "o.mp4", "--no-overlay", "--video-ids", "ffv1")
+    assert f"5 frames, 0.50 s, in {tmp_path / 'o.ids.mkv'}\n" in done.output
     spoken = write(tmp_path / "w.mkv", sound="wavpack")
     found = degrid.predict(model, spoken, tmp_path / "w.mp4", device="cpu")
     assert found.remarks == (f"{spoken}: its sound (wavpack) cannot be kept in this kind of file and is left out",)

@@ -34,17 +34,21 @@ class VideoResults:
         rows: for the summary, by the names of their results.
         failures: for each video that could not be used a sentence that says why, by its name.
         remarks: what may surprise, one sentence each.
+        places: of what was written.
     """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    places: list[Path] = field(default_factory=list)
 
     def written(self, out: Path, writer: ResultWriter) -> str:
         """Write the summary of a folder, and say in one line what is where; some video was predicted."""
         if is_video(out):
             (row,) = self.rows.values()
-            return f"{counted(row['frames'], 'frame')}, {row['seconds']:.2f} s, in {out}"
+            return (
+                f"{counted(row['frames'], 'frame')}, {row['seconds']:.2f} s, in {' and '.join(map(str, self.places))}"
+            )
         assert isinstance(writer, IdFiles)
         writer.videos = self.rows
         writer.failures |= self.failures
@@ -109,6 +113,8 @@ def predict_videos(
             results.rows[name] = _predict_one(predictor, path, places, progress, results.remarks)
         except _UnreadableError as error:
             results.failures[name] = str(error)
+        else:
+            results.places += [place for place in (places.overlay, places.ids, places.frames) if place is not None]
     return results
 
 
