@@ -113,3 +113,10 @@ def test_own_parts(folder):
         for line in block.splitlines():
             run_command(line)
     assert Path("runs/tracked/losses.csv").read_text().startswith("1,")
+
+
+@pytest.mark.slow
+def test_gridding(folder):
+    names = run_blocks("gridding.md")
+    assert (names["report"].networks, {layer.networks for layer in names["report"].layers}) == (1, {4})
+    assert 2 in names["seen"].scores

@@ -157,22 +157,28 @@ def _board(y):
     return factor
 
 
-def test_the_command_prints_what_the_function_gives(tmp_path):
-    model = degrid.deeplabv3("timm:resnet10t", 3, output_stride=16, channels=8)
-    degrid.save(model, tmp_path / "model")
-    words = ["gridding", str(tmp_path / "model"), "--size", "129x129", "--runs", "1", "--no-repairs", "--random", "3"]
-    found = degrid.gridding(tmp_path / "model", size=129, runs=1, random_weights=3, repairs=False)
-    result = CliRunner().invoke(app, [*words, "--json"])
-    assert json.loads(result.stdout) == json.loads(json.dumps(found.to_dict()))
+def test_the_command_prints_what_the_function_gives(v2, monkeypatch):
+    monkeypatch.setattr(degrid, "gridding", lambda *args, **settings: seen.append((args, settings)) or v2[1])
+    seen = []
+    words = ["gridding", "some/model", "--images", "photos", "--size", "64x96", "--runs", "3", "--random", "5"]
     result = CliRunner().invoke(app, words)
-    assert result.stdout == f"{found}\n"
+    assert result.stdout == f"{v2[1]}\n"
+    ((args, settings),) = seen
+    settings.pop("progress")
+    assert args == ("some/model", ["photos"])
+    assert settings == {"size": (64, 96), "runs": 3, "random_weights": 5, "repairs": True}
+    result = CliRunner().invoke(app, [*words, "--json", "--no-repairs"])
+    assert json.loads(result.stdout) == json.loads(json.dumps(v2[1].to_dict()))
+    assert seen[1][1]["repairs"] is False
 
 
 def test_networks_without_a_grid():
     with pytest.raises(UserError, match=r"calls no dilated convolution of maps \[N,C,H,W\], so it has no grid"):
         degrid.gridding(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), size=17)
+    silent = Pyramid((2,), (4,))
+    nn.init.zeros_(silent.stage[0][0].weight)
     with pytest.raises(UserError, match="with these weights .* depends on nothing of where the part begins"):
-        degrid.gridding(degrid.deeplabv3("timm:resnet10t", 3, channels=8), size=65, runs=1)
+        degrid.gridding(silent, size=41, runs=1)
     joined = degrid.gridding(Pyramid((1, 2, 3), (4,)), size=41, runs=1)
     assert (joined.networks, joined.period) == (1, (2, 2))
     assert 0.5 < joined.exchange <= 0.9
@@ -201,3 +207,33 @@ def test_other_rates_are_those_of_hybrid_dilated_convolution():
     assert _sawtooth([2] * 7 + [4, 4, 4, 12, 24]) == [1, 2, 3, 1, 2, 3, 2, 3, 4, 5, 12, 24]
     assert _sawtooth([2, 4, 8]) == [3, 4, 8]
     assert _sawtooth([]) == []
+
+
+def library_networks(name):
+    """A network of another library: of torchvision, timm, segmentation_models.pytorch and transformers."""
+    if name == "torchvision":
+        from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+        return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None)
+    if name == "timm":
+        import timm
+
+        return timm.create_model("mobilenetv2_100", features_only=True, output_stride=8)
+    if name == "smp":
+        return pytest.importorskip("segmentation_models_pytorch").DeepLabV3("resnet18", encoder_weights=None)
+    transformers = pytest.importorskip("transformers")
+    return transformers.MobileNetV2ForSemanticSegmentation(transformers.MobileNetV2Config(output_stride=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "so_far", "networks"),
+    [("torchvision", 4, 1), ("timm", 4, 4), ("smp", 4, 1), ("transformers", 4, 4)],
+)
+def test_networks_of_other_libraries(name, so_far, networks):
+    network = library_networks(name)
+    found = degrid.gridding(network, size=256, runs=1, random_weights=0, repairs=False)
+    assert (found.layers[-1].networks, found.networks, found.networks_by_shape) == (so_far, networks, networks)
+    assert (found.exchange == 0) == (networks > 1)
+    assert found.opaque == ()
+    assert degrid.erf(network, size=128, runs=1, random_weights=0).field.shape == (127, 127)

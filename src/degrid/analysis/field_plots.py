@@ -50,15 +50,18 @@ def draw_field(field: np.ndarray, title: str, unit: str = "pixels of the image")
     return drawing
 
 
-def draw_fields(rows: Mapping[str, Mapping[str, np.ndarray]], unit: str = "feature pixels") -> Figure:
+def draw_fields(
+    rows: Mapping[str, Mapping[str, np.ndarray]], unit: str = "feature pixels", panel: float = 2.0
+) -> Figure:
     """Several fields beside one another, square-root scale.
 
     Args:
         rows: by the name of a row, the fields of its panels by their titles; fields as for `draw_field`.
         unit: of their positions.
+        panel: side of a panel, inches.
     """
     columns = max(len(fields) for fields in rows.values())
-    drawing = Figure(figsize=(0.6 + 2.0 * max(2, columns), 0.4 + 2.4 * len(rows)), layout="constrained")
+    drawing = Figure(figsize=(0.6 + panel * max(2, columns), 0.4 + (panel + 0.4) * len(rows)), layout="constrained")
     panels = drawing.subplots(len(rows), columns, squeeze=False, sharex="row", sharey="row")
     for line, (name, fields) in zip(panels, rows.items(), strict=True):
         for axes in line[len(fields) :]:

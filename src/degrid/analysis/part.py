@@ -43,6 +43,23 @@ def maps_in(value: Any) -> list[Tensor]:
     return [each for each in tree_leaves(value) if isinstance(each, Tensor) and each.ndim == 4]
 
 
+def run(network: nn.Module, image: Tensor) -> Any:
+    """What a network returns.
+
+    Raises:
+        UserError: it cannot take the image.
+    """
+    try:
+        return network(image)
+    except (_Reached, UserError):
+        raise
+    except Exception as error:  # a user's network may fail in any way
+        raise UserError(
+            f"{type(network).__name__} fails on {tuple(image.shape)} ({type(error).__name__}: {str(error)[:160]}); "
+            "choose a size that it takes with --size (size=...)"
+        ) from error
+
+
 class _Reached(Exception):  # noqa: N818  (no error)
     """The network has come to the end of the part."""
 
@@ -115,10 +132,10 @@ class Part:
             handles.append(self.end.register_forward_hook(self._finish))
         try:
             if self.averages:
-                result = self.network(image)
+                result = run(self.network, image)
             else:
                 with self._constants:
-                    result = self.network(image)
+                    result = run(self.network, image)
             if self.end is self.network:
                 self._seen["end"] = main_map(result, self.name)
         except _Reached:

@@ -54,14 +54,13 @@ def independent_networks(
     """
     random, (height, width) = torch.Generator().manual_seed(seed), x.shape[-2:]
     change = torch.zeros_like(x)
-    middle = (..., height // 2, width // 2)
-    change[middle] = torch.randn(change[middle].shape, generator=random).to(x)
+    corner = (..., 0, 0)  # from which one tap of every rate below the map's side stays inside
+    change[corner] = torch.randn(change[corner].shape, generator=random).to(x)
     size = _change(function, x, y, change)
     changed = size > _NOISE * size.max()
     steps = []
     for axis, side in ((1, height), (0, width)):
-        places = changed.any(axis).nonzero().flatten() - side // 2
-        steps.append(math.gcd(*places.tolist()) or side)
+        steps.append(math.gcd(*changed.any(axis).nonzero().flatten().tolist()) or side)
     return steps[0], steps[1]
 
 

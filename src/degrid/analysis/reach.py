@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from degrid.analysis.part import main_map, maps_in, stride_between
+from degrid.analysis.part import main_map, maps_in, run, stride_between
 from degrid.contracts import DressedConv
 from degrid.dispatch import DispatchMode
 from degrid.types import UserError
@@ -413,7 +413,7 @@ class Following:
         hooks = list(self._hooks(network))
         try:
             with torch.no_grad(), self._mode:
-                result = network(image)
+                result = run(network, image)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -442,7 +442,7 @@ class Following:
         """The distances between taps that the dilated layers have on a map of that height, in ascending order."""
         found = set()
         for name, layer in self.dilated.items():
-            scale = stride_between(height, self.inputs[name].shape[-2])
+            scale = stride_between(height, self.outputs[name].shape[-2])
             found |= {rate * scale for rate in rates_of(layer) if rate > 1}
         return sorted(found)
 

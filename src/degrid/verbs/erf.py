@@ -128,7 +128,7 @@ def erf(
     given = images_for(network, images, size, runs)
     found = measured(network, given, (start, layer), partial(_tell, progress, len(given), 0))
     if out is not None:
-        title = f"{found.end} of {found.network}, from the {found.start}"
+        title = str(found).partition("\n")[0]
         _write(Path(out), [found], draw_field(found.field, title, _unit(found)))
     return found
 
@@ -175,7 +175,8 @@ def erf_of_operators(
             found.append((row, replace(made, network=row or made.network, operator=operator)))
     if out is not None:
         panels = {row: {_title(each): each.field for name, each in found if name == row} for row in rows}
-        _write(Path(out), [each for _, each in found], draw_fields(panels, _unit(found[0][1])))
+        unit = _unit(found[0][1]) if model is not None else "pixels of the map"
+        _write(Path(out), [each for _, each in found], draw_fields(panels, unit))
     return tuple(each for _, each in found)
 
 

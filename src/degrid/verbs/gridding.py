@@ -216,10 +216,16 @@ def gridding(
 
 
 def _followed(network: nn.Module, image: Tensor) -> Following:
-    """The network on a map that is large enough for every rate to have both of its outer taps in it."""
+    """The network on a map that is large enough for every rate to have both of its outer taps in it.
+
+    Sources are the dilated layers and those that hold them.
+    """
+    dilated = {name for name, layer in network.named_modules() if is_dilated(layer)}
+    parts = [name.split(".") for name in dilated]
+    sources = {".".join(part[: place + 1]) for part in parts for place in range(len(part))}
     for _ in range(2):
         with evaluating(network):
-            followed = Following(network, image, lambda name, layer: is_dilated(layer))
+            followed = Following(network, image, lambda name, layer: name in sources)
         if not followed.dilated:
             raise UserError(
                 f"{type(network).__name__} calls no dilated convolution of maps [N,C,H,W], so it has no grid; "
@@ -230,9 +236,33 @@ def _followed(network: nn.Module, image: Tensor) -> Following:
         needed = 2 * max(max(rates_of(layer)) for layer in followed.dilated.values()) + 1
         if side >= needed:
             break
-        stride = stride_between(min(image.shape[-2:]), side)
-        image = image.new_zeros(*image.shape[:2], *[stride * (needed - 1) + 1] * 2)
+        factor = -(-needed // side)  # some networks take multiples of their stride only
+        image = image.new_zeros(*image.shape[:2], *(factor * each for each in image.shape[-2:]))
     return followed
+
+
+def _above(name: str) -> str:
+    """The layer that holds a layer."""
+    return name.rpartition(".")[0]
+
+
+def _ends(followed: Following, first: str) -> tuple[str, str]:
+    """Where to measure from, for the first dilated layer, and the last layer that gives a map of that size.
+
+    Where several layers read the same map, it is the input of what holds them all. Some networks pad the map before the
+    layer, within the one that holds it.
+    """
+    readers = [name for name in followed.dilated if followed.inputs[name] is followed.inputs[first]]
+    holder = first
+    while holder and not (holder in followed.inputs and all(f"{name}.".startswith(f"{holder}.") for name in readers)):
+        holder = _above(holder)
+    for start in (holder, _above(first)):
+        if start in followed.inputs:
+            side = followed.inputs[start].shape[-2:]
+            same = [name for name in followed.between(start) if followed.outputs[name].shape[-2:] == side]
+            if same:
+                return start, same[-1]
+    raise UserError(f"the map changes its size at {first}, so that its phases cannot be compared")
 
 
 class _Span:
@@ -245,14 +275,13 @@ class _Span:
 
     def __init__(self, network: nn.Module, followed: Following) -> None:
         self.network, self.followed = network, followed
-        start = next((name for name in followed.dilated if followed.between(name)), None)
-        if start is None:
+        first = next((name for name in followed.dilated if followed.between(name)), None)
+        if first is None:
             raise UserError(f"no dilated convolution of {type(network).__name__} has a part in its result")
-        side = followed.inputs[start].shape[-2:]
-        self.between = followed.between(start)
-        self.ends = start, next(name for name in reversed(self.between) if followed.outputs[name].shape[-2:] == side)
+        self.ends = _ends(followed, first)
+        self.between = followed.between(self.ends[0])
         self.by_shape = followed.reach(*self.ends, averages=False).networks()
-        rates = rates_of(followed.dilated[start])
+        rates = rates_of(followed.dilated[first])
         self.period = self.by_shape if max(self.by_shape) > 1 else rates
 
     def measured(self, network: nn.Module, images: Sequence[Tensor]) -> tuple[int, float, Any, tuple[int, int]]:
@@ -378,7 +407,8 @@ def _with_rates(
         if wanted != rate:
             conv = plain[name]
             conv.dilation = (wanted, wanted)
-            conv.padding = tuple(wanted * (side // 2) for side in conv.kernel_size)
+            if conv.padding != (0, 0):  # otherwise the network pads by itself
+                conv.padding = tuple(wanted * (side // 2) for side in conv.kernel_size)
             changed.append(f"{name} {rate} -> {wanted}")
     if not changed:
         return None
