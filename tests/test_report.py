@@ -175,6 +175,7 @@ def test_recipes_are_compared_over_their_seeds(runs, made, tmp_path):
     assert "95 % interval over seeds" in page.rows[0]
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_of_a_model_folder(runs, tmp_path):
     folders, data = runs
     out = tmp_path / "page.html"
