@@ -88,14 +88,14 @@ def test_a_checked_function_keeps_its_face():
 PARTS = [getattr(degrid, name) for name in degrid.__all__] + [class_statistics]
 VERBS = [part for part in PARTS if callable(part) and not hasattr(part, "to_dict")]
 ANY = {"Stopped", "UserError", "Batch", "Sample", "LabelSpace", "PredictResult", "RunResult"}
-ANY |= {"SmoothingReport", "DilationReport", "RateSearch"}
+ANY |= {"SmoothingReport", "DilationReport", "RateSearch", "Report"}
 """What users get and do not make, or make in the innermost loop."""
 
 
 def fitting(hint):
     """A value that an annotation accepts, though there is no such file, model or data."""
     scenes, network = SyntheticScenes("train"), object.__new__(Segmenter)
-    for value in ("none", 1, ["none", "none"], scenes, network):
+    for value in ("none", 1, ["none", "none"], {"a": {}, "b": {}}, scenes, network):
         with contextlib.suppress(UserError):
             return fitted(hint, value, "")
     raise AssertionError(hint)

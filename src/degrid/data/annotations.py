@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from degrid.arguments import check_fields
 from degrid.data.formats.classes import write_class_table
 from degrid.data.formats.shapes.outlines import Outline, outlines, without_small
 from degrid.data.formats.shapes.polygon import polygon_region
@@ -53,6 +54,7 @@ class Regions:
     simplify: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.shapes not in SHAPES:
             raise UserError(f'unknown shapes "{self.shapes}"; known: {", ".join(SHAPES)}')
         if self.smallest < 0 or not 0 <= self.simplify < math.inf:
