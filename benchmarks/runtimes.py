@@ -1,9 +1,10 @@
-"""Which runtimes compute what degrid computes, from its ONNX files of free and of fixed size: a table in Markdown.
+"""Which runtimes compute what degrid computes, from files of free and of fixed size: a table in Markdown.
 
 Every runtime that is installed is tried in a process of its own, on ten networks (five operators; DeepLab v3 on
 resnet18d, v3+ on mobilenetv2) of random weights, at three sizes. A cell is the worst of them.
 
-pip install onnxruntime openvino opencv-python-headless MNN tract      # those that are wanted
+pip install onnxruntime openvino tract opencv-python-headless MNN ...      # those that are wanted
+npm install onnxruntime-web      # in the folder from which this is called
 python benchmarks/runtimes.py [--runtimes tract opencv] [--networks 10]
 """
 
@@ -26,6 +27,8 @@ import torch
 
 import degrid
 from degrid.exporters.graph import example_image
+from degrid.exporters.runtime import ExportedModel
+from degrid.exporters.table import find_exporter
 from degrid.resize import resize
 
 SIZES = (97, 129), (65, 65), (200, 151)
@@ -62,31 +65,44 @@ def openvino(file: Path) -> Run:
     return lambda image: compiled(image)[0]
 
 
-def opencv(file: Path) -> Run:
-    net = importlib.import_module("cv2").dnn.readNetFromONNX(str(file))
+def web(file: Path) -> Run:
+    """onnxruntime-web in Node, from the folder where `npm install onnxruntime-web` was called."""
+    script = file.with_suffix(".mjs")
+    script.write_text(WEB)
 
     def run(image: np.ndarray) -> Any:
-        net.setInput(image)
-        return net.forward()
+        pixels, made = file.with_suffix(".in"), file.with_suffix(".out")
+        pixels.write_bytes(image.tobytes())
+        words = [
+            "node",
+            str(script),
+            str(Path("node_modules").resolve()),
+            str(file),
+            str(image.dtype),
+            *map(str, image.shape),
+        ]
+        done = subprocess.run([*words, str(pixels), str(made)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-150:])
+        return np.frombuffer(made.read_bytes(), np.dtype(done.stdout.strip().splitlines()[-1]))
 
     return run
 
 
-def mnn(file: Path) -> Run:
-    expr, nn = importlib.import_module("MNN.expr"), importlib.import_module("MNN.nn")
-    made = file.with_suffix(".mnn")
-    words = ["-f", "ONNX", "--modelFile", str(file), "--MNNModel", str(made), "--bizCode", "degrid"]
-    subprocess.run([sys.executable, "-m", "MNN.tools.mnnconvert", *words], check=True, capture_output=True)
-    module = nn.load_module_from_file(str(made), ["image"], [file.stem.split("-")[-1]])
-
-    def run(image: np.ndarray) -> Any:
-        kind = expr.uint8 if image.dtype == np.uint8 else expr.float
-        values = image.flatten().tolist() if image.dtype == np.uint8 else image
-        found = module.forward([expr.const(values, list(image.shape), expr.NCHW, kind)])[0]
-        found = expr.convert(found, expr.NCHW) if found.data_format == expr.NC4HW4 else found
-        return np.array(found.read()).reshape(found.shape)
-
-    return run
+WEB = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+const [modules, file, type, n, c, h, w, pixels, made] = process.argv.slice(2);
+const ort = await import(pathToFileURL(`${modules}/onnxruntime-web/dist/ort.node.min.mjs`));
+const session = await ort.InferenceSession.create(readFileSync(file), { executionProviders: ["wasm"] });
+const bytes = readFileSync(pixels);
+const whole = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length);
+const data = type === "uint8" ? new Uint8Array(whole) : new Float32Array(whole);
+const given = new ort.Tensor(type, data, [n, c, h, w].map(Number));
+const result = Object.values(await session.run({ image: given }))[0];
+writeFileSync(made, Buffer.from(result.data.buffer, result.data.byteOffset, result.data.byteLength));
+console.log(result.type);
+"""
 
 
 def tract(file: Path) -> Run:
@@ -94,8 +110,35 @@ def tract(file: Path) -> Run:
     return lambda image: model.run([image])[0].to_numpy()
 
 
-RUNTIMES = {each.__name__: each for each in (onnxruntime, openvino, opencv, mnn, tract)}
-PACKAGES = {"opencv": "cv2", "mnn": "MNN"}
+def by_format(name: str) -> Callable[[Path], Run]:
+    """A runtime that reads files of its own: of the network beside the ONNX file, which degrid writes and opens."""
+
+    def make(file: Path) -> Run:
+        exporter = find_exporter(name)
+        kind, number, output = file.stem.replace("_", " ").split("-")
+        takes = KINDS[kind] if exporter.any_batch or KINDS[kind].size else degrid.ImageInput(batch=1)
+        model = torch.load(file.parent / f"{number}.pt", weights_only=False)
+        made = file.with_name(f"{file.stem}-{name}{exporter.ending}")
+        degrid.export(model, made, format=name, output=output, takes=takes)
+        opened = ExportedModel(f"{name}={made}")
+        return lambda image: opened(torch.from_numpy(image)).numpy()
+
+    return make
+
+
+FORMATS = {"opencv": "cv2", "litert": "litert_torch", "executorch": "executorch", "mnn": "MNN", "iree": "iree.compiler"}
+RUNTIMES = {each.__name__: each for each in (onnxruntime, openvino, web, tract)} | {
+    name: by_format(name) for name in FORMATS
+}
+
+
+def installed(runtime: str) -> bool:
+    if runtime == "web":
+        return Path("node_modules/onnxruntime-web").exists()
+    try:
+        return importlib.util.find_spec(FORMATS.get(runtime, runtime)) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def compared(make: Callable[[Path], Run], file: Path, model: Any, sizes: Iterable[tuple[int, int]]) -> list[float]:
@@ -155,7 +198,7 @@ def main() -> None:
         print("| runtime |", " | ".join(columns), "|")
         print("|---" * (len(columns) + 1) + "|")
         for runtime in options.runtimes:
-            if importlib.util.find_spec(PACKAGES.get(runtime, runtime)) is None:
+            if not installed(runtime):
                 print(f"| {runtime} | not installed |" + " |" * (len(columns) - 1))
                 continue
             words = [sys.executable, __file__, "--runtimes", runtime, "--folder", str(folder)]
