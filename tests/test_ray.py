@@ -82,7 +82,7 @@ def test_one_worker_trains_as_this_process(cluster, tmp_path):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())
 
 
-@pytest.mark.slow
+@pytest.mark.long  # on an idle machine the run may be stopped before Ray notices that a process is gone
 def test_a_worker_is_killed_and_the_run_stopped_and_resumed(cluster, tmp_path):
     """Nothing is lost but the step of the killed worker, whose images another one gets."""
     killed = []
@@ -91,24 +91,24 @@ def test_a_worker_is_killed_and_the_run_stopped_and_resumed(cluster, tmp_path):
         if progress.done == 6 and not killed:
             killed.append(workers()[0])
             os.kill(killed[0], signal.SIGKILL)
-        if progress.done == 14:
+        if progress.done == 60:
             os.kill(os.getpid(), signal.SIGINT)
 
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(folder, 2, disturb)
+        train(folder, 2, disturb, **{"train.steps": 100, "train.eval_every": 100})
     state = load_state(folder / "last.ckpt")
-    assert state["step"] == 14
+    assert state["step"] == 60
     learned = state["turns"]["following"] - len(state["turns"]["left"])
-    assert learned == 14
+    assert learned == 60
     told = parse_json((folder / "run.json").read_text())["asynchronous"]
-    assert (told["steps"], told["lost"], told["dropped"]) == (14, 1, 0)
-    assert told["staleness_max"] >= 1
+    assert (told["steps"], told["lost"], told["dropped"]) == (60, 1, 0)
+    assert told["staleness_max"] <= 8  # four times the workers
     degrid.train(resume=folder)
     state = load_state(folder / "last.ckpt")
-    assert state["turns"]["following"] - len(state["turns"]["left"]) == state["step"] == 24
+    assert state["turns"]["following"] - len(state["turns"]["left"]) == state["step"] == 100
     found = losses(folder)
-    assert len(found) == 24
+    assert len(found) == 100
     assert sum(found[-5:]) < sum(found[:5])
     assert "staleness" in read_metrics(folder)[-1]
     assert "workers lost: 1" in (folder / "log.txt").read_text()
@@ -157,7 +157,7 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     told = parse_json((folder / "run.json").read_text())["asynchronous"]
     assert told["steps"] == 500
     assert told["lost"] == 1
-    assert told["staleness_max"] >= 1
+    assert told["staleness_max"] <= 8  # four times the workers
     turns = load_state(folder / "last.ckpt")["turns"]
     assert turns["following"] - len(turns["left"]) == 500
     found = losses(folder)
