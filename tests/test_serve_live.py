@@ -1,5 +1,6 @@
 """`degrid serve` as a process: under load, when it is told to end, and in a browser."""
 
+import base64
 import http.client
 import io
 import itertools
@@ -263,6 +264,42 @@ def test_saving_a_picture_of_the_camera_and_a_kind_that_browsers_do_not_show(ser
     page.wait("element('video').videoWidth > 0")
     page.value("element('take').click()")
     page.wait("shown.file.name == 'camera.png'")
+    assert page.problems == []
+
+
+GIVE = """(async (kind, base64) => {
+  const data = new DataTransfer();
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  data.items.add(new File([bytes], `${kind}.png`, { type: "image/png" }));
+  const event = kind === "paste" ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
+    : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+  element("drop").dispatchEvent(event);
+  return event.defaultPrevented;
+})"""
+
+
+@needs_chromium
+def test_images_are_dropped_and_pasted_and_a_large_one_is_measured_in_a_frame(server, page):
+    page.open(f"http://127.0.0.1:{server.port}/", 900, 700)
+    page.wait("models.length == 2")
+    for index, kind in enumerate(("drop", "paste")):
+        image = picture(9 + index, (40, 560 + index))
+        content = base64.b64encode(file_of(image)).decode()
+        if kind == "drop":  # otherwise the browser would open the file in place of the page
+            assert page.value(f"{GIVE}('dragover', '{content}')")
+            assert page.value("element('drop').className") == "over"
+        assert page.value(f"{GIVE}('{kind}', '{content}')") == (kind == "drop")
+        page.wait(f"shown && shown.file.name == '{kind}.png'")
+        assert page.value("element('drop').className") == ""
+        slide(page, "opacity", 0)
+        assert np.array_equal(seen(page), np.asarray(image))
+    page.value("element('field').click()")
+    left, top, wide, high = box(page, "view")
+    page.click(left + wide * 550.5 / 561, top + high / 2)
+    page.wait("field")
+    assert page.value("[field.left, field.top, field.layer.width, field.layer.height]") == [561 - 513, 0, 513, 40]
+    words = page.value("element('readout').textContent")
+    assert words.endswith("Only the 513x40 pixels in the frame were measured.")
     assert page.problems == []
 
 

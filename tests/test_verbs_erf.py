@@ -185,6 +185,34 @@ def test_images_take_the_place_of_noise(tmp_path):
     assert network.seen[0].shape == (1, 3, 17, 19)
 
 
+def test_one_forward_and_one_backward_pass_are_in_memory_at_a_time():
+    """Of what is kept for gradients, as much at once for several images as one pass needs, and nothing afterwards."""
+    network = Gray(*(layer for rate in (2, 2, 4) for layer in (conv(rate), nn.Sigmoid())))
+    held, most, kept = 0, 0, []
+
+    class Kept:
+        def __init__(self, tensor):
+            nonlocal held, most
+            self.tensor = tensor
+            held += tensor.nbytes
+            most = max(most, held)
+            kept.append(tensor.shape)
+
+        def __del__(self):
+            nonlocal held
+            held -= self.tensor.nbytes
+
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        for runs in (1, 5):
+            most, kept[:] = 0, []
+            degrid.erf(network, size=33, runs=runs)
+            found.append((most, len(kept) / runs))
+            assert held == 0
+    assert found[0] == found[1]
+    assert found[0][0] >= 3 * 33 * 33 * 4  # what the three sigmoids keep
+
+
 def test_random_weights_are_drawn_on_a_copy():
     network = Library()
     before = network.main.weight.clone()

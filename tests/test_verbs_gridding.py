@@ -68,6 +68,7 @@ def test_deeplab_v2_falls_apart_into_four(v2):
     rows = {layer.name: layer for layer in found.layers}
     assert list(rows) == ["stage.0.0", "stage.1.0", "stage.2.0", "branches.0", "branches.1"]  # nothing auxiliary
     assert [layer.coverage for layer in found.layers[:3]] == pytest.approx([3 / 5, 5 / 9, 9 / 17])
+    assert [layer.divisor for layer in found.layers] == [(2, 2)] * 5
     assert [layer.networks for layer in found.layers] == [4] * 5
     assert [layer.networks_from_here for layer in found.layers] == [4, 4, 4, 36, 144]
 
@@ -92,6 +93,7 @@ def test_repairs_join_the_networks_and_say_what_they_cost(v2):
 def test_sixteen_behind_image_pooling():
     network = Pyramid((4, 8, 16), (12, 24), pooling=True)
     found = degrid.gridding(network, size=81, runs=1, repairs=False)
+    assert [layer.divisor for layer in found.layers] == [(4, 4)] * 5
     assert (found.networks, found.averages, found.period, found.exchange) == (16, True, (4, 4), 0)
     assert found.score == pytest.approx(1)
     assert "16 independent, interleaved, joined only by averages over the image" in str(found)
@@ -181,6 +183,7 @@ def test_networks_without_a_grid():
         degrid.gridding(silent, size=41, runs=1)
     joined = degrid.gridding(Pyramid((1, 2, 3), (4,)), size=41, runs=1)
     assert (joined.networks, joined.period) == (1, (2, 2))
+    assert [layer.divisor for layer in joined.layers] == [(2, 2), (1, 1), (1, 1)]
     assert 0.5 < joined.exchange <= 0.9
     assert joined.score < 0.1
 

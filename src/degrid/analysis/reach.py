@@ -50,6 +50,10 @@ class Reach:
         """The fraction of the rows within reach of the centre row that it reads, 0..1; of columns if that is less."""
         return min(_density(seen[len(seen) // 2]) for seen in (self.rows, self.columns))
 
+    def divisor(self) -> tuple[int, int]:
+        """The greatest common divisor of the distances between rows, and columns, that the centre reads; 0 for one."""
+        return _divisor(self.rows[len(self.rows) // 2]), _divisor(self.columns[len(self.columns) // 2])
+
     def networks(self) -> tuple[int, int]:
         """Into how many parts the rows, and the columns, of the source fall that no position of the map sees together.
 
@@ -66,6 +70,10 @@ def _extent(seen: np.ndarray) -> int:
 def _density(seen: np.ndarray) -> float:
     extent = _extent(seen)
     return float(np.count_nonzero(seen) / extent) if extent else 0.0
+
+
+def _divisor(seen: np.ndarray) -> int:
+    return math.gcd(*np.diff(np.flatnonzero(seen)).tolist())
 
 
 def _parts(seen: np.ndarray) -> int:

@@ -37,8 +37,9 @@ class GridLayer:
         rate: along rows and columns; operator: of smoothing, None for none.
         score: gridding score of the layer alone at its rate, with taps as large as its own but all positive; None where
             it cannot be run alone at one size.
-        networks: independent networks from the first dilated layer's input to this layer's output, as the layers'
-            shapes have it; coverage: fraction of the rows within reach that the centre reads there.
+        divisor: greatest common divisor, along rows and columns, of the distances between what the centre of this
+            layer's output reads of the first dilated layer's input, by the layers' shapes: that of the rates between.
+        networks: independent networks between the two; coverage: fraction of the rows within reach that it reads.
         networks_from_here: from this layer's input to the end.
     """
 
@@ -46,6 +47,7 @@ class GridLayer:
     rate: tuple[int, int]
     operator: str | None
     score: float | None
+    divisor: tuple[int, int]
     networks: int
     coverage: float
     networks_from_here: int
@@ -142,12 +144,13 @@ def _headlines(report: GriddingReport) -> list[str]:
 
 def _layer_lines(report: GriddingReport) -> list[str]:
     width = max(len(layer.name) for layer in report.layers)
-    lines = [f"{'layer':<{width}}  rate  operator     score  networks so far  rows read  networks from here"]
+    lines = [f"{'layer':<{width}}  rate  operator     score  divisor  networks so far  rows read  networks from here"]
     for layer in report.layers:
         score = "-" if layer.score is None else f"{layer.score:.4f}"
         lines.append(
             f"{layer.name:<{width}}  {_by(layer.rate):<5} {layer.operator or 'regular':<11} {score:>6}  "
-            f"{layer.networks:>15}  {100 * layer.coverage:>7.1f} %  {layer.networks_from_here:>18}"
+            f"{_by(layer.divisor):>7}  {layer.networks:>15}  {100 * layer.coverage:>7.1f} %  "
+            f"{layer.networks_from_here:>18}"
         )
     return lines
 
@@ -345,6 +348,7 @@ class _Span:
             rate=rates_of(conv),
             operator=conv.operator_name if isinstance(conv, DressedConv) else None,
             score=_own_score(conv),
+            divisor=so_far.divisor(),
             networks=math.prod(so_far.networks()),
             coverage=so_far.coverage(),
             networks_from_here=math.prod(self.followed.reach(name, last, averages=False).networks()),

@@ -145,6 +145,11 @@ function draw() {
   placeDivider();
 }
 
+/* Whether a receptive field was measured in a part of the image. */
+function isPart(layer) {
+  return layer.width < shown.width || layer.height < shown.height;
+}
+
 function drawField(context) {
   context.fillStyle = "rgba(0, 0, 0, 0.65)";
   context.fillRect(0, 0, shown.width, shown.height);
@@ -152,6 +157,7 @@ function drawField(context) {
   const size = Math.max(shown.width, shown.height) / 60;
   context.strokeStyle = "#00e5ff";
   context.lineWidth = Math.max(1, size / 6);
+  if (isPart(field.layer)) context.strokeRect(field.left, field.top, field.layer.width, field.layer.height);
   context.beginPath();
   for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
     context.moveTo(field.x + 0.5 + dx * size / 3, field.y + 0.5 + dy * size / 3);
@@ -272,8 +278,9 @@ async function showField(event) {
   if (shown !== current || !element("field").checked) return;
   const layer = heatOf(values, found.width, found.height);
   field = { ...pixel, layer, left: found.x, top: found.y };
+  const frame = isPart(layer) ? ` Only the ${found.width}x${found.height} pixels in the frame were measured.` : "";
   element("readout").textContent = `x ${pixel.x}, y ${pixel.y}: ${model} decides for ${found.name}; 95 % of the influence `
-    + `is within ${found.size95}x${found.size95} pixels around it.`;
+    + `is within ${found.size95}x${found.size95} pixels around it.${frame}`;
   draw();
 }
 
