@@ -28,7 +28,7 @@ LEAVES = {
     "video",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
-FAST = {"smoothing", "models", "engine", "exporters"}  # rooms that may make networks faster
+FAST = {"smoothing", "engine", "exporters"}  # rooms that may make networks faster
 ROOMS = {
     "smoothing",
     "models",
@@ -51,6 +51,7 @@ ALLOWED = {
     "arguments": {"types", "lookup"},
     "threads": {"control_groups"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
+    "models": {*LEAVES, "kernels", "acceleration", "checkpoints", "models"},
     "acceleration": {*LEAVES, "kernels", "acceleration"},
     "data": {*LEAVES, "kernels", "data"},
     **{room: {*LEAVES, "kernels", "acceleration", room} for room in FAST},

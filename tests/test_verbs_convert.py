@@ -7,6 +7,7 @@ import originals
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -112,6 +113,32 @@ def test_one_logit_becomes_two_classes_by_its_sign(tmp_path, checkpoint):
     ids = degrid.Predictor(model)(image[0].permute(1, 2, 0).numpy())
     assert (ids == (logits[1] > 0)).mean() > 0.999
     assert 0.2 < ids.mean() < 0.8
+
+
+@pytest.mark.slow
+def test_one_logit_is_scored_and_exported_by_its_sign(tmp_path, checkpoint):
+    """The masks are where the logit of the project's network is above 0."""
+    state = torch.load(checkpoint)
+    for name in ("segmentation_head.0.weight", "segmentation_head.0.bias"):
+        state[name] = state[name][:1]
+    torch.save(state, checkpoint)
+    degrid.convert(checkpoint, tmp_path / "one")
+    model = degrid.load(tmp_path / "one").eval()
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        state["segmentation_head.0.bias"] -= model(image)[0, 1].median()  # both classes are there
+        torch.save(state, checkpoint)
+        degrid.convert(checkpoint, tmp_path / "one")
+        logits = resize(degrid.load(tmp_path / "one").eval()(image), (64, 96), model.resize)[0, 1]
+    for folder, pixels in (("images", image[0].permute(1, 2, 0)), ("masks", logits > 0)):
+        (tmp_path / "data" / folder / "val").mkdir(parents=True)
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / "data" / folder / "val" / "a.png")
+    made = degrid.export(tmp_path / "one", tmp_path / "one.onnx", takes=degrid.ImageInput(size=(64, 96)))
+    for what in (tmp_path / "one", made.name):
+        found = degrid.evaluate(what, tmp_path / "data")
+        assert found.labels.names == ("background", "foreground")
+        assert found.miou > 0.999, what
 
 
 @pytest.mark.parametrize(

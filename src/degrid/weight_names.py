@@ -98,6 +98,11 @@ def is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
+def is_counter_beside(name: str) -> bool:
+    """Whether a tensor is a counter of a program beside the network: of thop, or of PyTorch's AveragedModel."""
+    return name.rpartition(".")[2] in ("total_ops", "total_params", "n_averaged")
+
+
 def misfit(
     own: Mapping[str, Shaped], given: Mapping[str, Shaped], spare: Collection[str] = (), counters: bool = False
 ) -> str:

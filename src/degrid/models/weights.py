@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degrid.dispatch import DispatchMode
 from degrid.types import UserError
-from degrid.weight_names import misfit, mobilenet_v2_name, torchvision_resnet, unwrapped
+from degrid.weight_names import is_counter_beside, misfit, mobilenet_v2_name, torchvision_resnet
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "encoder.", "backbone.")
+"""What programs put before all names of a network."""
 BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -33,43 +32,26 @@ class WithoutRandomValues(DispatchMode):
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors by name of a .safetensors or .pth file, in float32 where they were half precision.
+    """The tensors by name of any checkpoint that `degrid convert` reads, in float32 where they were half precision.
 
     A folder that `degrid convert` made from ImageNet weights stands for the file in it.
 
-    Common wrappers ({"state_dict": ...}, {"model": ...}) and the prefix "module." are taken off.
+    Common wrappers ({"state_dict": ...}, {"model": ...}) are taken off, and prefixes that all names have ("module.",
+    "model.", ...); what the program kept beside the weights is left out, and nothing in the file is run.
 
     Raises:
-        UserError: missing or damaged, without tensors, or a file that would run code when loaded.
+        UserError: missing, damaged or without tensors.
     """
-    file = Path(path)
-    if file.is_dir() and (file / "encoder.safetensors").is_file():
-        file = file / "encoder.safetensors"
-    if not file.is_file():
-        raise UserError(f"no weights at {file}")
-    try:
-        if file.suffix == ".safetensors":
-            values: object = load_file(file)
-        else:
-            values = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"refused to load {file}: it holds more than tensors and plain values, and loading it could run code; "
-            "save its state_dict() with the program that wrote it"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"cannot read the weights {file}: the file is damaged or of another kind") from error
-    named = unwrapped(values)
-    if named is None:
-        raise UserError(f"{file} holds {type(values).__name__}; expected a state dict: tensors by name")
+    from degrid.checkpoints.readers.files import read_tensors  # here, because few networks need it
+
     tensors = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in named.items()
-        if isinstance(value, Tensor)
+        name: torch.from_numpy(np.array(value))  # copied: the file is mapped read-only
+        for name, value in read_tensors(path).tensors.items()
+        if not is_counter_beside(name)
     }
-    if not tensors:
-        raise UserError(f"{file} holds no tensors by name; expected a state dict")
-    return tensors
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str, Tensor], source: object) -> None:

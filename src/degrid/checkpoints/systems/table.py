@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -36,8 +35,8 @@ from degrid.checkpoints.systems.tramac import Tramac
 from degrid.checkpoints.systems.vainf import VainF
 from degrid.lookup import lookup, some
 from degrid.types import ConversionError, UserError
+from degrid.weight_names import is_counter_beside
 
-_COUNTERS = re.compile(r"(.*\.)?(total_ops|total_params|n_averaged)")  # of thop; of torch's AveragedModel
 _MOST_WRAPPERS = 5  # names of wrappers before a network's
 _FEWEST = 20  # a network has more tensors
 _USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
@@ -103,7 +102,7 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
             several networks.
         UserError: an unknown name, or a class that is no System.
     """
-    beside = {key: "counter of a program beside the network" for key in tensors if _COUNTERS.fullmatch(key)}
+    beside = {key: "counter of a program beside the network" for key in tensors if is_counter_beside(key)}
     rest = {key: value for key, value in tensors.items() if key not in beside}
     known = list(SYSTEMS.values()) if name is None else [_named(name)]
     for parts in _in_wrappers(rest):
