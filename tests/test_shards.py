@@ -385,7 +385,7 @@ def epoch_names(dataset, monkeypatch, world, workers, buffer, epochs=4, total=4)
             for number, batch in zip(numbers, training_module._Numbered(batches, 0), strict=False):
                 names[number // share.pieces].append((number % share.pieces, rank, batch.names))
     monkeypatch.undo()
-    return [name for step in names for _, _, each in sorted(step, key=lambda row: row[1::-1]) for name in each]
+    return [name for step in names for _, _, each in sorted(step, key=lambda row: row[:2]) for name in each]
 
 
 @pytest.mark.parametrize(("size", "buffer"), [(100_000, 4), (6000, 0), (6000, 3), (1, 0)])  # 1, 6 and 11 shards

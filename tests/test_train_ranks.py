@@ -12,6 +12,7 @@ from ranks import in_processes
 from torch import nn
 
 from degrid import UserError
+from degrid.config import TrainConfig
 from degrid.contracts import MultiScaleNetwork
 from degrid.data import Share, training_batches
 from degrid.engine.ranks import check_same, gathered, together
@@ -63,6 +64,11 @@ class Noise:
         return Sample(torch.from_numpy(image), torch.from_numpy(label), f"{index}")
 
 
+def squares(logits, label):
+    """A loss of one's own, which is no sum over pixels."""
+    return (logits.mean((0, 2, 3)) - (label == IGNORE_INDEX).float().mean()).square().sum()
+
+
 @dataclass(frozen=True)
 class Case:
     """A training of STEPS steps on steps of 6 * `accumulate` images over all processes."""
@@ -76,15 +82,14 @@ class Case:
 
 CASES = {
     **{name: Case(name) for name in LOSSES},
-    "sum of losses, accumulated": Case("cross_entropy+0.5*focal", accumulate=2),
+    "sum of losses, accumulated": Case("cross_entropy+0.5*dice+ohem", accumulate=2),
+    "your own": Case("test_train_ranks:squares", accumulate=2),
     "multi-scale, accumulated": Case(scales=(0.5,), accumulate=2, clip=0.5),
     "synchronised": Case(batch_norm="synchronised"),
 }
-# These are means over micro-batches, not over pixels: the processes are like as many micro-batches of one.
-BY_BATCH = ("ohem", "dice", "lovasz")
 
 
-def trained(case, rank, world, whole_batch=True):
+def trained(case, rank, world):
     """The state and the losses after some steps, as one of several processes or alone on all images."""
     model = Net(case.scales)
     if case.batch_norm == "frozen":
@@ -93,9 +98,8 @@ def trained(case, rank, world, whole_batch=True):
         synchronise_batch_norm(model)
     state = Training(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9))
     objective = Objective(make_losses(case.loss, 0.0, 2.0, 0.25, {}))
-    # Alone: all images of a micro-step as one batch, or divided as among the processes.
-    size = 6 // world if dist.is_initialized() or not whole_batch else 6
-    share = Share.of(6 * case.accumulate, size, rank, world if dist.is_initialized() else 1)
+    processes = world if dist.is_initialized() else 1
+    share = Share.of(6 * case.accumulate, 6 // processes, rank, processes)
     batches = training_batches(Noise(), lambda sample, rng: sample, share, seed=1)
     losses = []
     for _ in range(STEPS):
@@ -125,10 +129,11 @@ def errors(rank):
     """The messages of what goes wrong in one process or between them."""
     told = []
     uneven = Share.of(2 * dist.get_world_size() - 1, 1, rank, dist.get_world_size())
-    _check_in_step(uneven, "frozen")
+    _check_in_step(uneven, TrainConfig())
     for attempt in (
         _one_fails,
-        lambda rank: _check_in_step(uneven, "synchronised"),
+        lambda rank: _check_in_step(uneven, TrainConfig(batch_norm="synchronised")),
+        lambda rank: _check_in_step(uneven, TrainConfig(loss="cross_entropy+0.5*dice")),
         lambda rank: check_same({"train.steps": 10, "optim.lr": 0.1 * (1 + rank)}),
     ):
         try:
@@ -159,7 +164,7 @@ def found(folder):
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", CASES)
 def test_processes_train_as_one_on_all_their_images(found, world, name):
-    state, losses = trained(CASES[name], 0, world, whole_batch=CASES[name].loss not in BY_BATCH)
+    state, losses = trained(CASES[name], 0, world)
     alone = state.model.state_dict()
     assert losses[-1] != losses[0]
     for rank in range(world):
@@ -183,13 +188,14 @@ def test_the_whole_batch_differs_from_its_parts_where_void_pixels_are_spread_une
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_failure_and_other_settings_are_told_to_all(found, world):
     for rank in range(world):
-        failed, uneven, differ, order = found[rank][world, "errors"]
+        failed, uneven, whole, differ, order = found[rank][world, "errors"]
         assert failed == (
             ("UserError", "image 1 is damaged")
             if rank == 1
             else ("OtherProcessError", "process 1 failed: image 1 is damaged")
         )
         assert f"a step's {2 * world - 1} images into 1, 2" in uneven[1]
+        assert whole[1].startswith("train.loss=cross_entropy+0.5*dice: ")
         assert "optim.lr differ: optim.lr is 0.1 in process 0 and 0.2 in process 1" in differ[1]
         assert order == list(range(world))
 
@@ -213,7 +219,7 @@ def test_a_step_has_the_same_images_however_many_share_them(total, size, process
         batches = [
             list(share.positions(step * share.pieces + piece)) for share in shares for piece in range(share.pieces)
         ]
-        assert list(itertools.chain(*batches)) == list(range(step * total, (step + 1) * total))
+        assert sorted(itertools.chain(*batches)) == list(range(step * total, (step + 1) * total))
         assert all(1 <= len(batch) <= size for batch in batches)
     with pytest.raises(UserError, match=f"{total} images, fewer than the {total + 1} processes"):
         Share.of(total, size, 0, total + 1)

@@ -258,7 +258,7 @@ class TrainConfig:
     focal_gamma: float = 2.0
     """How strongly `focal` discounts pixels that are right already; 0: not at all, which is cross-entropy."""
     ohem_share: float = 0.25
-    """Fraction of each micro-batch's valid pixels that `ohem` keeps: those with the largest loss."""
+    """Fraction of each micro-batch's valid pixels, of all processes, that `ohem` keeps: those with the largest loss."""
     class_weights: str | tuple[float, ...] = "none"
     """`median_frequency` or `sqrt_median_frequency`: rare classes weigh more; numbers such as `1,2,0.5`, one per class;
     or `none`. `dice` and `lovasz` count all classes the same in any case."""

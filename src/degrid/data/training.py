@@ -51,7 +51,7 @@ def training_batches(
     """
     if len(dataset) == 0:
         raise UserError("nothing to train on: the dataset holds no image")
-    share = Share(batch_size, 0, batch_size) if isinstance(batch_size, int) else batch_size
+    share = Share.of(batch_size, batch_size) if isinstance(batch_size, int) else batch_size
     batches = _Batches(dataset, transform, share, seed, repeats, buffer)
     if isinstance(workers, Loaders):
         return _by_loaders(batches, start, workers)
@@ -111,17 +111,22 @@ def batches_by_number(
 
 @dataclass(frozen=True)
 class Share:
-    """What one process loads of each step's images: those from `first` to before `end`, in `pieces` batches.
+    """What one process loads of each step's images.
 
     Attributes:
         total: images of a step over all processes. Steps follow one another in the stream of images, so that a step has
             the same images however many processes share them.
+        rank, processes: which of how many this process is.
+        pieces: batches per step of this process.
+        apart: the processes cut up their own parts of the step, into different numbers of pieces; else the step is cut
+            into pieces of which each process has a part.
     """
 
     total: int
-    first: int
-    end: int
+    rank: int = 0
+    processes: int = 1
     pieces: int = 1
+    apart: bool = False
 
     @classmethod
     def of(cls, total: int, batch_size: int, rank: int = 0, processes: int = 1) -> Share:
@@ -135,15 +140,23 @@ class Share:
                 f"a step has {total} images, fewer than the {processes} processes; start fewer processes, or raise "
                 "train.batch_size"
             )
-        first, end = (total * each // processes for each in (rank, rank + 1))
         pieces = math.ceil(math.ceil(total / processes) / batch_size)
-        return cls(total, first, end, min(pieces, end - first))
+        if apart := total // pieces < processes:  # a piece would have no image for some
+            pieces = min(pieces, len(_part(range(total), rank, processes)))
+        return cls(total, rank, processes, pieces, apart)
 
     def positions(self, number: int) -> range:
         """Where in the stream of images the images of batch `number` of this process are."""
         step, piece = divmod(number, self.pieces)
-        begin, count = step * self.total + self.first, self.end - self.first
-        return range(begin + count * piece // self.pieces, begin + count * (piece + 1) // self.pieces)
+        images = range(step * self.total, (step + 1) * self.total)
+        if self.apart:
+            return _part(_part(images, self.rank, self.processes), piece, self.pieces)
+        return _part(_part(images, piece, self.pieces), self.rank, self.processes)
+
+
+def _part(whole: range, number: int, count: int) -> range:
+    """One of `count` even parts."""
+    return whole[len(whole) * number // count : len(whole) * (number + 1) // count]
 
 
 class _Batches:

@@ -163,6 +163,23 @@ def summed_over_ranks(counts: Tensor) -> Tensor:
     return total.to(counts.device)
 
 
+def rows_of_all(rows: Tensor) -> list[Tensor]:
+    """The rows of every process, in their order; every process must call it.
+
+    Args:
+        rows: [n,...] with an n of this process's own, without a gradient.
+    """
+    rank, count = rank_and_count()
+    lengths = torch.zeros(count, dtype=torch.int64, device=rows.device)
+    lengths[rank] = len(rows)
+    numbers = summed_over_ranks(lengths).tolist()
+    padded = rows.new_zeros(max(numbers), *rows.shape[1:])  # all must send as much
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded)
+    return [part[:number] for part, number in zip(parts, numbers, strict=True)]
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's buffers, such as the running statistics of batch norm."""
     if rank_and_count()[1] > 1:

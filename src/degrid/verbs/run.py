@@ -55,6 +55,7 @@ from degrid.verbs.run_settings import (
     check_class_weights,
     check_settings,
     loaders_of,
+    losses_of,
     make_objective,
     make_plan,
     make_state,
@@ -228,7 +229,7 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     began_with = parse_json((folder / "run.json").read_text("utf-8")).get("processes", 1) if resume else processes
     settings = with_steps(config.train, len(data.train), began_with)
     share = Share.of(settings.batch_size * settings.accumulate * began_with, settings.batch_size, rank, processes)
-    _check_in_step(share, settings.batch_norm)
+    _check_in_step(share, settings)
     check_class_weights(settings.class_weights, data.train)
     torch.manual_seed(settings.seed)
     interrupted = resume and (folder / "last.ckpt").exists()
@@ -245,16 +246,20 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     return _Work(config, settings, folder, data, state, share, cycles, plan, device, start)
 
 
-def _check_in_step(share: Share, batch_norm: str) -> None:
-    """Refuse processes that would wait in a batch norm for one that has no further micro-batch.
+def _check_in_step(share: Share, settings: TrainConfig) -> None:
+    """Refuse processes that would wait within a step for one that has no further micro-batch.
 
     Raises:
-        UserError: synchronised batch norm, and shares of different numbers of micro-batches.
+        UserError: what they exchange then is needed, and shares are of different numbers of micro-batches.
     """
-    numbers = gathered(share.pieces)
-    if batch_norm == "synchronised" and len(set(numbers)) > 1:
+    numbers, needs = gathered(share.pieces), []
+    if settings.batch_norm == "synchronised":
+        needs.append("train.batch_norm=synchronised")
+    if any(loss.joins for loss in losses_of(settings)):
+        needs.append(f"train.loss={settings.loss}")
+    if needs and len(set(numbers)) > 1:
         raise UserError(
-            f"train.batch_norm=synchronised: {len(numbers)} processes would divide a step's {share.total} images into "
+            f"{needs[0]}: {len(numbers)} processes would divide a step's {share.total} images into "
             f"{', '.join(map(str, numbers))} micro-batches, but all need the same number; use as many processes as "
             "divide the step evenly"
         )

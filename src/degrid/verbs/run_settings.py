@@ -77,7 +77,7 @@ def check_settings(config: RunConfig) -> None:
         )
     _check_order(config.data)
     _check_asynchronous(settings)
-    losses = _losses(settings)
+    losses = losses_of(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
             f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
@@ -208,7 +208,7 @@ def make_objective(
         counted = torch.from_numpy(class_counts(dataset, progress).sum(0)[:-1])
         weights = median_frequency_weights(counted, CLASS_WEIGHTS[str(kind)]).to(device)
     names = loss_names(settings.loss)
-    return Objective(_losses(settings), settings.loss_size, weights, model.resize, names if len(names) > 1 else ())
+    return Objective(losses_of(settings), settings.loss_size, weights, model.resize, names if len(names) > 1 else ())
 
 
 def make_state(config: RunConfig, model: Segmenter) -> Training:
@@ -242,7 +242,8 @@ def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:
     )
 
 
-def _losses(settings: TrainConfig) -> tuple[Loss, ...]:
+def losses_of(settings: TrainConfig) -> tuple[Loss, ...]:
+    """What `train.loss` and its options stand for."""
     return make_losses(
         settings.loss, settings.label_smoothing, settings.focal_gamma, settings.ohem_share, settings.loss_options
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from degrid.engine.ranks import rank_and_count, rows_of_all, summed_over_ranks
 from degrid.lookup import keywords, lookup, settings_for
 from degrid.types import IGNORE_INDEX, UserError
 
@@ -20,8 +21,14 @@ class Loss(ABC):
     """A loss over several micro-batches: the sum of their totals over the sum of their weights.
 
     Weights depend on the labels alone, so that every micro-batch's gradient can be divided by the final sum. Void
-    pixels count in neither; a micro-batch without valid pixels has total, weight and gradient 0, never NaN.
+    pixels count in neither; a micro-batch without valid pixels has total, weight and gradient 0, never NaN. Of several
+    processes each has a part of every micro-batch; their totals, weights and gradients are added up.
     """
+
+    @property
+    def joins(self) -> bool:
+        """Whether processes exchange something for it: all then need the same number of micro-batches."""
+        return False
 
     @abstractmethod
     def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
@@ -84,7 +91,8 @@ class Focal(PixelLoss):
 class HardPixels(Loss):
     """Online hard example mining: the mean cross-entropy of each micro-batch's hardest valid pixels.
 
-    ohem_share: the fraction of valid pixels that is kept, rounded up: those of the largest (weighted) cross-entropy.
+    ohem_share: the fraction of valid pixels, of all processes together, that is kept, rounded up: those of the largest
+    (weighted) cross-entropy.
     label_smoothing: see `CrossEntropy`.
     Source: Shrivastava et al. 2016, arXiv 1604.03540, for boxes; for pixels the online bootstrapping of Wu et al. 2016,
     arXiv 1605.06885.
@@ -93,11 +101,16 @@ class HardPixels(Loss):
     ohem_share: float = 0.25
     label_smoothing: float = 0.0
 
+    @property
+    def joins(self) -> bool:
+        """See `Loss.joins`."""
+        return True
+
     def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
         """Summed over the pixels that are kept; see `Loss.total`."""
         losses = _cross_entropy(logits, label, class_weights, self.label_smoothing, "none")
         # Void pixels have the smallest possible loss, 0, so none takes a valid pixel's place.
-        return losses.flatten().topk(self._kept(label), sorted=False).values.sum()
+        return (losses * _among_largest(losses.detach(), self._kept(_valid_of_all(label)))).sum()
 
     def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
         """The number of pixels kept, times the mean weight of all valid ones.
@@ -105,10 +118,31 @@ class HardPixels(Loss):
         Which pixels are kept depends on the logits, so their own weights are not known beforehand; with a fraction of 1
         this is the weight of `CrossEntropy`.
         """
-        return _pixel_weights(label, class_weights).sum() * (self._kept(label) / max(1, num_valid(label)))
+        valid = _valid_of_all(label)
+        return _pixel_weights(label, class_weights).sum() * (self._kept(valid) / max(1, valid))
 
-    def _kept(self, label: Tensor) -> int:
-        return math.ceil(self.ohem_share * num_valid(label))
+    def _kept(self, valid: int) -> int:
+        return math.ceil(self.ohem_share * valid)
+
+
+def _among_largest(values: Tensor, count: int) -> Tensor:
+    """How far each value counts among the largest `count` of all processes, in the shape of `values`.
+
+    1 above the count-th largest value, 0 below it; where several equal it, all have the same share of what is left.
+    That value is found byte by byte: as float32, numbers of 0 or more are in the order of their bits.
+    """
+    if not count:
+        return torch.zeros_like(values)
+    bits = (values.float() + 0.0).view(torch.int32).long()  # -0 becomes 0
+    level, left, alike = 0, count, 1
+    for shift in (24, 16, 8, 0):
+        digits = (bits[bits >> (shift + 8) == level] >> shift) & 255
+        counts = summed_over_ranks(torch.bincount(digits, minlength=256)).tolist()
+        digit = 255
+        while left > counts[digit] and digit:
+            left, digit = left - counts[digit], digit - 1
+        level, alike = (level << 8) | digit, counts[digit]
+    return (bits > level).to(values.dtype) + (bits == level).to(values.dtype) * (left / max(1, alike))
 
 
 @dataclass(frozen=True)
@@ -171,6 +205,11 @@ class Scaled(Loss):
     loss: Loss
     factor: float
 
+    @property
+    def joins(self) -> bool:
+        """The loss's own."""
+        return self.loss.joins
+
     def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
         """The factor times the loss's own; see `Loss.total`."""
         return self.factor * self.loss.total(logits, label, class_weights)
@@ -180,9 +219,9 @@ class Scaled(Loss):
         return self.loss.weight(label, class_weights)
 
 
-def num_valid(label: Tensor) -> int:
-    """Pixels that are not void."""
-    return int((label != IGNORE_INDEX).sum())
+def _valid_of_all(label: Tensor) -> int:
+    """Pixels of all processes that are not void."""
+    return int(summed_over_ranks((label != IGNORE_INDEX).sum()))
 
 
 def _cross_entropy(
@@ -209,34 +248,75 @@ def _pixel_weights(label: Tensor, class_weights: Tensor | None) -> Tensor:
     return valid.float() if class_weights is None else _per_pixel(label, class_weights)[valid]
 
 
-@dataclass(frozen=True)
-class BatchMean(Loss):
-    """A loss made of a function that returns the mean of a batch; the loss is the average over the micro-batches.
+class RegionLoss(Loss):
+    """A loss that is computed from a whole micro-batch, of all processes; it is averaged over the micro-batches.
 
-    Micro-batches without valid pixels are left out, and the function is not called on them. Class weights have no
-    effect, since region losses already count every class alike.
+    Those without valid pixels are left out. Class weights have no effect, since region losses already count every class
+    alike.
+    """
+
+    @property
+    def joins(self) -> bool:
+        """See `Loss.joins`."""
+        return True
+
+    @abstractmethod
+    def mean(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of the images of all processes, with the gradient of this process's logits.
+
+        Args:
+            logits: [N,C,H,W], those of this process.
+            label: int64 [N,H,W]; some pixel of some process is valid.
+        """
+
+    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """This process's share of the loss, or 0 with a gradient of 0; see `Loss.total`."""
+        if not _valid_of_all(label):
+            return 0 * logits.sum()
+        loss, processes = self.mean(logits, label), rank_and_count()[1]
+        # The values of the processes add up to the loss, and so do their gradients, each of which is whole.
+        return loss - loss.detach() * (1 - 1 / processes) if processes > 1 else loss
+
+    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
+        """This process's share of 1, or 0 without valid pixels."""
+        return torch.tensor((_valid_of_all(label) > 0) / rank_and_count()[1], device=label.device)
+
+
+@dataclass(frozen=True)
+class BatchMean(RegionLoss):
+    """A loss made of a function that returns the mean of a batch; it is not called on a batch without valid pixels.
+
+    Several processes exchange all logits for it.
 
     function: (logits float [N,C,H,W], label int64 [N,H,W] with IGNORE_INDEX for void) -> scalar.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
 
-    def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """The function's value, or 0 with a gradient of 0; see `Loss.total`."""
-        if bool((label == IGNORE_INDEX).all()):
-            return 0 * logits.sum()
-        return self.function(logits, label)
+    def mean(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `RegionLoss.mean`."""
+        rank, processes = rank_and_count()
+        if processes == 1:
+            return self.function(logits, label)
+        parts = rows_of_all(logits.detach())
+        parts[rank] = logits
+        return self.function(torch.cat(parts), torch.cat(rows_of_all(label.to(torch.uint8))).long())
 
-    def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """1, or 0 without valid pixels."""
-        return (label != IGNORE_INDEX).any().float()
+
+class Dice(RegionLoss):
+    """See `dice`; several processes exchange their sums over pixels."""
+
+    def mean(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `RegionLoss.mean`."""
+        return dice(logits, label)
 
 
 def dice(logits: Tensor, label: Tensor) -> Tensor:
     """Soft Dice loss: 1 - 2 sum(p y) / (sum(p) + sum(y)), averaged over the classes present in the label.
 
     p is the softmax probability of the class, and y is 1 where the class is true, else 0; both sums run over all valid
-    pixels of the batch. No constant is added to the fraction, since a class that is present has sum(y) >= 1.
+    pixels of the batch, those of all processes. No constant is added to the fraction, since a class that is
+    present has sum(y) >= 1.
 
     Args:
         logits: [N,C,H,W].
@@ -248,10 +328,16 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
     scores, truth = _valid(logits, label)
     common = scores.new_zeros(scores.shape[1]).index_add(0, truth, scores.gather(1, truth[:, None])[:, 0])
     pixels = torch.bincount(truth, minlength=scores.shape[1])
+    common, found, pixels = _joined(common), _joined(scores.sum(0)), summed_over_ranks(pixels)
     # Absent classes are dropped before the division: theirs could be 0 / 0, whose gradient is NaN even where unused.
     present = pixels > 0
-    losses = 1 - 2 * common[present] / (scores.sum(0) + pixels)[present]
+    losses = 1 - 2 * common[present] / (found + pixels)[present]
     return losses.sum() / max(1, len(losses))
+
+
+def _joined(own: Tensor) -> Tensor:
+    """The sum over all processes, with the gradient of this one's part."""
+    return own if rank_and_count()[1] == 1 else own + (summed_over_ranks(own.detach()) - own.detach())
 
 
 def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
@@ -298,7 +384,7 @@ LOSSES: dict[str, Callable[..., object]] = {
     "cross_entropy": CrossEntropy,
     "ohem": HardPixels,
     "focal": Focal,
-    "dice": dice,
+    "dice": Dice,
     "lovasz": lovasz_softmax,
     "generalised_cross_entropy": GeneralisedCrossEntropy,
     "symmetric_cross_entropy": SymmetricCrossEntropy,
@@ -347,7 +433,7 @@ def make_losses(
 
 def uses_class_weights(losses: tuple[Loss, ...]) -> bool:
     """Whether class weights have an effect: not on losses of whole regions."""
-    return not all(isinstance(loss.loss if isinstance(loss, Scaled) else loss, BatchMean) for loss in losses)
+    return not all(isinstance(loss.loss if isinstance(loss, Scaled) else loss, RegionLoss) for loss in losses)
 
 
 def loss_names(name: str) -> tuple[str, ...]:
