@@ -192,7 +192,7 @@ def test_labelme_names_images_elsewhere_and_windows_give_no_confidence(model, ph
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: degrid.Regions("circles"), 'unknown shapes "circles"; known: polygons, masks'),
+        (lambda: degrid.Regions("circles"), 'unknown shapes "circles". Known: polygons, masks'),
         (lambda: degrid.Regions(simplify=-1), "must be 0 or more pixels, got 0 and -1"),
         (
             lambda: degrid.ResultFiles("ids", regions=degrid.Regions()),

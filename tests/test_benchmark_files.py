@@ -151,7 +151,7 @@ def test_mistakes_with_formats(models, tmp_path):
 
     assert "VOC has 21 classes, the model has 19" in fails("19", "--format", "voc")
     assert "Cityscapes has 19 classes, the model has 21" in fails("21", "--format", "cityscapes")
-    assert 'unknown format "png"; known: ids, voc, cityscapes' in fails("21", "--format", "png")
+    assert 'unknown format "png". Known: ids, voc, cityscapes' in fails("21", "--format", "png")
     assert "leave out --overlay and --save-logits" in fails("21", "--format", "voc", "--overlay")
     assert "leave out --overlay and --save-logits" in fails("21", "--format", "voc", "--save-logits")
     assert "have one name, by which VOC tells images apart" in fails("21", "--format", "voc")
@@ -387,7 +387,7 @@ def test_mistakes_with_prepare(tmp_path):
         assert code == 2
         return output
 
-    assert 'unknown benchmark "kitti"; known: voc, cityscapes, camvid, ade20k, coco' in fails("kitti", tmp_path)
+    assert 'unknown benchmark "kitti". Known: voc, cityscapes, camvid, ade20k, coco' in fails("kitti", tmp_path)
     for benchmark in ("voc", "cityscapes", "camvid", "ade20k", "coco"):
         assert f"no folder at {tmp_path / 'none'}" in fails(benchmark, tmp_path / "none")
     assert "only coco has a choice of classes; voc has one set" in fails("voc", tmp_path, "--classes", "all")

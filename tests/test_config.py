@@ -34,7 +34,7 @@ def test_override_leaves_the_rest_alone():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("train.stpes=7", 'unknown setting "train.stpes". Did you mean "steps"'),
+        ("train.stpes=7", 'unknown setting "train.stpes". Did you mean "train.steps"'),
         ("trian.steps=7", 'no group "trian". Did you mean "train"'),
         ("steps=7", 'Did you mean "train.steps"'),
         ("train.steps", "expected a setting like"),
@@ -163,7 +163,7 @@ def test_misspelt_key_in_a_file(tmp_path):
     file = tmp_path / "mine.json"
     for text, message in (
         ('{"trian": {"steps": 3}}', 'unknown setting "trian". Did you mean "train"'),
-        ('{"train": {"stesp": 3}}', 'unknown setting "train.stesp". Did you mean "steps"'),
+        ('{"train": {"stesp": 3}}', 'unknown setting "train.stesp". Did you mean "train.steps"'),
         ('{"train": 3}', "train: expected a table of settings, got 3"),
         ("[]", "expected a table of settings"),
     ):

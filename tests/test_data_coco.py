@@ -369,7 +369,7 @@ def test_other_mistakes(root, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UserError, match=f"no COCO in {empty}; expected annotations/instances_train2017.json and"):
         prepare_coco(empty)
-    with pytest.raises(UserError, match='unknown classes "stuff"; known: voc, all'):
+    with pytest.raises(UserError, match='unknown classes "stuff". Known: voc, all'):
         prepare_coco(root, classes="stuff")
     (root / "voc21").mkdir()
     (root / "voc21" / "classes.txt").write_text("a\nb\n")

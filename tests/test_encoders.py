@@ -1,5 +1,6 @@
 """Encoders of timm: the strides and rates that were asked for, or one sentence when they are built."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from torch import nn
 
-from degrid.models import EncoderSettings, TimmEncoder, build_encoder, timm_networks
+from degrid import networks
+from degrid.models import EncoderSettings, TimmEncoder, build_encoder, library_encoders, timm_networks
 from degrid.models.strides import is_wide
 from degrid.types import UserError
 
@@ -182,6 +185,37 @@ def test_a_wrapped_network_takes_its_own_weights(tmp_path):
     own = TimmEncoder("cspnext_tiny", 8, pretrained=str(tmp_path / "weights.pth")).net.state_dict()
     assert len(own) > 100
     assert all(torch.equal(value, state[key.removeprefix("model.")]) for key, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("resolved", "proxies", "offline"), [(False, {}, True), (True, {}, False), (False, {"https": "proxy"}, False)]
+)
+def test_without_a_network_only_the_cache_of_weights_is_asked(resolved, proxies, offline, monkeypatch):
+    def resolve(host, port):
+        assert host == "huggingface.co"
+        if not resolved:
+            raise socket.gaierror("name or service not known")
+
+    def build(self, in_channels, pretrained=False):
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise OSError("no weights here")
+
+    asked = []
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(library_encoders, "getproxies", lambda: proxies)
+    monkeypatch.setattr(timm_networks.TimmPlan, "build", build)
+    with pytest.raises(UserError, match="could not get the ImageNet weights of resnet10t .*no weights here"):
+        TimmEncoder("resnet10t", 16, pretrained=True)
+    assert asked == [offline]
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_misspelt_operator_is_found_before_weights_are_downloaded(monkeypatch):
+    monkeypatch.setattr(networks, "build_network", None)
+    with pytest.raises(UserError, match='unknown smoothing operator "scc"'):
+        networks.deeplabv3("timm:resnet10t", 3, pretrained=True, operator="scc")
 
 
 def test_multi_grid_multiplies_the_rates_that_a_network_has():

@@ -534,7 +534,7 @@ def test_info(trained):
         (["train", "--data", "nowhere"], "no data at nowhere"),
         (
             ["train", "synthetic", "--set", "train.stpes=3"],
-            'unknown setting "train.stpes". Did you mean "steps"',
+            'unknown setting "train.stpes". Did you mean "train.steps"',
         ),
         (["train", "synthetic", "--set", "model.output_stride=4"], "output stride 4: expected 8, 16 or 32"),
         (
@@ -559,7 +559,7 @@ def test_info(trained):
             ["train", "synthetic", "--set", "train.precision=half"],
             '"train.precision": expected auto or float32 or bfloat16, got "half"',
         ),
-        (["train", "--resume", "nowhere"], "cannot read the settings file nowhere"),
+        (["train", "--resume", "nowhere"], "there is no run folder nowhere to resume"),
         (["train", "--resume", "nowhere", "--steps", "3"], "give no others beside it"),
         (["predict", "nowhere", "x.jpg"], 'no such file, folder or pattern: "x.jpg"'),
         (["eval", "nowhere", "--data", "synthetic"], "no model in nowhere"),
@@ -573,6 +573,10 @@ def test_mistakes(words, message, tmp_path, monkeypatch):
     assert code == 2
     assert message in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version():
+    assert cli("--version") == (0, f"degrid {degrid.__version__}\n")
 
 
 def test_a_process_ends_with_one_line_and_code_2(tmp_path):
@@ -649,8 +653,12 @@ def test_model_folders_that_cannot_be_used(trained, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is not a model config"):
         degrid.load(folder)
-    with pytest.raises(UserError, match="expected a model folder or run folder, got the file"):
+    with pytest.raises(UserError, match=f"expected a model folder or run folder, got the file .*; give {trained}"):
         degrid.load(trained / "last.ckpt")
+    with pytest.raises(UserError, match="got the file .*; turn a checkpoint into one with degrid convert"):
+        degrid.load(__file__)
+    with pytest.raises(UserError, match=f'Did you mean "{trained}"'):
+        degrid.load(f"{trained}s")
     with pytest.raises(UserError, match="only models built by degrid can be saved"):
         degrid.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "n")
 

@@ -133,14 +133,14 @@ def test_a_block_is_a_grid_only_without_smoothing(compared):
 def test_the_command_prints_and_writes_what_the_function_gives(tmp_path):
     model = degrid.deeplabv3("timm:resnet10t", 3, output_stride=16, channels=8)
     degrid.save(model, tmp_path / "model")
-    words = ["--size", "65x65", "--runs", "1", "--layer", "encoder", "-o", str(tmp_path / "out")]
+    words = ["--size", "65x65", "--runs", "1", "--layer", "encoder", "-o", str(tmp_path / "out" / "field.png")]
     result = CliRunner().invoke(app, ["erf", str(tmp_path / "model"), *words, "--json"])
     found = degrid.erf(tmp_path / "model", "encoder", size=65, runs=1)
     (printed,) = json.loads(result.stdout)
     expected = json.loads(json.dumps(found.to_dict()))
-    assert printed == expected == json.loads((tmp_path / "out" / "erf.json").read_text())[0]
-    assert np.load(tmp_path / "out" / "erf.npy")[0].shape == (65, 65)
-    assert read_image(tmp_path / "out" / "erf.png").shape[2] == 3
+    assert printed == expected == json.loads((tmp_path / "out" / "field.json").read_text())[0]
+    assert np.load(tmp_path / "out" / "field.npy")[0].shape == (65, 65)
+    assert read_image(tmp_path / "out" / "field.png").shape[2] == 3
     assert str(found).startswith("encoder of Segmenter, from the image\ncan see")
 
 

@@ -240,7 +240,7 @@ def test_mistakes_show_before_anything_is_written(model, photos, tmp_path):
         with pytest.raises(UserError, match=message):
             degrid.predict(model, photos, tmp_path / "out", device="cpu", **settings)
     for kind, settings, message in (
-        ("png", {}, 'unknown format "png"; known: ids, voc, cityscapes'),
+        ("png", {}, 'unknown format "png". Known: ids, voc, cityscapes'),
         ("voc", {"logits": True}, "no more than the benchmark or tool takes"),
     ):
         with pytest.raises(UserError, match=message):

@@ -397,7 +397,7 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise UserError(f'unknown setting "{path}".{did_you_mean(str(key), hints)} Known here: {", ".join(hints)}')
+            raise _unknown_setting(path, hints)
         given[key] = _convert(hints[key], value, path)
     return kind(**given)
 
@@ -442,9 +442,14 @@ def _assign(values: dict[str, Any], path: str, value: object) -> None:
             raise UserError(f'unknown setting "{path}": no group "{here}".{hint}')
         node = node[group]
     if last not in node and not (groups and groups[-1].endswith("options")):
-        hint = did_you_mean(last, node) or _elsewhere(values, last)
-        raise UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(node)}')
+        raise _unknown_setting(path, node, _elsewhere(values, last))
     node[last] = value
+
+
+def _unknown_setting(path: str, known: Iterable[str], elsewhere: str = "") -> UserError:
+    group, dot, name = path.rpartition(".")
+    hint = did_you_mean(name, known).replace('"', f'"{group}{dot}', 1) or elsewhere
+    return UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(known)}')
 
 
 def _elsewhere(values: dict[str, Any], key: str, prefix: str = "") -> str:

@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from degrid.types import UserError
@@ -20,6 +21,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = {each.casefold(): each for each in known}
     close = difflib.get_close_matches(name.casefold(), names, n=1)
     return f' Did you mean "{names[close[0]]}"?' if close else ""
+
+
+def file_meant(path: Path) -> str:
+    """As `did_you_mean`, of the files and folders beside a path that does not exist."""
+    try:
+        beside = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    found = did_you_mean(path.name, beside)
+    return found.replace('"', f'"{path.parent}{os.sep}', 1) if found and path.parent != Path() else found
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error that there is no such name, with the closest one and all that are known."""
+    known = list(known)
+    return UserError(f'unknown {kind} "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
 
 
 def some(names: Iterable[object], count: int = 4) -> str:
@@ -60,8 +77,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return table[name]
     if ":" in name:
         return _import(name, kind)  # type: ignore[return-value]
-    known = ", ".join(table)
-    raise UserError(f'unknown {kind} "{name}".{did_you_mean(name, table)} Known: {known}; your own: "module:Name"')
+    raise UserError(f'{unknown(kind, name, table)}; your own: "module:Name"')
 
 
 def keywords(make: Callable[..., object]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from degrid.config import ModelConfig
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, check_utf8, read_json, write_json
-from degrid.lookup import some
+from degrid.lookup import file_meant, some
 from degrid.models import Segmenter
 from degrid.models.weights import WithoutRandomValues, with_stem
 from degrid.networks import build_model
@@ -151,10 +151,9 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     check_utf8(folder)
     if folder.is_file():
-        raise UserError(
-            f"expected a model folder or run folder, got the file {folder}; try {folder.parent}, or turn a checkpoint "
-            "into a model folder with degrid convert"
-        )
+        its_own = (folder.parent / "config.json").exists() or (folder.parent / "run.json").exists()
+        way = f"give {folder.parent}" if its_own else "turn a checkpoint into one with degrid convert"
+        raise UserError(f"expected a model folder or run folder, got the file {folder}; {way}")
     if (folder / "model" / "config.json").exists():
         return folder / "model"
     if (folder / "run.json").exists() and not (folder / "config.json").exists():
@@ -165,7 +164,8 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
             f"--set model.pretrained={folder} (settings=...)"
         )
     if not (folder / "config.json").exists():
-        raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder")
+        meant = file_meant(folder) if not folder.exists() else ""
+        raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder.{meant}")
     return folder
 
 

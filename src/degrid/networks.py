@@ -10,6 +10,7 @@ from degrid.arguments import checked
 from degrid.config import ModelConfig
 from degrid.models import EncoderSettings, HeadSettings, Segmenter, build_network
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
+from degrid.smoothing.table import operator_factory
 from degrid.types import Bands, LabelSpace, Preprocess, UserError
 
 _MOST_CHANNELS = 10_000  # sensors have a few hundred
@@ -52,6 +53,11 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     Raises:
         UserError: an unknown name or an impossible combination.
     """
+    smoothing = config.smoothing
+    if smoothing.part not in ("encoder", "all"):
+        raise UserError(f'setting "model.smoothing.part": expected encoder or all, got "{smoothing.part}"')
+    # Made before the encoder, so that a misspelt name costs no download.
+    operator = operator_factory(smoothing.operator, config.legacy, **smoothing.options)
     wanted = bands_of(config)
     bands = Bands(wanted.count or 3, "bytes" if wanted.range == "auto" else wanted.range)
     preprocess = _preprocess(config)
@@ -68,13 +74,10 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     head = HeadSettings(*numbers, config.head_resize, config.pooling_size, config.low_level_channels)
     resize = config.resize or ("tf_legacy" if config.legacy else "half_pixel")
     model = build_network(config.network, config.encoder, labels, body, head, resize=resize, scales=config.scales)
-    smoothing = config.smoothing
-    if smoothing.part not in ("encoder", "all"):
-        raise UserError(f'setting "model.smoothing.part": expected encoder or all, got "{smoothing.part}"')
     if smoothing.operator != "regular":
         part = model.encoder if smoothing.part == "encoder" else model
         where = rate_at_most(smoothing.max_rate)
-        smooth_dilated_convs(part, smoothing.operator, where, legacy=config.legacy, **smoothing.options)
+        smooth_dilated_convs(part, operator, where, legacy=config.legacy)
     model.config = config
     model.bands = bands
     return model

@@ -8,13 +8,14 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from degrid.cli import quick_imports
 from degrid.threads import settle_threads
 from degrid.types import OtherProcessError, UserError
+from degrid.version import VERSION
 
 COMMANDS = {
     "train": "train:train",
@@ -54,7 +55,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_nothing)  # without it, an app with one command would be that command
+    app.callback()(_before_commands)  # without it, an app with one command would be that command
     for name in names:
         module, _, attribute = COMMANDS[name].partition(":")
         command = getattr(importlib.import_module(f"degrid.cli.{module}"), attribute)
@@ -65,7 +66,17 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     return app
 
 
-def _nothing() -> None:
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"degrid {VERSION}")
+        raise typer.Exit
+
+
+def _before_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     pass
 
 

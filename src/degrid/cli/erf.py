@@ -18,7 +18,9 @@ def erf(
     layer: Annotated[str, typer.Option(help="Dotted name of the layer whose output is looked at.")] = "",
     start: Annotated[str, typer.Option(help="Look from this layer's input on, in place of the image.")] = "",
     images: InspectedImages = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the picture, numbers and field.")] = Path("erf"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the picture, numbers and field; or a .png.")
+    ] = Path("erf"),
     size: Annotated[str, typer.Option(help="Image size, HEIGHTxWIDTH; odd for a true centre.")] = "321x321",
     runs: Annotated[int, typer.Option(min=1, help="Number of images, real or noise, whose mean is taken.")] = 8,
     random: RandomWeights = None,
@@ -43,6 +45,7 @@ def erf(
     import degrid
     from degrid.cli.progress import progress_bar
     from degrid.smoothing.table import OPERATORS
+    from degrid.verbs.erf import picture_in
 
     if model is None and operators is None:
         raise UserError("expected a MODEL, or --operators all to compare the operators without one; see degrid erf -h")
@@ -58,4 +61,4 @@ def erf(
     if json_output:
         print(json.dumps([each.to_dict() for each in found], indent=2))
     else:
-        print(*found, f"picture: {out / 'erf.png'}", sep="\n\n")
+        print(*found, f"picture: {picture_in(out)}", sep="\n\n")

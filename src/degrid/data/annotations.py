@@ -30,7 +30,7 @@ from degrid.data.formats.shapes.region import NOTHING, Region, window
 from degrid.data.formats.shapes.runs import label_studio_code, packed, runs_of
 from degrid.data.formats.tools.label_files import is_background
 from degrid.files import atomic_write, write_json, write_text
-from degrid.lookup import counted
+from degrid.lookup import counted, unknown
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 SHAPES = ("polygons", "masks")
@@ -56,7 +56,7 @@ class Regions:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.shapes not in SHAPES:
-            raise UserError(f'unknown shapes "{self.shapes}"; known: {", ".join(SHAPES)}')
+            raise unknown("shapes", self.shapes, SHAPES)
         if self.smallest < 0 or not 0 <= self.simplify < math.inf:
             raise UserError(
                 f"--smallest and --simplify (smallest=..., simplify=...) must be 0 or more pixels, got {self.smallest} "

@@ -22,7 +22,7 @@ from degrid.data.formats.table import FORMATS, read_as, recognise
 from degrid.data.shards.format import open_shards, without_bad_shards
 from degrid.data.shards.places import is_address
 from degrid.data.synthetic import SyntheticScenes
-from degrid.lookup import counted, did_you_mean, lookup, some
+from degrid.lookup import counted, file_meant, lookup, some
 from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, LabelSpace, Sample, UserError
 
 FOUND = Bands(0, "auto")
@@ -134,8 +134,9 @@ def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
     if kind:
         return read_as(kind, place)
     if not place.exists():
-        near = did_you_mean(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else ""
-        raise UserError(f"no data at {place}.{near} Give a folder, dataset.yaml, list or TFRecord file, or 'synthetic'")
+        raise UserError(
+            f"no data at {place}.{file_meant(place)} Give a folder, dataset.yaml, list or TFRecord file, or 'synthetic'"
+        )
     return recognise(place, None if root is None else Path(root))
 
 
@@ -198,7 +199,7 @@ def open_dataset(
         found: Dataset = _open_split(layout, split, path, bands, skip_bad_shards)
         if accept is not None:
             stop_at_doubts(layout, accept)
-    elif name.partition(":")[0] == "synthetic":
+    elif is_built_in(name):
         found = SyntheticScenes(split, _number_of_scenes(name))
     else:
         found = _own_dataset(name, split)
@@ -216,6 +217,11 @@ def bands_in(dataset: Dataset) -> Bands:
     """How the images of a dataset are read; as always for a dataset of the user's own that has no attribute bands."""
     bands = getattr(dataset, "bands", RGB)
     return bands if isinstance(bands, Bands) else RGB
+
+
+def is_built_in(path: str | Path | None) -> bool:
+    """Whether a dataset is "synthetic", or "synthetic:50" for so many scenes."""
+    return str(path).partition(":")[0] == "synthetic"
 
 
 def is_by_name(path: str | Path) -> bool:

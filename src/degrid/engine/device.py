@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.engine.memory import available_to_process, resident_bytes
+from degrid.lookup import unknown
 from degrid.types import PRECISIONS, Batch, UserError
 
 
@@ -118,7 +119,7 @@ def resolved_precision(device: torch.device, precision: str) -> str:
         UserError: an unknown precision.
     """
     if precision not in PRECISIONS:
-        raise UserError(f'unknown precision "{precision}"; known: {", ".join(PRECISIONS)}')
+        raise unknown("precision", precision, PRECISIONS)
     if precision == "auto":
         return "bfloat16" if _multiplies_bfloat16(device) else "float32"
     return precision

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from degrid.arguments import check_fields
 from degrid.files import parse_json
-from degrid.lookup import counted
+from degrid.lookup import counted, unknown
 from degrid.types import RESIZES, RGB, Bands, LabelSpace, UserError
 from degrid.version import VERSION
 
@@ -35,7 +35,7 @@ class ImageInput:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.type not in INPUTS:
-            raise UserError(f'unknown input "{self.type}"; known: {", ".join(INPUTS)}')
+            raise unknown("input", self.type, INPUTS)
         if min(*(self.size or (1, 1)), 1 if self.batch is None else self.batch) < 1:
             raise UserError(f"a file takes at least one image of one pixel; got size {self.size}, batch {self.batch}")
 

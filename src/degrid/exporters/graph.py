@@ -15,6 +15,7 @@ from degrid.contracts import MultiScaleNetwork, bands_of, convention_of
 from degrid.exporters.exporter import quiet
 from degrid.exporters.facts import ImageInput
 from degrid.exporters.rewrite import to_plain_layers, traceable_padding
+from degrid.lookup import unknown
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
 
@@ -39,7 +40,7 @@ class ExportGraph(nn.Module):
     def __init__(self, model: nn.Module, output: str = "ids") -> None:
         super().__init__()
         if output not in OUTPUTS:
-            raise UserError(f'unknown output "{output}"; known: {", ".join(OUTPUTS)}')
+            raise unknown("output", output, OUTPUTS)
         folding = fold_batch_norm(model)
         self.network = folding.model
         self.fixed = to_plain_layers(self.network)

@@ -9,10 +9,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.models.xception_aligned import SeparableConv2d
 from torch import Tensor, nn
 
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
-from degrid.types import UserError
 
 
 class GoogleMobileNetV2(TimmEncoder):
@@ -67,5 +66,5 @@ def google_encoder(name: str, **settings: Any) -> nn.Module:
     known: dict[str, type[TimmEncoder]] = {f"google:xception{depth}": GoogleXception for depth in (41, 65, 71)}
     known |= {f"google:mobilenetv2_{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "100", "140")}
     if name not in known:
-        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
+        raise unknown("encoder", name, known)
     return known[name](name, **settings)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -201,13 +206,31 @@ def _create(made: TimmPlan, pretrained: bool, in_channels: int) -> Any:
     if not pretrained:
         return made.build(in_channels)
     try:
-        return made.build(in_channels, pretrained=True)
+        with _cache_alone_without_network():
+            return made.build(in_channels, pretrained=True)
     except Exception as error:  # hub, connection and file system each raise their own
         raise UserError(
             f"could not get the ImageNet weights of {made.name} ({type(error).__name__}: {str(error)[:120]}); "
             "without a network connection give a local file (--set model.pretrained=FILE, pretrained=...), or "
             "train from random weights (--set model.pretrained=false, pretrained=False)"
         ) from error
+
+
+@contextmanager
+def _cache_alone_without_network() -> Iterator[None]:
+    """Where the hub's name cannot be resolved, look into its cache only, rather than ask and wait twelve times."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not getproxies():  # a proxy resolves names itself
+        try:
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _preprocess(name: str) -> Preprocess:

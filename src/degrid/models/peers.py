@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.models.dilation import set_rates
 from degrid.models.drn import Drn
 from degrid.models.hrnet import PeerHRNet
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import is_wide, pair
 from degrid.models.xception import XCEPTIONS, PeerXception
-from degrid.types import UserError
 
 
 class PadsFirst(InvertedResidual):
@@ -145,5 +144,5 @@ def peer_encoder(name: str, **settings: Any) -> nn.Module:
         UserError: no such encoder, or a setting that it does not support.
     """
     if name not in PEERS:
-        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, PEERS)} Known: {", ".join(PEERS)}')
+        raise unknown("encoder", name, PEERS)
     return PEERS[name](name, **settings)

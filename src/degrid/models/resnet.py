@@ -9,7 +9,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
 from degrid.weight_names import BOTTLENECK_RESNETS
@@ -155,7 +155,7 @@ class ResNet(nn.Module):
 
 def _variant_and_units(name: str, multi_grid: tuple[int, ...] | None) -> tuple[str, tuple[int, ...]]:
     if name not in RESNETS:
-        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, RESNETS)} Known: {", ".join(RESNETS)}')
+        raise unknown("encoder", name, RESNETS)
     variant, depth = RESNETS[name]
     units = BOTTLENECK_RESNETS[depth]
     if multi_grid and len(multi_grid) != units[-1]:

@@ -7,11 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.models.dilation import Conv2dWithMargins
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
-from degrid.types import UserError
 
 # The image size that fixes the padding, and the first blocks that the library counts to the strides 16 and 32. Of b0
 # it counts one unit before the stride too few to the stage before: `out_indexes` in its table of encoders.
@@ -94,5 +93,5 @@ def smp_encoder(name: str, **settings: Any) -> nn.Module:
     known: dict[str, type[TimmEncoder]] = {MOBILENET_V2: SmpMobileNetV2}
     known |= {f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS}
     if name not in known:
-        raise UserError(f'unknown encoder "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
+        raise unknown("encoder", name, known)
     return known[name](name, **settings)

@@ -105,7 +105,8 @@ def smooth_dilated_convs(
         reasons = "\n".join(_grouped(skipped)) or "  it has no dilated convolution"
         raise UserError(
             f"nothing to smooth in this {type(model).__name__}:\n{reasons}\n"
-            "build the network with a smaller output stride, or choose other layers with where="
+            "build the network with a smaller output stride, dilate it with degrid.dilate(model, output_stride=8), or "
+            "choose other layers with where="
         )
     for candidate, made in chosen:
         dress(candidate.layer, made, candidate.direct, candidate.rim)

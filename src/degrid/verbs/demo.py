@@ -13,6 +13,7 @@ from degrid.analysis.sections import ReportedModel
 from degrid.arguments import checked
 from degrid.config import override
 from degrid.data import open_dataset
+from degrid.data.dataset import is_built_in
 from degrid.files import write_text
 from degrid.recipes.deeplab_v3 import synthetic
 from degrid.types import OnProgress, Tell
@@ -79,7 +80,7 @@ def demo(
 def _is_earlier_demo(folder: Path) -> bool:
     """Whether a folder holds what an earlier demo made; a run of the user's own is never removed."""
     file = folder / "run.json"
-    return file.exists() and recipes.load(str(file)).data.path.startswith("synthetic")
+    return file.exists() and is_built_in(recipes.load(str(file)).data.path)
 
 
 def _about(steps: int, scenes: int) -> str:

@@ -114,7 +114,8 @@ def erf(
             `degrid.verbs.look_inside.NetworkOrName`. It stays as it is.
         layer: dotted name of the layer whose output is looked at, such as encoder.layer4; "": what the network returns.
         images: image files, folders or patterns; by default noise.
-        out: folder for the picture (erf.png), the numbers (erf.json) and the field (erf.npy).
+        out: folder for the picture (erf.png), the numbers (erf.json) and the field (erf.npy); or the .png, which has
+            the others beside it.
         start: dotted name of the layer whose input takes the image's place, such as the first dilated one.
         size: height and width of the images, odd for a true centre.
         runs: number of images.
@@ -251,10 +252,16 @@ def _unit(found: ReceptiveField) -> str:
     return "pixels of the image" if found.start == IMAGE else "pixels of the map"
 
 
-def _write(folder: Path, found: Sequence[ReceptiveField], picture: Figure) -> None:
-    write_bytes(folder / "erf.png", png(picture))
-    write_json(folder / "erf.json", [each.to_dict() for each in found])
-    with atomic_write(folder / "erf.npy") as temporary, temporary.open("wb") as stream:
+def picture_in(out: Path) -> Path:
+    """Where the picture is written: a .png that was asked for, or erf.png in a folder."""
+    return out if out.suffix == ".png" else out / "erf.png"
+
+
+def _write(out: Path, found: Sequence[ReceptiveField], picture: Figure) -> None:
+    file = picture_in(out)
+    write_bytes(file, png(picture))
+    write_json(file.with_suffix(".json"), [each.to_dict() for each in found])
+    with atomic_write(file.with_suffix(".npy")) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.stack([each.field for each in found]))
 
 

@@ -20,7 +20,7 @@ from degrid.data.annotations import TOOLS, AnnotationTool, Regions
 from degrid.data.formats.classes import table_in
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, color_table, overlay_classes, palette_image
-from degrid.lookup import counted
+from degrid.lookup import counted, unknown
 from degrid.raster import is_on_map, write_map
 from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
@@ -64,7 +64,7 @@ class ResultFiles:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.format not in FORMATS:
-            raise UserError(f'unknown format "{self.format}"; known: {", ".join(FORMATS)}')
+            raise unknown("format", self.format, FORMATS)
         if self.format != "ids" and (self.overlay or self.logits):
             raise UserError(
                 f"--format {self.format} (format=...) writes no more than the benchmark or tool takes; leave out "
@@ -252,7 +252,7 @@ class VocFiles(ResultWriter):
     def __init__(self, out: Path, num_classes: int, images: Iterable[Path], competition: str = "comp6") -> None:
         _check("VOC", _VOC_CLASSES, num_classes, images)
         if competition not in VOC_COMPETITIONS:
-            raise UserError(f'unknown VOC competition "{competition}"; known: {", ".join(VOC_COMPETITIONS)}')
+            raise unknown("VOC competition", competition, VOC_COMPETITIONS)
         self.out = out
         self.folder = Path("results", "VOC2012", "Segmentation", f"{competition}_test_cls")
         # Names do not matter to the palette.

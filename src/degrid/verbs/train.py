@@ -11,8 +11,10 @@ from degrid import recipes
 from degrid.arguments import checked
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
+from degrid.data.dataset import is_built_in
 from degrid.data.formats.hugging_face.address import PREFIX
 from degrid.engine.training.loop import Stopped
+from degrid.lookup import file_meant
 from degrid.model_folder import read_settings
 from degrid.types import OnProgress, Tell, UserError
 from degrid.verbs.run import RunResult, run
@@ -46,7 +48,7 @@ def train(
 
     Args:
         recipe: a recipe's name, "module:function" of your own, the run.json of an earlier run, or a config; by default
-            good settings for a folder of your own.
+            good settings for a folder of your own, or for the built-in scenes.
         data: a folder of images and masks or of shards, a dataset.yaml, a list file, the address of a folder of shards,
             "synthetic" (the built-in scenes), or "module:Dataset"; by default the recipe's.
         operator: smoothing operator for the dilated convolutions, such as "ssc"; by default the recipe's.
@@ -68,7 +70,7 @@ def train(
         if given or any(each is not None for each in (recipe, data, operator, init, out)):
             raise UserError("--resume (resume=...) continues a run with its own settings; give no others beside it")
         folder = Path(resume)
-        config = recipes.load(str(folder / "run.json"))
+        config = _config_in(folder)
     else:
         if start_iteration is not None:
             raise UserError("--start-iteration (start_iteration=...) needs a run; give it beside --resume (resume=...)")
@@ -106,7 +108,8 @@ def run_config(
     if isinstance(recipe, RunConfig):
         config = recipe
     else:
-        config = recipes.load("folder" if recipe is None else str(recipe), compat=given.get("compat") is True)
+        usual = "synthetic" if is_built_in(data) else "folder"
+        config = recipes.load(usual if recipe is None else str(recipe), compat=given.get("compat") is True)
     if init is not None and recipe is None:
         config = dataclasses.replace(config, model=read_settings(Path(init)))
     own = {
@@ -117,6 +120,12 @@ def run_config(
         "name": _name_of(absolute(data)) if recipe is None and data is not None else None,
     }
     return configs.override(config, {**{key: value for key, value in own.items() if value is not None}, **given})
+
+
+def _config_in(folder: Path) -> RunConfig:
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder} to resume (resume=...).{file_meant(folder)}")
+    return recipes.load(str(folder / "run.json"))
 
 
 def _name_of(data: str) -> str:

@@ -13,7 +13,7 @@ from degrid.data.dataset import FOUND, is_by_name, open_layout
 from degrid.data.formats.classes import table_in, write_class_table
 from degrid.data.shards.index import INDEX, KINDS, Index, read_index, write_index
 from degrid.data.shards.write import write_split
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.types import Dataset, OnProgress, UserError
 
 
@@ -51,7 +51,7 @@ def write_shards(
             or of these splits.
     """
     if kind not in KINDS:
-        raise UserError(f'unknown kind of shards "{kind}".{did_you_mean(kind, KINDS)} Known: {", ".join(KINDS)}')
+        raise unknown("kind of shards", kind, KINDS)
     if size < 1:
         raise UserError(f"the size of a shard: expected at least 1 byte, got {size}")
     out = Path(out)

@@ -10,7 +10,7 @@ from degrid.data.formats.benchmarks.coco import COCO_FOLDERS
 from degrid.data.formats.classes import table_in
 from degrid.data.prepare.coco_masks import COCO_CHOICES, CocoImage, Instances, class_mask, read_instances
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
-from degrid.lookup import counted
+from degrid.lookup import counted, unknown
 from degrid.types import IGNORE_INDEX, OnProgress, Progress, UserError
 
 _COUNTS = {"train": 118_287, "val": 5_000}
@@ -43,7 +43,7 @@ def prepare_coco(path: str | Path, progress: OnProgress | None = None, classes: 
     """
     root = folder_at(path)
     if classes not in COCO_CHOICES:
-        raise UserError(f'unknown classes "{classes}"; known: {", ".join(COCO_CHOICES)}')
+        raise unknown("classes", classes, COCO_CHOICES)
     notes, found = _sources(root)
     lists: ListWriter | None = None
     for split, (file, images) in found.items():

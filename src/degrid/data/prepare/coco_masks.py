@@ -14,6 +14,7 @@ from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.region import Thing, draw
 from degrid.files import parse_json
+from degrid.lookup import unknown
 from degrid.types import LabelSpace, UserError, voc_palette
 
 # VOC classes that have another name in COCO; the other fourteen are named alike. The resulting category ids are those
@@ -57,7 +58,7 @@ class Instances:
             UserError: the choice is unknown, or the file lacks one of VOC's classes.
         """
         if choice not in COCO_CHOICES:
-            raise UserError(f'unknown classes "{choice}"; known: {", ".join(COCO_CHOICES)}')
+            raise unknown("classes", choice, COCO_CHOICES)
         if choice == "all":
             names = ("background", *self.categories.values())
             return LabelSpace(names, voc_palette(len(names))), {raw: 1 + k for k, raw in enumerate(self.categories)}

@@ -12,6 +12,7 @@ from degrid.data.prepare.coco import prepare_coco
 from degrid.data.prepare.coco_masks import COCO_CHOICES
 from degrid.data.prepare.polygons import prepare_polygons
 from degrid.data.prepare.voc import prepare_voc
+from degrid.lookup import unknown
 from degrid.types import OnProgress, UserError
 
 BENCHMARKS: dict[str, Callable[..., list[str]]] = {
@@ -52,7 +53,7 @@ def prepare_benchmark(
         UserError: no such benchmark or choice of classes, or its files are missing or damaged.
     """
     if benchmark not in BENCHMARKS:
-        raise UserError(f'unknown benchmark "{benchmark}"; known: {", ".join(BENCHMARKS)}')
+        raise unknown("benchmark", benchmark, BENCHMARKS)
     if out is not None:
         if benchmark != "polygons":
             raise UserError(f"only polygons can be written elsewhere (-o); {benchmark} goes beside its files")

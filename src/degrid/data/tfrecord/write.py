@@ -13,7 +13,7 @@ from degrid.data.tfrecord.format import is_record_file
 from degrid.data.tfrecord.records import encode_example, framed
 from degrid.data.tfrecord.source import SCHEMAS, Schema
 from degrid.files import atomic_write
-from degrid.lookup import did_you_mean
+from degrid.lookup import unknown
 from degrid.types import RGB, Dataset, OnProgress, Progress, Sample, UserError
 
 
@@ -36,9 +36,7 @@ def write_tfrecord(
                 the disk is full.
     """
     if schema not in SCHEMAS:
-        raise UserError(
-            f'unknown TFRecord format "{schema}".{did_you_mean(schema, SCHEMAS)} Known: {", ".join(SCHEMAS)}'
-        )
+        raise unknown("TFRecord format", schema, SCHEMAS)
     if not is_record_file(Path(path)):
         raise UserError(f"expected a file called NAME.tfrecord, best with the split in its name; got {path}")
     if len(dataset) == 0:
