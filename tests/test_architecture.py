@@ -26,6 +26,7 @@ LEAVES = {
     "control_groups",
     "background",
     "video",
+    "camera",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "engine", "exporters"}  # rooms that may make networks faster
@@ -50,6 +51,7 @@ ALLOWED = {
     "weight_names": {"types", "lookup"},
     "arguments": {"types", "lookup"},
     "threads": {"control_groups"},
+    "camera": {"types", "background", "video"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "models": {*LEAVES, "kernels", "acceleration", "checkpoints", "models"},
     "acceleration": {*LEAVES, "kernels", "acceleration"},

@@ -1,6 +1,11 @@
 """Videos: every frame at its time, upright, with its sound; predictions frame by frame and averaged over time."""
 
+import http.server
+import io
 import json
+import socket
+import threading
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +15,8 @@ from PIL import Image
 from test_verbs_predict import cli, contents
 
 import degrid
+from degrid.background import Newest
+from degrid.camera import SourceReader, is_source, source_name
 from degrid.data.synthetic import SyntheticScenes
 from degrid.image import overlay_classes
 from degrid.types import Bands, UserError
@@ -278,3 +285,163 @@ def test_a_written_frame_lasts_as_long_as_that_of_the_source(tmp_path, later):
     assert shown(tmp_path / "w.mp4") == shown(tmp_path / "v.mp4")
     if later == "0":
         assert shown(tmp_path / "w.mp4") == expected
+
+
+def test_the_newest_is_taken_and_the_last_and_an_error_are_never_lost():
+    ready, go = threading.Event(), threading.Event()
+
+    def source():
+        yield 0
+        assert go.wait(10)
+        yield from (1, 2, 3)
+        ready.set()  # 3 has been offered by now
+        go.clear()
+        assert go.wait(10)
+        yield from (4, 5)
+        raise ValueError("unplugged")
+
+    with Newest(source()) as newest:
+        assert next(newest) == 0
+        go.set()
+        assert ready.wait(10)
+        assert next(newest) == 3
+        go.set()
+        rest = []
+        with pytest.raises(ValueError, match="unplugged"):
+            rest.extend(newest)
+        assert rest in ([4, 5], [5])
+        assert list(newest) == []
+
+
+def test_cameras_and_addresses_are_no_files():
+    names = {
+        "/dev/video0": "video0",
+        "avfoundation:0": "avfoundation_0",
+        "dshow:video=A camera": "dshow_video_A_camera",
+        "rtsp://me:secret@camera.local:554/live/yard.sdp?key=secret": "yard",
+        "http://camera.local/": "camera.local",
+    }
+    assert [source_name(name) for name in names] == list(names.values())
+    assert all(map(is_source, names))
+    assert not any(map(is_source, ("video.mp4", "C:/videos/a.mp4", "photos/*.jpg", "dev/video0", "lavfi")))
+
+
+def drawn(words, count):
+    """Frames of FFmpeg's test picture."""
+    with av.open(words, format="lavfi") as video:
+        return [frame.to_ndarray(format="rgb24") for frame, _ in zip(video.decode(video=0), range(count), strict=False)]
+
+
+PICTURE = "testsrc=size=64x48:rate=20"
+EXACT = {"device": "cpu", "precision": "float32"}
+
+
+def test_a_camera_is_recorded_at_the_times_of_its_frames(model, tmp_path):
+    """FFmpeg's test picture is opened as cameras are, by a device of FFmpeg, and comes in real time."""
+    files, out = degrid.ResultFiles(seconds=0.4, video_ids="png"), tmp_path / "o.mp4"
+    found = degrid.predict(model, f"lavfi:{PICTURE},realtime", out, files=files, **EXACT)
+    frames, predictor = drawn(PICTURE, 8), degrid.Predictor(degrid.load(model), "cpu", "float32")
+    times, shown = read(out)
+    places = [round(20 * time) for time in times]
+    assert times == [place / 20 for place in places]
+    assert places[-1] == 7  # the last one is never left out
+    for place, pixels, file in zip(places, shown, sorted((tmp_path / "o").iterdir()), strict=True):
+        ids = predictor(frames[place])
+        assert np.array_equal(np.asarray(Image.open(file)), ids)
+        assert np.abs(pixels.astype(int) - overlay_classes(frames[place], ids, predictor.labels)).mean() < 16
+    left_out = f"{len(times)} of 8 frames are predicted: the others came while one was computed"
+    assert found.remarks == ((left_out,) if len(times) < 8 else ())
+
+
+def test_an_interrupted_recording_is_whole(model, tmp_path):
+    def interrupt(now):
+        if now.done == 4 and now.total is None:
+            raise KeyboardInterrupt
+
+    found = degrid.predict(model, f"lavfi:{PICTURE},realtime", tmp_path / "o.mp4", progress=interrupt, **EXACT)
+    assert found.videos == 1
+    assert len(read(tmp_path / "o.mp4")[0]) == 4
+    source = write(tmp_path / "v.mkv")
+
+    def at_once(now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # of a file, part of the result is no result
+        degrid.predict(model, source, tmp_path / "v.mp4", progress=at_once, **EXACT)
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_mistakes_with_cameras(model, tmp_path):
+    found = degrid.predict(model, "rtsp://me:secret@127.0.0.1:9/x?key=secret", tmp_path, device="cpu")
+    assert found.failures == ("rtsp://127.0.0.1:9/x cannot be opened: Connection refused",)
+    with pytest.raises(UserError, match=r"a camera or stream is predicted alone, got /dev/video0 among 2"):
+        degrid.predict(model, [str(tmp_path), "/dev/video0"], tmp_path)
+    with pytest.raises(UserError, match=r"seconds: expected more than 0, got 0"):
+        degrid.ResultFiles(seconds=0)
+    with pytest.raises(UserError, match=r"--seconds \(ResultFiles.seconds\) is for cameras and streams"):
+        degrid.predict(model, write(tmp_path / "v.mp4", (0,)), files=degrid.ResultFiles(seconds=1))
+
+
+@SLOW
+def test_a_stream_without_times_has_those_of_its_arrival(model, tmp_path):
+    """As cameras send JPEGs over HTTP. The address of a whole video is read like the file."""
+    file = write(tmp_path / "v.mp4", UNEVEN, Fraction(1, 1000))
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            if self.path == "/v.mp4":
+                content = file.read_bytes()
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+                return
+            self.send_header("content-type", "multipart/x-mixed-replace;boundary=--next")
+            self.end_headers()
+            for index in range(5):
+                stream = io.BytesIO()
+                Image.fromarray(scene(index)).save(stream, "JPEG", quality=95)
+                head = f"--next\r\ncontent-type: image/jpeg\r\ncontent-length: {len(stream.getvalue())}\r\n\r\n"
+                self.wfile.write(head.encode() + stream.getvalue() + b"\r\n")
+                time.sleep(0.3)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        degrid.predict(model, f"{address}/v.mp4", tmp_path / "a.mp4", **EXACT)
+        assert read(tmp_path / "a.mp4")[0] == [time / 1000 for time in UNEVEN]
+        with SourceReader(f"{address}/live.mjpg") as camera:
+            assert camera.live
+            frames = list(camera.items())
+        server.shutdown()
+    assert 3 <= len(frames) <= 5
+    assert all(250 <= frame.duration <= 1200 for frame in frames[:-1])  # milliseconds
+    assert np.abs(frames[-1].pixels.astype(int) - scene(4)).mean() < 8
+
+
+@SLOW
+def test_a_stream_that_falls_silent_ends(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("degrid.camera._PATIENCE", 2.0)
+    write(tmp_path / "v.ts", range(30))
+    content = (tmp_path / "v.ts").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        held = []
+
+        def send():
+            for part in (content, b""):
+                connection, _ = server.accept()
+                connection.sendall(part)
+                held.append(connection)  # it stays open
+
+        threading.Thread(target=send, daemon=True).start()
+        found = degrid.predict(model, address, tmp_path / "o.mp4", **EXACT)
+        assert found.videos == 1
+        assert f"{address} ended: nothing came in time" in found.remarks
+        found = degrid.predict(model, address, tmp_path / "o2.mp4", **EXACT)
+        assert found.failures == (f"{address} cannot be opened: nothing came in time",)
+        for connection in held:
+            connection.close()

@@ -5,8 +5,11 @@ Threads are enough where libraries let go of Python's lock while they read, comp
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,6 +28,54 @@ def ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, 
                 yield waiting.popleft().result
         while waiting:
             yield waiting.popleft().result
+
+
+class Newest(Iterator[T]):
+    """The newest of what a source gives, each at most once; what nobody asked for in time is left out.
+
+    A thread goes through the source. The last one of all is always given. Use as a context manager, which ends the
+    thread when the source gives the next or ends.
+    """
+
+    def __init__(self, source: Iterable[T]) -> None:
+        self._slot: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(1)
+        self._source, self._leave = source, threading.Event()
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def __enter__(self) -> Newest[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._leave.set()
+        while self._thread.is_alive():
+            self._empty()
+            self._thread.join(0.05)
+
+    def __next__(self) -> T:
+        found = self._slot.get()
+        if isinstance(found, tuple):
+            return found[0]
+        self._slot.put(None)  # whoever asks again
+        if found is None:
+            raise StopIteration
+        raise found
+
+    def _go(self) -> None:
+        end: BaseException | None = None
+        try:
+            for item in self._source:
+                if self._leave.is_set():
+                    break
+                self._empty()
+                self._slot.put((item,))
+        except BaseException as error:  # raised where the items are asked for
+            end = error
+        self._slot.put(end)
+
+    def _empty(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._slot.get_nowait()
 
 
 class Background:

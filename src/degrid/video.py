@@ -72,8 +72,12 @@ class Frame:
 class VideoReader:
     """A video that is read from its beginning to its end; use as a context manager.
 
-    Attributes:
+    Args:
         path: of the file.
+        said: what it is called in messages; by default its path.
+        opening: further arguments of PyAV's `open`.
+    Attributes:
+        path: what it is called.
         size: height and width of the upright frames, pixels.
         time_base: seconds in a unit of time.
         rate: frames per second, on average.
@@ -83,18 +87,19 @@ class VideoReader:
         UserError: no such file, no video, or PyAV is missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._av = path, _library()
+    def __init__(self, path: Path | str, said: str = "", **opening: Any) -> None:
+        self.path, self._av = said or os.fspath(path), _library()
         try:
-            self._container = self._av.open(os.fspath(path))
+            self._container = self._av.open(os.fspath(path), **opening)
         except FileNotFoundError as error:
-            raise UserError(f"no such video: {path}") from error
+            raise UserError(f"no such video: {self.path}") from error
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{path} is no video that can be read, or is damaged: {_reason(error)}") from error
+            what = "cannot be opened" if said else "is no video that can be read, or is damaged"
+            raise UserError(f"{self.path} {what}: {reason(error)}") from error
         pictures = [stream for stream in self._container.streams.video if stream.codec_context is not None]
         if not pictures or pictures[0].time_base is None:
             self._container.close()
-            raise UserError(f"{path} is damaged, or holds no pictures; give a video")
+            raise UserError(f"{self.path} is damaged, or holds no pictures; give a video")
         self._stream = pictures[0]
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base
@@ -138,15 +143,16 @@ class VideoReader:
             if not isinstance(item, tuple):
                 yield item
                 continue
+            frame, pts = item
             if waiting:
-                yield Frame(*waiting, item[1] - waiting[1])
-            waiting = item
+                yield Frame(*waiting, pts - waiting[1])
+            waiting = _upright(frame), pts
         if waiting:
             end = (self._stream.start_time or 0) + (self._stream.duration or 0)
             yield Frame(*waiting, max(end - waiting[1], 0) or self._last_duration)
 
-    def _decoded(self) -> Iterator[tuple[np.ndarray, int] | Any]:
-        """Pixels and times of the frames, and packets of the sound."""
+    def _decoded(self) -> Iterator[tuple[Any, int] | Any]:
+        """Frames with their times, and packets of the sound."""
         streams = [self._stream, *([] if self.sound is None else [self.sound])]
         packets, last, count = 0, None, 0
         try:
@@ -162,7 +168,7 @@ class VideoReader:
                         raise self._damaged(pts)
                     last, count = pts, count + 1
                     self._last_duration = frame.duration or 0
-                    yield _upright(frame), pts
+                    yield frame, pts
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -177,7 +183,7 @@ class VideoReader:
 
     def _damaged(self, pts: int | None, error: BaseException | None = None) -> UserError:
         when = "at its beginning" if pts is None else f"after {float(pts * self.time_base):.2f} s"
-        return UserError(f"{self.path} is damaged or cut off {when}{f': {_reason(error)}' if error else ''}")
+        return UserError(f"{self.path} is damaged or cut off {when}{f': {reason(error)}' if error else ''}")
 
     def _check_end(self, packets: int, count: int, last: int | None) -> None:
         """Refuse a file whose index or length says that more should have come.
@@ -283,7 +289,10 @@ def _library() -> ModuleType:
     return av
 
 
-def _reason(error: BaseException | None) -> str:
+def reason(error: BaseException | None) -> str:
+    """What PyAV says of its error."""
+    if type(error).__name__ == "ExitError":  # a limit of time has passed
+        return "nothing came in time"
     return str(getattr(error, "strerror", None) or error)
 
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult
 
 _MOST_FAILURES = 10  # that a message names; summary.json names all
-Images = Annotated[list[str], typer.Argument(help="Images, videos, folders (searched through) or quoted patterns.")]
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images, videos, folders (searched through) or quoted patterns; or a camera (/dev/video0) or address (rtsp://..)."
+    ),
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; of one video also NAME.mp4.")]
 Precision = Annotated[
     str | None,
@@ -65,6 +70,10 @@ VideoIds = Annotated[
     str | None, typer.Option(help="Videos: also class ids, as png (NAME/000000.png) or ffv1 (NAME.ids.mkv).")
 ]
 
+Seconds = Annotated[
+    float | None, typer.Option(help="Cameras and streams: how long; by default until they end, or Ctrl+C.")
+]
+
 
 def predict(
     model: opt.Model,
@@ -91,6 +100,7 @@ def predict(
     crf_set: opt.CrfSet = None,
     smooth: Smooth = 0.0,
     video_ids: VideoIds = None,
+    seconds: Seconds = None,
 ) -> None:
     """Segment images: NAME.png (class ids with a palette), NAME.overlay.jpg, and summary.json; of videos
     NAME.overlay.mp4. With another --format only the files that the benchmark or annotation tool takes.
@@ -101,6 +111,7 @@ def predict(
     degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
     degrid predict runs/my_photos map.tif --memory 2GiB
     degrid predict runs/my_photos drive.mp4 -o drive_classes.mp4 --smooth 0.7
+    degrid predict runs/my_photos /dev/video0 -o camera.mp4 --seconds 60
     degrid predict runs/city cityscapes/leftImg8bit/test -o submission --format cityscapes
     degrid predict runs/my_photos new_photos/ -o to_correct --format cvat --smallest 50 --simplify 1
     """
@@ -111,20 +122,10 @@ def predict(
     keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory, smooth)
     regions = _regions(shapes, smallest, simplify)
-    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids)
+    files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids, seconds)
+    chosen: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled, "options": options}
     with progress_bar() as progress:
-        found = degrid.predict(
-            model,
-            images,
-            out,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-            options=options,
-            files=files,
-            multi_scale=msc,
-            progress=progress,
-        )
+        found = degrid.predict(model, images, out, files=files, multi_scale=msc, progress=progress, **chosen)
     _print_result(found)
 
 

@@ -50,6 +50,8 @@ class ResultFiles:
         regions: for annotation tools: polygons or masks, and how exact; by default exact polygons of all regions.
         video_ids: beside the overlay of a video the class ids of its frames: "png": NAME/000000.png, ...; "ffv1":
             NAME.ids.mkv, without loss.
+        seconds: how long a camera or stream is recorded; by default until it ends, or the program is interrupted
+            (Ctrl+C).
     Raises:
         UserError: an unknown format, or files that a benchmark or tool does not take.
     """
@@ -60,6 +62,7 @@ class ResultFiles:
     voc_competition: str = "comp6"
     regions: Regions | None = None
     video_ids: str | None = None
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -72,6 +75,8 @@ class ResultFiles:
             )
         if self.video_ids not in (None, "png", "ffv1"):
             raise UserError(f'video_ids: expected "png" or "ffv1", got "{self.video_ids}"')
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise UserError(f"seconds: expected more than 0, got {self.seconds:g}")
         if self.regions is not None and self.format not in TOOLS:
             raise UserError(
                 "--shapes, --smallest and --simplify (regions=...) are for the files of annotation tools; add --format "

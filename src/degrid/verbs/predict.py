@@ -15,6 +15,7 @@ from PIL import Image
 from degrid.arguments import checked
 from degrid.background import Background, ahead
 from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
+from degrid.camera import is_source
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import Prediction
 from degrid.engine.memory import available_to_process
@@ -28,7 +29,8 @@ from degrid.verbs.predict_video import predict_videos, without_videos
 from degrid.video import is_video
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-"""An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these."""
+"""An image, a folder (searched through with its sub-folders) or a glob pattern, or several of these; or to `predict` a
+camera or stream, see `degrid.camera.is_source`."""
 
 SMALL = 2_000_000
 """Pixels from which even a single image is predicted faster by a network that is made ready for it first."""
@@ -77,11 +79,12 @@ def predict(
 
     A result is called like its image. Where images of several folders have one name, their folders are a part of it;
     where a name is taken by a file that is no result of an earlier run, the extension is: photo.png.png for photo.png.
-    A video gives NAME.overlay.mp4, with the times of its frames and with its sound.
+    A video gives NAME.overlay.mp4, with the times of its frames and with its sound. Of a camera or stream the newest
+    frame is taken whenever the model is ready, until it ends or is interrupted; then the result is complete.
 
     Args:
         model: a model folder, run folder, exported file or network.
-        images: files, folders and glob patterns.
+        images: files, folders and glob patterns; or a camera (/dev/video0) or an address (rtsp://HOST/PATH).
         out: folder for the results, which may be that of the images; results of earlier runs are no images. For one
             video also the place of its overlay: a name that ends in .mp4, .mov or .mkv.
         device, compiled: see `degrid.Predictor`.
@@ -98,11 +101,10 @@ def predict(
     out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
     _check_logits(files, options)
     check_place(out if is_video(out) else out / "summary.json")
-    found, videos = without_videos(_find(images, out, videos=True), out, files, options.smooth)
+    found, videos = without_videos(*_source_or_images(_patterns(images), out), out, files, options.smooth)
     exact = precision or ("float32" if files.logits else "auto")
-    once = all(
-        [options.is_plain, exact != "bfloat16", not compiled, _is_one_small([*found.images.values(), *videos.values()])]
-    )
+    small = not videos and _is_one_small([*found.images.values()])
+    once = all([options.is_plain, exact != "bfloat16", not compiled, small])
     with open_predictor(model, device, exact, options, compiled, multi_scale, once) as predictor:
         writer = make_writer(files, out, predictor.labels, found)
         chosen = writer.names(found.images)
@@ -120,6 +122,20 @@ def predict(
     failures += films.failures.values()
     taken = str(predictor.network)
     return PredictResult(out, count, tuple(failures), found.left_out, taken, written, remarks, len(films.rows))
+
+
+def _source_or_images(given: list[str], out: Path) -> tuple[str | None, FoundImages]:
+    """The camera or address among what was given, or else the images and videos.
+
+    Raises:
+        UserError: it is not alone; or there is nothing.
+    """
+    source = next((name for name in given if is_source(name)), None)
+    if source is None:
+        return None, find_images(given, out, videos=True)
+    if len(given) > 1:
+        raise UserError(f"a camera or stream is predicted alone, got {source} among {len(given)}; leave the others out")
+    return source, FoundImages({}, {})
 
 
 def _check_logits(files: ResultFiles, options: InferenceOptions) -> None:
@@ -175,7 +191,7 @@ def predict_each(
     Raises:
         UserError: see `predict`; except for images, before anything is asked for.
     """
-    found = _find(images).images
+    found = find_images(_patterns(images)).images
     with open_predictor(model, device, precision, options or InferenceOptions(), compiled, multi_scale) as predictor:
         pass  # mistakes show now; the network is in evaluation mode again only while images are asked for
 
@@ -204,9 +220,8 @@ def _is_one_small(images: Sequence[Path]) -> bool:
         return False
 
 
-def _find(images: Images, out: Path | None = None, videos: bool = False) -> FoundImages:
-    patterns = [images] if isinstance(images, str | os.PathLike) else images
-    return find_images([os.fspath(pattern) for pattern in patterns], out, videos)
+def _patterns(images: Images) -> list[str]:
+    return [os.fspath(each) for each in ([images] if isinstance(images, str | os.PathLike) else images)]
 
 
 def _write_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 
 from degrid.background import Background, ahead
 from degrid.bands import Scene
+from degrid.camera import SourceReader, source_name
 from degrid.files import atomic_write, explained, file_mask, make_folder
 from degrid.image import overlay_classes, palette_image
 from degrid.lookup import counted
@@ -56,17 +58,31 @@ class VideoResults:
 
 
 def without_videos(
-    found: FoundImages, out: Path, files: ResultFiles, smooth: float
-) -> tuple[FoundImages, dict[str, Path]]:
-    """The images alone, and the videos.
+    source: str | None, found: FoundImages, out: Path, files: ResultFiles, smooth: float
+) -> tuple[FoundImages, dict[str, Path | str]]:
+    """The images alone, and the videos, or the source, see `degrid.camera`.
 
     Raises:
         UserError: files or a place that do not fit to what was found.
     """
-    videos = {name: path for name, path in found.images.items() if is_video(path)}
+    videos: dict[str, Path | str] = {name: path for name, path in found.images.items() if is_video(path)}
     images = {name: path for name, path in found.images.items() if name not in videos}
+    if source is not None:
+        videos = {source_name(source): source}
     if is_video(out):
         _check_single(out, len(images), len(videos))
+    _check_files(videos, files, smooth)
+    if source is None and files.seconds is not None:
+        raise UserError("--seconds (ResultFiles.seconds) is for cameras and streams; leave it out")
+    return FoundImages(images, found.left_out), videos
+
+
+def _check_files(videos: Mapping[str, Path | str], files: ResultFiles, smooth: float) -> None:
+    """Refuse what is not for videos, or for nothing else, or leaves nothing to write.
+
+    Raises:
+        UserError: such files are asked for.
+    """
     if videos and files.format != "ids":
         raise UserError(
             f"--format {files.format} (format=...) is for images, and {next(iter(videos.values()))} is a video; leave "
@@ -76,7 +92,6 @@ def without_videos(
         raise UserError("nothing would be written of the videos: add --video-ids (ResultFiles.video_ids)")
     if not videos and (smooth or files.video_ids):
         raise UserError("--smooth and --video-ids are for videos, and none was found; leave them out")
-    return FoundImages(images, found.left_out), videos
 
 
 def _check_single(out: Path, images: int, videos: int) -> None:
@@ -93,7 +108,11 @@ def _check_single(out: Path, images: int, videos: int) -> None:
 
 
 def predict_videos(
-    predictor: AnyPredictor, videos: Mapping[str, Path], out: Path, files: ResultFiles, progress: OnProgress | None
+    predictor: AnyPredictor,
+    videos: Mapping[str, Path | str],
+    out: Path,
+    files: ResultFiles,
+    progress: OnProgress | None,
 ) -> VideoResults:
     """Segment videos one after another, and write their results.
 
@@ -110,7 +129,8 @@ def predict_videos(
         places = _Places.of(out.with_suffix("") if single else out / name, out if single else None, files)
         places.check()
         try:
-            results.rows[name] = _predict_one(predictor, path, places, progress, results.remarks)
+            with _reading(path, files.seconds) as source:
+                results.rows[name] = _predict_one(predictor, source, places, progress, results.remarks)
         except _UnreadableError as error:
             results.failures[name] = str(error)
         else:
@@ -156,18 +176,18 @@ class _Places:
 
 
 def _predict_one(
-    predictor: AnyPredictor, path: Path, places: _Places, progress: OnProgress | None, remarks: list[str]
+    predictor: AnyPredictor, source: VideoReader, places: _Places, progress: OnProgress | None, remarks: list[str]
 ) -> dict[str, Any]:
     """Predict all frames; returns the row of the summary."""
-    ids_of, task, count = _ids_of(predictor), f"predicting {path.name}", 0
+    ids_of, task, count = _ids_of(predictor), f"predicting {os.path.basename(source.path)}", 0
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_reading(path))
         # Entered before the thread that writes, so that they are left after it.
         written = _Writers(stack.enter_context(contextlib.ExitStack()), source, places, predictor)
         background = stack.enter_context(Background())
         items = source.items()
         reads = ahead(itertools.repeat(functools.partial(next, items, None)))
         stack.enter_context(contextlib.closing(reads))
+        stack.enter_context(_until_interrupted(source, written))
         for read in reads:
             with _explained():
                 item = read()
@@ -183,9 +203,30 @@ def _predict_one(
                 progress(Progress(task, count, total if total is None or total > count else count + 1))
     if progress:
         progress(Progress(task, count, count))
+    remarks += _remarks(source, written)
+    return {"file": source.path, **written.row()}
+
+
+@contextlib.contextmanager
+def _until_interrupted(source: VideoReader, written: _Writers) -> Iterator[None]:
+    """Ctrl+C ends a live source, of which there is something, and what was written of it becomes complete."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (isinstance(source, SourceReader) and source.live and written.count):
+            raise
+        source.stop()
+
+
+def _remarks(source: VideoReader, written: _Writers) -> Iterator[str]:
+    """What may surprise about the result."""
     if written.left_out:
-        remarks.append(f"{path}: its sound ({written.left_out}) cannot be kept in this kind of file and is left out")
-    return {"file": str(path), **written.row()}
+        yield f"{source.path}: its sound ({written.left_out}) cannot be kept in this kind of file and is left out"
+    if isinstance(source, SourceReader) and source.live:
+        if source.arrived > written.count:
+            yield f"{written.count} of {source.arrived} frames are predicted: the others came while one was computed"
+        if source.broken:
+            yield f"{source.path} ended: {source.broken}"
 
 
 @contextlib.contextmanager
@@ -197,9 +238,9 @@ def _explained() -> Iterator[None]:
         raise _UnreadableError(str(error)) from error
 
 
-def _reading(path: Path) -> VideoReader:
+def _reading(path: Path | str, seconds: float | None) -> VideoReader:
     with _explained():
-        return VideoReader(path)
+        return VideoReader(path) if isinstance(path, Path) else SourceReader(path, seconds)
 
 
 def _ids_of(predictor: AnyPredictor) -> Callable[[np.ndarray], np.ndarray]:
@@ -219,7 +260,10 @@ def _ids_of(predictor: AnyPredictor) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class _Writers:
-    """All that is written of a video, from its first frame on; what is there before stays until all is complete."""
+    """All that is written of a video, from its first frame on; what is there before stays until all is complete.
+
+    count: of the frames.
+    """
 
     def __init__(
         self, stack: contextlib.ExitStack, source: VideoReader, places: _Places, predictor: AnyPredictor
@@ -231,7 +275,7 @@ class _Writers:
         self._early: list[Any] | None = []
         self._labels = LabelSpace.of_size(1)
         self._pixels = np.zeros(256, np.int64)
-        self._count, self._size, self._end = 0, (0, 0), 0.0
+        self.count, self._size, self._end = 0, (0, 0), 0.0
         self.left_out = ""
 
     def add(self, frame: Frame, ids: np.ndarray) -> None:
@@ -251,9 +295,9 @@ class _Writers:
         if self._ids:
             self._ids.add(ids, frame.pts, frame.duration)
         if self._frames:
-            save_picture(palette_image(ids, self._labels), self._frames / f"{self._count:06d}.png")
+            save_picture(palette_image(ids, self._labels), self._frames / f"{self.count:06d}.png")
         self._pixels += np.bincount(ids.ravel(), minlength=256)
-        self._count += 1
+        self.count += 1
         self._end = float((frame.pts + frame.duration) * self._source.time_base)
 
     def add_sound(self, packet: Any) -> None:
@@ -287,7 +331,7 @@ class _Writers:
         """What the summary says."""
         names, (height, width) = self._labels.names, self._size
         pixels = {name: int(n) for name, n in zip(names, self._pixels[: len(names)], strict=True) if n}
-        values = {"width": width, "height": height, "frames": self._count, "seconds": round(self._end, 6)}
+        values = {"width": width, "height": height, "frames": self.count, "seconds": round(self._end, 6)}
         return {**values, "pixels": pixels}
 
 
