@@ -8,12 +8,14 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,6 +164,21 @@ def test_500_requests_of_every_kind(server):
     assert {status for _, status in found} > {200, 503}
     assert server.resident() < 1.1 * before
     assert json.loads(server.ask("GET", "/health")[2]) == {"status": "ok", "requests": 0}
+
+
+def test_a_wheel_holds_the_page_and_every_other_file(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    root, copy = Path(__file__).parents[1], tmp_path / "degrid"
+    shutil.copytree(root / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    expected = {file.relative_to(copy / "src").as_posix() for file in (copy / "src").rglob("*") if file.is_file()}
+    (wheel,) = copy.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
+    assert held == {name for name in expected if ".egg-info/" not in name}
+    assert {f"degrid/serving/page/{name}" for name in ("index.html", "page.css", "page.js")} <= held
 
 
 needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
