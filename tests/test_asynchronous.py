@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import random
+import threading
 from collections import Counter
 
 import numpy as np
@@ -18,7 +19,7 @@ from degrid import UserError
 from degrid.cli import app
 from degrid.config import AsynchronousConfig, RunConfig, TrainConfig
 from degrid.data import Share, batches_by_number, training_batches
-from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Worker
+from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Task, Worker, copy_of
 from degrid.engine.training.loop import Plan, Training, in_this_process
 from degrid.engine.training.losses import make_losses
 from degrid.engine.training.objective import Objective
@@ -138,21 +139,45 @@ def number_state():
 def test_stale_gradients_are_used_up_to_the_bound_and_then_dropped_and_their_images_used_again():
     """Three workers begin with turns 0, 1 and 2 of step 0.
 
-    Worker 0 answers (staleness 0) and gets turn 3; worker 1 answers (staleness 1) and gets turn 4; worker 0 answers
-    with turn 3 (staleness 1) and gets turn 5. Worker 2 is now three steps late: its turn is dropped, and given to it
-    again.
+    Their next ones are 3, 4 and 5. Worker 0 answers (staleness 0) and gets turn 3, and then 6; worker 1 answers
+    (staleness 1) and gets turn 4, and then 7; worker 0 answers with turn 3 (staleness 1) and gets turn 6, and then 8.
+    Worker 2 is now three steps late: its turn is dropped, and is its next after turn 5. Worker 2 answers with turn 5
+    (staleness 0) and gets turn 2; worker 1 answers with turn 4 (staleness 2).
     """
     state, plan = number_state(), Plan(5, lambda step: 1.0)
     crew = Crew([Arithmetic()] * 3, [0, 1, 0, 2, 2, 1])
     server = Server(crew, plan, max_staleness=2)
     done = run(state, server, plan)
-    assert [task.turns[0] for _, task in crew.given] == [0, 1, 2, 3, 4, 5, 2, 6]
+    assert [task.turns[0] for _, task in crew.given] == [0, 1, 2, 3, 4, 6, 5, 2]
+    assert [task.ahead for _, task in crew.given] == [3, 4, 5, 6, 7, 8, 2, 9]
     assert [each.figures["staleness"] for each in done] == [0, 1, 1, 0, 2]
-    assert state.model.weight.item() == -(1 + 10 + 1000 + 100 + 10_000)
+    assert state.model.weight.item() == -(1 + 10 + 1000 + 100_000 + 10_000)
     assert (server.figures.dropped, server.figures.lost, server.figures.staleness_max) == (1, 0, 2)
     assert server.figures.to_dict()["staleness_mean"] == 0.8
-    # Means of 0; 0 and 1; 0.5 and 3; all of 2; and a third of the way from 2 to 4.
-    assert state.model.mean.item() == pytest.approx(2 + 2 / 3)
+    # Means of 0; 0 and 1; 0.5 and 3; all of 5; and a third of the way from 5 to 4.
+    assert state.model.mean.item() == pytest.approx(5 - 1 / 3)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_next_images_are_loaded_meanwhile(alone):
+    """While a worker computes, or before it is asked for them: their loading has been waited for, and in order."""
+    batch, loaded, caller = batches_by_number(Noise(), keep, Share.of(2, 2), 1), [], threading.get_ident()
+    started = {turn: threading.Event() for turn in range(6)}
+
+    def load(turn):
+        assert threading.get_ident() != caller
+        loaded.append(turn)
+        started[turn].set()
+        return [batch(turn)]
+
+    found = Worker(new_state(), load, OBJECTIVE, PLAN)
+    shared = copy_of(new_state(), with_optimizer=True)
+    found(Task(0, (1, 0) if alone else (1,), alone, ahead=3), shared)
+    assert started[3].wait(10)  # nobody has asked for it
+    found(Task(0, (3,), alone, ahead=5), shared)
+    assert started[5].wait(10)
+    found(Task(0, (4,), alone), shared)  # it was given something else after all
+    assert loaded == ([1, 0, 3, 5, 4] if alone else [1, 3, 5, 4])
 
 
 @pytest.mark.parametrize("average_every", [0, 2])

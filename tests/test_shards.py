@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import degrid
-from degrid import UserError
+from degrid import UserError, config
 from degrid.cli import app
 from degrid.data import Share, check_data, notes_of, open_dataset, training_batches
 from degrid.data import training as training_module
@@ -26,6 +26,7 @@ from degrid.data.shards.index import read_members
 from degrid.data.shards.names import key_of, mask_ending, member_name
 from degrid.data.training import through_buffer
 from degrid.types import Bands
+from degrid.verbs.run import open_data
 
 TRAIN, VAL = 11, 3
 
@@ -296,6 +297,17 @@ def test_a_damaged_shard_is_named_or_left_out(five, damage, far):
     assert len(rest) == TRAIN - count
     assert f"1 damaged shard left out, with {count} image" in notes_of(rest)[-1]
     assert not check_data(five).ok
+
+
+def test_the_option_of_training_counts_what_it_leaves_out(five):
+    (five / "train-000001.tar").unlink()
+    count = len(read_members(str(five), "train-000001.tar")[1])
+    shown = CliRunner().invoke(app, ["train", "--data", str(five), "--skip-bad-shards", "--show"])
+    data, _ = open_data(config.from_dict(config.RunConfig, json.loads(shown.output)))
+    assert len(data.train) == TRAIN - count
+    assert f"1 damaged shard left out, with {count} image" in " ".join(
+        data.notes
+    )  # which stand in log.txt and run.json
 
 
 def test_a_changed_byte_is_noticed(five):

@@ -68,6 +68,9 @@ Address = Annotated[
 MaxStaleness = Annotated[
     int | None, typer.Option(min=0, help="With --async: gradients are dropped if they are more steps old.")
 ]
+SkipBadShards = Annotated[
+    bool, typer.Option("--skip-bad-shards", help="Leave out shards that are damaged or missing, and count them.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the last line.")]
 Show = Annotated[bool, typer.Option("--show", help="Print the complete settings and stop.")]
 
@@ -114,6 +117,7 @@ def train(
     workers: Workers = None,
     address: Address = None,
     max_staleness: MaxStaleness = None,
+    skip_bad_shards: SkipBadShards = False,
     quiet: Quiet = False,
     show: Show = False,
 ) -> None:
@@ -140,6 +144,7 @@ def train(
         "train.epochs": epochs,
         "train.checkpoint_activations": checkpoint or None,
         "train.device": device,
+        "data.skip_bad_shards": skip_bad_shards or None,
         **_asynchronous(asynchronous, workers, address, max_staleness),
     }
     given = {path: value for path, value in short.items() if value is not None} | parsed(settings)

@@ -99,7 +99,8 @@ def _listed(folder: str, shards: Sequence[Shard]) -> Iterator[Source]:
         if length != shard.bytes:
             came = "is missing" if length is None else f"has {length} bytes, where {INDEX} says {shard.bytes}"
             members = UserError(
-                f"{place} {came}: get it or write the shards anew, or leave such shards out: data.skip_bad_shards=true"
+                f"{place} {came}: get it or write the shards anew, or leave such shards out: --skip-bad-shards "
+                "(data.skip_bad_shards=true)"
             )
         if isinstance(members, UserError):
             yield BrokenShard(shard.file, members, place, shard.samples)

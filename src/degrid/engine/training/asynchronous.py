@@ -15,7 +15,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -41,11 +43,13 @@ class Task:
         step: after which the weights it gets are those.
         turns: numbers of the batches to use, one per step.
         alone: take these steps, instead of computing the gradient of one.
+        ahead: the batch that the worker's next task begins with.
     """
 
     step: int
     turns: tuple[int, ...]
     alone: bool = False
+    ahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,11 @@ class Crew(Protocol):
 
 
 class Worker:
-    """Computes what tasks ask for; only the network, and what computes with it, stays from one to the next.
+    """Computes what tasks ask for; only the network and the next images stay from one to the next.
 
     Args:
         state: a network of the kind that the server has; its weights do not matter.
-        batches: from a turn to the micro-batches of its step.
+        batches: from a turn to the micro-batches of its step; called in a thread of its own, one step ahead.
         plan: the server's.
         seed: of dropout.
     """
@@ -116,15 +120,17 @@ class Worker:
     ) -> None:
         self._state, self._batches, self._objective = state, batches, objective
         self._plan, self._seed = plan, seed
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._coming: dict[int, Future[list[Batch]]] = {}
 
     @limited_threads()
     def __call__(self, task: Task, copy: Copy) -> Result:
         """A gradient at the given weights, or the weights after some steps; it depends on nothing else."""
         state, plan, images = self._state, self._plan, 0
         _load(state, copy)
-        for step, turn in enumerate(task.turns, start=task.step):
-            torch.manual_seed(int(np.random.SeedSequence([self._seed, turn]).generate_state(1)[0]))
-            micro = self._batches(turn)
+        for step, (turn, following) in enumerate(pairwise((*task.turns, task.ahead)), start=task.step):
+            micro = self._loaded(cast(int, turn), following)
+            torch.manual_seed(int(np.random.SeedSequence([self._seed, cast(int, turn)]).generate_state(1)[0]))
             images += sum(len(batch.image) for batch in micro)
             if not task.alone:
                 compute_gradients(state, micro, self._objective, plan.precision)
@@ -134,6 +140,12 @@ class Worker:
             if not math.isfinite(train_step(state, micro, self._objective, plan.precision, plan.clip_norm)):
                 break
         return Result(state.parts, images, copy_of(state, with_optimizer=True))
+
+    def _loaded(self, turn: int, following: int | None) -> list[Batch]:
+        """The micro-batches of a turn, while those of the following one are being loaded."""
+        wanted = [turn] if following is None else [turn, following]
+        self._coming = {each: self._coming.get(each) or self._loader.submit(self._batches, each) for each in wanted}
+        return self._coming[turn].result()
 
 
 @dataclass
@@ -211,6 +223,8 @@ class Server:
     figures: Figures = field(default_factory=Figures)
     _out: dict[int, Task] = field(default_factory=dict)
     """Tasks by the number of the worker that has it."""
+    _ahead: dict[int, int] = field(default_factory=dict)
+    """The turn that each worker's next task begins with, by the worker's number."""
     _since: float = 0.0
     """When the time began that counts as spent on the next step."""
 
@@ -278,9 +292,13 @@ class Server:
             self._since = time.monotonic()
         copy = self.crew.share(copy_of(state, with_optimizer=steps > 0))
         for worker in free:
-            task = Task(state.step, tuple(turns.take() for _ in range(steps or 1)), alone=steps > 0)
+            first = self._ahead.pop(worker) if worker in self._ahead else turns.take()
+            others = (turns.take() for _ in range(steps - 1))
+            task = Task(state.step, (first, *others), alone=steps > 0)
             self._out[worker] = task
-            self.crew.give(worker, task, copy)
+        for worker in free:  # after all tasks, which so have the lowest numbers
+            self._ahead[worker] = turns.take()
+            self.crew.give(worker, dataclasses.replace(self._out[worker], ahead=self._ahead[worker]), copy)
 
     def _next(self, turns: Turns) -> tuple[Task, Result] | None:
         """The next result and its task; None if instead a worker was lost or has become free."""
@@ -291,7 +309,7 @@ class Server:
         if answer.result is not None:
             return task, answer.result
         self.figures.lost += 1
-        turns.give_back(task.turns)
+        turns.give_back((*task.turns, self._ahead.pop(answer.worker)))
         self.tell(f"worker {answer.worker} was lost; its images go to another")
         return None
 
