@@ -663,6 +663,14 @@ def test_model_folders_that_cannot_be_used(trained, tmp_path):
         degrid.save(torch.nn.Conv2d(1, 1, 1), tmp_path / "n")
 
 
+def test_a_model_is_not_saved_without_the_operator_that_it_has(tmp_path):
+    network = degrid.deeplabv3("timm:test_resnet", 3, channels=8, pretrained=False)
+    degrid.smooth_dilated_convs(network, "tent", lambda name, conv: True)
+    with pytest.raises(UserError, match="was smoothed by tent after it was built, and would be loaded without it"):
+        degrid.save(network, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_model_for_other_classes_is_refused(trained, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from degrid import config as configs
 from degrid.arguments import checked, fitted
 from degrid.config import ModelConfig
+from degrid.contracts import DressedConv
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, check_utf8, read_json, write_json
@@ -34,10 +35,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model folder: model.safetensors and config.json, which `load` reads anywhere, without pickle.
 
     Raises:
-        UserError: not a model of degrid, or the place cannot be written to.
+        UserError: not a model of degrid, or one that was smoothed without its settings knowing; or the place cannot be
+            written to.
     """
     if not isinstance(model, Segmenter) or not isinstance(model.config, ModelConfig):
         raise UserError("only models built by degrid can be saved as a model folder; use torch.save for others")
+    _check_smoothing(model, model.config)
     folder = Path(path)
     check_utf8(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -60,6 +63,21 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             ],
         },
     )
+
+
+def _check_smoothing(model: Segmenter, config: ModelConfig) -> None:
+    """Refuse a model from whose settings it would be built again without its operator.
+
+    Raises:
+        UserError: it was smoothed after it was built.
+    """
+    dressed = (layer for layer in model.modules() if isinstance(layer, DressedConv) and hasattr(layer, "smoothing"))
+    found = next((layer.operator_name for layer in dressed), None)
+    if found and config.smoothing.operator == "regular":
+        raise UserError(
+            f"this model was smoothed by {found} after it was built, and would be loaded without it: its settings "
+            f'(model.config.smoothing) say "regular": build it with operator="{found}", and load_state_dict the weights'
+        )
 
 
 @checked
