@@ -11,6 +11,7 @@ def limit_of_maps():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictor, "used_bytes", lambda device: 0)
+        patch.setattr(predictor, "code_bytes", lambda: 0)
         for name in ("_ASIDE", "_ROW"):
             patch.setattr(predictor, name, 0)
         patch.setattr(FastNetwork, "bytes_to_come", lambda network: (0, 0))

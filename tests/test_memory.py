@@ -1,7 +1,11 @@
 """How much memory networks take, and what takes less."""
 
 import copy
+import functools
 import mmap
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 
 import degrid
 from degrid.acceleration.winograd_layer import WinogradConv2d, winograd_bytes
+from degrid.background import Background, ahead
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.inference import predictor as predictor_module
 from degrid.engine.inference.fast_network import FastNetwork
@@ -17,6 +22,7 @@ from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
 from degrid.engine.memory import available_to_process, resident_bytes
 from degrid.types import UserError
+from degrid.verbs import predict as predict_module
 
 
 def test_live_bytes_by_hand():
@@ -104,18 +110,27 @@ def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypat
 
 
 def test_a_memory_limit_is_that_of_the_process(monkeypatch):
-    """What the process takes, the network's copy and Winograd's weights, if there is room, come off it."""
+    """What the process takes, the network's copy and, if there is room, compiled code and Winograd's weights come off
+    it."""
     net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 21, 1)).eval()
     copied = 4 * (64 * 27 + 64 + 64 * 64 * 9 + 64 + 64 * 21 + 21)
     winograd = 3 * 4 * 4 * 64 * 64 * 9 + (64 << 20)  # 36 products in place of 9; tiles are 32 MiB in, and out
     assert winograd_bytes(net) == winograd
+    code = 100 << 20
     monkeypatch.setattr(predictor_module, "used_bytes", lambda device: 300 << 20)
-    cases = [(winograd, "float32", False), (2 * winograd, "float32", True), (9 * winograd, "bfloat16", False)]
-    for left, precision, kept in cases:
+    monkeypatch.setattr(predictor_module, "code_bytes", lambda: code)
+    cases = [
+        ((winograd + code) * 2 - 1, "float32", 0),
+        ((winograd + code) * 2, "float32", winograd + code),
+        (code * 2, "bfloat16", code),
+        (code * 2 - 1, "bfloat16", 0),
+    ]
+    for left, precision, more in cases:
         taken = (300 << 20) + (copied if precision == "float32" else copied // 2) + predictor_module._ASIDE
         predictor = Predictor(net, "cpu", precision, InferenceOptions(memory=taken + left))
-        assert predictor._usable_memory() == (left - winograd if kept else left)
-        assert predictor.network.spares_memory is not kept
+        assert predictor._usable_memory() == left - more
+        assert predictor.network.spares_memory is (more != winograd + code)
+        assert predictor.network.uses_compiled is (more > 0)
     image = torch.zeros(3, 2000, 2000, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"of 310 MiB cannot be kept: the program and the network take 36\d MiB"):
         Predictor(net, "cpu", "float32", InferenceOptions(memory=310 << 20)).class_ids(image)
@@ -231,3 +246,53 @@ def test_windows_that_save_memory_are_told(tmp_path, limit_of_maps):
     for options, told in ((InferenceOptions(memory=limit), 1), (InferenceOptions(window=(96, 96)), 0)):
         found = degrid.predict(model, tmp_path / "a.png", tmp_path / f"{told}", device="cpu", options=options)
         assert sum("1 image predicted in windows of " in remark for remark in found.remarks) == told
+
+
+def test_scores_that_are_fused_count(limit_of_maps, monkeypatch):
+    """Of 1000x1000 pixels and 3 classes: class ids, and two views and their sum in float32."""
+    model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
+    monkeypatch.setattr(predictor_module, "_ROW", 4)
+    for options, each in ((InferenceOptions(), 1), (InferenceOptions(flip=True), 1 + 3 * 4 * 3)):
+        assert Predictor(model, "cpu", options=options)._bytes_of_results((1000, 1000)) == each * 10**6
+
+
+def test_under_a_limit_large_images_are_read_and_written_one_at_a_time(tmp_path):
+    Image.new("1", (2000, 1000)).save(tmp_path / "large.png")
+    Image.new("1", (1999, 1000)).save(tmp_path / "small.png")
+    small, both, limit = [tmp_path / "small.png"], list(tmp_path.iterdir()), InferenceOptions(memory=1)
+    assert [predict_module._depth(*case) for case in ((limit, small), (limit, both), (None, both))] == [2, 0, 2]
+    began, seen = [], []
+    reads = ahead((functools.partial(began.append, index) for index in range(3)), depth=0)
+    with Background(depth=0) as background:
+        for read in reads:
+            read()
+            assert len(began) == len(seen) + 1
+            background.run(functools.partial(seen.append, began[-1]))
+            assert seen == began
+
+
+IN_A_PROCESS = """
+import sys
+from degrid.cli import run
+try:
+    run()
+finally:
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not resident_bytes(), reason="only Linux says how much memory a process takes")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_process_keeps_its_limit(tmp_path, precision):
+    torch.manual_seed(0)
+    degrid.save(degrid.deeplabv3plus("timm:resnet10t", 2), tmp_path / "model")
+    pixels = torch.randint(0, 256, (2000, 1600, 3), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "a.png", compress_level=1)
+    command = f"predict model a.png -o out --memory 1000MiB --overlap 0.1 --device cpu --precision {precision}".split()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", done.stdout)[1]) / 1024
+    assert "predicted in windows of" in done.stdout
+    assert 700 < peak < 1150

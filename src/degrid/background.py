@@ -18,13 +18,13 @@ DEPTH = 2
 T = TypeVar("T")
 
 
-def ahead(calls: Iterable[Callable[[], T]]) -> Generator[Callable[[], T], None, None]:
-    """For each call, in order, a function that gives its result or raises its error; a thread works DEPTH ahead."""
+def ahead(calls: Iterable[Callable[[], T]], depth: int = DEPTH) -> Generator[Callable[[], T], None, None]:
+    """For each call, in order, a function that gives its result or raises its error; a thread works `depth` ahead."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for call in calls:
             waiting.append(pool.submit(call))
-            if len(waiting) > DEPTH:
+            if len(waiting) > depth:
                 yield waiting.popleft().result
         while waiting:
             yield waiting.popleft().result
@@ -81,11 +81,13 @@ class Newest(Iterator[T]):
 class Background:
     """Runs calls one after another in a thread; use as a context manager, which waits for all and raises their error.
 
-    A caller that is too far ahead waits for the oldest call.
+    Args:
+        depth: how many calls may wait; a caller that is further ahead waits for the oldest. With 0 each call ends
+            before the caller goes on.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
+    def __init__(self, depth: int = DEPTH) -> None:
+        self._depth, self._pool = depth, ThreadPoolExecutor(1)
         self._waiting: deque[Future[Any]] = deque()
 
     def __enter__(self) -> Background:
@@ -104,6 +106,6 @@ class Background:
         Raises:
             the error of an earlier call.
         """
-        while len(self._waiting) >= DEPTH:
-            self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(call))
+        while len(self._waiting) > self._depth:
+            self._waiting.popleft().result()

@@ -321,9 +321,11 @@ def values_to_bytes(values: np.ndarray) -> np.ndarray:
 
 def palette_image(ids: np.ndarray, labels: LabelSpace) -> Image.Image:
     """Class ids, uint8 [H,W], as an 8-bit palette image: its values are the ids, its palette is `color_table`."""
+    import numpy as np
     from PIL import Image
 
-    image = Image.frombytes("P", (ids.shape[1], ids.shape[0]), ids.tobytes())
+    size = ids.shape[1], ids.shape[0]
+    image = Image.frombuffer("P", size, np.ascontiguousarray(ids), "raw", "P", 0, 1)  # not copied: it may be large
     image.putpalette(color_table(labels).tobytes())
     return image
 

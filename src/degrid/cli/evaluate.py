@@ -67,11 +67,11 @@ def evaluate(
     """
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.engine.memory import keep_freed_memory
+    from degrid.engine.memory import settle_memory
     from degrid.files import check_place
 
-    keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory)
+    settle_memory(options.memory)
     if out is not None:
         check_place(out)
     measures = degrid.Measures(True, calibration, trimap, worst, tuple(corrupt or ()), shift)

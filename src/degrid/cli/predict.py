@@ -117,10 +117,10 @@ def predict(
     """
     import degrid
     from degrid.cli.progress import progress_bar
-    from degrid.engine.memory import keep_freed_memory
+    from degrid.engine.memory import settle_memory
 
-    keep_freed_memory()
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory, smooth)
+    settle_memory(options.memory)
     regions = _regions(shapes, smallest, simplify)
     files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids, seconds)
     chosen: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled, "options": options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 from degrid.control_groups import fields_of, memory_of_groups, text_of
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+"""Parameters of glibc's mallopt, by their numbers in malloc.h."""
 
 
 def available_to_process(root: Path = Path("/")) -> int:
@@ -42,6 +46,26 @@ def resident_bytes() -> int:
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
 
 
+def settle_memory(limit: int | None) -> None:
+    """For a program of its own: what the C library does with freed memory, which acts on the whole process.
+
+    Without a limit in bytes `keep_freed_memory`. With one, blocks from 4 MiB are taken from the system one by one and
+    go back when they are freed: in a heap that is kept, feature maps of many sizes leave gaps, and the process grows to
+    some 1.5 times what is in use.
+    """
+    if limit is None:
+        keep_freed_memory()
+    else:
+        _set_allocator((_MMAP_THRESHOLD, 4 << 20), (_TRIM_THRESHOLD, 16 << 20))
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what the C library keeps of freed memory, where it can: so that `resident_bytes` counts what
+    is in use."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Let the C library keep large blocks that were freed, instead of asking the system for them anew each time.
@@ -50,11 +74,15 @@ def keep_freed_memory() -> bool:
     largest image. It acts on the whole process, so it is up to a program to call it; the command line does. Returns
     whether it worked.
     """
+    return _set_allocator((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 << 20))
+
+
+def _set_allocator(*settings: tuple[int, int]) -> bool:
+    """Set numbered parameters of glibc's malloc; returns whether it took all."""
     if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    mmap_max, trim_threshold, top_pad = -4, -1, -2
-    return all(mallopt(*pair) for pair in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)))
+    return all(mallopt(*setting) for setting in settings)

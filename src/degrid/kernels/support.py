@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from degrid.threads import num_threads
@@ -31,6 +33,11 @@ def numba_installed() -> bool:
             "numba is not installed: slower PyTorch code with the same results runs instead (pip install degrid[fast])"
         )
     return can_import_numba()
+
+
+def code_bytes() -> int:
+    """Memory that compiled kernels will take when the first one runs, about: numba, LLVM, and what they keep."""
+    return 0 if "numba" in sys.modules or not importlib.util.find_spec("numba") else 160 << 20
 
 
 def use_torch_threads() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.arguments import checked
-from degrid.background import Background, ahead
+from degrid.background import DEPTH, Background, ahead
 from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
 from degrid.camera import is_source
 from degrid.engine.inference.options import InferenceOptions
@@ -103,7 +103,7 @@ def predict(
     check_place(out if is_video(out) else out / "summary.json")
     found, videos = without_videos(*_source_or_images(_patterns(images), out), out, files, options.smooth)
     exact = precision or ("float32" if files.logits else "auto")
-    small = not videos and _is_one_small([*found.images.values()])
+    small = not videos and len(found.images) == 1 and all(_is_small(path) for path in found.images.values())
     once = all([options.is_plain, exact != "bfloat16", not compiled, small])
     with open_predictor(model, device, exact, options, compiled, multi_scale, once) as predictor:
         writer = make_writer(files, out, predictor.labels, found)
@@ -192,11 +192,12 @@ def predict_each(
         UserError: see `predict`; except for images, before anything is asked for.
     """
     found = find_images(_patterns(images)).images
+    depth = _depth(options, found.values())
     with open_predictor(model, device, precision, options or InferenceOptions(), compiled, multi_scale) as predictor:
         pass  # mistakes show now; the network is in evaluation mode again only while images are asked for
 
     def each() -> Iterator[tuple[str, np.ndarray]]:
-        with predictor.evaluating(), contextlib.closing(_predictions(predictor, found)) as predictions:
+        with predictor.evaluating(), contextlib.closing(_predictions(predictor, found, depth)) as predictions:
             for name, prediction in predictions:
                 if not isinstance(prediction, UserError):
                     predictor.warn_if_dim(found[name], prediction.image)
@@ -209,12 +210,16 @@ def predict_each(
     return each()
 
 
-def _is_one_small(images: Sequence[Path]) -> bool:
-    """Whether there is a single image, of less than `SMALL` pixels."""
-    if len(images) != 1:
-        return False
+def _depth(options: InferenceOptions | None, images: Iterable[Path]) -> int:
+    """How many images are read ahead and written behind: under a limit of memory none, if one of them is large."""
+    limited = options is not None and options.memory is not None
+    return DEPTH if not limited or all(_is_small(path) for path in images) else 0
+
+
+def _is_small(path: Path) -> bool:
+    """Whether an image has less than `SMALL` pixels."""
     try:
-        with Image.open(images[0]) as image:
+        with Image.open(path) as image:
             return image.width * image.height < SMALL
     except (OSError, ValueError, Image.DecompressionBombError):  # whatever it is, reading says what is wrong
         return False
@@ -234,8 +239,9 @@ def _write_all(
     """Predict and write all images; returns a sentence for each that could not be used, and those of few values."""
     failures: list[str] = []
     dim: list[Path] = []
-    with Background() as background:
-        for index, (name, prediction) in enumerate(_predictions(predictor, found, with_logits), start=1):
+    depth = _depth(predictor.options, found.values())
+    with Background(depth) as background:
+        for index, (name, prediction) in enumerate(_predictions(predictor, found, depth, with_logits), start=1):
             if isinstance(prediction, UserError):
                 failures.append(str(prediction))
                 writer.fail(name, str(prediction))
@@ -247,19 +253,20 @@ def _write_all(
                 background.run(
                     functools.partial(writer.add, name, found[name], prediction, predictor.num_classes, sure)
                 )
+            del prediction  # before the next one is made
             if progress:
                 progress(Progress("predicting", index, len(found)))
     return failures, dim
 
 
 def _predictions(
-    predictor: AnyPredictor, found: dict[str, Path], with_logits: bool = False
+    predictor: AnyPredictor, found: dict[str, Path], depth: int, with_logits: bool = False
 ) -> Generator[tuple[str, Prediction | UserError], None, None]:
     """Each image's name and prediction, or the reason why there is none; the next images are read meanwhile."""
     options = predictor.options
     asked = options.window is not None or options.memory is not None
     windows = asked and options.is_single and options.crf is None and not predictor.gives_ids and not with_logits
-    reads = ahead(functools.partial(_open, path, predictor.bands, windows) for path in found.values())
+    reads = ahead((functools.partial(_open, path, predictor.bands, windows) for path in found.values()), depth)
     # Left to the garbage collector, it could be closed in its own thread, which would wait for itself.
     with contextlib.closing(reads):
         for name, read in zip(found, reads, strict=True):
@@ -274,6 +281,7 @@ def _predictions(
             except UserError as error:
                 prediction = error
             yield name, prediction
+            del read, prediction
 
 
 def _open(path: Path, bands: Bands, windows: bool) -> Scene | LargeScene:

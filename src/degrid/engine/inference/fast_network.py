@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import threading
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class FastNetwork:
         self._as_it_is = isinstance(model, ExportedNetwork)
         self.spares_memory = False
         """Whether it does without Winograd's algorithm, whose weights take up to four times the memory of the plain."""
+        self.uses_compiled = True
+        """Whether compiled kernels may be loaded to find classes, see `degrid.kernels.support.code_bytes`."""
         self._once = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
@@ -130,7 +133,7 @@ class FastNetwork:
         """Memory that will be taken beside feature maps, about: by a copy, and by Winograd's weights on top of it."""
         if self._once or self._as_it_is or self._network is not None:
             return 0, 0
-        size = 2 if self.precision == "bfloat16" else 4
+        size = 2 if self.precision == "bfloat16" and self.is_decided else 4
         copied = sum(size * tensor.numel() for tensor in [*self._model.parameters(), *self._model.buffers()])
         return copied, winograd_bytes(self._model) if self.device.type == "cpu" else 0
 
@@ -166,7 +169,10 @@ class FastNetwork:
         if self._views:
             self._views -= 1
             size = tuple(batch.shape[-2:])
-            same = upsample_argmax(logits, size, self.convention) == upsample_argmax(exact, size, self.convention)
+            best = functools.partial(
+                upsample_argmax, size=size, convention=self.convention, compiled=self.uses_compiled
+            )
+            same = best(logits) == best(exact)
             agreement = same.float().mean().item()
             self.agreement = min(agreement, 1.0 if self.agreement is None else self.agreement)
             if agreement < AGREEMENT:

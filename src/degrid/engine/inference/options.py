@@ -21,9 +21,10 @@ class InferenceOptions:
         1606.00915 section 4.1.2) over scales and flips.
     window: height and width of a window that slides over the image, in pixels; None: the whole image at once.
     overlap: fraction of a window that the next one covers again, 0 to below 1.
-    memory: bytes that the process may take in all (on a GPU its tensors there), at least nearly: what it takes before
-        the first image, the network's copy and feature maps; a larger image is processed in windows. None: feature maps
-        of four fifths of the free memory, which is checked for images of more than 2 million pixels only.
+    memory: bytes that the process may take in all (on a GPU its tensors there), within 15 %: what it takes before the
+        first image, the network's copy, feature maps, scores and class ids; a larger image is processed in windows. The
+        program calls `degrid.engine.memory.settle_memory`, as the command line does. None: feature maps of four fifths
+        of the free memory, which is checked for images of more than 2 million pixels only.
     crf: a dense conditional random field that refines the probabilities; None: none.
     smooth: for the frames of a video, the weight of the past in the exponential average of their class probabilities, 0
         (each frame on its own) up to below 1.

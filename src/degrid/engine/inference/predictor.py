@@ -28,7 +28,9 @@ from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole
 from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
+from degrid.engine.memory import give_back_freed_memory
 from degrid.image import oriented, to_array
+from degrid.kernels.support import code_bytes
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.threads import limited_threads
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
@@ -44,8 +46,9 @@ _WINDOW = (2048, 2048)
 """For images that are read part by part, though feature maps of the whole would fit into memory."""
 _ASIDE = 64 << 20
 """Bytes that libraries use inside an operation, and what the allocator keeps in reserve."""
-_ROW, _CLASSES = 8, 21
-"""Bytes for each pixel and class of a row of windows, and how many classes there are where a network does not say."""
+_ROW, _CLASSES, _BESIDE = 4, 21, 3
+"""Bytes for each pixel and class of a row of windows; how many classes there are where a network does not say; and what
+else there is, as classes: the windows' weights, and the pixels of a large image, of which two parts are joined."""
 MIB = 1 << 20
 _SMALLEST, _GRID = 128, 32
 """Side of the smallest window that is still useful, and what the sides of windows are multiples of, pixels."""
@@ -198,7 +201,8 @@ class Predictor:
     def ids(self, scores: Tensor, size: tuple[int, ...]) -> Tensor:
         """Enlarge scores [1,C,h,w] to `size`, as the model's `resize` says, and take the best class; uint8 [H,W]."""
         with torch.inference_mode():
-            return upsample_argmax(scores, size, self.resize, compiled=not self.once)[0]
+            compiled = self.network.uses_compiled and not self.once
+            return upsample_argmax(scores, size, self.resize, compiled=compiled)[0]
 
     def options_for(self, size: tuple[int, ...]) -> InferenceOptions:
         """The options for an image of this height and width.
@@ -225,7 +229,7 @@ class Predictor:
                 if options.memory is not None:
                     raise
                 return options  # nobody asked for a limit
-        left = self._usable_memory()
+        left = self._usable_memory() - self._bytes_of_results(size)
         if pixels * self._bytes_per_pixel <= left:
             return options
         if self.whole and options.memory is None:
@@ -239,7 +243,7 @@ class Predictor:
     def _window(self, height: int, width: int, left: int) -> tuple[int, int]:
         """The largest window, as square as possible, that leaves room for the scores of a row of windows."""
         assert self._bytes_per_pixel
-        of_row = _ROW * width * (len(self.labels) if self.labels else _CLASSES)
+        of_row = _ROW * width * ((len(self.labels) if self.labels else _CLASSES) + _BESIDE)
         side = (math.sqrt(of_row**2 + 4 * self._bytes_per_pixel * max(left, 0)) - of_row) / (2 * self._bytes_per_pixel)
         tall = min(height, int(side) // _GRID * _GRID)
         wide = (left / max(tall, 1) - of_row) / self._bytes_per_pixel
@@ -255,18 +259,29 @@ class Predictor:
             f"{(taken + 2 * need) / MIB:.0f} MiB or more, or give a window instead"
         )
 
+    def _bytes_of_results(self, size: tuple[int, ...]) -> int:
+        """Class ids of an image, and the scores of the whole where views of it are fused: two and their sum."""
+        fused = not self.options.is_single or self.options.crf is not None
+        classes = len(self.labels) if self.labels else _CLASSES
+        return size[0] * size[1] * (1 + (3 * _ROW * classes if fused else 0))
+
     def _usable_memory(self) -> int:
-        """Bytes that feature maps may take; asked once, before there is a copy of the network."""
-        limit = self.options.memory
-        if self._usable is None and limit is None:
-            self._usable = int(_USABLE * available_bytes(self.device))
-        elif self._usable is None and limit is not None:
-            copied, faster = self.network.bytes_to_come()
-            left = limit - used_bytes(self.device) - copied - _ASIDE
-            self.network.spares_memory = self.network.precision == "bfloat16" or 2 * faster > left
-            self._usable = left if self.network.spares_memory else left - faster
-        assert self._usable is not None
+        """Bytes that feature maps and results may take; asked once, before there is a copy of the network."""
+        if self._usable is None:
+            limit = self.options.memory
+            self._usable = int(_USABLE * available_bytes(self.device)) if limit is None else self._left_of(limit)
         return self._usable
+
+    def _left_of(self, limit: int) -> int:
+        """What a limit leaves when the network is there. What makes it fast is left out where it takes over half."""
+        give_back_freed_memory()
+        copied, faster = self.network.bytes_to_come()
+        left = limit - used_bytes(self.device) - copied - _ASIDE
+        narrow = self.network.precision == "bfloat16"
+        more = (0 if narrow else faster) + (code_bytes() if self.device.type == "cpu" else 0)
+        self.network.uses_compiled = 2 * more <= left
+        self.network.spares_memory = narrow or not self.network.uses_compiled
+        return left - more if self.network.uses_compiled else left
 
     def _warn_of_memory(self, size: tuple[int, ...]) -> None:
         if not self._has_warned:
@@ -304,7 +319,7 @@ class Predictor:
     def _ids_in_bands(self, batch: Tensor, options: InferenceOptions) -> Tensor:
         with torch.inference_mode():
             bands = slide_in_bands(self._forward, batch, options, self.resize)
-            return torch.cat([band[0].argmax(0).to(torch.uint8) for _, band in bands])
+            return torch.cat([_best(band) for _, band in bands])
 
     def _predict_large(self, scene: LargeScene) -> Prediction:
         """In windows, of which the image's rows are in memory for one row of windows only; see `Prediction`.
@@ -325,7 +340,7 @@ class Predictor:
         found, rows = np.empty(scene.size, np.uint8), _Rows(scene, self.device)
         with torch.inference_mode():
             for top, band in slide_in_bands(self._forward, rows, options, self.resize):
-                ids = band[0].argmax(0).to(torch.uint8).cpu().numpy()
+                ids = _best(band).cpu().numpy()
                 empty = rows.held.empty
                 if empty is not None:
                     ids[empty[: len(ids)]] = IGNORE_INDEX
@@ -348,6 +363,11 @@ class Predictor:
         network = declared(self.model)
         self.num_classes = len(network.labels) if network and self.gives_ids else logits.shape[1]
         return logits
+
+
+def _best(band: Tensor) -> Tensor:
+    """The best class of scores [1,C,H,W], uint8 [H,W]; in parts, since PyTorch counts in int64."""
+    return torch.cat([part.argmax(0).to(torch.uint8) for part in torch.split(band[0], 64, 1)])
 
 
 class _Rows:

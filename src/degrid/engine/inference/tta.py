@@ -121,14 +121,16 @@ def slide_in_bands(
             logits = resize(forward(image[..., top : top + tall, left : left + wide]), (tall, wide), convention)
             if total is None:
                 total = torch.zeros(1, logits.shape[1], tall, width, dtype=logits.dtype, device=image.device)
-            total[..., left : left + wide] += logits * weight
+            total[..., left : left + wide].addcmul_(logits, weight)
+            del logits
             weights[:, left : left + wide] += weight
         assert total is not None
         done = (rows[index + 1] if index + 1 < len(rows) else height) - top
         yield top, total[:, :, :done].div_(weights[:done])
         for sums in (total, weights):
-            rest = sums[..., done:, :].clone()  # what windows share, since a tensor cannot be copied onto itself
-            sums[..., : tall - done, :] = rest
+            for first in range(0, tall - done, done):  # no further than what is moved begins
+                part = sums[..., first + done : first + 2 * done, :]
+                sums[..., first : first + part.shape[-2], :] = part
             sums[..., tall - done :, :] = 0
 
 
