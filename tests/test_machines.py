@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+import degrid
 from degrid.engine.training.log import read_metrics
 from degrid.engine.training.loop import load_state
 
@@ -163,3 +164,15 @@ def test_a_machine_is_lost_and_the_others_go_on_from_the_checkpoint(alone, machi
     assert "in 2 processes, from step" in (folder / "log.txt").read_text()
     assert losses(folder) == pytest.approx(losses(alone), rel=0.01)
     assert losses(folder)[:5] == pytest.approx(losses(alone)[:5], rel=1e-5)
+
+
+def test_sharded_processes_validate_and_save_whole_models(alone, tmp_path):
+    folder, two = tmp_path / "run", ["--devices", "2", "--set", "train.batch_size=3"]
+    sharded = ["--set", "train.sharding=fsdp2", "--set", "train.ema=0.9"]
+    done = train(*SMALL, *SIX, *two, *sharded, "--set", "train.keep_checkpoints=true", "-o", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert losses(folder) == pytest.approx(losses(alone), rel=5e-3)
+    weights, best = (load_state(folder / name)["average"] for name in ("last.ckpt", "best.ckpt"))
+    assert all(torch.equal(best[name], value) for name, value in weights.items())
+    model = degrid.load(folder).state_dict()
+    assert all(torch.equal(model[name], weights[f"module.{name}"]) for name in model)

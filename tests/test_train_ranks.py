@@ -12,16 +12,19 @@ from ranks import in_processes
 from torch import nn
 
 from degrid import UserError
-from degrid.config import TrainConfig
+from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.contracts import MultiScaleNetwork
 from degrid.data import Share, training_batches
 from degrid.engine.ranks import check_same, gathered, together
 from degrid.engine.training.loop import Training, load_state, train_step
 from degrid.engine.training.losses import LOSSES, make_losses
 from degrid.engine.training.objective import Objective
+from degrid.engine.training.optimizers import OPTIMIZERS, set_learning_rate
+from degrid.engine.training.sharding import own_part
 from degrid.models import freeze_batch_norm, synchronise_batch_norm
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample
 from degrid.verbs.run import _check_in_step
+from degrid.verbs.run_settings import make_state
 
 WORLDS = (2, 3)
 STEPS = 10
@@ -46,6 +49,25 @@ class Net(MultiScaleNetwork):
     def fused(self, logits):
         size = logits[0].shape[-2:]
         return torch.stack([nn.functional.interpolate(each, size) for each in logits]).amax(0)
+
+
+class Unit(nn.Module):
+    """A residual unit."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(6, 5, 3, 1, 1), nn.ReLU(), nn.Conv2d(5, 6, 3, 1, 2, 2, bias=False))
+
+    def forward(self, image):
+        return image + self.layers(image)
+
+
+class Deep(Net):
+    """With residual units; some parameters have fewer rows than there are processes."""
+
+    def __init__(self, scales=()):
+        super().__init__(scales)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), Unit(), Unit(), nn.Conv2d(6, 4, 1))
 
 
 class Noise:
@@ -108,6 +130,45 @@ def trained(case, rank, world):
     return state, losses
 
 
+def large(optimizer):
+    """The state of a training in which each process keeps a part of everything, before it begins."""
+    model = Deep((0.5,)).to(memory_format=torch.channels_last)
+    freeze_batch_norm(model, fold=False)
+    # With its usual eps AdamW makes large steps of gradients that are rounding errors.
+    options = {"eps": 0.01} if optimizer == "adamw" else {}
+    optim = OptimConfig(optimizer, lr=0.02, momentum=0.9, weight_decay=0.01, options=options)
+    return make_state(RunConfig(optim=optim, train=TrainConfig(sharding="fsdp2", ema=0.9, fast=False)), model)
+
+
+def large_steps(state, steps, rank=0, world=1):
+    """The losses of some steps of two micro-batches, with several scales and clipped gradients."""
+    share = Share.of(12, 6 // world, rank, world)
+    batches = training_batches(Noise(), lambda sample, rng: sample, share, 1, state.step * share.pieces)
+    objective = Objective(make_losses("cross_entropy+dice"))
+    losses = []
+    for _ in range(steps):
+        set_learning_rate(state.optimizer, 0.02)
+        losses.append(train_step(state, list(itertools.islice(batches, share.pieces)), objective, clip_norm=0.5))
+        state.step += 1
+    return losses
+
+
+def sharded(optimizer, rank, world, folder):
+    """Losses, the numbers that this process keeps of the weights, and whether a run goes on from its checkpoint."""
+    state = large(optimizer)
+    losses = large_steps(state, STEPS, rank, world)
+    file = folder / f"{optimizer}{world}.ckpt"
+    state.save(file)
+    dist.barrier()
+    own = sum(own_part(each).numel() for each in state.model.parameters())
+    other = large(optimizer)
+    other.restore(file)
+    again = [large_steps(each, 2, rank, world) for each in (state, other)]
+    networks = [each.network().state_dict() for each in (state, other)]
+    same = again[0] == again[1] and all(torch.equal(networks[1][name], value) for name, value in networks[0].items())
+    return losses, own, same
+
+
 def work(rank, folder):
     """What each process does in worlds of 2 and 3; what it found is written down."""
     torch.set_num_threads(1)
@@ -119,6 +180,8 @@ def work(rank, folder):
         for name, case in CASES.items():
             state, losses = trained(case, rank, world)
             found[world, name] = losses, copy.deepcopy(state.model.state_dict())
+        for optimizer in OPTIMIZERS:
+            found[world, optimizer] = sharded(optimizer, rank, world, folder)
         found[world, "errors"] = errors(rank)
         state.save(folder / f"state{world}.ckpt")
         dist.destroy_process_group()
@@ -183,6 +246,31 @@ def test_the_whole_batch_differs_from_its_parts_where_void_pixels_are_spread_une
         batch = next(training_batches(Noise(), lambda sample, rng: sample, share, seed=1))
         per_part.append(int((batch.label != IGNORE_INDEX).sum()))
     assert max(per_part) > 1.2 * min(per_part)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_processes_that_keep_parts_train_as_one(found, folder, optimizer, world):
+    """Weights, average and moments, which one process reads from the checkpoint; it goes on, too."""
+    alone, read = large(optimizer), large(optimizer)
+    losses = large_steps(alone, STEPS)
+    read.restore(folder / f"{optimizer}{world}.ckpt")
+    for expected, value in (
+        (alone.model.state_dict(), read.model.state_dict()),
+        (alone.average.state_dict(), read.average.state_dict()),
+        *zip(alone.optimizer.state.values(), read.optimizer.state.values(), strict=True),
+    ):
+        for key in expected:
+            torch.testing.assert_close(value[key], expected[key], rtol=1e-5, atol=1e-5)
+    whole = sum(each.numel() for each in alone.model.parameters())
+    parts = [found[rank][world, optimizer][1] for rank in range(world)]
+    assert sum(parts) == whole
+    assert max(parts) < whole  # each has less than all
+    for rank in range(world):
+        others, _, same = found[rank][world, optimizer]
+        assert others == pytest.approx(losses, rel=1e-5)
+        assert same, "a run that was resumed goes on as if it had not been stopped"
+    assert large_steps(read, 2) == pytest.approx(large_steps(alone, 2), rel=1e-4)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -278,6 +278,9 @@ class TrainConfig:
     compile: bool = False
     """`true`: the network is compiled by `torch.compile`, which takes a minute or more at the first step, needs a C++
     compiler and turns `fast` off."""
+    sharding: str = "none"
+    """`fsdp2`: of several processes each keeps a part of every weight, gradient and optimiser state, for networks that
+    are too large otherwise; more is exchanged in every step. `none`: each keeps all."""
     deterministic: bool = False
     """`true`: only algorithms that give the same bits each time, also on a GPU, where they are slower; training stops
     at an operation that has none."""

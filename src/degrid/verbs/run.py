@@ -189,7 +189,8 @@ class _Work:
                 server.tell = log.say
             if sheet is not None:
                 log.image(0, "train/preview", sheet)
-                log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=self.device))
+                if state.bare is None:  # else this process has parts of the weights only
+                    log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=self.device))
             try:
                 train_loop(
                     state,

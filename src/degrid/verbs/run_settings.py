@@ -17,7 +17,7 @@ from degrid.data.inspection.counting import class_counts
 from degrid.data.shards.places import is_address
 from degrid.engine.ranks import rank_and_count
 from degrid.engine.training.cycles import Cycles
-from degrid.engine.training.loop import Plan, Training
+from degrid.engine.training.loop import Maps, Plan, Training
 from degrid.engine.training.losses import Loss, loss_names, make_losses, uses_class_weights
 from degrid.engine.training.objective import (
     CLASS_WEIGHTS,
@@ -27,8 +27,10 @@ from degrid.engine.training.objective import (
     median_frequency_weights,
 )
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
+from degrid.engine.training.sharding import shard, skeleton
 from degrid.engine.training.trackers import check_trackers
 from degrid.models import Segmenter
+from degrid.models.activation_checkpointing import blocks
 from degrid.threads import usable_cores
 from degrid.types import PRECISIONS, Dataset, OnProgress, UserError
 
@@ -76,6 +78,7 @@ def check_settings(config: RunConfig) -> None:
             f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
     _check_order(config.data)
+    _check_sharding(settings)
     _check_asynchronous(settings)
     losses = losses_of(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
@@ -102,6 +105,13 @@ def _check_order(data: DataConfig) -> None:
         raise UserError(f'setting "data.shuffle_buffer": expected 0 (off) or more, got {data.shuffle_buffer}')
 
 
+def _check_sharding(settings: TrainConfig) -> None:
+    if settings.sharding not in ("none", "fsdp2"):
+        raise UserError(f'setting "train.sharding": expected none or fsdp2, got "{settings.sharding}"')
+    if settings.sharding != "none" and settings.compile:
+        raise UserError("setting train.sharding=fsdp2: not with train.compile=true; choose one of the two")
+
+
 def _check_asynchronous(settings: TrainConfig) -> None:
     """Refuse what workers that do not wait for one another cannot do."""
     own = settings.asynchronous
@@ -114,6 +124,7 @@ def _check_asynchronous(settings: TrainConfig) -> None:
         return
     for path, impossible, instead in (
         ("train.cyclic=true", settings.cyclic, "set train.cyclic=false"),
+        ("train.sharding=fsdp2", settings.sharding != "none", "set train.sharding=none"),
         ("train.batch_norm=synchronised", settings.batch_norm == "synchronised", "set train.batch_norm=frozen"),
     ):
         if impossible:
@@ -214,6 +225,13 @@ def make_objective(
 def make_state(config: RunConfig, model: Segmenter) -> Training:
     """A model with its optimiser and moving average, before the first step."""
     optim = config.optim
+    average = moving_average(model, config.train.ema) if config.train.ema else None
+    forward = bare = None
+    if config.train.sharding == "fsdp2" and rank_and_count()[1] > 1:
+        bare, forward = skeleton(model), Maps(model)
+        shard(forward, blocks(model))
+        if average:
+            shard(average.module, blocks(average.module))
     groups = parameter_groups(
         model,
         optim.weight_decay,
@@ -223,10 +241,17 @@ def make_state(config: RunConfig, model: Segmenter) -> Training:
         optim.smoothing_factor,
     )
     optimizer = make_optimizer(optim.name, groups, optim.lr, optim.momentum, optim.options)
-    average = moving_average(model, config.train.ema) if config.train.ema else None
     compiled = config.train.compile
-    fast = config.train.fast and not compiled and next(model.parameters()).device.type == "cpu"
-    return Training(model, optimizer, average, fast=FastConvolutions() if fast else None, compiled=compiled)
+    fast = config.train.fast and not compiled and forward is None and next(model.parameters()).device.type == "cpu"
+    return Training(
+        model,
+        optimizer,
+        average,
+        fast=FastConvolutions() if fast else None,
+        compiled=compiled,
+        forward=forward,
+        bare=bare,
+    )
 
 
 def _schedule(optim: OptimConfig, steps: int) -> Callable[[int], float]:

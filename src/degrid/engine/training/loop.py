@@ -28,6 +28,7 @@ from degrid.engine.training.cycles import TrainingScore
 from degrid.engine.training.log import RunLog, StepRecord
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import set_learning_rate
+from degrid.engine.training.sharding import parts_for, shard_state, whole, whole_copy
 from degrid.engine.training.turns import Turns
 from degrid.files import atomic_write
 from degrid.threads import limited_threads
@@ -60,6 +61,8 @@ class Training:
     """Which images asynchronous training has not learned from yet."""
     forward: nn.Module | None = None
     """`Maps` of the model; with several processes the wrapper that adds up their gradients. Made when first used."""
+    bare: nn.Module | None = None
+    """The model without values, where `model` and `average` are sharded, see `degrid.engine.training.sharding`."""
 
     def save(self, path: Path) -> None:
         """Write the state; an earlier file stays until the new one is complete.
@@ -72,13 +75,15 @@ class Training:
         device = next(self.model.parameters()).device
         counts = self.score.counts if self.score else None
         generators = gathered(_generators(device))
+        weights, moments = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
+        average = whole(self.average.state_dict()) if self.average else None
         if not is_first():
             return
         state: dict[str, Any] = {
             "format": FORMAT,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "model": weights,
+            "optimizer": moments,
+            "average": average,
             "step": self.step,
             "best_miou": self.best_miou,
             "since_best": self.since_best,
@@ -98,15 +103,16 @@ class Training:
             UserError: no such file, a damaged one, or the state of another model.
         """
         state = load_state(path)
-        load_weights(self.model, state["model"], path)
+        load_weights(self.model, parts_for(self.model, state["model"]), path)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
+            shard_state(self.optimizer)
         except ValueError as error:
             raise UserError(f"the optimiser state in {path} belongs to other settings: {error}") from error
         if (self.average is None) != (state["average"] is None):
             raise UserError(f"{path} was written with another train.ema setting; use the run's own run.json")
         if self.average:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(parts_for(self.average, state["average"]))
         self.step, self.best_miou = state["step"], state["best_miou"]
         self.since_best = state.get("since_best", 0)  # older versions did not count
         if self.score and state.get("training_confusion") is not None and is_first():
@@ -120,11 +126,14 @@ class Training:
             if generators[rank][1] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(generators[rank][1], next(self.model.parameters()).device)
 
-    @property
-    def weights(self) -> nn.Module:
-        """What is evaluated and published: the moving average where there is one."""
-        averaged: nn.Module | None = self.average.module if self.average else None
-        return averaged or self.model
+    def network(self) -> nn.Module:
+        """What is evaluated and published: the moving average where there is one; every process must call it.
+
+        Of several processes each has running statistics of its own since the last step; they take the first one's.
+        """
+        network: nn.Module = self.average.module if self.average else self.model
+        share_buffers(network)
+        return whole_copy(self.bare, network) if self.bare else network
 
 
 def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -490,6 +499,8 @@ def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
 
 def _adding_up(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Gradients of several processes are exchanged once per step, in the last backward pass."""
+    if exchange := getattr(forward, "set_requires_gradient_sync", None):  # sharded
+        exchange(last)
     if last or not isinstance(forward, DistributedDataParallel):
         return nullcontext()
     exchanged_later: AbstractContextManager[None] = forward.no_sync()
@@ -503,16 +514,16 @@ def _validate_and_publish(
     validate: Callable[[nn.Module, int], Scores] | None,
     publish: Callable[[nn.Module], None],
 ) -> None:
-    share_buffers(state.weights)  # each process has its own running statistics since the last step
+    network = state.network()
     if validate is None:
-        publish(state.weights)
+        publish(network)
         return
-    found = validate(state.weights, state.step)
+    found = validate(network, state.step)
     log.validation(state.step, found)
     state.since_best += 1
     if found.miou > state.best_miou:
         state.best_miou, state.since_best = found.miou, 0
-        publish(state.weights)
+        publish(network)
         state.save(folder / "best.ckpt")
 
 
