@@ -193,6 +193,16 @@ def gradients(
     return of_x, of_weight, grad.sum((0, 2, 3)) if wanted[2] else None
 
 
+def filter_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """The gradient of a depthwise 3x3 filter where many of its taps lie outside the map; None for any other."""
+    rate = _rate(padding, dilation) if weight.shape[2:] == (3, 3) and _pair(stride) == (1, 1) else None
+    if rate is None or groups == 1 or groups != _groups(x, weight) or _inside(tuple(x.shape), rate) > REACHED:
+        return None
+    return _depthwise_filter(grad, x, weight, rate)
+
+
 def _groups(x: Tensor, weight: Tensor) -> int:
     """1, or as many as channels where each has a filter of its own; 0 for anything between them."""
     depthwise = weight.shape[1] == 1 < x.shape[1] == len(weight)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from degrid.acceleration.bfloat16 import right_gradients
 from degrid.acceleration.training import FastConvolutions
 from degrid.contracts import MultiScaleNetwork
 from degrid.engine.device import autocast, read_later
@@ -441,7 +442,7 @@ def _backward(state: Training, micro: list[Batch], objective: Objective, precisi
     """Compute the gradients of a step in place of earlier ones; returns its loss by parts."""
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    with state.fast or nullcontext():
+    with state.fast or nullcontext(), right_gradients():
         return _gradients(state, micro, objective, precision)
 
 
