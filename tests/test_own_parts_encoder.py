@@ -142,9 +142,10 @@ def test_rows_of_ours_take_every_setting(family):
 
     row = ENCODERS[family]
     made = lookup({}, row, "encoder") if isinstance(row, str) else row
-    taken = inspect.signature(made).parameters
-    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
-        assert set(vars(EncoderSettings())) <= set(taken)
+    for each in set(made.values()) if isinstance(made, dict) else {made}:
+        taken = inspect.signature(each).parameters
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+            assert set(vars(EncoderSettings())) <= set(taken)
 
 
 def test_a_function_that_makes_no_head_is_named():

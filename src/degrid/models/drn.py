@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from degrid.models.xception import refuse_settings
-from degrid.types import Preprocess
+from degrid.models.own_rates import OwnRates
 
 
-class Drn(nn.Module):
+class Drn(OwnRates):
     """DRN-D-54: a stem at stride 1, four stages of bottlenecks, and two convolutions that undo their gridding.
 
     Features: the first stage of bottlenecks at stride 4, and the last at stride 8, the only one there is.
@@ -17,31 +18,16 @@ class Drn(nn.Module):
     Args:
         name: "jfzhang95:drn_d_54".
         output_stride: 8.
-        pretrained: False: there are no weights but those of converted models.
-        multi_grid, uniform_rates: not supported. legacy: has no effect.
-        preprocess, in_channels: see `degrid.models.encoder.EncoderSettings`.
-    Raises:
-        UserError: a setting that it does not support.
+        settings: see `OwnRates`.
     Source: Yu et al. (arXiv 1705.09914) section 4.
     """
 
+    strides = (8,)
     channels = (256, 512)
     reductions = (4, 8)
 
-    def __init__(
-        self,
-        name: str,
-        output_stride: int = 8,
-        pretrained: bool | str = False,
-        multi_grid: tuple[int, ...] | None = None,
-        preprocess: Preprocess | None = None,
-        uniform_rates: bool = False,
-        legacy: bool = False,
-        in_channels: int = 3,
-    ) -> None:
-        super().__init__()
-        refuse_settings(name, output_stride, pretrained, multi_grid, uniform_rates, strides=(8,))
-        self.preprocess = preprocess or Preprocess().of_channels(in_channels)
+    def __init__(self, name: str, output_stride: int = 8, *, in_channels: int = 3, **settings: Any) -> None:
+        super().__init__(name, output_stride, in_channels=in_channels, **settings)
         self.layer0 = _conv(in_channels, 16, kernel=7)
         self.layer1 = _conv(16, 16)
         self.layer2 = _conv(16, 32, stride=2)

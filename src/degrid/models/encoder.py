@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from degrid.lookup import keywords, lookup
+from degrid.lookup import keywords, lookup, unknown
 from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
 from degrid.types import Preprocess, UserError
 
 OUTPUT_STRIDES = (8, 16, 32)
 MAX_RATE = 10_000
 """Libraries take no dilation rate far beyond it, and no map is so large."""
-MOBILENET_V3 = "torchvision:mobilenet_v3_large"
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,23 @@ class Encoder(Protocol):
         ...
 
 
-ENCODERS: dict[str, Callable[..., nn.Module] | str] = {
+ENCODERS: dict[str, Callable[..., nn.Module] | str | Mapping[str, Callable[..., nn.Module]]] = {
     "timm": "degrid.models.library_encoders:TimmEncoder",
-    "torchvision": "degrid.models.library_encoders:TorchvisionEncoder",
-    "caffe": ResNet,
-    "slim": ResNet,
+    "torchvision": "degrid.models.library_encoders:TORCHVISION_ENCODERS",
+    "caffe": dict.fromkeys(RESNETS, ResNet),
+    "slim": dict.fromkeys(RESNETS, ResNet),
     # As these projects build them.
     **dict.fromkeys(
-        ("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg", "speedinghzl"), "degrid.models.peers:peer_encoder"
+        ("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg", "speedinghzl"), "degrid.models.peers:PEERS"
     ),
-    "google": "degrid.models.google_encoders:google_encoder",
-    "transformers": "degrid.models.mobilevit:TransformersMobileViT",
-    "smp": "degrid.models.smp_encoders:smp_encoder",
+    "google": "degrid.models.google_encoders:GOOGLE_ENCODERS",
+    "transformers": "degrid.models.mobilevit:TRANSFORMERS_ENCODERS",
+    "smp": "degrid.models.smp_encoders:SMP_ENCODERS",
 }
 """By the part of the name before the colon: the class or function, called with the whole name and the settings as
-keywords."""
+keywords; or several, by the whole name. As a text: where to import it from when it is first used."""
 
-_NAMES = ("timm:NAME", MOBILENET_V3, *RESNETS)
+_NAMES = ("timm:NAME", "torchvision:mobilenet_v3_large", *RESNETS)
 
 
 def _check_stride(name: str, output_stride: int) -> None:
@@ -107,7 +106,12 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:
         found: Any = ENCODERS[family]
-        made: nn.Module = (lookup({}, found, "encoder") if isinstance(found, str) else found)(name, **vars(settings))
+        found = lookup({}, found, "encoder") if isinstance(found, str) else found
+        if isinstance(found, Mapping):
+            if name not in found:
+                raise unknown("encoder", name, found)
+            found = found[name]
+        made: nn.Module = found(name, **vars(settings))
         return made
     import timm  # here, because it is slow to import
 

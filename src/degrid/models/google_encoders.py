@@ -9,7 +9,6 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.models.xception_aligned import SeparableConv2d
 from torch import Tensor, nn
 
-from degrid.lookup import unknown
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
 
@@ -57,14 +56,7 @@ class GoogleXception(TimmEncoder):
         stack.conv3.__class__ = _ReluFirst
 
 
-def google_encoder(name: str, **settings: Any) -> nn.Module:
-    """An encoder by name, with the settings of `degrid.models.encoder.EncoderSettings`.
-
-    Raises:
-        UserError: no such encoder, or a setting that it does not support.
-    """
-    known: dict[str, type[TimmEncoder]] = {f"google:xception{depth}": GoogleXception for depth in (41, 65, 71)}
-    known |= {f"google:mobilenetv2_{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "100", "140")}
-    if name not in known:
-        raise unknown("encoder", name, known)
-    return known[name](name, **settings)
+GOOGLE_ENCODERS: dict[str, type[TimmEncoder]] = {
+    **{f"google:xception{depth}": GoogleXception for depth in (41, 65, 71)},
+    **{f"google:mobilenetv2_{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "100", "140")},
+}

@@ -7,14 +7,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from degrid.models.xception import refuse_settings
+from degrid.models.own_rates import OwnRates
 from degrid.resize import resize
-from degrid.types import Preprocess
 
 
-class PeerHRNet(nn.Module):
+class PeerHRNet(OwnRates):
     """HRNetV2 of timm; features at stride 4: the first stage, and the last with all resolutions joined.
 
     The stem has no ReLU between its convolutions, since that project runs its layers in the order of their definition.
@@ -25,33 +24,19 @@ class PeerHRNet(nn.Module):
     Args:
         name: "vainf:hrnetv2_32" or "vainf:hrnetv2_48", with the channels of the finest resolution.
         output_stride: 4.
-        pretrained: False: there are no weights but those of converted models.
-        multi_grid, uniform_rates: not supported. legacy: has no effect.
-        preprocess, in_channels: see `degrid.models.encoder.EncoderSettings`.
-    Raises:
-        UserError: a setting that it does not support.
+        settings: see `OwnRates`.
     Source: arXiv 1908.07919 section 3.
     """
 
-    def __init__(
-        self,
-        name: str,
-        output_stride: int = 4,
-        pretrained: bool | str = False,
-        multi_grid: tuple[int, ...] | None = None,
-        preprocess: Preprocess | None = None,
-        uniform_rates: bool = False,
-        legacy: bool = False,
-        in_channels: int = 3,
-    ) -> None:
-        super().__init__()
-        refuse_settings(name, output_stride, pretrained, multi_grid, uniform_rates, strides=(4,))
+    strides = (4,)
+
+    def __init__(self, name: str, output_stride: int = 4, *, in_channels: int = 3, **settings: Any) -> None:
+        super().__init__(name, output_stride, in_channels=in_channels, **settings)
         width = int(name.rpartition("_")[2])
         self.net: Any = timm.create_model(
             f"hrnet_w{width}", features_only=True, feature_location="", in_chans=in_channels
         )
         self.channels, self.reductions = (256, 15 * width), (4, 4)
-        self.preprocess = preprocess or Preprocess().of_channels(in_channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> two features at stride 4."""

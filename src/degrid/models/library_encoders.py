@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.models.dilation import rate_factor, set_rates
-from degrid.models.encoder import MOBILENET_V3
 from degrid.models.strides import is_wide, pair
 from degrid.models.timm_networks import TimmPlan, is_channels_last, plan
 from degrid.models.weights import load_encoder_weights, read_weights
@@ -144,7 +143,7 @@ class TorchvisionEncoder(nn.Module):
         multi_grid, uniform_rates: not supported.
         preprocess, legacy, in_channels: see `TimmEncoder`.
     Raises:
-        UserError: another network, a setting that it does not support, or weights that do not fit.
+        UserError: a setting that it does not support, or weights that do not fit.
     Source: torchvision's deeplabv3_mobilenet_v3_large; timm's network of that name has another batch norm epsilon.
     """
 
@@ -160,8 +159,6 @@ class TorchvisionEncoder(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if name != MOBILENET_V3:
-            raise UserError(f'unknown encoder "{name}"; known: {MOBILENET_V3}')
         if output_stride not in (16, 32) or multi_grid or uniform_rates:
             raise UserError(f"{name} supports output stride 16 or 32, with its own rates")
         if pretrained is True:
@@ -192,6 +189,9 @@ class TorchvisionEncoder(nn.Module):
             if index in self.taps:
                 features.append(x)
         return features
+
+
+TORCHVISION_ENCODERS = {"torchvision:mobilenet_v3_large": TorchvisionEncoder}
 
 
 def _last_blocks(net: nn.Sequential) -> list[int]:

@@ -8,7 +8,6 @@ from torch import nn
 
 from degrid.models.dilation import set_rates
 from degrid.models.library_encoders import TimmEncoder
-from degrid.types import UserError
 
 
 class TransformersMobileViT(TimmEncoder):
@@ -20,17 +19,10 @@ class TransformersMobileViT(TimmEncoder):
         name: "transformers:mobilevit_s", xs or xxs.
         output_stride: 8, 16 or 32.
         settings: the others of `TimmEncoder`.
-    Raises:
-        UserError: another name.
     """
 
     def __init__(self, name: str, output_stride: int = 16, **settings: Any) -> None:
-        network = name.partition(":")[2]
-        if network not in ("mobilevit_s", "mobilevit_xs", "mobilevit_xxs"):
-            raise UserError(
-                f'unknown encoder "{name}"; known: transformers:mobilevit_s, mobilevit_xs and mobilevit_xxs'
-            )
-        super().__init__(network, 32, **settings)
+        super().__init__(name.partition(":")[2], 32, **settings)
         net: Any = self.net
         net.final_conv = nn.Identity()
         self.channels = (*self.channels[:-1], net.stages_4[1].conv_proj.conv.out_channels)
@@ -42,3 +34,6 @@ class TransformersMobileViT(TimmEncoder):
                 conv.stride = (1, 1)
                 set_rates(conv, (rate, rate))
                 rate *= 2
+
+
+TRANSFORMERS_ENCODERS = {f"transformers:mobilevit_{size}": TransformersMobileViT for size in ("s", "xs", "xxs")}

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
-from degrid.lookup import unknown
 from degrid.models.dilation import set_rates
 from degrid.models.drn import Drn
 from degrid.models.hrnet import PeerHRNet
@@ -135,14 +134,3 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     **{f"speedinghzl:resnet{depth}s": PeerResNet for depth in (50, 101, 152)},
     **{f"paddleseg:resnet{depth}d": PeerResNet for depth in (18, 34, 50, 101, 152, 200)},
 }
-
-
-def peer_encoder(name: str, **settings: Any) -> nn.Module:
-    """An encoder by name, with the settings of `degrid.models.encoder.EncoderSettings`.
-
-    Raises:
-        UserError: no such encoder, or a setting that it does not support.
-    """
-    if name not in PEERS:
-        raise unknown("encoder", name, PEERS)
-    return PEERS[name](name, **settings)

@@ -9,7 +9,6 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.lookup import unknown
 from degrid.models.weights import BATCH_NORM_LEAVES, load_encoder_weights, read_weights
 from degrid.types import Preprocess, UserError
 from degrid.weight_names import BOTTLENECK_RESNETS
@@ -96,7 +95,7 @@ class ResNet(nn.Module):
             no batch norm after the last stage. Otherwise padding is symmetric, and the pooling of caffe rounds up.
         in_channels: of the images; weights for 3 are adapted, see `degrid.models.weights.with_stem`.
     Raises:
-        UserError: an unknown name, a multi_grid or weights that do not fit, or a download, which does not exist.
+        UserError: a multi_grid or weights that do not fit, or a download, which does not exist.
     Source: DeepLab v2 (arXiv 1606.00915) and v3 (arXiv 1706.05587); rates 2 and 4 at output stride 8.
     """
 
@@ -154,8 +153,6 @@ class ResNet(nn.Module):
 
 
 def _variant_and_units(name: str, multi_grid: tuple[int, ...] | None) -> tuple[str, tuple[int, ...]]:
-    if name not in RESNETS:
-        raise unknown("encoder", name, RESNETS)
     variant, depth = RESNETS[name]
     units = BOTTLENECK_RESNETS[depth]
     if multi_grid and len(multi_grid) != units[-1]:

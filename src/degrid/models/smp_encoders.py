@@ -7,7 +7,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.lookup import unknown
 from degrid.models.dilation import Conv2dWithMargins
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
@@ -24,7 +23,6 @@ EFFICIENT_NETS = {
     "b6": (528, 15, 31),
     "b7": (600, 18, 38),
 }
-MOBILENET_V2 = "smp:mobilenet_v2"
 
 
 class SmpEfficientNet(TimmEncoder):
@@ -84,14 +82,7 @@ class SmpMobileNetV2(TimmEncoder):
         return [*features, F.relu6(self.last(last))]
 
 
-def smp_encoder(name: str, **settings: Any) -> nn.Module:
-    """An encoder by name, with the settings of `degrid.models.encoder.EncoderSettings`.
-
-    Raises:
-        UserError: no such encoder, or a setting that it does not support.
-    """
-    known: dict[str, type[TimmEncoder]] = {MOBILENET_V2: SmpMobileNetV2}
-    known |= {f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS}
-    if name not in known:
-        raise unknown("encoder", name, known)
-    return known[name](name, **settings)
+SMP_ENCODERS: dict[str, type[TimmEncoder]] = {
+    "smp:mobilenet_v2": SmpMobileNetV2,
+    **{f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS},
+}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.types import Preprocess, UserError
+from degrid.models.own_rates import OwnRates
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Block(nn.Module):
         return self.pool(y) + self.shortcut(shortcut), second
 
 
-class PeerXception(nn.Module):
+class PeerXception(OwnRates):
     """Xception with the parameters of one of `XCEPTIONS`.
 
     Features: at stride 4 what the project's decoder takes, and the last.
@@ -108,27 +108,11 @@ class PeerXception(nn.Module):
     Args:
         name: a row of XCEPTIONS.
         output_stride: 8 or 16.
-        pretrained: False: there are no weights but those of converted models.
-        multi_grid, uniform_rates: not supported. legacy: has no effect.
-        preprocess, in_channels: see `degrid.models.encoder.EncoderSettings`.
-    Raises:
-        UserError: a setting that it does not support.
+        settings: see `OwnRates`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        output_stride: int = 16,
-        pretrained: bool | str = False,
-        multi_grid: tuple[int, ...] | None = None,
-        preprocess: Preprocess | None = None,
-        uniform_rates: bool = False,
-        legacy: bool = False,
-        in_channels: int = 3,
-    ) -> None:
-        super().__init__()
-        refuse_settings(name, output_stride, pretrained, multi_grid, uniform_rates)
-        self.preprocess = preprocess or Preprocess().of_channels(in_channels)
+    def __init__(self, name: str, output_stride: int = 16, *, in_channels: int = 3, **settings: Any) -> None:
+        super().__init__(name, output_stride, in_channels=in_channels, **settings)
         self.variant = of = XCEPTIONS[name]
         self.conv1 = nn.Conv2d(in_channels, 32, 3, 2, of.padding, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
@@ -170,24 +154,6 @@ class PeerXception(nn.Module):
             if not of.exit_relu and (of.norm or index == 0):
                 x = F.relu(x)
         return [fine, x]
-
-
-def refuse_settings(
-    name: str,
-    output_stride: int,
-    pretrained: bool | str,
-    multi_grid: tuple[int, ...] | None,
-    uniform_rates: bool,
-    strides: tuple[int, ...] = (8, 16),
-) -> None:
-    """UserError where an encoder with rates of its own gets settings that it does not support."""
-    if output_stride not in strides or multi_grid or uniform_rates:
-        raise UserError(f"{name} supports output stride {' or '.join(map(str, strides))}, with its own rates")
-    if pretrained:
-        raise UserError(
-            f"there are no ImageNet weights for {name}: train from random weights (--set model.pretrained=false, "
-            "pretrained=False), or from a converted model (--init FOLDER)"
-        )
 
 
 def _sizes(name: str, of: _Variant, output_stride: int) -> list[tuple[int, tuple[int, ...], int, tuple[int, ...]]]:
