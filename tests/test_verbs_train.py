@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import degrid
 from degrid import config, recipes
 from degrid.engine.training.log import read_metrics
 from degrid.types import UserError
+from degrid.verbs.run import RunResult
 from degrid.verbs.train import run_config
 
 SMALL = config.parse_settings([*TINY, "train.steps=4", "train.eval_every=2"])
@@ -92,6 +94,14 @@ def test_show_prints_what_python_gets(tmp_path, monkeypatch):
     )
     assert config.from_dict(config.RunConfig, json.loads(output)) == expected
     assert (expected.name, expected.data.path) == ("photos", str(tmp_path / "photos"))
+
+
+def test_what_is_to_be_typed_next_is_quoted(tmp_path):
+    assert str(RunResult(Path("my runs/a"), None)).endswith("try: degrid predict 'my runs/a' IMAGES")
+    assert "degrid train --resume 'my runs/a' (" in str(degrid.Stopped(Path("my runs/a")))
+    words = ("--data", "synthetic", "--slurm", "-o", tmp_path / "a run")
+    code, output = cli("launch", *words, *options(TINY))
+    assert (code, output) == (0, f"job: {tmp_path}/a run/job.sh; submit it with: sbatch '{tmp_path}/a run/job.sh'\n")
 
 
 def test_the_path_of_the_data_becomes_absolute(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def convert(
         if out is None:
             raise degrid.UserError("--modernise needs a folder for the new model: -o FOLDER")
         print(degrid.modernise(source, out))
-        print(f"model: {out}; try: degrid predict {out} IMAGES")
+        print(f"model: {out}; try: degrid predict {shlex.quote(str(out))} IMAGES")
         return
     report = degrid.convert(
         source, out, system=system, reader=reader, settings=settings, classes=classes, allow_unused=allow_unused
@@ -61,7 +62,8 @@ def convert(
     if out is None:
         print("nothing was written; -o FOLDER writes it")
     elif report.kind == "model":
-        print(f"model: {out}; try: degrid predict {out} IMAGES")
+        print(f"model: {out}; try: degrid predict {shlex.quote(str(out))} IMAGES")
     else:
         encoder = report.config["encoder"]
-        print(f"encoder: {out}; use: degrid train ... --set model.encoder={encoder} --set model.pretrained={out}")
+        pretrained = shlex.quote(f"model.pretrained={out}")
+        print(f"encoder: {out}; use: degrid train ... --set model.encoder={encoder} --set {pretrained}")

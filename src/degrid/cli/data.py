@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -169,7 +170,7 @@ def shard(
         )
     for name, shards in written.splits.items():
         print(f"{name}: {counted(sum(each.samples for each in shards), 'image')} in {counted(len(shards), 'shard')}")
-    print(f"shards: {out}; try: degrid train --data {out}")
+    print(f"shards: {out}; try: degrid train --data {shlex.quote(str(out))}")
 
 
 @app.command()

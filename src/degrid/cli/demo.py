@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -30,5 +31,5 @@ def demo(
     for run in made.runs:
         print(f"{run.name}: test mIoU {100 * run.scores.miou:.1f} %, gridding score {run.gridding:.3f}")
     print(f"report: {made.report}")
-    last = out / made.runs[-1].name
+    last = shlex.quote(str(out / made.runs[-1].name))
     print(f"next, on your own images and masks: degrid train --data FOLDER   (this one: degrid info {last})")

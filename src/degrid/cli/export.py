@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -72,5 +73,5 @@ def export(
         )
     for line in [str(each) for each in (result.int8, *result.comparisons) if each] or [_NOT_COMPARED]:
         print(line)
-    hint = f"; try: degrid predict {result.name} IMAGES" if result.comparisons else ""
+    hint = f"; try: degrid predict {shlex.quote(result.name)} IMAGES" if result.comparisons else ""
     print(f"{result.files[-1]} ({result.num_bytes / 2**20:.1f} MiB){hint}")

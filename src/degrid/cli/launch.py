@@ -106,5 +106,5 @@ def _write(cluster: Any, grid: dict[str, list[object]], submit: bool, *, setting
 
     given = parse_settings(settings or [])
     script = degrid.launch(**chosen, settings=given, cluster=cluster, grid=grid, submit=submit)
-    by_hand = f"sbatch {script}" if cluster.system == "slurm" else f"bsub < {script}"
+    by_hand = ("sbatch " if cluster.system == "slurm" else "bsub < ") + shlex.quote(str(script))
     print(f"submitted: {script}" if submit else f"job: {script}; submit it with: {by_hand}")

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ class RunResult:
 
     def __str__(self) -> str:
         score = f"best val mIoU {100 * self.best_miou:.2f} %; " if self.best_miou is not None else ""
-        return f"{score}model: {self.folder / 'model'}; try: degrid predict {self.folder} IMAGES"
+        return f"{score}model: {self.folder / 'model'}; try: degrid predict {shlex.quote(str(self.folder))} IMAGES"
 
 
 def run(
@@ -319,7 +320,7 @@ def _check_new(folder: Path) -> None:
     """Refuse a folder that a run cannot have."""
     check_utf8(folder)
     if (folder / "run.json").exists():
-        ways = f"continue it with --resume {folder} (resume=...), or choose another -o (out=...)"
+        ways = f"continue it with --resume {shlex.quote(str(folder))} (resume=...), or choose another -o (out=...)"
         raise UserError(f"{folder} holds a run already; {ways}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+import shlex
 import signal
 import threading
 import time
@@ -167,7 +168,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
     """The user stopped the run in `folder`, or what has its runs there; the state is saved."""
 
     def __init__(self, folder: Path, again: str = "") -> None:
-        again = again or f"degrid train --resume {folder} (resume=...)"
+        again = again or f"degrid train --resume {shlex.quote(str(folder))} (resume=...)"
         super().__init__(f"stopped and saved; continue with: {again}")
         self.folder = folder
 
