@@ -90,6 +90,15 @@ def _check_stride(name: str, output_stride: int) -> None:
         raise UserError(f"output stride {output_stride}: expected 8, 16 or 32, and 4 for HRNet")
 
 
+def _ours(row: Any, name: str) -> Callable[..., nn.Module]:
+    """The class or function that a row of ENCODERS has for a name."""
+    found: Any = lookup({}, row, "encoder") if isinstance(row, str) else row
+    if isinstance(found, Mapping) and name not in found:
+        raise unknown("encoder", name, found)
+    made: Callable[..., nn.Module] = found[name] if isinstance(found, Mapping) else found
+    return made
+
+
 def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     """An encoder by name.
 
@@ -105,14 +114,7 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     name = ORIGINAL_NAMES.get(name, name)
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:
-        found: Any = ENCODERS[family]
-        found = lookup({}, found, "encoder") if isinstance(found, str) else found
-        if isinstance(found, Mapping):
-            if name not in found:
-                raise unknown("encoder", name, found)
-            found = found[name]
-        made: nn.Module = found(name, **vars(settings))
-        return made
+        return _ours(ENCODERS[family], name)(name, **vars(settings))
     import timm  # here, because it is slow to import
 
     if timm.is_model(name):
