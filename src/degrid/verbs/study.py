@@ -29,6 +29,7 @@ from degrid.analysis.receptive_field import dilated_stage_receptive_field
 from degrid.arguments import check_fields, checked
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
+from degrid.engine.training.log import read_metrics
 from degrid.engine.training.loop import Stopped
 from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, write_json
 from degrid.lookup import counted, some
@@ -396,8 +397,7 @@ def _cost(place: Path, config: RunConfig) -> dict[str, Any]:
     """Parameters, and the median time of a step after the first tenth of them."""
     model = load(place)
     seconds = []
-    for line in (place / "metrics.jsonl").read_text("utf-8").splitlines():
-        record = parse_json(line)
+    for record in read_metrics(place):
         if record.get("images_per_second"):
             images = config.train.batch_size * config.train.accumulate
             seconds.append(images / record["images_per_second"])
