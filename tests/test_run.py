@@ -15,12 +15,14 @@ import numpy as np
 import originals
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cycles import scores_like
 from typer.testing import CliRunner
 
 import degrid
+from degrid import cli as command_line
 from degrid import config, model_folder, networks, recipes
 from degrid.cli import app
 from degrid.config import RunConfig
@@ -577,6 +579,23 @@ def test_mistakes(words, message, tmp_path, monkeypatch):
 
 def test_the_version():
     assert cli("--version") == (0, f"degrid {degrid.__version__}\n")
+
+
+@pytest.mark.parametrize(("raised", "said"), [(KeyboardInterrupt(), "degrid: stopped\n"), (typer.Exit(3), "")])
+def test_an_interrupted_command_says_so(raised, said, monkeypatch, capsys):
+    def command():
+        raise raised
+
+    app_of_one = typer.Typer()
+    app_of_one.command()(command)
+    monkeypatch.setattr("degrid.cli.quick_imports.install", lambda: None)
+    monkeypatch.setattr("degrid.cli.settle_threads", lambda: None)
+    monkeypatch.setattr("degrid.cli.make_app", lambda names: app_of_one)
+    monkeypatch.setattr("sys.argv", ["degrid"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run()
+    assert ended.value.code == (130 if said else 3)
+    assert capsys.readouterr().err == said
 
 
 def test_a_process_ends_with_one_line_and_code_2(tmp_path):

@@ -106,7 +106,10 @@ def run() -> None:
         if not isinstance(error, OtherProcessError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"degrid: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        cause = getattr(end.__context__, "__cause__", None)  # typer makes an exit of Ctrl+C, and says nothing
+        if not isinstance(end, KeyboardInterrupt) and not isinstance(cause, KeyboardInterrupt):
+            raise
         print("degrid: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `degrid ... | head`
