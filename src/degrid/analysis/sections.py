@@ -124,7 +124,7 @@ def receptive_fields(models: Sequence[ReportedModel]) -> str:
         return paragraph("No model here has a stage with dilated convolutions whose receptive field could be measured.")
     text = (
         "How much the centre of the last dilated stage's output depends on each position of its input: mean absolute "
-        "gradient; the bright centre is the residual connection. Holes are positions with hardly any influence, as a "
+        "gradient; a bright centre is a residual connection. Holes are positions with hardly any influence, as a "
         "percentage of the square that holds 95 % of the field. The gridding score is 1 when a single phase of the "
         "dilation grid has influence, 0 when all have the same."
     )
