@@ -221,6 +221,21 @@ def test_a_failing_operator_leaves_the_model_as_it_was():
     assert all(type(layer) is nn.Conv2d for layer in model)
 
 
+@pytest.mark.slow
+def test_exports_for_every_size():
+    """Of the sizes that it is recorded with, one is a multiple of the rate and one is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=2, dilation=2) for _ in range(2)])
+    for layer, operator in zip(model, ("gi", "decompose"), strict=True):
+        smooth_dilated_convs(nn.Sequential(layer), operator)
+    nn.init.normal_(model[0].smoothing.weight)
+    any_size = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(model, (torch.zeros(1, 4, 17, 24),), dynamic_shapes=(any_size,), strict=False)
+    for size in ((17, 24), (20, 21), (9, 9), (12, 30)):
+        x = torch.randn(1, 4, *size)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_exports_and_images_without_batch():
     model = nn.Sequential(dilated(rate=3)).eval()
     smooth_dilated_convs(model, "gi")

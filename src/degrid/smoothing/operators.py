@@ -102,8 +102,8 @@ class Decompose(Operator):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
-        if torch._C._get_tracing_state():
-            return convolve(x, r)  # a trace would keep what this map's size lacks; the result is the same
+        if _is_recorded():
+            return convolve(x, r)  # a record would keep what this map's size lacks; the result is the same
         size = x.shape[2:]
 
         def back(groups: Tensor) -> Tensor:
@@ -143,6 +143,11 @@ def interlace(groups: Tensor, rate: Rate) -> Tensor:
     places = (place for axis in range(number) for place in (number + 2 + axis, axis))
     whole = (side * r for side, r in zip(sides, rates, strict=True))
     return blocks.permute(number, number + 1, *places).reshape(-1, channels, *whole)
+
+
+def _is_recorded() -> bool:
+    """Whether `torch.jit.trace` or `torch.export` records what also serves other sizes."""
+    return bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()
 
 
 def _missing(x: Tensor, rate: Rate) -> list[int]:
@@ -187,11 +192,13 @@ class GroupInteraction(Operator):
     def forward(self, x: Tensor, convolve: Convolve) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
-        if torch._C._get_tracing_state():
-            # Always by r - 1: a trace would keep what this map's size lacks.
-            rates = filters.axes(r)
-            y = convolve(F.pad(x, [rim for each in reversed(rates) for rim in (0, each - 1)]), r)
-            y = cut(y, [0] * len(rates), [side // each * each for side, each in zip(y.shape[2:], rates, strict=True)])
+        if _is_recorded():
+            # Always a block more than the map needs: a record would keep what this map's size lacks, and which of the
+            # cuts leave something as it is.
+            rates, sides = filters.axes(r), x.shape[2:]
+            y = convolve(F.pad(x, [rim for each in reversed(rates) for rim in (0, 2 * each)]), r)
+            whole = [(side + each - 1) // each * each + each for side, each in zip(sides, rates, strict=True)]
+            y = cut(y, [0] * len(rates), whole)
             return mix_groups(y, self.mixing(), r, tuple(x.shape[2:]))
         size, missing = x.shape[2:], _missing(x, r)
         if not any(missing):
