@@ -1,56 +1,78 @@
-"""Which runtimes compute what degrid computes, from files of free and of fixed size: a table in Markdown.
+"""Which runtimes compute what degrid computes: a matrix of runtimes, sizes, precisions and results, in Markdown.
 
-Every runtime that is installed is tried in a process of its own, on ten networks (five operators; DeepLab v3 on
-resnet18d, v3+ on mobilenetv2) of random weights, at three sizes. A cell is the worst of them.
+Two networks of random weights (DeepLab v3+ on MobileNetV2 with `gi`, v3 on ResNet-10-T with `tent`), their batch norm
+calibrated on synthetic scenes. Each kind of file is written as class ids and as logits. A cell is the worst of both
+networks and all sizes: pixels of the same class, and the largest difference of logits over the largest logit.
 
-pip install onnxruntime openvino tract opencv-python-headless MNN ...      # those that are wanted
+Every cell is computed in a process of its own and kept in --results at once, so that the script can be stopped, and
+called again with other packages on PYTHONPATH: rows are named by the runtime and its version.
+
+pip install degrid[export] opencv-python-headless MNN tract ...      # those that are wanted
 npm install onnxruntime-web      # in the folder from which this is called
-python benchmarks/runtimes.py [--runtimes tract opencv] [--networks 10]
+python benchmarks/runtimes.py --results runtimes.json [--runtimes tract opencv]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
-import itertools
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import degrid
+from degrid.exporters.facts import ImageInput
 from degrid.exporters.graph import example_image
 from degrid.exporters.runtime import ExportedModel
-from degrid.exporters.table import find_exporter
+from degrid.exporters.table import EXPORTERS, REFUSED, find_exporter
 from degrid.resize import resize
 
 SIZES = (97, 129), (65, 65), (200, 151)
-OPERATORS = "regular", "gi", "ssc", "gaussian", "tent"
-NETWORKS = [*itertools.product(("deeplabv3", "deeplabv3plus"), OPERATORS)]
+NETWORKS = {"v3plus": ("timm:mobilenetv2_100", "gi"), "v3": ("timm:resnet10t", "tent")}
+OUTPUTS = ("ids", "logits")
 KINDS = {
-    "any size, uint8": degrid.ImageInput(),
-    "97x129, uint8": degrid.ImageInput(size=SIZES[0]),
-    "97x129, float32": degrid.ImageInput("float32", SIZES[0]),
+    "any size, uint8": ImageInput(),
+    "97x129, uint8": ImageInput(size=SIZES[0]),
+    "97x129, float32": ImageInput("float32", SIZES[0]),
+    "any size, int8": ImageInput(),
 }
+LONGEST = 400
+"""Seconds for a cell."""
 Run = Callable[[np.ndarray], Any]
 
 
-def network(head: str, operator: str) -> torch.nn.Module:
+class Runtime(NamedTuple):
+    """A runtime: its distribution and module in Python, and what opens a file of ONNX; or its format of degrid."""
+
+    distribution: str
+    module: str
+    open: Callable[[Path], Run] | None = None
+
+
+@functools.cache
+def network(name: str) -> Any:
     """With a classifier of larger weights than usual, so that random networks find several classes."""
     torch.manual_seed(0)
-    labels = degrid.open_dataset("synthetic:1", "train").labels
-    if head == "deeplabv3":
-        model = degrid.deeplabv3("timm:resnet18d", labels, output_stride=8, operator=operator, channels=32)
-    else:
-        model = degrid.deeplabv3plus("timm:mobilenetv2_100", labels, output_stride=16, operator=operator, channels=32)
+    scenes = degrid.open_dataset("synthetic:4", "train")
+    encoder, operator = NETWORKS[name]
+    make, stride = (degrid.deeplabv3, 8) if name == "v3" else (degrid.deeplabv3plus, 16)
+    model: Any = make(encoder, scenes.labels, output_stride=stride, operator=operator, channels=32)
     torch.nn.init.normal_(model.head.classifier.weight)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the average of all batches
+    with torch.no_grad():
+        model.train()(torch.stack([scenes[index].image[:, :128, :128].float() for index in range(4)]))
     return model.eval()
 
 
@@ -59,29 +81,15 @@ def onnxruntime(file: Path) -> Run:
     return lambda image: session.run(None, {"image": image})[0]
 
 
-def openvino(file: Path) -> Run:
-    core = importlib.import_module("openvino").Core()
-    compiled = core.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda image: compiled(image)[0]
-
-
 def web(file: Path) -> Run:
     """onnxruntime-web in Node, from the folder where `npm install onnxruntime-web` was called."""
-    script = file.with_suffix(".mjs")
+    script, pixels, made = (file.with_suffix(ending) for ending in (".mjs", ".in", ".out"))
     script.write_text(WEB)
 
     def run(image: np.ndarray) -> Any:
-        pixels, made = file.with_suffix(".in"), file.with_suffix(".out")
         pixels.write_bytes(image.tobytes())
-        words = [
-            "node",
-            str(script),
-            str(Path("node_modules").resolve()),
-            str(file),
-            str(image.dtype),
-            *map(str, image.shape),
-        ]
-        done = subprocess.run([*words, str(pixels), str(made)], capture_output=True, text=True)
+        places = (script, Path("node_modules").resolve(), file, image.dtype, *image.shape, pixels, made)
+        done = subprocess.run(["node", *map(str, places)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr.strip()[-150:])
         return np.frombuffer(made.read_bytes(), np.dtype(done.stdout.strip().splitlines()[-1]))
@@ -110,103 +118,170 @@ def tract(file: Path) -> Run:
     return lambda image: model.run([image])[0].to_numpy()
 
 
-def by_format(name: str) -> Callable[[Path], Run]:
-    """A runtime that reads files of its own: of the network beside the ONNX file, which degrid writes and opens."""
+def ncnn(file: Path) -> Run:
+    """By pnnx; each image is computed three times, which must give the same numbers."""
+    pnnx = Path(str(importlib.import_module("pnnx").__file__)).parents[1] / "bin" / "pnnx"
+    done = subprocess.run([pnnx, file.name, "fp16=0"], cwd=file.parent, capture_output=True, text=True)
+    library, stem = importlib.import_module("ncnn"), str(file.with_suffix("")).replace("-", "_")
+    net = library.Net()
+    net.opt.use_vulkan_compute = False
+    if net.load_param(f"{stem}.ncnn.param") or net.load_model(f"{stem}.ncnn.bin"):
+        raise RuntimeError(f"not loaded; pnnx ended with {done.returncode}")
 
-    def make(file: Path) -> Run:
-        exporter = find_exporter(name)
-        kind, number, output = file.stem.replace("_", " ").split("-")
-        takes = KINDS[kind] if exporter.any_batch or KINDS[kind].size else degrid.ImageInput(batch=1)
-        model = torch.load(file.parent / f"{number}.pt", weights_only=False)
-        made = file.with_name(f"{file.stem}-{name}{exporter.ending}")
-        degrid.export(model, made, format=name, output=output, takes=takes)
-        opened = ExportedModel(f"{name}={made}")
-        return lambda image: opened(torch.from_numpy(image)).numpy()
+    def run(image: np.ndarray) -> Any:
+        found = []
+        for _ in range(3):
+            extractor = net.create_extractor()
+            extractor.input("in0", library.Mat(np.ascontiguousarray(image[0], np.float32)).clone())
+            found.append(np.array(extractor.extract("out0")[1]))
+        change = max(np.abs(each - found[0]).max() for each in found) / np.abs(found[0]).max()
+        if change:
+            raise RuntimeError(f"logits of the same image differ by {change:.0e} from run to run")
+        return found[0]
 
-    return make
+    return run
 
 
-FORMATS = {"opencv": "cv2", "litert": "litert_torch", "executorch": "executorch", "mnn": "MNN", "iree": "iree.compiler"}
-RUNTIMES = {each.__name__: each for each in (onnxruntime, openvino, web, tract)} | {
-    name: by_format(name) for name in FORMATS
+RUNTIMES = {
+    "onnxruntime": Runtime("onnxruntime", "onnxruntime", onnxruntime),
+    "onnxruntime-web": Runtime("", "", web),
+    "openvino": Runtime("openvino", "openvino"),
+    "torch-export": Runtime("torch", "torch"),
+    "aot-inductor": Runtime("torch", "torch"),
+    "opencv": Runtime("opencv-python-headless", "cv2"),
+    "tensorrt": Runtime("onnxruntime", "onnxruntime"),
+    "litert": Runtime("ai-edge-litert", "ai_edge_litert"),
+    "coreml": Runtime("coremltools", "coremltools"),
+    "executorch": Runtime("executorch", "executorch"),
+    "mnn": Runtime("MNN", "MNN"),
+    "iree": Runtime("iree-base-compiler", "iree.compiler"),
+    "tract": Runtime("tract", "tract", tract),
+    "ncnn": Runtime("ncnn", "ncnn", ncnn),
 }
 
 
-def installed(runtime: str) -> bool:
-    if runtime == "web":
-        return Path("node_modules/onnxruntime-web").exists()
+def version(name: str) -> str | None:
+    """None where it is not installed."""
+    runtime = RUNTIMES[name]
+    if not runtime.module:
+        package = Path("node_modules/onnxruntime-web/package.json")
+        return json.loads(package.read_text())["version"] if package.exists() else None
     try:
-        return importlib.util.find_spec(FORMATS.get(runtime, runtime)) is not None
+        found = importlib.util.find_spec(runtime.module)
     except ModuleNotFoundError:
-        return False
+        return None
+    return importlib.metadata.version(runtime.distribution) if found else None
 
 
-def compared(make: Callable[[Path], Run], file: Path, model: Any, sizes: Iterable[tuple[int, int]]) -> list[float]:
-    """Per size the part of pixels with the right class, or the largest difference over the largest logit."""
-    run, found = make(file), []
-    ids = file.stem.endswith("ids")
-    for size in sizes:
-        image = example_image((1, 3, *size), seed=3)
-        with torch.no_grad():
-            logits = model(image)
-        given = np.asarray(run((image.float() if "float32" in file.stem else image).numpy()))
-        if ids:
-            wanted = resize(logits, size, model.resize).argmax(1).numpy()
-            found.append(float((given.reshape(wanted.shape) == wanted).mean()))
-        else:
-            difference = np.abs(given.reshape(logits.shape) - logits.numpy()).max()
-            found.append(float(difference / logits.abs().max()))
-    return found
+def opened(name: str, kind: str, output: str, which: str, folder: Path) -> tuple[Run | None, ImageInput]:
+    """A network in a runtime, ready to run, and what it takes; no function for a format that is only written here."""
+    runtime, takes = RUNTIMES[name], KINDS[kind]
+    exporter = find_exporter("onnx" if runtime.open else name)
+    if runtime.open is None and takes.size is None and not exporter.any_batch:
+        takes = ImageInput(takes.type, batch=1)
+    int8 = degrid.Int8("synthetic:16", max_drop=100, float_layers=0) if kind.endswith(", int8") else None
+    format = "onnx" if runtime.open else name
+    stem = f"{which}_{output}_{kind}_{format}".replace(", ", "_").replace(" ", "_").replace("-", "_")
+    file = folder / f"{stem}{exporter.ending}"
+    if not file.exists():
+        degrid.export(network(which), file, format=format, output=output, takes=takes, int8=int8)
+    if runtime.open:
+        return runtime.open(file), takes
+    if not exporter.runs_here:
+        return None, takes
+    model = ExportedModel(f"{name}={file}")
+    return (lambda image: model(torch.from_numpy(image)).numpy()), takes
 
 
-def tried(runtime: str, folder: Path) -> dict[str, str]:
-    """Each kind of file and output -> the worst that came of it."""
-    cells = {}
-    for kind, output in itertools.product(KINDS, ("ids", "logits")):
-        values, failed = [], ""
-        for file in sorted(folder.glob(f"{kind.replace(' ', '_')}-*-{output}.onnx")):
-            model = torch.load(folder / f"{file.stem.split('-')[1]}.pt", weights_only=False)
-            try:
-                values += compared(RUNTIMES[runtime], file, model, SIZES if "any" in kind else SIZES[:1])
-            except Exception as error:  # every runtime has its own
-                failed = failed or f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-        worst = (f"{100 * min(values):.2f} %" if output == "ids" else f"{max(values):.0e}") if values else ""
-        count = sum(1 for _ in folder.glob(f"{kind.replace(' ', '_')}-*-{output}.onnx"))
-        cells[f"{kind}, {output}"] = worst + (f" (not all {count}: {failed})" if failed and worst else failed)
-    return cells
+def compared(name: str, kind: str, output: str, folder: Path) -> str:
+    """The worst of both networks and all sizes."""
+    found: list[float] = []
+    for which in NETWORKS:
+        model = network(which)
+        run, takes = opened(name, kind, output, which, folder)
+        if run is None:
+            return "written, not run"
+        for size in [takes.size] if takes.size else SIZES:
+            image = example_image((1, 3, *size), takes.type, seed=3)
+            with torch.no_grad():
+                logits = model(image)
+            given = np.asarray(run(image.numpy()))
+            if output == "ids":
+                wanted = resize(logits, size, model.resize).argmax(1).numpy()
+                found.append(float((given.reshape(wanted.shape) == wanted).mean()))
+            else:
+                difference = np.abs(given.reshape(logits.shape) - logits.numpy()).max()
+                found.append(float(difference / logits.abs().max()))
+    return f"{100 * min(found):.2f} %" if output == "ids" else f"{max(found):.0e}"
+
+
+def cell(name: str, kind: str, folder: Path) -> str:
+    """What comes of one cell, computed in a process of its own: the results, or why there are none."""
+    exporter = find_exporter("onnx" if RUNTIMES[name].open else name)
+    if kind.endswith(", int8") and not exporter.has_int8:
+        return "-"
+    words = [sys.executable, __file__, "--cell", name, kind, "--folder", str(folder)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return f"not ready after {LONGEST} s"
+    if done.returncode == 0:
+        return done.stdout.splitlines()[-1]
+    return f"process ended with {done.returncode}: {' '.join(done.stderr.split())[-100:]}"
+
+
+def outcome(name: str, kind: str, folder: Path) -> str:
+    """What `cell` computes, here in this process."""
+    found = {}
+    for output in OUTPUTS:
+        try:
+            found[output] = compared(name, kind, output, folder)
+        except Exception as error:  # every runtime has its own
+            found[output] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    same = len(set(found.values())) == 1
+    return found["ids"] if same else ", ".join(found.values())
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """In Markdown."""
+    lines = ["| runtime | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
+    return "\n".join(
+        [
+            *lines,
+            *(f"| {row} | {' | '.join(cells.get(kind, '') for kind in KINDS)} |" for row, cells in results.items()),
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("runtimes.json"))
     parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=list(RUNTIMES))
-    parser.add_argument("--networks", type=int, default=len(NETWORKS))
-    parser.add_argument("--folder", type=Path, help="of files made before; for the processes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop before a cell that would begin later")
+    parser.add_argument("--folder", type=Path, default=Path("runtimes_files"), help="for the files that are written")
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.folder:
-        print(json.dumps(tried(options.runtimes[0], options.folder)))
+    options.folder.mkdir(exist_ok=True)
+    if options.cell:
+        name, kind = options.cell
+        print(outcome(name, kind, options.folder))
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for number, (head, operator) in enumerate(NETWORKS[:: len(NETWORKS) // options.networks]):
-            model = network(head, operator)
-            torch.save(model, folder / f"{number}.pt")
-            for (kind, takes), output in itertools.product(KINDS.items(), ("ids", "logits")):
-                file = folder / f"{kind.replace(' ', '_')}-{number}-{output}.onnx"
-                degrid.export(model, file, output=output, takes=takes)
-            print(f"{head} {operator} written", file=sys.stderr)
-        columns = [f"{kind}, {output}" for kind, output in itertools.product(KINDS, ("ids", "logits"))]
-        print("| runtime |", " | ".join(columns), "|")
-        print("|---" * (len(columns) + 1) + "|")
-        for runtime in options.runtimes:
-            if not installed(runtime):
-                print(f"| {runtime} | not installed |" + " |" * (len(columns) - 1))
+    begin = time.monotonic()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    for name in options.runtimes:
+        if (found := version(name)) is None:
+            print(f"{name} is not installed", file=sys.stderr)
+            continue
+        row = results.setdefault(f"{name} {found}", {})
+        for kind in KINDS:
+            if kind in row or time.monotonic() - begin > 60 * options.minutes:
                 continue
-            words = [sys.executable, __file__, "--runtimes", runtime, "--folder", str(folder)]
-            done = subprocess.run(words, capture_output=True, text=True)
-            cells = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-            rest = [cells.get(column, f"process ended with {done.returncode}") for column in columns]
-            print("|", runtime, "|", " | ".join(rest), "|", flush=True)
+            row[kind] = cell(name, kind, options.folder)
+            print(f"{name} {found}, {kind}: {row[kind]}", file=sys.stderr, flush=True)
+            options.results.write_text(json.dumps(results, indent=1))
+    print(table(results))
 
 
 if __name__ == "__main__":
+    assert {*EXPORTERS, *REFUSED} - {"onnx"} <= RUNTIMES.keys()
     main()

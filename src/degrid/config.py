@@ -57,11 +57,11 @@ class ModelConfig:
     ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; networks as other projects changed them
     (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`, `bubbliiiing:xception`,
     `mmseg:resnet50c`, `paddleseg:resnet50d`, `speedinghzl:resnet101s`, `google:xception65`, `google:mobilenetv2_100`,
-    `smp:efficientnet-b0`, `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of your own,
-    `my_module:MyEncoder`."""
+    `bonlime:xception65`, `smp:efficientnet-b0`, `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of
+    your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
-    """`true`: download timm's ImageNet weights; a path: a local .safetensors or .pth file, or a folder made by
-    `degrid convert`; `false`: random weights."""
+    """`true`: download timm's ImageNet weights; a path: a local file of any kind that `degrid convert` reads, or a
+    folder made by it; `false`: random weights."""
     output_stride: int = 16
     """Image size over the size of the encoder's last feature map: 8, 16 or 32. Stages beyond it keep their resolution
     and are dilated."""

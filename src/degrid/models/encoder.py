@@ -75,7 +75,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str | Mapping[str, Callable[..., 
     **dict.fromkeys(
         ("jfzhang95", "vainf", "bubbliiiing", "mmseg", "paddleseg", "speedinghzl"), "degrid.models.peers:PEERS"
     ),
-    "google": "degrid.models.google_encoders:GOOGLE_ENCODERS",
+    **dict.fromkeys(("google", "bonlime"), "degrid.models.google_encoders:GOOGLE_ENCODERS"),
     "transformers": "degrid.models.mobilevit:TRANSFORMERS_ENCODERS",
     "smp": "degrid.models.smp_encoders:SMP_ENCODERS",
 }

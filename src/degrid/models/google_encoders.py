@@ -44,12 +44,15 @@ class GoogleXception(TimmEncoder):
     """Xception whose feature at stride 4, which the decoder reads, is that before the ReLU.
 
     Args:
-        name: "google:xception41", 65 or 71.
+        name: "google:xception41", 65 or 71; "bonlime:xception65" pads the first convolution by TensorFlow's rule.
         settings: see `TimmEncoder`.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
-        super().__init__(name.removeprefix("google:"), **settings)
+        super().__init__(name.partition(":")[2], **settings)
+        if name.startswith("bonlime:"):
+            stem: Any = self.net.stem_0.conv
+            stem.__class__, stem.padding = Conv2dSame, (0, 0)
         tap = self.net.feature_info.module_name(1).replace("blocks.", "blocks_").rpartition(".")
         stack: Any = self.net.get_submodule(tap[0])
         getattr(stack, tap[2]).__class__ = nn.Identity  # in place, as timm takes the feature from this module
@@ -58,5 +61,6 @@ class GoogleXception(TimmEncoder):
 
 GOOGLE_ENCODERS: dict[str, type[TimmEncoder]] = {
     **{f"google:xception{depth}": GoogleXception for depth in (41, 65, 71)},
+    "bonlime:xception65": GoogleXception,
     **{f"google:mobilenetv2_{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "100", "140")},
 }

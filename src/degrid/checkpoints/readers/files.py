@@ -12,6 +12,7 @@ from typing import Any
 from degrid.checkpoints.readers.archives import members_of, unpacked
 from degrid.checkpoints.readers.caffe import Caffe
 from degrid.checkpoints.readers.find import find_checkpoint
+from degrid.checkpoints.readers.hdf5 import Hdf5
 from degrid.checkpoints.readers.numpy_files import Numpy
 from degrid.checkpoints.readers.others import what_else
 from degrid.checkpoints.readers.reader import Contents, Reader
@@ -31,6 +32,7 @@ READERS: dict[str, Reader] = {
     "pytorch": PyTorch(),
     "safetensors": Safetensors(),
     "pickle": Pickle(),
+    "hdf5": Hdf5(),
     "numpy": Numpy(),
     "tensorflow graph": GraphDef(),
     "caffe": Caffe(),
@@ -99,7 +101,8 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
         return contents, f"zip, {name}"
     if name is None:
         raise ConversionError(
-            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch or numpy"
+            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras or "
+            "numpy"
         )
     return _named(name).read(file, main), name
 
@@ -115,7 +118,8 @@ def _only_part(file: Span) -> Span | None:
     names = [name for member in members_of(file) if not (name := member.filename).startswith("__MACOSX/")]
     if all(name.endswith(".npy") for name in names):
         return None
-    found = [part for name, part in unpacked(file).items() if name in names]
+    weights = [name for name in names if name.endswith(".weights.h5")]  # of Keras, beside its settings
+    found = [part for name, part in unpacked(file).items() if name in (weights or names)]
     if len(found) != 1:
         raise ConversionError(
             f"{file.file} is an archive of {len(found)} files, {some(sorted(names))}; unpack it, and give one"

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from degrid.checkpoints.readers.archives import members_of
+from degrid.checkpoints.readers.hdf5 import SIGNATURE
 from degrid.protobuf import Span
 from degrid.types import ConversionError
 
@@ -29,12 +30,6 @@ _MARKS = (
     (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
     (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
     (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
-    (
-        0,
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file of Keras; load it there, and save its arrays by name: "
-        "numpy.savez('weights.npz', **{weight.name: weight.numpy() for weight in model.weights})",
-    ),
     (0, b"\x12\x01\0\0\0\0\0\0", "a .params file of MXNet; load it there, and save its arrays as a dictionary: .npz"),
     (0, b"\x89PNG", "a picture (PNG)"),
     (0, b"\xff\xd8\xff", "a picture (JPEG)"),
@@ -53,6 +48,8 @@ def what_else(file: Span, path: Path) -> str | None:
         return "empty; download or copy it again" if not head else "nothing but zeros; download or copy it again"
     if _PAGE.match(head):
         return "a web page in place of the file, perhaps asking to log in or to confirm; download it with a browser"
+    if head.startswith(SIGNATURE):
+        return None
     if head[:2] == b"PK":
         return _archive([member.filename for member in members_of(file)])
     if _TEXT.fullmatch(head):
@@ -69,8 +66,6 @@ def _archive(names: list[str]) -> str | None:
         return (
             "a program of torch.export; save its weights: torch.save(torch.export.load(FILE).state_dict, 'weights.pth')"
         )
-    if "model.weights.h5" in found:
-        return "a model of Keras (.keras); load it there, and save it in the older format: model.save('model.h5')"
     return None
 
 

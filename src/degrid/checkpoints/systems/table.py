@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from degrid.checkpoints.systems.bonlime import Bonlime
 from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
 from degrid.checkpoints.systems.chenxi116 import Chenxi116
@@ -53,6 +54,7 @@ SYSTEMS: dict[str, System] = {
     "torchvision": Torchvision(),
     "smp": Smp(),
     "google_deeplab": GoogleDeepLab(),
+    "bonlime": Bonlime(),
     "transformers_mobilenet_v2": TransformersMobileNetV2(),
     "transformers_mobilevit": TransformersMobileViT(),
     "mobilenet_v2_voc": MobileNetV2Voc(),
