@@ -192,6 +192,38 @@ def test_windows_read_large_maps_in_parts_with_the_same_values(tmp_path, monkeyp
     assert (found[0] == found[1]).all()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_windows_read_large_pngs_in_parts_with_the_same_values(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("degrid.bands._IN_PARTS", 1000)
+    monkeypatch.setattr("degrid.bands.PART", 1)
+    monkeypatch.setattr("degrid.bands._TILE", 16)
+    pixels = np.random.default_rng(7).integers(0, 255, (90, 70, len(mode)), np.uint8)
+    Image.fromarray(pixels.squeeze()).save(tmp_path / "a.png")
+    for bands in (Bands(), Bands(1, ((0.0, 200.0),))):
+        scene, whole = (
+            open_scene(tmp_path / "a.png", bands, 1 << 30, windows=True),
+            read_scene(tmp_path / "a.png", bands),
+        )
+        assert isinstance(scene, LargeScene)
+        assert scene.size == (90, 70)
+        found = [scene.rows(*rows).pixels for rows in ((0, 16), (16, 50), (50, 90))]
+        assert (np.concatenate(found) == whole.pixels).all()
+    assert isinstance(open_scene(tmp_path / "a.png", Bands(), 1 << 30), Scene)
+    assert isinstance(open_scene(tmp_path / "a.png", Bands(3, "file"), 1 << 30, windows=True), Scene)
+
+
+def test_pngs_that_others_turn_or_convert_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("degrid.bands._IN_PARTS", 1000)
+    pixels = np.random.default_rng(8).integers(0, 255, (60, 70, 3), np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(pixels).quantize(16).save(tmp_path / "palette.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
+    for name in ("turned", "palette", "deep"):
+        assert isinstance(open_scene(tmp_path / f"{name}.png", Bands(), 1 << 30, windows=True), Scene)
+
+
 def test_other_large_images_need_memory(tmp_path, small_limit):
     pixels = np.random.default_rng(5).integers(0, 255, (60, 70, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

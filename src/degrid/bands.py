@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from degrid.image import in_rows, is_large, open_image, oriented, read_image, refuse_pages, values_to_bytes
-from degrid.raster import TiffHeader, rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
+from degrid.raster import TiffHeader, png_in_rows, rasterio_or_none, read_bands, read_reduced, read_rows, tiff_header
 from degrid.types import RGB, Bands, UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ _PIXELS = 1 << 16
 DIM = 25
 """The highest value, of 255, of images that are nearly black."""
 _IN_PARTS = 50_000_000
-"""Pixels from which a TIFF that is predicted in windows is read in parts; fewer take up to 0.6 GB of bytes."""
+"""Pixels from which an image that is predicted in windows is read in parts; fewer take up to 0.6 GB of bytes."""
+_TILE, PART = 256, 32 << 20
+"""Rows of values that are read at once: multiples of the first, of about as many bytes as the second."""
 _LUMA = (0.299, 0.587, 0.114)
 _PNG_START, _PNG_BITS, _PNG_COLORS = b"\x89PNG\r\n\x1a\n", 24, 25
 _DIRECT = ("uint16", "int16", "int32", "float32")
@@ -61,7 +63,7 @@ def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int
 
 
 class LargeScene:
-    """A TIFF of too many pixels to be read at once, which is read from top to bottom; else as `read_scene`.
+    """A TIFF or PNG of too many pixels to be read at once, which is read from top to bottom; else as `read_scene`.
 
     A range that depends on the file's values is found in a smaller copy of it.
 
@@ -74,10 +76,12 @@ class LargeScene:
 
     def __init__(self, path: str | os.PathLike[str], bands: Bands) -> None:
         header = tiff_header(path)
-        assert header is not None
-        refuse_pages(path, header.pages)
-        self.path, self.no_data, self.size = path, header.no_data, (header.size[1], header.size[0])
+        size = header.size if header else png_in_rows(path)
+        assert size is not None
+        refuse_pages(path, header.pages if header else 1)
+        self.path, self.no_data, self.size = path, header.no_data if header else None, (size[1], size[0])
         sample = read_reduced(path, _REDUCED)
+        self._step = max(1, PART // (size[0] * sample.shape[2] * sample.itemsize * _TILE)) * _TILE
         if bands.range == "file":
             bands = Bands(bands.count, ranges_of([sample]))
         elif bands.range == "bytes" and sample.dtype.name != "uint8":
@@ -88,11 +92,22 @@ class LargeScene:
 
     def rows(self, first: int, last: int) -> Scene:
         """The rows first to last - 1."""
-        return scene_of(read_rows(self.path, first, last), self.bands, self.no_data, self.path)
+        import numpy as np
+
+        ends = [*range((first // self._step + 1) * self._step, last, self._step), last]
+        parts = []
+        for start, end in zip([first, *ends], ends, strict=False):
+            parts.append(scene_of(read_rows(self.path, start, end), self.bands, self.no_data, self.path))
+        if len(parts) == 1:
+            return parts[0]
+        empty = (
+            None if self.no_data is None else np.concatenate([part.empty for part in parts if part.empty is not None])
+        )
+        return Scene(np.concatenate([part.pixels for part in parts]), empty)
 
 
 def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows: bool = False) -> Scene | LargeScene:
-    """As `read_scene`, but images of any size: TIFFs part by part, where rasterio is installed, others at once.
+    """As `read_scene`, but images of any size: with rasterio TIFFs and PNGs part by part, others at once.
 
     Args:
         memory: bytes that are free.
@@ -101,14 +116,21 @@ def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows:
     Raises:
         UserError: see `read_picture`; or an image that is no TIFF takes more memory.
     """
-    header = tiff_header(path)
-    if header is not None and rasterio_or_none() is not None:
-        in_parts = windows and math.prod(header.size) > _IN_PARTS and _is_same_in_parts(header, bands)
-        if in_parts or is_large(header.size):
-            return LargeScene(path, bands)
+    if rasterio_or_none() is not None and _is_for_parts(path, bands, windows):
+        return LargeScene(path, bands)
     if bands == RGB and no_data_of(path) is None and not is_array(path):
         return Scene(read_image(path, memory))
     return read_scene(path, bands)
+
+
+def _is_for_parts(path: str | os.PathLike[str], bands: Bands, windows: bool) -> bool:
+    """Whether an image is so large that it is read part by part, see `open_scene`."""
+    header = tiff_header(path)
+    if header is not None:
+        in_parts = windows and math.prod(header.size) > _IN_PARTS and _is_same_in_parts(header, bands)
+        return in_parts or is_large(header.size)
+    png = png_in_rows(path) if windows else None
+    return png is not None and math.prod(png) > _IN_PARTS and (bands.range != "file" or is_large(png))
 
 
 def _is_same_in_parts(header: TiffHeader, bands: Bands) -> bool:
@@ -293,7 +315,7 @@ def _with_channels(values: np.ndarray, count: int, place: object) -> np.ndarray:
     if (found, count) == (4, 3):  # transparency
         return values[..., :3]
     if found in (3, 4) and count == 1:
-        grey: np.ndarray = np.dot(values[..., :3].astype(np.float32), np.array(_LUMA, np.float32))[..., None]
+        grey: np.ndarray = np.dot(values[..., :3].astype(np.float32, order="C"), np.array(_LUMA, np.float32))[..., None]
         return np.rint(grey).astype(values.dtype) if values.dtype.kind in "iu" else grey
     raise UserError(
         f"{place} has {found} bands; expected {count}: the network's input has as many channels as the images that it "

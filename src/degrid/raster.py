@@ -28,8 +28,10 @@ _TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 324, 339, 3
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
-_CACHE = 128 << 20
+CACHE = 64 << 20
 """Bytes of decoded tiles that GDAL keeps; a twentieth of the memory without it."""
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_TURNED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _LONG_TEXT = 1 << 16  # ImageJ's is short
 _LETTERS = {1: "uint", 2: "int", 3: "float", 5: "complexint", 6: "complex"}
 
@@ -80,6 +82,19 @@ def tiff_header(path: str | os.PathLike[str]) -> TiffHeader | None:
             return _header(stream, "<" if mark[0] == 73 else ">", 43 in mark) if mark in TIFF_MARKS else None
     except (OSError, ValueError, IndexError, struct.error):
         return None
+
+
+def png_in_rows(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height of a PNG whose rows follow one another: of 8 bits, grey or colours, and not said to lie turned;
+    None for any other file."""
+    with contextlib.suppress(OSError, struct.error), open(path, "rb") as stream:
+        head = stream.read(1 << 16)
+        width, height, bits, colors, _, _, interlaced = struct.unpack(">IIBBBBB", head[16:29])
+        before = head[: head.find(b"IDAT")]
+        turned = b"IDAT" not in head or any(mark in before for mark in _TURNED)
+        if head.startswith(_PNG) and bits == 8 and colors in (0, 2, 6) and not interlaced and not turned:
+            return width, height
+    return None
 
 
 def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
@@ -157,7 +172,7 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_rows(path: str | os.PathLike[str], first: int, last: int) -> np.ndarray:
-    """Rows of a TIFF, first to last - 1, as they are stored: [rows,W,C].
+    """Rows of a TIFF or PNG, first to last - 1, as they are stored: [rows,W,C].
 
     Raises:
         UserError: see `read_bands`.
@@ -168,7 +183,7 @@ def read_rows(path: str | os.PathLike[str], first: int, last: int) -> np.ndarray
 
 
 def read_reduced(path: str | os.PathLike[str], side: int) -> np.ndarray:
-    """A TIFF made smaller, so that no side is longer than `side` pixels: of each part one pixel as it is, [h,w,C].
+    """A TIFF or PNG made smaller, no side longer than `side` pixels: of each part one pixel as it is, [h,w,C].
 
     Raises:
         UserError: see `read_bands`.
@@ -189,7 +204,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             f"{path} holds {tiff_header(path) or '16-bit colours'}, which is read with rasterio: pip install "
             "degrid[geo], or save it as PNG of 8 bits"
         )
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE):
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             with rasterio.open(path) as opened:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from degrid.arguments import checked
-from degrid.bands import LargeScene, Scene, read_scene, to_bytes, values_of
+from degrid.bands import PART, LargeScene, Scene, read_scene, to_bytes, values_of
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device, used_bytes
@@ -32,6 +32,7 @@ from degrid.engine.memory import give_back_freed_memory
 from degrid.image import oriented, to_array
 from degrid.kernels.support import code_bytes
 from degrid.kernels.upsample_argmax import upsample_argmax
+from degrid.raster import CACHE
 from degrid.threads import limited_threads
 from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
 
@@ -204,12 +205,14 @@ class Predictor:
             compiled = self.network.uses_compiled and not self.once
             return upsample_argmax(scores, size, self.resize, compiled=compiled)[0]
 
-    def options_for(self, size: tuple[int, ...]) -> InferenceOptions:
+    def options_for(self, size: tuple[int, ...], reading: int = 0) -> InferenceOptions:
         """The options for an image of this height and width.
 
         Its window is None if one window covers the image, and chosen if the feature maps would take too much memory.
         How much is free is asked once, so that all images are treated alike.
 
+        Args:
+            reading: bytes that reading the image part by part takes.
         Raises:
             UserError: a memory limit that is too small for the process and any window.
         """
@@ -229,7 +232,8 @@ class Predictor:
                 if options.memory is not None:
                     raise
                 return options  # nobody asked for a limit
-        left = self._usable_memory() - self._bytes_of_results(size)
+        beside = self._bytes_of_results(size) + reading
+        left = self._usable_memory(beside) - beside
         if pixels * self._bytes_per_pixel <= left:
             return options
         if self.whole and options.memory is None:
@@ -237,22 +241,27 @@ class Predictor:
             return options
         tall, wide = self._window(height, width, left)
         if min(tall, wide) < min(_SMALLEST, height, width):
-            raise UserError(self._too_little(options.memory or left, left))
+            raise UserError(self._too_little(options.memory or left, left, width))
         return dataclasses.replace(options, memory=None, window=(tall, wide))
 
     def _window(self, height: int, width: int, left: int) -> tuple[int, int]:
         """The largest window, as square as possible, that leaves room for the scores of a row of windows."""
         assert self._bytes_per_pixel
-        of_row = _ROW * width * ((len(self.labels) if self.labels else _CLASSES) + _BESIDE)
+        of_row = self._bytes_of_row(width)
         side = (math.sqrt(of_row**2 + 4 * self._bytes_per_pixel * max(left, 0)) - of_row) / (2 * self._bytes_per_pixel)
         tall = min(height, int(side) // _GRID * _GRID)
         wide = (left / max(tall, 1) - of_row) / self._bytes_per_pixel
         return tall, max(0, min(width, int(wide) // _GRID * _GRID))
 
-    def _too_little(self, limit: int, left: int) -> str:
+    def _bytes_of_row(self, width: int) -> int:
+        """What a row of windows takes, of one pixel in height."""
+        return _ROW * width * ((len(self.labels) if self.labels else _CLASSES) + _BESIDE)
+
+    def _too_little(self, limit: int, left: int, width: int) -> str:
         """Why a limit cannot be kept."""
         assert self._bytes_per_pixel
-        taken, need = limit - left, self._bytes_per_pixel * _SMALLEST**2
+        taken = limit - left
+        need = self._bytes_per_pixel * _SMALLEST**2 + self._bytes_of_row(width) * _SMALLEST
         return (
             f"a memory limit of {limit / MIB:.0f} MiB cannot be kept: the program and the network take "
             f"{taken / MIB:.0f} MiB, and windows of {_SMALLEST}x{_SMALLEST} pixels {need / MIB:.0f} MiB more; allow "
@@ -265,21 +274,25 @@ class Predictor:
         classes = len(self.labels) if self.labels else _CLASSES
         return size[0] * size[1] * (1 + (3 * _ROW * classes if fused else 0))
 
-    def _usable_memory(self) -> int:
-        """Bytes that feature maps and results may take; asked once, before there is a copy of the network."""
+    def _usable_memory(self, beside: int = 0) -> int:
+        """Bytes that feature maps may take with what is `beside` them; asked once, before there is a copy of the
+        network."""
         if self._usable is None:
             limit = self.options.memory
-            self._usable = int(_USABLE * available_bytes(self.device)) if limit is None else self._left_of(limit)
+            self._usable = (
+                int(_USABLE * available_bytes(self.device)) if limit is None else self._left_of(limit, beside)
+            )
         return self._usable
 
-    def _left_of(self, limit: int) -> int:
-        """What a limit leaves when the network is there. What makes it fast is left out where it takes over half."""
+    def _left_of(self, limit: int, beside: int) -> int:
+        """What a limit leaves when the network is there. What makes it fast is left out where it takes over half of the
+        rest."""
         give_back_freed_memory()
         copied, faster = self.network.bytes_to_come()
         left = limit - used_bytes(self.device) - copied - _ASIDE
         narrow = self.network.precision == "bfloat16"
         more = (0 if narrow else faster) + (code_bytes() if self.device.type == "cpu" else 0)
-        self.network.uses_compiled = 2 * more <= left
+        self.network.uses_compiled = 2 * more <= left - beside
         self.network.spares_memory = narrow or not self.network.uses_compiled
         return left - more if self.network.uses_compiled else left
 
@@ -327,7 +340,7 @@ class Predictor:
         Raises:
             UserError: options or a network that need the whole image.
         """
-        options = self.options_for(scene.size)
+        options = self.options_for(scene.size, CACHE + 2 * PART)
         if self.gives_ids or not options.is_single or options.crf is not None:
             raise needs_the_whole(scene)
         if options.window is None:
