@@ -171,6 +171,7 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
     cells = {"regular": None, "tent": CELLS["tent"], "hot": {"optim.lr": 1e30}}
     fields = {"question": "Does it run?", "recipe": "synthetic", "data": "synthetic:2", "settings": TINY}
     fields |= {"cells": cells, "seeds": 2, "shift": 2, "corruptions": "noise:2"}
+    fields["settings"] = {**TINY, "train.fixed_crops": 3}
     file.write_text(yaml.safe_dump(fields, sort_keys=False))
     out = tmp_path / "out"
     said = CliRunner().invoke(app, ["study", str(file), "-o", str(out), "--devices", "cpu,cpu"])
@@ -188,6 +189,9 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
         assert [each["shift"] for each in run["scores"]["shifts"]] == [1, 2]
         assert [(each["kind"], each["severity"]) for each in run["scores"]["corrupted"]] == [("noise", 2)]
     assert [each["cell"] for each in results["comparisons"] if each["measure"] == "miou"] == ["tent"]
+    assert not list((out / "features").iterdir())  # all cells of every seed are done
+    settings = json.loads((out / "tent/seed_0/run.json").read_text())["config"]["train"]
+    assert settings["features"] == str(out / "features/seed_0")
     assert (out / "accuracy_cost.png").stat().st_size > 5000
     # Started again there is nothing to do; another protocol is refused.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("study_scores.json")}

@@ -237,6 +237,13 @@ class TrainConfig:
     """Images per micro-batch, in each process."""
     accumulate: int = 1
     """Micro-batches per optimiser step, in each process; the loss is the mean over the valid pixels of all of them."""
+    fixed_crops: int = 0
+    """So many crops are drawn once, and used over and over in an order of its own for each pass; the encoder's stages
+    before the first dilated one stay as they began, batch norm included, and run once for each crop. For studies of
+    what comes behind them. 0: every crop is new, and all of the network trains."""
+    features: str = ""
+    """Folder that keeps what those stages gave, as float32, which runs with the same seed, data and first weights
+    share; empty: the run folder."""
     batch_norm: str = "train"
     """`train`: normalise by the statistics of the micro-batch; `synchronised`: by those of the micro-batches of all
     processes; `frozen`: statistics, scale and shift stay as loaded."""

@@ -110,11 +110,7 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
     Raises:
         UserError: no stage has a dilated convolution.
     """
-    stages = [
-        stage
-        for stage in _children_down_to_stages(encoder)
-        if any(isinstance(m, nn.Conv2d) and max(m.dilation) > 1 and max(m.kernel_size) > 1 for m in stage.modules())
-    ]
+    stages = [stage for stage in stages_of(encoder) if is_dilated(stage)]
     if not stages:
         raise UserError("no stage of this encoder has a dilated convolution; use a smaller output stride")
     stage = stages[-1]
@@ -124,7 +120,13 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
         return effective_receptive_field(lambda x: stage(x.to(device)).cpu(), (channels, side, side), runs, seed)
 
 
-def _children_down_to_stages(module: nn.Module) -> list[nn.Module]:
+def is_dilated(stage: nn.Module) -> bool:
+    """Whether a part of a network holds a dilated convolution."""
+    convs = (each for each in stage.modules() if isinstance(each, nn.Conv2d))
+    return any(max(conv.dilation) > 1 and max(conv.kernel_size) > 1 for conv in convs)
+
+
+def stages_of(module: nn.Module) -> list[nn.Module]:
     """The parts of a network in order, without the wrappers that hold a single network."""
     children = list(module.children())
     while len(children) == 1:

@@ -52,6 +52,7 @@ from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm, 
 from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
+from degrid.verbs.fixed_crops import check_fixed_crops, fixed_crops, freeze_stages
 from degrid.verbs.run_settings import (
     check_class_weights,
     check_settings,
@@ -123,6 +124,7 @@ def run(
             progress = tell = None
         with together():
             check_settings(config)
+            check_fixed_crops(config)
             if not resume:
                 _check_new(folder)
             check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(config)})
@@ -212,7 +214,12 @@ class _Work:
     def _stepping(self, log: RunLog) -> Advance:
         """Steps that this process computes."""
         config, data, state = self.config, self.data.train, self.state
-        batches = run_batches(config, data, self.cycles, state.step, log.progress, self.share)
+        if self.settings.fixed_crops:
+            model = cast(Segmenter, state.model)
+            state.forward, crops = fixed_crops(config, data, model, self.folder, log.progress)
+            batches = crops.batches(self.settings.batch_size, state.step * self.share.pieces)
+        else:
+            batches = run_batches(config, data, self.cycles, state.step, log.progress, self.share)
         return in_this_process(
             on_device(batches, self.device),
             make_objective(self.settings, data, cast(Segmenter, state.model), self.device, log.progress),
@@ -351,6 +358,8 @@ def start_network(
     if settings.channels_last:
         to_channels_last(model)
     _set_batch_norms(model, settings)
+    if settings.fixed_crops:
+        freeze_stages(model)
     if settings.checkpoint_activations:
         checkpoint_activations(model)
     model.scales_in_turn = settings.scales_in_turn

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from degrid.model_folder import load
 from degrid.networks import build_model
 from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
 from degrid.verbs.evaluate import Measures
+from degrid.verbs.fixed_crops import check_fixed_crops, frozen_stages
 from degrid.verbs.run_settings import check_settings
 from degrid.verbs.study_results import RunScores, StudyResult
 from degrid.verbs.train import run_config
@@ -213,9 +215,12 @@ def _check(config: RunConfig, split: str) -> None:
         UserError: settings, a network or data that cannot be used.
     """
     check_settings(config)
+    check_fixed_crops(config)
     if config.then:
         raise UserError(f'a study runs single stages, but after {config.name} comes "{config.then}"; set then to ""')
-    build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(2))
+    model = build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(2))
+    if config.train.fixed_crops:
+        frozen_stages(model.encoder)
     open_dataset(config.data.path, split)
 
 
@@ -235,6 +240,10 @@ class _Work:
     def place(self, variant: str, cell: str, seed: int) -> Path:
         """The run folder."""
         return self.folder / variant / cell / f"seed_{seed}"
+
+    def features(self, seed: int) -> Path:
+        """The folder for the features of fixed crops, which the cells of one seed share; there until all are done."""
+        return self.folder / "features" / f"seed_{seed}"
 
     def run_all(self, devices: Sequence[str], retry: bool) -> None:
         """Make every run that nobody has made or is making.
@@ -284,6 +293,8 @@ class _Work:
                 self._train_and_score(run, place, device)
         except Timeout:
             return
+        if not any(self._left(each, False) for each in self.protocol.runs() if each[2] == seed):
+            shutil.rmtree(self.features(seed), ignore_errors=True)
         name = " ".join(filter(None, (variant, cell, f"seed {seed}")))
         if (place / SCORES).exists():
             miou = parse_json((place / SCORES).read_text("utf-8"))["scores"]["miou"]
@@ -296,6 +307,9 @@ class _Work:
 
     def _train_and_score(self, run: tuple[str, str, int], place: Path, device: str) -> None:
         config = self.protocol.config(*run, device)
+        if config.train.fixed_crops and not config.train.features:
+            kept = str(self.features(run[2]).absolute())
+            config = dataclasses.replace(config, train=dataclasses.replace(config.train, features=kept))
         settings = place.with_name(f"{place.name}.json")
         write_json(settings, configs.to_dict(config))
         scores = place / "study_eval.json"
