@@ -355,6 +355,14 @@ def test_image_pooling_over_a_window():
     assert torch.equal(pooling(x[..., :3, :6]), whole(x[..., :3, :6]))  # a map no larger than the window
 
 
+@pytest.mark.parametrize("kind", ["deeplabv2", "deeplabv3", "deeplabv3plus"])
+def test_heads_are_recorded_by_fx_for_every_size(kind):
+    head = small_head(kind)
+    graph = torch.fx.symbolic_trace(head)
+    for maps in (MAPS, [each[..., :-1, :-2] for each in MAPS]):
+        torch.testing.assert_close(graph(maps), head(maps))
+
+
 def test_settings_of_heads_that_do_not_exist():
     with pytest.raises(UserError, match="head_resize.*nearest"):
         HeadSettings(resize="nearest")

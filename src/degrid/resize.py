@@ -15,7 +15,8 @@ def resize(x: Tensor, size: tuple[int, ...], convention: str = "half_pixel") -> 
     """Bilinear resizing of [N,C,h,w] to [N,C,*size]; UserError if RESIZES has no such convention."""
     if convention not in RESIZES:
         raise UserError(f'unknown way to resize "{convention}"; known: {", ".join(RESIZES)}')
-    if x.shape[-2:] == tuple(size):
+    recorded = isinstance(x, torch.fx.Proxy)  # its size is not known
+    if not recorded and x.shape[-2:] == tuple(size):
         return x
     if convention == "tf_legacy":
         return _tf_legacy(_tf_legacy(x, size[0], 2), size[1], 3)

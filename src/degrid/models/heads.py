@@ -125,8 +125,9 @@ class ImagePooling(nn.Module):
         else:
             pooled = norm(pooled)
         # Broadcast rather than interpolate: runtimes differ in how they enlarge a single pixel.
-        spread = cast(Tensor, relu(pooled)).expand(-1, -1, *x.shape[-2:])
-        if not torch.compiler.is_compiling() and x.is_contiguous(memory_format=torch.channels_last):
+        spread = cast(Tensor, relu(pooled)).expand(-1, -1, x.shape[-2], x.shape[-1])
+        recorded = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+        if not recorded and x.is_contiguous(memory_format=torch.channels_last):
             # Concatenating an expanded map with channels_last ones is slow, and the result would not be channels_last.
             return spread.contiguous(memory_format=torch.channels_last)
         return spread
