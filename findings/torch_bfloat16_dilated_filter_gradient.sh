@@ -8,7 +8,7 @@
 # whose number is not a multiple of 16, whenever rows are dilated. Outputs and gradients of inputs are right, as is
 # everything at rate 1, with the channels first, in maps of 20 pixels, and in float32. Under autocast a MobileNetV2 at
 # output stride 8 has ten such layers; its loss becomes NaN within some 20 steps, or it learns from wrong gradients.
-# What to do: compute these gradients in float32, which takes less time, too.
+# What to do: compute these gradients in float32, which for depthwise filters takes less time, too.
 set -euo pipefail
 python=$(command -v "${PYTHON:-python3}")
 cd "$(mktemp -d)"

@@ -25,7 +25,7 @@ def right_gradients() -> Iterator[None]:
     """Meanwhile the gradients of dilated filters in bfloat16 on the CPU are computed in float32, in every thread.
 
     oneDNN 3.13 reads memory that nobody wrote where maps have their channels last and are at least 32 pixels wide: all
-    numbers are wrong, or not finite. The replaced gradient also takes less time. Outputs, gradients of inputs and
+    numbers are wrong, or not finite. For depthwise filters ours also takes less time. Outputs, gradients of inputs and
     everything else stay PyTorch's. Compiled networks (`torch.compile`) call the same operation.
     """
     global _users, _library
