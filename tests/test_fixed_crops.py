@@ -169,6 +169,7 @@ def test_an_encoder_whose_stages_do_not_follow_one_another():
         Replay(model, torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_a_run_with_fixed_crops_can_be_repeated_and_resumed(tmp_path):
     settings = {"model.channels": 8, "data.crop": [48, 48], "train.batch_size": 2, "train.steps": 3, "data.val": ""}
     settings |= {"train.class_weights": "none", "train.fixed_crops": 3, "train.ema": 0.5, "train.save_every": 1}
