@@ -27,6 +27,7 @@ LEAVES = {
     "background",
     "video",
     "camera",
+    "model_places",
 }
 # The rooms: smoothing and models, data and what is done with it do not know one another.
 FAST = {"smoothing", "engine", "exporters"}  # rooms that may make networks faster

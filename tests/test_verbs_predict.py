@@ -301,7 +301,7 @@ def test_modes_are_put_back_after_errors(photos, tmp_path):
 
 
 def test_no_images_are_an_error(model, tmp_path):
-    with pytest.raises(UserError, match="no images: expected files, folders or glob patterns, got none"):
+    with pytest.raises(UserError, match="is taken for the model, and no images come after it"):
         degrid.predict(model, [], tmp_path / "out")
     with pytest.raises(UserError, match="no images"):
         degrid.predict_each(model, iter(()))

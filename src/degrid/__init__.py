@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from degrid.verbs.evaluate import Evaluation, Measures, evaluate
     from degrid.verbs.export import Int8, export
     from degrid.verbs.gridding import GriddingReport, gridding
+    from degrid.verbs.hub import from_pretrained, push_to_hub
     from degrid.verbs.lr_find import RateSearch, find_learning_rate
+    from degrid.verbs.model_card import CardText
     from degrid.verbs.modernise import modernise
     from degrid.verbs.outputs import ResultFiles
     from degrid.verbs.predict import PredictResult, predict, predict_each
@@ -67,6 +69,8 @@ _MODULES = {
     "verbs.erf": "ReceptiveField erf erf_of_operators",
     "verbs.evaluate": "Evaluation Measures evaluate",
     "verbs.export": "Int8 export",
+    "verbs.hub": "from_pretrained push_to_hub",
+    "verbs.model_card": "CardText",
     "verbs.lr_find": "RateSearch find_learning_rate",
     "verbs.outputs": "ResultFiles",
     "verbs.predict": "PredictResult predict predict_each",
@@ -87,6 +91,7 @@ __all__ = [
     "CRF",
     "IGNORE_INDEX",
     "Batch",
+    "CardText",
     "Cluster",
     "Comparison",
     "CrfSearch",
@@ -130,6 +135,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "from_pretrained",
     "gridding",
     "launch",
     "load",
@@ -137,6 +143,7 @@ __all__ = [
     "open_dataset",
     "predict",
     "predict_each",
+    "push_to_hub",
     "report",
     "save",
     "serve",

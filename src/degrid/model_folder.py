@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,7 +19,8 @@ from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
 from degrid.files import atomic_write, check_utf8, read_json, write_json
 from degrid.lookup import file_meant, some
-from degrid.models import Segmenter
+from degrid.model_places import is_on_hub, place_of
+from degrid.models import ENCODERS, Segmenter
 from degrid.models.weights import WithoutRandomValues, with_stem
 from degrid.networks import build_model
 from degrid.types import LabelSpace, Preprocess, UserError
@@ -31,9 +33,12 @@ CLASSIFIERS = ("head.classifier.", "head.branches.")
 
 
 @checked
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> None:
     """Write a model folder: model.safetensors and config.json, which `load` reads anywhere, without pickle.
 
+    Args:
+        half: weights of convolutions are rounded to float16, so that the file takes half the space; all vectors, such
+            as batch norm's, stay as they are. `load` gives a float32 network all the same.
     Raises:
         UserError: not a model of degrid, or one that was smoothed without its settings knowing; or the place cannot be
             written to.
@@ -44,6 +49,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     check_utf8(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:
+        weights = {key: value.half() if value.ndim > 1 else value for key, value in weights.items()}
     for alias, key in _aliases(model).items():  # safetensors holds each shared tensor once
         if key != alias:
             del weights[alias]
@@ -84,8 +91,11 @@ def _check_smoothing(model: Segmenter, config: ModelConfig) -> None:
 def load(path: str | os.PathLike[str]) -> Segmenter:
     """The model in a model folder, or in the model/ of a run folder; in evaluation mode.
 
+    Args:
+        path: the folder; "camvid-mobilenetv2", the model that comes with degrid; or hf:OWNER/NAME on the hub.
     Raises:
-        UserError: no such folder, a damaged file, or weights that belong to another model.
+        UserError: no such folder, a damaged file, or weights that belong to another model; see also
+            `degrid.model_places.fetched`.
     """
     folder = _find_folder(path)
     config, preprocess, labels = _read_config(folder)
@@ -101,7 +111,7 @@ def open_model(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
     """The model in a model folder or run folder, or in a file that `degrid export` wrote; in evaluation mode.
 
     Args:
-        path: the folder or file; for a format of your own "module:Class=FILE".
+        path: the folder or file, or a name as for `load`; for a format of your own "module:Class=FILE".
     Raises:
         UserError: see `load` and `ExportedModel`.
     """
@@ -166,7 +176,9 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is none.
     """
-    folder = Path(path)
+    folder = place_of(path)
+    if is_on_hub(path):
+        check_foreign(folder, path)
     check_utf8(folder)
     if folder.is_file():
         its_own = (folder.parent / "config.json").exists() or (folder.parent / "run.json").exists()
@@ -185,6 +197,22 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
         meant = file_meant(folder) if not folder.exists() else ""
         raise UserError(f"no model in {folder}: expected config.json and model.safetensors, or a run folder.{meant}")
     return folder
+
+
+def check_foreign(folder: Path, name: object) -> None:
+    """Refuse what somebody put on the hub unless it is a model that needs none of their code.
+
+    Raises:
+        UserError: it is another thing, or its settings name a module.
+    """
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise UserError(f"{name} is no model of degrid: it lacks config.json or model.safetensors")
+    config = _read_config(folder)[0]
+    family, _, encoder = config.encoder.rpartition(":")
+    known = (not family or family in ENCODERS) and re.fullmatch(r"[\w.-]+", encoder)
+    if not known or ":" in config.network + config.smoothing.operator:
+        parts = some((config.network, config.encoder, config.smoothing.operator))
+        raise UserError(f"{name} names code outside degrid ({parts}), which is not run for models from the hub")
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:

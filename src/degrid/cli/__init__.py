@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "serve:serve",
     "export": "export:export",
     "convert": "convert:convert",
+    "hub": "hub:app",
     "info": "info:info",
     "erf": "erf:erf",
     "gridding": "gridding:gridding",

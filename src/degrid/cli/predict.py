@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult
 
 _MOST_FAILURES = 10  # that a message names; summary.json names all
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, a run folder, an exported model, or a name; without one the model that comes with degrid."
+    ),
+]
 Images = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         help="Images, videos, folders (searched through) or quoted patterns; or a camera (/dev/video0) or address (rtsp://..)."
     ),
@@ -76,8 +82,8 @@ Seconds = Annotated[
 
 
 def predict(
-    model: opt.Model,
-    images: Images,
+    model: Model,
+    images: Images = None,
     out: Out = Path("predictions"),
     device: opt.Device = "auto",
     precision: Precision = None,
@@ -106,6 +112,7 @@ def predict(
     NAME.overlay.mp4. With another --format only the files that the benchmark or annotation tool takes.
 
     \b
+    degrid predict street.jpg                          with the model that comes with degrid
     degrid predict runs/my_photos photos/ -o results
     degrid predict runs/my_photos "photos/**/*_left.png" -o results --save-logits
     degrid predict runs/my_photos photos/ --scales 0.75,1,1.25 --flip
@@ -125,7 +132,7 @@ def predict(
     files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids, seconds)
     chosen: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled, "options": options}
     with progress_bar() as progress:
-        found = degrid.predict(model, images, out, files=files, multi_scale=msc, progress=progress, **chosen)
+        found = degrid.predict(model, images or [], out, files=files, multi_scale=msc, progress=progress, **chosen)
     _print_result(found)
 
 
@@ -142,6 +149,8 @@ def _print_result(found: PredictResult) -> None:
     """What was written; or what failed, which ends the command with an error."""
     from degrid.verbs.find_images import said
 
+    if found.model:
+        print(found.model)
     if found.images or found.videos:
         print(f"computed in {found.precision}")
     if found.written:

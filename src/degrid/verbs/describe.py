@@ -13,6 +13,7 @@ from degrid.arguments import checked, later
 from degrid.exporters.opened import OpenedFile
 from degrid.exporters.table import find_opener, name_of
 from degrid.lookup import counted, some
+from degrid.model_places import is_named
 from degrid.types import LabelSpace
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def describe(
     from degrid.networks import build_model
 
     if isinstance(model, str | os.PathLike):
-        if Path(model).is_dir():
+        if is_named(model) or Path(model).is_dir():
             model = load(model)
         else:
             untrained = dataclasses.replace(recipes.load(str(model)).model, pretrained=False)

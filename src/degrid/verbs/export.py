@@ -23,6 +23,7 @@ from degrid.exporters.sensitivity import LayerLoss, by_loss
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, explained, make_folder
 from degrid.lookup import counted
+from degrid.model_places import is_named
 from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
 from degrid.verbs.open_network import AnyModel, open_network
@@ -166,7 +167,8 @@ def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
     """Where a folder's exported model goes by default."""
     if isinstance(model, nn.Module):
         raise UserError("say where to write the network: out must be a file name, such as my_model.onnx")
-    return Path(model).parent / f"{Path(model).resolve().name}{'.int8' if int8 else ''}{exporter.ending}"
+    folder = Path() if is_named(model) else Path(model).parent
+    return folder / f"{Path(model).resolve().name}{'.int8' if int8 else ''}{exporter.ending}"
 
 
 def _check(exporter: Exporter, path: Path, takes: ImageInput, int8: bool) -> None:

@@ -19,6 +19,7 @@ from degrid.contracts import bands_of, declared
 from degrid.exporters.table import find_opener
 from degrid.lookup import lookup
 from degrid.model_folder import load
+from degrid.model_places import is_named
 from degrid.networks import build_model
 from degrid.types import LabelSpace, Preprocess, UserError
 from degrid.verbs.find_images import find_images
@@ -42,7 +43,7 @@ def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
     found = find_opener(path)
     if found and found[1].exists():
         raise UserError(f"{path} is an exported model, which cannot be looked into: give the model folder it came from")
-    if path.is_dir():
+    if is_named(model) or path.is_dir():
         return load(path)
     name = os.fspath(model)
     if ":" in name and not path.exists():

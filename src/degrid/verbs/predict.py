@@ -23,6 +23,7 @@ from degrid.files import check_place
 from degrid.lookup import counted
 from degrid.types import Bands, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, find_images
+from degrid.verbs.images_alone import model_and_images
 from degrid.verbs.open_network import AnyModel, AnyPredictor, open_predictor
 from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
 from degrid.verbs.predict_video import predict_videos, without_videos
@@ -49,6 +50,7 @@ class PredictResult:
         written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
         remarks: what may surprise about the images, one sentence each.
         videos: how many videos were predicted.
+        model: a sentence on the model that comes with degrid, where none was named; else empty.
     """
 
     out: Path
@@ -59,12 +61,13 @@ class PredictResult:
     written: str
     remarks: tuple[str, ...] = ()
     videos: int = 0
+    model: str = ""
 
 
 @checked
 def predict(
     model: AnyModel,
-    images: Images,
+    images: Images = (),
     out: str | os.PathLike[str] = "predictions",
     *,
     device: str = "auto",
@@ -83,7 +86,8 @@ def predict(
     frame is taken whenever the model is ready, until it ends or is interrupted; then the result is complete.
 
     Args:
-        model: a model folder, run folder, exported file or network.
+        model: a model folder, run folder, exported file or network; a name, see `degrid.load`; or the first of the
+            images, which the model that comes with degrid then segments.
         images: files, folders and glob patterns; or a camera (/dev/video0) or an address (rtsp://HOST/PATH).
         out: folder for the results, which may be that of the images; results of earlier runs are no images. For one
             video also the place of its overlay: a name that ends in .mp4, .mov or .mkv.
@@ -98,30 +102,36 @@ def predict(
         UserError: no image or no model, or options that exclude one another. An image that cannot be used is no error:
             it is among the result's failures.
     """
+    model, images, told = model_and_images(model, [images] if isinstance(images, str | os.PathLike) else images)
     out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
     _check_logits(files, options)
     check_place(out if is_video(out) else out / "summary.json")
     found, videos = without_videos(*_source_or_images(_patterns(images), out), out, files, options.smooth)
     exact = precision or ("float32" if files.logits else "auto")
-    small = not videos and len(found.images) == 1 and all(_is_small(path) for path in found.images.values())
+    small = not videos and len(found.images) == 1 and all(map(_is_small, found.images.values()))
     once = all([options.is_plain, exact != "bfloat16", not compiled, small])
     with open_predictor(model, device, exact, options, compiled, multi_scale, once) as predictor:
         writer = make_writer(files, out, predictor.labels, found)
         chosen = writer.names(found.images)
-        if files.logits and predictor.gives_ids:
-            raise UserError(
-                "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
-                "--output logits (output=...)"
-            )
+        _check_gives_logits(predictor, files)
         failures, dim = _write_all(predictor, writer, chosen, files.logits, progress)
-        count = len(chosen) - len(failures)
         films = predict_videos(predictor, videos, out, files, progress)
+    count = len(chosen) - len(failures)
     complete = count and not (failures and writer.needs_all)
     written = films.written(out, writer) if films.rows else writer.finish() if complete else ""
     remarks = (*_said(dim), *_said_of_windows(predictor), *films.remarks)
     failures += films.failures.values()
-    taken = str(predictor.network)
-    return PredictResult(out, count, tuple(failures), found.left_out, taken, written, remarks, len(films.rows))
+    said = str(predictor.network), written, remarks
+    return PredictResult(out, count, tuple(failures), found.left_out, *said, len(films.rows), told)
+
+
+def _check_gives_logits(predictor: AnyPredictor, files: ResultFiles) -> None:
+    """Refuse to write logits of a model that has none to give."""
+    if files.logits and predictor.gives_ids:
+        raise UserError(
+            "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
+            "--output logits (output=...)"
+        )
 
 
 def _source_or_images(given: list[str], out: Path) -> tuple[str | None, FoundImages]:

@@ -16,6 +16,7 @@ from degrid.data.formats.hugging_face.address import PREFIX
 from degrid.engine.training.loop import Stopped
 from degrid.lookup import file_meant
 from degrid.model_folder import read_settings
+from degrid.model_places import is_named
 from degrid.types import OnProgress, Tell, UserError
 from degrid.verbs.run import RunResult, run
 
@@ -111,15 +112,20 @@ def run_config(
         usual = "synthetic" if is_built_in(data) else "folder"
         config = recipes.load(usual if recipe is None else str(recipe), compat=given.get("compat") is True)
     if init is not None and recipe is None:
-        config = dataclasses.replace(config, model=read_settings(Path(init)))
+        config = dataclasses.replace(config, model=read_settings(init))
     own = {
         # Absolute paths, so that run.json works from any folder.
         "data.path": absolute(data) if data is not None else None,
         "model.smoothing.operator": operator,
-        "train.init": str(Path(init).absolute()) if init is not None else None,
+        "train.init": _name_or_absolute(init) if init is not None else None,
         "name": _name_of(absolute(data)) if recipe is None and data is not None else None,
     }
     return configs.override(config, {**{key: value for key, value in own.items() if value is not None}, **given})
+
+
+def _name_or_absolute(model: str | Path) -> str:
+    """A model as run.json keeps it: its name where it has one, else its absolute path."""
+    return str(model if is_named(model) else Path(model).absolute())
 
 
 def _config_in(folder: Path) -> RunConfig:
