@@ -96,7 +96,7 @@ def synchronous():
 def test_one_worker_trains_as_one_process(synchronous, average_every):
     """Accumulated micro-batches, several scales, a sum of losses, batch norm, a clipped gradient, momentum, decay."""
     state = new_state()
-    server = Server(Crew([worker()], itertools.repeat(0)), PLAN, 0, average_every, OBJECTIVE.names)
+    server = Server(Crew([worker()], itertools.repeat(0)), PLAN, 0, average_every, OBJECTIVE.names, predict=True)
     done = run(state, server)
     other, steps = synchronous
     for name, value in state.model.state_dict().items():
@@ -156,6 +156,30 @@ def test_stale_gradients_are_used_up_to_the_bound_and_then_dropped_and_their_ima
     assert server.figures.to_dict()["staleness_mean"] == 0.8
     # Means of 0; 0 and 1; 0.5 and 3; all of 5; and a third of the way from 5 to 4.
     assert state.model.mean.item() == pytest.approx(5 - 1 / 3)
+
+
+def test_gradients_are_computed_where_the_weights_will_be():
+    """Two workers on a valley w^2 / 2 with momentum; steps of 0.1.
+
+    Both begin at 1. Worker 0 answers 1: w = 0.9, and gets 0.8, the step repeated for worker 1. Worker 1 answers 1: the
+    step is 0.1 (1 + 0.5), w = 0.75, and it gets 0.6. Worker 0 answers 0.8: 0.1 (0.8 + 0.75), w = 0.595, and gets 0.44.
+    """
+    seen = []
+
+    class Valley:
+        def __call__(self, task, shared):
+            seen.append(float(shared.tensors["weight"][0]))
+            return Result((1.0,), 1, Copy({}), (shared.tensors["weight"],))
+
+    state, plan = number_state(), Plan(4, lambda step: 0.1)
+    state.optimizer = torch.optim.SGD([{"params": [state.model.weight], "factor": 1.0}], 0.1, momentum=0.5)
+    state.model.weight.data.fill_(1)
+    crew = Crew([Valley()] * 2, [0, 1, 0, 1])
+    run(state, Server(crew, plan, 8, predict=True), plan)
+    assert seen == pytest.approx([1, 1, 0.8, 0.6])
+    handed = [float(shared.tensors["weight"][0]) for _, shared in crew.tasks.values()]
+    assert handed == pytest.approx([0.44])
+    assert state.model.weight.item() == pytest.approx(0.595 - 0.1 * (0.6 + 0.5 * 1.55))
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -297,6 +321,7 @@ def test_options_of_the_command():
         "address": "node1:6379",
         "cores": 1,
         "max_staleness": 3,
+        "predict": True,
         "average_every": 0,
     }
     alone = CliRunner().invoke(app, ["train", "camvid", "--workers", "3"])

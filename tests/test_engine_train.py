@@ -212,9 +212,23 @@ def test_optimisers_are_fused_unless_told_otherwise():
     assert not made("torch.optim:RMSprop", {}).get("fused")
 
 
+class Compiled(nn.Module):
+    """Has neither length nor truth value, as what `torch.compile` returns."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, image):
+        return self.module(image)
+
+    def __len__(self):
+        raise TypeError("Maps does not support len()")
+
+
 def test_a_compiled_network_trains_as_any(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or Compiled(module))
     state, other = new_state(), new_state()
     state.compiled = True
     for each, name in ((state, "a"), (other, "b")):

@@ -211,6 +211,9 @@ class AsynchronousConfig:
     max_staleness: int | None = None
     """A gradient is dropped, and its images are used again, if the weights took more steps than this while it was
     computed; `none`: four times the number of workers, which only much slower workers reach."""
+    predict: bool = True
+    """`true`: workers compute gradients where the weights will be when these arrive, if they go on as in the last step;
+    `false`: where they are. With one worker, or `average_every`, it is the same."""
     average_every: int = 0
     """Periodic averaging (local SGD): workers take as many steps of their own, and go on from their mean, for which
     they wait; 0: each gradient is a step as soon as it arrives."""

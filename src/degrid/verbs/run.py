@@ -173,7 +173,7 @@ class _Work:
         size = sum(value.nbytes for value in model.state_dict().values())
         with hired(config, len(self.data.train), size, self.device.type == "cuda") as crew:
             most = 4 * own.workers if own.max_staleness is None else own.max_staleness
-            yield Server(crew, self.plan, most, own.average_every, objective.names)
+            yield Server(crew, self.plan, most, own.average_every, objective.names, predict=own.predict)
 
     def train(
         self, resume: bool, progress: OnProgress | None, tell: Tell | None, server: Server | None = None

@@ -5,6 +5,7 @@ the loop advances. A worker is given all it needs with every task, so that any o
 How tasks and results travel is the business of a `Crew`.
 
 Source: Downpour SGD, Dean et al., NIPS 2012, section 4.1; its use here, DeepLab v3 (arXiv 1706.05587), appendix A.
+Weights ahead of their time: SpecTrain, Chen et al. (arXiv 1809.02839), equation 4, there with the momentum of SGD.
 Periodic averaging: Stich (arXiv 1805.09767), and of momentum, too, Yu et al. (arXiv 1905.03817).
 """
 
@@ -212,6 +213,8 @@ class Server:
         average_every: 0: workers compute gradients, each of which is a step as soon as it arrives; else they take as
             many steps each, and then go on from the mean of their weights and of their optimisers' states.
         tell: hears of workers that are lost.
+        predict: gradients are computed at the weights that are expected when they arrive: as if the last step were
+            repeated once for each other worker that is at work.
     """
 
     crew: Crew
@@ -220,11 +223,14 @@ class Server:
     average_every: int = 0
     names: tuple[str, ...] = ()
     tell: Tell = lambda _: None
+    predict: bool = False
     figures: Figures = field(default_factory=Figures)
     _out: dict[int, Task] = field(default_factory=dict)
     """Tasks by the number of the worker that has it."""
     _ahead: dict[int, int] = field(default_factory=dict)
     """The turn that each worker's next task begins with, by the worker's number."""
+    _moved: dict[str, Tensor] = field(default_factory=dict)
+    """How far the last step took each parameter, by name."""
     _since: float = 0.0
     """When the time began that counts as spent on the next step."""
 
@@ -257,8 +263,24 @@ class Server:
         # The running statistics of several workers become their mean, and a single worker's stay as they are.
         _blend(dict(state.model.named_buffers()), result.copy.tensors, 1 / (1 + staleness))
         state.parts = result.parts
-        loss = take_step(state, self.plan.clip_norm)
+        loss = self._step(state)
         return Done(loss, result.images, self._named(result.parts), figures={"staleness": staleness})
+
+    def _step(self, state: Training) -> float:
+        """The loss of a step along the gradients; how far it went is remembered while others are at work."""
+        if not (self.predict and self._out):
+            self._moved = {}
+            return take_step(state, self.plan.clip_norm)
+        before = {name: value.detach().clone() for name, value in state.model.named_parameters()}
+        loss = take_step(state, self.plan.clip_norm)
+        self._moved = {name: value.detach() - before[name] for name, value in state.model.named_parameters()}
+        return loss
+
+    def _expected(self, state: Training, steps: int) -> Copy:
+        """The weights, so many steps ahead."""
+        now = copy_of(state)
+        moved = {name: now.tensors[name] + steps * _array(value) for name, value in self._moved.items()}
+        return Copy(now.tensors | moved)
 
     def _averaged(self, state: Training, turns: Turns) -> Done:
         """The steps of all workers until they are averaged, which they are before the plan saves."""
@@ -290,11 +312,12 @@ class Server:
             return
         if not self._out:  # nobody was at work until now
             self._since = time.monotonic()
-        copy = self.crew.share(copy_of(state, with_optimizer=steps > 0))
+        others = len(self._out) + len(free) - 1
+        copy = self.crew.share(copy_of(state, with_optimizer=True) if steps else self._expected(state, others))
         for worker in free:
             first = self._ahead.pop(worker) if worker in self._ahead else turns.take()
-            others = (turns.take() for _ in range(steps - 1))
-            task = Task(state.step, (first, *others), alone=steps > 0)
+            further = (turns.take() for _ in range(steps - 1))
+            task = Task(state.step, (first, *further), alone=steps > 0)
             self._out[worker] = task
         for worker in free:  # after all tasks, which so have the lowest numbers
             self._ahead[worker] = turns.take()

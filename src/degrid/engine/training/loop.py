@@ -448,7 +448,9 @@ def _backward(state: Training, micro: list[Batch], objective: Objective, precisi
 
 
 def _gradients(state: Training, micro: list[Batch], objective: Objective, precision: str) -> Tensor:
-    forward = state.forward = state.forward or parallel(state.model, state.compiled)
+    if state.forward is None:  # a compiled module has no truth value
+        state.forward = parallel(state.model, state.compiled)
+    forward = state.forward
     device = next(state.model.parameters()).device
     weights, parts = torch.zeros((), device=device), torch.zeros(len(objective.losses), device=device)
     for index, batch in enumerate(micro):
