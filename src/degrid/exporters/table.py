@@ -35,7 +35,7 @@ EXPORTERS: dict[str, type[Exporter]] = {
 }
 """`--format` to its class. Where two formats have the same ending, each recognises its own files by their content."""
 REFUSED = {
-    "ncnn": "it loads these networks, but its numbers change from run to run (1.0.20261020); export to mnn",
+    "ncnn": "it has no argmax (1.0.20261020), so that its files cannot give class ids; export to mnn",
 }
 """Formats that people ask for and that cannot be made right, and why; see docs/log.md."""
 
