@@ -818,6 +818,7 @@ def test_commands_in_the_readme_run(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_photos").symlink_to(photos)
     (tmp_path / "photos").symlink_to(photos / "images")
+    (tmp_path / "street.jpg").symlink_to(photos / "images" / "p0.jpg")
     weights = originals.golden_weights(originals.shapes("eth/res50/regular"), "eth")
     with (tmp_path / "model.ckpt-20000").open("wb") as file:  # what a file is shows in its content, not in its name
         np.savez(file, **weights)

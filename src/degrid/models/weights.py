@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
 
     state = net.state_dict()
     own = {flat(key): key for key in state}
+    weights = _with_head(own, weights)
     given = with_stem(state, {own.get(flat(key), key): value for key, value in weights.items()})
     spare = {flat(key) for key in full_names}
     if problems := misfit(state, given, [key for key in given if flat(key) in spare]):
@@ -83,6 +85,15 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
         hint = f". The file looks like {fits}" if fits else ""
         raise UserError(f"the weights in {source} do not fit this encoder: {problems}{hint}")
     net.load_state_dict({key: value for key, value in given.items() if key in state}, strict=False)
+
+
+def _with_head(flat_names: Iterable[str], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with what `read_weights` took off all names, where a network has it before all of its own."""
+    names = list(flat_names)
+    head = next((each for each in PREFIXES if all(name.startswith(each.replace(".", "_")) for name in names)), "")
+    if any(key.startswith(head) for key in weights):
+        return weights
+    return {head + key: value for key, value in weights.items()}
 
 
 def with_stem(state: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
