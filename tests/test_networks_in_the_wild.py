@@ -18,9 +18,10 @@ from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.training.loop import Training, train_step
 from degrid.engine.training.objective import Objective
 from degrid.exporters.graph import ExportGraph
+from degrid.model_folder import open_model
 from degrid.models import freeze_batch_norm
 from degrid.smoothing import PreFilter
-from degrid.types import Batch, LabelSpace
+from degrid.types import Batch, LabelSpace, UserError
 
 # Names that degrid's own networks and layers have, and names that networks in the field have.
 NAMES = [
@@ -288,3 +289,41 @@ def test_the_verbs_take_it_for_what_it_is(net, tmp_path, image):
     np.testing.assert_array_equal(ids, expected)
     found = degrid.predict(net, tmp_path / "a.png", tmp_path / "out", device="cpu", precision="float32")
     assert (found.images, found.precision) == (1, "float32")
+
+
+class OneLogit(nn.Module):
+    """A network for two classes as many write it: one logit, positive on the second."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, image):
+        return self.last(image.float() - 127)
+
+
+def test_one_logit_is_two_classes_by_its_sign(tmp_path):
+    network = OneLogit().eval()
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    with torch.no_grad():
+        logit = network(torch.from_numpy(image).permute(2, 0, 1)[None])[0, 0].numpy()
+    sure = abs(logit) > 1e-2
+    assert 0.2 < (logit > 0).mean() < 0.8
+    assert sure.mean() > 0.99
+    predictor = degrid.Predictor(network, precision="float32")
+    found = predictor.predict(image)
+    assert predictor.num_classes == 2
+    assert np.array_equal(found.ids[sure], logit[sure] > 0)
+    assert predictor.confidence(found) == pytest.approx(1 / (1 + np.exp(-abs(logit))), abs=1e-4)
+    two = LabelSpace(("background", "foreground"), ((0, 0, 0), (255, 0, 0)))
+    degrid.export(network, tmp_path / "one.onnx", labels=two)
+    exported = degrid.Predictor(open_model(tmp_path / "one.onnx"))
+    assert np.array_equal(exported(image)[sure], logit[sure] > 0)
+    assert torch.equal(network.last.weight, OneLogit().last.weight)
+
+
+def test_as_many_classes_are_named_as_an_exported_network_gives(tmp_path):
+    with pytest.raises(UserError, match="the network gives 2 classes, and 3 are named"):
+        degrid.export(OneLogit().eval(), tmp_path / "one.onnx", labels=CLASSES)
+    assert not (tmp_path / "one.onnx").exists()

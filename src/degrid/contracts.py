@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -179,6 +180,26 @@ def declared(model: nn.Module) -> SegmentationNetwork | None:
     if isinstance(model, loaded("torch._dynamo.eval_frame", "OptimizedModule")):
         model = cast(Any, model)._orig_mod
     return model if isinstance(model, SegmentationNetwork) else None
+
+
+def by_sign(logits: Tensor) -> Tensor:
+    """Logits of two classes, [N,2,h,w], for the one logit [N,1,h,w] of a user's network: class 1 where it is positive.
+
+    The softmax of the two is the sigmoid of the one. Any other number of classes stays as it is.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+class BySign(nn.Module):
+    """A user's network that gives logits alone, with `by_sign`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of at least two classes."""
+        return by_sign(self.network(image))
 
 
 def bands_of(model: nn.Module) -> Bands:

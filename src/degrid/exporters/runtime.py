@@ -89,6 +89,8 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
         image = example_image(shape, seed=seed)
         with torch.no_grad():
             logits = model(image)
+            if logits.shape[1] != len(exported.labels):
+                raise UserError(f"the network gives {logits.shape[1]} classes, and {len(exported.labels)} are named")
             try:
                 made = exported(image)
             except Exception as error:  # the runtimes have exceptions of many kinds

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from degrid.contracts import declared
+from degrid.contracts import by_sign, declared
 from degrid.types import UserError
 
 _KEYS = ("out", "logits")  # torchvision's and transformers' names
@@ -17,7 +17,7 @@ class Adapted(nn.Module):
     """A network that may want floats, and may give more than logits.
 
     Images are handed over as uint8; where the network refuses that, as float32 of the same values, 0-255. Of a
-    dictionary the entry "out" or "logits" is taken, of a list or tuple the first.
+    dictionary the entry "out" or "logits" is taken, of a list or tuple the first. One logit is two classes by its sign.
 
     Args:
         network: from RGB images [N,3,H,W] to logits [N,C,h,w], alone or among other things.
@@ -57,7 +57,7 @@ class Adapted(nn.Module):
                 f"{type(self.network).__name__} gives {_described(output)}; expected logits [N,C,h,w], or a dictionary "
                 f"with them under {' or '.join(_KEYS)}"
             )
-        return output
+        return by_sign(output)
 
 
 def adapted(network: nn.Module) -> nn.Module:
