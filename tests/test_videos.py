@@ -418,7 +418,9 @@ def test_a_stream_without_times_has_those_of_its_arrival(model, tmp_path):
             frames = list(camera.items())
         server.shutdown()
     assert 3 <= len(frames) <= 5
-    assert all(250 <= frame.duration <= 1200 for frame in frames[:-1])  # milliseconds
+    # In milliseconds, as a busy machine delays them; FFmpeg itself supposes 40.
+    assert all(frame.duration >= 100 for frame in frames[:-1])
+    assert 600 <= sum(frame.duration for frame in frames[:-1]) <= 3000
     assert np.abs(frames[-1].pixels.astype(int) - scene(4)).mean() < 8
 
 

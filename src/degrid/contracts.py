@@ -190,18 +190,6 @@ def by_sign(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
-class BySign(nn.Module):
-    """A user's network that gives logits alone, with `by_sign`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of at least two classes."""
-        return by_sign(self.network(image))
-
-
 def bands_of(model: nn.Module) -> Bands:
     """How image files become a model's input; as always if it does not declare it."""
     network = declared(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import fold_batch_norm
-from degrid.contracts import MultiScaleNetwork, bands_of, convention_of
+from degrid.contracts import MultiScaleNetwork, bands_of, by_sign, convention_of, declared
 from degrid.exporters.exporter import quiet
 from degrid.exporters.facts import ImageInput
 from degrid.exporters.rewrite import to_plain_layers, traceable_padding
@@ -31,7 +31,8 @@ class ExportGraph(nn.Module):
     """A network in evaluation mode, its batch norms folded and its smoothing fixed.
 
     Args:
-        model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is.
+        model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is. One logit of a network
+            that does not declare its classes is two, by `by_sign`.
         output: "ids": class ids at the image's size; "logits": as the model gives them.
     Raises:
         UserError: an unknown output, or a scale that is no simple fraction.
@@ -45,6 +46,7 @@ class ExportGraph(nn.Module):
         self.network = folding.model
         self.fixed = to_plain_layers(self.network)
         self.folded = len(folding.pairs)
+        self._own = declared(model) is None
         self.output, self.resize = output, convention_of(model)
         scales = model.scales if isinstance(model, MultiScaleNetwork) else ()
         self.fractions = tuple(_fraction(scale, self.resize) for scale in scales)
@@ -57,6 +59,8 @@ class ExportGraph(nn.Module):
         float32 know no uint8.
         """
         logits = self._multi_scale(image) if self.fractions else self.network(image)
+        if self._own:
+            logits = by_sign(logits)
         if self.output == "logits":
             return cast(Tensor, logits)
         scores = resize(logits, image.shape[-2:], self.resize)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from degrid.contracts import ExportedNetwork, bands_of, convention_of
+from degrid.contracts import ExportedNetwork, bands_of, by_sign, convention_of, declared
 from degrid.exporters.graph import example_image
 from degrid.exporters.opened import OpenedFile, reason_of
 from degrid.resize import resize
@@ -88,7 +88,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
         shape = takes.shape((size[0], bands_of(model).count, *size[2:]))
         image = example_image(shape, seed=seed)
         with torch.no_grad():
-            logits = model(image)
+            logits = model(image) if declared(model) else by_sign(model(image))
             if logits.shape[1] != len(exported.labels):
                 raise UserError(f"the network gives {logits.shape[1]} classes, and {len(exported.labels)} are named")
             try:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
-from degrid.contracts import BySign, ExportedNetwork, bands_of, convention_of, declared
+from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import Facts, ImageInput
 from degrid.exporters.graph import Source
@@ -210,8 +210,7 @@ def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, Lab
     labels = labels or (known.labels if known else None)
     if labels is None:
         raise UserError(f"{model_name(model)} does not declare its classes; give them as labels")
-    own = copy.deepcopy(network).cpu().float()
-    return (own if known else BySign(own)).eval(), labels
+    return copy.deepcopy(network).cpu().float().eval(), labels
 
 
 @dataclass(frozen=True)
