@@ -54,6 +54,7 @@ def rates(module):
         pytest.param("VainF_deeplabv3_resnet50", "vainf", [2, 2], [6, 12, 18], marks=slow),
         pytest.param("VainF_deeplabv3plus_resnet50", "vainf", [2, 2], [6, 12, 18], marks=slow),
         ("VainF_deeplabv3plus_mobilenet", "vainf", [2, 2, 2], [6, 12, 18]),
+        ("VainF_deeplabv3plus_mobilenet_separable", "vainf", [2, 2, 2], [6, 12, 18]),
         ("bubbliiiing_mobilenet", "bubbliiiing", [2, 2, 2], [6, 12, 18]),
         pytest.param("jfzhang95_xception", "jfzhang95", [2, 2, 2], [6, 12, 18], marks=slow),
         pytest.param("jfzhang95_drn", "jfzhang95", [*[2] * 6, 4, 4, 4, 2], [12, 24, 36], marks=slow),
@@ -64,6 +65,7 @@ def rates(module):
         pytest.param("chenxi116_resnet50", "chenxi116", [2, 2], [6, 12, 18], marks=slow),
         pytest.param("speedinghzl_resnet50", "speedinghzl", [*[2] * 6, 4, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3_resnet50", "tramac", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
+        pytest.param("Tramac_deeplabv3plus_xception", "tramac", [*[2] * 51, *[4] * 3], [12, 24, 36], marks=slow),
         ("mmseg_deeplabv3plus_r18-d8", "mmseg", [2, 2, 4], [12, 24, 36]),
         ("mmseg_deeplabv3_m-v2-d8", "mmseg", [2, 2, 4, 4], [12, 24, 36]),
         pytest.param("mmseg_deeplabv3_r50d-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
@@ -102,7 +104,6 @@ NO_WEIGHTS = np.zeros((4, 4, 1, 1), np.float32)
         (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),
         (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet and MobileNetV2"),
         (["head.aspp.aspp_blocks.0._conv.weight"], "PaddleSeg.*ResNet_vd"),
-        (["head.aspp.b4.gap.1.weight"], "Tramac.*not v3"),
         (["aspp.aspp5_bn.weight", "layer4.0.conv3.weight"], "chenxi116.*--groups or --beta"),
         (
             ["sem_seg_head.aspp.convs.0.weight", "x.depthwise.weight", *units_of_resnet_101()],

@@ -246,8 +246,8 @@ class DeepLabV3PlusHead(nn.Module):
     Args:
         aspp: on the last feature.
         channels: of ASPP's output and of the decoder.
-        low_level: index of the fine feature. reduced: its channels, and those that a 1x1 reduces them to, so that they
-            do not outweigh ASPP.
+        low_level: index of the fine feature. reduced: its channels, those that a convolution reduces them to, so that
+            they do not outweigh ASPP, and the side of its kernel.
         joined: makes the 3x3 convolutions after the join, by default `conv_norm_relu`. convs: how many, 1 or 2.
         after_aspp: a separable 3x3 after ASPP, as in segmentation_models.pytorch.
         resize: how ASPP's output is enlarged; a name in `degrid.types.RESIZES`.
@@ -260,7 +260,7 @@ class DeepLabV3PlusHead(nn.Module):
         channels: int,
         num_classes: int,
         low_level: int,
-        reduced: tuple[int, int],
+        reduced: tuple[int, int, int],
         joined: MakeBranch,
         convs: int = 2,
         after_aspp: bool = False,
@@ -271,7 +271,7 @@ class DeepLabV3PlusHead(nn.Module):
         self.after_aspp = plain_separable(channels, channels) if after_aspp else nn.Identity()
         self.low_level = low_level
         self.convention = resize
-        self.reduce = conv_norm_relu(*reduced, 1)
+        self.reduce = conv_norm_relu(*reduced)
         first = joined(channels + reduced[1], channels, 1)
         self.refine = first if convs == 1 else nn.Sequential(first, joined(channels, channels, 1))
         self.classifier = classifier(channels, num_classes)
@@ -375,6 +375,7 @@ def v3plus_head(
     plain: bool = False,
     smp: bool = False,
     dense: bool = False,
+    reduce: int = 1,
 ) -> tuple[nn.Module, int]:
     """ASPP as in v3, and a decoder on the feature at stride 4.
 
@@ -383,6 +384,7 @@ def v3plus_head(
         plain: `plain_separable` 3x3 convolutions everywhere, whatever `separable` is set to.
         dense: full 3x3 convolutions in ASPP even so.
         smp: a further 3x3 after ASPP; corners are aligned unless the settings say otherwise.
+        reduce: side of the kernel that reduces the fine feature.
     Raises:
         UserError: the encoder has no feature at stride 4.
     """
@@ -398,7 +400,7 @@ def v3plus_head(
             return plain_separable(in_channels, out, rate)
         return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
 
-    reduced = encoder.channels[fine], settings.low_level_channels
+    reduced = encoder.channels[fine], settings.low_level_channels, reduce
     return DeepLabV3PlusHead(aspp, settings.channels, num_classes, fine, reduced, joined, convs, smp, convention), 4
 
 
@@ -433,8 +435,12 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3plus_mmseg": partial(v3plus_head, project=3),
     # As in VainF/DeepLabV3Plus-Pytorch: one 3x3 in the decoder.
     "deeplabv3plus_vainf": partial(v3plus_head, convs=1),
+    # The same with its --separable_conv.
+    "deeplabv3plus_vainf_separable": partial(v3plus_head, convs=1, plain=True),
     # As in PaddleSeg and segmentation_models.pytorch: nothing between the halves of separable convolutions.
     "deeplabv3plus_paddleseg": partial(v3plus_head, plain=True),
+    # As in Tramac/awesome-semantic-segmentation-pytorch: the decoder's first convolution is 3x3.
+    "deeplabv3plus_tramac": partial(v3plus_head, reduce=3),
     "deeplabv3plus_smp": partial(v3plus_head, convs=1, plain=True, smp=True),
     "deeplabv3plus_smp_dense": partial(v3plus_head, convs=1, plain=True, smp=True, dense=True),
     "deeplabv3_smp_separable": partial(v3_head, refine=True, plain=True),

@@ -1,4 +1,4 @@
-"""Xception as projects that re-implement DeepLab build it: three networks, of which none is the one in timm."""
+"""Xception as projects that re-implement DeepLab build it: four networks, of which none is the one in timm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degrid.models.own_rates import OwnRates
 
 @dataclass(frozen=True)
 class _Variant:
-    """What the three differ in.
+    """What the four differ in.
 
     Attributes:
         padding: of the two convolutions of the stem.
@@ -25,6 +25,8 @@ class _Variant:
             "identity" (those without a convolution) or "none".
         exit: channels of the last separable convolutions. exit_relu: also between their halves.
         low_level: the block whose output, or that of its second unit, is the feature at stride 4.
+        last_rate: whether the last unit of the last block is dilated like the others.
+        bare: whether the second unit of the last block lacks the batch norm at its end.
     """
 
     padding: int
@@ -36,10 +38,13 @@ class _Variant:
     exit: tuple[int, ...]
     exit_relu: bool
     low_level: int
+    last_rate: bool = True
+    bare: bool = False
 
 
 XCEPTIONS = {
-    "jfzhang95:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, 0),
+    "jfzhang95:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, 0, False),
+    "tramac:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, 0, bare=True),
     "bubbliiiing:xception": _Variant(1, 3, 16, True, (True, True), "identity", (1536, 1536, 2048), True, 1),
     "vainf:xception": _Variant(0, 2, 8, False, (False, True), "none", (1536, 2048), False, 0),
 }
@@ -121,8 +126,10 @@ class PeerXception(OwnRates):
         self.relu = nn.ReLU(inplace=True)
         self.blocks = nn.ModuleList(
             _Block(*size, of.norm, True if index > 1 else of.first_relu[index], of.relu_shortcut)
-            for index, size in enumerate(_sizes(name, of, output_stride))
+            for index, size in enumerate(_sizes(of, output_stride))
         )
+        if of.bare:
+            cast(_Block, self.blocks[-1]).units[1].norm_out = nn.Identity()
         rate = _exit_rate(name, output_stride)
         ends = zip((1024, *of.exit), of.exit, strict=False)
         self.exit = nn.ModuleList(_Separable(*end, 1, rate, of.norm, of.exit_relu) for end in ends)
@@ -156,7 +163,7 @@ class PeerXception(OwnRates):
         return [fine, x]
 
 
-def _sizes(name: str, of: _Variant, output_stride: int) -> list[tuple[int, tuple[int, ...], int, tuple[int, ...]]]:
+def _sizes(of: _Variant, output_stride: int) -> list[tuple[int, tuple[int, ...], int, tuple[int, ...]]]:
     """Of each block: input channels, those of its units, stride, and the units' rates."""
     fine = 16 // output_stride  # the stride that the third block loses
     vainf = of.units == 2
@@ -170,7 +177,7 @@ def _sizes(name: str, of: _Variant, output_stride: int) -> list[tuple[int, tuple
     ]
     middle = [(728, (728,) * 3, 1, (fine,) * 3)] * of.middle
     widths = (728, 1024, 1024)[: of.units]
-    rates = (2 * fine,) * 2 if vainf else (fine, fine, 1 if name.startswith("jfzhang95") else fine)
+    rates = (2 * fine,) * 2 if vainf else (fine, fine, fine if of.last_rate else 1)
     return [*entry, *middle, (728, widths, 1, rates)]
 
 

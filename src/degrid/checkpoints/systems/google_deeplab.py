@@ -158,7 +158,7 @@ def _head(branches: int) -> Rule:
         if layer == "image_pooling":
             return _leaf(leaf, value, f"{pooling}.0", f"{pooling}.1")
         if layer == "concat_projection" and leaf == "weights":
-            value = pooled_last(value, value.shape[-1], axis=2)
+            value = rules.joined_in_order(value, value.shape[-1], axis=2)
         if layer in _HEAD:
             place = _HEAD[layer]
             return _leaf(leaf, value, place if layer.startswith("logits") else f"{place}.0", f"{place}.1")
@@ -172,12 +172,6 @@ def _head(branches: int) -> Rule:
         return _leaf(leaf, value, f"{place}.{match[2]}.{first}", f"{place}.{match[2]}.{first + 1}")
 
     return rule
-
-
-def pooled_last(weight: np.ndarray, width: int, axis: int) -> np.ndarray:
-    """The projection after ASPP with its inputs in our order: there image pooling comes first, here last."""
-    first, rest = np.split(weight, [width], axis=axis)
-    return np.concatenate([rest, first], axis=axis)
 
 
 class TransformersMobileNetV2(System):
@@ -220,7 +214,7 @@ def _transformers_rule(name: str, value: np.ndarray) -> rules.Found | Drop | Non
         return {f"head.classifier.{match[3]}": value}
     if layer.startswith("segmentation_head.") and layer.partition(".")[2] in heads:
         if layer.endswith("conv_projection") and not norm:
-            value = pooled_last(value, len(value), axis=1)
+            value = rules.joined_in_order(value, len(value))
         return {f"head.aspp.{heads[layer.partition('.')[2]]}.{int(norm)}.{match[3]}": value}
     if layer == "mobilenet_v2.conv_stem.first_conv":
         return {f"encoder.net.{'bn1' if norm else 'conv_stem'}.{match[3]}": value}

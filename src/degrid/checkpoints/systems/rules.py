@@ -64,14 +64,15 @@ def aspp_places(branch: str, parts: tuple[str, str], first: int = 1) -> dict[str
     }
 
 
-def joined_in_order(value: np.ndarray, *widths: int) -> np.ndarray:
+def joined_in_order(value: np.ndarray, *widths: int, axis: int = 1) -> np.ndarray:
     """The weights [out,in,h,w] of a convolution whose input joins other parts in another order.
 
     Args:
         widths: channels of the file's parts, in the file's order, without the last; it comes first here.
+        axis: of the input's channels; 0 for a depthwise convolution.
     """
-    first = sum(widths)
-    return np.concatenate([value[:, first:], value[:, :first]], axis=1)
+    first, last = np.split(value, [sum(widths)], axis=axis)
+    return np.concatenate([last, first], axis=axis)
 
 
 def fold_biases(plan: Plan) -> Plan:
@@ -255,14 +256,20 @@ def slim_v2(name: str, value: np.ndarray) -> Found | None:
 # --- ASPP: torchvision, segmentation_models.pytorch
 
 
-def torchvision_aspp(name: str, value: np.ndarray) -> Found | None:
-    """A tensor of torchvision's ASPP, its name without the module's; segmentation_models.pytorch has the same names."""
+def torchvision_aspp(name: str, value: np.ndarray, separable: bool = False) -> Found | None:
+    """A tensor of torchvision's ASPP, its name without the module's; segmentation_models.pytorch has the same names.
+
+    Args:
+        separable: the 3x3 branches are a depthwise and a 1x1 convolution, and batch norm.
+    """
     if match := re.fullmatch(r"project\.([01])\.(\w+)", name):
         return {f"head.aspp.project.{match[1]}.{match[2]}": value}
     if match := re.fullmatch(r"convs\.4\.([12])\.(\w+)", name):  # 0 is the pooling
         return {f"head.aspp.branches.4.project.{int(match[1]) - 1}.{match[2]}": value}
     if match := re.fullmatch(r"convs\.([1-3])\.0\.([01])\.weight", name):  # the two halves of a separable branch
         return {f"head.aspp.branches.{match[1]}.{match[2]}.weight": value}
+    if separable and (match := re.fullmatch(r"convs\.([1-3])\.1\.(\w+)", name)):
+        return {f"head.aspp.branches.{match[1]}.2.{match[2]}": value}
     if match := re.fullmatch(r"convs\.([0-3])\.([01])\.(\w+)", name):
         return {f"head.aspp.branches.{match[1]}.{match[2]}.{match[3]}": value}
     return None

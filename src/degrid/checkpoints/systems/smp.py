@@ -220,7 +220,7 @@ def _rule(aspp: str, separable: bool, rename: Rename) -> Rule:
         if name.startswith("segmentation_head.0."):
             return {name.replace("segmentation_head.0", "head.classifier"): value}
         if name.startswith(aspp):
-            return _aspp(name.removeprefix(aspp), value, separable) or _decoder(name, value)
+            return rules.torchvision_aspp(name.removeprefix(aspp), value, separable) or _decoder(name, value)
         return _decoder(name, value)
 
     return rule
@@ -233,10 +233,3 @@ def _decoder(name: str, value: np.ndarray) -> rules.Found | None:
         if match := re.fullmatch(pattern, name):
             return {f"{place}.{int(match[1]) + shift}.{match[2]}": value}
     return None
-
-
-def _aspp(name: str, value: np.ndarray, separable: bool) -> rules.Found | None:
-    match = re.fullmatch(r"convs\.([1-3])\.1\.(\w+)", name)
-    if separable and match:  # batch norm comes third in our separable branch
-        return {f"head.aspp.branches.{match[1]}.2.{match[2]}": value}
-    return rules.torchvision_aspp(name, value)

@@ -1,12 +1,14 @@
-"""Tramac/awesome-semantic-segmentation-pytorch: DeepLab v3."""
+"""Tramac/awesome-semantic-segmentation-pytorch: DeepLab v3 and v3+."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
-from degrid.types import ConversionError
+from degrid.weight_names import xception_name
 
 _ASPP = rules.aspp_places("head.aspp.b{}", (".block.0", ".block.1"), first=0)
 _PLACES = {
@@ -21,41 +23,65 @@ _PLACES = {
     "head.block.1": "head.refine.1",
     "head.block.4": "head.classifier",
 }
+_PLUS = {
+    **_PLACES,
+    "head.c1_block.conv": "head.reduce.0",
+    "head.c1_block.bn": "head.reduce.1",
+    "head.block.0.conv": "head.refine.0.0",
+    "head.block.0.bn": "head.refine.0.1",
+    "head.block.2.conv": "head.refine.1.0",
+    "head.block.2.bn": "head.refine.1.1",
+}
 
 
 class Tramac(System):
-    """ResNets with a deep stem at output stride 8."""
+    """ResNets with a deep stem for v3, Xception for v3+, at output stride 8."""
 
-    title = "Tramac/awesome-semantic-segmentation-pytorch: DeepLab v3"
+    title = "Tramac/awesome-semantic-segmentation-pytorch: DeepLab v3, v3+"
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
         return first_match(tensors, r"head\.aspp\.b4\.gap\.1\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`. Its DeepLab v3+, on an Xception, is refused."""
-        if "pretrained.conv1.6.weight" not in tensors:
-            raise ConversionError(
-                "of Tramac/awesome-semantic-segmentation-pytorch degrid can convert DeepLab v3 on a ResNet, and not v3+"
-            )
-        depth, _ = rules.bottleneck_resnet(tensors, r"pretrained\.layer([1-4])\.(\d+)\.")
+        """See `System`."""
+        plus = "head.c1_block.conv.weight" in tensors
+        if plus:
+            network, encoder = "deeplabv3plus_tramac", "tramac:xception"
+        else:
+            depth, _ = rules.bottleneck_resnet(tensors, r"pretrained\.layer([1-4])\.(\d+)\.")
+            network, encoder = "deeplabv3_refined", f"timm:resnet{depth}s"
         settings = {
-            "network": "deeplabv3_refined",
-            "encoder": f"timm:resnet{depth}s",
+            "network": network,
+            "encoder": encoder,
             "output_stride": 8,
             "rates": (12, 24, 36),
             "dropout": 0.5,
+            "head_resize": "align_corners",
             "resize": "align_corners",
             **rules.IMAGENET_INPUT,
         }
-        return Plan(settings).fill(tensors, rules.batch_counter, _rule)
+        return Plan(settings).fill(tensors, rules.batch_counter, _plus_rule if plus else _rule)
+
+
+def _beside(name: str) -> Drop | None:
+    if name.startswith("auxlayer."):
+        return Drop("second head, used for the training loss only")
+    return Drop("ImageNet classifier") if name.startswith("pretrained.fc.") else None
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-    if name.startswith("auxlayer."):
-        return Drop("second head, used for the training loss only")
-    if name.startswith("pretrained.fc."):
-        return Drop("ImageNet classifier")
-    if name.startswith("pretrained."):
+    if name.startswith("pretrained.") and not name.startswith("pretrained.fc."):
         return {name.replace("pretrained.", "encoder.net.", 1): value}
-    return rules.placed(_PLACES, name, value)
+    return _beside(name) or rules.placed(_PLACES, name, value)
+
+
+def _plus_rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if beside := _beside(name):
+        return beside
+    if name.startswith("pretrained."):
+        inner = name.removeprefix("pretrained.")
+        inner = re.sub(r"^midflow\.(\d+)\.", lambda match: f"block{int(match[1]) + 4}.", inner)
+        renamed = xception_name(inner)
+        return {f"encoder.{renamed}": value} if renamed else None
+    return rules.placed(_PLUS, name, value)

@@ -18,6 +18,12 @@ _PLUS = {
     "classifier.classifier.1": "head.refine.1",
     "classifier.classifier.3": "head.classifier",
 }
+# With --separable_conv: depthwise, 1x1, batch norm.
+_SEPARABLE = {
+    "classifier.classifier.0.body.0": "head.refine.0",
+    "classifier.classifier.0.body.1": "head.refine.1",
+    "classifier.classifier.1": "head.refine.2",
+}
 _V3 = {
     "classifier.classifier.1": "head.refine.0",
     "classifier.classifier.2": "head.refine.1",
@@ -39,15 +45,17 @@ class VainF(System):
         plus = "classifier.project.0.weight" in tensors
         encoder = _encoder(tensors)
         hrnet = encoder.startswith("vainf:hrnet")
+        separable = "classifier.classifier.0.body.0.weight" in tensors
+        network = "deeplabv3plus_vainf_separable" if separable else "deeplabv3plus_vainf"
         settings = {
-            "network": "deeplabv3plus_vainf" if plus else "deeplabv3_refined",
+            "network": network if plus else "deeplabv3_refined",
             "encoder": encoder,
             "output_stride": 4 if hrnet else 16,
             "rates": (12, 24, 36) if hrnet else (6, 12, 18),
             **rules.IMAGENET_INPUT,
         }
         plan = Plan(settings, notes=[] if hrnet else [rules.assumed_stride(settings)])
-        return plan.fill(tensors, rules.batch_counter, _rule(plus, encoder == "vainf:xception"))
+        return plan.fill(tensors, rules.batch_counter, _rule(plus, separable, encoder == "vainf:xception"))
 
 
 def _encoder(tensors: Tensors) -> str:
@@ -66,8 +74,10 @@ def _encoder(tensors: Tensors) -> str:
     )
 
 
-def _rule(plus: bool, xception: bool) -> Rule:
+def _rule(plus: bool, separable: bool, xception: bool) -> Rule:
     places, aspp = (_PLUS, "classifier.aspp.") if plus else (_V3, "classifier.classifier.0.")
+    if separable:
+        places = {**places, **_SEPARABLE}
 
     def rule(name: str, value: np.ndarray) -> rules.Found | None:
         if name.startswith("backbone."):
@@ -80,9 +90,10 @@ def _rule(plus: bool, xception: bool) -> Rule:
             renamed = mobilenet_v2_name(mobile) if mobile.startswith("features.") else inner
             return {f"encoder.net.{renamed}": value} if renamed else None
         if name.startswith(aspp):
-            return rules.torchvision_aspp(name.removeprefix(aspp), value)
-        if plus and name == "classifier.classifier.0.weight":
-            value = rules.joined_in_order(value, 48)
+            inner = name.removeprefix(aspp)
+            return rules.torchvision_aspp(inner.replace(".body.", "."), value, separable)
+        if plus and re.fullmatch(r"classifier\.classifier\.0\.(body\.[01]\.)?weight", name):
+            value = rules.joined_in_order(value, 48, axis=0 if ".body.0." in name else 1)
         return rules.placed(places, name, value)
 
     return rule
