@@ -5,12 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from degrid.engine.inference.confidence import confidence_bands
 from degrid.kernels import upsample_argmax as module
+from degrid.kernels import upsample_argmax_numpy
 from degrid.kernels.upsample_argmax import _by_bands, _compiled, upsample_argmax
 from degrid.resize import RESIZES, resize
 from degrid.types import UserError
 
-PATHS = {"compiled": _compiled, "torch": _by_bands}
+
+def by_numpy(logits, size, convention):
+    return torch.stack(
+        [torch.from_numpy(upsample_argmax_numpy.upsample_argmax(x.numpy(), size, convention)) for x in logits]
+    )
+
+
+PATHS = {"compiled": _compiled, "torch": _by_bands, "numpy": by_numpy}
 conventions = st.sampled_from(RESIZES)
 paths = st.sampled_from(sorted(PATHS))
 
@@ -72,7 +81,8 @@ def test_agrees_on_what_a_network_gives(convention, size):
     logits = smooth((1, 21, 65, 65), 1).contiguous(memory_format=torch.channels_last)
     expected = enlarged_argmax(logits, size, convention)
     assert len(expected.unique()) > 10
-    for found in (upsample_argmax(logits, size, convention), _by_bands(logits, size, convention)):
+    for path in PATHS.values():
+        found = path(logits, size, convention)
         assert (found != expected).float().mean() < 2e-5
 
 
@@ -86,7 +96,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize(
     ("path", "convention"),
-    [(path, name) for path in PATHS for name in RESIZES if (path, name) != ("torch", "tf_legacy")],
+    [(path, name) for path in PATHS for name in RESIZES if name != "tf_legacy" or path == "compiled"],
 )
 def test_not_a_number_wins_as_in_torch(path, convention):
     logits = smooth((1, 5, 6, 7), 3)
@@ -119,3 +129,14 @@ def test_without_numba_in_bands(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "lerp", lambda low, *rest: rows.append(low.shape[1]) or lerp(low, *rest))
     assert torch.equal(upsample_argmax(logits, size), expected)
     assert rows == [7] * 7 + [1]
+
+
+@pytest.mark.parametrize("convention", RESIZES)
+@pytest.mark.parametrize("size", [(50, 61), (5, 6), (1, 1)])
+def test_numpy_is_as_sure_as_torch(monkeypatch, convention, size):
+    monkeypatch.setattr(upsample_argmax_numpy, "BAND", 4 * size[1] * 7)
+    logits = smooth((1, 4, 9, 14), 5, 1.0)
+    expected = torch.cat([band for _, band in confidence_bands(logits, size, convention, probabilities=False)])
+    found = torch.from_numpy(upsample_argmax_numpy.confidence(logits[0].numpy(), size, convention))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert size == (1, 1) or found.std() > 0.05

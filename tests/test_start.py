@@ -57,16 +57,22 @@ def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
     assert (folder / "out" / "a.png").exists()
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
-def test_an_exported_model_predicts_without_torch_what_it_predicts_with_it(folder, tmp_path, name):
+@pytest.mark.parametrize(("name", "output"), [("model.onnx", "ids"), ("model.xml", "ids"), ("logits.onnx", "logits")])
+def test_an_exported_model_predicts_without_torch_what_it_predicts_with_it(folder, tmp_path, name, output):
     model = folder / name
-    degrid.export(network(), model, format="onnx" if name.endswith("onnx") else "openvino")
+    degrid.export(network(), model, format="openvino" if name.endswith("xml") else "onnx", output=output)
     image = folder / "data" / "images" / "a.png"
-    found = modules_after("predict", str(model), str(image), "-o", str(tmp_path))
+    found = modules_after(
+        "predict", str(model), str(image), "-o", str(tmp_path), *["--save-logits"][: output == "logits"]
+    )
     assert not {*HEAVY, "torch"} & found
     ids = np.asarray(Image.open(tmp_path / "a.png"))
-    np.testing.assert_array_equal(ids, degrid.Predictor(open_model(model))(image))
+    wanted = degrid.Predictor(open_model(model)).predict(image)
+    np.testing.assert_array_equal(ids, wanted.ids)
     assert ids.shape == (40, 50)
+    if output == "logits":
+        np.testing.assert_array_equal(np.load(tmp_path / "a.logits.npy"), wanted.logits)
+        return
     found = modules_after("info", str(model))
     assert not {*HEAVY, "torch"} & found
 

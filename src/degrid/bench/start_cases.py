@@ -77,6 +77,8 @@ def _commands(scope: Scope) -> list[Case]:
             ways[f"degrid predict, {name}"] = ["predict", folder / name, photo, "-o", out]
             ways[f"degrid info, {name}"] = ["info", folder / name]
             ways[f"degrid eval, {name}, 4 photographs"] = ["eval", folder / name, "--data", data]
+            export(model, folder / f"logits.{name}", format=format, output="logits")
+            ways[f"degrid predict, {name} of logits"] = ["predict", folder / f"logits.{name}", photo, "-o", out]
     run = partial(_run, held)
     peers = {package: partial(run, ["-c", code, photo, folder / "peer.png"]) for package, code in PEERS.items()}
     return [

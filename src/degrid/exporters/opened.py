@@ -65,7 +65,8 @@ class OpenedFile:
         """
         self.check(image.shape)
         made: np.ndarray = self.run(np.ascontiguousarray(image, self.facts.input))
-        return made.astype(np.uint8) if self.facts.output == "ids" else made
+        # A copy: the memory may be the runtime's, which writes its next result there.
+        return made.astype(np.uint8 if self.facts.output == "ids" else np.float32)
 
 
 def reason_of(error: Exception) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from degrid.kernels.support import numba_installed, use_torch_threads
+from degrid.kernels.upsample_argmax_numpy import places
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -49,20 +48,6 @@ def upsample_argmax(
     return _by_bands(logits, size, convention)
 
 
-@functools.lru_cache(maxsize=64)
-def _axis(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `size` places on an axis of `count` pixels: the pixel before it, and the weight of the one after it.
-
-    Both are derived from what `resize` does to unit vectors, so that the conventions are defined in one place.
-    """
-    units = torch.eye(count, device="cpu")[None, :, :, None]
-    mixed = resize(units, (size, 1), convention)[0, :, :, 0].numpy()
-    before = (mixed != 0).argmax(0)
-    after = np.minimum(before + 1, count - 1)
-    weight = np.where(after > before, mixed[after, np.arange(size)], 0)
-    return before, weight.astype(np.float32)
-
-
 def _compiled(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
     from degrid.kernels.upsample_argmax_numba import upsample_argmax
 
@@ -75,8 +60,8 @@ def _compiled(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
 
 
 def _cells(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where in `size` the places after each of `count` pixels begin, [count + 1], and the weights of `_axis`."""
-    before, weight = _axis(count, size, convention)
+    """Where in `size` the places after each of `count` pixels begin, [count + 1], and the weights of `places`."""
+    before, weight = places(count, size, convention)
     return before.searchsorted(np.arange(count + 1)), weight
 
 
@@ -85,7 +70,7 @@ def _by_bands(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
     count, classes, height, _ = logits.shape
     wide = resize(logits.contiguous(memory_format=torch.channels_last), (height, size[1]), convention)
     wide = wide.permute(0, 2, 3, 1).contiguous()
-    before, weight = (torch.from_numpy(values).to(logits.device) for values in _axis(height, size[0], convention))
+    before, weight = (torch.from_numpy(values).to(logits.device) for values in places(height, size[0], convention))
     after, weight = (before + 1).clamp(max=height - 1), weight.to(logits.dtype)[:, None, None]
     ids = torch.empty(count, *size, dtype=torch.uint8, device=logits.device)
     rows = max(1, BAND.get(logits.device.type, BAND_ELSEWHERE) // (count * classes * size[1]))

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from degrid.arguments import later
 from degrid.bands import LargeScene, Scene
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.prediction import PRECISION_OF_FILE, DimWarning, Prediction, needs_the_whole
 from degrid.exporters.opened import OpenedFile
 from degrid.exporters.table import find_opener
+from degrid.kernels.upsample_argmax_numpy import confidence, upsample_argmax
 from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, UserError
 
 if TYPE_CHECKING:
@@ -78,11 +81,11 @@ def open_predictor(
     Raises:
         UserError: see both.
     """
-    plain = options.is_plain and options.memory is None and not multi_scale
+    plain = options.is_plain and options.memory is None and not options.smooth and not multi_scale
     if plain and device in ("auto", "cpu") and precision in PRECISIONS and isinstance(model, str | os.PathLike):
-        file = _file_of_ids(model)
+        file = _file_of_arrays(model)
         if file is not None:
-            yield FilePredictor(file, options)
+            yield FilePredictor(file, model, options)
             return
     from degrid.engine.inference.predictor import predictor_of
 
@@ -90,52 +93,67 @@ def open_predictor(
         yield predictor
 
 
-def _file_of_ids(path: str | os.PathLike[str]) -> OpenedFile | None:
-    """An exported file that gives class ids by another runtime than PyTorch's; None for anything else."""
+def _file_of_arrays(path: str | os.PathLike[str]) -> OpenedFile | None:
+    """An exported file that another runtime than PyTorch's runs; None for anything else."""
     found = find_opener(path)
-    if found is None or found[0].needs_torch or not found[1].exists():
-        return None
-    file = OpenedFile(path)
-    return file if file.facts.output == "ids" else None
+    return None if found is None or found[0].needs_torch or not found[1].exists() else OpenedFile(path)
 
 
 class FilePredictor:
-    """What verbs use of `degrid.Predictor`, for an exported file that gives class ids; without torch.
+    """What verbs use of `degrid.Predictor`, for an exported file; without torch.
 
     Args:
+        path: of the file, as it was given.
         options: which ask for nothing but the ids.
     Attributes:
         See `degrid.Predictor`.
     """
 
-    gives_ids = True
     network = PRECISION_OF_FILE
-    windowed = 0
-    windows: frozenset[tuple[int, int]] = frozenset()
 
-    def __init__(self, file: OpenedFile, options: InferenceOptions) -> None:
-        self.file, self.options = file, options
-        self.labels, self.bands = file.facts.labels, file.facts.bands
+    def __init__(self, file: OpenedFile, path: str | os.PathLike[str], options: InferenceOptions) -> None:
+        self.file, self.path, self.options = file, path, options
+        self.labels, self.bands, self.resize = file.facts.labels, file.facts.bands, file.facts.resize
+        self.gives_ids = file.facts.output == "ids"
         self.num_classes = len(self.labels)
         self.warn_if_dim = DimWarning(self.bands)
+        self.windowed = 0
+        self.windows: set[tuple[int, int]] = set()
 
     def evaluating(self) -> AbstractContextManager[object]:
         """An exported network is always in evaluation mode."""
         return nullcontext()
 
     def predict(self, image: Scene | LargeScene) -> Prediction:
-        """Class ids together with the image as the model saw it.
+        """Class ids together with the logits, if the file gives them, and the image as the model saw it.
 
         Raises:
-            UserError: the file takes no image of this size, or the image is too large to be read at once.
+            UserError: the file takes no image of this size, or gives ids and the image is too large to be read at once.
         """
         if isinstance(image, LargeScene):
-            raise needs_the_whole(image)
+            return self._in_windows(image)
         pixels, empty = image
-        ids = self.file(pixels.transpose(2, 0, 1)[None])[0]
+        found = self.file(pixels.transpose(2, 0, 1)[None])[0]
+        ids = found if self.gives_ids else upsample_argmax(found, pixels.shape[:2], self.resize)
         if empty is not None:
             ids[empty] = IGNORE_INDEX
-        return Prediction(ids, None, pixels)
+        return Prediction(ids, None if self.gives_ids else found, pixels)
 
-    def confidence(self, prediction: Prediction) -> None:
-        """Not known: the file gives no logits."""
+    def _in_windows(self, scene: LargeScene) -> Prediction:
+        if self.gives_ids:
+            raise needs_the_whole(scene)
+        from degrid.engine.inference.predictor import Predictor
+
+        predictor = Predictor(open_network(self.path), "cpu", options=self.options)
+        found = predictor.predict(scene)
+        self.windowed += predictor.windowed
+        self.windows |= predictor.windows
+        return found
+
+    def confidence(self, prediction: Prediction) -> np.ndarray | None:
+        """The probability of the class of each pixel, see `degrid.Predictor.confidence`; None without logits."""
+        if prediction.logits is None:
+            return None
+        found = confidence(prediction.logits, prediction.ids.shape, self.resize)
+        found[prediction.ids == IGNORE_INDEX] = 0
+        return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from degrid.kernels.upsample_argmax_numpy import places
 from degrid.resize import resize
 
 BAND_VALUES = 4_000_000
@@ -39,11 +40,8 @@ def row_bands(scores: Tensor, size: tuple[int, ...], convention: str) -> Iterato
     """
     height, width = size
     last = scores.shape[2] - 1
-    # Resizing the row numbers tells which rows every convention mixes, and how.
-    place = resize(torch.arange(last + 1, dtype=torch.float64).reshape(1, 1, -1, 1), (height, 1), convention)
-    place = place.flatten().to(scores.device)
-    lower = place.floor().long().clamp(0, last)
-    weight = (place - lower).to(scores.dtype)[:, None]
+    lower, weight = (torch.from_numpy(found).to(scores.device) for found in places(last + 1, height, convention))
+    weight = weight.to(scores.dtype)[:, None]
     rows = max(1, BAND_VALUES // (scores.shape[1] * width))
     for first in range(0, height, rows):
         part = slice(first, first + rows)
