@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy import stats
 from typer.testing import CliRunner
@@ -16,7 +18,9 @@ from typer.testing import CliRunner
 import degrid
 from degrid import StudyProtocol, StudyResult, UserError
 from degrid.cli import app
+from degrid.data import open_dataset
 from degrid.engine.evaluation.effects import bootstrap_interval, corrected, smallest_difference
+from degrid.files import write_json
 from degrid.verbs.study_results import RunScores
 
 TINY = {
@@ -162,6 +166,33 @@ def test_a_look_at_nothing(tmp_path):
         degrid.study(protocol(), tmp_path, look=True)
 
 
+def test_a_study_goes_on_from_what_came_of_its_runs(tmp_path, monkeypatch):
+    """Files of outcomes are enough: only missing runs are made, failed ones when asked for."""
+    made, names = [], open_dataset("synthetic:2", "test").labels.names
+
+    def make(work, run, place, device):
+        made.append(run)
+        scores = {"miou": 0.5 + run[2] / 10, "boundary_iou": 0.2, "num_images": 2, "class_names": names}
+        cost = {"parameters": 1, "step_seconds": 1.0, "steps": 4, "peak_memory_mib": 1, "train_seconds": 1}
+        write_json(work.outcome(*run), {"error": "hot"} if run[1:] == ("tent", 1) else {"scores": scores, "cost": cost})
+
+    monkeypatch.setattr("degrid.verbs.study._Work._train_and_score", make)
+    found = degrid.study(protocol(), tmp_path)
+    assert (len(found.runs), found.failures) == (3, {"tent/seed_1": "hot"})
+    (tmp_path / "regular/seed_1.json").unlink()
+    made.clear()
+    degrid.study(protocol(), tmp_path)
+    assert made == [("", "regular", 1)]
+    made.clear()
+    degrid.study(protocol(), tmp_path, retry=True)
+    assert made == [("", "tent", 1)]
+    with pytest.raises(UserError, match=r"synthetic:5 has .* test images .* were scored on 2 of"):
+        degrid.study(protocol(), tmp_path, data="synthetic:5")
+    (tmp_path / "tent/seed_0.json").write_text("{")
+    with pytest.raises(UserError, match=r"outcome of a run .*tent/seed_0\.json is not valid JSON"):
+        degrid.study(protocol(), tmp_path, look=True)
+
+
 # ---- whole studies --------------------------------------------------------------------------------------------
 
 
@@ -194,9 +225,19 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
     assert settings["features"] == str(out / "features/seed_0")
     assert (out / "accuracy_cost.png").stat().st_size > 5000
     # Started again there is nothing to do; another protocol is refused.
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("study_scores.json")}
+    made = {path: path.stat().st_mtime_ns for path in out.glob("*/seed_?.json")}
+    assert len(made) == 6
     degrid.study(file, out, devices=["cpu"])
-    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("study_scores.json")}
+    assert made == {path: path.stat().st_mtime_ns for path in out.glob("*/seed_?.json")}
+    # Elsewhere, with nothing but what came of the runs, the missing one is made, and comes out the same.
+    for folder in out.glob("*/seed_?/"):
+        shutil.rmtree(folder)
+    (out / "tent/seed_1.json").unlink()
+    again = degrid.study(file, out, devices=["cpu"])
+    assert [path.name for path in out.glob("*/seed_?/")] == ["seed_1"]
+    assert [run.scores["miou"] for run in again.runs] == [run["scores"]["miou"] for run in results["runs"]]
+    assert again.failures == results["failures"]
+    assert again.of("", "tent")[1].made["versions"]["torch"] == torch.__version__
     file.write_text(file.read_text().replace("seeds: 2", "seeds: 3"))
     with pytest.raises(UserError, match=r"says otherwise of: seeds; a changed protocol is another study"):
         degrid.study(file, out)
@@ -218,7 +259,7 @@ def test_a_stopped_study_goes_on_within_the_run(tmp_path, monkeypatch):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert re.search("stopped and saved; continue with: the same command", errors)
-    assert not (tmp_path / "stopped/regular/seed_0/study_scores.json").exists()
+    assert not (tmp_path / "stopped/regular/seed_0.json").exists()
     steps = metrics.read_text().count("\n")
     assert steps < 15
     monkeypatch.chdir(tmp_path)

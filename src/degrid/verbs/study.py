@@ -32,13 +32,14 @@ from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
 from degrid.engine.training.log import read_metrics
 from degrid.engine.training.loop import Stopped
-from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, write_json
+from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, read_json, write_json
 from degrid.lookup import counted, some
 from degrid.model_folder import load
 from degrid.networks import build_model
 from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
 from degrid.verbs.evaluate import Measures
 from degrid.verbs.fixed_crops import check_fixed_crops, frozen_stages
+from degrid.verbs.model_card import training_of
 from degrid.verbs.run_settings import check_settings
 from degrid.verbs.study_results import RunScores, StudyResult
 from degrid.verbs.train import run_config
@@ -46,10 +47,6 @@ from degrid.version import VERSION
 
 PROTOCOL = "study.json"
 """File of a study's folder that says what is run; written before the first run, and not changed afterwards."""
-SCORES = "study_scores.json"
-"""File of a run's folder with its scores on the test images; there once the run is done."""
-FAILED = "study_failed.json"
-"""File of a run's folder that says why there are no scores."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +121,22 @@ def study(
 
         degrid.study("smoothing.yaml", devices=["cuda:0", "cuda:1"])
 
-    Each run is a process of its own, so that one that fails is listed and the others go on. Started again, a study goes
-    on where it was stopped, also in the middle of a run; started in one folder by several programs, on one machine or
-    on several, they share the runs.
+    Each run is a process of its own, so that one that fails is listed and the others go on. What came of it is a file
+    beside its folder; a run that has one is done, wherever it was made and whether its folder is still there or not.
+    Started again, a study goes on where it was stopped, also in the middle of a run; started in one folder by several
+    programs, on one machine or on several, they share the runs.
 
     Args:
         protocol: what to run, or a YAML or JSON file with the fields of `StudyProtocol`.
         out: folder of the study; by default studies/NAME.
-        data: the data, if not the protocol's.
+        data: the data, if not the protocol's; may lie elsewhere when the study goes on.
         devices: where to train, a run at a time on each; one that is named twice gets two runs at a time.
         retry: run again what failed.
         look: run nothing, and say what the runs so far show.
         progress: called after each step of a run, if there is one device, and after each run.
         tell: called with a sentence on each run.
     Raises:
-        UserError: settings that cannot be used, or a folder with another study.
+        UserError: settings that cannot be used, a folder with another study, or other test images than before.
         Stopped: by Ctrl-C or SIGTERM; the runs are saved.
     """
     found = protocol if isinstance(protocol, StudyProtocol) else _read(Path(protocol))
@@ -150,6 +148,7 @@ def study(
     began = _agree(found, folder, look)
     work = _Work(found, folder, len(devices) == 1, progress, tell)
     if not look:
+        _same_images(found, list(work.scores()))
         work.run_all(devices, retry)
     result = StudyResult(found.name, found.question, tuple(found.cells), tuple(work.scores()), work.failures(), began)
     if result.runs:
@@ -188,7 +187,10 @@ def _agree(protocol: StudyProtocol, folder: Path, look: bool) -> str:
     plan = json.loads(json.dumps(dataclasses.asdict(protocol)))
     if file.exists():
         before = parse_json(file.read_text("utf-8"))
-        changed = [name for name, value in plan.items() if before["protocol"].get(name) != value]
+        elsewhere = {"data"}  # may lie in another place on another machine; see _same_images
+        changed = [
+            name for name, value in plan.items() if name not in elsewhere and before["protocol"].get(name) != value
+        ]
         if changed:
             raise UserError(
                 f"{file} was written on {before['date']} before the first run, and says otherwise of: "
@@ -224,6 +226,23 @@ def _check(config: RunConfig, split: str) -> None:
     open_dataset(config.data.path, split)
 
 
+def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
+    """Refuse to go on with other test images than those of the runs that are done.
+
+    Raises:
+        UserError: another number of images, or other classes.
+    """
+    for run in {run.variant: run for run in runs}.values():
+        path = protocol.config(run.variant, run.cell, run.seed).data.path
+        now = open_dataset(path, protocol.split)
+        before = run.scores["num_images"], tuple(run.scores["class_names"])
+        if (len(now), now.labels.names) != before:
+            raise UserError(
+                f"{path} has {len(now)} {protocol.split} images of {some(now.labels.names, 12)}, but the runs that are "
+                f"done were scored on {before[0]} of {some(before[1], 12)}; give the data of before"
+            )
+
+
 class _Work:
     """The runs of a study that are to be made, by this program and perhaps others."""
 
@@ -240,6 +259,23 @@ class _Work:
     def place(self, variant: str, cell: str, seed: int) -> Path:
         """The run folder."""
         return self.folder / variant / cell / f"seed_{seed}"
+
+    def outcome(self, variant: str, cell: str, seed: int) -> Path:
+        """The file with what came of a run: its scores and costs, or an error; there once the run has ended.
+
+        It stays when the run folder, which is larger by far, is removed.
+        """
+        return self.place(variant, cell, seed).with_suffix(".json")
+
+    def ended(self) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
+        """The runs that have ended, and what came of them.
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        for run in self.protocol.runs():
+            if self.outcome(*run).exists():
+                yield run, read_json(self.outcome(*run), "outcome of a run")
 
     def features(self, seed: int) -> Path:
         """The folder for the features of fixed crops, which the cells of one seed share; there until all are done."""
@@ -277,8 +313,8 @@ class _Work:
             raise Stopped(self.folder, "the same command (the same call of degrid.study)")
 
     def _left(self, run: tuple[str, str, int], retry: bool) -> bool:
-        place = self.place(*run)
-        return not (place / SCORES).exists() and (retry or not (place / FAILED).exists())
+        file = self.outcome(*run)
+        return not file.exists() or (retry and "error" in read_json(file, "outcome of a run"))
 
     def _make(self, run: tuple[str, str, int], device: str, retry: bool) -> None:
         """One run, unless another program has it."""
@@ -289,18 +325,19 @@ class _Work:
             with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
                 if not self._left(run, retry):
                     return
-                (place / FAILED).unlink(missing_ok=True)
+                self.outcome(*run).unlink(missing_ok=True)
                 self._train_and_score(run, place, device)
         except Timeout:
             return
         if not any(self._left(each, False) for each in self.protocol.runs() if each[2] == seed):
             shutil.rmtree(self.features(seed), ignore_errors=True)
         name = " ".join(filter(None, (variant, cell, f"seed {seed}")))
-        if (place / SCORES).exists():
-            miou = parse_json((place / SCORES).read_text("utf-8"))["scores"]["miou"]
-            self._tell(f"{name}: {self.protocol.split} mIoU {100 * miou:.2f} %")
-        elif (place / FAILED).exists():
-            self._tell(f"{name} failed: {parse_json((place / FAILED).read_text('utf-8'))['error']}")
+        if self.outcome(*run).exists():
+            found = read_json(self.outcome(*run), "outcome of a run")
+            if "error" in found:
+                self._tell(f"{name} failed: {found['error']}")
+            else:
+                self._tell(f"{name}: {self.protocol.split} mIoU {100 * found['scores']['miou']:.2f} %")
         if self._progress and not self._stopped.is_set():
             every = list(self.protocol.runs())
             self._progress(Progress("runs", sum(not self._left(each, False) for each in every), len(every), name))
@@ -310,7 +347,7 @@ class _Work:
         if config.train.fixed_crops and not config.train.features:
             kept = str(self.features(run[2]).absolute())
             config = dataclasses.replace(config, train=dataclasses.replace(config.train, features=kept))
-        settings = place.with_name(f"{place.name}.json")
+        settings = place.with_name(f".{place.name}.settings.json")
         write_json(settings, configs.to_dict(config))
         scores = place / "study_eval.json"
         begun = (place / "run.json").exists()
@@ -324,16 +361,22 @@ class _Work:
             if self._stopped.is_set():
                 return
             if code:
-                make_folder(place)
                 last = said.strip().splitlines()[-1:] or [f"it ended with code {code}"]
-                write_json(place / FAILED, {"error": last[0].removeprefix("degrid: "), "command": command[0]})
+                write_json(self.outcome(*run), {"error": last[0].removeprefix("degrid: "), "command": command[0]})
                 return
             if command is train:
                 seconds, memory = time.monotonic() - began, peak
         settings.unlink()
         cost = {**_cost(place, config), "peak_memory_mib": memory, "train_seconds": None if begun else round(seconds)}
-        found = {"scores": parse_json(scores.read_text("utf-8")), "cost": cost, "gridding": _gridding(place, config)}
-        write_json(place / SCORES, found)
+        made = training_of(place) or {}
+        made.pop("command", None)  # by this program; the protocol says what is run
+        found = {
+            "scores": read_json(scores, "scores"),
+            "cost": cost,
+            "gridding": _gridding(place, config),
+            "made": made,
+        }
+        write_json(self.outcome(*run), found, indent=None)
         scores.unlink()
 
     def _command(self, arguments: list[str], place: Path) -> tuple[int, str, int]:
@@ -392,19 +435,14 @@ class _Work:
 
     def scores(self) -> Iterator[RunScores]:
         """Of every run that is done."""
-        for variant, cell, seed in self.protocol.runs():
-            file = self.place(variant, cell, seed) / SCORES
-            if file.exists():
-                yield RunScores(variant, cell, seed, **parse_json(file.read_text("utf-8")))
+        for run, found in self.ended():
+            if "error" not in found:
+                yield RunScores(*run, **found)
 
     def failures(self) -> dict[str, str]:
         """Why runs have no scores, by their folders below the study's."""
-        places = [self.place(*run) for run in self.protocol.runs()]
-        return {
-            str(place.relative_to(self.folder)): parse_json((place / FAILED).read_text("utf-8"))["error"]
-            for place in places
-            if (place / FAILED).exists()
-        }
+        failed = [(self.place(*run), found["error"]) for run, found in self.ended() if "error" in found]
+        return {str(place.relative_to(self.folder)): error for place, error in failed}
 
 
 def _cost(place: Path, config: RunConfig) -> dict[str, Any]:

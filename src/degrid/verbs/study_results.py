@@ -42,6 +42,7 @@ class RunScores:
         cost: parameters, step_seconds (median), steps, peak_memory_mib (of the training process; None where unknown),
             train_seconds (None for a run that was continued).
         gridding: score at rate 2 of the last dilated stage "before" and "after" training; None without such a stage.
+        made: began, ended, machine and versions, as `training_of` gives them; empty where not known.
     """
 
     variant: str
@@ -50,6 +51,7 @@ class RunScores:
     scores: dict[str, Any]
     cost: dict[str, Any]
     gridding: dict[str, float] | None = None
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
