@@ -71,7 +71,6 @@ ALLOWED = {
 
 
 FILES = sorted(SOURCE.rglob("*.py"))
-NAMES = [file.relative_to(SOURCE).as_posix() for file in FILES]
 
 
 def room_of(file: Path) -> str:
@@ -79,10 +78,15 @@ def room_of(file: Path) -> str:
     return file.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def own_imports(file: Path) -> set[str]:
-    """The parts of degrid that a file imports, at any depth; "degrid" for the package's own names."""
+def nodes_of(code: str) -> list[ast.AST]:
+    """All nodes of the code, at any depth."""
+    return list(ast.walk(ast.parse(code)))
+
+
+def own_imports(nodes: list[ast.AST]) -> set[str]:
+    """The parts of degrid that code imports, at any depth; "degrid" for the package's own names."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -92,20 +96,9 @@ def own_imports(file: Path) -> set[str]:
     return {name.split(".")[1] for name in found if name.startswith("degrid.")}
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_imports_follow_the_star(file):
-    part = room_of(file)
-    if part == "__init__":
-        return  # the package's face names everything, lazily
-    assert own_imports(file) <= ALLOWED[part], f"{part} may import only {sorted(ALLOWED[part])}"
-
-
-def test_the_import_reader_sees_imports(tmp_path):
-    file = tmp_path / "part.py"
-    file.write_text(
-        "def f():\n    from degrid import config\n    import degrid.data.image\n    from degrid.engine.x import y\n"
-    )
-    assert own_imports(file) == {"config", "data", "engine"}
+def test_the_import_reader_sees_imports():
+    code = "def f():\n    from degrid import config\n    import degrid.data.image\n    from degrid.engine.x import y\n"
+    assert own_imports(nodes_of(code)) == {"config", "data", "engine"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -144,19 +137,9 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return sum(argument.arg not in ("self", "cls") for argument in arguments)
 
 
-def functions_of(code: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """All functions, at any depth."""
-    return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-
-
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_functions_can_be_read_at_once(file):
-    for function in functions_of(file.read_text()):
-        lines = function.end_lineno - function.lineno + 1
-        assert lines <= MOST_LINES, f"{function.name} has {lines} lines; at most {MOST_LINES}"
-        assert complexity(function) <= MOST_COMPLEX, f"{function.name} branches {complexity(function)} times"
-        if room_of(file) != "cli":  # a command has one for each option
-            assert parameters(function) <= MOST_PARAMETERS, f"{function.name} takes {parameters(function)} parameters"
+def functions_of(nodes: list[ast.AST]) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions among them."""
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def test_the_readers_of_functions_count_as_said():
@@ -173,17 +156,17 @@ def f(self, a, /, b, *, c):
             while True:
                 pass
 """
-    outer, inner = functions_of(code)
+    outer, inner = functions_of(nodes_of(code))
     # if, and + or, a comprehension with two conditions, for, assert, ternary, except
     assert complexity(outer) == 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1
     assert complexity(inner) == 2
     assert parameters(outer) == 3
 
 
-def words_to_the_console(code: str) -> list[str]:
-    """What a file has that writes to the console: print, rich, or the streams themselves."""
+def words_to_the_console(nodes: list[ast.AST]) -> list[str]:
+    """What code has that writes to the console: print, rich, or the streams themselves."""
     found = []
-    for node in ast.walk(ast.parse(code)):
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             found.append("print")
         if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and isinstance(node.value, ast.Name):
@@ -195,15 +178,30 @@ def words_to_the_console(code: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_only_the_command_line_prints(file):
-    if room_of(file) != "cli":
-        assert not words_to_the_console(file.read_text())
-
-
 def test_the_reader_of_prints_sees_them():
     code = "import rich.table, sys\nfrom rich import console\nprint(1)\nsys.stderr.write('x')"
-    assert sorted(words_to_the_console(code)) == ["print", "rich", "rich.table", "sys.stderr"]
+    assert sorted(words_to_the_console(nodes_of(code))) == ["print", "rich", "rich.table", "sys.stderr"]
+
+
+def faults_of(file: Path) -> list[str]:
+    """The imports that the star does not allow, functions that cannot be read at once, what prints outside `cli`."""
+    part, nodes, faults = room_of(file), nodes_of(file.read_text()), []
+    if part != "__init__":  # the package's face names everything, lazily
+        faults += [f"{part} may not import {name}" for name in own_imports(nodes) - ALLOWED[part]]
+    for function in functions_of(nodes):
+        lines, branches, taken = function.end_lineno - function.lineno + 1, complexity(function), parameters(function)
+        faults += [f"{function.name} has {lines} lines; at most {MOST_LINES}"] * (lines > MOST_LINES)
+        faults += [f"{function.name} branches {branches} times; at most {MOST_COMPLEX}"] * (branches > MOST_COMPLEX)
+        if part != "cli":  # a command has a parameter for each option
+            faults += [f"{function.name} takes {taken} parameters"] * (taken > MOST_PARAMETERS)
+    if part != "cli":
+        faults += [f"{word} writes to the console" for word in words_to_the_console(nodes)]
+    return faults
+
+
+def test_every_file_keeps_the_rules():
+    faults = [f"{file}: {fault}" for file in FILES for fault in faults_of(file)]
+    assert not faults, "\n".join(faults)
 
 
 def test_no_module_is_hidden_by_a_name_that_its_package_hands_on():

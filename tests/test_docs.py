@@ -1,6 +1,7 @@
 """The pages name nothing that does not exist: links, files, Python names, settings, commands, options, make targets."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -20,10 +21,15 @@ from degrid.data.formats import description
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = ROOT / "src" / "degrid"
-page = pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 
 sys.path.insert(0, str(ROOT / "docs"))
 import api  # noqa: E402  (docs/api.py writes the API pages)
+
+
+@functools.cache
+def commands():
+    """All commands, as click has them."""
+    return typer.main.get_command(app)
 
 
 def prose(text: str) -> str:
@@ -133,6 +139,13 @@ def _has(node: object, parts: list[str]) -> bool:
     return isinstance(node, dict) and parts[0] in node and _has(node[parts[0]], parts[1:])
 
 
+def unknown_targets(text: str) -> set[str]:
+    """Targets of make that the Makefile does not have."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    code = "\n".join([*spans(text), *blocks(text, "bash")])
+    return set(re.findall(r"^make ([a-z-]+)", code, flags=re.MULTILINE)) - targets
+
+
 def command_lines(text: str) -> list[list[str]]:
     """The words of every line that calls degrid, in bash blocks and in inline code."""
     lines = [line for block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
@@ -143,8 +156,7 @@ def command_lines(text: str) -> list[list[str]]:
 
 def faults_of_command(words: list[str]) -> list[str]:
     """Commands, options and recipes in a call of degrid that do not exist."""
-    command = typer.main.get_command(app)
-    used = []
+    command, used = commands(), []
     while hasattr(command, "commands") and words:
         name, *words = words
         if name.startswith("-"):
@@ -165,37 +177,27 @@ def faults_of_command(words: list[str]) -> list[str]:
     return faults
 
 
-@page
-def test_links_lead_somewhere(file):
-    assert broken_links(file, file.read_text()) == []
+FAULTS = {
+    "links": broken_links,
+    "files": lambda file, text: missing_files(text),
+    "names": lambda file, text: dead_names(text),
+    "imports": lambda file, text: dead_imports(text),
+    "arguments": lambda file, text: wrong_arguments(text),
+    "settings": lambda file, text: unknown_settings(text),
+    "commands": lambda file, text: [fault for words in command_lines(text) for fault in faults_of_command(words)],
+    "targets": lambda file, text: unknown_targets(text),
+}
 
 
-@page
-def test_files_that_are_named_exist(file):
-    assert missing_files(file.read_text()) == []
-
-
-@page
-def test_python_names_exist(file):
-    text = file.read_text()
-    assert dead_names(text) == []
-    assert dead_imports(text) == []
-    assert wrong_arguments(text) == []
-
-
-@page
-def test_settings_exist(file):
-    assert unknown_settings(file.read_text()) == []
-
-
-@page
-def test_commands_and_options_exist(file):
-    assert [fault for words in command_lines(file.read_text()) for fault in faults_of_command(words)] == []
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_the_pages_name_exists(kind):
+    faults = [f"{file}: {fault}" for file in PAGES for fault in FAULTS[kind](file, file.read_text())]
+    assert not faults, "\n".join(faults)
 
 
 def all_commands() -> dict[str, str]:
     """The help text of every command, by its words."""
-    found, waiting = {}, {"": typer.main.get_command(app)}
+    found, waiting = {}, {"": commands()}
     while waiting:
         words, command = waiting.popitem()
         if hasattr(command, "commands"):
@@ -205,25 +207,17 @@ def all_commands() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(("words", "text"), all_commands().items(), ids=all_commands())
-def test_every_command_has_examples_that_exist(words, text):
-    examples = [line.strip().split("   ")[0] for line in text.splitlines() if line.strip().startswith("degrid ")]
-    assert any(example.startswith(f"degrid {words}") for example in examples)
-    assert [fault for example in examples for fault in faults_of_command(shlex.split(example)[1:])] == []
+def test_every_command_has_examples_that_exist():
+    for words, text in all_commands().items():
+        examples = [line.strip().split("   ")[0] for line in text.splitlines() if line.strip().startswith("degrid ")]
+        assert any(example.startswith(f"degrid {words}") for example in examples), words
+        assert [fault for example in examples for fault in faults_of_command(shlex.split(example)[1:])] == [], words
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
-def test_commands_of_recipes_exist(name):
-    command = re.search(r"Command: (degrid .*)", recipes.RECIPES[name].__doc__)[1]
-    assert faults_of_command(shlex.split(re.sub(r"[\[\]]", "", command))[1:]) == []
-
-
-@page
-def test_make_targets_exist(file):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    text = file.read_text()
-    code = "\n".join([*spans(text), *blocks(text, "bash")])
-    assert set(re.findall(r"^make ([a-z-]+)", code, flags=re.MULTILINE)) <= targets
+def test_commands_of_recipes_exist():
+    for name, recipe in recipes.RECIPES.items():
+        command = re.search(r"Command: (degrid .*)", recipe.__doc__)[1]
+        assert faults_of_command(shlex.split(re.sub(r"[\[\]]", "", command))[1:]) == [], name
 
 
 def test_the_file_map_shows_every_room():
@@ -252,9 +246,9 @@ def test_every_page_is_in_the_index():
     assert {name for name in pages if f"({name})" not in index} <= {"README.md"}
 
 
-@pytest.mark.parametrize("name", api.public_modules())
-def test_docstrings_name_only_what_exists(name):
-    assert api.faults(importlib.import_module(name)) == []
+def test_docstrings_name_only_what_exists():
+    faults = [fault for name in api.public_modules() for fault in api.faults(importlib.import_module(name))]
+    assert not faults, "\n".join(faults)
 
 
 def test_faults_of_docstrings_are_seen():
@@ -271,7 +265,7 @@ def test_these_tests_see_faults():
     text = (
         "[a](nowhere.md) [b](data.md#no-such-title) [c](data.md#dataset-yaml) `tests/test_no.py` `degrid.no_such` "
         "`degrid.evaluate(.., nope=1, split='val')` `train.stepps` "
-        "`degrid eval --nope` `degrid nope` `degrid train nope_voc`\n"
+        "`degrid eval --nope` `degrid nope` `degrid train nope_voc` `make nope`\n"
         "```python\nfrom degrid.data import nope\n```\n"
         "```bash\ndegrid train --set optim.lrr=1 --set train.steps=2\n```\n"
     )
@@ -281,5 +275,6 @@ def test_these_tests_see_faults():
     assert dead_imports(text) == ["degrid.data.nope"]
     assert wrong_arguments(text) == ["degrid.evaluate(nope=)"]
     assert unknown_settings(text) == ["optim.lrr", "train.stepps"]
+    assert unknown_targets(text) == {"nope"}
     faults = [fault for words in command_lines(text) for fault in faults_of_command(words)]
     assert faults == ["degrid eval has no --nope", "no command: degrid nope", "no recipe: nope_voc"]
