@@ -60,7 +60,6 @@ def program():
         ("x.tar", tar(), r"an archive \(tar\); unpack it"),
         ("x.pth.gz", gzip.compress(b"abc", mtime=0), r"packed \(gzip\); unpack it"),
         ("x.tflite", b"\x1c\0\0\0TFL3" + bytes(40), "TensorFlow Lite, .* convert the checkpoint"),
-        ("x.params", b"\x12\x01" + bytes(30), "MXNet; load it there"),
         ("x.onnx", ONNX, "a model of ONNX, .* convert the checkpoint"),
         ("x.mlmodel", CORE, "a model of Core ML, .* convert the checkpoint"),
         ("saved_model.pb", SAVED, "SavedModel .*variables.variables"),

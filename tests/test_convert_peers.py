@@ -66,6 +66,8 @@ def rates(module):
         pytest.param("speedinghzl_resnet50", "speedinghzl", [*[2] * 6, 4, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3_resnet50", "tramac", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3plus_xception", "tramac", [*[2] * 51, *[4] * 3], [12, 24, 36], marks=slow),
+        pytest.param("GluonCV_deeplabv3_resnet50", "gluoncv", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
+        pytest.param("GluonCV_deeplabv3plus_xception", "gluoncv", [*[2] * 51, *[4] * 3], [12, 24, 36], marks=slow),
         ("mmseg_deeplabv3plus_r18-d8", "mmseg", [2, 2, 4], [12, 24, 36]),
         ("mmseg_deeplabv3_m-v2-d8", "mmseg", [2, 2, 4, 4], [12, 24, 36]),
         pytest.param("mmseg_deeplabv3_r50d-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),

@@ -369,3 +369,60 @@ def test_large_checkpoints_take_less_than_twice_their_size(tmp_path, version):
     command = [sys.executable, script, "--read", tmp_path / "large.ckpt"]
     _, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(peak) < 2 * sum(value.nbytes for value in values.values())
+
+
+# --- MXNet
+
+# What nd.save of mxnet 1.9.1 wrote for {"arg:a": float32 [2,3], "aux:b": float16 [2], "c": int64 [1], "d": uint8 [1]}.
+MXNET = bytes.fromhex(
+    "120100000000000000000000000000000400000000000000c9fa93f90000000002000000020000000000000003000000000000000100000000000000"
+    "000000000000803f0000004000004040000080400000a0400000d040c9fa93f900000000010000000200000000000000010000000000000002000000"
+    "003e00c0c9fa93f9000000000100000001000000000000000100000000000000060000000300000000000000c9fa93f9000000000100000001000000"
+    "00000000010000000000000003000000ff040000000000000005000000000000006172673a6105000000000000006175783a62010000000000000063"
+    "010000000000000064"
+)
+ARRAYS = {
+    "a": np.array([[1, 2, 3], [4, 5, 6.5]], np.float32),
+    "b": np.array([1.5, -2], np.float16),
+    "c": np.array([3]),
+    "d": np.array([255], np.uint8),
+}
+
+
+def old_mxnet(kind, shape, code, values, number=0):
+    """One array without a storage, of MXNet 1.0 (with a kind) or before."""
+    head = [0x112, 0, 1]
+    sizes = [len(shape), *shape]
+    entry = np.array(sizes, "<u4").tobytes() if kind is None else np.array([kind, len(shape)], "<u4").tobytes()
+    entry += b"" if kind is None else np.array(shape, "<i8").tobytes()
+    entry += np.array([1, 0, number], "<u4").tobytes() + np.array(values, code).tobytes()
+    return np.array(head, "<u8").tobytes() + entry + np.array([1, 1], "<u8").tobytes() + b"w"
+
+
+def test_arrays_of_mxnet(tmp_path):
+    file = tmp_path / "x.params"
+    file.write_bytes(MXNET)
+    assert read_tensors(file).format == "mxnet"
+    assert_same(read_tensors(file).tensors, ARRAYS)
+    for content in (
+        old_mxnet(None, (2, 1), "<f4", [1.5, 2.5]),
+        old_mxnet(0xF993FAC8, (2, 1), "<f8", [1.5, 2.5], 1),
+        old_mxnet(0xF993FAC8, (2, 1), "<u2", [0x3FC0, 0x4020], 12),
+    ):
+        file.write_bytes(content)
+        assert read_tensors(file).tensors["w"].tolist() == [[1.5], [2.5]]
+
+
+def test_damaged_arrays_of_mxnet(tmp_path):
+    file = tmp_path / "x.params"
+    for end in range(8, len(MXNET)):
+        file.write_bytes(MXNET[:end])
+        with pytest.raises(ConversionError, match=r"reaches beyond the end at byte \d+"):
+            read_tensors(file)
+    for place, byte, words in ((16, 5, "beyond the end|no text|absurd|type"), (28, 1, "sparse"), (60, 99, "type 99")):
+        file.write_bytes(MXNET[:place] + bytes([byte]) + MXNET[place + 1 :])
+        with pytest.raises(ConversionError, match=words):
+            read_tensors(file)
+    file.write_bytes(old_mxnet(0xF993FAC8, (1 << 40, 1 << 40), "<f4", []))
+    with pytest.raises(ConversionError, match="absurd shape"):
+        read_tensors(file)

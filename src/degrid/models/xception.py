@@ -1,4 +1,4 @@
-"""Xception as projects that re-implement DeepLab build it: four networks, of which none is the one in timm."""
+"""Xception as projects that re-implement DeepLab build it: five networks, of which none is the one in timm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degrid.models.own_rates import OwnRates
 
 @dataclass(frozen=True)
 class _Variant:
-    """What the four differ in.
+    """What the five differ in.
 
     Attributes:
         padding: of the two convolutions of the stem.
@@ -24,6 +24,7 @@ class _Variant:
         relu_shortcut: which shortcuts see the input after that ReLU, which the original computes in place: "all",
             "identity" (those without a convolution) or "none".
         exit: channels of the last separable convolutions. exit_relu: also between their halves.
+        block_relu: whether the first block and the last are followed by a ReLU, which the second block sees.
         low_level: the block whose output, or that of its second unit, is the feature at stride 4.
         last_rate: whether the last unit of the last block is dilated like the others.
         bare: whether the second unit of the last block lacks the batch norm at its end.
@@ -37,16 +38,18 @@ class _Variant:
     relu_shortcut: str
     exit: tuple[int, ...]
     exit_relu: bool
+    block_relu: bool
     low_level: int
     last_rate: bool = True
     bare: bool = False
 
 
 XCEPTIONS = {
-    "jfzhang95:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, 0, False),
-    "tramac:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, 0, bare=True),
-    "bubbliiiing:xception": _Variant(1, 3, 16, True, (True, True), "identity", (1536, 1536, 2048), True, 1),
-    "vainf:xception": _Variant(0, 2, 8, False, (False, True), "none", (1536, 2048), False, 0),
+    "jfzhang95:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, True, 0, False),
+    "tramac:xception": _Variant(1, 3, 16, True, (False, False), "all", (1536, 1536, 2048), False, True, 0, bare=True),
+    "gluoncv:xception": _Variant(1, 3, 16, True, (False, False), "none", (1536, 1536, 2048), False, True, 0),
+    "bubbliiiing:xception": _Variant(1, 3, 16, True, (True, True), "identity", (1536, 1536, 2048), True, False, 1),
+    "vainf:xception": _Variant(0, 2, 8, False, (False, True), "none", (1536, 2048), False, False, 0),
 }
 """By the name of the encoder."""
 
@@ -150,12 +153,10 @@ class PeerXception(OwnRates):
         fine = x
         for index, block in enumerate(self.blocks):
             x, second = block(x)
-            if index == 0 and of.relu_shortcut == "all":  # in place in the original: the next block sees it, too
+            if of.block_relu and index in (0, len(self.blocks) - 1):
                 x = F.relu(x)
             if index == of.low_level:
                 fine = second if index else x
-        if of.relu_shortcut == "all":
-            x = F.relu(x)
         for index, unit in enumerate(self.exit):
             x = unit(x)
             if not of.exit_relu and (of.norm or index == 0):

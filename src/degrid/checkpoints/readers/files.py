@@ -13,6 +13,7 @@ from degrid.checkpoints.readers.archives import members_of, unpacked
 from degrid.checkpoints.readers.caffe import Caffe
 from degrid.checkpoints.readers.find import find_checkpoint
 from degrid.checkpoints.readers.hdf5 import Hdf5
+from degrid.checkpoints.readers.mxnet import MXNet
 from degrid.checkpoints.readers.numpy_files import Numpy
 from degrid.checkpoints.readers.others import what_else
 from degrid.checkpoints.readers.reader import Contents, Reader
@@ -33,6 +34,7 @@ READERS: dict[str, Reader] = {
     "safetensors": Safetensors(),
     "pickle": Pickle(),
     "hdf5": Hdf5(),
+    "mxnet": MXNet(),
     "numpy": Numpy(),
     "tensorflow graph": GraphDef(),
     "caffe": Caffe(),
@@ -101,8 +103,8 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
         return contents, f"zip, {name}"
     if name is None:
         raise ConversionError(
-            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras or "
-            "numpy"
+            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras, "
+            "MXNet or numpy"
         )
     return _named(name).read(file, main), name
 

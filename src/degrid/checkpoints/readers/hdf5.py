@@ -6,14 +6,13 @@ Layout: The HDF Group, "HDF5 File Format Specification", version 3.0; sections a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from degrid.checkpoints.readers.reader import Contents, Reader
-from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, raw_values, shaped
+from degrid.checkpoints.readers.values import MAX_TENSORS, Cursor, check_shape, native, raw_values, shaped
 from degrid.protobuf import Span
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -39,22 +38,6 @@ class Hdf5(Reader):
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
         return _File(file).contents()
-
-
-@dataclass
-class _Cursor:
-    """Numbers one after another."""
-
-    span: Span
-    at: int = 0
-
-    def take(self, size: int) -> Span:
-        part = self.span.part(self.at, size, "an entry")
-        self.at += size
-        return part
-
-    def number(self, size: int) -> int:
-        return self.take(size).number()
 
 
 class _File:
@@ -115,7 +98,7 @@ class _File:
             head.fail("no object of HDF5")
         blocks, found = [self.file.part(address + 16, head.part(8, 4).number(), "an object")], Messages()
         for block in blocks:  # more are appended
-            cursor = _Cursor(block)
+            cursor = Cursor(block)
             while cursor.at + 8 <= len(block):
                 kind, size = cursor.number(2), cursor.number(2)
                 cursor.take(4)
@@ -123,14 +106,14 @@ class _File:
         return found
 
     def _messages_of_version_2(self, address: int) -> Messages:
-        cursor = _Cursor(self.file.part(address, min(64, len(self.file) - address)), 5)
+        cursor = Cursor(self.file.part(address, min(64, len(self.file) - address)), 5)
         flags = cursor.number(1)
         cursor.take((16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0))
         size = cursor.number(1 << (flags & 3))
         blocks, found = [self.file.part(address + cursor.at, size, "an object")], Messages()
         for index, block in enumerate(blocks):
             # Later blocks have a signature before and a checksum after their messages.
-            cursor = _Cursor(block if index == 0 else block.part(4, len(block) - 8))
+            cursor = Cursor(block if index == 0 else block.part(4, len(block) - 8))
             while cursor.at + 4 <= len(cursor.span):
                 kind, size = cursor.number(1), cursor.number(2)
                 cursor.take(3 if flags & 4 else 1)
@@ -139,7 +122,7 @@ class _File:
 
     def _add(self, found: Messages, blocks: list[Span], kind: int, span: Span) -> None:
         if kind == _CONTINUATION:
-            cursor = _Cursor(span)
+            cursor = Cursor(span)
             address = cursor.number(_ADDRESS)
             blocks.append(self.file.part(address, cursor.number(_LENGTH), "an object"))
         found.append((kind, span))
@@ -149,7 +132,7 @@ class _File:
 
     def _members(self, kind: int, span: Span) -> Iterator[tuple[str, int]]:
         """Names and addresses in a group, from one of its messages."""
-        cursor = _Cursor(span)
+        cursor = Cursor(span)
         if kind == _SYMBOLS:  # section IV.A.2.r: a tree of names, which lie in a heap
             tree, heap = cursor.number(_ADDRESS), cursor.number(_ADDRESS)
             if bytes(self.file.part(heap, 4).data) != b"HEAP":
@@ -182,7 +165,7 @@ class _File:
                 yield from self._in_tree(child.number(), names, depth + 1)
             return
         for index in range(count):
-            cursor = _Cursor(self.file.part(address + 8 + 40 * index, 40, "a name"))
+            cursor = Cursor(self.file.part(address + 8 + 40 * index, 40, "a name"))
             at, place, cached = cursor.number(_ADDRESS), cursor.number(_ADDRESS), cursor.number(4)
             text = bytes(names.data[at : at + 1024]).partition(b"\0")[0]
             if cached != 2:  # a link to another name
@@ -197,7 +180,7 @@ class _File:
         shape, code = _shape(by_kind[_DATASPACE], name), _code(by_kind[_DATATYPE])
         if code is None or shape is None:
             return None
-        cursor = _Cursor(where)
+        cursor = Cursor(where)
         version, kind = cursor.number(1), cursor.number(1)
         if version not in (3, 4) or kind not in (0, 1) or _FILTERS in by_kind:
             where.fail(f"{name} is compressed or in pieces; save it in one piece, as h5py and Keras do by default")
@@ -214,7 +197,7 @@ class _File:
 
 def _shape(span: Span, name: str) -> tuple[int, ...] | None:
     """Section IV.A.2.b; None for a dataset without values."""
-    cursor = _Cursor(span)
+    cursor = Cursor(span)
     version, rank = cursor.number(1), cursor.number(1)
     kind = cursor.take(2).data[1]
     if version == 1:

@@ -30,7 +30,6 @@ _MARKS = (
     (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
     (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
     (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
-    (0, b"\x12\x01\0\0\0\0\0\0", "a .params file of MXNet; load it there, and save its arrays as a dictionary: .npz"),
     (0, b"\x89PNG", "a picture (PNG)"),
     (0, b"\xff\xd8\xff", "a picture (JPEG)"),
 )

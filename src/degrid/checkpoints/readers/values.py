@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, groupby
 from math import prod
 from pathlib import Path
@@ -23,6 +24,28 @@ NUMBERS = re.compile(r"[<>=|](?:b1|[iu][1248]|f[248]|c8|c16)")
 _MAX_DIMS = 32  # numpy 1 has no more
 _MAX_ELEMENTS = 1 << 48
 _CHUNK = 1 << 20
+
+
+@dataclass
+class Cursor:
+    """What lies one after another in a span."""
+
+    span: Span
+    at: int = 0
+
+    def take(self, size: int, what: str = "an entry") -> Span:
+        """The next `size` bytes.
+
+        Raises:
+            ConversionError: they reach beyond the end.
+        """
+        part = self.span.part(self.at, size, what)
+        self.at += size
+        return part
+
+    def number(self, size: int) -> int:
+        """The next `size` bytes as an unsigned little-endian number."""
+        return self.take(size).number()
 
 
 def map_file(path: Path) -> Span:

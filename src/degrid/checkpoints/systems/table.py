@@ -14,6 +14,7 @@ from degrid.checkpoints.systems.chenxi116 import Chenxi116
 from degrid.checkpoints.systems.detectron2 import Detectron2
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
+from degrid.checkpoints.systems.gluoncv import GluonCV
 from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab, TransformersMobileNetV2
 from degrid.checkpoints.systems.isht7 import Isht7
 from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
@@ -65,6 +66,7 @@ SYSTEMS: dict[str, System] = {
     "detectron2": Detectron2(),
     "paddleseg": PaddleSeg(),
     "tramac": Tramac(),
+    "gluoncv": GluonCV(),
     "chenxi116": Chenxi116(),
     "mlearing": MLearing(),
     "speedinghzl": Speedinghzl(),
