@@ -151,7 +151,7 @@ def test_a_folder_of_images_with_metadata(tmp_path):
     numbers = [[int(source.index) for source in each.sources] for each in (train, val)]
     assert same(train, 0, numbers[0])
     assert same(val, 0, numbers[1])
-    assert any("every fifth image" in note for note in notes_of(train))
+    assert any("kept for validation" in note for note in notes_of(train))
     gone = tmp_path / "photos" / "train" / f"m{numbers[0][0]}.png"
     gone.unlink()
     with pytest.raises(UserError, match=rf"train\[{numbers[0][0]}\], mask: no such image: {gone}"):

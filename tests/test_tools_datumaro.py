@@ -95,7 +95,7 @@ def test_one_list_called_default_is_everything(tmp_path):
     root = voc(tmp_path, painted(), {"default": [f"r{k}" for k in range(10)]}, label_map())
     train, val = check(root, said="labelmap.txt"), check(root, "val", said="labelmap.txt")
     assert sorted(source.name for source in [*train.sources, *val.sources]) == [f"r{k}" for k in range(10)]
-    assert notes_of(train)[0].startswith('the data have one list, "default": about every fifth image')
+    assert notes_of(train)[0].startswith('the data have one list, "default": 1 of ')
 
 
 def test_sub_folders_and_images_that_nothing_was_drawn_on(tmp_path):

@@ -100,7 +100,7 @@ def test_one_json_is_divided(tmp_path):
         put_image(tmp_path / "images" / "default" / name)
     train = check(tmp_path, kind="COCO polygons")
     assert len(train) + len(check(tmp_path, "val")) == 6
-    assert notes_of(train)[0].startswith("the data name no splits: about every fifth image")
+    assert notes_of(train)[0].startswith("the data name no splits: 2 of 6 images, chosen by their names")
     assert check_data(tmp_path).ok
     check(tmp_path / "annotations" / "instances_default.json")
     prepared(tmp_path, tmp_path / "drawn")

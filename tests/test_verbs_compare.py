@@ -1,5 +1,6 @@
 """degrid.compare: the same comparison as `degrid compare`, from Python."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from test_verbs_predict import cli
 
 import degrid
+from degrid.cli.compare import print_comparison
 from degrid.data.synthetic import SyntheticScenes
 from degrid.types import Progress, UserError
+from degrid.verbs.compare import interval
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +61,20 @@ def test_networks_and_a_dataset_give_what_their_paths_give(models):
     assert (found.models, found.data) == (("Segmenter", "Segmenter"), "SyntheticScenes")
 
 
-def test_the_verdict_names_the_best_and_its_lead(models):
+def test_the_verdict_names_the_best_and_its_lead(models, capsys):
     found = degrid.compare([models[0], models[0]], "synthetic:2", device="cpu", draws=5)
     assert found.verdict == f"best of 2 on 2 images: {models[0]}, mIoU {100 * found.scores[0].miou:.2f} %"
     pair = degrid.compare(models[:2], "synthetic:2", device="cpu", draws=5)
     if pair.scores[1].miou < pair.scores[0].miou:
         pair = degrid.compare(models[1::-1], "synthetic:2", device="cpu", draws=5)
     difference = pair.differences[0]
-    lead = f"{100 * difference.difference:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    lead = f"{100 * difference.difference:+.2f} {interval(difference)}"
     assert pair.verdict.endswith(f", {lead} to {pair.models[0]}")
+    tiny = dataclasses.replace(difference, difference=-1e-9, low=-1e-9, high=0.0123)
+    assert interval(tiny) == "[+0.00, +1.23]"
+    draw = dataclasses.replace(found, differences=(tiny,))
+    print_comparison(draw)
+    assert "-0.00" not in capsys.readouterr().out
 
 
 def test_mistakes(models):

@@ -72,7 +72,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         line = [row.name, f"{ratio.median:.2f}x", "base" if row.base else f"{ratio.low:.2f}..{ratio.high:.2f}"]
         if repeated:
             line.append(f"{min(row.repeats):.2f}..{max(row.repeats):.2f}")
-        line.append(f"{100 / ratio.median - 100:+.0f} %")
+        line.append(f"{100 / ratio.median - 100:+z.0f} %")
         line += [duration(row.value), f"{handled / row.value:.3g}"] if unit == "s" else [f"{row.value:.1f}"]
         line += [f"{row.notes[note]:.4g}" if note in row.notes else "" for note in notes]
         lines.append(line)

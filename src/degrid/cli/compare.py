@@ -90,7 +90,7 @@ def print_comparison(found: Comparison) -> None:
         _add_runs(table, found.runs)
     table.add_row("mIoU, mean" if over == "seeds" else "mIoU", *(opt.percent(each.miou) for each in scores))
     table.add_row("pixel accuracy", *(opt.percent(each.pixel_accuracy) for each in scores))
-    table.add_row("mIoU difference", "-", *(f"{100 * each.difference:+.2f}" for each in differences))
+    table.add_row("mIoU difference", "-", *(f"{100 * each.difference:+z.2f}" for each in differences))
     pairs = "" if differences[0].paired else ", not in pairs"
     table.add_row(f"95 % interval, {over}{pairs}", "-", *(interval(each) for each in differences))
     table.add_row(

@@ -119,12 +119,12 @@ class Comparison:
         if best == 0:
             return text
         difference = self.differences[best - 1]
-        return f"{text}, {100 * difference.difference:+.2f} {interval(difference)} to {self.models[0]}"
+        return f"{text}, {100 * difference.difference:+z.2f} {interval(difference)} to {self.models[0]}"
 
 
 def interval(difference: Difference) -> str:
     """The 95 % interval of a difference, in percentage points."""
-    return f"[{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    return f"[{100 * difference.low:+z.2f}, {100 * difference.high:+z.2f}]"
 
 
 @checked

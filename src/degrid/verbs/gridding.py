@@ -163,7 +163,7 @@ def _repair_lines(report: GriddingReport) -> list[str]:
         lines.append(
             f"  {repair.change}: {repair.networks} network{'s' * (repair.networks != 1)}, exchange "
             f"{repair.exchange:.3f}, score {repair.score:.4f}; {repair.parameters:+,} parameters, "
-            f"{100 * repair.multiply_adds:+.2f} % multiply-adds in these layers"
+            f"{100 * repair.multiply_adds:+z.2f} % multiply-adds in these layers"
         )
     return lines
 

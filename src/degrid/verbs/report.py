@@ -106,7 +106,7 @@ class Report:
         first, *others = self.models
         head = (f"mIoU, difference to {first.name}", "points", f"95 % interval over {self.over}", "p, two-sided")
         rows = [
-            (model.name, f"{100 * found.difference:+.2f}", interval(found), f"{found.p:.2g}")
+            (model.name, f"{100 * found.difference:+z.2f}", interval(found), f"{found.p:.2g}")
             for model, found in zip(others, self.differences, strict=True)
         ]
         return table(head, rows)

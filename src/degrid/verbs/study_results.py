@@ -278,9 +278,9 @@ def _effect_row(effect: Effect) -> tuple[str, ...]:
     return (
         " ".join(filter(None, (effect.variant, effect.cell))),
         str(effect.pairs),
-        f"{100 * effect.difference:+.2f}",
-        f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]",
-        f"[{100 * low:+.2f}, {100 * high:+.2f}]",
+        f"{100 * effect.difference:+z.2f}",
+        f"[{100 * effect.low:+z.2f}, {100 * effect.high:+z.2f}]",
+        f"[{100 * low:+z.2f}, {100 * high:+z.2f}]",
         f"{effect.p:.3g}",
         f"{effect.p_corrected:.3g}",
         f"{100 * effect.detectable:.2f}",

@@ -12,7 +12,6 @@ from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_o
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among
 from degrid.data.formats.pairs import (
-    DIVIDED,
     Pair,
     any_mask,
     divided,
@@ -175,7 +174,8 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
             if unread
             else ""
         )
-        return divided(pairs), [f"{DIVIDED}{but}{_folders_note(pairs)}"]
+        splits, notes = divided(pairs)
+        return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"

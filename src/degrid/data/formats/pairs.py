@@ -34,7 +34,6 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES
 LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 """Endings of the files that may be lists, in lower case."""
 _UNREAD = ".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .svg .dcm .nii .nii.gz .nrrd .mha .exr .hdr"
-DIVIDED = "the data name no splits: about every fifth image, chosen by its name, is kept for validation"
 
 
 @dataclass(frozen=True)
@@ -430,15 +429,23 @@ def _there(root: Path, written: str) -> Path:
     return next((other for other in forms if other.exists()), place)
 
 
-def divided(sources: Sequence[AnySource]) -> dict[str, list[AnySource]]:
-    """Keep about one image in five for validation, chosen by its name so that the choice is always the same."""
+def divided(
+    sources: Sequence[AnySource], why: str = "the data name no splits"
+) -> tuple[dict[str, list[AnySource]], list[str]]:
+    """Keep about one image in five for validation, chosen by its name so that the choice is always the same.
+
+    Args:
+        why: with which the note on that begins.
+    """
+    if len(sources) < 2:
+        return {"train": [*sources], "val": [*sources]}, [f"{why}: the only image is trained on and validated with"]
     val = [source for source in sources if zlib.crc32(os.fsencode(source.name)) % 5 == 0]
-    val = val[: max(1, len(sources) // 3)]  # of few images, chance may choose most
-    if not val and len(sources) > 1:
-        val = list(sources[-1:])
+    val = val[: max(1, len(sources) // 3)] or list(sources[-1:])  # of few images, chance may choose most, or none
     chosen = {source.name for source in val}
     train = [source for source in sources if source.name not in chosen] or val
-    return {"train": train, "val": val or train}
+    which = "its name, is" if len(val) == 1 else "their names, are"
+    note = f"{why}: {len(val):,} of {counted(len(sources), 'image')}, chosen by {which} kept for validation"
+    return {"train": train, "val": val}, [note]
 
 
 def no_images(masks: Path, images: Path) -> UserError:
@@ -469,12 +476,12 @@ def splits_or_divided(
     """
     if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
         return {split: list(sources) for split, sources in splits.items()}, []
-    return divided(splits[only]), [f'the data have one list, "{only}": {DIVIDED.partition(": ")[2]}']
+    return divided(splits[only], f'the data have one list, "{only}"')
 
 
 def with_val(splits: dict[str, list[AnySource]]) -> tuple[dict[str, list[AnySource]], list[str]]:
     """The splits, where a part of "train" is kept for validation if nothing is there for that; and the note on it."""
     if "val" in splits or "train" not in splits:
         return splits, []
-    note = 'the data have no split "val": about every fifth image of "train", chosen by its name, is kept for it'
-    return {**splits, **divided(splits["train"])}, [note]
+    both, notes = divided(splits["train"], 'the data have no split "val" beside "train"')
+    return {**splits, **both}, notes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in
+from degrid.data.formats.pairs import Pair, divided, images_in
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace
 
@@ -59,15 +59,15 @@ class Cityscapes(DataFormat):
         for name, image in zip(names, images, strict=True):
             mask = city_mask(name, masks, "labelTrainIds" if all(have) else "labelIds")
             splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
-        undivided = splits.pop("", [])
-        notes = [] if splits else [DIVIDED]
+        undivided: list[Pair] = splits.pop("", [])
+        splits, notes = (splits, list[str]()) if splits else divided(undivided)
         if any(have) and not all(have):
             notes.append(
                 f"{counted(len(have) - sum(have), 'image', 'have')} no labelTrainIds: all labels are read from labelIds"
             )
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
-        return Layout(reason, path, splits or divided(undivided), CITYSCAPES, rule, notes=notes)
+        return Layout(reason, path, splits, CITYSCAPES, rule, notes=notes)
 
 
 def _masks_in(path: Path) -> Path | None:

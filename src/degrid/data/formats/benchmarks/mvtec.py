@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in
+from degrid.data.formats.pairs import Pair, divided, images_in
 from degrid.data.formats.shapes.drawn import Drawn
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
@@ -47,7 +47,7 @@ class MvtecAd(DataFormat):
                 pairs.append(Drawn(name, image, image, rest=ids.get("", 0)))
         if not defects:
             return None
-        notes = [DIVIDED]
+        splits, notes = divided(pairs)
         if good := len(images_in(path / "train")):
             notes.append(f"{counted(good, 'image')} of train, all without defects, are left out")
-        return Layout("test and ground_truth", path, divided(pairs), labels, rule, notes=notes)
+        return Layout("test and ground_truth", path, splits, labels, rule, notes=notes)

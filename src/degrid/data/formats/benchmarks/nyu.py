@@ -7,7 +7,7 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.common import benchmark, from_one
 from degrid.data.formats.benchmarks.nyu_matlab import MATLAB, read_nyu
 from degrid.data.formats.layout import DataFormat, Layout, split_of
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, is_pair_list, pair_up, read_list, select, split_files
+from degrid.data.formats.pairs import Pair, divided, is_pair_list, pair_up, read_list, select, split_files
 from degrid.types import LabelSpace, voc_palette
 
 _FORTY = (
@@ -46,7 +46,7 @@ class NyuDepth(DataFormat):
         lists = [file for file in sorted(path.glob("*.txt")) if is_pair_list(file)]
         splits: dict[str, list[Pair]] = {split_of(file.stem): read_list(file, path) for file in lists}
         splits = splits or {split: select(names, pairs, images, path) for split, names in split_files(path).items()}
-        notes = [] if splits else [DIVIDED]
+        splits, notes = (splits, list[str]()) if splits else divided(pairs)
         rule = from_one(len(NYU40), "NYU Depth v2")
         reason = f"{images.name} and {masks.name}"
-        return benchmark(reason, path, splits or divided(pairs), NYU40, rule, notes, orphans)
+        return benchmark(reason, path, splits, NYU40, rule, notes, orphans)

@@ -11,7 +11,7 @@ import numpy as np
 
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, divided, with_val
+from degrid.data.formats.pairs import divided, with_val
 from degrid.data.formats.read_array import read_matlab
 from degrid.data.formats.source import Source
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
@@ -48,7 +48,7 @@ def read_nyu(file: Path) -> Layout:
     with _opened(file) as data:
         count = int(data["images"].shape[0])
     samples: list[Source] = [Frame(f"{index + 1:04d}", file, index, trains) for index in range(count)]
-    splits, notes = divided(samples), [DIVIDED]
+    splits, notes = divided(samples)
     if (file.parent / "splits.mat").is_file():
         lists = read_matlab(file.parent / "splits.mat")
         chosen = {split: [samples[int(k) - 1] for k in lists[name].ravel()] for split, name in _LISTS.items()}

@@ -10,7 +10,7 @@ from degrid.data.formats.benchmarks.voc import voc_base
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, divided, pair_up, select, split_files
+from degrid.data.formats.pairs import divided, pair_up, select, split_files
 from degrid.data.formats.tools.label_files import read_numbered_names
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -79,12 +79,11 @@ class PascalContext(DataFormat):
             split: select([name for name in listed if name in have], pairs, base / "JPEGImages")
             for split, listed in names_of.items()
         }
-        notes = [] if any(chosen.values()) else [DIVIDED]
+        splits, notes = (chosen, list[str]()) if any(chosen.values()) else divided(pairs)
         if (base / "SegmentationClass").is_dir():
             notes.append("SegmentationClass, with VOC's classes, is not read; for these: --data VOC=FOLDER")
         labels = _named(folder.parent / names) if names else CONTEXT
         rule = from_one(len(labels), names or "PASCAL Context")
-        splits = chosen if any(chosen.values()) else divided(pairs)
         return benchmark(f"JPEGImages and {folder.name}", base, splits, labels, rule, notes, orphans)
 
 

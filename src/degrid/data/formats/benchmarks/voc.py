@@ -11,7 +11,6 @@ from degrid.data.formats.folder import IMAGE_FOLDERS
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import (
-    DIVIDED,
     Pair,
     divided,
     images_in,
@@ -76,9 +75,8 @@ class Voc(DataFormat):
             splits, notes = splits_or_divided(splits)
             notes += left_out
         else:
-            notes = [DIVIDED]
             # JPEGImages holds many photographs without a segmentation: only those with one count.
-            splits = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
+            splits, notes = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
         labels, rule = class_table(base)
         if labels is None and _is_voc(base, images):
             labels, rule = VOC, VOC_RULE

@@ -12,7 +12,7 @@ from degrid.data.formats.hugging_face.columns import find_columns, inside
 from degrid.data.formats.hugging_face.rows import rows_of
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, divided, read_text
+from degrid.data.formats.pairs import divided, read_text
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
 from degrid.files import parse_json
 from degrid.lookup import counted
@@ -50,8 +50,8 @@ def open_hugging_face(address: Address) -> Layout:
     first = int(address.options["streaming"]) if "streaming" in address.options else None
     rows = {split: rows_of(data, columns, str(address), split, first) for split, data in splits.items()}
     if len(rows) == 1:
-        rows = divided(*rows.values())
-        notes.append(DIVIDED)
+        rows, of_division = divided(next(iter(rows.values())))
+        notes += of_division
     labels, rule = _classes(features[columns[1]], address)
     if first is not None:
         notes.append(f"only the first {counted(first, 'row')} of each split were fetched")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, read_text, splits_or_divided, with_val
+from degrid.data.formats.pairs import Pair, divided, images_in, read_text, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
 from degrid.files import parse_json
 from degrid.image import open_image
@@ -163,7 +163,7 @@ def split_of_folders(file: Path, root: Path) -> str:
 def with_splits(splits: Mapping[str, Sequence[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
     """The splits, where one list that is everything is divided, and train without val is, too; and notes on that."""
     if set(splits) == {"default"}:  # see `split_of_file`: not a list that the user could find
-        return divided([*splits["default"]]), [DIVIDED]
+        return divided([*splits["default"]])
     found, notes = splits_or_divided({split: list(pairs) for split, pairs in splits.items()})
     return (found, notes) if notes or set(found) != {"train"} else with_val(found)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlparse
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, files_in, images_in, masks_in, read_text
+from degrid.data.formats.pairs import Pair, divided, files_in, images_in, masks_in, read_text
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_json
@@ -62,11 +62,12 @@ class LabelStudio(DataFormat):
             name = image.relative_to(path).with_suffix("").as_posix()
             pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[""]))
         several = sum(len(given) > 1 for given in tasks.values())
-        notes = [DIVIDED, "pixels without a label are background; where labels overlap, the smaller one counts"]
+        splits, notes = divided(pairs)
+        notes.append("pixels without a label are background; where labels overlap, the smaller one counts")
         if several:
             notes.append(f"{several} tasks have several annotations: the last of each counts")
         reason = f"{masks[0].file.name}, and {said or 'images called after the tasks'}"
-        return Layout(reason, path, divided(pairs), labels, rule, notes=notes)
+        return Layout(reason, path, splits, labels, rule, notes=notes)
 
 
 def _masks(path: Path) -> list[_Mask]:

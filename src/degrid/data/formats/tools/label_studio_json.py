@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import DIVIDED, Pair, divided
+from degrid.data.formats.pairs import Pair, divided
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, blaming, read_json, refuse_boxes
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
@@ -51,7 +51,7 @@ class LabelStudioJson(DataFormat):
         kinds = Counter(kind for results in found for result in results if (kind := _kind(result)))
         if not kinds:
             return None
-        notes = [*said, DIVIDED, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
+        notes = [*said, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
         names = sorted({_label(result) for results in found for result in results if _kind(result)})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, file.name)
         with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
@@ -60,7 +60,8 @@ class LabelStudioJson(DataFormat):
             notes.append(f"{counted(left, 'image', 'have')} no annotation yet: left out")
         if without := sum(not _kind(result) for results in found for result in results):
             notes.append(f"{without:,} results without an area or a label are left out")
-        return Layout(file.name, root, divided(pairs), labels, rule, notes=notes)
+        splits, of_division = divided(pairs)
+        return Layout(file.name, root, splits, labels, rule, notes=[*of_division, *notes])
 
 
 def _sources(

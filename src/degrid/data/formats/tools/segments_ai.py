@@ -12,7 +12,7 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, files_in, images_in, read_text
+from degrid.data.formats.pairs import Pair, divided, files_in, images_in, read_text
 from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
@@ -55,10 +55,11 @@ class SegmentsAi(DataFormat):
             pairs = [pair for sample in samples if (pair := _pair(sample, images, labels, path))]
         classes, rule, ids = named_classes(rows, path, said)
         categories = {0: ids[""], **{row.value: ids[row.name] for row in rows}}
-        notes = [DIVIDED, "pixels that Segments.ai has no label for are background"]
+        splits, notes = divided(pairs)
+        notes.append("pixels that Segments.ai has no label for are background")
         if len(pairs) < len(samples):
             notes.append(f"{len(samples) - len(pairs)} samples of the release have no image or label here: left out")
-        return Layout(said, path, divided(pairs), classes, MaskRule(categories, {}, rule.said, exact=True), notes=notes)
+        return Layout(said, path, splits, classes, MaskRule(categories, {}, rule.said, exact=True), notes=notes)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import DIVIDED, Pair, divided, images_in, pair_up, read_text
+from degrid.data.formats.pairs import Pair, divided, images_in, pair_up, read_text
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
@@ -63,7 +63,8 @@ class Supervisely(DataFormat):
             splits.setdefault(split_of(dataset.name), []).extend(pairs)
         notes = ["pixels without an object are background"]
         if not set(splits).intersection(SPLIT_NAMES.values()):
-            splits, notes = divided([pair for pairs in splits.values() for pair in pairs]), [DIVIDED, *notes]
+            splits, of_division = divided([pair for pairs in splits.values() for pair in pairs])
+            notes = [*of_division, *notes]
         return Layout(f"{_VALUES if machine else _META}, img and {folder}", path, splits, labels, rule, [], notes)
 
 
