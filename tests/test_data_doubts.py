@@ -550,6 +550,13 @@ def test_what_has_no_split_to_train_on_is_not_called_ready(tmp_path):
         "\ufeffid, name, r, g, b\n0, road, 255, 0, 0\n1, car, 0, 255, 0\n",
         "ID;Class;Red;Green;Blue\n0;road;255;0;0\n1;car;0;255;0\n",
         "label\tR\tG\tB\nroad\t255\t0\t0\ncar\t0\t255\t0\n",
+        "Class Name;Blue Value;Green Value;Red Value\nroad;0;0;255\ncar;0;255;0\n",
+        "label,class,color\n1,car,#00FF00\n0,road,#ff0000\n",
+        'pixel_value,category,RGB\n0,road,"255 0 0"\n1,car,"(0, 255, 0)"\n',
+        "id,name,r,g,b,note\n1.0,car,0.0,255.0,0.0\n0.0,road,255.0,0.0,0.0\n",
+        "0,road,255,0,0\n1,car,0,255,0\n",
+        "road,255,0,0\ncar,0,255,0\n",
+        "car,1,0,255,0\nroad,0,255,0,0\n",
     ],
 )
 def test_columns_under_other_names_and_between_other_marks(tmp_path, text):
@@ -559,6 +566,62 @@ def test_columns_under_other_names_and_between_other_marks(tmp_path, text):
     labels, rule = class_table(tmp_path)
     assert (labels.names, labels.colors) == (("road", "car"), ((255, 0, 0), (0, 255, 0)))
     assert rule.ids[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "colors"),
+    [
+        ("car 1\nroad 0\n", ("road", "car"), None),
+        ("car: 1\nroad: 0\n", ("road", "car"), None),
+        ("car=1\nroad=0\n", ("road", "car"), None),
+        ("1 car\n0 road\n", ("road", "car"), None),
+        ("0 route 66\n1 area 51\n", ("route 66", "area 51"), None),
+        ("255 0 0 road\n0 255 0 big car\n", ("road", "big car"), ((255, 0, 0), (0, 255, 0))),
+        ("1 big car #00ff00\n0 road #FF0000\n", ("road", "big car"), ((255, 0, 0), (0, 255, 0))),
+        ("road, car\n", ("road", "car"), None),
+        ("lane 1\nlane 2\n", ("lane 1", "lane 2"), None),
+        ("road\ncar 1\n", ("road", "car 1"), None),
+    ],
+)
+def test_lines_of_names_with_ids_and_colours(tmp_path, text, names, colors):
+    """In every file of names, the ids count and not the order of the lines."""
+    from degrid.data import class_table
+    from degrid.types import voc_palette
+
+    for file in ("classes.txt", "labels.txt"):
+        (tmp_path / file).write_text(text)
+        labels, rule = class_table(tmp_path)
+        (tmp_path / file).unlink()
+        assert labels.names == names
+        assert labels.colors == (colors or tuple(voc_palette(2)))
+        assert [rule.ids[value] for value in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [{0: road}]", "class 0: expected name, and if wanted color and ids; got 0"),
+        ("classes: [road, no]", "class 1: YAML reads the name as False; write names such as no and null in quotes"),
+        ("masks: labels\nformat: folder", "masks says where the masks are; say where the images are, too"),
+    ],
+)
+def test_mistakes_in_what_names_classes(tmp_path, text, message):
+    put(tmp_path, [stripes(0, 1)] * 3)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_dataset(tmp_path)
+
+
+def test_the_masks_that_a_description_names_are_read(tmp_path):
+    """Not those that are found. Windows writes the slash otherwise."""
+    put(tmp_path, [stripes(0, 0, 1)] * 3)
+    (tmp_path / "own").mkdir()
+    put(tmp_path / "own", [stripes(1, 1, 1, 0)] * 3)
+    classes = "classes: [{id: '1', name: a, color: '#00ff00'}, {id: 0, name: b, color: 0 0 255}]\n"
+    (tmp_path / "dataset.yaml").write_text("masks: own\\masks\n" + classes)
+    assert shares(tmp_path) == {"b": 0.25, "a": 0.75, "void": 0}
+    assert open_dataset(tmp_path).labels.colors == ((0, 0, 255), (0, 255, 0))
 
 
 # ---- siblings: palettes, tables and splits that were said otherwise ---------------------------------------------

@@ -301,7 +301,7 @@ def test_unknown_values_are_counted(root):
 
 def test_yaml_with_a_list_of_names(root):
     (root / "train.txt").write_text("x3\nx1\n")
-    (root / "dataset.yaml").write_text("train: train.txt\nval: images\nmasks: masks\nclasses: [a, b, c]\nvoid: 2\n")
+    (root / "dataset.yaml").write_text("train: train.txt\nval: images\nmasks: masks\nclasses: [a, b]\nvoid: 2\n")
     assert names(root) == ["x3", "x1"]
     assert len(open_dataset(root, "val")) == 6
     assert open_dataset(root)[0].label.unique().tolist() == [0, 1, IGNORE_INDEX]
@@ -317,6 +317,9 @@ def test_yaml_with_a_list_of_names(root):
         ("void: [a]", "a colour is three whole numbers"),
         ("names: [x]", '"names" is another word for "classes", which is there already'),
         ("void: [[1, 2, 300]]", "a colour is three whole numbers"),
+        ("void: 1", '1 is void, and also the class "b"; keep one of the two; or number the classes yourself'),
+        ("ids: [3, 4, 5]\nvoid: [7, 4]", '4 is void, and also the class "b"; keep one of the two'),
+        ("nc: 4", "nc says 4 classes, but 3 are named"),
     ],
 )
 def test_more_mistakes_in_a_description(root, text, message):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
-from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.class_text import rows_of_lines, rows_of_table
+from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
 from degrid.files import write_text
-from degrid.types import IGNORE_INDEX, LabelSpace, UserError
+from degrid.types import LabelSpace, UserError
 
 _TABLES = ("classes.csv", "classes.tsv", "class_dict.csv")
 _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
@@ -68,9 +67,7 @@ def _files_in(root: Path) -> list[Path]:
 
 
 def _classes_in(file: Path) -> tuple[LabelSpace, MaskRule]:
-    if file.name.lower() in _TABLES:
-        return _read_table(file)
-    rows, in_order = _read_names(file)
+    rows, in_order = _read_table(file) if file.name.lower() in _TABLES else _read_names(file)
     return labels_and_rule(rows, file.name, file, in_order)
 
 
@@ -80,59 +77,23 @@ def unread_tables(root: Path) -> list[str]:
 
 
 def _read_names(file: Path) -> tuple[list[ClassRow], bool]:
-    """One class per line, or "ID NAME", "ID,NAME" or "ID: NAME" in every line; and whether there are no ids."""
     lines = named_lines(file)
     if not lines:
         raise UserError(f"{file} is empty; expected one class name per line")
-    numbered = [re.fullmatch(r"(\d+)\s*[\s,;:]\s*(\S.*)", line) for line in lines]
-    if not all(numbered):
-        return [ClassRow(number, line) for number, line in enumerate(lines)], True
-    rows = [ClassRow(int(found[1]), found[2].strip()) for found in numbered if found]
-    return rows, False
+    return rows_of_lines(lines)
 
 
-def _read_table(file: Path) -> tuple[LabelSpace, MaskRule]:
-    rows: list[ClassRow] = []
-    in_order = True
+def _read_table(file: Path) -> tuple[list[ClassRow], bool]:
+    lines = read_text(file).splitlines()
     try:
-        for row in _csv_rows(file):
-            in_order = "id" not in row
-            number = int(row["id"]) if "id" in row else sum(not known.void for known in rows)
-            colored = any(key in row for key in "rgb")
-            new = ClassRow(number, row["name"].strip(), (_color(row),) if colored else ())
-            # Without ids, only the colours of void are said.
-            rows.append(new if "id" in row or not new.void else dataclasses.replace(new, number=IGNORE_INDEX))
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file}: expected the columns id,name,r,g,b with whole numbers ({error!r})") from error
+        rows, in_order = rows_of_table(lines)
+    except (ValueError, csv.Error) as error:
+        rows, in_order = rows_of_lines([line.strip() for line in lines if line.strip()])  # perhaps without a header
+        if any(re.search(r"[,;\t|]", row.name) for row in rows):
+            raise UserError(f"{file}: expected the columns id,name,r,g,b with whole numbers ({error})") from error
     if all(row.void for row in rows):
         raise UserError(f"{file} names no class; expected the columns id,name,r,g,b and one row per class")
-    return labels_and_rule(rows, file.name, file, in_order)
-
-
-# What people call the columns, in lower case.
-_COLUMNS = {
-    **dict.fromkeys(("label", "class", "class_name", "classname", "category"), "name"),
-    **dict.fromkeys(("index", "class_id", "value"), "id"),
-    **{"red": "r", "green": "g", "blue": "b"},
-}
-
-
-def _csv_rows(file: Path) -> Iterator[dict[str, str]]:
-    """The rows by column, divided by commas, semicolons or tabs."""
-    lines = read_text(file).splitlines()
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    for row in csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True):
-        named = ((str(key).strip().lower(), value) for key, value in row.items())
-        yield {_COLUMNS.get(key, key): value for key, value in named}
-
-
-def _color(row: Mapping[str, str]) -> Color:
-    red, green, blue = (int(row[key]) for key in "rgb")
-    if not all(0 <= value <= 255 for value in (red, green, blue)):
-        raise ValueError(f"colour {red},{green},{blue}: expected 0 to 255")
-    return red, green, blue
+    return rows, in_order
 
 
 def has_table(root: Path) -> bool:

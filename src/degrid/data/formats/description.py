@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
+from degrid.data.formats.class_text import written_color
 from degrid.data.formats.doubts import check_kinds
-from degrid.data.formats.folder import pairs_by_name
+from degrid.data.formats.folder import pairs_by_name, with_masks
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
@@ -19,12 +20,13 @@ from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # Other toolkits' words for the same keys.
-_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "ignore_classes": "void", "root": "path"}
+_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "root": "path"}
 _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
     *("threshold", "nearest_color", "palette", "accept", "crowd"),
 )
-_IGNORED = ("nc", "download")
+# lightly-train's word for classes that become void, and what only ultralytics needs.
+_ALSO = ("ignore_classes", "nc", "download")
 # Where a class lists its ids, or its colours in colour masks.
 _ID_KEYS = ("ids", "labels", "values")
 
@@ -56,7 +58,7 @@ class Description(DataFormat):
             return None
         given = _read(file)
         written = str(given.get("path", "."))
-        root = file.parent / written
+        root = file.parent / (written if (file.parent / written).is_dir() else _slashes(written))
         if written.startswith(PREFIX) and not root.exists():
             return _hugging_face(written, given, file)
         if not root.is_dir():
@@ -91,7 +93,33 @@ def _with_words(layout: Layout, given: dict[str, Any], file: Path) -> Layout:
         layout.labels, layout.rule = _classes(given, file)
     elif isinstance(given.get("ids"), dict):
         raise UserError(f"{file}: a table of ids needs classes beside it; without them give a list, such as [0, 255]")
+    _refuse_contradictions(given, layout, file)
     return layout
+
+
+def _refuse_contradictions(given: dict[str, Any], layout: Layout, file: Path) -> None:
+    """Refuse another number of classes than there are names, and void that is a class, where the file says both."""
+    rows = given.get("classes", ())
+    if rows and "nc" in given and given["nc"] != len(rows):
+        raise UserError(f"{file}: nc says {given['nc']} classes, but {len(rows)} are named; correct one of them")
+    said = _values_of_classes(layout.wishes, layout.rule if rows else None)
+    for value in _void(given.get("void"), file):
+        meant = said.get(value, IGNORE_INDEX)
+        if meant != IGNORE_INDEX:
+            name = f'"{layout.labels.names[meant]}"' if rows and layout.labels else meant
+            numbers = "; or number the classes yourself: {1: .., 2: ..}" if isinstance(rows, list) else ""
+            raise UserError(f"{file}: {value} is void, and also the class {name}; keep one of the two{numbers}")
+
+
+def _values_of_classes(wishes: Wishes, rule: MaskRule | None) -> dict[int | Color, int]:
+    """The class of each id and colour that a file names."""
+    said: dict[int | Color, int] = {}
+    if rule and not wishes.ids:
+        said.update(rule.ids.items())
+    if rule and not rule.default_colors:
+        said.update(rule.colors.items())
+    said.update((value, index) for index, value in enumerate(wishes.ids))
+    return said
 
 
 def _hugging_face(written: str, given: dict[str, Any], file: Path) -> Layout:
@@ -110,6 +138,11 @@ def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
     """What the folder holds that a description without splits points to."""
     from degrid.data.formats.table import read_as, recognise  # the table has a row for this class, too
 
+    if "masks" in given:
+        found = with_masks(root, _folder(root, given["masks"], file)) if "format" not in given else None
+        if found is None:
+            raise UserError(f"{file}: masks says where the masks are; say where the images are, too: train: FOLDER")
+        return dataclasses.replace(found, kind="folder", reason=f"{file.name}, {found.reason}")
     layout = read_as(str(given["format"]), root) if "format" in given else recognise(root, inside=True)
     return dataclasses.replace(layout, reason=f"{file.name}, {layout.reason}")
 
@@ -127,7 +160,7 @@ def _read(file: Path) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for written, value in values.items():
         key = _ALIASES.get(str(written), str(written))
-        if key not in _KEYS and key not in _IGNORED:
+        if key not in (*_KEYS, *_ALSO):
             known = [*_KEYS, *_ALIASES]
             raise UserError(f'{file}: unknown key "{key}".{did_you_mean(key, known)} Known: {", ".join(_KEYS)}')
         if key in given:
@@ -143,6 +176,7 @@ def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[
     if not isinstance(value, str):
         raise UserError(f"{file}: {split} must be a folder, a list file or {{images: .., masks: ..}}, got {value!r}")
     if value.endswith(".txt"):
+        value = _slashes(value)
         by_name = (root / value).is_file() and not is_pair_list(root / value)
         pairs = pairs_by_name(root, root / value) if by_name else None
         return (read_list(root / value, root) if pairs is None else pairs), []
@@ -164,17 +198,20 @@ def _pairs_of_folder(value: str, root: Path, masks: Any, file: Path, split: str)
 
 
 def _folder(root: Path, value: Any, file: Path) -> Path:
-    if not (root / str(value)).is_dir():
+    place = next((place for written in (str(value), _slashes(value)) if (place := root / written).is_dir()), None)
+    if place is None:
         raise UserError(f"{file}: {root / str(value)} is not a folder")
-    return root / str(value)
+    return place
+
+
+def _slashes(value: Any) -> str:
+    """A path as written on Windows, or anywhere."""
+    return str(value).replace("\\", "/")
 
 
 def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
-    rows = given["classes"]
-    in_order = isinstance(rows, list)
-    if isinstance(rows, list):
-        rows = dict(enumerate(rows))
-    if not isinstance(rows, dict) or not all(_is_id(number) and 0 <= number <= IGNORE_INDEX for number in rows):
+    rows, in_order = _numbered(given["classes"])
+    if not rows:
         raise UserError(f"{file}: classes must be a list of names, or a table from ids, 0 to 255, to names")
     # With a table of ids, that table says everything.
     table = given.get("ids") if isinstance(given.get("ids"), dict) else {}
@@ -187,6 +224,23 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
     return labels, dataclasses.replace(rule, ids=ids, exact=True)
 
 
+def _numbered(rows: Any) -> tuple[dict[int, Any], bool]:
+    """What is said about each class by its number, and whether that is its place in a list; nothing for other forms."""
+    if isinstance(rows, dict):
+        return _by_number(list(rows), list(rows.values())), False
+    if not isinstance(rows, list):
+        return {}, False
+    with_ids = [row["id"] for row in rows if isinstance(row, dict) and "id" in row]
+    return _by_number(with_ids or [*range(len(rows))], rows), not with_ids
+
+
+def _by_number(numbers: list[Any], rows: list[Any]) -> dict[int, Any]:
+    numbers = [int(number) if str(number).isdecimal() else number for number in numbers]
+    if not all(_is_id(number) and 0 <= number <= IGNORE_INDEX for number in numbers):
+        return {}
+    return dict(zip(numbers, rows, strict=True)) if len({*numbers}) == len(rows) else {}
+
+
 def _class(number: int, row: Any, in_table: bool, file: Path) -> ClassRow:
     """One class.
 
@@ -194,15 +248,24 @@ def _class(number: int, row: Any, in_table: bool, file: Path) -> ClassRow:
         in_table: a table of ids says which ids a class has that does not say so itself.
     """
     row = row if isinstance(row, dict) else {"name": row}
-    if set(row) - {"name", "color", "colors", *_ID_KEYS} or "name" not in row:
-        raise UserError(f"{file}: class {number}: expected name, and if wanted color and ids; got {', '.join(row)}")
+    if set(row) - {"id", "name", "color", "colors", *_ID_KEYS} or "name" not in row:
+        got = ", ".join(map(str, row))
+        raise UserError(f"{file}: class {number}: expected name, and if wanted color and ids; got {got}")
     listed = [value for key in _ID_KEYS if key in row for value in _listed(row[key])]
     ids = tuple(value for value in listed if not isinstance(value, list))
     if not all(_is_id(value) for value in ids):
         raise UserError(f"{file}: class {number}: ids are whole numbers, such as [26, 27]; got {listed}")
     colors = [*_colors(row.get("color"), file), *_colors(row.get("colors"), file)]
     colors += _colors([value for value in listed if isinstance(value, list)], file)
-    return ClassRow(number, str(row["name"]), tuple(colors), ids or (() if in_table else None))
+    return ClassRow(number, _class_name(row["name"], number, file), tuple(colors), ids or (() if in_table else None))
+
+
+def _class_name(value: Any, number: int, file: Path) -> str:
+    if value is None or isinstance(value, bool | list | dict):
+        raise UserError(
+            f"{file}: class {number}: YAML reads the name as {value!r}; write names such as no and null in quotes"
+        )
+    return str(value)
 
 
 def _colors(value: Any, file: Path) -> list[Color]:
@@ -213,7 +276,7 @@ def _colors(value: Any, file: Path) -> list[Color]:
 
 def _wishes(given: dict[str, Any], file: Path) -> Wishes:
     """What is asked for besides the classes."""
-    void = [] if given.get("void") is None else _listed(given["void"])
+    void = (*_void(given.get("void"), file), *_void(given.get("ignore_classes"), file))
     ids = given.get("ids") or []
     if not isinstance(ids, dict | list):
         raise UserError(
@@ -226,7 +289,7 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
         raise UserError(f"{file}: ids: expected different whole numbers, one for each class, got {ids}")
     check_kinds(accept, f"{file}: accept")
     return Wishes(
-        tuple(value if _is_id(value) else _color(value, file) for value in void),
+        void,
         tuple(ids),
         _number(given, "threshold", file),
         _number(given, "nearest_color", file),
@@ -235,6 +298,11 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
         _word(given, "crowd", ("instance", "void"), file),
         str(file),
     )
+
+
+def _void(value: Any, file: Path) -> tuple[int | Color, ...]:
+    """Ids and colours, or one of them."""
+    return tuple(each if _is_id(each) else _color(each, file) for each in ([] if value is None else _listed(value)))
 
 
 def _word(given: dict[str, Any], key: str, words: tuple[str, ...], file: Path) -> str:
@@ -284,4 +352,7 @@ def _is_id(value: Any) -> bool:
 def _color(value: Any, file: Path) -> Color:
     if isinstance(value, list) and len(value) == 3 and all(_is_id(v) and 0 <= v <= 255 for v in value):
         return (value[0], value[1], value[2])
-    raise UserError(f"{file}: a colour is three whole numbers from 0 to 255, such as [128, 64, 128]; got {value!r}")
+    color = written_color(value) if isinstance(value, str) else None
+    if color is None:
+        raise UserError(f"{file}: a colour is three whole numbers from 0 to 255, such as [128, 64, 128]; got {value!r}")
+    return color

@@ -124,13 +124,20 @@ class Folders(DataFormat):
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         folders = _image_and_mask_folders(path)
-        if folders is None:
-            return None
-        pairs, orphans = pair_up(*folders)
-        reason = " and ".join(folder.name for folder in folders)
-        splits, notes = _divide(path, pairs, folders[0])
-        notes += [*_not_read(path, folders[1]), *unread_note(folders[0])]
-        return Layout(reason, path, splits, *_classes(path), orphans, notes)
+        return _of_folders(path, *folders) if folders else None
+
+
+def with_masks(path: Path, masks: Path) -> Layout | None:
+    """What `Folders` finds, with masks in a folder of another name; None where there is no folder of images."""
+    images = _called(path, IMAGE_FOLDERS)
+    return _of_folders(path, images[0], masks) if images else None
+
+
+def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
+    pairs, orphans = pair_up(images, masks)
+    splits, notes = _divide(path, pairs, images)
+    notes += [*_not_read(path, masks), *unread_note(images)]
+    return Layout(f"{images.name} and {masks.name}", path, splits, *_classes(path), orphans, notes)
 
 
 class SideBySide(DataFormat):

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from degrid.data.formats.class_text import written_color
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.shapes.drawn import (
     Drawn,
@@ -27,7 +28,7 @@ from degrid.data.formats.shapes.drawn import (
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
-from degrid.data.formats.tools.label_files import LabelRow, hex_color
+from degrid.data.formats.tools.label_files import LabelRow
 from degrid.lookup import counted
 from degrid.types import UserError
 
@@ -123,7 +124,7 @@ def _image(element: ElementTree.Element, subset: str) -> _Image:
 
 
 def _row(label: ElementTree.Element) -> LabelRow:
-    return LabelRow((label.findtext("name") or "").strip(), hex_color(label.findtext("color") or ""), 0)
+    return LabelRow((label.findtext("name") or "").strip(), written_color(label.findtext("color") or ""), 0)
 
 
 def _source(file: Path, row: _Image, images: Images, ids: Mapping[str, int]) -> Drawn:

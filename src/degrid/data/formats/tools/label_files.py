@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from degrid.data.formats.class_rows import VOID_NAMES
+from degrid.data.formats.class_rows import VOID_NAMES, ClassRow
+from degrid.data.formats.class_text import rows_of_lines
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
 from degrid.files import parse_json
@@ -153,13 +154,14 @@ def named_lines(file: Path) -> list[str]:
 
 def read_numbered_names(file: Path) -> list[LabelRow]:
     """labels.txt of PaddleX and PaddleSeg: a name per line, or "id: name"; and PaddleX's class_name_to_id.txt."""
+    rows, _ = _numbered_names(file)
+    return sorted((LabelRow(row.name, next(iter(row.colors), None), row.number) for row in rows), key=lambda r: r.value)
+
+
+def _numbered_names(file: Path) -> tuple[list[ClassRow], bool]:
+    """See `rows_of_lines`."""
     _lines(file)
-    lines = [line for line in named_lines(file) if not line.startswith("#")]
-    found = [re.fullmatch(r"(\d+)\s*:\s*(\S.*)", line) for line in lines]
-    if all(found):
-        rows = [LabelRow(match[2], None, int(match[1])) for match in found if match]
-        return sorted(rows, key=lambda row: row.value)
-    return [LabelRow(line, None, value) for value, line in enumerate(lines)]
+    return rows_of_lines([line for line in named_lines(file) if not line.startswith("#")])
 
 
 LABEL_FILES: dict[str, Callable[[Path], list[LabelRow]]] = {
@@ -198,7 +200,7 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     rows = LABEL_FILES[file.name](file)
     # Darwin lists either values or colours.
     labels, rule = labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
-    in_order = file.name == "labels.txt" and not re.match(r"\d+\s*:", _lines(file)[0])
+    in_order = file.name == "labels.txt" and _numbered_names(file)[1]
     return labels, dataclasses.replace(rule, in_order=in_order, notes=_numbered_anew(rows, file))
 
 
@@ -222,12 +224,6 @@ def _color(values: Iterable[object], file: Path, where: str) -> Color:
     if len(written) != 3 or not all(value.isdecimal() and int(value) <= 255 for value in written):
         raise UserError(f'{file}: "{where}": a colour is three whole numbers from 0 to 255; got {", ".join(written)}')
     return int(written[0]), int(written[1]), int(written[2])
-
-
-def hex_color(written: str) -> Color | None:
-    """A colour such as "#FA3253"; None where it is written in another way."""
-    found = re.fullmatch(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", written)
-    return (int(found[1], 16), int(found[2], 16), int(found[3], 16)) if found else None
 
 
 def _number(written: str, file: Path) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from degrid.data.formats.class_text import written_color
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
@@ -19,7 +20,7 @@ from degrid.data.formats.pairs import Pair, divided, images_in, pair_up, read_te
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
-from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, hex_color, labels_of
+from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, labels_of
 from degrid.files import parse_json, walk
 from degrid.types import LabelSpace, UserError, voc_palette
 
@@ -104,7 +105,8 @@ def _class_rows(file: Path) -> list[LabelRow]:
         return []
     try:
         classes = [
-            (str(row["title"]), hex_color(str(row.get("color", "")))) for row in parse_json(read_text(file))["classes"]
+            (str(row["title"]), written_color(str(row.get("color", ""))))
+            for row in parse_json(read_text(file))["classes"]
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: expected classes, each with a title and a color ({error!r})") from error

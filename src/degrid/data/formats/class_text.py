@@ -1,0 +1,150 @@
+"""Rows of a table of classes out of text: columns with a header, or lines of names with ids and colours."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from degrid.data.formats.class_rows import ClassRow
+from degrid.data.formats.masks import Color
+from degrid.types import IGNORE_INDEX
+
+_BETWEEN, _NUMBER = r"\s*[\s,;:=|]\s*", r"(\d+|#[0-9a-fA-F]{6})"
+_FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1))
+"""How many numbers may stand before and after a name, where a colour such as #804080 is one."""
+
+
+def written_color(written: str) -> Color | None:
+    """A colour such as "#FA3253", "250 50 83" or "(250, 50, 83)"; None where it is written in another way."""
+    found = re.fullmatch(r"\s*#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})\s*", written)
+    if found:
+        return int(found[1], 16), int(found[2], 16), int(found[3], 16)
+    numbers = re.fullmatch(r"[\s(\[]*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s)\]]*", written)
+    if numbers is None or any(int(number) > 255 for number in numbers.groups()):
+        return None
+    return int(numbers[1]), int(numbers[2]), int(numbers[3])
+
+
+def rows_of_lines(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
+    """One class per line: a name, or a name with its id, its colour or both, in the same way in every line.
+
+    Ids and colours stand before or after the name, between any marks: "2 crack", "crack: 2", "128 64 128 road",
+    "0,road,128,64,128", "road #804080". A single line with commas lists all names.
+
+    Returns:
+        The rows, and whether there are no ids, so that the order counts.
+    """
+    if len(lines) == 1 and "," in lines[0]:
+        lines = [name.strip() for name in lines[0].split(",")]
+    for before, after in _FORMS:
+        rows = _in_form(lines, before, after)
+        if rows:
+            return [row for row, _ in rows], not rows[0][1]
+    return [ClassRow(number, line) for number, line in enumerate(lines)], True
+
+
+def _in_form(lines: Sequence[str], before: int, after: int) -> list[tuple[ClassRow, bool]]:
+    """The rows, and whether they have ids, where all lines have so many numbers before and after the name; else none.
+
+    Names that end in numbers, such as "lane 1" and "lane 2", have no ids.
+    """
+    parts = [_NUMBER + _BETWEEN] * before + [r"(?P<name>[^\s,;:=|]|\S.*[^\s,;:=|])"] + [_BETWEEN + _NUMBER] * after
+    form = re.compile("".join(parts))
+    rows = []
+    for place, found in enumerate(map(form.fullmatch, lines)):
+        row = _row_of(found["name"], [n for k, n in enumerate(found.groups()) if k != before], place) if found else None
+        if row is None:
+            return []
+        rows.append(row)
+    names, numbers = {row.name for row, _ in rows}, {row.number for row, _ in rows}
+    return rows if before or len(names) == len(numbers) == len(rows) else []
+
+
+def _row_of(name: str, numbers: Sequence[str], place: int) -> tuple[ClassRow, bool] | None:
+    """A row, and whether it has an id; None where the numbers are no id and no colour."""
+    has_id = len(numbers) in (2, 4) or (len(numbers) == 1 and not numbers[0].startswith("#"))
+    shown = " ".join(numbers[has_id:])
+    color = written_color(shown)
+    if (shown and color is None) or (has_id and numbers[0].startswith("#")):
+        return None
+    return ClassRow(int(numbers[0]) if has_id else place, name, (color,) if color else ()), has_id
+
+
+# What people call the columns, in lower case without "value", the likeliest first.
+_NAMES = "name|class name|classname|label name|category name|category|class|label"
+_IDS = "id|class id|category id|label id|index|value|pixel|mask|class|label|category"
+_COLORS = "color|colour|rgb|hex|rgb color|color hex|hex color"
+_RGB = ("r|red", "g|green", "b|blue")
+
+
+def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
+    """The rows of a table with a header, in columns divided by commas, semicolons or tabs.
+
+    Without ids, rows named void have the id 255, and the others are numbered from 0.
+
+    Returns:
+        See `rows_of_lines`.
+    Raises:
+        ValueError: there is no column of names, or a value is not a whole number or no colour.
+    """
+    rows: list[ClassRow] = []
+    cells = list(_cells(lines))
+    columns = list(cells[0]) if cells else []
+    name = _column(_NAMES, columns)
+    if cells and not name:
+        raise ValueError(f"no column of names among {', '.join(columns)}")
+    number = _column(_IDS, [column for column in columns if column != name])
+    for row in cells:
+        color = _color_in(row)
+        value = _whole(row[number]) if number else sum(not known.void for known in rows)
+        new = ClassRow(value, row[name].strip(), (color,) if color else ())
+        # Without ids, only the colours of void are said.
+        rows.append(new if number or not new.void else ClassRow(IGNORE_INDEX, new.name, new.colors))
+    return rows, not number
+
+
+def _cells(lines: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows by column, whose names are in small letters and without "value"."""
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    for row in csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True, restval=""):
+        named = ((re.sub(r"[\s_-]+", " ", key).strip().lower(), value) for key, value in row.items() if key)
+        yield {key.removesuffix(" value"): value for key, value in named}
+
+
+def _column(called: str, columns: Sequence[str]) -> str:
+    return next((column for column in called.split("|") if column in columns), "")
+
+
+def _color_in(row: Mapping[str, str]) -> Color | None:
+    """The colour of a row; None where no column holds it.
+
+    Raises:
+        ValueError: it is no colour.
+    """
+    rgb = [_column(names, [*row]) for names in _RGB]
+    one = _column(_COLORS, [*row])
+    if any(rgb):
+        if not all(rgb):
+            raise ValueError("a colour has the columns r, g and b")
+        written = " ".join(str(_whole(row[column])) for column in rgb)
+    elif one:
+        written = row[one]
+    else:
+        return None
+    color = written_color(written)
+    if color is None:
+        raise ValueError(f"colour {written}: expected 0 to 255, three times, or #804080")
+    return color
+
+
+def _whole(written: str) -> int:
+    """A whole number, which spreadsheets may write as 3.0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = float(written)
+    if number != int(number):
+        raise ValueError(f"{written} is not a whole number")
+    return int(number)
