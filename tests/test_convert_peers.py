@@ -15,6 +15,7 @@ slow = pytest.mark.slow
 CONFIGS = {  # what the program's config.json says
     "smp_DeepLabV3_resnet18_os16": {"encoder_output_stride": 16, "decoder_atrous_rates": [2, 3, 5]},
     "smp_DeepLabV3Plus_tu-resnet50": {"encoder_name": "tu-resnet50"},
+    "smp_DeepLabV3Plus_tu-gernet_s": {"encoder_name": "tu-gernet_s"},
 }
 
 
@@ -46,6 +47,9 @@ def rates(module):
         pytest.param("smp_DeepLabV3Plus_tu-resnet50", "smp", [2, 2], [12, 24, 36], marks=slow),
         pytest.param("smp_DeepLabV3_resnet18_os16", "smp", [2] * 4, [2, 3, 5], marks=slow),
         pytest.param("smp_DeepLabV3Plus_resnet18", "smp", [2] * 4, [12, 24, 36], marks=slow),
+        # timm leaves the last stage, which has no stride of its own, undilated.
+        pytest.param("smp_DeepLabV3Plus_tu-gernet_s", "smp", [2], [12, 24, 36], marks=slow),
+        pytest.param("smp_DeepLabV3Plus_timm-tf_efficientnet_lite0", "smp", [2] * 5, [12, 24, 36], marks=slow),
         ("tf_deeplab_mobilenet_v2_os8", "google_deeplab", [*[2] * 7, *[4] * 3], []),
         ("transformers_mobilenet_v2", "transformers_mobilenet_v2", [*[2] * 7, *[4] * 3], []),
         pytest.param("tf_deeplab_xception_65_os16", "google_deeplab", [2] * 3, [6, 12, 18], marks=slow),

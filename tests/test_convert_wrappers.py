@@ -217,9 +217,12 @@ def test_settings_beside_the_weights(tmp_path):
 def test_an_encoder_of_timm_must_be_named(tmp_path):
     head = {f"decoder.aspp.{name}.weight": torch.ones(1, 1, 1, 1) for name in ("convs.0.0", "convs.1.0")}
     head["segmentation_head.0.weight"] = torch.ones(2, 1, 1, 1)
-    torch.save(head | {"encoder.model.stages_0.weight": torch.ones(1)}, tmp_path / "x.pth")
-    with pytest.raises(ConversionError, match=r"name it with --set encoder=timm:NAME"):
-        convert(tmp_path / "x.pth")
+    deep_stem = {f"encoder.model.{name.removeprefix('backbone.')}": torch.ones(64, 64, 1, 1) for name in NAMES}
+    deep_stem["encoder.model.conv1.0.weight"] = torch.ones(1, 3, 1, 1)
+    for encoder in (deep_stem, {"encoder.model.stages_0.weight": torch.ones(1)}):
+        torch.save(head | encoder, tmp_path / "x.pth")
+        with pytest.raises(ConversionError, match=r"name it with --set encoder=smp:tu-NAME"):
+            convert(tmp_path / "x.pth")
     (tmp_path / "config.json").write_text('{"encoder_name": "tu-resnet18"}')
     with pytest.raises(ConversionError, match="does not fit the network"):
         convert(tmp_path / "x.pth")

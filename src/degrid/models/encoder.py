@@ -78,7 +78,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str | Mapping[str, Callable[..., 
     ),
     **dict.fromkeys(("google", "bonlime"), "degrid.models.google_encoders:GOOGLE_ENCODERS"),
     "transformers": "degrid.models.mobilevit:TRANSFORMERS_ENCODERS",
-    "smp": "degrid.models.smp_encoders:SMP_ENCODERS",
+    "smp": "degrid.models.smp_encoders:smp_encoder",
 }
 """By the part of the name before the colon: the class or function, called with the whole name and the settings as
 keywords; or several, by the whole name. As a text: where to import it from when it is first used."""

@@ -63,7 +63,7 @@ class TimmEncoder(nn.Module):
     ) -> None:
         super().__init__()
         name = name.removeprefix("timm:")
-        made = plan(name, output_stride)
+        made = self._plan(name, output_stride)
         self.net = _create(made, pretrained is True, in_channels)
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.reductions: tuple[int, ...] = made.reductions
@@ -82,6 +82,10 @@ class TimmEncoder(nn.Module):
             conv: Any = self.net.get_submodule(path)
             dilated = rate_factor(layers[path], output_stride)
             set_rates(conv, tuple(rate // dilated * factor for rate in pair(conv.dilation)))
+
+    def _plan(self, name: str, output_stride: int) -> TimmPlan:
+        """How the network is made."""
+        return plan(name, output_stride)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> features, fine to coarse."""

@@ -7,9 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degrid.lookup import lookup
 from degrid.models.dilation import Conv2dWithMargins
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
+from degrid.models.timm_networks import TimmPlan, plan_of_timm
 
 # The image size that fixes the padding, and the first blocks that the library counts to the strides 16 and 32. Of b0
 # it counts one unit before the stride too few to the stage before: `out_indexes` in its table of encoders.
@@ -82,7 +84,35 @@ class SmpMobileNetV2(TimmEncoder):
         return [*features, F.relu6(self.last(last))]
 
 
+class SmpUniversal(TimmEncoder):
+    """A network of timm as timm itself dilates it, also where its rates are not those of its strides.
+
+    Args:
+        name: "smp:tu-NAME", where NAME is timm's.
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name.partition("tu-")[2], **settings)
+
+    def _plan(self, name: str, output_stride: int) -> TimmPlan:
+        return plan_of_timm(name, output_stride)
+
+
 SMP_ENCODERS: dict[str, type[TimmEncoder]] = {
     "smp:mobilenet_v2": SmpMobileNetV2,
     **{f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS},
 }
+
+
+def smp_encoder(name: str, **settings: Any) -> TimmEncoder:
+    """An encoder of `SMP_ENCODERS`, or "smp:tu-NAME", which is timm's NAME.
+
+    Args:
+        settings: see `TimmEncoder`.
+    Raises:
+        UserError: an unknown name, or see `TimmEncoder`.
+    """
+    if name.startswith("smp:tu-"):
+        return SmpUniversal(name, **settings)
+    return lookup(SMP_ENCODERS, name, "encoder")(name, **settings)

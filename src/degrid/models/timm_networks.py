@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,22 @@ def plan(name: str, output_stride: int) -> TimmPlan:
     raise UserError(
         f"timm's {name} does not support output stride {output_stride}{advice}: {error}"
     ) from error.__cause__
+
+
+def plan_of_timm(name: str, output_stride: int) -> TimmPlan:
+    """As `plan`, with the rates that timm gives the network, right or wrong.
+
+    Raises:
+        UserError: as `plan`, or timm itself makes no network of that stride.
+    """
+    made = plan(name, output_stride)
+    if made.dilated_by in ("", "timm"):
+        return made
+    with torch.device("cpu"):
+        net = _dilated_by_timm(name, made.strides, output_stride)
+        if net is None:
+            raise UserError(f"timm itself does not make {name} at output stride {output_stride}")
+        return replace(made, dilated_by="timm", corrected={}, multiple=_multiple(net))
 
 
 def _check_name(name: str) -> None:

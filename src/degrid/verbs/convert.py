@@ -131,7 +131,7 @@ def convert(
     if chosen.encoder == UNSAID:
         raise ConversionError(
             f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
-            "encoder=timm:NAME (settings=...), or keep the program's config.json beside the file"
+            "encoder=smp:tu-NAME (settings=...), or keep the program's config.json beside the file"
         )
     report = ConversionReport(
         str(source),

@@ -17,7 +17,7 @@ from degrid.weight_names import BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
 Rename = Callable[[str], "str | None"]
 """From a tensor's name in the library's encoder to our name of it; None for one without a place."""
 
-UNSAID = "timm:?"
+UNSAID = "smp:tu-?"
 """The encoder, where the file does not say which network of timm it is."""
 
 # The decoder beside ASPP: its names, our place, and by how much our number in it is larger than theirs. Our
@@ -30,6 +30,7 @@ _DECODER = (
     (r"decoder\.block2\.(1)\.(\w+)", "head.refine", 1),
 )
 _STEM = r"encoder\.(model\.)?(_conv_stem|conv_stem|(layer0\.)?conv1(\.0)?|features\.0\.0|stem[._](0|conv1?))\.weight"
+_IN_RESNETS = re.compile(r"encoder\.model\.(layer[1-4]\.\d+\.)?(conv[123]|bn[123]|downsample\.[01])\.\w+")
 _BEFORE_0_4 = (("decoder.0.", "decoder.aspp."), ("decoder.1.", "decoder.conv."), ("decoder.2.", "decoder.bn."))
 # Parts of a block of EfficientNet: with an expansion before the depthwise convolution, and without.
 _EFFICIENT = {
@@ -53,7 +54,11 @@ _VARIANTS = {
     (39, 48): ("b5", (3, 5, 5, 7, 7, 9, 3)),
     (45, 56): ("b6", (3, 6, 6, 8, 8, 11, 3)),
     (55, 64): ("b7", (4, 7, 7, 10, 10, 13, 4)),
+    (61, 72): ("b8", (4, 8, 8, 11, 11, 15, 4)),
+    (88, 136): ("l2", (6, 11, 11, 16, 16, 22, 6)),
 }
+# Those without squeeze and excitation, by the number of blocks and the width of the last.
+_LITE = {(16, 320): "lite0", (21, 320): "lite1", (21, 352): "lite2", (24, 384): "lite3", (30, 448): "lite4"}
 
 
 class Smp(System):
@@ -136,8 +141,9 @@ def _encoder(tensors: Tensors, config: Mapping[str, Any]) -> tuple[str, Rename]:
     """
     named = str(config.get("encoder_name", ""))
     if _is_universal(tensors):
-        known = named.removeprefix("tu-") or usual_resnet(tensors, "encoder.model.")
-        return f"timm:{known}" if known else UNSAID, lambda name: f"encoder.net.{name.removeprefix('model.')}"
+        usual = all(_IN_RESNETS.fullmatch(name) for name in tensors if name.startswith("encoder."))
+        known = named.removeprefix("tu-") or (usual and usual_resnet(tensors, "encoder.model."))
+        return f"smp:tu-{known}" if known else UNSAID, lambda name: f"encoder.net.{name.removeprefix('model.')}"
     resnet = _senet(tensors) if "encoder.layer0.conv1.weight" in tensors else usual_resnet(tensors, "encoder.")
     if resnet:
         return f"timm:{resnet}", lambda name: f"encoder.net.{name}"
@@ -149,8 +155,8 @@ def _encoder(tensors: Tensors, config: Mapping[str, Any]) -> tuple[str, Rename]:
         return f"timm:efficientnet_{same[0]}", lambda name: f"encoder.net.{name}"
     raise ConversionError(
         f"this model of segmentation_models.pytorch has an encoder ({named or 'not named in the file'}) that degrid "
-        "cannot convert; it can convert those on ResNet, ResNeXt, SE-ResNet, SE-ResNeXt, MobileNetV2, EfficientNet and "
-        "timm's (tu-)"
+        "cannot convert; it can convert those on ResNet, ResNeXt, SE-ResNet, SE-ResNeXt, SENet, MobileNetV2, "
+        "EfficientNet and timm's (tu-)"
     )
 
 
@@ -207,6 +213,9 @@ def _variant(tensors: Tensors, mark: str, block: str) -> tuple[str, tuple[int, .
     if stem not in tensors or head not in tensors:
         return None
     count, width = len(blocks), len(tensors[stem])
+    if not mark and first_match(tensors, r"encoder\.blocks\..*\.se\..*") is None:
+        lite = _LITE.get((count, len(tensors.get("encoder.blocks.6.0.conv_pwl.weight", ()))))
+        return None if lite is None else (lite, ())
     return _VARIANTS.get((count, width, len(tensors[head]))) or _VARIANTS.get((count, width))
 
 

@@ -41,7 +41,7 @@ def usual_resnet(tensors: Tensors, prefix: str = "") -> str | None:
         prefix: what stands before each name.
     """
     name = torchvision_resnet(tensors.keys(), prefix)
-    if name is None:
+    if name is None or f"{prefix}layer1.0.conv2.weight" not in tensors:
         return None
     width, inner = tensors[f"{prefix}layer1.0.conv2.weight"].shape[:2]
     if (width, inner) == (64, 64):
