@@ -12,9 +12,9 @@ from torch import nn
 import degrid
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.exporters.runtime import ExportedModel
-from degrid.models import describe
+from degrid.models import describe, stated_input
 from degrid.resize import resize
-from degrid.types import ConversionError, LabelSpace
+from degrid.types import ConversionError, LabelSpace, Preprocess
 from degrid.verbs.convert import convert, fill
 from degrid.verbs.modernise import modernise
 
@@ -378,6 +378,10 @@ def test_imagenet_weights_become_an_encoder_folder(tmp_path, name, encoder):
     report = convert(tmp_path / "net.pth", tmp_path / "encoder")
     assert report.kind == "encoder"
     assert report.config["encoder"] == encoder
+    assert stated_input(tmp_path / "encoder").std == pytest.approx(Preprocess().std)  # torchvision's own expect these
+    half = (127.5, 127.5, 127.5)
+    convert(tmp_path / "net.pth", tmp_path / "other", settings=["mean=127.5,127.5,127.5", "std=127.5,127.5,127.5"])
+    assert degrid.deeplabv3(encoder, 2, pretrained=str(tmp_path / "other")).preprocess == Preprocess(half, half)
     model = degrid.deeplabv3(encoder, 2, output_stride=32, pretrained=str(tmp_path / "encoder")).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():

@@ -1,8 +1,11 @@
 """Encoders of timm: the strides and rates that were asked for, or one sentence when they are built."""
 
+import json
+import re
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,9 +15,21 @@ from huggingface_hub import constants
 from torch import nn
 
 from degrid import networks
-from degrid.models import EncoderSettings, TimmEncoder, build_encoder, library_encoders, timm_networks
+from degrid.config import ModelConfig, RunConfig, from_dict
+from degrid.data import open_dataset
+from degrid.models import (
+    USUAL_INPUTS,
+    EncoderSettings,
+    TimmEncoder,
+    build_encoder,
+    library_encoders,
+    likely_input,
+    stated_input,
+    timm_networks,
+)
 from degrid.models.strides import is_wide
-from degrid.types import UserError
+from degrid.types import Preprocess, UserError
+from degrid.verbs.run import start_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import encoders  # benchmarks/encoders.py
@@ -267,3 +282,88 @@ def test_the_table_is_true(name):
 @pytest.mark.parametrize("name", encoders.read())
 def test_all_of_the_table_is_true(name):
     assert encoders.measure(name) == encoders.read()[name]
+
+
+# ---- the input that weights expect ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file with the weights of test_resnet."""
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"architecture": "x", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3}}, ((127.5,) * 3, (51.0,) * 3)),
+        ({"architecture": "x", "mean": [0.5] * 3, "std": [0.2] * 3}, ((127.5,) * 3, (51.0,) * 3)),
+        ({"preprocess": {"mean": [1, 2, 3], "std": [4, 5, 6], "bgr": True}}, ((1, 2, 3), (4, 5, 6), True)),
+        ({"preprocess": {"mean": [1, 2, 3]}}, None),
+        ({"architecture": "x"}, None),
+        ([1], None),
+    ],
+)
+def test_the_config_beside_weights_says_what_they_expect(weights, config, expected):
+    expected = expected and Preprocess(*expected)
+    Path(weights).with_name("config.json").write_text(json.dumps(config))
+    assert stated_input(weights) == stated_input(Path(weights).parent) == expected
+    made = build_encoder("timm:test_resnet", EncoderSettings(pretrained=weights))
+    own = build_encoder("timm:test_resnet", EncoderSettings())
+    assert made.preprocess == (expected or own.preprocess)
+    if expected:
+        given = Preprocess((9.0,) * 3, (8.0,) * 3)
+        assert (
+            build_encoder("timm:test_resnet", EncoderSettings(pretrained=weights, preprocess=given)).preprocess == given
+        )
+        grey = build_encoder("timm:test_resnet", EncoderSettings(pretrained=weights, in_channels=1))
+        assert grey.preprocess == expected.of_channels(1)
+
+
+def test_timm_says_what_the_weights_under_a_tag_expect():
+    for name, mean in (("tf_mobilenetv3_small_100", 127.5), ("mobilenetv3_small_100", 123.675)):
+        with torch.device("meta"):
+            assert build_encoder(f"timm:{name}", EncoderSettings()).preprocess.mean[0] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("words", USUAL_INPUTS)
+def test_batch_norm_shows_which_input_weights_expect(words):
+    """Statistics are taken from blurred noise under one normalisation; the encoder assumes ImageNet's."""
+    torch.manual_seed(1)
+    encoder = build_encoder("timm:test_resnet", EncoderSettings(preprocess=Preprocess()))
+    grey = F.interpolate(torch.randn(16, 1, 24, 24), (96, 96), mode="bilinear") * 60 + 115
+    image = (grey + 15 * torch.randn(16, 3, 96, 96)).clamp(0, 255)
+    found = USUAL_INPUTS[words]
+    mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (found.mean, found.std))
+    for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = None  # the mean over all batches
+    encoder.train()(((image.flip(1) if found.bgr else image) - mean) / std)
+    assert likely_input(encoder.eval()) == (None if "ImageNet" in words else words)
+
+
+def test_without_batch_norm_nothing_is_known_of_the_input():
+    assert likely_input(build_encoder("timm:test_convnext", EncoderSettings())) is None
+
+
+def test_training_says_which_input_it_takes_weights_from_a_file_to_expect(weights, tmp_path):
+    values = {"encoder": "timm:test_resnet", "pretrained": weights}
+    labels = open_dataset("synthetic:2", "train").labels
+
+    def said(**more):
+        config = RunConfig(model=from_dict(ModelConfig, {**values, **more}))
+        data = SimpleNamespace(train=SimpleNamespace(labels=labels))
+        return start_network(config, data, torch.device("cpu"), interrupted=False)[1]
+
+    (note,) = said()
+    assert re.search(
+        r"weights\.pth does not say how its images .* as timm:test_resnet has it: mean 127\.5, 127\.5", note
+    )
+    assert said(mean=(1.0,) * 3, std=(1.0,) * 3) == said(pretrained=False) == ()
+    state = torch.load(weights, weights_only=True)
+    first = next(name for name in state if name.endswith("running_var"))
+    torch.save({**state, first: state[first] * 4 * 80**2}, weights)
+    assert "model.bgr=true" in said()[0]
+    (tmp_path / "config.json").write_text('{"preprocess": {"mean": [1, 2, 3], "std": [4, 5, 6]}}')
+    assert said() == ()

@@ -61,7 +61,9 @@ class ModelConfig:
     `transformers:mobilevit_s`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local file of any kind that `degrid convert` reads, or a
-    folder made by it; `false`: random weights."""
+    folder made by it; `false`: random weights. What input a file's weights expect is what the `config.json` beside it
+    says (of `degrid convert`, or of timm on the Hugging Face hub), else the encoder's usual one; training then says so,
+    and whether batch norm's statistics look like another: see `mean`."""
     output_stride: int = 16
     """Image size over the size of the encoder's last feature map: 8, 16 or 32. Stages beyond it keep their resolution
     and are dilated."""
@@ -92,7 +94,8 @@ class ModelConfig:
     the first convolution are adapted as timm does: repeated and scaled by 3 / `in_channels`, or summed up for one;
     `mean` and `std` are repeated, or averaged."""
     mean: tuple[float, ...] | None = None
-    """Mean of the input, 0 to 255, one value per channel in the encoder's channel order; `none`: the encoder's own."""
+    """Mean of the input, 0 to 255, one value per channel in the encoder's channel order; `none`: what the
+    weights expect, see `pretrained`."""
     std: tuple[float, ...] | None = None
     """Standard deviation of the input, likewise; `none`: the encoder's own."""
     bgr: bool | None = None

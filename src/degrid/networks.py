@@ -60,7 +60,7 @@ def build_model(config: ModelConfig, labels: LabelSpace) -> Segmenter:
     operator = operator_factory(smoothing.operator, config.legacy, **smoothing.options)
     wanted = bands_of(config)
     bands = Bands(wanted.count or 3, "bytes" if wanted.range == "auto" else wanted.range)
-    preprocess = _preprocess(config)
+    preprocess = preprocess_of(config)
     body = EncoderSettings(
         config.output_stride,
         config.pretrained,
@@ -110,7 +110,12 @@ def bands_of(config: ModelConfig) -> Bands:
     return Bands(count, pairs)
 
 
-def _preprocess(config: ModelConfig) -> Preprocess | None:
+def preprocess_of(config: ModelConfig) -> Preprocess | None:
+    """The input that the settings name; None where it is the weights' own.
+
+    Raises:
+        UserError: half of it, or numbers that cannot be divided by.
+    """
     if config.mean is not None and config.std is not None:
         if not all(map(math.isfinite, config.mean)) or not all(0 < value < math.inf for value in config.std):
             raise UserError(

@@ -13,10 +13,11 @@ from degrid.models.batch_norm import freeze_batch_norm
 from degrid.models.encoder import ENCODERS, Encoder, EncoderSettings, build_encoder
 from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
 from degrid.models.info import ModelInfo, describe
+from degrid.models.input_statistics import USUAL_INPUTS, likely_input
 from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter, build_network
 from degrid.models.synchronised_batch_norm import synchronise_batch_norm
-from degrid.models.weights import read_weights
+from degrid.models.weights import read_weights, stated_input
 
 if TYPE_CHECKING:
     from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
@@ -26,6 +27,7 @@ __all__ = [
     "ENCODERS",
     "NETWORKS",
     "RESNETS",
+    "USUAL_INPUTS",
     "DeepLabV2Head",
     "DeepLabV3Head",
     "DeepLabV3PlusHead",
@@ -42,7 +44,9 @@ __all__ = [
     "checkpoint_activations",
     "describe",
     "freeze_batch_norm",
+    "likely_input",
     "read_weights",
+    "stated_input",
     "synchronise_batch_norm",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from degrid.lookup import keywords, lookup, unknown
 from degrid.models.resnet import ORIGINAL_NAMES, RESNETS, ResNet
+from degrid.models.weights import stated_input
 from degrid.types import Preprocess, UserError
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -27,7 +29,7 @@ class EncoderSettings:
         multi_grid: factors on the rates of the last stage's units.
         uniform_rates: every unit of a dilated stage has the stage's rate; otherwise the first unit keeps the rate of
             the stage before.
-        preprocess: replaces the encoder's own.
+        preprocess: replaces what the weights' file says (see `stated_input`) or, without that, the encoder's own.
         legacy: compute as the original code does; for the ResNets that come from it.
         in_channels: of the images.
     Raises:
@@ -100,6 +102,14 @@ def _ours(row: Any, name: str) -> Callable[..., nn.Module]:
     return made
 
 
+def _with_stated_input(settings: EncoderSettings) -> EncoderSettings:
+    """With the input that is written beside the weights, unless the settings name one."""
+    if settings.preprocess is not None or not isinstance(settings.pretrained, str):
+        return settings
+    stated = stated_input(settings.pretrained)
+    return dataclasses.replace(settings, preprocess=stated and stated.of_channels(settings.in_channels))
+
+
 def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     """An encoder by name.
 
@@ -112,6 +122,7 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
             encoder, or does not take a setting that was given.
     """
     _check_stride(name, settings.output_stride)
+    settings = _with_stated_input(settings)
     name = ORIGINAL_NAMES.get(name, name)
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:

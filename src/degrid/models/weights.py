@@ -1,9 +1,10 @@
-"""Read encoder weights from local files, and fit their names to a timm encoder; networks without random weights."""
+"""Read encoder weights, and the input that they expect, from local files; fit their names to a timm encoder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from degrid.dispatch import DispatchMode
-from degrid.types import UserError
+from degrid.files import parse_json
+from degrid.types import Preprocess, UserError
 from degrid.weight_names import is_counter_beside, misfit, mobilenet_v2_name, torchvision_resnet
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "encoder.", "backbone.")
@@ -53,6 +55,27 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def stated_input(path: str | os.PathLike[str]) -> Preprocess | None:
+    """What the config.json beside a file, or in a folder, says: as `degrid convert` writes it, or timm on the hub.
+
+    Args:
+        path: as `model.pretrained` takes it.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    try:
+        config = parse_json((folder / "config.json").read_text("utf-8"))
+        if "preprocess" in config:
+            given, unit = config["preprocess"], 1
+        elif "architecture" in config:  # older files have no table of their own for it
+            given, unit = config.get("pretrained_cfg", config), 255
+        else:
+            return None
+        mean, std = (tuple(float(value) * unit for value in given[key]) for key in ("mean", "std"))
+        return Preprocess(mean, std, bool(given.get("bgr", False)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str, Tensor], source: object) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ from degrid.data import CITYSCAPES, VOC, class_table
 from degrid.files import atomic_write, check_place, write_json
 from degrid.lookup import counted, some
 from degrid.model_folder import save
-from degrid.models import EncoderSettings, build_encoder
+from degrid.models import Encoder, EncoderSettings, build_encoder
 from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.models.weights import WithoutRandomValues
-from degrid.networks import build_model
+from degrid.networks import build_model, preprocess_of
 from degrid.types import ConversionError, LabelSpace, UserError, voc_palette
 from degrid.weight_names import misfit
 
@@ -202,9 +203,9 @@ def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None
 
 
 def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin: str) -> None:
-    """encoder.safetensors under the encoder's own names, and what it is."""
+    """encoder.safetensors under the encoder's own names, what it is, and the input that it expects."""
     with WithoutRandomValues():
-        net = build_encoder(config.encoder, EncoderSettings(output_stride=32))
+        net = build_encoder(config.encoder, EncoderSettings(output_stride=32, preprocess=preprocess_of(config)))
     inner, prefix = net, "encoder."
     if isinstance(net, TimmEncoder | TorchvisionEncoder):
         inner, prefix = net.get_submodule("net"), "encoder.net."
@@ -214,7 +215,8 @@ def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin:
     weights = {key: value.contiguous() for key, value in inner.state_dict().items()}
     with atomic_write(folder / "encoder.safetensors") as temporary:
         save_file(weights, temporary)
-    write_json(folder / "config.json", {"format": ENCODER_FORMAT, "encoder": config.encoder})
+    expects = dataclasses.asdict(cast(Encoder, net).preprocess)
+    write_json(folder / "config.json", {"format": ENCODER_FORMAT, "encoder": config.encoder, "preprocess": expects})
 
 
 def _given_classes(classes: LabelSpace | str | os.PathLike[str] | None) -> LabelSpace | None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from degrid import config as configs
 from degrid import recipes
-from degrid.config import DataConfig, RunConfig, TrainConfig
+from degrid.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from degrid.data import (
     Share,
     SourceDataset,
@@ -48,7 +48,15 @@ from degrid.files import check_utf8, parse_json, printable, read_json, write_jso
 from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import counted, some
 from degrid.model_folder import initialise_from, other_classes, save
-from degrid.models import Segmenter, checkpoint_activations, freeze_batch_norm, synchronise_batch_norm
+from degrid.models import (
+    USUAL_INPUTS,
+    Segmenter,
+    checkpoint_activations,
+    freeze_batch_norm,
+    likely_input,
+    stated_input,
+    synchronise_batch_norm,
+)
 from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
@@ -341,7 +349,7 @@ def _preview(data: _Data, config: RunConfig, folder: Path) -> np.ndarray:
 def start_network(
     config: RunConfig, data: _Data, device: torch.device, interrupted: bool
 ) -> tuple[Segmenter, tuple[str, ...]]:
-    """The network before the first step, and a sentence on where its weights are from, if from another model."""
+    """The network before the first step, and a sentence on its first weights where something is open about them."""
     settings = config.train
     # An interrupted run gets its weights from the checkpoint; those it once started from may be gone.
     fresh = not interrupted and not settings.init
@@ -354,6 +362,8 @@ def start_network(
         others = other_classes(model, settings.init)
         names = f": its classes are others ({some(others, 4)})" if others and settings.init_head else ""
         told = (f"started from {settings.init}; {len(anew)} tensors start anew{which}{names}",)
+    elif isinstance(wanted.pretrained, str) and wanted.mean is None and not stated_input(wanted.pretrained):
+        told = (_assumed_input(model, wanted),)
     model.to(device)
     if settings.channels_last:
         to_channels_last(model)
@@ -364,6 +374,21 @@ def start_network(
         checkpoint_activations(model)
     model.scales_in_turn = settings.scales_in_turn
     return model, told
+
+
+def _assumed_input(model: Segmenter, config: ModelConfig) -> str:
+    """What weights from a file that does not say it are taken to expect, and what to do if they do not."""
+    expects = model.preprocess
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (expects.mean, expects.std))
+    note = f"{config.pretrained} does not say how its images were normalised; taken, as {config.encoder} has it: mean "
+    note += f"{mean}, standard deviation {std} of 0 to 255{', BGR' if expects.bgr else ''}"
+    words = likely_input(model.encoder) if model.bands.count == 3 else None
+    if words is None:
+        return f"{note}; if it was another, set model.mean and model.std"
+    found = USUAL_INPUTS[words]
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
+    order = " model.bgr=true" if found.bgr else ""
+    return f"{note}. Its batch norm looks like {words}: for that set model.mean={mean} model.std={std}{order}"
 
 
 def _set_batch_norms(model: Segmenter, settings: TrainConfig) -> None:
