@@ -1,6 +1,9 @@
 """The dense CRF against its definition."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from degrid import UserError
 from degrid.kernels import dense_crf
 from degrid.kernels.crf_settings import CRF
-from degrid.kernels.dense_crf import Lattice, _blur, refine
+from degrid.kernels.dense_crf import Lattice, _blur, compiled, refine, refine_bytes, with_torch
 
 
 def exact_mean_field(probabilities, image, crf):
@@ -171,3 +174,43 @@ def test_smoothness_filter_is_a_sum_of_gaussians():
 def test_impossible_parameters(settings):
     with pytest.raises(UserError, match="CRF:"):
         CRF(**settings)
+
+
+def noise(side):
+    """Pixels of any colours, and what a network might say of them."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+    return torch.rand(21, side, side, generator=generator).softmax(0), image
+
+
+@pytest.mark.parametrize("way", [compiled, with_torch])
+def test_noise_needs_more_than_the_room_for_a_photograph(way):
+    """Nearly each corner of each pixel is a point of its own, where the lattice of one colour has a few."""
+    probabilities, image = noise(40)
+    room = refine_bytes(40 * 40, 21, way is compiled)
+    with pytest.raises(UserError, match=r"CRF: \d MiB are needed for this image, .* memory limit leaves \d MiB"):
+        way(probabilities, image, CRF(iterations=1), room)
+    flat = torch.full_like(image, 99)
+    assert torch.equal(way(probabilities, flat, CRF(iterations=1), room), way(probabilities, flat, CRF(iterations=1)))
+
+
+@pytest.mark.slow
+def test_memory_is_as_much_as_is_said():
+    """In a process that gives freed memory back, as commands under a limit do."""
+    code = """
+from degrid.bench.measure import peak_memory
+from degrid.engine.memory import settle_memory
+from test_crf import CRF, compiled, noise, refine_bytes, torch, with_torch
+settle_memory(1 << 30)
+for way, side in ((compiled, 400), (with_torch, 250)):
+    for points, (probabilities, image) in ((6, noise(side)), (0, noise(side))):
+        image = image if points else torch.zeros_like(image)
+        way(probabilities, image, CRF(iterations=1))  # what it loads stays
+        found = peak_memory(lambda: way(probabilities, image, CRF(iterations=2))) * 2**20 - probabilities.nbytes
+        print(found / refine_bytes(side**2, 21, way is compiled, points))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+    )
+    ratios = [float(line) for line in done.stdout.split()]
+    assert ratios == pytest.approx([1] * 4, rel=0.3), ratios

@@ -21,6 +21,8 @@ from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
 from degrid.engine.memory import available_to_process, resident_bytes
+from degrid.kernels.crf_settings import CRF
+from degrid.kernels.dense_crf import refine_bytes
 from degrid.types import UserError
 from degrid.verbs import predict as predict_module
 
@@ -254,6 +256,20 @@ def test_scores_that_are_fused_count(limit_of_maps, monkeypatch):
     monkeypatch.setattr(predictor_module, "_ROW", 4)
     for options, each in ((InferenceOptions(), 1), (InferenceOptions(flip=True), 1 + 3 * 4 * 3)):
         assert Predictor(model, "cpu", options=options)._bytes_of_results((1000, 1000)) == each * 10**6
+
+
+def test_a_crf_counts(limit_of_maps):
+    """It takes the whole image, when the feature maps are gone."""
+    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    need = refine_bytes(200 * 300, len(SyntheticScenes.labels), is_compiled=True)
+    assert need > 2 * activation_bytes(model, (200, 300))  # windows are not called for
+    enough, short = (
+        Predictor(model, "cpu", options=InferenceOptions(memory=memory, crf=CRF()))
+        for memory in (need + 200 * 300, need)  # with the class ids, and without
+    )
+    assert enough.options_for((200, 300)).window is None
+    with pytest.raises(UserError, match=r"the CRF of an image of 300x200 pixels \d+ MiB more; allow \d+ MiB or more"):
+        short.options_for((200, 300))
 
 
 def test_under_a_limit_large_images_are_read_and_written_one_at_a_time(tmp_path):

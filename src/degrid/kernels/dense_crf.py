@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from degrid.types import UserError
 _TOO_SMALL = "CRF: its widths are too small for this image; use larger ones"
 
 
-def refine(probabilities: Tensor, image: Tensor, crf: CRF | None = None) -> Tensor:
+POINTS = 2.0
+"""Points of the lattice for each pixel of a photograph, at most as a rule; in pure noise there are up to six."""
+
+
+def refine(probabilities: Tensor, image: Tensor, crf: CRF | None = None, room: int | None = None) -> Tensor:
     """Mean-field marginals of the field whose unary term is -log(probabilities): float32 [C,H,W], sums of 1.
 
     Potts compatibility, kernels normalised symmetrically by the square roots of their sums. Smoothness is filtered
@@ -27,24 +32,43 @@ def refine(probabilities: Tensor, image: Tensor, crf: CRF | None = None) -> Tens
         probabilities: [C,H,W], in 0..1.
         image: RGB [3,H,W], 0-255.
         crf: parameters; None: the defaults.
+        room: bytes that may be taken beside the probabilities and the result; None: as many as are needed.
     Raises:
-        UserError: the image is not RGB, or a width is too small for its size.
+        UserError: the image is not RGB, a width is too small for its size, or there is not enough room.
     Source: Krähenbühl & Koltun (arXiv 1210.5644), algorithm 1; Adams et al., Eurographics 2010, for the lattice.
     """
     crf = crf or CRF()
     if len(image) != 3:
         raise UserError(f"CRF: expected an RGB image, got {len(image)} channels")
+    if runs_compiled(probabilities.device, crf) and numba_installed():
+        return compiled(probabilities, image, crf, room)
+    return with_torch(probabilities, image, crf, room)
+
+
+def runs_compiled(device: torch.device, crf: CRF) -> bool:
+    """Whether `refine` runs compiled there where numba can be used; does not load numba to find out."""
     small = crf.bi_weight + crf.pos_weight <= _LARGEST_WEIGHTS
-    if probabilities.device.type == "cpu" and small and numba_installed():
-        return compiled(probabilities, image, crf)
-    return with_torch(probabilities, image, crf)
+    return device.type == "cpu" and small and find_spec("numba") is not None
 
 
-def with_torch(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
+def refine_bytes(pixels: int, classes: int, is_compiled: bool, points: float = POINTS) -> int:
+    """Memory that `refine` takes beside the probabilities and the result, about.
+
+    Args:
+        points: of the lattice, for each pixel.
+    """
+    if is_compiled:  # the lattice, and three maps of classes that fill up vectors; two of values for each point
+        padded = _padded(classes)
+        return round(pixels * (200 + 12 * padded + points * (60 + 8 * padded)))
+    return round(pixels * (1250 + 40 * classes + points * (30 + 10 * classes)))
+
+
+def with_torch(probabilities: Tensor, image: Tensor, crf: CRF, room: int | None = None) -> Tensor:
     """`refine` in PyTorch, on the device of its input."""
     classes, height, width = probabilities.shape
     unary = -probabilities.float().clamp(min=_LEAST).log().reshape(classes, -1).T
     lattice = Lattice(_appearance(image, crf))
+    _check_room(room, refine_bytes(height * width, classes, False, lattice.size / (height * width)))
     ones = unary.new_ones(height * width, 1)
     near = lattice.filter(ones).clamp(min=1e-20).rsqrt()
     smooth = _blur(ones.T.reshape(1, height, width), crf.pos_xy_std).reshape(-1, 1).clamp(min=1e-20).rsqrt()
@@ -63,19 +87,34 @@ _LEAST = 1e-8
 _LARGEST_WEIGHTS = 20
 
 
-def compiled(probabilities: Tensor, image: Tensor, crf: CRF) -> Tensor:
+def _check_room(room: int | None, need: int) -> None:
+    if room is not None and need > room:
+        raise UserError(
+            f"CRF: {need >> 20} MiB are needed for this image, since its colours vary from pixel to pixel, and the "
+            f"memory limit leaves {max(0, room) >> 20} MiB; allow more, or leave the CRF out"
+        )
+
+
+def _padded(classes: int) -> int:
+    """Classes that fill up vectors."""
+    return -(-classes // 8) * 8
+
+
+def compiled(probabilities: Tensor, image: Tensor, crf: CRF, room: int | None = None) -> Tensor:
     """`refine` in numba, on the CPU. Every kernel's weight and norms are multiplied into what it is filtered with."""
     from degrid.kernels import dense_crf_numba as kernels
 
     use_torch_threads()
     classes, height, width = probabilities.shape
-    padded = -(-classes // 8) * 8  # classes that fill up vectors, with a probability of almost 0
-    start = probabilities.new_zeros(height, width, padded, dtype=torch.float32)
-    start[..., :classes] = probabilities.detach().permute(1, 2, 0).clamp(min=_LEAST)
-    unary = -start.clamp(min=1e-30).log().numpy()
-    q = (start / start.sum(2, keepdim=True)).numpy()
-    new = np.empty_like(q)
     lattice = _CompiledLattice(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), crf)
+    padded = _padded(classes)  # those beyond `classes` have a probability of almost 0
+    _check_room(room, refine_bytes(height * width, classes, True, lattice.size / (height * width)))
+    start = probabilities.new_zeros(height, width, padded, dtype=torch.float32)
+    start[..., :classes] = probabilities.detach().permute(1, 2, 0)
+    start[..., :classes].clamp_(min=_LEAST)
+    unary = start.clamp(min=1e-30).log_().neg_().numpy()
+    q = start.div_(start.sum(2, keepdim=True)).numpy()
+    new = np.empty_like(q)
     values, spare = lattice.values(padded), lattice.values(padded)
     line = _line(crf.pos_xy_std)
     taps = np.zeros(-(-len(line) // 4) * 4, np.float32)

@@ -30,6 +30,7 @@ from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the
 from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
 from degrid.engine.memory import give_back_freed_memory
 from degrid.image import oriented, to_array
+from degrid.kernels.dense_crf import refine_bytes, runs_compiled
 from degrid.kernels.support import code_bytes
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.raster import CACHE
@@ -43,6 +44,8 @@ _LARGE = 2_000_000
 """Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
 _USABLE = 0.8
 """Fraction of the free memory that feature maps may take where no limit is given."""
+_BEYOND = 1.1
+"""What a process may take, in times of its limit, before a CRF is refused that was expected to need less."""
 _WINDOW = (2048, 2048)
 """For images that are read part by part, though feature maps of the whole would fit into memory."""
 _ASIDE = 64 << 20
@@ -232,8 +235,7 @@ class Predictor:
                 if options.memory is not None:
                     raise
                 return options  # nobody asked for a limit
-        beside = self._bytes_of_results(size) + reading
-        left = self._usable_memory(beside) - beside
+        left = self._left_beside_results(size, reading)
         if pixels * self._bytes_per_pixel <= left:
             return options
         if self.whole and options.memory is None:
@@ -268,6 +270,36 @@ class Predictor:
             f"{(taken + 2 * need) / MIB:.0f} MiB or more, or give a window instead"
         )
 
+    def _left_beside_results(self, size: tuple[int, ...], reading: int) -> int:
+        """Bytes for feature maps, and then for the CRF.
+
+        Raises:
+            UserError: the CRF, which takes the whole image, needs more than a limit leaves.
+        """
+        beside, need = self._bytes_of_results(size) + reading, self._bytes_of_crf(size)
+        left = self._usable_memory(beside + need) - beside
+        if self.options.memory is None or not need or need <= left:
+            return left
+        taken = self.options.memory - left
+        raise UserError(
+            f"a memory limit of {self.options.memory / MIB:.0f} MiB cannot be kept: the program, the network and the "
+            f"scores take {taken / MIB:.0f} MiB, and the CRF of an image of {size[1]}x{size[0]} pixels "
+            f"{need / MIB:.0f} MiB more; allow {(taken + need) / MIB:.0f} MiB or more, or leave the CRF out"
+        )
+
+    def _bytes_of_crf(self, size: tuple[int, ...]) -> int:
+        """What a CRF takes beside the scores, when the feature maps are gone."""
+        if self.options.crf is None:
+            return 0
+        classes = len(self.labels) if self.labels else _CLASSES
+        return refine_bytes(size[0] * size[1], classes, runs_compiled(self.device, self.options.crf))
+
+    def _room_for_crf(self) -> int:
+        """Bytes that a CRF may take now, under a limit of memory, which may be exceeded by as much as that says."""
+        assert self.options.memory is not None
+        give_back_freed_memory()
+        return round(_BEYOND * self.options.memory) - used_bytes(self.device)
+
     def _bytes_of_results(self, size: tuple[int, ...]) -> int:
         """Class ids of an image, and the scores of the whole where views of it are fused: two and their sum."""
         fused = not self.options.is_single or self.options.crf is not None
@@ -291,7 +323,10 @@ class Predictor:
         copied, faster = self.network.bytes_to_come()
         left = limit - used_bytes(self.device) - copied - _ASIDE
         narrow = self.network.precision == "bfloat16"
-        more = (0 if narrow else faster) + (code_bytes() if self.device.type == "cpu" else 0)
+        code = code_bytes() if self.device.type == "cpu" else 0
+        if self.options.crf is not None and runs_compiled(self.device, self.options.crf):
+            left, code = left - code, 0  # loaded in any case
+        more = (0 if narrow else faster) + code
         self.network.uses_compiled = 2 * more <= left - beside
         self.network.spares_memory = narrow or not self.network.uses_compiled
         return left - more if self.network.uses_compiled else left
@@ -367,7 +402,8 @@ class Predictor:
             with torch.inference_mode():
                 if options.is_plain and not fuse:
                     return self._forward(batch)
-                return fused_scores(self._forward, batch, options, self.resize, self.stride)
+                room = None if self.options.memory is None else self._room_for_crf
+                return fused_scores(self._forward, batch, options, self.resize, self.stride, room)
 
         return self._in_one_precision(compute)
 

@@ -20,7 +20,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def fused_scores(
-    forward: Forward, image: Tensor, options: InferenceOptions, convention: str, stride: int = 1
+    forward: Forward,
+    image: Tensor,
+    options: InferenceOptions,
+    convention: str,
+    stride: int = 1,
+    room: Callable[[], int] | None = None,
 ) -> Tensor:
     """Scores at the image's size, [1,C,H,W]: with a CRF its marginals, else see `InferenceOptions.sums_probabilities`.
 
@@ -29,8 +34,9 @@ def fused_scores(
         image: RGB [1,3,H,W], 0-255.
         convention: of resizing, a name in `degrid.types.RESIZES`.
         stride: of the network's coarsest feature, to refuse scales that leave less than one of its pixels.
+        room: how many bytes a CRF may take, asked when it begins; None: as many as it needs.
     Raises:
-        UserError: a scale makes the image too small.
+        UserError: a scale makes the image too small, or the CRF needs more memory.
     """
     size = tuple(image.shape[-2:])
     total: Tensor | None = None
@@ -46,7 +52,8 @@ def fused_scores(
     assert total is not None
     if options.crf is None:
         return total
-    return refine(probabilities(total, options)[0], image[0].to(total.device), options.crf)[None]
+    total = probabilities(total, options)[0]
+    return refine(total, image[0].to(total.device), options.crf, room and room())[None]
 
 
 def probabilities(scores: Tensor, options: InferenceOptions) -> Tensor:
