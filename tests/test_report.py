@@ -11,16 +11,22 @@ import pytest
 import torch
 from PIL import Image
 from test_verbs_predict import cli
+from torch import nn
 
 import degrid
 from degrid import config as configs
-from degrid.analysis.sections import ReportedModel, confusions, settings
+from degrid.analysis.field_plots import draw_field
+from degrid.analysis.sections import ReportedModel, confusions, receptive_fields, settings
 from degrid.config import RunConfig, override
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.evaluation.bootstrap import miou_interval
 from degrid.types import LabelSpace, Scores, UserError
 from degrid.verbs import report as verb
-from degrid.verbs.report import _chosen, gather
+from degrid.verbs.gridding import gridding_of
+from degrid.verbs.report import _chosen, _seen, gather
+
+SEEN = {"receptive_field": np.eye(5), "sees": "from a to b", "grid": {"holes": "80 %"}, "layers": "networks <4>"}
+"""In place of what takes long."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +56,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr("degrid.data.inspection.counting.SETTLED", -1)
-        patch.setattr(verb, "dilated_stage_receptive_field", lambda encoder: np.ones((5, 5)))
-        patch.setattr(verb, "gridding", lambda network, progress: "networks <4>")
+        patch.setattr(verb, "_seen", lambda network, images, progress: SEEN)
         yield [folder / f"run{seed}" for seed in range(2)], data
 
 
@@ -184,10 +189,40 @@ def test_the_command_writes_the_page_of_a_model_folder(runs, tmp_path):
     lines = done.output.splitlines()
     assert lines[-1] == f"report: {out}"
     assert re.fullmatch(rf"run1, mIoU [\d.]+ % \[[\d.]+, [\d.]+\] on 4 images of {data}, val", lines[-2])
-    # Of 25 positions 9, 6, 6 and 4 are on the four phases: (4 * (81 + 36 + 36 + 16) / 625 - 1) / 3.
     page = Reader(out.read_text())
-    assert "gridding score 0.027, 0% holes" in page.text
+    assert page.row("holes") == ["holes", "80 %"]
+    assert "run1: from a to b" in page.text
     assert "run1: gridding layer by layernetworks <4>" in page.text
+
+
+@pytest.mark.slow
+def test_any_network_is_looked_into():
+    def conv(inputs, outputs, rate):
+        return nn.Conv2d(inputs, outputs, 3, padding=rate, dilation=rate)
+
+    torch.manual_seed(0)
+    images = [torch.randint(256, (3, 70, 80), dtype=torch.uint8) for _ in range(2)]
+    dilated = nn.Sequential(conv(3, 4, 2), nn.LeakyReLU(), conv(4, 4, 2), nn.Conv2d(4, 2, 1))
+    seen = _seen(dilated, images, None)
+    expected = gridding_of(dilated, [image[None].float() for image in images], real=True)
+    assert (seen["layers"], seen["gridding"]) == (str(expected), expected.score)
+    assert np.array_equal(seen["receptive_field"], expected.field)
+    assert seen["grid"]["independent networks"] == "4"
+    assert seen["grid"]["gridding score at period 2"] == "1.0000"
+    assert seen["grid"]["phase exchange"] == "0.000 (all mixed: 0.750)"
+    assert seen["grid"]["holes"] == f"{100 * expected.holes:.1f} %"
+    assert seen["grid"]["checkerboard in the logits"] == f"{expected.checkerboard:.2f}"
+    small = _seen(dilated, [image[:, :15, :15] for image in images], None)
+    assert small["grid"]["checkerboard in the logits"] == "not measured: too small"
+
+    plain = _seen(nn.Sequential(conv(3, 4, 1), conv(4, 2, 1)), images, None)
+    assert (plain["receptive_field"] > 0).sum() == 25
+    assert plain["grid"] == {"95 % of the influence within": "5x5 pixels of the image"}
+    # Positions without influence are cut off; what is left is 5x5 of 70x80.
+    shown = draw_field(plain["receptive_field"], "", "").axes
+    assert [axes.get_xlim() + axes.get_ylim() for axes in shown[:2]] == [(-2.5, 2.5, 2.5, -2.5)] * 2
+    page = receptive_fields([model_of([[1, 0], [0, 1]], **each) for each in (seen, plain)])
+    assert Reader(page).row("holes") == ["holes", seen["grid"]["holes"], "-"]
 
 
 def test_mistakes_are_told_in_a_sentence(runs, tmp_path):

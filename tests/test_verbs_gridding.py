@@ -146,11 +146,17 @@ def test_checkerboard_of_logits_of_images(tmp_path):
     found = degrid.gridding(network, [str(tmp_path)], size=(129, 161), runs=2, repairs=False)
     assert 0 < found.checkerboard < 20
     assert "checkerboard" in str(found)
+    small = degrid.gridding(network, [str(tmp_path)], size=(17, 17), runs=1, repairs=False)
+    assert small.checkerboard is None
+    assert "not measured: a grid of period 2 needs maps of at least 16 pixels, got 9x9; give larger" in str(small)
     gridded = Pyramid((2, 2), (2,))
     with torch.no_grad():  # one phase of the map before is louder
         gridded.stem.register_forward_hook(lambda module, args, y: y * _board(y))
-    louder = degrid.gridding(gridded, [str(tmp_path)], size=(129, 161), runs=2, repairs=False)
+    louder = degrid.gridding(gridded, [str(tmp_path)], size=(129, 161), runs=2)
     assert louder.checkerboard > 5 * found.checkerboard
+    tent = louder.repairs[0]  # its filters take away what one phase has more
+    assert tent.checkerboard < louder.checkerboard / 3
+    assert f"score {tent.score:.4f}, checkerboard {tent.checkerboard:.2f}; +0 parameters" in str(louder)
 
 
 def _board(y):

@@ -19,13 +19,15 @@ _DECADES = 4
 def draw_field(field: np.ndarray, title: str, unit: str = "pixels of the image") -> Figure:
     """A field from four sides: its map, its map on a logarithmic scale, its radial profile and its spectrum.
 
+    The first three end where nothing is left that the logarithmic scale could show.
+
     Args:
         field: [H,W], not negative, centre at [H//2, W//2].
         unit: of its positions.
     """
     drawing = Figure(figsize=(9.6, 9), layout="constrained")
     (plain, logarithmic), (profile, frequencies) = drawing.subplots(2, 2)
-    side = mass_side(field)
+    side, reach = mass_side(field), _reach(field)
     drawing.suptitle(f"{title}\n95 % of the influence in the white square, side {side}")
     for axes, values, name in (
         (plain, np.sqrt(field / field.max()), "square root of the influence"),
@@ -35,9 +37,11 @@ def draw_field(field: np.ndarray, title: str, unit: str = "pixels of the image")
         axes.set(title=name, xlabel=f"offset, {unit}")
         edge = np.array([-side, side, side, -side, -side]) / 2
         axes.plot(edge, np.roll(edge, 1), color="white", linewidth=0.8, scalex=False, scaley=False)
+        height, width = (min(reach, whole // 2) + 0.5 for whole in field.shape)
+        axes.set(xlim=(-width, width), ylim=(height, -height))
         if axes is logarithmic:
             drawing.colorbar(shown, ax=axes, shrink=0.8, label="powers of ten below the peak")
-    means = radial_profile(field)
+    means = radial_profile(field)[: reach + 1]
     profile.plot(means / means.max(), color=COLORS[0], marker="." if len(means) < 60 else "")
     lowest = max(10.0**-_DECADES, means[means > 0].min() / means.max() / 2)
     profile.set(title="mean influence at a distance", xlabel=f"distance, {unit}", ylim=(lowest, 2))
@@ -72,6 +76,13 @@ def draw_fields(
         line[0].set_ylabel(name, fontsize=11)
     drawing.supxlabel(f"offset from the centre, {unit}", fontsize=10)
     return drawing
+
+
+def _reach(field: np.ndarray) -> int:
+    """How far from the centre, along rows or columns, a field is above the least that a logarithmic map shows."""
+    rows, columns = np.nonzero(field > field.max() * 10.0**-_DECADES)
+    height, width = (side // 2 for side in field.shape)
+    return max(1, int(np.abs(rows - height).max()), int(np.abs(columns - width).max()))
 
 
 def _map(axes: Axes, values: np.ndarray, unit: str) -> AxesImage:

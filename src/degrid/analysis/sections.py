@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from degrid.analysis.curves import Curves
-from degrid.analysis.field_numbers import hole_ratio
 from degrid.analysis.field_plots import draw_field
 from degrid.analysis.page import (
     Raw,
@@ -54,8 +53,10 @@ class ReportedModel:
         curves: of its runs' trainings, where they are known.
         predictions: of the images shown, by their index: class ids, uint8 [H,W].
         image_mious: of each image, 0..1, NaN without a valid pixel; float [N].
-        receptive_field: the effective one of its last dilated stage, float [H,W]; None where there is none.
-        gridding: its score at a rate of 2, 0..1.
+        receptive_field: the effective one, float [H,W]; None where it is not known.
+        gridding: score of the field at the period of the grid, 0..1.
+        sees: from where to where it is measured, in words; unit: of its positions.
+        grid: what the field and the grid in it are in numbers, by what they are.
         layers: what `degrid gridding` says of the network and its layers, as lines of text; empty where it has nothing.
     """
 
@@ -69,6 +70,9 @@ class ReportedModel:
     image_mious: np.ndarray = field(default_factory=lambda: np.empty(0))
     receptive_field: np.ndarray | None = None
     gridding: float | None = None
+    sees: str = ""
+    unit: str = ""
+    grid: Mapping[str, str] = field(default_factory=dict)
     layers: str = ""
 
 
@@ -89,7 +93,8 @@ def curves(models: Sequence[ReportedModel]) -> str:
     """Pictures of the trainings; empty if none is known."""
     runs = [run for model in models for run in model.curves]
     drawn = curve_pictures(runs) if runs else ()
-    return side_by_side([figure(image(data, text), text) for stem, data, text in drawn if stem in CURVES])
+    figures = [figure(image(data, text), text) for stem, data, text in drawn if stem in CURVES]
+    return side_by_side(figures) if figures else ""
 
 
 def classes(models: Sequence[ReportedModel], labels: LabelSpace) -> str:
@@ -116,20 +121,21 @@ def confusions(models: Sequence[ReportedModel], labels: LabelSpace) -> str:
 
 
 def receptive_fields(models: Sequence[ReportedModel]) -> str:
-    """Pictures of the effective receptive fields; a sentence if no model has one."""
-    drawn = [
-        _field(model.name, field, model.gridding) for model in models if (field := model.receptive_field) is not None
-    ]
+    """Pictures of the effective receptive fields and their numbers; a sentence if no model has one."""
+    drawn = [_field(model, field) for model in models if (field := model.receptive_field) is not None]
     if not drawn:
-        return paragraph("No model here has a stage with dilated convolutions whose receptive field could be measured.")
+        return paragraph("No model here has layers whose receptive field could be measured.")
     text = (
-        "How much the centre of the last dilated stage's output depends on each position of its input: mean absolute "
-        "gradient; a bright centre is a residual connection. Holes are positions with hardly any influence, as a "
-        "percentage of the square that holds 95 % of the field. The gridding score is 1 when a single phase of the "
-        "dilation grid has influence, 0 when all have the same."
+        "How much the centre of the output of a network's dilated part depends on each position of its input, or, "
+        "where nothing is dilated, how much the output of the whole depends on each pixel: mean absolute gradient; "
+        "a bright centre is a residual connection. Holes are positions with hardly any influence, as a percentage of "
+        "the square that holds 95 % of the field. The gridding score is 1 when a single phase of the dilation grid has "
+        "influence, 0 when all have the same. The checkerboard is the power of this grid in the logits of the images "
+        "over that around it: about 1 without a grid."
     )
     told = [folded(f"{model.name}: gridding layer by layer", lines(model.layers)) for model in models if model.layers]
-    return paragraph(text) + side_by_side(drawn) + "".join(told)
+    numbers = _by_model(models, [model.grid for model in models])
+    return paragraph(text) + numbers + side_by_side(drawn) + "".join(told)
 
 
 def predictions(models: Sequence[ReportedModel], samples: Mapping[int, Sample], labels: LabelSpace) -> str:
@@ -154,8 +160,12 @@ def legend(labels: LabelSpace) -> str:
 
 def facts(models: Sequence[ReportedModel]) -> str:
     """A row for each fact, a column for each model."""
-    names = dict.fromkeys(name for model in models for name in model.facts)
-    rows = [(name, *(model.facts.get(name, "-") for model in models)) for name in names]
+    return _by_model(models, [model.facts for model in models])
+
+
+def _by_model(models: Sequence[ReportedModel], known: Sequence[Mapping[str, str]]) -> str:
+    names = dict.fromkeys(name for each in known for name in each)
+    rows = [(name, *(each.get(name, "-") for each in known)) for name in names]
     return table(["", *(model.name for model in models)], rows)
 
 
@@ -217,10 +227,9 @@ def _most_confused(counts: np.ndarray, labels: LabelSpace) -> str:
     )
 
 
-def _field(name: str, found: np.ndarray, gridding: float | None) -> str:
-    """A receptive field [H,W] with its numbers."""
-    text = f"{name}: gridding score {gridding:.3f}, {hole_ratio(found):.0%} holes"
-    return figure(image(png(draw_field(found, text, "feature pixels")), text), text)
+def _field(model: ReportedModel, found: np.ndarray) -> str:
+    text = f"{model.name}: {model.sees}"
+    return figure(image(png(draw_field(found, text, model.unit)), text), text)
 
 
 def _smaller(pixels: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,7 @@ class Repair:
 
     Attributes:
         change: in words.
-        networks, exchange, score: see `GriddingReport`.
+        networks, exchange, score, checkerboard: see `GriddingReport`.
         parameters: how many more; multiply_adds: how many more, as a fraction of those of the layers concerned.
     """
 
@@ -67,6 +67,7 @@ class Repair:
     networks: int
     exchange: float
     score: float
+    checkerboard: float | None
     parameters: int
     multiply_adds: float
 
@@ -81,12 +82,13 @@ class GriddingReport:
         network: its class; start, end: the layers; "" for the network's output. size: of the map, height and width.
         networks: how many independent networks it consists of, found by changing one position; networks_by_shape: how
             many its layers allow at least, whatever the weights. averages: whether only such averages join them.
+        field: what the centre of the end sees of the start, as of `degrid.ReceptiveField`.
         period: rows and columns between two outputs of one network; the first rate where there is a single one.
         exchange: fraction of a change on one phase of the period that arrives on others, 0 to 1 - 1 / phases.
         score: gridding score at the larger period, 0..1; score_of_width: of a Gaussian as wide, without a grid.
         scores: at each rate. holes: fraction of the square with 95 % that has no influence.
         checkerboard: energy of that period in the logits of real images, about 1 without a grid; None without images,
-            or where the logits are too small.
+            or where the logits are too small, which `unmeasured` then says in words.
         opaque: operations whose effect on places is not known, so that networks_by_shape may be too low.
     """
 
@@ -94,6 +96,7 @@ class GriddingReport:
     start: str
     end: str
     size: tuple[int, int]
+    field: np.ndarray = field(repr=False)
     networks: int
     networks_by_shape: int
     averages: bool
@@ -104,13 +107,19 @@ class GriddingReport:
     scores: dict[int, float]
     holes: float
     checkerboard: float | None
+    unmeasured: str
     layers: tuple[GridLayer, ...]
     repairs: tuple[Repair, ...]
     opaque: tuple[str, ...]
 
+    @property
+    def joined_by_averages(self) -> bool:
+        """Whether averages over the image are all that joins the networks."""
+        return self.averages and self.networks > 1
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, without the field."""
+        return {name: value for name, value in asdict(self).items() if name != "field"}
 
     def __str__(self) -> str:
         return "\n".join([*_headlines(self), "", *_layer_lines(self), *_repair_lines(self)])
@@ -118,7 +127,7 @@ class GriddingReport:
 
 def _headlines(report: GriddingReport) -> list[str]:
     most, (height, width) = 1 - 1 / math.prod(report.period), report.size
-    joined = ", joined only by averages over the image" if report.averages and report.networks > 1 else ""
+    joined = ", joined only by averages over the image" if report.joined_by_averages else ""
     if report.networks == 1 < report.networks_by_shape:
         joined = f" (its layers' shapes allow no more than {report.networks_by_shape}, but its weights)"
     lines = [
@@ -137,6 +146,8 @@ def _headlines(report: GriddingReport) -> list[str]:
         lines.append(f"                {report.networks_by_shape} by the layers' shapes: training could join more")
     if report.checkerboard is not None:
         lines.append(f"checkerboard    {report.checkerboard:.2f} times the energy around it, in logits of the images")
+    elif report.unmeasured:
+        lines.append(f"checkerboard    not measured: {report.unmeasured}; give larger images with --size")
     if report.opaque:
         lines.append(f"not followed    {', '.join(report.opaque)}: taken to join everything")
     return lines
@@ -160,9 +171,10 @@ def _repair_lines(report: GriddingReport) -> list[str]:
         return []
     lines = ["", "what would change it, with the same weights:"]
     for repair in report.repairs:
+        board = "" if repair.checkerboard is None else f", checkerboard {repair.checkerboard:.2f}"
         lines.append(
             f"  {repair.change}: {repair.networks} network{'s' * (repair.networks != 1)}, exchange "
-            f"{repair.exchange:.3f}, score {repair.score:.4f}; {repair.parameters:+,} parameters, "
+            f"{repair.exchange:.3f}, score {repair.score:.4f}{board}; {repair.parameters:+,} parameters, "
             f"{100 * repair.multiply_adds:+z.2f} % multiply-adds in these layers"
         )
     return lines
@@ -196,7 +208,18 @@ def gridding(
         UserError: no such model or image; or the network has no dilated convolution.
     """
     network = opened(model, random_weights)
-    given = images_for(network, images, size, runs)
+    return gridding_of(network, images_for(network, images, size, runs), bool(images), repairs, progress)
+
+
+def gridding_of(
+    network: nn.Module, images: Sequence[Tensor], real: bool, repairs: bool = True, progress: OnProgress | None = None
+) -> GriddingReport:
+    """See `gridding`.
+
+    Args:
+        images: what the network takes, [1,C,H,W] each, all of one size.
+        real: whether these are images, and no noise.
+    """
     total = 6 if repairs else 3
     steps = iter(range(1, total + 1))
 
@@ -204,16 +227,16 @@ def gridding(
         if progress:
             progress(Progress("gridding", next(steps), total, what))
 
-    followed = _followed(network, given[0])
+    followed = _followed(network, images[0])
     done("layers")
     span = _Span(network, followed)
-    found = span.report(given, bool(images))
+    found = span.report(images, real)
     done("receptive field")
     layers = [span.layer(name, conv) for name, conv in followed.dilated.items() if name in span.between]
     done("single layers")
     mends = []
     for change in ("tent", "ssc", "rates") if repairs else ():
-        mends.append(_repair(change, span, given))
+        mends.append(_repair(change, span, images, found.checkerboard is not None))
         done(change)
     return replace(found, layers=tuple(layers), repairs=tuple(mend for mend in mends if mend is not None))
 
@@ -303,11 +326,18 @@ class _Span:
         networks, exchange, field, size = self.measured(self.network, images)
         most, rates = max(self.period), {rate for conv in self.followed.dilated.values() for rate in rates_of(conv)}
         all_by_shape = math.prod(self.followed.reach(*self.ends).networks())
+        board, unmeasured = None, ""
+        if real:
+            try:
+                board = self.checkerboard(self.network, images)
+            except UserError as error:
+                unmeasured = str(error)
         return GriddingReport(
             network=type(self.network).__name__,
             start=self.ends[0],
             end=self.ends[1],
             size=size,
+            field=field,
             networks=networks,
             networks_by_shape=math.prod(self.by_shape),
             averages=all_by_shape < math.prod(self.by_shape),
@@ -317,26 +347,27 @@ class _Span:
             score_of_width=score_of_width(field, most),
             scores={rate: gridding_score(field, rate) for rate in sorted(rates) if 1 < rate <= min(field.shape) // 2},
             holes=hole_ratio(field),
-            checkerboard=self._checkerboard(images) if real else None,
+            checkerboard=board,
+            unmeasured=unmeasured,
             layers=(),
             repairs=(),
             opaque=tuple(self.followed.opaque),
         )
 
-    def _checkerboard(self, images: Sequence[Tensor]) -> float | None:
-        """Median over images of the period's energy in the logits, before they are enlarged to the image's size."""
+    def checkerboard(self, network: nn.Module, images: Sequence[Tensor]) -> float:
+        """Median over images of the period's energy in the logits, before they are enlarged to the image's size.
+
+        Raises:
+            UserError: the logits are too small.
+        """
         outputs, side = self.followed.outputs, self.followed.inputs[self.ends[0]].shape[-1]
         whole = max(y.shape[-1] for y in self.followed.inputs.values())
         logits = next((name for name in reversed(self.between) if outputs[name].shape[-1] < whole), "")
         period = max(self.period) * max(1, stride_between(outputs[logits].shape[-1], side))
-        part, found = Part(self.network, "", logits), []
+        part = Part(network, "", logits)
         with part.open(), torch.no_grad():
-            for image in images:
-                maps = part.run(image)[1][0].double().cpu().numpy()
-                if min(maps.shape[1:]) < 8 * period:
-                    return None
-                found.append(checkerboard_energy(maps, period))
-        return float(np.median(found))
+            maps = (part.run(image)[1][0].double().cpu().numpy() for image in images)
+            return float(np.median([checkerboard_energy(each, period) for each in maps]))
 
     def layer(self, name: str, conv: nn.Conv2d) -> GridLayer:
         """A dilated layer between the ends."""
@@ -372,12 +403,16 @@ def _own_score(conv: nn.Conv2d) -> float | None:
     return gridding_score(field, rate)
 
 
-def _repair(change: str, span: _Span, images: Sequence[Tensor]) -> Repair | None:
-    """What a change does to a copy of the network; None where it has nothing to work on."""
+def _repair(change: str, span: _Span, images: Sequence[Tensor], board: bool) -> Repair | None:
+    """What a change does to a copy of the network; None where it has nothing to work on.
+
+    Args:
+        board: whether to measure the checkerboard in logits, too.
+    """
     network = copy.deepcopy(span.network)
     layers = {name: conv for name, conv in network.named_modules() if name in span.between and is_dilated(conv)}
     if change == "rates":
-        return _with_rates(network, layers, span, images)
+        return _with_rates(network, layers, span, images, board)
     limit = max(_PAPER_RATE, min(max(rates_of(conv)) for conv in layers.values()))
     options: dict[str, Any] = {"init": "tent"} if change == "ssc" else {}
     before = sum(parameter.numel() for parameter in network.parameters())
@@ -389,7 +424,7 @@ def _repair(change: str, span: _Span, images: Sequence[Tensor]) -> Repair | None
     added = sum(parameter.numel() for parameter in network.parameters()) - before
     more = ', init="tent"' if options else ""
     words = f'degrid.smooth_dilated_convs(model, "{change}"{more})'
-    return _measured_repair(words, network, span, images, added, work / own)
+    return _measured_repair(words, network, span, images, board, (added, work / own))
 
 
 def _work(layers: Mapping[str, nn.Conv2d], limit: int) -> tuple[int, int]:
@@ -400,7 +435,7 @@ def _work(layers: Mapping[str, nn.Conv2d], limit: int) -> tuple[int, int]:
 
 
 def _with_rates(
-    network: nn.Module, layers: Mapping[str, nn.Conv2d], span: _Span, images: Sequence[Tensor]
+    network: nn.Module, layers: Mapping[str, nn.Conv2d], span: _Span, images: Sequence[Tensor], board: bool
 ) -> Repair | None:
     """Other rates for the plain layers, see `_sawtooth`."""
     plain = {name: conv for name, conv in layers.items() if not isinstance(conv, DressedConv)}
@@ -416,7 +451,8 @@ def _with_rates(
             changed.append(f"{name} {rate} -> {wanted}")
     if not changed:
         return None
-    return _measured_repair(f"other rates, to be trained anew ({some(changed, 3)})", network, span, images, 0, 0.0)
+    words = f"other rates, to be trained anew ({some(changed, 3)})"
+    return _measured_repair(words, network, span, images, board, (0, 0.0))
 
 
 def _sawtooth(rates: Sequence[int]) -> list[int]:
@@ -437,7 +473,8 @@ def _sawtooth(rates: Sequence[int]) -> list[int]:
 
 
 def _measured_repair(
-    change: str, network: nn.Module, span: _Span, images: Sequence[Tensor], parameters: int, multiply_adds: float
+    change: str, network: nn.Module, span: _Span, images: Sequence[Tensor], board: bool, cost: tuple[int, float]
 ) -> Repair:
     networks, exchange, field, _ = span.measured(network, images)
-    return Repair(change, networks, exchange, gridding_score(field, max(span.period)), parameters, multiply_adds)
+    energy = span.checkerboard(network, images) if board else None
+    return Repair(change, networks, exchange, gridding_score(field, max(span.period)), energy, *cost)

@@ -117,13 +117,13 @@ def images_for(
         pixels = (
             torch.from_numpy(read_picture(files[place * len(files) // count], bands)).permute(2, 0, 1)[None].float()
         )
-        image = _filled(pixels, size)
+        image = filled(pixels, size)
         found.append((image if known else (image - mean) / std).to(parameter))
     return found
 
 
-def _filled(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of an image at a size, without stretching it."""
+def filled(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of an image [N,C,H,W] at a size, height and width, without stretching it."""
     factor = max(wanted / side for wanted, side in zip(size, image.shape[-2:], strict=True))
     sides = [max(wanted, round(side * factor)) for wanted, side in zip(size, image.shape[-2:], strict=True)]
     whole = F.interpolate(image, sides, mode="bilinear", antialias=factor < 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import statistics
 import time
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from degrid import config as configs
-from degrid.analysis import dilated_stage_receptive_field, gridding_score, sections
+from degrid.analysis import sections
 from degrid.analysis.curves import Curves, distinct, read_curves
 from degrid.analysis.page import page, paragraph, percent, table
 from degrid.analysis.sections import ReportedModel
 from degrid.arguments import checked
 from degrid.config import ModelConfig, RunConfig
+from degrid.contracts import ExportedNetwork
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, miou_interval
 from degrid.engine.evaluation.metrics import hits_and_unions, mean_iou
@@ -34,8 +36,10 @@ from degrid.models import Segmenter
 from degrid.models import describe as describe_network
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, UserError
 from degrid.verbs.compare import AnyModels, Run, grouped, interval, recipes_of, run_record, to_first, with_data
+from degrid.verbs.erf import measured
 from degrid.verbs.evaluate import AnyData, counting
-from degrid.verbs.gridding import gridding
+from degrid.verbs.gridding import GriddingReport, gridding_of
+from degrid.verbs.look_inside import filled
 from degrid.verbs.open_network import AnyModel, name_of
 from degrid.verbs.scored import Scored, files_of, scored, scored_once
 
@@ -43,6 +47,8 @@ DRAWS = 10_000
 MIB = 1 << 20
 TIMED, ENOUGH = 5, 3.0
 """Most times that an image is predicted to measure how long that takes, and seconds after which no further time."""
+LOOKED_AT, SEEN_SIDE = 4, 513
+"""Images whose gradients are taken, and the longest sides of the parts of them that are, pixels: they take memory."""
 
 
 @dataclass(frozen=True)
@@ -279,15 +285,13 @@ def _look(
     progress: OnProgress | None,
 ) -> dict[str, Any]:
     """What a single model is, has and predicts, as arguments of `ReportedModel`."""
-    record, field, layers = run_record(model), None, ""
+    record = run_record(model)
     with predictor_of(network, device, precision, whole=True) as predictor:
         predictions = {index: predictor.class_ids(dataset[index].image).cpu().numpy() for index in indices}
         image = dataset[indices[0]].image
         facts = {"model": name_of(model), **_size(model, network, tuple(image.shape[-2:])), **_speed(predictor, image)}
-    if isinstance(network, Segmenter):
-        with contextlib.suppress(UserError):
-            field = dilated_stage_receptive_field(network.encoder)
-            layers = str(gridding(network, progress=progress))
+    images = [dataset[index].image for index in indices[:LOOKED_AT]]
+    seen = {} if isinstance(network, ExportedNetwork) else _seen(network, images, progress)
     made = record or {}
     versions = made.get("versions", {})
     facts |= {"trained": str(made["date"])} if "date" in made else {}
@@ -298,14 +302,47 @@ def _look(
         config = getattr(network, "config", None)
         values = configs.to_dict(config) if isinstance(config, ModelConfig) else {}
         settings = {f"model.{name}": value for name, value in configs.flat(values).items()}
-    score = None if field is None else gridding_score(field, 2)
+    return {"settings": settings, "facts": facts, "predictions": predictions, **seen}
+
+
+def _seen(network: nn.Module, images: Sequence[Tensor], progress: OnProgress | None) -> dict[str, Any]:
+    """What a network sees of images, uint8 [C,H,W] each, as arguments of `ReportedModel`.
+
+    From its first dilated layer on; of a network without one, what its output sees of the image.
+    """
+    parameter = next(network.parameters(), torch.zeros(()))
+    height, width = (min(side, SEEN_SIDE) for side in images[0].shape[-2:])
+    given = [filled(image[None].float(), (height, width)).to(parameter) for image in images]
+    try:
+        found = gridding_of(network, given, real=True, progress=progress)
+    except UserError:  # nothing dilated, or nothing that can be followed
+        with contextlib.suppress(UserError):
+            field = measured(network, given, ("", ""))
+            sides = {"95 % of the influence within": f"{field.box}x{field.box} pixels of the image"}
+            sees = "from the image to the output"
+            return {"receptive_field": field.field, "sees": sees, "unit": "pixels of the image", "grid": sides}
+        return {}
+    sees = f"from the input of {found.start} to {found.end or 'its output'}"
     return {
-        "settings": settings,
-        "facts": facts,
-        "predictions": predictions,
-        "receptive_field": field,
-        "gridding": score,
-        "layers": layers,
+        "receptive_field": found.field,
+        "gridding": found.score,
+        "sees": sees,
+        "unit": "feature pixels",
+        "grid": _grid(found),
+        "layers": str(found),
+    }
+
+
+def _grid(found: GriddingReport) -> dict[str, str]:
+    """The headlines of `degrid gridding`, as rows of a table."""
+    period = max(found.period)
+    return {
+        "independent networks": f"{found.networks}{', joined by averages over the image' * found.joined_by_averages}",
+        f"gridding score at period {period}": f"{found.score:.4f}",
+        "of a field as wide without a grid": f"{found.score_of_width:.4f}",
+        "phase exchange": f"{found.exchange:.3f} (all mixed: {1 - 1 / math.prod(found.period):.3f})",
+        "holes": f"{percent(found.holes)} %",
+        "checkerboard in the logits": "not measured: too small" if found.unmeasured else f"{found.checkerboard:.2f}",
     }
 
 
