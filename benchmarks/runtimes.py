@@ -1,15 +1,16 @@
-"""Which runtimes compute what degrid computes: a matrix of runtimes, sizes, precisions and results, in Markdown.
+"""Which runtimes compute what degrid computes: a matrix of runtimes, sizes, precisions and results, in docs/export.md.
 
 Two networks of random weights (DeepLab v3+ on MobileNetV2 with `gi`, v3 on ResNet-10-T with `tent`), their batch norm
 calibrated on synthetic scenes. Each kind of file is written as class ids and as logits. A cell is the worst of both
 networks and all sizes: pixels of the same class, and the largest difference of logits over the largest logit.
 
 Every cell is computed in a process of its own and kept in --results at once, so that the script can be stopped, and
-called again with other packages on PYTHONPATH: rows are named by the runtime and its version.
+called again in another environment: rows are named by the runtime and its version.
 
 pip install degrid[export] opencv-python-headless MNN tract ...      # those that are wanted
 npm install onnxruntime-web      # in the folder from which this is called
-python benchmarks/runtimes.py --results runtimes.json [--runtimes tract opencv]
+python benchmarks/runtimes.py [--runtimes tract opencv]
+python docs/generate.py      # the table in docs/export.md
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import subprocess
 import sys
@@ -36,26 +36,27 @@ from degrid.exporters.graph import example_image
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import EXPORTERS, REFUSED, find_exporter
 from degrid.resize import resize
+from degrid.types import UserError
 
+RESULTS = Path(__file__).parents[1] / "docs" / "runtimes.json"
 SIZES = (97, 129), (65, 65), (200, 151)
 NETWORKS = {"v3plus": ("timm:mobilenetv2_100", "gi"), "v3": ("timm:resnet10t", "tent")}
 OUTPUTS = ("ids", "logits")
 KINDS = {
-    "any size, uint8": ImageInput(),
+    "any size": ImageInput(),
     "97x129, uint8": ImageInput(size=SIZES[0]),
     "97x129, float32": ImageInput("float32", SIZES[0]),
     "any size, int8": ImageInput(),
 }
-LONGEST = 400
+LONGEST = 1800
 """Seconds for a cell."""
 Run = Callable[[np.ndarray], Any]
 
 
 class Runtime(NamedTuple):
-    """A runtime: its distribution and module in Python, and what opens a file of ONNX; or its format of degrid."""
+    """A runtime: its distributions in Python, and what opens a file of ONNX; or its format of degrid."""
 
-    distribution: str
-    module: str
+    distributions: tuple[str, ...]
     open: Callable[[Path], Run] | None = None
 
 
@@ -143,44 +144,43 @@ def ncnn(file: Path) -> Run:
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", "onnxruntime", onnxruntime),
-    "onnxruntime-web": Runtime("", "", web),
-    "openvino": Runtime("openvino", "openvino"),
-    "torch-export": Runtime("torch", "torch"),
-    "aot-inductor": Runtime("torch", "torch"),
-    "opencv": Runtime("opencv-python-headless", "cv2"),
-    "tensorrt": Runtime("onnxruntime", "onnxruntime"),
-    "litert": Runtime("ai-edge-litert", "ai_edge_litert"),
-    "coreml": Runtime("coremltools", "coremltools"),
-    "executorch": Runtime("executorch", "executorch"),
-    "mnn": Runtime("MNN", "MNN"),
-    "iree": Runtime("iree-base-compiler", "iree.compiler"),
-    "tract": Runtime("tract", "tract", tract),
-    "ncnn": Runtime("ncnn", "ncnn", ncnn),
+    "onnxruntime": Runtime(("onnxruntime",), onnxruntime),
+    "onnxruntime-web": Runtime((), web),
+    "openvino": Runtime(("openvino",)),
+    "torch-export": Runtime(("torch",)),
+    "aot-inductor": Runtime(("torch",)),
+    "opencv": Runtime(("opencv-python-headless",)),
+    "tensorrt": Runtime(("onnxruntime",)),
+    "litert": Runtime(("ai-edge-litert", "litert-torch")),
+    "coreml": Runtime(("coremltools",)),
+    "executorch": Runtime(("executorch",)),
+    "mnn": Runtime(("MNN",)),
+    "iree": Runtime(("iree-base-compiler",)),
+    "tract": Runtime(("tract",), tract),
+    "ncnn": Runtime(("ncnn", "pnnx"), ncnn),
 }
 
 
-def version(name: str) -> str | None:
-    """None where it is not installed."""
-    runtime = RUNTIMES[name]
-    if not runtime.module:
+def row_of(name: str) -> str | None:
+    """A runtime and its versions; None where it is not installed."""
+    if name == "onnxruntime-web":
         package = Path("node_modules/onnxruntime-web/package.json")
-        return json.loads(package.read_text())["version"] if package.exists() else None
+        return f"{name} {json.loads(package.read_text())['version']}" if package.exists() else None
     try:
-        found = importlib.util.find_spec(runtime.module)
-    except ModuleNotFoundError:
+        found = [f"{each} {importlib.metadata.version(each)}" for each in RUNTIMES[name].distributions]
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return importlib.metadata.version(runtime.distribution) if found else None
+    return ", ".join(found) if RUNTIMES[name].distributions[0] == name else f"{name} ({', '.join(found)})"
 
 
 def opened(name: str, kind: str, output: str, which: str, folder: Path) -> tuple[Run | None, ImageInput]:
     """A network in a runtime, ready to run, and what it takes; no function for a format that is only written here."""
     runtime, takes = RUNTIMES[name], KINDS[kind]
-    exporter = find_exporter("onnx" if runtime.open else name)
-    if runtime.open is None and takes.size is None and not exporter.any_batch:
-        takes = ImageInput(takes.type, batch=1)
-    int8 = degrid.Int8("synthetic:16", max_drop=100, float_layers=0) if kind.endswith(", int8") else None
     format = "onnx" if runtime.open else name
+    exporter = find_exporter(format)
+    if takes.size is None:
+        takes = ImageInput(exporter.inputs[0], batch=None if exporter.any_batch else 1)
+    int8 = degrid.Int8("synthetic:16", max_drop=100, float_layers=0) if kind.endswith(", int8") else None
     stem = f"{which}_{output}_{kind}_{format}".replace(", ", "_").replace(" ", "_").replace("-", "_")
     file = folder / f"{stem}{exporter.ending}"
     if not file.exists():
@@ -236,26 +236,17 @@ def outcome(name: str, kind: str, folder: Path) -> str:
     for output in OUTPUTS:
         try:
             found[output] = compared(name, kind, output, folder)
+        except UserError as error:
+            found[output] = str(error).split(";")[0]
         except Exception as error:  # every runtime has its own
             found[output] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
     same = len(set(found.values())) == 1
     return found["ids"] if same else ", ".join(found.values())
 
 
-def table(results: dict[str, dict[str, str]]) -> str:
-    """In Markdown."""
-    lines = ["| runtime | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
-    return "\n".join(
-        [
-            *lines,
-            *(f"| {row} | {' | '.join(cells.get(kind, '') for kind in KINDS)} |" for row, cells in results.items()),
-        ]
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("runtimes.json"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before a cell that would begin later")
     parser.add_argument("--folder", type=Path, default=Path("runtimes_files"), help="for the files that are written")
@@ -269,17 +260,16 @@ def main() -> None:
     begin = time.monotonic()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     for name in options.runtimes:
-        if (found := version(name)) is None:
+        if (row := row_of(name)) is None:
             print(f"{name} is not installed", file=sys.stderr)
             continue
-        row = results.setdefault(f"{name} {found}", {})
+        cells = results.setdefault(row, {"PyTorch": torch.__version__.split("+")[0]})
         for kind in KINDS:
-            if kind in row or time.monotonic() - begin > 60 * options.minutes:
+            if kind in cells or time.monotonic() - begin > 60 * options.minutes:
                 continue
-            row[kind] = cell(name, kind, options.folder)
-            print(f"{name} {found}, {kind}: {row[kind]}", file=sys.stderr, flush=True)
-            options.results.write_text(json.dumps(results, indent=1))
-    print(table(results))
+            cells[kind] = cell(name, kind, options.folder)
+            print(f"{row}, {kind}: {cells[kind]}", file=sys.stderr, flush=True)
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

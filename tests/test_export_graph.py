@@ -146,6 +146,26 @@ def test_what_cannot_be(make, message):
         make()
 
 
+def test_terms_of_sizes_do_not_grow_with_the_layers():
+    """A tracer that cannot see ceil(H / 2) in each layer carries a longer term to the next."""
+    layers = importlib.import_module("timm.layers.conv2d_same")
+    model = torch.nn.Sequential(*(layers.Conv2dSame(3, 3, 3, 2) for _ in range(3)))
+    source = Source.of(model, "logits", ImageInput("float32"))
+    height = source.program.graph.output_node().args[0][0].meta["val"].shape[2]
+    assert str(height).count("//") <= 1, height
+
+
+@pytest.mark.slow
+def test_a_pt2_file_takes_any_size_as_pytorch_opens_it(tmp_path):
+    """Tracing saw an odd number of blocks, and that an image is large; neither is a condition on others."""
+    model = network(degrid.deeplabv3, "gi")
+    degrid.export(model, tmp_path / "m.pt2", format="torch-export")
+    loaded = torch.export.load(tmp_path / "m.pt2").module()
+    for height, width in ((64, 64), (33, 80), (16, 24)):
+        image = example_image((1, 3, height, width), seed=6)
+        assert (loaded(image) == ids_of(model, image)).float().mean() > 0.999
+
+
 @pytest.mark.parametrize("encoder", ["timm:test_resnet", "timm:convnext_atto"])
 def test_padding_of_timm_can_be_stored(encoder, tmp_path):
     """resnet-D averages with "SAME" padding where a stride was removed; torch.export cannot store its `ceil`."""

@@ -59,16 +59,19 @@ def pad_same(
 ) -> Tensor:
     """Pad [N,C,H,W] so that a layer of this stride gives ceil(H / stride) rows, with the odd pixel at the end.
 
-    With K = rate (kernel - 1), (ceil(H / s) - 1) s + K + 1 - H is K - (H - 1) mod s.
+    With K = rate (kernel - 1), these rows read (ceil(H / s) - 1) s + K + 1 padded ones. The padding is written as this
+    number less H, so that a tracer finds H gone and ceil(H / s) rows: its terms would grow with every layer otherwise.
     """
     pads: list[int] = []
     for side, kernel, step, rate in zip(x.shape[-1:1:-1], kernel_size[::-1], stride[::-1], dilation[::-1], strict=True):
         whole = rate * (kernel - 1)
         if step == 1:
-            pad = whole
+            pads += [whole // 2, whole - whole // 2]
         elif whole >= step - 1:
-            pad = whole - (side - 1) % step
-        else:  # the kernel is smaller than the step
+            padded = (side - 1) // step * step + whole + 1
+            before = (padded - side) // 2
+            pads += [before, padded - side - before]
+        else:  # the kernel is smaller than the step, so that there may be nothing to pad
             pad = max(whole - (side - 1) % step, 0) if whole else 0
-        pads += [pad // 2, pad - pad // 2]
+            pads += [pad // 2, pad - pad // 2]
     return F.pad(x, pads, value=value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 
@@ -22,9 +22,15 @@ class TorchExport(Exporter):
         """Write NAME.pt2."""
         import torch
 
+        program: Any = source.program
+        # Tracing makes conditions of what it happened to see, such as an odd number of rows, and loaded files refuse
+        # other images. The network asks for none of them; what it gives at other sizes is compared.
+        program._guards_code = []
+        for side, bounds in program.range_constraints.items():
+            program.range_constraints[side] = type(bounds)(min(2, bounds.lower), bounds.upper)  # 2 means any
         # Given a path, PyTorch 2.15 ends the process where the disk is full.
         stream = io.BytesIO()
-        torch.export.save(source.program, stream, extra_files={KEY: facts})
+        torch.export.save(program, stream, extra_files={KEY: facts})
         path.write_bytes(stream.getbuffer())
 
     def open(self, path: Path) -> Opened:
@@ -34,7 +40,7 @@ class TorchExport(Exporter):
         extra = {KEY: ""}
         with quiet():  # it logs a traceback before it raises
             program = torch.export.load(str(path), extra_files=extra)
-        # Its guards are those of the traced sizes; what other sizes give was compared when it was written.
+        # Files of earlier versions have conditions that only the traced sizes meet.
         return program.module(check_guards=False), extra[KEY]
 
     def recognises(self, path: Path) -> bool:
