@@ -1,5 +1,6 @@
 """Studies: what is computed over the seeds, and whole ones of tiny trainings."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +23,13 @@ from degrid.cli import app
 from degrid.data import open_dataset
 from degrid.engine.evaluation.effects import bootstrap_interval, corrected, smallest_difference
 from degrid.files import write_json
+from degrid.networks import build_model
+from degrid.types import LabelSpace
+from degrid.verbs.run_settings import check_settings
+from degrid.verbs.study import _read
 from degrid.verbs.study_results import RunScores
 
+STUDIES = Path(__file__).parents[1] / "studies"
 TINY = {
     "train.steps": 4,
     "train.eval_every": 4,
@@ -268,3 +275,29 @@ def test_a_stopped_study_goes_on_within_the_run(tmp_path, monkeypatch):
     degrid.train("synthetic", data="synthetic:2", settings={**settings, "train.seed": 0}, out="whole")
     whole = degrid.evaluate("whole", "synthetic:2", "test", device="cpu")
     assert found.of("", "regular")[0].scores["miou"] == whole.miou
+
+
+def test_a_file_that_is_like_another(tmp_path):
+    first = {"cells": CELLS, "settings": {"a": 1, "b": None}, "seeds": 3, "split": "val", "variants": {"x": None}}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"name": "own", **first}))
+    (tmp_path / "second.yaml").write_text("like: first.yaml\nquestion: why?\nsettings: {b: 2, c: 3}\nseeds: [5, 6]")
+    assert _read(tmp_path / "second.yaml") == StudyProtocol(
+        "second", CELLS, "why?", settings={"a": 1, "b": 2, "c": 3}, variants={"x": {}}, seeds=(5, 6), split="val"
+    )
+    (tmp_path / "first.yaml").write_text("like: second.yaml")
+    with pytest.raises(UserError, match='"like" leads from file to file in a circle'):
+        _read(tmp_path / "second.yaml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_cell_of_our_studies_can_be_built(file, monkeypatch):
+    """Their weights and images are not ours to give: random weights, and built-in scenes."""
+    read = _read(file)
+    assert read.question
+    for variant, cell, seed in read.runs():
+        if seed == read.seeds[0]:
+            config = read.config(variant, cell, seed)
+            check_settings(config)
+            config = dataclasses.replace(config.model, pretrained=False)
+            build_model(config, LabelSpace.of_size(2))

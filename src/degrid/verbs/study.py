@@ -34,7 +34,7 @@ from degrid.engine.training.log import read_metrics
 from degrid.engine.training.loop import Stopped
 from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, read_json, write_json
 from degrid.lookup import counted, some
-from degrid.model_folder import load
+from degrid.model_folder import initialise_from, load
 from degrid.networks import build_model
 from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
 from degrid.verbs.evaluate import Measures
@@ -159,9 +159,16 @@ def study(
 def _read(path: Path) -> StudyProtocol:
     """The protocol in a file.
 
+    What it leaves out is that of the file named by "like", beside it; settings are added to that one's.
+
     Raises:
         UserError: no such file, or fields that a protocol does not have.
     """
+    return configs.from_dict(StudyProtocol, {"name": path.stem, **_fields(path)})
+
+
+def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
+    """What a study's file says, with that of the file which it is like."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -171,10 +178,18 @@ def _read(path: Path) -> StudyProtocol:
         raise UserError(f"{path}: expected the fields of a study, such as name and cells; see docs/study.md")
     if isinstance(values.get("seeds"), int):
         values["seeds"] = list(range(values["seeds"]))
-    values |= {key: {} for key in ("settings", "variants") if key in values and values[key] is None}
-    for table in ("cells", "variants"):
-        values[table] = {str(name): settings or {} for name, settings in (values.get(table) or {}).items()}
-    return configs.from_dict(StudyProtocol, {"name": path.stem, **values})
+    for table in {"settings", "cells", "variants"} & set(values):
+        if isinstance(values[table] or {}, dict):
+            nothing: dict[str, Any] | None = None if table == "settings" else {}
+            rows = (values[table] or {}).items()
+            values[table] = {str(name): nothing if value is None else value for name, value in rows}
+    if (other := values.pop("like", None)) is None:
+        return values
+    if depth > 8:
+        raise UserError(f'{path}: "like" leads from file to file in a circle')
+    base = _fields(path.parent / str(other), depth + 1)
+    base.pop("name", None)  # without it, a study is called as its file
+    return base | values | {"settings": base.get("settings", {}) | values.get("settings", {})}
 
 
 def _agree(protocol: StudyProtocol, folder: Path, look: bool) -> str:
@@ -220,10 +235,14 @@ def _check(config: RunConfig, split: str) -> None:
     check_fixed_crops(config)
     if config.then:
         raise UserError(f'a study runs single stages, but after {config.name} comes "{config.then}"; set then to ""')
-    model = build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(2))
+    file = config.model.pretrained if isinstance(config.model.pretrained, str) else False  # nothing is downloaded here
+    model = build_model(dataclasses.replace(config.model, pretrained=file), LabelSpace.of_size(2))
     if config.train.fixed_crops:
         frozen_stages(model.encoder)
-    open_dataset(config.data.path, split)
+    if config.train.init:
+        initialise_from(model, config.train.init, config.train.init_head)
+    for wanted in dict.fromkeys((config.data.train, split)):
+        open_dataset(config.data.path, wanted)
 
 
 def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
