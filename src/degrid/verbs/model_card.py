@@ -66,8 +66,8 @@ def write_card(folder: Path, name: str, text: CardText, training: Any, scores: A
         "name": name,
         "purpose": text.purpose,
         "license": text.license,
-        "network": f"{config['model']['network']}, {config['model']['encoder']}, "
-        f"output stride {config['model']['output_stride']}, {config['model']['smoothing']['operator']}",
+        "network": f"{config['model']['network']} on {config['model']['encoder']}, output stride "
+        f"{config['model']['output_stride']}, {config['model']['smoothing']['operator']} dilated convolutions",
         "classes": [row["name"] for row in config["classes"]],
         "bytes": weights.stat().st_size,
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
@@ -134,7 +134,8 @@ def readme(facts: Mapping[str, Any]) -> str:
         f"# {facts['name'].removeprefix('hf:')}",
         f"Semantic segmentation{f' of {purpose}' if (purpose := facts['purpose']) else ''}, trained with degrid "
         f"{facts['degrid']}: {facts['network']}. Classes: {', '.join(facts['classes'])}.",
-        f"```bash\npip install degrid\ndegrid predict {facts['name']} photos/\n```",
+        f"```bash\ndegrid predict {facts['name']} photos/     # class ids and overlays into predictions/\n```",
+        f'From Python: `degrid.Predictor(degrid.load("{facts["name"]}"))("photo.jpg")`, uint8 [H,W].',
         *([_table(facts["scores"])] if facts["scores"] else []),
         *([facts["about"]] if facts["about"] else []),
         *([_training(facts["training"])] if facts["training"] else []),
@@ -145,7 +146,7 @@ def readme(facts: Mapping[str, Any]) -> str:
 
 def _head(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a model card on the hub."""
-    network = facts["network"].split(",")[0]
+    network = facts["network"].split()[0].rstrip(",")
     head: dict[str, Any] = {
         "library_name": "degrid",
         "pipeline_tag": "image-segmentation",
