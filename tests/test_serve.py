@@ -180,13 +180,35 @@ def test_bytes_are_counted_where_no_header_says_how_many(client):
     ("query", "status", "message"),
     [
         ("model=other", 404, 'no model "other"; there are tiny'),
-        ("output=masks", 422, "output.0: Input should be 'ids'"),
+        ("output=masks", 422, "output: Input should be 'ids'"),
     ],
 )
 def test_values_that_cannot_be(client, query, status, message):
     answer = client.post(f"/predict?{query}", files={"files": file_of(picture())})
     assert answer.status_code == status
     assert message in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "detail"),
+    [
+        ("/predict", {}, "files: expected images as files of a form, as curl -F files=@photo.jpg sends"),
+        (
+            "/predict",
+            {"files": ["a", "b"]},
+            "files: expected images as files of a form, as curl -F files=@photo.jpg sends",
+        ),
+        (
+            "/receptive_field",
+            {"file": "a", "x": "1"},
+            "file: expected an image as a file of a form, as curl -F file=@photo.jpg sends; "
+            "y: expected a value of the form, got none",
+        ),
+    ],
+)
+def test_forms_without_what_is_needed(client, path, form, detail):
+    answer = client.post(path, data=form)
+    assert (answer.status_code, answer.json()["detail"]) == (422, detail)
 
 
 def test_names_that_are_no_text(client):

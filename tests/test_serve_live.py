@@ -209,7 +209,7 @@ def test_the_page(server, page, tmp_path, width, height, phone):
     assert seen(page) == pytest.approx(0.45 * np.asarray(image) + 0.55 * colors[ids], abs=2)
     slide(page, "opacity", 100)
     assert np.array_equal(seen(page), colors[ids])
-    legend = page.value("[...document.querySelectorAll('.legend tr')].map((line) => line.innerText.trim())")
+    legend = page.value("[...document.querySelectorAll('.legend tbody tr')].map((line) => line.innerText.trim())")
     shares = {name: np.mean(ids == index) for index, name in enumerate(LABELS.names) if np.any(ids == index)}
     assert sorted(legend) == sorted(f"{name}\t{100 * share:.1f} %" for name, share in shares.items())
 
@@ -321,11 +321,46 @@ def test_images_are_dropped_and_pasted_and_a_large_one_is_measured_in_a_frame(se
 
 
 @needs_chromium
-def test_what_is_no_image_is_said(server, page, tmp_path):
+def test_what_is_no_image_is_said_and_the_next_one_is_shown(server, page, tmp_path):
     (tmp_path / "photo.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image")
+    image = picture(3, (40, 48))
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "clear.png")
     page.open(f"http://127.0.0.1:{server.port}/", 900, 700)
     page.wait("models.length == 2")
-    page.choose_files("#files", tmp_path / "photo.png")
+    page.choose_files("#files", tmp_path / "notes.txt")
     page.wait("!element('error').hidden")
-    assert "photo.png is not an image that is read here" in page.value("element('error').textContent")
+    assert page.value("element('error').textContent").startswith("notes.txt is not an image; expected JPEG, PNG")
+    page.choose_files("#files", tmp_path / "photo.png", tmp_path / "clear.png")
+    page.wait("element('error').textContent.startsWith('photo.png is not an image that is read here')")
     page.problems.clear()  # browsers report answers of 415
+    page.value("element('after').click()")
+    page.wait("shown")
+    assert page.value("element('error').hidden && element('result').ariaBusy == 'false'")
+    # Where it is transparent, too, it is what the model saw.
+    slide(page, "opacity", 0)
+    assert np.array_equal(seen(page), np.asarray(image)[..., :3])
+    assert page.problems == []
+
+
+@needs_chromium
+def test_pixels_are_reached_by_keys_and_a_few_are_enlarged(server, page, tmp_path):
+    image = picture(5, (3, 4))
+    image.save(tmp_path / "few.png")
+    ids = degrid.Predictor(degrid.load(server.models[0]), "cpu", "float32")(image)
+    page.open(f"http://127.0.0.1:{server.port}/", 900, 700)
+    page.wait("models.length == 2")
+    page.choose_files("#files", tmp_path / "few.png")
+    page.wait("shown")
+    assert box(page, "view")[2:] == [300, 225]
+    page.value("element('view').focus()")
+    for name, place in (("ArrowRight", (3, 1)), ("ArrowRight", (3, 1)), ("ArrowUp", (3, 0)), ("ArrowLeft", (2, 0))):
+        page.call("Input.dispatchKeyEvent", type="keyDown", key=name)
+        words = page.value("element('readout').textContent")
+        assert words.startswith(f"x {place[0]}, y {place[1]}: {LABELS.names[ids[place[1], place[0]]]} (")
+    page.value("element('field').click(); element('view').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter")
+    page.wait("field")
+    assert page.value("[field.x, field.y]") == [2, 0]
+    assert page.problems == []

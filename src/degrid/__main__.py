@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 
 def main() -> None:
     """Run the command line."""
     # Imports make many objects and no garbage: looked through at every 700th, as usual, they take a tenth longer.
     gc.set_threshold(10_000)
-    from degrid.cli import run
+    try:
+        from degrid.cli import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # before the command line was ready to say so
+        sys.stderr.write("degrid: stopped\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from degrid.version import VERSION
 T = TypeVar("T")
 _FIELD_SIDE = 513
 """Side of the part of an image in which a receptive field is measured, pixels: its gradient takes much memory."""
+_ANY = {"file": "an image as a file", "files": "images as files"}
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -260,8 +261,15 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     """FastAPI's list of faults as one sentence."""
-    faults = (
-        f"{'.'.join(str(part) for part in fault['loc'][1:]) or fault['loc'][0]}: {fault['msg']}"
-        for fault in cast(RequestValidationError, error).errors()
-    )
-    return JSONResponse({"detail": "; ".join(faults)}, status_code=422)
+    faults = map(_fault, cast(RequestValidationError, error).errors())
+    return JSONResponse({"detail": "; ".join(dict.fromkeys(faults))}, status_code=422)
+
+
+def _fault(found: dict[str, Any]) -> str:
+    """What is wrong with a value, in words for who sent it."""
+    place, name = found["loc"][0], str(found["loc"][1]) if len(found["loc"]) > 1 else ""
+    if name in ("file", "files"):
+        return f"{name}: expected {_ANY[name]} of a form, as curl -F {name}=@photo.jpg sends"
+    if found["type"] == "missing":
+        return f"{name}: expected a value {'of the form' if place == 'body' else 'in the address'}, got none"
+    return f"{name or place}: {found['msg']}"

@@ -3,17 +3,33 @@
 const element = (id) => document.getElementById(id);
 const NO_DATA = 255;
 const MOST_ATTEMPTS = 5;
+const FEW = 300; // pixels of an image's width up to which it is enlarged, so that each can be pointed at
+const POINT = "Point at the image to see the class of a pixel.";
 
 let models = [];
 let files = [];
 let at = 0; // which of the files is shown
 let shown = null; // {file, width, height, picture, results: [{model, ids, confidence, classes, layer}]}
 let field = null; // {x, y, layer, left, top}
+let cursor = null; // {x, y}: the pixel that arrow keys have chosen
 let border = 0.5; // where the second model begins, as a fraction of the width
 let task = 0; // the number of the last request for predictions: answers to earlier ones are not shown
 
 function say(text) {
   element("status").textContent = text;
+}
+
+/* A promise; meanwhile words, and how long it has taken so far. */
+async function waiting(words, promise) {
+  const began = Date.now();
+  say(`${words}...`);
+  const clock = setInterval(() => say(`${words}... ${Math.round((Date.now() - began) / 1000)} s`), 1000);
+  try {
+    return await promise;
+  } finally {
+    clearInterval(clock);
+    say("");
+  }
 }
 
 function complain(text) {
@@ -87,11 +103,20 @@ function canvasOf(width, height) {
   return canvas;
 }
 
+function isOpaque(picture) {
+  const context = canvasOf(picture.width, picture.height).getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const { data } = context.getImageData(0, 0, picture.width, picture.height);
+  for (let index = 3; index < data.length; index += 4) if (data[index] < 255) return false;
+  return true;
+}
+
 /* The image at the size of its prediction: as the browser decodes it, or else as the server did. */
 async function pictureOf(file, model, width, height) {
   try {
     const picture = await createImageBitmap(file);
-    if (picture.width === width && picture.height === height) return picture;
+    const fits = picture.width === width && picture.height === height;
+    if (fits && (file.type === "image/jpeg" || isOpaque(picture))) return picture;
   } catch {
     // a kind that browsers do not know, such as TIFF
   }
@@ -126,7 +151,8 @@ function draw() {
   const canvas = element("view");
   const { width, height, picture, results } = shown;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  element("stage").style.width = `min(100%, ${2 * width}px, ${75 * width / height}vh)`;
+  element("stage").style.width = `min(100%, ${Math.max(2 * width, FEW)}px, ${75 * width / height}vh)`;
+  canvas.classList.toggle("few", width < FEW);
   const context = canvas.getContext("2d");
   context.globalAlpha = 1;
   context.drawImage(picture, 0, 0, width, height);
@@ -141,6 +167,7 @@ function draw() {
       if (wide) context.drawImage(result.layer, left, 0, wide, height, left, 0, wide, height);
     });
     context.globalAlpha = 1;
+    if (cursor) drawCross(context, cursor);
   }
   placeDivider();
 }
@@ -154,14 +181,19 @@ function drawField(context) {
   context.fillStyle = "rgba(0, 0, 0, 0.65)";
   context.fillRect(0, 0, shown.width, shown.height);
   context.drawImage(field.layer, field.left, field.top);
+  drawCross(context, field);
+  if (isPart(field.layer)) context.strokeRect(field.left, field.top, field.layer.width, field.layer.height);
+}
+
+/* Around a pixel, which stays free. */
+function drawCross(context, pixel) {
   const size = Math.max(shown.width, shown.height) / 60;
   context.strokeStyle = "#00e5ff";
   context.lineWidth = Math.max(1, size / 6);
-  if (isPart(field.layer)) context.strokeRect(field.left, field.top, field.layer.width, field.layer.height);
   context.beginPath();
   for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-    context.moveTo(field.x + 0.5 + dx * size / 3, field.y + 0.5 + dy * size / 3);
-    context.lineTo(field.x + 0.5 + dx * size, field.y + 0.5 + dy * size);
+    context.moveTo(pixel.x + 0.5 + dx * size / 3, pixel.y + 0.5 + dy * size / 3);
+    context.lineTo(pixel.x + 0.5 + dx * size, pixel.y + 0.5 + dy * size);
   }
   context.stroke();
 }
@@ -214,8 +246,7 @@ function drawLegends() {
 
 async function save(model, output) {
   const { file } = shown;
-  say("Preparing the file...");
-  const found = await predict(file, model, output);
+  const found = await waiting("Preparing the file", predict(file, model, output));
   const stem = (file.name || "image").replace(/\.[^.]*$/, "");
   if (output === "ids") {
     download(new Blob([bytesOf(found.ids)], { type: "image/png" }), `${stem}.png`);
@@ -226,7 +257,6 @@ async function save(model, output) {
     const content = { image: found.file, width: found.width, height: found.height, polygons: found.polygons };
     download(new Blob([JSON.stringify(content)], { type: "application/json" }), `${stem}.polygons.json`);
   }
-  say("");
 }
 
 function download(blob, name) {
@@ -247,8 +277,7 @@ function pixelAt(event) {
   return inside ? { x, y } : null;
 }
 
-function readOut(event) {
-  const pixel = shown && pixelAt(event);
+function readOut(pixel) {
   if (!pixel || field) return;
   const index = pixel.y * shown.width + pixel.x;
   const texts = shown.results.map((result) => {
@@ -261,20 +290,42 @@ function readOut(event) {
   element("readout").textContent = `x ${pixel.x}, y ${pixel.y}: ${texts.join(" | ")}`;
 }
 
-async function showField(event) {
-  const pixel = shown && element("field").checked && pixelAt(event);
-  if (!pixel) return;
+/* With a pointer a pixel is read out when it is reached, and with arrow keys, which go further with Shift. */
+function pointAt(event) {
+  if (!shown) return;
+  if (cursor) {
+    cursor = null;
+    draw();
+  }
+  readOut(pixelAt(event));
+}
+
+function moveCursor(event) {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (event.key === "Enter" && cursor) run(() => showField(cursor));
+  if (!step || !shown) return;
+  event.preventDefault();
+  const { width, height } = shown;
+  const far = event.shiftKey ? Math.ceil(Math.max(width, height) / 20) : 1;
+  const { x, y } = cursor ?? { x: width >> 1, y: height >> 1 };
+  cursor = { x: Math.min(width - 1, Math.max(0, x + far * step[0])), y: Math.min(height - 1, Math.max(0, y + far * step[1])) };
+  field = null;
+  readOut(cursor);
+  draw();
+}
+
+async function showField(pixel) {
+  if (!pixel || !element("field").checked) return;
   const right = shown.results.length > 1 && pixel.x >= border * shown.width && !field;
   const model = shown.results[right ? 1 : 0].model;
   const current = shown;
-  say("Measuring the receptive field...");
   const form = new FormData();
   form.append("file", current.file, current.file.name || "image");
   form.append("x", pixel.x);
   form.append("y", pixel.y);
-  const found = await ask(`receptive_field?model=${encodeURIComponent(model)}`, form);
+  const asked = ask(`receptive_field?model=${encodeURIComponent(model)}`, form);
+  const found = await waiting("Measuring the receptive field", asked);
   const values = await inflated(found.map);
-  say("");
   if (shown !== current || !element("field").checked) return;
   const layer = heatOf(values, found.width, found.height);
   field = { ...pixel, layer, left: found.x, top: found.y };
@@ -289,7 +340,8 @@ async function showField(event) {
 function take(list) {
   const images = [...list].filter((file) => file.type.startsWith("image/") || /\.(tiff?|jp2|avif|webp|p[gnp]m)$/i.test(file.name));
   if (!images.length) {
-    complain("That is not an image.");
+    const [{ name }] = list;
+    complain(`${name} is not an image; expected JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PNM.`);
     return;
   }
   files = images;
@@ -297,11 +349,36 @@ function take(list) {
   run(show);
 }
 
+/* Show the file at its place; what was shown before stays, faint, until there is an answer. */
 async function show() {
   const number = ++task;
-  const file = files[at];
   const names = [element("first").value, element("second").value].filter((name) => name);
-  say(`Segmenting ${file.name || "the image"}...`);
+  element("browse").hidden = files.length < 2;
+  element("place").textContent = `${at + 1} of ${files.length}: ${files[at].name}`;
+  element("result").setAttribute("aria-busy", "true");
+  try {
+    const made = await waiting(`Segmenting ${files[at].name || "the image"}`, predictedBy(names, files[at]));
+    if (number !== task) return;
+    shown = made;
+  } catch (error) {
+    if (number !== task) return;
+    element("result").hidden = true;
+    shown = null;
+    throw error;
+  } finally {
+    if (number === task) element("result").setAttribute("aria-busy", "false");
+  }
+  [field, cursor] = [null, null];
+  element("result").hidden = false;
+  element("readout").textContent = POINT;
+  const able = models.filter((model) => names.includes(model.name)).every((model) => model.receptive_fields);
+  element("seeing").hidden = !able;
+  if (!able) element("field").checked = false;
+  drawLegends();
+  draw();
+}
+
+async function predictedBy(names, file) {
   const found = await Promise.all(names.map((name) => predict(file, name, "raw")));
   const { width, height } = found[0];
   const picture = await pictureOf(file, names[0], width, height);
@@ -311,19 +388,7 @@ async function show() {
     const layer = layerOf(ids, each.classes, width, height);
     return { model: names[index], ids, confidence, classes: each.classes, layer };
   }));
-  if (number !== task) return;
-  shown = { file, width, height, picture, results };
-  field = null;
-  element("result").hidden = false;
-  element("browse").hidden = files.length < 2;
-  element("place").textContent = `${at + 1} of ${files.length}: ${file.name}`;
-  element("readout").textContent = "Point at the image to see the class of a pixel.";
-  const able = models.filter((model) => names.includes(model.name)).every((model) => model.receptive_fields);
-  element("seeing").hidden = !able;
-  if (!able) element("field").checked = false;
-  say("");
-  drawLegends();
-  draw();
+  return { file, width, height, picture, results };
 }
 
 async function run(work) {
@@ -331,7 +396,6 @@ async function run(work) {
   try {
     await work();
   } catch (error) {
-    say("");
     complain(error instanceof TypeError ? "The server does not answer." : error.message);
   }
 }
@@ -419,12 +483,13 @@ function listen() {
   });
   element("field").addEventListener("change", () => {
     field = null;
-    element("readout").textContent = element("field").checked ? "Click a pixel of the image." : "";
+    element("readout").textContent = element("field").checked ? "Click a pixel of the image." : POINT;
     draw();
   });
-  element("view").addEventListener("pointermove", readOut);
-  element("view").addEventListener("pointerdown", readOut);
-  element("view").addEventListener("click", (event) => run(() => showField(event)));
+  element("view").addEventListener("pointermove", pointAt);
+  element("view").addEventListener("pointerdown", pointAt);
+  element("view").addEventListener("click", (event) => shown && run(() => showField(pixelAt(event))));
+  element("view").addEventListener("keydown", moveCursor);
   element("divider").addEventListener("pointerdown", (event) => event.target.setPointerCapture(event.pointerId));
   element("divider").addEventListener("pointermove", dragBorder);
   element("divider").addEventListener("keydown", (event) => {
