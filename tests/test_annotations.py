@@ -10,7 +10,7 @@ from PIL import Image
 
 import degrid
 from degrid.data import notes_of, open_dataset
-from degrid.data.annotations import SHAPES, TOOLS
+from degrid.data.annotations import SHAPES, TOOLS, readable
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 COLORS = ((0, 0, 0), (128, 64, 128), (0, 128, 0), (70, 70, 70), (250, 170, 30))
@@ -19,6 +19,7 @@ LABELS = {
     "without background": LabelSpace(NAMES[:4], COLORS[:4]),
     "background first": LabelSpace(("background", *NAMES[:4]), COLORS),
     "background last": LabelSpace(NAMES, COLORS),
+    "names that mean something else": LabelSpace(("bg", " sky\x01", "Void", "_background_", ""), COLORS),
 }
 
 
@@ -55,11 +56,24 @@ def test_what_is_written_is_read_back(tool, shapes, tmp_path):
         read = {}
         for split in ("train", "val"):
             dataset = open_dataset(folder, split)
-            assert dataset.labels == labels
+            assert dataset.labels == readable(labels)[0]
             read.update({source.name: dataset[index].label for index, source in enumerate(dataset.sources)})
         assert sorted(read) == sorted(images)
         for name, ids in images.items():
             assert np.array_equal(read[name], ids), (kind, name)
+
+
+def test_names_that_files_cannot_hold(tmp_path):
+    labels = LABELS["names that mean something else"]
+    names = ("bg", "sky", "Void (2)", "_background_ (3)", "class 4")
+    assert readable(labels)[0].names == names
+    said = written(tmp_path, "coco", labels, degrid.Regions(), {"a": IDS})
+    others = "' sky\\x01' sky, 'Void' Void (2), '_background_' _background_ (3), '' class 4"
+    assert said.endswith(f"classes.csv, where names that files cannot hold are others: {others}")
+    same = LabelSpace((" a", "a", "a\n", "a (2)", "\ud800"), COLORS)
+    assert readable(same)[0].names == ("a (0)", "a", "a (2) (2)", "a (2)", "class 4")
+    plain = LABELS["background last"]
+    assert readable(plain) == (plain, {})
 
 
 IDS = np.zeros((4, 6), np.uint8)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.arguments import check_fields
+from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.classes import write_class_table
 from degrid.data.formats.shapes.outlines import Outline, outlines, without_small
 from degrid.data.formats.shapes.polygon import polygon_region
@@ -30,11 +32,14 @@ from degrid.data.formats.shapes.region import NOTHING, Region, window
 from degrid.data.formats.shapes.runs import label_studio_code, packed, runs_of
 from degrid.data.formats.tools.label_files import is_background
 from degrid.files import atomic_write, write_json, write_text
-from degrid.lookup import counted, unknown
+from degrid.lookup import counted, some, unknown
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 SHAPES = ("polygons", "masks")
 _VOID, _VOID_COLOR = "void", (255, 255, 255)
+_UNWRITTEN = ("Cc", "Cs", "Cn", "Zl", "Zp")
+"""Unicode's categories of what XML or UTF-8 cannot hold, or a line of text: control characters, halves of characters,
+what is no character, and ends of lines."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class AnnotationTool(ABC):
     """Writes the regions of images as one tool reads them, with the classes as classes.csv for degrid.
 
     Pixels of a class called background, and only these, are what nothing is drawn on. Pixels without data are drawn and
-    called void.
+    called void. Classes whose names would be read back as something else are called by `readable` ones.
 
     Args:
         out: the folder to write to.
@@ -118,8 +123,9 @@ class AnnotationTool(ABC):
     own: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, out: Path, labels: LabelSpace, regions: Regions) -> None:
-        self.out, self.labels, self.regions = out, labels, regions
-        self.names = [*labels.names, _VOID]
+        self.out, self.regions = out, regions
+        self.labels, self.renamed = readable(labels)
+        self.names = [*self.labels.names, _VOID]
         self.colors = [*labels.colors, _VOID_COLOR]
         self.count = self.unsure = 0
         self.has_void = False
@@ -164,9 +170,10 @@ class AnnotationTool(ABC):
         table = write_class_table(self.out, self.labels)  # before labels.txt, which would count as one
         self.write_rest()
         unsure = f"; {self.unsure} of them without confidence, which windows and exported files of ids do not give"
+        called = some((f"{old!a} {new}" for old, new in self.renamed.items()), 4)
         return (
             f"{counted(self.count, 'image')} as {self.regions.shapes}{unsure if self.unsure else ''}: {self.said()}; "
-            f"classes: {table}"
+            f"classes: {table}" + (f", where names that files cannot hold are others: {called}" if called else "")
         )
 
     @abstractmethod
@@ -186,6 +193,26 @@ class AnnotationTool(ABC):
     def used(self) -> list[str]:
         """The classes, and void if there is any."""
         return self.names if self.has_void else self.names[:-1]
+
+
+def readable(labels: LabelSpace) -> tuple[LabelSpace, dict[str, str]]:
+    """The classes by names that each file gives back as they are, and the names that had to be others.
+
+    Control characters and blanks at the ends are left out. A number is added to what readers take for pixels without
+    data, to a second name for the background, and to names that are the same without these characters.
+    """
+    names: list[str] = []
+    grounds = [name for name in labels.names if is_background(name)]
+    for value, name in enumerate(labels.names):
+        plain = "".join(" " if unicodedata.category(letter) in _UNWRITTEN else letter for letter in name).strip()
+        if plain.lower() in VOID_NAMES or (is_background(plain) and name not in grounds[:1]):
+            plain = f"{plain} ({value})"
+        plain = plain or f"class {value}"
+        while plain in names or (plain != name and plain in labels.names):
+            plain = f"{plain} ({value})"
+        names.append(plain)
+    changed = {old: new for old, new in zip(labels.names, names, strict=True) if old != new}
+    return LabelSpace(tuple(names), labels.colors), changed
 
 
 def named(name: str, file: Path) -> str:
