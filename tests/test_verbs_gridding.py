@@ -1,6 +1,7 @@
 """degrid.gridding and degrid gridding: networks that fall apart, and what joins them."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -216,6 +217,64 @@ def test_other_rates_are_those_of_hybrid_dilated_convolution():
     assert _sawtooth([2] * 7 + [4, 4, 4, 12, 24]) == [1, 2, 3, 1, 2, 3, 2, 3, 4, 5, 12, 24]
     assert _sawtooth([2, 4, 8]) == [3, 4, 8]
     assert _sawtooth([]) == []
+
+
+class Padded(nn.Module):
+    """As a layer of transformers' MobileNetV2: a function pads the map, the convolution does not."""
+
+    def __init__(self, channels, rate):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, dilation=rate, groups=channels, bias=False)
+        self.normalization = nn.BatchNorm2d(channels, eps=0.001)
+
+    def forward(self, x):
+        side = 2 * self.convolution.dilation[0]
+        x = nn.functional.pad(x, (side // 2, side - side // 2) * 2, "constant", 0.0)
+        return nn.functional.relu6(self.normalization(self.convolution(x)))
+
+
+class Output(OrderedDict):
+    """As transformers' ModelOutput: a dictionary whose fields are attributes, and None what was not asked for."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+class LikeLibraries(nn.Module):
+    """What smp and transformers put around dilated layers: lists of features, pooling that is stretched, and a 3x3
+    convolution after ASPP (smp) or a dictionary as the result (transformers)."""
+
+    def __init__(self, smp):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1))
+        self.layer = nn.ModuleList(Padded(6, rate) for rate in (2, 2, 4))
+        self.project = nn.Conv2d(12, 6, 1)
+        self.after = nn.Conv2d(6, 6, 3, padding=1) if smp else None
+        self.classifier = nn.Conv2d(6, 3, 1)
+
+    def forward(self, pixel_values, labels=None):
+        features = [pixel_values, self.stem(pixel_values)]
+        for layer in self.layer:
+            features.append(layer(features[-1]))
+        x = features[-1]
+        pooled = nn.functional.interpolate(nn.functional.adaptive_avg_pool2d(x, 1), x.shape[-2:], mode="bilinear")
+        x = self.project(torch.cat([pooled, x], 1))
+        if self.after is None:
+            return Output(loss=None, logits=self.classifier(x), hidden_states=None)
+        return nn.functional.interpolate(self.classifier(self.after(x)), scale_factor=4, mode="bilinear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("smp", "networks"), [(True, 1), (False, 4)])
+def test_networks_built_as_other_libraries_build_them(smp, networks):
+    torch.manual_seed(0)
+    network = LikeLibraries(smp)
+    found = degrid.gridding(network, size=128, runs=1, random_weights=0, repairs=False)
+    assert [layer.divisor for layer in found.layers] == [(2, 2)] * 3
+    assert (found.layers[-1].networks, found.networks, found.networks_by_shape) == (4, networks, networks)
+    assert (found.exchange == 0, found.averages) == (networks > 1, networks > 1)
+    assert found.opaque == ()
+    assert degrid.erf(network, size=128, runs=1, random_weights=0).field.shape == (127, 127)
 
 
 def library_networks(name):
