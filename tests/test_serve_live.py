@@ -345,6 +345,20 @@ def test_what_is_no_image_is_said_and_the_next_one_is_shown(server, page, tmp_pa
 
 
 @needs_chromium
+def test_a_wrong_token_is_said(server, page):
+    page.open(f"http://127.0.0.1:{server.port}/", 900, 700)
+    page.wait("models.length == 2")
+    page.value("asked = askForToken(); 0")
+    assert page.value("element('asking').open && element('wrong').hidden")
+    page.value("element('token').value = 'guessed'; element('enter').requestSubmit(); asked")
+    page.value("asked = askForToken(); 0")
+    assert page.value("!element('wrong').hidden && element('token').value == ''")
+    page.value("element('asking').close(); asked")
+    assert page.value("sessionStorage.getItem('token')") == ""
+    assert page.problems == []
+
+
+@needs_chromium
 def test_pixels_are_reached_by_keys_and_a_few_are_enlarged(server, page, tmp_path):
     image = picture(5, (3, 4))
     image.save(tmp_path / "few.png")

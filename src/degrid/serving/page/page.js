@@ -48,6 +48,8 @@ function readToken() {
 }
 
 function askForToken() {
+  element("wrong").hidden = !sessionStorage.getItem("token");
+  element("token").value = "";
   return new Promise((resolve) => {
     element("asking").addEventListener("close", () => {
       sessionStorage.setItem("token", element("token").value);
