@@ -276,7 +276,11 @@ def test_confusions_are_shares_of_the_truth():
 
 def test_settings_that_differ_come_first_and_text_is_escaped():
     one = model_of([[1, 0], [0, 1]], settings={"a": 1, "b": True, "c": [1, 2], "d": None, "e": "<i>"})
-    text = settings([one], {"a": 1, "b": False, "c": [1, 2], "d": None})
+    usual = {"a": 1, "b": False, "c": [1, 2], "d": None}
+    text = settings([one], usual)
+    beside = settings([one, model_of([[1, 0], [0, 1]])], usual)  # a model that has none
+    assert [len(Reader(part).rows) for part in beside.removesuffix("</details>").split("<details>")] == [3, 4]
+    assert "No model here says" in settings([model_of([[1, 0], [0, 1]])], usual)
     first, rest = text.split("<details>")
     assert [row[:2] for row in Reader(first).rows[1:]] == [["b", "true"], ["e", "<i>"]]
     assert [row[:2] for row in Reader(rest.removesuffix("</details>")).rows[1:]] == [

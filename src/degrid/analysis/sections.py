@@ -170,16 +170,18 @@ def _by_model(models: Sequence[ReportedModel], known: Sequence[Mapping[str, str]
 
 
 def settings(models: Sequence[ReportedModel], usual: Mapping[str, object]) -> str:
-    """Those that differ from the usual ones, or between models; the others behind a click."""
+    """Those that differ from the usual ones, or between models that have settings; the others behind a click."""
     names = dict.fromkeys(name for model in models for name in model.settings)
     head = ["setting", *(model.name for model in models)]
 
     def rows(special: bool) -> Iterator[list[str]]:
         for name in names:
-            values = [model.settings.get(name, "-") for model in models]
-            if special == any(value != usual.get(name) for value in values):
-                yield [Raw(f"<code>{html.escape(name)}</code>"), *map(_said, values)]
+            if special == any(model.settings[name] != usual.get(name) for model in models if name in model.settings):
+                values = (_said(model.settings.get(name)) for model in models)
+                yield [Raw(f"<code>{html.escape(name)}</code>"), *values]
 
+    if not names:
+        return paragraph("No model here says by what settings it was made.")
     return table(head, list(rows(True))) + folded("Settings that have their defaults", table(head, list(rows(False))))
 
 
