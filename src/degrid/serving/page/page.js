@@ -11,6 +11,7 @@ let files = [];
 let at = 0; // which of the files is shown
 let shown = null; // {file, width, height, picture, results: [{model, ids, confidence, classes, layer}]}
 let field = null; // {x, y, layer, left, top}
+let busy = ""; // added to what is said while the server has no place
 let cursor = null; // {x, y}: the pixel that arrow keys have chosen
 let border = 0.5; // where the second model begins, as a fraction of the width
 let task = 0; // the number of the last request for predictions: answers to earlier ones are not shown
@@ -22,8 +23,9 @@ function say(text) {
 /* A promise; meanwhile words, and how long it has taken so far. */
 async function waiting(words, promise) {
   const began = Date.now();
+  const tell = () => say(`${words}... ${Math.round((Date.now() - began) / 1000)} s${busy}`);
   say(`${words}...`);
-  const clock = setInterval(() => say(`${words}... ${Math.round((Date.now() - began) / 1000)} s`), 1000);
+  const clock = setInterval(tell, 1000);
   try {
     return await promise;
   } finally {
@@ -71,8 +73,9 @@ async function ask(path, body) {
       await askForToken();
     } else if (answer.status === 503 && attempt < MOST_ATTEMPTS) {
       const seconds = Number(answer.headers.get("Retry-After")) || 1;
-      say(`The server is busy; asking again in ${seconds} s.`);
+      busy = "; the server is busy and will be asked again";
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      busy = "";
     } else {
       const problem = await answer.json().catch(() => ({}));
       throw new Error(problem.detail || `The server answered ${answer.status}.`);
