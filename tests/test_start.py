@@ -10,6 +10,7 @@ from PIL import Image
 from test_export import network
 
 import degrid
+from degrid.__main__ import main
 from degrid.model_folder import open_model
 from degrid.threads import num_threads, usable_cores
 
@@ -111,3 +112,14 @@ print(*sys.modules)
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stdout.split()
     assert "numpy" in done.stdout.split()
+
+
+def test_ctrl_c_while_the_command_line_is_loaded(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("degrid.cli.run", interrupted)
+    monkeypatch.setattr("gc.set_threshold", lambda count: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "degrid: stopped\n")

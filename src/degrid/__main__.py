@@ -15,7 +15,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:  # before the command line was ready to say so
-        sys.stderr.write("degrid: stopped\n")
+        print("degrid: stopped", file=sys.stderr)
         sys.exit(130)
 
 
