@@ -114,6 +114,19 @@ def test_every_frame_keeps_its_time(model, tmp_path, ending):
         assert np.abs(shown.astype(int) - expected).mean() < 8
 
 
+@SLOW
+def test_a_gif_of_several_pictures_is_a_video_and_one_of_a_single_picture_is_none(model, tmp_path):
+    first, *others = (Image.fromarray(scene(index)) for index in range(0, 12, 4))
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=others, duration=[100, 250, 50])
+    first.save(tmp_path / "still.gif")
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
+    found = degrid.predict(model, tmp_path, tmp_path / "out", device="cpu")
+    assert (found.images, found.videos, len(found.failures)) == (1, 1, 1)
+    assert "broken.gif" in found.failures[0]
+    assert read(tmp_path / "out" / "moving.overlay.mp4")[0] == [0, 0.1, 0.35]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["videos"]["moving"]["seconds"] == 0.4
+
+
 def test_class_ids_are_kept_frame_by_frame(model, tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from degrid.background import Background, ahead
 from degrid.bands import Scene
@@ -25,7 +26,7 @@ from degrid.types import RGB, LabelSpace, OnProgress, Progress, UserError
 from degrid.verbs.find_images import FoundImages, is_result
 from degrid.verbs.open_network import AnyPredictor
 from degrid.verbs.outputs import IdFiles, ResultFiles, ResultWriter, save_picture
-from degrid.video import CONTAINERS, Frame, VideoReader, VideoWriter, is_result_video, is_video
+from degrid.video import CONTAINERS, Frame, VideoReader, VideoWriter, is_result_video, is_video, reads_videos
 
 
 @dataclass
@@ -65,7 +66,7 @@ def without_videos(
     Raises:
         UserError: files or a place that do not fit to what was found.
     """
-    videos: dict[str, Path | str] = {name: path for name, path in found.images.items() if is_video(path)}
+    videos: dict[str, Path | str] = {name: path for name, path in found.images.items() if _moves(path)}
     images = {name: path for name, path in found.images.items() if name not in videos}
     if source is not None:
         videos = {source_name(source): source}
@@ -75,6 +76,17 @@ def without_videos(
     if source is None and files.seconds is not None:
         raise UserError("--seconds (ResultFiles.seconds) is for cameras and streams; leave it out")
     return FoundImages(images, found.left_out), videos
+
+
+def _moves(path: Path) -> bool:
+    """Whether a file is a video, or a GIF of several pictures, which is read like one."""
+    if path.suffix.lower() != ".gif" or not reads_videos():
+        return is_video(path)
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) > 1
+    except (OSError, ValueError):  # no GIF, which is said where it is read
+        return False
 
 
 def _check_files(videos: Mapping[str, Path | str], files: ResultFiles, smooth: float) -> None:
