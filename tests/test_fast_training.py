@@ -41,10 +41,10 @@ def normal(*shape, seed=0):
 
 
 def passes(x, weight, bias, grad, mode, **geometry):
-    """Output and gradients of one convolution."""
+    """Output and gradients of one convolution, whose output is changed in place, as by a ReLU."""
     leaves = [each.clone(memory_format=torch.preserve_format).requires_grad_() for each in (x, weight, bias)]
     with mode:
-        y = F.conv2d(*leaves, **geometry)
+        y = F.conv2d(*leaves, **geometry).mul_(2)
         y.backward(grad)
     return y.detach(), *(each.grad for each in leaves)
 
@@ -159,7 +159,7 @@ def test_a_frozen_batch_norm_in_the_convolution_too(eager, kernel):
         assert freeze_batch_norm(model, example=normal(1, 64, 8, 8)) == 1
         x = normal(2, 64, 12, 12).requires_grad_()
         with mode:
-            y = model(x)
+            y = model(x).mul_(2)
             y.square().sum().backward()
         return y.detach(), x.grad, convolution.weight.grad
 
