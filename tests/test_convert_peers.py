@@ -17,6 +17,7 @@ CONFIGS = {  # what the program's config.json says
     "smp_DeepLabV3Plus_tu-resnet50": {"encoder_name": "tu-resnet50"},
     "smp_DeepLabV3Plus_tu-gernet_s": {"encoder_name": "tu-gernet_s"},
 }
+SET = {"tf_deeplab_resnet_v1_50_beta_os8": {"output_stride": 8, "rates": (12, 24, 36)}}  # what no file says
 
 
 def converted(name, key):
@@ -25,6 +26,7 @@ def converted(name, key):
     system, *_ = find_system(tensors, None, name)
     assert system is SYSTEMS[key]
     plan = system.plan_beside(tensors, CONFIGS.get(name, {}))
+    plan.model |= SET.get(name, {})
     assert not plan.unexpected
     assert set(plan.origins.values()) | set(plan.dropped) == set(tensors)
     config = from_dict(ModelConfig, {"pretrained": False, **plan.model})
@@ -51,6 +53,10 @@ def rates(module):
         pytest.param("smp_DeepLabV3Plus_tu-gernet_s", "smp", [2], [12, 24, 36], marks=slow),
         pytest.param("smp_DeepLabV3Plus_timm-tf_efficientnet_lite0", "smp", [2] * 5, [12, 24, 36], marks=slow),
         ("tf_deeplab_mobilenet_v2_os8", "google_deeplab", [*[2] * 7, *[4] * 3], []),
+        ("tf_deeplab_mobilenet_v2_dm050_plus", "google_deeplab", [2, 2, 2], [6, 12, 18]),
+        pytest.param(
+            "tf_deeplab_resnet_v1_50_beta_os8", "google_deeplab", [*[2] * 6, 4, 4, 4], [12, 24, 36], marks=slow
+        ),
         ("transformers_mobilenet_v2", "transformers_mobilenet_v2", [*[2] * 7, *[4] * 3], []),
         pytest.param("tf_deeplab_xception_65_os16", "google_deeplab", [2] * 3, [6, 12, 18], marks=slow),
         pytest.param("jfzhang95_resnet101", "jfzhang95", [2, 4, 8], [6, 12, 18], marks=slow),
@@ -98,7 +104,7 @@ def units_of_resnet_101():
     return [f"backbone.res{stage}.{unit}.conv1.weight" for stage, count in units for unit in range(count)]
 
 
-NO_WEIGHTS = np.zeros((4, 4, 1, 1), np.float32)
+NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,9 @@ NO_WEIGHTS = np.zeros((4, 4, 1, 1), np.float32)
             "detectron2 with depthwise",
         ),
         (["aspp1.atrous_convolution.weight"], "MLearing.*ResNet-101"),
+        (["backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"], "torchvision's fcn, and no DeepLab"),
+        (["backbone.0.0.weight", "classifier.cbr.0.weight"], "torchvision's lraspp, and no DeepLab"),
+        (["MobilenetV3/Conv/weights", "logits/semantic/weights"], "mobilenet_v3 of research/deeplab has another head"),
     ],
 )
 def test_networks_that_are_recognised_and_cannot_be_converted(names, reason):

@@ -46,10 +46,14 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,in,H,W] -> [N,4*width,H/stride,W/stride]."""
+        y = self.residual(x)
+        return cast(Tensor, self.relu(y + (x if self.downsample is None else self.downsample(x))))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What is added to the shortcut."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return cast(Tensor, self.relu(y + (x if self.downsample is None else self.downsample(x))))
+        return cast(Tensor, self.bn3(self.conv3(y)))
 
 
 class PreactBottleneck(nn.Module):
@@ -118,7 +122,7 @@ class ResNet(nn.Module):
         self.same_stem = variant == "caffe" and legacy
         eps = 1e-3 if self.same_stem else 1e-5
         v2 = variant == "slim_v2"
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
+        self.conv1: nn.Module = nn.Conv2d(in_channels, 64, 7, 2, padding=0 if self.same_stem else 3, bias=v2)
         self.bn1 = nn.Identity() if v2 else nn.BatchNorm2d(64, eps)
         self.relu = nn.Identity() if v2 else nn.ReLU(inplace=True)
         strides, rates = _strides_and_rates(output_stride)
@@ -140,16 +144,19 @@ class ResNet(nn.Module):
             image = F.pad(image, _same_padding(image, 7))
         x = self.relu(self.bn1(self.conv1(image)))
         features = [x]
-        if self.legacy:
-            # The padding must not win the maximum; before slim_v2's first batch norm values may be negative.
-            x = F.max_pool2d(F.pad(x, _same_padding(x, 3), value=float("-inf")), 3, 2)
-        else:
-            x = F.max_pool2d(x, 3, 2, padding=1, ceil_mode=self.variant == "caffe")
+        x = self.pooled(x)
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
             features.append(x)
         features[-1] = self.norm(x)
         return features
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The pooling after the stem."""
+        if self.legacy:
+            # The padding must not win the maximum; before slim_v2's first batch norm values may be negative.
+            return F.max_pool2d(F.pad(x, _same_padding(x, 3), value=float("-inf")), 3, 2)
+        return F.max_pool2d(x, 3, 2, padding=1, ceil_mode=self.variant == "caffe")
 
 
 def _variant_and_units(name: str, multi_grid: tuple[int, ...] | None) -> tuple[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name
 
 _INPUT = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5), "bgr": False}
+_MEAN_ALONE = {"mean": (123.15, 115.9, 103.06), "std": (1.0, 1.0, 1.0), "bgr": False}
 _UNIT = re.compile(r"(xception_\d+)/(entry|middle|exit)_flow/block(\d)/unit_(\d+)/xception_module/(.+)")
 # Ours are in the order 1x1, the rates, image pooling.
 _HEAD = {
@@ -32,11 +33,18 @@ class GoogleDeepLab(System):
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
-        trunk = first_match(tensors, r"(MobilenetV2/Conv|xception_\d+/entry_flow/conv1_1)/weights")
+        trunk = first_match(
+            tensors, r"(MobilenetV[23]/Conv|xception_\d+/entry_flow/conv1_1|resnet_v1_\d+/conv1(_1)?)/weights"
+        )
         return "logits/semantic/weights" if trunk and "logits/semantic/weights" in tensors else None
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. The output stride is that of the project's own export, 8 where there are no rates."""
+        if first_match(tensors, r"MobilenetV3/.*"):
+            raise ConversionError(
+                "mobilenet_v3 of research/deeplab has another head (Lite R-ASPP), which degrid does not have; it "
+                "converts those on MobileNetV2, Xception and ResNet v1"
+            )
         branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
         if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
             raise ConversionError(
@@ -46,19 +54,24 @@ class GoogleDeepLab(System):
         plus = "decoder/feature_projection0/weights" in tensors
         if plus and not first_match(tensors, r"decoder/decoder_conv1(_pointwise)?/weights"):
             raise ConversionError("this model of research/deeplab has another decoder than the paper's two 3x3")
+        resnet = first_match(tensors, r"resnet_v1_\d+/conv1(_1)?/weights")
+        rule: Rule
+        if mobile:
+            encoder, rule = _mobile(tensors), _mobile_rule
+        elif resnet:
+            encoder, rule = _resnet(resnet), _resnet_rule
+        else:
+            encoder, rule = f"google:{_xception(tensors)}", _xception_rule(tensors)
         settings = {
             "network": "deeplabv3plus" if plus else "deeplabv3",
-            "encoder": mobile_encoder(tensors["MobilenetV2/expanded_conv_16/project/weights"].shape[-1])
-            if mobile
-            else f"google:{_xception(tensors)}",
+            "encoder": encoder,
             "output_stride": 16 if len(branches) > 1 or not mobile else 8,
             "rates": (6, 12, 18)[: len(branches) - 1],
             "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
             "head_resize": "align_corners",
             "resize": "align_corners",
-            **_INPUT,
+            **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else _INPUT),
         }
-        rule = _mobile_rule if mobile else _xception_rule(tensors)
         plan = Plan(settings, notes=[rules.assumed_stride(settings)])
         return plan.fill(tensors, rules.training_state, _averages, rule, _head(len(branches)))
 
@@ -79,6 +92,33 @@ def _xception(tensors: Tensors) -> str:
     if root not in ("xception_41", "xception_65", "xception_71"):
         raise ConversionError(f"{root} of research/deeplab cannot be converted; xception_41, 65 and 71 can")
     return root.replace("_", "")
+
+
+def _mobile(tensors: Tensors) -> str:
+    """Our name of the MobileNetV2; other widths than 1 are multiples of 8 in Keras, and here of 1."""
+    pattern = r"MobilenetV2/(Conv|expanded_conv(_\d+)?/project)/weights"
+    widths = {name: value.shape[-1] for name, value in tensors.items() if re.fullmatch(pattern, name)}
+    encoder = mobile_encoder(widths.get("MobilenetV2/expanded_conv_16/project/weights", 0))
+    whole = all(width % 8 == 0 for width in widths.values())
+    return encoder if whole else encoder.replace("mobilenetv2_", "mobilenetv2_dm")
+
+
+def _resnet(stem: str) -> str:
+    """Our name of the ResNet whose first convolution has this name."""
+    depth = stem.split("/")[0].rpartition("_")[2]
+    if depth not in ("50", "101"):
+        raise ConversionError(f"resnet_v1_{depth} of research/deeplab cannot be converted; resnet_v1_50 and 101 can")
+    return f"google:resnet_v1_{depth}{'_beta' if 'conv1_1' in stem else ''}"
+
+
+def _resnet_rule(name: str, value: np.ndarray) -> rules.Found | None:
+    layer, leaf = _layer(name)
+    match = re.fullmatch(r"resnet_v1_\d+/conv1_([123])", layer)
+    if match is None:
+        return rules.slim_v1(name, value)
+    index = 3 * int(match[1]) - 3
+    norm = "bn1" if match[1] == "3" else f"conv1.{index + 1}"
+    return _leaf(leaf, value, f"encoder.conv1.{index}", f"encoder.{norm}")
 
 
 def _averages(name: str, value: np.ndarray) -> Drop | None:

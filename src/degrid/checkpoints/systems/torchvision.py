@@ -8,6 +8,7 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
+from degrid.types import ConversionError
 
 _PLACES = {"1": "head.refine.0", "2": "head.refine.1", "4": "head.classifier"}
 
@@ -19,10 +20,18 @@ class Torchvision(System):
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
-        return first_match(tensors, r"classifier\.0\.convs\.0\.0\.weight")
+        deeplab = first_match(tensors, r"classifier\.0\.convs\.0\.0\.weight")
+        if deeplab or not {"backbone.conv1.weight", "backbone.0.0.weight"} & tensors.keys():
+            return deeplab
+        return first_match(tensors, r"classifier\.cbr\.0\.weight") or _fcn(tensors)
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
+        """See `System`. Its other networks, fcn_* and lraspp_*, are refused."""
+        if "classifier.0.convs.0.0.weight" not in tensors:
+            raise ConversionError(
+                f"this is torchvision's {'fcn' if _fcn(tensors) else 'lraspp'}, and no DeepLab; degrid has no such "
+                "head: run it with torchvision, or train a deeplabv3_* from its encoder"
+            )
         mobile = "backbone.0.0.weight" in tensors
         if mobile:
             encoder = "torchvision:mobilenet_v3_large"
@@ -38,6 +47,13 @@ class Torchvision(System):
             **rules.IMAGENET_INPUT,
         }
         return Plan(settings).fill(tensors, rules.batch_counter, _rule)
+
+
+def _fcn(tensors: Tensors) -> str | None:
+    """The first convolution of torchvision's FCN head, a 3x3."""
+    name = "classifier.0.weight"
+    is_head = name in tensors and "classifier.4.weight" in tensors and tensors[name].shape[2:] == (3, 3)
+    return name if is_head else None
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
