@@ -1,6 +1,7 @@
 """Write the pages that are made from others.
 
-docs/settings.md from the settings, docs/tutorial.ipynb from tutorial.md, docs/encoders.md from encoders.csv.
+docs/settings.md from the settings, docs/tutorial.ipynb from tutorial.md, docs/encoders.md from encoders.csv, and the
+table of runtimes in docs/export.md from runtimes.json.
 
 python docs/generate.py               the pages
 python docs/generate.py --pictures    also the tutorial's pictures, by running it: two minutes on two idle cores
@@ -134,6 +135,17 @@ def encoders_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def export_page() -> str:
+    """The text of export.md, with the table of runtimes that `benchmarks/runtimes.py` keeps in runtimes.json."""
+    results: dict[str, dict[str, str]] = json.loads((DOCS / "runtimes.json").read_text())
+    kinds = list(dict.fromkeys(kind for cells in results.values() for kind in cells))
+    lines = [f"| runtime | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    lines += [f"| {row} | {' | '.join(cells.get(kind, '') for kind in kinds)} |" for row, cells in results.items()]
+    begin, end = "<!-- runtimes -->\n", "<!-- /runtimes -->"
+    head, rest = (DOCS / "export.md").read_text().split(begin)
+    return head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+
+
 def _without_values(reason: str) -> str:
     """A reason without the error of the network, which differs from one to the next."""
     return re.sub(r" \(.*\)$", "", reason)
@@ -204,6 +216,7 @@ def main() -> None:
         draw_pictures()
     (DOCS / "settings.md").write_text(settings_page())
     (DOCS / "encoders.md").write_text(encoders_page())
+    (DOCS / "export.md").write_text(export_page())
     (DOCS / "tutorial.ipynb").write_text(notebook_text())
 
 

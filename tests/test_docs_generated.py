@@ -17,6 +17,10 @@ def test_the_page_of_encoders_is_current():
     assert (DOCS / "encoders.md").read_text() == generate.encoders_page(), "run `make docs`, which writes it anew"
 
 
+def test_the_table_of_runtimes_is_current():
+    assert (DOCS / "export.md").read_text() == generate.export_page(), "run `make docs`, which writes it anew"
+
+
 def test_the_notebook_is_current():
     assert (DOCS / "tutorial.ipynb").read_text() == generate.notebook_text(), "run `make docs`, which writes it anew"
 

@@ -37,6 +37,7 @@ class Exporter:
         int8_packages: those that `quantize` needs in addition.
         install: what to install with pip for these packages.
         inputs: the types of pixels that a file can take.
+        outputs: what a file can give, class ids or logits.
         any_size: whether a file can take any number of images of any size; otherwise it takes one image of one size.
         any_batch: whether a file of any size can take any number of images.
         tolerance: the largest difference of logits that is rounding, relative to the largest logit.
@@ -50,6 +51,7 @@ class Exporter:
     int8_packages: ClassVar[tuple[str, ...]] = ()
     install: ClassVar[str] = "degrid[export]"
     inputs: ClassVar[tuple[str, ...]] = ("uint8", "float32")
+    outputs: ClassVar[tuple[str, ...]] = ("ids", "logits")
     any_size: ClassVar[bool] = True
     any_batch: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-4

@@ -12,6 +12,7 @@ from degrid.exporters.exporter import Exporter
 from degrid.exporters.iree import Iree
 from degrid.exporters.litert import LiteRt
 from degrid.exporters.mnn import Mnn
+from degrid.exporters.ncnn import Ncnn
 from degrid.exporters.onnx import Onnx
 from degrid.exporters.opencv import OpenCv
 from degrid.exporters.openvino import OpenVino
@@ -31,13 +32,10 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "coreml": CoreMl,
     "executorch": ExecuTorch,
     "mnn": Mnn,
+    "ncnn": Ncnn,
     "iree": Iree,
 }
 """`--format` to its class. Where two formats have the same ending, each recognises its own files by their content."""
-REFUSED = {
-    "ncnn": "it has no argmax (1.0.20261020), so that its files cannot give class ids; export to mnn",
-}
-"""Formats that people ask for and that cannot be made right, and why; see docs/log.md."""
 
 
 def find_exporter(format: str | type[Exporter] | Exporter) -> Exporter:
@@ -46,12 +44,10 @@ def find_exporter(format: str | type[Exporter] | Exporter) -> Exporter:
     Args:
         format: a name in `EXPORTERS`, "module:Class", the class itself, or one with options, such as `Onnx(opset=19)`.
     Raises:
-        UserError: there is no such format, it is one of `REFUSED`, or it is not derived from `Exporter`.
+        UserError: there is no such format, or it is not derived from `Exporter`.
     """
     if isinstance(format, Exporter):
         return format
-    if isinstance(format, str) and format in REFUSED:
-        raise UserError(f"there is no export to {format}: {REFUSED[format]}")
     found = lookup(EXPORTERS, format, "format") if isinstance(format, str) else format
     if not (isinstance(found, type) and issubclass(found, Exporter)):
         raise UserError(f"format {format}: expected a class derived from degrid.exporters.exporter.Exporter")

@@ -138,7 +138,7 @@ def export(
     takes = takes or ImageInput()
     path = Path(out) if out is not None else _beside(model, exporter, int8 is not None)
     check_utf8(path)
-    _check(exporter, path, takes, int8 is not None)
+    _check(exporter, path, output, takes, int8 is not None)
     network, labels = _network(model, labels)
     trial = _Trial(int8, labels, bands_of(network), progress) if int8 else None
     source = Source.of(network, output, takes)
@@ -171,11 +171,16 @@ def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
     return folder / f"{Path(model).resolve().name}{'.int8' if int8 else ''}{exporter.ending}"
 
 
-def _check(exporter: Exporter, path: Path, takes: ImageInput, int8: bool) -> None:
+def _check(exporter: Exporter, path: Path, output: str, takes: ImageInput, int8: bool) -> None:
     """Before any long work: can the format do what is wanted, and is all that it needs installed?"""
     name = name_of(exporter)
     if not path.name.endswith(exporter.ending):
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
+    if output == "ids" and "ids" not in exporter.outputs:
+        raise UserError(
+            f"{name} files give logits, of which degrid predict makes class ids; say so: --output logits "
+            '(output="logits")'
+        )
     _check_takes(exporter, takes)
     if int8 and not (exporter.has_int8 and exporter.runs_here):
         raise UserError(f"int8 is for {' and '.join(formats_with_int8())}, not for {name}")
