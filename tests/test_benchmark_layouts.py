@@ -59,7 +59,7 @@ def test_kitti(tmp_path):
     put_image(tmp_path / "testing/image_2/000000_10.png")
     train = check(tmp_path, "train", "000000_10", [[0, 18, V, V]], kind="KITTI", names=("road", "sidewalk"))
     assert len(train) + len(open_dataset(tmp_path, "val")) == 12
-    assert "kept for it" in notes_of(train)[0]
+    assert "kept for validation" in notes_of(train)[0]
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,58 @@ def test_edges_by_hand():
     assert values.steps == (4 * 5, 4)  # only from 20 to 5 is far without a pixel between
 
 
+def objects(number, dtype=np.uint8):
+    """A mask in which objects are numbered."""
+    mask = np.zeros(SIZE, dtype)
+    for index in range(number):
+        mask[3 * (index // 8) : 3 * (index // 8) + 2, 4 * (index % 8) : 4 * (index % 8) + 3] = index + 1
+    return mask
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_numbers_of_objects_are_no_classes(tmp_path, dtype):
+    put(tmp_path, [Image.fromarray(objects(number, dtype)) for number in (3, 0, 9, 5, 2, 3)])
+    assert kinds(tmp_path) == ["instances"]
+    assert kinds(tmp_path, accept=["instances"]) == []
+    (tmp_path / "dataset.yaml").write_text("threshold: 1")
+    assert shares(tmp_path)["foreground"] == pytest.approx(6 * (3 + 9 + 5 + 2 + 3) / (6 * 24 * 32))
+
+
+def test_more_objects_than_classes_can_be(tmp_path):
+    masks = [objects(number, np.uint16) for number in (3, 60, 5, 2)]
+    masks[0] = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE) // 2
+    put(tmp_path, [Image.fromarray(mask) for mask in masks])
+    with pytest.raises(UserError, match=r'ids from 0 to 383; .* write "threshold: 1" in .* if they number objects'):
+        open_dataset(tmp_path)
+
+
+def test_classes_without_gaps_are_no_objects(tmp_path):
+    """Where some mask leaves one out, or few numbers of classes come."""
+    assert kinds(put(tmp_path / "a", [*map(objects, (3, 9, 5, 2)), stripes(0, 1, 3)])) == []
+    assert kinds(put(tmp_path / "b", map(objects, (4, 9, 4, 9, 1)))) == []
+
+
+def test_pictures_in_place_of_masks(tmp_path):
+    dark = RNG.integers(0, 40, (4, *SIZE))
+    assert kinds(put(tmp_path, dark)) == ["grey-edges"]
+    assert "look like a picture and not like a mask" in check_data(tmp_path).problems[0]
+
+
+def test_names_for_masks_that_count_from_1(tmp_path):
+    put(tmp_path, [stripes(1, 2, 3), stripes(1, 2)], "road\ncar\ntree\nsky\n")
+    assert kinds(tmp_path) == ["table-contradicted"]
+    assert 'write "ids: [1, 2, 3, 4]"' in check_data(tmp_path).problems[0]
+    (tmp_path / "dataset.yaml").write_text("ids: [1, 2, 3, 4]")
+    assert shares(tmp_path)["sky"] == 0
+
+
+def test_classes_that_only_val_has(tmp_path):
+    for split, mask in (("train", stripes(0, 1)), ("val", stripes(0, 1, 2))):
+        put(tmp_path / split, [mask] * 3)
+    notes = check_data(tmp_path).notes
+    assert "1 class that is not in train (so that nothing is learnt there): 2 class 2" in notes
+
+
 def test_ids_from_a_list_of_values(tmp_path):
     put(tmp_path, [stripes(0, 85, 170, 255)] * 3)
     (tmp_path / "dataset.yaml").write_text("ids: [0, 85, 170, 255]\n")

@@ -162,7 +162,7 @@ def test_train_alone_is_divided(tmp_path):
     put_image(tmp_path / "test" / "1.jpg")  # has no masks
     found = check(tmp_path, pairs)
     assert len(found["train"]) + len(found["val"]) == 12
-    assert "kept for it" in notes_of(open_dataset(tmp_path))[0]
+    assert "kept for validation" in notes_of(open_dataset(tmp_path))[0]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ _LEAST_RAMPS, _RAMPS_TO_STEPS, _RAMPS_TO_FAR = 30, 0.06, 0.8
 _MOSTLY = 0.8
 # Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
 _SHADES, _HIGHEST_ID = 16, 190
+# In masks most pixels have four neighbours of their own value: 0.85 of CamVid's. In pictures hardly any does.
+_MOSTLY_ALIKE = 0.2
 _NEARLY = 0.95
 # In COCO itself one annotation in eighty is a crowd.
 _MOST_CROWDS = 0.25
@@ -141,9 +143,17 @@ def _grey_edges(look: _Look) -> Iterator[str]:
 
 
 def _shades(look: _Look) -> Iterator[str]:
-    """So many high values that they are no ids: thin objects with soft edges, maps of heat or of depth."""
+    """So many values that they are no ids: thin objects with soft edges, maps of heat or of depth, pictures."""
     values = sorted(value for value in look.whole.ids if value != IGNORE_INDEX)
-    if look.layout.guessed and len(values) >= _SHADES and values[-1] >= _HIGHEST_ID:
+    if not look.layout.guessed or len(values) < _SHADES:
+        return
+    examined = look.whole.examined.total()
+    if look.whole.inside.total() < _MOSTLY_ALIKE * examined:
+        yield (
+            f"{look.whole.first_of(values[-1])}: {len(values)} values, of which hardly two neighbours are alike, look "
+            "like a picture and not like a mask; give the folder of the masks, or list images before masks"
+        )
+    elif values[-1] >= _HIGHEST_ID:
         yield (
             f"{look.whole.first_of(values[-1])}: {len(values)} values up to {values[-1]} look like shades of grey; "
             f"{_write(look.layout, 'threshold: 128')} if they are background and object, or name all classes in "
@@ -220,6 +230,17 @@ def _sparse_ids(look: _Look) -> Iterator[str]:
         yield f"{text}; {_write(layout, f'ids: {listed}')}{void}, or name all classes in classes.txt"
     else:
         yield f"{text}; name the classes in classes.txt, or give ids: {{value: class}} in dataset.yaml"
+
+
+def _instances(look: _Look) -> Iterator[str]:
+    """Ids that number the objects of each image, so that they mean something else in each."""
+    if look.layout.guessed and look.whole.numbers_objects:
+        most = max(look.whole.up_to)
+        yield (
+            f"the masks seem to number their objects: all hold ids from 1 on without gaps, some up to "
+            f"{min(look.whole.up_to)}, {look.whole.first_of(most)} up to {most}; "
+            f"{_write(look.layout, 'threshold: 1')} to make one class of them, or name the classes in classes.txt"
+        )
 
 
 def _centres(found: Survey, values: list[int]) -> list[int]:
@@ -305,7 +326,18 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
 def _order_contradicted(look: _Look) -> Iterator[str]:
     """Names without ids among which background is not the first, though 0 looks like it."""
     names, found, rule = look.labels.names, look.whole.ids, look.rule
-    if not (rule.in_order and rule.default_colors) or is_background(names[0]) or 0 not in found:
+    if not (rule.in_order and rule.default_colors):
+        return
+    if {*found} - {IGNORE_INDEX} == {*range(1, len(names))} and len(names) > 2:
+        first, last = ", ".join(map(str, range(1, min(len(names), 12) + 1))), len(names)
+        more = f", .., {last}" if last > 12 else ""
+        yield (
+            f"{rule.said} calls 0 {names[0]}, but no mask holds 0, and all from 1 to {last - 1} come: "
+            f"{_write(look.layout, f'ids: [{first}{more}]')} if the masks count from 1 on, or ids: [0, 1, ..] if they "
+            "count from 0"
+        )
+        return
+    if is_background(names[0]) or 0 not in found:
         return
     is_other = is_background
     if len(names) == 2:
@@ -422,6 +454,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "many-crowds": (_many_crowds, ()),
     "grey-edges": (_grey_edges, ()),
     "sparse-ids": (_sparse_ids, ("grey-edges",)),
+    "instances": (_instances, ("grey-edges",)),
     "palettes-differ": (_palettes_differ, ()),
     "palette-order": (_palette_order, ("palettes-differ",)),
     "table-contradicted": (_table_contradicted, ()),

@@ -174,7 +174,9 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     place = next(found.first[value] for value in found.first if value in (values[0], values[-1]))
     mend, low = "map the ids in dataset.yaml", [value for value in values if value < 0]
     where = layout.wishes.file or layout.root / "dataset.yaml"
-    if not low and len(values) <= _MOST_LISTED:
+    if found.numbers_objects:
+        mend = f'write "threshold: 1" in {where} if they number objects, which makes one class of all'
+    elif not low and len(values) <= _MOST_LISTED:
         mend = f'write "ids: {values}" in {where} if these are the classes, without those that are void'
     elif 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
         mend = f'write "void: {low}" in {where} if that means nothing'

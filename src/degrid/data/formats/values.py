@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from degrid.data.formats.masks import NO_DATA, Color, MaskRule
+from degrid.types import IGNORE_INDEX
 
 Value = int | Color
 """An id, or a colour."""
@@ -22,6 +23,9 @@ SOFT = 0.05
 # Edges are looked for in masks with at least this many values; with a palette the highest is at least so high, since
 # programs that smooth write no palettes, and looking takes time.
 _EDGE_VALUES, _PALETTE_HIGHEST = 3, 8
+# Ids count objects where masks hold so many different numbers of them, the highest at least so high: the classes of a
+# scene are not numbered by how often they come.
+_LEAST_COUNTS, _MANY_OBJECTS = 4, 6
 # About how many pixels of a mask are examined for that; of larger masks, every so many rows.
 _EXAMINED = 1 << 13
 
@@ -140,6 +144,7 @@ class Survey:
             in a row.
         steps, far: of neighbours in a row how many differ, and how many of these by more than 1 with nothing between.
         sets: how many masks hold these one or two values and no others.
+        up_to: how many masks hold all ids from 1 to this one and no others, but for 0, and 255 at the end.
         shown, shown_in: of each id and the colour that the palette of its mask gives it, the pixels and the masks.
         beyond: pixels of values beyond the most that are kept apart.
     """
@@ -155,6 +160,7 @@ class Survey:
     steps: int = 0
     far: int = 0
     sets: Counter[tuple[Value, ...]] = field(default_factory=Counter)
+    up_to: Counter[int] = field(default_factory=Counter)
     shown: Counter[tuple[int, Color]] = field(default_factory=Counter)
     shown_in: Counter[tuple[int, Color]] = field(default_factory=Counter)
     beyond: int = 0
@@ -185,6 +191,9 @@ class Survey:
         self.far += label.steps[1]
         if len(values) <= 2 and (tuple(values) in self.sets or len(self.sets) < MOST_VALUES):
             self.sets[tuple(values)] += 1
+        objects = values[values[:1] == [0] : len(values) - (values[-1:] == [IGNORE_INDEX])]
+        if objects and objects[0] == 1 and objects[-1] == len(objects):
+            self.up_to[len(objects)] += 1
         if label.palette is not None:
             for value, color, count in zip(values, _as_values(label.palette), pixels, strict=True):
                 if len(self.shown) < MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
@@ -214,6 +223,7 @@ class Survey:
         for held, count in other.sets.items():
             if held in self.sets or len(self.sets) < MOST_VALUES:
                 self.sets[held] += count
+        self.up_to.update(other.up_to)
         for key, count in other.shown.items():
             if len(self.shown) < MOST_VALUES or key in self.shown:
                 self.shown[key] += count
@@ -222,6 +232,13 @@ class Survey:
     def first_of(self, value: int) -> str:
         """The first mask that holds an id, or the grey of that value."""
         return self.first.get(value) or self.first.get((value, value, value), "")
+
+    @property
+    def numbers_objects(self) -> bool:
+        """Whether ids look like numbers of objects: all masks count from 1 on, and how far differs."""
+        empty = self.sets[(0,)] + self.sets[(IGNORE_INDEX,)] + self.sets[0, IGNORE_INDEX]
+        counting = self.up_to.total() == self.masks - empty
+        return counting and len(self.up_to) >= _LEAST_COUNTS and max(self.up_to) >= _MANY_OBJECTS
 
     @property
     def colored(self) -> list[Color]:

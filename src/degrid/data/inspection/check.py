@@ -291,6 +291,8 @@ def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings:
     for index, name in enumerate(names):
         if not any(report.class_pixels[index] for report in splits.values()):
             findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
+        elif "train" in splits and not splits["train"].class_pixels[index]:
+            findings.add("classes that are not in train (so that nothing is learnt there)", f"{index} {name}", False)
     notes = layout.notes + findings.sentences(problem=False)
     return DataReport(path, layout.kind, list(names), splits, findings.sentences(problem=True), notes, layout.reason)
 
