@@ -745,6 +745,111 @@ def test_tables_that_contradict_each_other_or_are_not_read(tmp_path):
         open_dataset(tmp_path)
 
 
+def named(root, names):
+    """Images and masks of these names in images/ and masks/."""
+    put(root, [stripes(0, 1)] * len(names))
+    for folder in ("images", "masks"):
+        for index, name in enumerate(names):
+            place = root / folder / f"{name}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (root / folder / f"{index}.png").rename(place)
+    return root
+
+
+def splits(root):
+    return {split: sorted(source.name for source in found) for split, found in find_layout(root).splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"trainval.txt": "a\nb\n", "test.txt": "c\n"}, {"train": ["a", "b"], "test": ["c"]}),
+        ({"train_files.txt": "a\nb", "val_files.txt": "c"}, {"train": ["a", "b"], "val": ["c"]}),
+        ({"train.txt": "a", "train_ids.txt": "b", "val.txt": "c"}, {"train": ["a"], "val": ["c"]}),
+        ({"meta/train_images.txt": "a\nb", "meta/val_images.txt": "c"}, {"train": ["a", "b"], "val": ["c"]}),
+        ({"images/train.txt": "a\nb", "images/val.txt": "c"}, {"train": ["a", "b"], "val": ["c"]}),
+        ({"split.csv": "image,split\na,train\nb,train\nc,valid"}, {"train": ["a", "b"], "val": ["c"]}),
+        (
+            {"metadata.csv": "id;Subset;file_name\n1;train;images/a.png\n2;test;images/b.png\n3;val;c.png"},
+            {"train": ["a"], "val": ["c"], "test": ["b"]},
+        ),
+        ({"split.csv": "image,split\na,fold1\nb,fold2\nc,fold2"}, None),
+    ],
+)
+def test_splits_however_they_are_listed(tmp_path, files, said):
+    named(tmp_path, "abc")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = splits(tmp_path)
+    assert found == said if said else len(found["val"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["trainval/a", "test/c", "val/b"], {"train": ["trainval/a"], "val": ["val/b"], "test": ["test/c"]}),
+        (["train/a", "trainval/b", "val/c"], {"train": ["train/a"], "val": ["val/c"]}),
+        (["train/a", "validate/b"], {"train": ["train/a"], "val": ["validate/b"]}),
+    ],
+)
+def test_splits_under_further_names(tmp_path, names, said):
+    assert splits(named(tmp_path, names)) == said
+
+
+def test_train_alone_inside_is_divided_and_masks_may_lie_in_one_folder(tmp_path):
+    """Of two images of one name in two folders neither has the mask."""
+    named(tmp_path, ["train/a", "train/b", "train/c", "train/d"])
+    for mask in sorted((tmp_path / "masks" / "train").iterdir()):
+        mask.rename(tmp_path / "masks" / mask.name)
+    layout = find_layout(tmp_path)
+    assert {split: len(found) for split, found in layout.splits.items()} == {"train": 3, "val": 1}
+    assert all(source.mask.stem == source.image.stem for found in layout.splits.values() for source in found)
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "images" / "val" / "a.png").write_bytes((tmp_path / "images" / "train" / "b.png").read_bytes())
+    without = [source.name for found in find_layout(tmp_path).splits.values() for source in found if not source.mask]
+    assert sorted(without) == ["train/a", "val/a"]
+
+
+def test_several_masks_of_one_image(tmp_path):
+    put(tmp_path, [stripes(0, 255)] * 2)
+    for mask in ("0.png", "1.png"):
+        for name in ("crack", "hole"):
+            (tmp_path / "masks" / name).mkdir(exist_ok=True)
+            (tmp_path / "masks" / name / mask).write_bytes((tmp_path / "masks" / mask).read_bytes())
+        (tmp_path / "masks" / mask).unlink()
+    notes = check_data(tmp_path).notes
+    assert any("0 has several masks (crack/0.png, hole/0.png), perhaps one for each class" in note for note in notes)
+
+
+def test_what_lies_beside_colour_masks_is_said(tmp_path):
+    colors = np.array([(0, 0, 0), (200, 30, 40)], np.uint8)[stripes(0, 1)]
+    put(tmp_path, [Image.fromarray(colors)] * 2)
+    put(tmp_path / "other", [stripes(0, 1)] * 2)
+    (tmp_path / "other" / "masks").rename(tmp_path / "labels")
+    (tmp_path / "masks" / "classes.csv").write_text("id,name,r,g,b\n0,road,0,0,0\n1,crack,200,30,40\n")
+    with pytest.raises(UserError, match=r'labels is not read: "masks: FOLDER" .*masks/classes.csv is not read: it'):
+        open_dataset(tmp_path)
+
+
+def test_folders_under_other_names_are_offered(tmp_path):
+    put(tmp_path, [stripes(0, 1)] * 2)
+    (tmp_path / "images").rename(tmp_path / "original_images")
+    (tmp_path / "masks").rename(tmp_path / "label_images_semantic")
+    with pytest.raises(UserError) as caught:
+        open_dataset(tmp_path)
+    assert '"train: original_images" and "masks: label_images_semantic"' in str(caught.value)
+    (tmp_path / "dataset.yaml").write_text("train: original_images\nmasks: label_images_semantic\n")
+    assert len(open_dataset(tmp_path)) == 2
+
+
+def test_a_list_with_a_third_column(tmp_path):
+    named(tmp_path, "ab")
+    (tmp_path / "train.txt").write_text("images/a.png masks/a.png 1\n")
+    with pytest.raises(UserError, match=r'train.txt, line 1: expected a name, or "/image /mask", got "images/a.png'):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     "names", ["train.txt val.txt", "TRAIN.TXT VAL.TXT", "train_list.txt eval_list.txt", "train.csv val.csv"]
 )

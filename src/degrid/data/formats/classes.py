@@ -14,13 +14,14 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
 from degrid.files import write_text
+from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 
 _TABLES = ("classes.csv", "classes.tsv", "class_dict.csv")
 _NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
 # What else looks like a list of classes.
 _LIKE_TABLES = re.compile(
-    r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|colou?rs)"
+    r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|(class_?|label_?)?colou?rs)"
     r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
     re.IGNORECASE,
 )
@@ -71,9 +72,17 @@ def _classes_in(file: Path) -> tuple[LabelSpace, MaskRule]:
     return labels_and_rule(rows, file.name, file, in_order)
 
 
-def unread_tables(root: Path) -> list[str]:
-    """The names of files that look like lists of classes, where no table is read."""
-    return sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
+def unread_tables(root: Path) -> str:
+    """What to do with files that look like lists of classes, where no table is read; empty where there are none."""
+    names = sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
+    if names:
+        return f"{some(names, 3)} is not read: classes.csv (id,name,r,g,b) or classes.txt name them"
+    try:
+        folders = [folder for folder in (root.absolute().parent, *sorted(root.iterdir())) if folder.is_dir()]
+    except OSError:
+        return ""
+    elsewhere = [folder / name for folder in folders for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()]
+    return f"{elsewhere[0]} is not read: it belongs in {root}" if elsewhere else ""
 
 
 def _read_names(file: Path) -> tuple[list[ClassRow], bool]:

@@ -310,7 +310,8 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
     if rule.exact:
         return
     if set(look.whole.ids) != {0, IGNORE_INDEX}:
-        yield from _order_contradicted(look)
+        if rule.in_order and rule.default_colors:
+            yield from _order_contradicted(look)
         return
     if rule.says_void or len(labels) != 2:
         return
@@ -326,8 +327,6 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
 def _order_contradicted(look: _Look) -> Iterator[str]:
     """Names without ids among which background is not the first, though 0 looks like it."""
     names, found, rule = look.labels.names, look.whole.ids, look.rule
-    if not (rule.in_order and rule.default_colors):
-        return
     if {*found} - {IGNORE_INDEX} == {*range(1, len(names))} and len(names) > 2:
         first, last = ", ".join(map(str, range(1, min(len(names), 12) + 1))), len(names)
         more = f", .., {last}" if last > 12 else ""

@@ -23,6 +23,7 @@ from degrid.data.formats.pairs import (
     read_names,
     select,
     split_files,
+    split_table,
     unread_note,
     with_val,
 )
@@ -52,6 +53,8 @@ DRAWN = "drawn"
 """The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
 _LIST_FOLDERS = (".", "splits", "lists", "ImageSets/Segmentation", "ImageSets")
+# Another folder with one of these holds lists, too.
+_LISTS = ("train.txt", "train_list.txt", "train_ids.txt", "train_images.txt", "train_files.txt", "trainval.txt")
 
 
 class SplitFolders(DataFormat):
@@ -136,8 +139,26 @@ def with_masks(path: Path, masks: Path) -> Layout | None:
 def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
     splits, notes = _divide(path, pairs, images)
-    notes += [*_not_read(path, masks), *unread_note(images)]
+    notes += [*_not_read(path, masks), *unread_note(images), *_several_note(pairs, orphans, masks)]
     return Layout(f"{images.name} and {masks.name}", path, splits, *_classes(path), orphans, notes)
+
+
+def _several_note(pairs: list[Pair], orphans: list[Path], masks: Path) -> list[str]:
+    """A sentence on images that have several masks each, such as one for each class; none where there are none."""
+    left = {os.path.basename(pair.name) for pair in pairs if pair.mask is None}
+    several: dict[str, list[str]] = {}
+    for orphan in orphans if left else ():
+        starts = [orphan.stem, *(orphan.stem[: cut.start()] for cut in re.finditer(r"[-_. ]", orphan.stem))]
+        image = next((start for start in starts if start in left), None)
+        if image is not None:
+            several.setdefault(image, []).append(orphan.relative_to(masks).as_posix())
+    image, files = max(several.items(), key=lambda item: len(item[1]), default=("", []))
+    if len(files) < 2:
+        return []
+    return [
+        f"{image} has several masks ({some(files, 3)}), perhaps one for each class: join them into one mask of ids, "
+        "such as ids[mask_of_crack > 127] = 1, and name the classes in classes.txt"
+    ]
 
 
 class SideBySide(DataFormat):
@@ -172,8 +193,10 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
         images: the folder of the images.
     """
     lists = _lists(path)
+    table = "" if lists else split_table(path)[1]
+    lists = lists or split_table(path)[0]
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
-    splits = listed or _by_top_folder(pairs)
+    splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
         unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
         but = (
@@ -186,7 +209,8 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
-    return splits, [*elsewhere_note(lists), *([none] if left_out else [])]
+    said = [f"the splits are those of {table}"] if table else []
+    return splits, [*of_val, *said, *elsewhere_note(lists), *([none] if left_out else [])]
 
 
 _MOST_SPLITS = 5
@@ -204,7 +228,9 @@ def _folders_note(pairs: list[Pair]) -> str:
 
 def _lists(path: Path) -> dict[str, list[str]]:
     """The names in each list; those of the first folder that holds any."""
-    return next((found for name in _LIST_FOLDERS if (found := split_files(path / name))), {})
+    others = (folder for folder in _folders(path).values() if any((folder / name).is_file() for name in _LISTS))
+    folders = [*(path / name for name in _LIST_FOLDERS), *others]
+    return next((found for folder in folders if (found := split_files(folder))), {})
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:

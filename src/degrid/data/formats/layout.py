@@ -30,6 +30,8 @@ SPLIT_NAMES = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
+    "validating": "val",
     "dev": "val",
     "eval": "val",
     "evaluation": "val",
@@ -39,7 +41,10 @@ SPLIT_NAMES = {
 
 
 _SHORT = {
-    "train": "tr trn tra learn entrenamiento entrainement apprentissage treino treinamento addestramento 训练 訓練",
+    "train": (
+        "trainval train_val tr trn tra learn entrenamiento entrainement apprentissage treino treinamento addestramento "
+        "训练 訓練"
+    ),
     "val": "va vl vld vali validierung validacion validacao validazione 验证 驗證 検証",
     "test": "te ts tst prueba pruebas teste prova тест 测试 測試 テスト",
 }
@@ -57,13 +62,13 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
 
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
     number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
-    ("tr", "validación") count beside each other.
+    ("tr", "validación") count beside each other, and so does "trainval" where there is no "train".
     """
     around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}
     found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
-    plain = {name: _plain(word) for name, word in bare.items() if name not in found}
-    others = {name: _OTHER_NAMES[word] for name, word in plain.items() if word in _OTHER_NAMES}
+    split_by_others = ((name, _OTHER_NAMES.get(_plain(word))) for name, word in bare.items())
+    others = {name: split for name, split in split_by_others if split and split not in found.values()}
     if "train" in (both := {*found.values(), *others.values()}) and len(both) > 1:
         found.update(others)
     years = Counter(split for name, split in found.items() if bare[name] != name.lower())

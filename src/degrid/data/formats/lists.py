@@ -53,7 +53,7 @@ def _lists_in(folder: Path) -> dict[str, Path]:
 
 def _of_splits(found: list[Path]) -> dict[str, Path]:
     called = splits_of(map(list_word, found))
-    return {called[word]: file for file in found if (word := list_word(file)) in called}
+    return {called[word]: file for file in reversed(found) if (word := list_word(file)) in called}
 
 
 def _lists_beside(file: Path) -> dict[str, Path]:

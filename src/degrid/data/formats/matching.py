@@ -33,7 +33,7 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
 
     A mask is called as its image, with one of `MASK_ENDINGS` or not; or as the whole file (a.jpg.png for a.jpg); or
     as its image but for the word that says what it is (image_01 and mask_01), for capitals, or for how accents are
-    stored, if no other file is called so.
+    stored, if no other file is called so. Masks in one folder may belong to images in several.
 
     Args:
         images: paths below a folder, with "/" and with suffix.
@@ -51,7 +51,16 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     if left and len(found) < len(masks):
         used = set(found.values())
         found.update(_nearly_matched(left, [mask for mask in masks if mask not in used]))
+    if len(found) < min(len(left), len(masks)) and not any("/" in mask for mask in masks):
+        found.update(_in_one_folder([image for image in left if image not in found], masks))
     return found
+
+
+def _in_one_folder(images: list[str], masks: list[str]) -> dict[str, str]:
+    """The masks of images in folders, such as train and val, that lie in one folder; by names that come only once."""
+    names = Counter(image.rpartition("/")[2] for image in images)
+    alone = {name: image for image in images if names[name := image.rpartition("/")[2]] == 1 and "/" in image}
+    return {alone[name]: mask for name, mask in matched(alone, masks).items()} if alone else {}
 
 
 def folded(name: str) -> str:
@@ -129,6 +138,11 @@ def masks_among(files: Iterable[str]) -> set[str]:
         )
 
     return {file for file in files if is_mask(file)}
+
+
+def is_for_masks(folder: str) -> bool:
+    """Whether the name of a folder has a word for masks."""
+    return any(part.lower() in _MASK_WORDS for part in _PARTS.findall(folder.replace("_", " ")))
 
 
 def _stem(path: str) -> str:

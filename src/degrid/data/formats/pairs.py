@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import os
 import re
@@ -17,7 +18,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from degrid.bands import is_array, is_plain, no_data_of, read_values, to_bytes
-from degrid.data.formats.layout import SPLIT_NAMES, splits_of
+from degrid.data.formats.layout import SPLIT_NAMES, split_of, splits_of
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like, said_of_turning
 from degrid.data.formats.matching import folded, matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
@@ -346,10 +347,41 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         if not wanted or is_pair_list(file) or (file.suffix.lower() != ".txt" and _is_table(file)):
             continue
         split = splits.get(word, word)
+        if split in found:  # train.txt comes before train_ids.txt
+            continue
         found[split] = read_names(file)
         if not found[split]:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
+        first = found[split][0]
+        if not _is_image_name(first) and _is_image_name(first.split()[0]):
+            raise UserError(f'{file}, line 1: expected a name, or "/image /mask", got "{first}"')
     return found
+
+
+_SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+_IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path", "img", "name", "image_id", "id")
+
+
+def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
+    """The image names of each split in a table with a column that says the split, such as metadata.csv; and its name.
+
+    Nothing where there is none, or its splits are called otherwise than train, val and test.
+    """
+    for file in list_files(folder):
+        if file.suffix.lower() not in (".csv", ".tsv"):
+            continue
+        lines = read_text(file).splitlines()
+        head = [cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", lines[0])] if lines else []
+        split, image = (next((n for n in names if n in head), "") for names in (_SPLIT_COLUMNS, _IMAGE_COLUMNS))
+        if split and image:
+            found: dict[str, list[str]] = {}
+            for row in csv.reader(lines[1:], delimiter=max(",;\t", key=lines[0].count)):
+                cells = dict(zip(head, map(str.strip, row), strict=False))
+                if cells.get(image):
+                    found.setdefault(split_of(cells.get(split, "")), []).append(cells[image])
+            if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
+                return found, file.name
+    return {}, ""
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -358,8 +390,11 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def list_word(file: Path) -> str:
-    """The name of a list without suffix, and without what PaddleX and PaddleSeg add: "train_list" is "train"."""
-    return file.stem.removesuffix("_list")
+    """The name of a list without suffix, and without what says that it is one: "train" of "train_list", "train_ids"."""
+    return _OF_LISTS.sub("", file.stem)
+
+
+_OF_LISTS = re.compile(r"[-_](list|ids|names|files|filenames|images|split|samples)$", re.IGNORECASE)
 
 
 def _is_table(file: Path) -> bool:

@@ -162,10 +162,11 @@ def _guess(layout: Layout, found: Survey) -> None:
     where = f"{found.masks} of {counted(labelled(layout), 'mask')}"
     said = f"they are numbered 0 to {highest}, after the ids in {where}" if values else "no mask can be read"
     unread = unread_tables(layout.root)
-    but = f"; {some(unread, 3)} is not read: classes.csv (id,name,r,g,b) or classes.txt name them" if unread else ""
+    but = f"; {unread}" if unread else ""
     layout.notes.append(f"the data name no classes: {said}{but}")
 
 
+_MOST_COLORS = 1000
 _MOST_LISTED = 20
 """Values that a message lists as those of the classes; more are none."""
 
@@ -185,11 +186,17 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
 
 def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
     colors = [value for value, _ in found.pixels.most_common() if isinstance(value, tuple)]
-    cutout = cutout_sentence(Path(found.first[colored[0]]))
-    return (
-        f"{found.first[colored[0]]} is a colour picture and nothing says which colour is which class (there are "
-        f"{len(colors)}: {some(colors, 6)}); write {layout.root}/classes.csv with the columns id,name,r,g,b"
-        + (f". {cutout}" if cutout else "")
+    said = [cutout_sentence(Path(found.first[colored[0]]))]
+    if len(colors) > _MOST_COLORS:
+        said = ["So many are those of a picture: give the folder of the masks, and list images before masks"]
+    beside = (note for note in layout.notes if note.startswith("the labels are those of "))
+    said += [f'{note}: "masks: FOLDER" in dataset.yaml chooses' for note in beside]
+    return ". ".join(
+        [
+            f"{found.first[colored[0]]} is a colour picture and nothing says which colour is which class (there are "
+            f"{len(colors)}: {some(colors, 6)}); write {layout.root}/classes.csv with the columns id,name,r,g,b",
+            *filter(None, [*said, unread_tables(layout.root)]),
+        ]
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.folder import holds_masks
 from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.matching import is_for_masks
+from degrid.data.formats.pairs import pair_up
 from degrid.data.formats.unread import what_is_known
 from degrid.files import walk
 from degrid.lookup import counted, lookup
@@ -162,9 +165,21 @@ def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
     names = (entry.name for _, files in walk(path) for entry in files)
     count = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
-    return (
+    return _folders_that_pair(path, below[:_TRIED]) or (
         f", which holds {counted(len(below), 'folder')} and these files: {shown}" if count else ", which holds no file"
     )
+
+
+def _folders_that_pair(path: Path, folders: Sequence[Path]) -> str:
+    """How to say that one of the folders holds the masks of another one; empty where none does."""
+    called = [folder for folder in folders if is_for_masks(folder.name)]
+    for images, masks in itertools.product([folder for folder in folders if folder not in called], called):
+        if any(pair.mask for pair in pair_up(images, masks)[0]):
+            return (
+                f', but {images.name} and {masks.name} hold files of the same names: write "train: {images.name}" and '
+                f'"masks: {masks.name}" in {path / "dataset.yaml"} if these are images and masks'
+            )
+    return ""
 
 
 def read_as(kind: str, path: Path) -> Layout:

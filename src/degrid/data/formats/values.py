@@ -181,14 +181,7 @@ class Survey:
                 self.first.setdefault(value, place)
             else:
                 self.beyond += count
-        if label.edges is not None:
-            greys = [_grey(value) for value in values]
-            counters = (self.examined, self.inside, self.between, self.in_row)
-            for counter, counts in zip(counters, label.edges.tolist(), strict=True):
-                for grey, count in zip(greys, counts, strict=True):
-                    counter[grey] += count
-        self.steps += label.steps[0]
-        self.far += label.steps[1]
+        self._add_edges(label, values)
         if len(values) <= 2 and (tuple(values) in self.sets or len(self.sets) < MOST_VALUES):
             self.sets[tuple(values)] += 1
         objects = values[values[:1] == [0] : len(values) - (values[-1:] == [IGNORE_INDEX])]
@@ -199,6 +192,14 @@ class Survey:
                 if len(self.shown) < MOST_VALUES and isinstance(value, int) and isinstance(color, tuple):
                     self.shown[value, color] += count
                     self.shown_in[value, color] += 1
+
+    def _add_edges(self, label: LabelValues, values: list[Value]) -> None:
+        self.steps += label.steps[0]
+        self.far += label.steps[1]
+        counters = (self.examined, self.inside, self.between, self.in_row)
+        for counter, counts in zip(counters, [] if label.edges is None else label.edges.tolist(), strict=False):
+            for value, count in zip(values, counts, strict=True):
+                counter[_grey(value)] += count
 
     def _keeps(self, value: Value) -> bool:
         return value in self.pixels or len(self.pixels) < MOST_VALUES
