@@ -110,6 +110,18 @@ def test_split_files_and_class_table(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_a_list_that_is_not_called_as_a_split_is_for_dataset_yaml(tmp_path):
+    folder(tmp_path)
+    for name, listed in (("train", "abcd"), ("val", "ef"), ("train_half", "ac")):
+        (tmp_path / f"{name}.txt").write_text("\n".join(listed))
+    with pytest.raises(UserError, match=r"has no split .* name the list in a dataset\.yaml .*train: train_half\.txt"):
+        open_dataset(tmp_path, "train_half")
+    (tmp_path / "half.yaml").write_text("{path: ., train: train_half.txt, val: val.txt, classes: [x, y, z]}")
+    half = open_dataset(tmp_path / "half.yaml", "train")
+    assert [pair.name for pair in half.sources] == ["a", "c"]
+    assert half.labels.names == ("x", "y", "z")
+
+
 def test_mask_beside_image(tmp_path):
     for k in range(5):
         put_image(tmp_path / f"cat{k}.jpg")

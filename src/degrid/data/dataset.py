@@ -243,9 +243,11 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
     assert layout.labels is not None
     assert layout.rule is not None
     if split not in layout.splits:
+        remedy = f"add {layout.how_to_add.format(split=split)}"
+        if (layout.root / f"{split}.txt").is_file():  # as it is not called as a split, it is not read
+            remedy = f"name the list in a dataset.yaml with its classes (train: {split}.txt)"
         raise UserError(
-            f'{path} has no split "{split}"; it has: {", ".join(layout.splits)}. Choose one of these, or add '
-            f"{layout.how_to_add.format(split=split)}"
+            f'{path} has no split "{split}"; it has: {", ".join(layout.splits)}. Choose one of these, or {remedy}'
         )
     sources, left_out = layout.splits[split], list[str]()
     if skip:
