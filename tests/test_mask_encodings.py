@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import tarfile
 import tempfile
 import zlib
 from pathlib import Path
@@ -22,6 +23,7 @@ from test_tools_polygons import brush
 from degrid.data import open_dataset, write_tfrecord
 from degrid.data.dataset import open_layout
 from degrid.types import IGNORE_INDEX
+from degrid.verbs.write_shards import write_shards
 
 # A world is small as it is drawn; making it smaller after a failure would take minutes.
 FEW = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -249,6 +251,29 @@ def tfrecord(world, root, encoding):
     return root / "records"
 
 
+def shards(kind):
+    """Written from folders."""
+
+    def write(world, root, encoding):
+        folders(world, root / "folders", encoding)
+        write_shards(root / "folders", root / "shards", kind=kind, size=2000)
+        return root / "shards"
+
+    return write
+
+
+def webdataset(world, root, encoding):
+    """As others write it: files as they are, and no index."""
+    folders(world, root / "folders", encoding)
+    (root / "tars").mkdir()
+    for k, name in enumerate(world.masks):
+        with tarfile.open(root / "tars" / f"{'train' if k else 'val'}-{k:04d}.tar", "w") as archive:
+            archive.add(root / "folders" / "images" / f"{name}.png", f"{name}.png")
+            archive.add(root / "folders" / "masks" / f"{name}_mask{encoding.suffix}", f"{name}.seg{encoding.suffix}")
+    class_rows(world, root / "tars")
+    return root / "tars"
+
+
 class Format(NamedTuple):
     """write: a world below a folder. fits: the encodings it may come in. remapped: the ids may be any numbers."""
 
@@ -270,6 +295,9 @@ FORMATS = {
     "Darwin": Format(darwin, lambda e: e.colors or e.low == 0, remapped=True),
     "Cityscapes with label_colors.txt": Format(datumaro_cityscapes, lambda e: not e.colors and e.suffix == ".png"),
     "TFRecord": Format(tfrecord, lambda e: True),
+    "shards, tar": Format(shards("tar"), lambda e: True),
+    "shards, TFRecord": Format(shards("tfrecord"), lambda e: True),
+    "WebDataset": Format(webdataset, lambda e: e.suffix == ".png"),
     "Roboflow": Format(roboflow, lambda e: not e.colors and e.low == 0, remapped=True),
 }
 
@@ -306,13 +334,25 @@ def test_every_encoding(name, data):
     check(data.draw(worlds(encoding, layout.remapped)), encoding, layout)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@FEW
-@given(data=st.data())
-def test_every_format(name, data):
+def check_format(name, data):
     layout = FORMATS[name]
     encoding = ENCODINGS[data.draw(st.sampled_from([name for name in ENCODINGS if layout.fits(ENCODINGS[name])]))]
     check(data.draw(worlds(encoding, layout.remapped)), encoding, layout)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(FEW, max_examples=8)
+@given(data=st.data())
+def test_every_format(name, data):
+    check_format(name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+@settings(FEW, max_examples=60)
+@given(data=st.data())
+def test_every_format_many_times(name, data):
+    check_format(name, data)
 
 
 # ---- shapes -------------------------------------------------------------------------------------------------
@@ -513,6 +553,34 @@ def datumaro(world, root):
     return world
 
 
+def cvat(world, root):
+    """Masks and polygons in turn; the lowest layer is drawn over. Background is a label, too."""
+    shown = "".join(
+        f"<label><name>{html.escape(called(world, k))}</name><color>#{k:02x}ff00</color></label>"
+        for k in (*range(len(world.names)), IGNORE_INDEX)
+    )
+    images = []
+    for k, (name, ids) in enumerate(world.masks.items()):
+        world.image(root / "images" / f"{name}.png")
+        height, width = ids.shape
+        shapes = []
+        values = [value for value, _ in objects(ids)]
+        for layer, value in enumerate(values):
+            said = f'label="{html.escape(called(world, value))}" z_order="{layer}"'
+            rest = np.isin(ids, values[layer:])  # some of it is drawn over
+            if value % 2:
+                code = ",".join(map(str, runs(rest.T)["counts"]))
+                shapes.append(f'<mask {said} rle="{code}" left="0" top="0" width="{width}" height="{height}"/>')
+            else:
+                corners = (";".join(f"{x},{y}" for x, y in np.reshape(each, (-1, 2))) for each in rectangles(rest))
+                shapes += [f'<polygon {said} points="{each}"/>' for each in corners]
+        size = f'width="{width}" height="{height}"'
+        images.append(f'<image id="{k}" name="{name}.png" {size}>{"".join(reversed(shapes))}</image>')
+    text = f"<annotations><version>1.1</version><meta><task><labels>{shown}</labels></task></meta>{''.join(images)}"
+    (root / "annotations.xml").write_text(f"{text}</annotations>", encoding="utf-8")
+    return world
+
+
 def labelme_xml(world, root):
     """Painted masks and polygons in turn; void is a class of that name."""
     for folder in ("Annotations", "Masks"):
@@ -685,6 +753,7 @@ TOOLS = {
     "VIA": via,
     "VIA, circles, ellipses and lines": via_round,
     "Datumaro": datumaro,
+    "CVAT": cvat,
     "LabelMe XML": labelme_xml,
     "Supervisely": supervisely,
     "Segments.ai": segments_ai,

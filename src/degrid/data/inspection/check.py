@@ -251,7 +251,9 @@ def _report_unknown(report: DataReport, tally: _Tally) -> None:
             for value, (masks, pixels) in report.unknown.items()
         ]
         others = f"; {counted(tally.beyond, 'pixel')} of further ones" if tally.beyond else ""
-        listed = sorted(value for value in total(tally.surveys).ids if value != IGNORE_INDEX)
+        listed = sorted(total(tally.surveys).ids)
+        if len(listed) != len(tally.labels):  # 255 is void, unless it is that of a class
+            listed = [value for value in listed if value != IGNORE_INDEX]
         if len(listed) == len(tally.labels) and not tally.rule.exact:
             others += (
                 f'; if the values in the masks are those of the classes in order, write "ids: {listed}" in dataset.yaml'
