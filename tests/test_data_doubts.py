@@ -188,6 +188,15 @@ def test_names_for_masks_that_count_from_1(tmp_path):
     assert shares(tmp_path)["sky"] == 0
 
 
+def test_images_that_are_their_masks(tmp_path):
+    put(tmp_path, [stripes(0, 1), stripes(0, 1, 1), stripes(0, 0, 1)])
+    for image in (tmp_path / "images").iterdir():
+        image.write_bytes((tmp_path / "masks" / image.name).read_bytes())
+    assert kinds(tmp_path) == ["images-are-masks"]
+    Image.new("RGB", SIZE[::-1], (1, 2, 3)).save(tmp_path / "images" / "0.png")
+    assert kinds(tmp_path) == []
+
+
 def test_classes_that_only_val_has(tmp_path):
     for split, mask in (("train", stripes(0, 1)), ("val", stripes(0, 1, 2))):
         put(tmp_path / split, [mask] * 3)

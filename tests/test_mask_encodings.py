@@ -349,7 +349,7 @@ def test_every_format(name, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-@settings(FEW, max_examples=60)
+@settings(FEW, max_examples=40)
 @given(data=st.data())
 def test_every_format_many_times(name, data):
     check_format(name, data)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from degrid.data.formats.copies import overlaps
+from degrid.data.formats.copies import copied_masks, overlaps
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.source import LazySources
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import SOFT, Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
@@ -408,6 +409,14 @@ def _splits_overlap(look: _Look) -> Iterator[str]:
         )
 
 
+def _images_are_masks(look: _Look) -> Iterator[str]:
+    """Images from which the answer can be read."""
+    sources = look.layout.splits.get("train", [])
+    image = "" if isinstance(sources, LazySources) else copied_masks(sources)
+    if image:
+        yield f"{image} is the same file as its mask, and so are the others that were looked at: where are the images?"
+
+
 def _nearly_void(look: _Look) -> Iterator[str]:
     """Hardly a pixel with a class."""
     counts, _ = look.learnt.by_class(look.rule)
@@ -459,6 +468,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
     "splits-overlap": (_splits_overlap, ()),
+    "images-are-masks": (_images_are_masks, ()),
     "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),
     "one-class": (_one_class, ("many-crowds", "grey-edges", "sparse-ids", "nearly-void")),
 }
