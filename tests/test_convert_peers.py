@@ -74,6 +74,7 @@ def rates(module):
         pytest.param("YudeWang_res50", "bubbliiiing", [2], [6, 12, 18], marks=slow),
         pytest.param("chenxi116_resnet50", "chenxi116", [2, 2], [6, 12, 18], marks=slow),
         pytest.param("speedinghzl_resnet50", "speedinghzl", [*[2] * 6, 4, 4, 4], [12, 24, 36], marks=slow),
+        pytest.param("NVIDIA_DeepWV3Plus", "nvidia", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3_resnet50", "tramac", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("Tramac_deeplabv3plus_xception", "tramac", [*[2] * 51, *[4] * 3], [12, 24, 36], marks=slow),
         pytest.param("GluonCV_deeplabv3_resnet50", "gluoncv", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
@@ -110,7 +111,7 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA"),
+        (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA.*WideResNet-38"),
         (["aspp.aspp1.atrous_conv.weight", "backbone.other.weight"], "jfzhang95.*ResNet-101, MobileNet, Xception and"),
         (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet, Xception and HRNet"),
         (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),

@@ -75,7 +75,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str | Mapping[str, Callable[..., 
     "slim": dict.fromkeys(RESNETS, ResNet),
     # As these projects build them.
     **dict.fromkeys(
-        ("jfzhang95", "vainf", "bubbliiiing", "tramac", "gluoncv", "mmseg", "paddleseg", "speedinghzl"),
+        ("jfzhang95", "vainf", "bubbliiiing", "tramac", "gluoncv", "mmseg", "nvidia", "paddleseg", "speedinghzl"),
         "degrid.models.peers:PEERS",
     ),
     **dict.fromkeys(("google", "bonlime"), "degrid.models.google_encoders:GOOGLE_ENCODERS"),

@@ -404,6 +404,24 @@ def v3plus_head(
     return DeepLabV3PlusHead(aspp, settings.channels, num_classes, fine, reduced, joined, convs, smp, convention), 4
 
 
+def nvidia_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """A decoder on the encoder's finest feature; its 1x1 and that after ASPP have neither batch norm nor ReLU.
+
+    Corners are aligned unless the settings say otherwise.
+    """
+    convention, fine, channels = settings.resize or "align_corners", encoder.channels[0], settings.channels
+    aspp, low_level = _aspp(encoder, settings, convention), settings.low_level_channels
+    aspp.project = nn.Sequential(nn.Conv2d(channels * len(aspp.branches), channels, 1, bias=False))
+
+    def joined(in_channels: int, out: int, rate: int) -> nn.Module:
+        return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
+
+    reduced = fine, low_level, 1
+    head = DeepLabV3PlusHead(aspp, channels, num_classes, 0, reduced, joined, resize=convention)
+    head.reduce = nn.Sequential(nn.Conv2d(fine, low_level, 1, bias=False))
+    return head, encoder.reductions[0]
+
+
 def _aspp(
     encoder: Encoder,
     settings: HeadSettings,
@@ -432,6 +450,8 @@ NETWORKS: dict[str, MakeHead] = {
     # As in speedinghzl/pytorch-segmentation-toolbox.
     "deeplabv3_speedinghzl": leaky_v3_head,
     "deeplabv3plus": v3plus_head,
+    # As in NVIDIA/semantic-segmentation.
+    "deeplabv3plus_nvidia": nvidia_head,
     "deeplabv3plus_mmseg": partial(v3plus_head, project=3),
     # As in VainF/DeepLabV3Plus-Pytorch: one 3x3 in the decoder.
     "deeplabv3plus_vainf": partial(v3plus_head, convs=1),

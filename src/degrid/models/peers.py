@@ -14,6 +14,7 @@ from degrid.models.drn import Drn
 from degrid.models.hrnet import PeerHRNet
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import is_wide, pair
+from degrid.models.wide_resnet import WideResNet38
 from degrid.models.xception import XCEPTIONS, PeerXception
 
 
@@ -129,6 +130,7 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "mmseg:mobilenet_v2": PeerMobileNetV2,
     **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
     "jfzhang95:drn_d_54": Drn,
+    "nvidia:wider_resnet38": WideResNet38,
     **dict.fromkeys(("vainf:hrnetv2_32", "vainf:hrnetv2_48"), PeerHRNet),
     **dict.fromkeys(XCEPTIONS, PeerXception),
     **{f"speedinghzl:resnet{depth}s": PeerResNet for depth in (50, 101, 152)},

@@ -1,23 +1,72 @@
-"""NVIDIA/semantic-segmentation, which is recognised so that it can be refused by its name."""
+"""NVIDIA/semantic-segmentation: DeepLab v3+ on WideResNet-38."""
 
 from __future__ import annotations
 
-from degrid.checkpoints.systems.plan import Plan, System, Tensors
+import re
+
+import numpy as np
+
+from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
 from degrid.types import ConversionError
+
+_PLACES = {
+    **{f"aspp.features.{index}.{part}": f"head.aspp.branches.{index}.{part}" for index in range(4) for part in (0, 1)},
+    "aspp.img_conv.0": "head.aspp.branches.4.project.0",
+    "aspp.img_conv.1": "head.aspp.branches.4.project.1",
+    "bot_aspp": "head.aspp.project.0",
+    "bot_fine": "head.reduce.0",
+    "final.0": "head.refine.0.0",
+    "final.1": "head.refine.0.1",
+    "final.3": "head.refine.1.0",
+    "final.4": "head.refine.1.1",
+}
+_TRUNK = r"(?:backbone\.)?mod"
 
 
 class Nvidia(System):
-    """DeepV3Plus and DeepWV3Plus: their decoder joins a feature at stride 2, and their ASPP has no projection."""
+    """DeepWV3Plus, whose corners are aligned, and DeepV3PlusW38 of the later code, whose are not."""
 
-    title = "NVIDIA/semantic-segmentation: DeepV3Plus (recognised, not converted)"
+    title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3PlusW38"
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
         return "bot_fine.weight" if {"bot_fine.weight", "aspp.img_conv.0.weight"} <= tensors.keys() else None
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`. Always refused."""
-        raise ConversionError(
-            "this is DeepV3Plus of NVIDIA/semantic-segmentation; degrid has neither its decoder at stride 2 nor its "
-            "encoders (WideResNet-38, SE-ResNeXt); run it with the code that it comes from"
-        )
+        """See `System`. Other trunks than WideResNet-38 are refused."""
+        trunk = first_match(tensors, rf"{_TRUNK}7\.block1\.convs\.conv3\.weight")
+        if trunk is None:
+            raise ConversionError(
+                "this is DeepV3Plus of NVIDIA/semantic-segmentation on a trunk that degrid does not have; it can "
+                "convert those on WideResNet-38"
+            )
+        resize = "half_pixel" if trunk.startswith("backbone.") else "align_corners"
+        settings = {
+            "network": "deeplabv3plus_nvidia",
+            "encoder": "nvidia:wider_resnet38",
+            "output_stride": 8,
+            "rates": (12, 24, 36),
+            "head_resize": resize,
+            "resize": resize,
+            **rules.IMAGENET_INPUT,
+        }
+        return Plan(settings).fill(tensors, rules.batch_counter, _rule)
+
+
+def _rule(name: str, value: np.ndarray) -> rules.Found | None:
+    if name == "final.6.weight":
+        return {"head.classifier.weight": value, "head.classifier.bias": np.zeros(len(value), np.float32)}
+    if name == "bot_aspp.weight":  # there image pooling comes first, here last
+        value = rules.joined_in_order(value, value.shape[1] // 5)
+    if name == "final.0.weight":
+        value = rules.joined_in_order(value, value.shape[1] - len(value))
+    if re.fullmatch(rf"{_TRUNK}1\.conv1\.weight", name):
+        return {"encoder.stem.weight": value}
+    match = re.fullmatch(
+        rf"{_TRUNK}([2-7])\.block(\d)\.(?:convs\.)?(?:(bn|conv)([123])(?:\.0)?|proj_conv)\.(\w+)", name
+    )
+    if match is None:
+        return rules.placed(_PLACES, name, value)
+    part = f"{match[3]}s.{int(match[4]) - 1}".replace("bns", "norms") if match[3] else "shortcut"
+    return {f"encoder.stages.{int(match[1]) - 2}.{int(match[2]) - 1}.{part}.{match[5]}": value}
