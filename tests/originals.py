@@ -6,7 +6,7 @@ network's variables, and how many of them the original trains. The networks' wei
 
 import json
 import zlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,14 @@ def golden_weights(shapes: dict[str, list[int]], system: str) -> dict[str, np.nd
     return {name: golden_weight(name, tuple(shape), system) for name, shape in shapes.items()}
 
 
+@lru_cache(maxsize=300)  # those of one network: the next one has mostly the same
 def golden_weight(name: str, shape: tuple[int, ...], system: str) -> np.ndarray:
     """One variable; `system` is eth, nd, st or is."""
     v = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     rule = _pytorch if system == "is" else _tensorflow
-    return rule(name, shape, system, v).astype(np.float32)
+    value = rule(name, shape, system, v).astype(np.float32)
+    value.flags.writeable = False  # shared by all that ask
+    return value
 
 
 def smp_golden():

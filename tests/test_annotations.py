@@ -157,7 +157,7 @@ def test_small_and_simplified_regions(tmp_path):
 
 @pytest.fixture(scope="module")
 def model():
-    return degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
+    return degrid.deeplabv3("timm:test_resnet", 3, channels=8).eval()
 
 
 @pytest.fixture(scope="module")

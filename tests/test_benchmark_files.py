@@ -56,7 +56,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for classes in (21, 19):
         torch.manual_seed(classes)
-        degrid.save(degrid.deeplabv3("timm:resnet10t", classes, pretrained=False, channels=8), folder / str(classes))
+        degrid.save(degrid.deeplabv3("timm:test_resnet", classes, pretrained=False, channels=8), folder / str(classes))
     return folder
 
 

@@ -177,7 +177,7 @@ def test_only_void_has_no_error():
 def test_through_the_command_line(tmp_path):
     dataset = degrid.open_dataset("synthetic:2", "val")
     torch.manual_seed(0)
-    model = degrid.deeplabv3plus("timm:resnet10t", dataset.labels, channels=8)
+    model = degrid.deeplabv3plus("timm:test_resnet", dataset.labels, channels=8)
     degrid.save(model, tmp_path / "model")
     words = ["eval", str(tmp_path / "model"), "--data", "synthetic:2"]
     done = CliRunner().invoke(app, [*words, "--calibration", "-o", str(tmp_path / "s.json")], catch_exceptions=False)

@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
         for seed in seeds:
             torch.manual_seed(seed + (10 if recipe == "b" else 0))
             place = folder / f"{recipe}{seed}"
-            degrid.save(degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8), place / "model")
+            degrid.save(degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8), place / "model")
             (place / "run.json").write_text(json.dumps({"config": {"train": {"seed": seed}}}))
     return [[folder / f"{recipe}{seed}" for seed in seeds] for recipe, seeds in SEEDS.items()]
 

@@ -18,10 +18,10 @@ from degrid.types import ConversionError, LabelSpace, Preprocess
 from degrid.verbs.convert import convert, fill
 from degrid.verbs.modernise import modernise
 
-TYPES = ["regular", "decompose", "smooth_GI", "smooth_SSC", "average_filter", "gaussian_filter", "aggregation"]
+# Not "decompose": the same variables and the same function as "regular", and the same logits to the bit.
+TYPES = ["regular", "smooth_GI", "smooth_SSC", "average_filter", "gaussian_filter", "aggregation"]
 OPERATOR = {
     "regular": "regular",
-    "decompose": "regular",  # the same variables, and the same function
     "smooth_GI": "gi",
     "smooth_SSC": "ssc",
     "average_filter": "average",
@@ -80,7 +80,7 @@ def test_deeplab_v2_in_tensorflow(tmp_path, encoder, original):
     assert (ids == originals.array(f"{network}/upsampled_argmax")[0]).mean() >= 0.999
 
 
-@pytest.mark.parametrize("original", [pytest.param(name, marks=slow) for name in ["smooth_GI", *TYPES[3:]]])
+@pytest.mark.parametrize("original", [pytest.param(name, marks=slow) for name in ["smooth_GI", *TYPES[2:]]])
 def test_converted_models_export(tmp_path, original):
     """A legacy model in another runtime gives the logits of the original code, at a size it was not traced at."""
     network = f"eth/res50/{original}"
@@ -94,7 +94,8 @@ def test_converted_models_export(tmp_path, original):
 def test_what_the_original_trains_is_trained_here(original):
     """Frozen batch norm: as many trainable tensors as the original has, biases and operators included."""
     network = f"eth/res50/{original}"
-    model = degrid.deeplabv2("res50", 21, operator=OPERATOR[original], legacy=True)
+    with torch.device("meta"):
+        model = degrid.deeplabv2("res50", 21, operator=OPERATOR[original], legacy=True)
     degrid.models.freeze_batch_norm(model)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     assert len(trained) == originals.num_trainable(network)

@@ -15,7 +15,7 @@ from degrid.types import IGNORE_INDEX, Scores, UserError
 from degrid.verbs import run as runs
 
 TINY = [
-    "model.encoder=timm:resnet10t",
+    "model.encoder=timm:test_resnet",
     "model.pretrained=false",
     "model.channels=16",
     "data.crop=48,48",

@@ -30,7 +30,7 @@ def photos(tmp_path_factory):
 def model(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    degrid.save(degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8), folder)
+    degrid.save(degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8), folder)
     return folder
 
 

@@ -32,7 +32,7 @@ def write(file, values, **more):
 
 def network(count=3, **settings):
     torch.manual_seed(0)
-    return degrid.deeplabv3plus("timm:resnet10t", 3, channels=16, in_channels=count, **settings).eval()
+    return degrid.deeplabv3plus("timm:test_resnet", 3, channels=16, in_channels=count, **settings).eval()
 
 
 @pytest.mark.parametrize(

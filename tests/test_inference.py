@@ -84,7 +84,7 @@ def test_fusions_equal_a_direct_computation(image):
 
 def test_a_window_that_covers_the_image_is_the_whole_image(image):
     torch.manual_seed(3)
-    model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", 3, channels=8).eval()
     plain = Predictor(model).scores(image)
     options = InferenceOptions(window=(64, 64))
     assert torch.equal(Predictor(model, options=options).class_ids(image), Predictor(model).class_ids(image))
@@ -194,7 +194,7 @@ def test_values_out_of_range(settings, message):
 
 
 def test_a_scale_that_leaves_nothing_is_refused(image):
-    model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", 3, channels=8).eval()
     with pytest.raises(
         UserError, match=r"scale 0\.2 makes the image of 53x37 pixels 11x7, less than one feature of stride 16"
     ):

@@ -462,7 +462,7 @@ def cli(*words):
 
 
 def test_through_the_command_line(tmp_path):
-    settings = ["model.encoder=timm:resnet10t", "model.pretrained=false", "model.channels=16", "data.crop=48,48"]
+    settings = ["model.encoder=timm:test_resnet", "model.pretrained=false", "model.channels=16", "data.crop=48,48"]
     settings += [
         "train.steps=2",
         "train.batch_size=2",

@@ -14,7 +14,7 @@ from degrid.cli import app
 from degrid.verbs.lr_find import suggested
 
 TINY = {
-    "model.encoder": "timm:resnet10t",
+    "model.encoder": "timm:test_resnet",
     "model.pretrained": False,
     "model.channels": 8,
     "model.output_stride": 32,

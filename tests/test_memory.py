@@ -38,7 +38,7 @@ def test_live_bytes_by_hand():
 
 
 def test_memory_grows_with_the_image():
-    model = degrid.deeplabv3("timm:resnet10t", 3, channels=16).eval()
+    model = degrid.deeplabv3("timm:test_resnet", 3, channels=16).eval()
     small, large = activation_bytes(model, (128, 128)), activation_bytes(model, (256, 512))
     assert large / small == pytest.approx(8, rel=0.05)
 
@@ -53,7 +53,7 @@ def test_a_network_that_looks_at_its_values_is_refused():
 
 
 def test_a_memory_limit_chooses_windows_that_keep_it(limit_of_maps):
-    model = degrid.deeplabv2("timm:resnet10t", 3).eval()
+    model = degrid.deeplabv2("timm:test_resnet", 3).eval()
     limit = activation_bytes(model, (512, 512)) // 4
     predictor = Predictor(model, precision="float32", options=InferenceOptions(memory=limit))
     assert predictor.options_for((192, 192)).window is None
@@ -73,7 +73,7 @@ def test_a_memory_limit_chooses_windows_that_keep_it(limit_of_maps):
 
 def test_whether_windows_are_used_is_decided_once(monkeypatch):
     """Free memory changes from moment to moment; all images are processed by one answer."""
-    model = degrid.deeplabv2("timm:resnet10t", 3).eval()
+    model = degrid.deeplabv2("timm:test_resnet", 3).eval()
     answers = []
     limit = activation_bytes(model, (512, 512))
 
@@ -97,7 +97,7 @@ def test_scores_are_those_of_whole_images_unless_windows_are_asked_for(monkeypat
     monkeypatch.setattr(predictor_module, "available_bytes", lambda device: 1)
     monkeypatch.setattr(predictor_module, "_LARGE", 1)
     torch.manual_seed(0)
-    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8).eval()
     whole = degrid.evaluate(model, "synthetic:2", device="cpu")
     assert (whole.windowed, whole.windows) == (0, ())
     assert caplog.text.count("may not fit into memory whole; --window") == 1
@@ -164,7 +164,7 @@ def test_memory_and_window_exclude_one_another():
 
 def multi_scale(in_turn):
     torch.manual_seed(0)
-    model = degrid.deeplabv2("timm:resnet10t", 5, scales=(0.75, 0.5)).train()
+    model = degrid.deeplabv2("timm:test_resnet", 5, scales=(0.75, 0.5)).train()
     model.scales_in_turn = in_turn
     return model
 
@@ -242,7 +242,7 @@ def test_somewhere_else_something_is_available(tmp_path):
 
 
 def test_windows_that_save_memory_are_told(tmp_path, limit_of_maps):
-    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8).eval()
     Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
     limit = int(activation_bytes(model, (128, 128)) * 1.2)
     for options, told in ((InferenceOptions(memory=limit), 1), (InferenceOptions(window=(96, 96)), 0)):
@@ -252,7 +252,7 @@ def test_windows_that_save_memory_are_told(tmp_path, limit_of_maps):
 
 def test_scores_that_are_fused_count(limit_of_maps, monkeypatch):
     """Of 1000x1000 pixels and 3 classes: class ids, and two views and their sum in float32."""
-    model = degrid.deeplabv3("timm:resnet10t", 3, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", 3, channels=8).eval()
     monkeypatch.setattr(predictor_module, "_ROW", 4)
     for options, each in ((InferenceOptions(), 1), (InferenceOptions(flip=True), 1 + 3 * 4 * 3)):
         assert Predictor(model, "cpu", options=options)._bytes_of_results((1000, 1000)) == each * 10**6
@@ -260,7 +260,7 @@ def test_scores_that_are_fused_count(limit_of_maps, monkeypatch):
 
 def test_a_crf_counts(limit_of_maps):
     """It takes the whole image, when the feature maps are gone."""
-    model = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8).eval()
+    model = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8).eval()
     need = refine_bytes(200 * 300, len(SyntheticScenes.labels), is_compiled=True)
     assert need > 2 * activation_bytes(model, (200, 300))  # windows are not called for
     enough, short = (
@@ -302,7 +302,7 @@ finally:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_process_keeps_its_limit(tmp_path, precision):
     torch.manual_seed(0)
-    degrid.save(degrid.deeplabv3plus("timm:resnet10t", 2), tmp_path / "model")
+    degrid.save(degrid.deeplabv3plus("timm:test_resnet", 2), tmp_path / "model")
     pixels = torch.randint(0, 256, (2000, 1600, 3), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "a.png", compress_level=1)
     command = f"predict model a.png -o out --memory 1000MiB --overlap 0.1 --device cpu --precision {precision}".split()

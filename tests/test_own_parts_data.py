@@ -43,7 +43,7 @@ class Arrays(DataFormat):
 class NoFormat:
     pass
 '''
-TINY = ["model.encoder=timm:resnet10t", "model.pretrained=false", "model.channels=16", "data.crop=48,48"]
+TINY = ["model.encoder=timm:test_resnet", "model.pretrained=false", "model.channels=16", "data.crop=48,48"]
 TINY += ["train.batch_size=2", "train.steps=2", "train.eval_every=2", "train.precision=float32", "optim.warmup=0"]
 
 

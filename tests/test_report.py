@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
         place = folder / f"run{seed}"
         torch.manual_seed(seed)
         degrid.save(
-            degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, output_stride=8, channels=8), place / "model"
+            degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, output_stride=8, channels=8), place / "model"
         )
         config = override(RunConfig(), {"data.path": data, "data.val": "val", "train.seed": seed, "train.steps": 77})
         record = {"config": configs.to_dict(config), "date": "2026-01-02", "versions": {"degrid": "1", "torch": "2"}}
@@ -227,7 +227,7 @@ def test_any_network_is_looked_into():
 
 def test_mistakes_are_told_in_a_sentence(runs, tmp_path):
     folders, data = runs
-    network = degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, output_stride=8, channels=8)
+    network = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, output_stride=8, channels=8)
     with pytest.raises(UserError, match=r"Segmenter is no run that says what it was validated on; name images with"):
         degrid.report(network, tmp_path / "a.html")
     with pytest.raises(UserError, match="images: expected at least 1, got 0"):

@@ -19,7 +19,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for seed in range(3):
         torch.manual_seed(seed)
-        degrid.save(degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8), folder / f"{seed}")
+        degrid.save(degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8), folder / f"{seed}")
     return [folder / f"{seed}" for seed in range(3)]
 
 
@@ -84,7 +84,7 @@ def test_mistakes(models):
         with pytest.raises(UserError, match="two models or more, got 1"):
             degrid.compare(one, "synthetic:2")
     with pytest.raises(UserError, match="do not predict the same classes"):
-        degrid.compare([models[0], degrid.deeplabv3("timm:resnet10t", 4, channels=8)], "synthetic:2")
+        degrid.compare([models[0], degrid.deeplabv3("timm:test_resnet", 4, channels=8)], "synthetic:2")
 
 
 def test_any_iterable_of_models(models):

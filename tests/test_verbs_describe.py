@@ -12,7 +12,7 @@ from degrid.cli import app
 
 
 def test_describe_gives_what_the_command_prints(tmp_path):
-    model = degrid.deeplabv3("timm:resnet10t", 3, operator="ssc", channels=8)
+    model = degrid.deeplabv3("timm:test_resnet", 3, operator="ssc", channels=8)
     degrid.save(model, tmp_path / "model")
     found = degrid.describe(tmp_path / "model", size=(64, 96))
     result = CliRunner().invoke(app, ["info", str(tmp_path / "model"), "--size", "64x96", "--json"])
@@ -29,8 +29,8 @@ def test_describe_builds_the_network_of_a_recipe():
 
 def test_parameters_of_smoothing_are_known_by_their_layers():
     """Not by a name: a head may have a part called smoothing."""
-    model = degrid.deeplabv3("timm:resnet10t", 3, operator="ssc", channels=8)
-    plain = degrid.deeplabv3("timm:resnet10t", 3, channels=8)
+    model = degrid.deeplabv3("timm:test_resnet", 3, operator="ssc", channels=8)
+    plain = degrid.deeplabv3("timm:test_resnet", 3, channels=8)
     smoothed, regular = (degrid.describe(each, size=(32, 32)) for each in (model, plain))
     assert smoothed.parameters["smoothing"] > 0
     assert smoothed.parameters["encoder"] == regular.parameters["encoder"]

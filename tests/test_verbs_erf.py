@@ -131,7 +131,7 @@ def test_a_block_is_a_grid_only_without_smoothing(compared):
 
 
 def test_the_command_prints_and_writes_what_the_function_gives(tmp_path):
-    model = degrid.deeplabv3("timm:resnet10t", 3, output_stride=16, channels=8)
+    model = degrid.deeplabv3("timm:test_resnet", 3, output_stride=16, channels=8)
     degrid.save(model, tmp_path / "model")
     words = ["--size", "65x65", "--runs", "1", "--layer", "encoder", "-o", str(tmp_path / "out" / "field.png")]
     result = CliRunner().invoke(app, ["erf", str(tmp_path / "model"), *words, "--json"])

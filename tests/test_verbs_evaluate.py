@@ -17,7 +17,7 @@ from degrid.types import Progress, UserError
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    degrid.save(degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8), folder)
+    degrid.save(degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8), folder)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_it_is_exact_unless_told_otherwise_and_says_so(model, tmp_path):
 
 
 def test_what_was_decided_about_the_data_is_said(model, tmp_path):
-    network = degrid.deeplabv3("timm:resnet10t", 2, channels=8)
+    network = degrid.deeplabv3("timm:test_resnet", 2, channels=8)
     degrid.save(network, tmp_path / "two")
     for folder, pixels in (("images", np.zeros((33, 40, 3))), ("masks", np.zeros((33, 40)))):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -122,6 +122,6 @@ def test_boundaries_can_be_left_out(model):
 
 
 def test_other_classes_are_refused(model):
-    network = degrid.deeplabv3("timm:resnet10t", 4, channels=8)
+    network = degrid.deeplabv3("timm:test_resnet", 4, channels=8)
     with pytest.raises(UserError, match="classes"):
         degrid.evaluate(network, "synthetic:1", device="cpu")

@@ -34,7 +34,7 @@ def contents(folder):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    degrid.save(degrid.deeplabv3("timm:resnet10t", 21, channels=8), folder)
+    degrid.save(degrid.deeplabv3("timm:test_resnet", 21, channels=8), folder)
     return folder
 
 

@@ -71,7 +71,7 @@ def read(path):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    degrid.save(degrid.deeplabv3("timm:resnet10t", SyntheticScenes.labels, channels=8), folder)
+    degrid.save(degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, channels=8), folder)
     return folder
 
 

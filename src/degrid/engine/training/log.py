@@ -252,9 +252,11 @@ class _TensorBoard(Recorder):
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
         with warnings.catch_warnings(), torch.no_grad(), evaluating(model):
-            # The writer traces with TorchScript, which warns that it is deprecated and of every size it takes as fixed.
+            # TorchScript warns that it is deprecated and of every size it takes as fixed. The writer would also trace
+            # a second time to compare the values, which nobody needs of a drawing: a trace it takes as it is.
             warnings.simplefilter("ignore")
-            self._boards["train"].add_graph(model, image)
+            traced = torch.jit.trace(model, image, check_trace=False)  # type: ignore[no-untyped-call]
+            self._boards["train"].add_graph(traced, image)
 
     def close(self, failed: bool = False) -> None:
         for board in self._boards.values():
