@@ -86,7 +86,7 @@ def test_networks(network, encoder, count, frozen):
 
 def test_bfloat16_and_smoothing():
     torch.manual_seed(0)
-    plain = degrid.deeplabv3("timm:resnet18", 3, output_stride=8, channels=8, operator="ssc")
+    plain = degrid.deeplabv3("timm:test_resnet", 3, output_stride=8, channels=8, operator="ssc")
     saving = copy.deepcopy(plain)
     checkpoint_activations(saving)
     image = 255 * torch.rand(1, 3, 33, 33)

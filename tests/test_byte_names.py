@@ -85,6 +85,7 @@ def test_tfrecord_keeps_the_bytes(data, tmp_path):
     assert len(degrid.open_dataset(file)) == 3
 
 
+@pytest.mark.slow
 def test_terminals_show_them_escaped(run, data, tmp_path):
     (tmp_path / f"{LATIN}.png").write_bytes(b"no image")
     (tmp_path / f"{GBK}.png").write_bytes((data / "images" / "val" / "plain.png").read_bytes())

@@ -107,6 +107,7 @@ def test_an_image_that_vanishes_in_the_middle(model, copied):
     assert network.training  # as it was before
 
 
+@pytest.mark.slow
 def test_as_a_process_it_is_one_line_on_the_error_stream(model, copied):
     (copied / "images" / "p3.png").write_text("not an image")
     done = process("eval", model, "--data", copied)

@@ -179,7 +179,8 @@ class Labelled(list):
     labels = LABELS
 
 
-@pytest.mark.parametrize("kind", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_int8_is_judged_and_refused(model, tmp_path, kind):
     pictures = [example_image((3, 3, 64, 80), seed=seed)[0] for seed in range(4)]
     dataset = Labelled([Sample(picture, ids_of(model, picture[None])[0].byte(), "") for picture in pictures])

@@ -166,7 +166,7 @@ def test_a_pt2_file_takes_any_size_as_pytorch_opens_it(tmp_path):
         assert (loaded(image) == ids_of(model, image)).float().mean() > 0.999
 
 
-@pytest.mark.parametrize("encoder", ["timm:test_resnet", "timm:convnext_atto"])
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", pytest.param("timm:convnext_atto", marks=pytest.mark.slow)])
 def test_padding_of_timm_can_be_stored(encoder, tmp_path):
     """resnet-D averages with "SAME" padding where a stride was removed; torch.export cannot store its `ceil`."""
     model = degrid.deeplabv3(encoder, LABELS, output_stride=8, channels=8, operator="tent").eval()

@@ -116,13 +116,13 @@ def test_bfloat16_is_as_near_as_with_separate_layers():
 @pytest.mark.parametrize("operator", ["decompose", "gi", "ssc", "average", "gaussian", "aggregation", "tent"])
 def test_smoothed_convolutions_are_folded_too(operator):
     torch.manual_seed(0)
-    plain = randomised(degrid.deeplabv3("timm:resnet18", 3, output_stride=8, channels=8, operator=operator))
+    plain = randomised(degrid.deeplabv3("timm:test_resnet", 3, output_stride=8, channels=8, operator=operator))
     for name, parameter in plain.named_parameters():
         if ".smoothing." in name:
             nn.init.normal_(parameter, std=0.3)
     image = 255 * torch.rand(1, 3, 33, 35, dtype=torch.float64)
     separate, folded = frozen(plain, False), frozen(plain, True)
-    assert sum(hasattr(layer, "smoothing") for layer in folded_layers(folded)) > 4
+    assert sum(hasattr(layer, "smoothing") for layer in folded_layers(folded)) == 2
     expected, expected_gradients = gradients(separate, image)
     loss, found = gradients(folded, image)
     assert relative(loss, expected) < 1e-12

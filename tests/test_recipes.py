@@ -61,8 +61,9 @@ def test_every_recipe_is_kept_whole(name):
     assert config.from_dict(config.RunConfig, config.to_dict(run)) == run
 
 
-# Their networks, and the way they are trained, are those of others but for sizes, rates or resizing.
-LIKE_OTHERS = {"deeplabv2_voc12", "is_voc12_msc", "ds_voc12", "eth_cityscapes", "deeplabv3_cityscapes"}
+# Their networks, and the way they are trained, are those of others but for sizes, rates, resizing or the smaller
+# images beside each.
+LIKE_OTHERS = {"deeplabv2_voc12", "is_voc12_msc", "zw_voc12_msc", "ds_voc12", "eth_cityscapes", "deeplabv3_cityscapes"}
 
 
 @pytest.mark.parametrize(

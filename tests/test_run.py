@@ -216,6 +216,7 @@ def test_each_stage_has_a_patience_of_its_own(photos, tmp_path, monkeypatch):
     assert all(torch.equal(after[key], value) for key, value in weights(stages[0]).items() if "num_batches" not in key)
 
 
+@pytest.mark.slow  # in this process: test_verbs_train.py::test_a_stopped_run_is_resumed_from_python
 def test_ctrl_c_says_how_to_go_on(photos, tmp_path):
     folder = tmp_path / "stopped"
     words = [
