@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def assert_same(found, expected):
         assert found[name].dtype == value.dtype, name
         assert found[name].shape == value.shape, name
         assert found[name].tobytes() == np.asarray(value).tobytes(), name
+
+
+def test_the_contents_of_an_archive_are_not_listed_anew_for_each_array(tmp_path, monkeypatch):
+    listed, real = [], zipfile.ZipFile._RealGetContents
+    np.savez(tmp_path / "a.npz", **{f"{number}": np.full(2, number) for number in range(9)})
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda archive: (listed.append(1), real(archive)))
+    found = read_tensors(tmp_path / "a.npz").tensors
+    assert [int(found[f"{number}"][0]) for number in range(9)] == list(range(9))
+    assert len(listed) < 9  # by each way of reading that asks what the file is, and then once
 
 
 # --- files that TensorFlow wrote

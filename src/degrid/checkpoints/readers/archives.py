@@ -54,7 +54,6 @@ def unpacked(file: Span) -> dict[str, Span]:
     Raises:
         ConversionError: damaged, or made to unpack to far more than its size.
     """
-    found = {}
     members = [member for member in members_of(file) if not member.is_dir()]
     size = len(file)
     if len(members) > MAX_TENSORS or sum(member.file_size for member in members) > _GRACE + _MAX_GAIN * size:
@@ -68,9 +67,11 @@ def unpacked(file: Span) -> dict[str, Span]:
             raise ConversionError(f"{file.file}: {name} claims {member.compress_size} bytes, beyond the end")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ConversionError(f"{file.file}: {name} is packed in a way that is not read; unpack the archive")
-        try:
-            with zipfile.ZipFile(_Stream(file)) as archive:
-                found[name] = Span(memoryview(archive.read(member)), f"{file.file}, {name}")
-        except Exception as error:
-            raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
-    return found
+    try:
+        with zipfile.ZipFile(_Stream(file)) as archive:  # once for all: each opening reads the whole list of contents
+            return {
+                member.filename: Span(memoryview(archive.read(member)), f"{file.file}, {member.filename}")
+                for member in members
+            }
+    except Exception as error:
+        raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
