@@ -13,8 +13,8 @@ import pytest
 import torch
 from apart_job import counting
 from PIL import Image
+from test_run import cli
 from torch import nn
-from typer.testing import CliRunner
 
 from degrid.bench import network_cases
 from degrid.bench.apart import Apart
@@ -45,7 +45,6 @@ from degrid.bench.report import (
     write_results,
 )
 from degrid.bench.suite import SETS, run
-from degrid.cli import app
 from degrid.cli.bench import _table
 from degrid.types import UserError
 
@@ -344,16 +343,6 @@ def test_pictures_show_the_ratios(tmp_path):
 
 
 # ---- command ------------------------------------------------------------------------------------------------
-
-
-def cli(*words):
-    """Exit code and output; the user's errors come back as they would end up: code 2 and a sentence."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(result.exception, UserError):
-        return 2, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def test_the_command_measures_and_writes(tmp_path):

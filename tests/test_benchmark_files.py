@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from test_run import cli
 
 import degrid
-from degrid.cli import app
 from degrid.data import CITYSCAPES_LABEL_IDS, check_data, open_dataset, prepare_benchmark
 from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES, CITYSCAPES_RAW
 from degrid.data.formats.benchmarks.voc import VOC
@@ -19,16 +18,6 @@ from degrid.data.prepare.cityscapes import prepare_cityscapes
 from degrid.data.prepare.voc import prepare_voc
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 from degrid.verbs.outputs import CityscapesFiles, VocFiles
-
-
-def cli(*words):
-    """Run a command in this process; the user's errors come back as code 2 and a sentence."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(result.exception, UserError):
-        return 2, f"degrid: {result.exception}"
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def put(file, values):

@@ -11,11 +11,10 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from test_run import cli
 
 from degrid.analysis.curves import LOG_EPOCH_STEPS, distinct, read_curves
 from degrid.analysis.plots import epoch_means, plot_runs, smoothed
-from degrid.cli import app
 from degrid.engine.training.log import RunLog, StepRecord
 from degrid.types import Scores, UserError
 
@@ -44,16 +43,6 @@ class 2: 0.600
 mIoU: 0.500
 The output files have been saved to ./prediction
 """
-
-
-def cli(*words):
-    """Exit code and output; the user's errors come back as they would end up: code 2 and a sentence."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(result.exception, UserError):
-        return 2, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def record(step, loss=1.0, lr=0.1):

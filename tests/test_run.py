@@ -18,7 +18,7 @@ import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cycles import scores_like
+from test_cycles import TINY, scores_like
 from typer.testing import CliRunner
 
 import degrid
@@ -35,18 +35,6 @@ from degrid.types import LabelSpace, UserError
 from degrid.verbs import run as train_run
 from degrid.verbs import train
 
-# A network and schedule that take a second.
-TINY = [
-    "model.encoder=timm:test_resnet",  # timm's smallest residual network: 0.5 M parameters, all that a ResNet has
-    "model.pretrained=false",
-    "model.channels=16",
-    "data.crop=48,48",
-    "train.batch_size=2",
-    "train.steps=6",
-    "train.eval_every=3",
-    "train.precision=float32",
-    "optim.warmup=0",
-]
 TWO_STEPS = ["train.steps=2", "train.eval_every=2"]
 
 
