@@ -188,6 +188,13 @@ def test_names_for_masks_that_count_from_1(tmp_path):
     assert shares(tmp_path)["sky"] == 0
 
 
+def test_classes_that_differ_in_capitals_or_spaces(tmp_path):
+    put(tmp_path, [stripes(0, 1, 2)] * 2, "road\ntraffic light\nTraffic_Light \n")
+    assert kinds(tmp_path) == ["names-alike"]
+    (tmp_path / "classes.txt").write_text("road\ntraffic light\nlight\n")
+    assert kinds(tmp_path) == []
+
+
 def test_images_that_are_their_masks(tmp_path):
     put(tmp_path, [stripes(0, 1), stripes(0, 1, 1), stripes(0, 0, 1)])
     for image in (tmp_path / "images").iterdir():

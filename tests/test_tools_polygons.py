@@ -338,6 +338,23 @@ def test_yolo_without_a_yaml(tmp_path):
     check(tmp_path, truth=np.array([IGNORE_INDEX, 1, 0], np.uint8)[TRUTH], names=("sign", "car"))
 
 
+@pytest.mark.parametrize(
+    ("beside", "nc", "message"),
+    [
+        ("sign\ncar\n", 2, 'data.yaml calls class 0 "car", and classes.txt beside it "sign"; keep the one'),
+        ("car\nsign\n", 3, "nc says 3 classes, but 2 are named"),
+    ],
+)
+def test_yolo_that_contradicts_itself(tmp_path, beside, nc, message):
+    put_image(tmp_path / "images" / "train" / "a.png")
+    put_text(tmp_path / "labels" / "train" / "a.txt", "0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    put_text(tmp_path / "classes.txt", beside)
+    for splits in ("train: images/train\n", ""):
+        put_text(tmp_path / "data.yaml", f"{splits}names: [car, sign]\nnc: {nc}\n")
+        with pytest.raises(UserError, match=message):
+            open_dataset(tmp_path)
+
+
 def test_yolo_boxes(tmp_path):
     box = f"1 {5 / WIDTH} {3 / HEIGHT} {2 / WIDTH} {2 / HEIGHT}\n"  # middle and size
     yolo(tmp_path, ["images/a.png"], box)

@@ -216,7 +216,7 @@ def _corrupted(
 
 
 # Doubts about what there is to learn, and about ids that the network's classes explain.
-_NO_MATTER = ("one-class", "nearly-void", "sparse-ids")
+_NO_MATTER = ("one-class", "nearly-void", "sparse-ids", "names-alike")
 
 
 def opened(data: AnyData, split: str, labels: LabelSpace | None, bands: Bands) -> Dataset:

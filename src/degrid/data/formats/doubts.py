@@ -409,6 +409,16 @@ def _splits_overlap(look: _Look) -> Iterator[str]:
         )
 
 
+def _names_alike(look: _Look) -> Iterator[str]:
+    """Classes that differ only in capitals, spaces or hyphens, as labels that were typed do."""
+    names: dict[str, str] = {}
+    for name in () if look.layout.guessed else look.labels.names:
+        first = names.setdefault(" ".join(re.split(r"[-_\s]+", name.casefold().strip(" -_"))), name)
+        if first != name:
+            yield f'there are the classes "{first}" and "{name}": if they are one, call it the same everywhere'
+            return
+
+
 def _images_are_masks(look: _Look) -> Iterator[str]:
     """Images from which the answer can be read."""
     sources = look.layout.splits.get("train", [])
@@ -468,6 +478,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
     "splits-overlap": (_splits_overlap, ()),
+    "names-alike": (_names_alike, ()),
     "images-are-masks": (_images_are_masks, ()),
     "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),
     "one-class": (_one_class, ("many-crowds", "grey-edges", "sparse-ids", "nearly-void")),

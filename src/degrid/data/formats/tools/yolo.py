@@ -108,6 +108,7 @@ def _by_yaml(path: Path) -> _Found | None:
         names = _names(values)
         if not names:
             continue
+        _refuse_other_names(values, names, file)
         splits: dict[str, list[Path]] = {}
         for key, split in _KEYS.items():
             given = values.get(key)
@@ -132,6 +133,19 @@ def _names(values: dict[str, Any]) -> dict[int, str]:
     if not isinstance(named, dict) or "kpt_shape" in values or {type(key) for key in named} != {int}:
         return {}
     return {number: str(name) for number, name in named.items()}
+
+
+def _refuse_other_names(values: dict[str, Any], names: dict[int, str], file: Path) -> None:
+    """Refuse another number of classes than there are names, and other names for the same numbers beside."""
+    if isinstance(number := values.get("nc"), int) and number != len(names):
+        raise UserError(f"{file}: nc says {number} classes, but {len(names)} are named; correct one of them")
+    for other in (place for name in _NAME_FILES if (place := file.parent / name).is_file()):
+        for number, called in enumerate(read_names(other)):
+            if number in names and names[number].strip() != called:
+                raise UserError(
+                    f'{file} calls class {number} "{names[number]}", and {other.name} beside it "{called}"; keep the '
+                    "one that is right"
+                )
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -188,7 +202,8 @@ def _by_folders(path: Path) -> _Found | None:
 def _named_beside(path: Path) -> tuple[dict[int, str], str]:
     """The names of the classes in a folder, and the file that has them; supervision's data.yaml has no splits."""
     for file in _yaml_files(path):
-        if names := _names(_yaml(file)):
+        if names := _names(values := _yaml(file)):
+            _refuse_other_names(values, names, file)
             return names, file.name
     said = next((name for name in _NAME_FILES if (path / name).is_file()), "")
     return dict(enumerate(read_names(path / said))) if said else {}, said
