@@ -3,6 +3,8 @@
 import copy
 import logging
 import threading
+from collections import namedtuple
+from dataclasses import make_dataclass
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import degrid
 from degrid import Predictor, UserError
 from degrid.acceleration.fold import fold_batch_norm
+from degrid.dispatch import DispatchMode
 from degrid.engine import device as device_module
 from degrid.engine.inference.adapted import Adapted, adapted
 from degrid.engine.inference.predictor import predictor_of
@@ -195,7 +198,7 @@ def test_a_copy_that_computes_something_else_is_given_up_and_that_is_said(caplog
     with caplog.at_level(logging.WARNING, "degrid"):
         assert_exact(model, image(64, 64), image(64, 150))
     assert caplog.messages == [
-        "the fast copy of BySize does not compute what the network does; it now runs with its layers exchanged",
+        "BySize has a fast copy that does not compute what it does; it now runs with its layers exchanged",
     ]
 
 
@@ -262,10 +265,15 @@ class Forms(nn.Module):
     def forward(self, x):
         y = self.conv(x)
         forms = {"plain": y, "out": {"aux": -y, "out": y}, "logits": {"logits": y}, "tuple": (y, -y), "list": [y]}
+        forms |= {"named tuple": NamedTuple(-y, y), "dataclass": DataClass(-y, y)}
         return forms[self.form]
 
 
-@pytest.mark.parametrize("form", ["plain", "out", "logits", "tuple", "list"])
+NamedTuple = namedtuple("NamedTuple", ("aux", "logits"))
+DataClass = make_dataclass("DataClass", ("aux", "logits"))
+
+
+@pytest.mark.parametrize("form", ["plain", "out", "logits", "tuple", "list", "named tuple", "dataclass"])
 def test_forms_of_output_and_floats(form):
     model, pixels = Forms(form), image()
     with torch.no_grad():
@@ -422,3 +430,143 @@ def test_freezing_looks_at_what_training_does():
     model.norm.eval()
     with torch.no_grad():
         torch.testing.assert_close(frozen(image()[None]), model(image()[None]), rtol=1e-4, atol=1e-4)
+
+
+class Stateful(Net):
+    """What it saw before counts; variants say how it is kept."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.seen, self.bank = kind, None, []
+        self.register_buffer("average", torch.zeros(()))
+
+    def middle(self, y, x):
+        mean = x.mean()
+        if self.kind == "buffer":
+            self.average.mul_(0.9).add_(0.1 * mean)
+            return self.norm(y) - self.average
+        if self.kind == "attribute":
+            self.seen = mean if self.seen is None else 0.5 * self.seen + 0.5 * mean
+            return self.norm(y) - self.seen
+        if self.kind == "list":
+            self.bank.append(mean)
+            return self.norm(y) - sum(self.bank) / len(self.bank)
+        self.seen = self.norm(y)  # kept for others to look at
+        return self.seen
+
+
+IMAGES = [image(64, 64), image(64, 64, 0, 60), image(40, 150, 190, 256), image(33, 47), image(64, 64, 190, 256)]
+
+
+def assert_as_one_by_one(make, images=IMAGES):
+    """Each image is seen once, in order, as by the network alone."""
+    alone, model = shaken(make()), shaken(make())
+    predictor = Predictor(model, "cpu", "float32")
+    for pixels in images:
+        given = pixels.clone()
+        with torch.no_grad():
+            expected = adapted(alone)(pixels[None]).float()
+        torch.testing.assert_close(predictor.scores(given), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(given, pixels)
+    return predictor, model, alone
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "list"])
+def test_networks_that_keep_state_run_once_per_image(kind, caplog):
+    predictor, model, alone = assert_as_one_by_one(lambda: Stateful(kind))
+    assert caplog.messages == ["Stateful keeps state from one image to the next; it now runs as it is"]
+    assert predictor.network.is_decided
+    torch.testing.assert_close(model.average, alone.average)
+    assert len(model.bank) == len(alone.bank)
+
+
+def test_what_is_kept_but_not_read_costs_nothing(caplog):
+    predictor, _, _ = assert_as_one_by_one(lambda: Stateful("shown"))
+    assert (predictor.network._way, caplog.messages) == (0, [])
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "list"])
+def test_freezing_leaves_what_the_network_keeps(kind):
+    model = shaken(Stateful(kind))
+    freeze_batch_norm(model)
+    assert (float(model.average), model.seen, model.bank) == (0, None, [])
+
+
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.add_(57))
+
+
+class WantsFloats(Net):
+    """Refuses bytes with an error of its own."""
+
+    def forward(self, x):
+        if not x.is_floating_point():
+            raise ValueError("expected floats")
+        return super().forward(x)
+
+
+class ByName(Net):
+    """A convolution called with its input by name."""
+
+    def forward(self, x):
+        x = x.float() / 255
+        return self.head(input=self.norm(input=self.conv(input=x)).relu())
+
+
+def patched(layer):
+    """A function in place of the forward of one layer, as programs that place layers on several devices do it."""
+    model = Net()
+    own = getattr(model, layer)
+    before = own.forward
+    own.forward = lambda x: before(x) * 0.5
+    return model
+
+
+def short():
+    """All in bfloat16, which bytes and float32 do not suit."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)).to(torch.bfloat16)
+
+
+KIN = [InPlace, WantsFloats, ByName, lambda: patched("conv"), lambda: patched("norm"), short]
+
+
+@pytest.mark.parametrize("make", KIN, ids=["in-place", "floats", "by-name", "patched-conv", "patched-norm", "short"])
+def test_ways_of_calling_and_being_called(make):
+    _, model, alone = assert_as_one_by_one(make)
+    pixels = image()[None].to(next(model.parameters()).dtype)
+    freeze_batch_norm(model, example=pixels)
+    with torch.no_grad():
+        found, expected = model(pixels.clone()).float(), alone(pixels.clone()).float()
+    close = 0.02 if pixels.dtype == torch.bfloat16 else 1e-5
+    assert float((found - expected).abs().max()) <= close * float(expected.abs().max())
+
+
+def test_a_network_that_cannot_run_in_bfloat16_says_so():
+    class Exact(Net):
+        def middle(self, y, x):
+            if y.dtype == torch.bfloat16:
+                raise RuntimeError("not implemented for BFloat16")
+            return self.norm(y)
+
+    with pytest.raises(UserError, match="Exact cannot run in bfloat16 .not implemented.*take precision float32"):
+        Predictor(Exact().eval(), "cpu", "bfloat16").scores(image())
+    assert Predictor(Exact().eval(), "cpu", "auto").scores(image()).shape == (1, 4, 64, 64)
+
+
+def test_a_compiled_network_is_looked_at_as_it_was_written():
+    """What looks at the operations of a network is not compiled with it, which PyTorch would do again and again."""
+    compiled, seen = torch.compile(shaken(Net()), backend="eager"), []
+
+    class Seen(DispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append((str(func), torch.compiler.is_compiling()))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Seen():
+        compiled(image()[None])
+    assert "aten.convolution.default" in dict(seen)
+    assert not any(dict(seen).values())
+    assert len(conv_bn_pairs(compiled)) == 1
+    assert_exact(compiled, image(), image(40, 48))

@@ -81,6 +81,9 @@ def test_copies_are_of_the_same_kind(model, hand_on):
     for ours, theirs in zip(found.parameters(), model.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None)
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(
+        found[2][0].dilated(input=IMAGES.new_ones(1, 4, 7, 9)), model[2][0].dilated(torch.ones(1, 4, 7, 9))
+    )
     loaded = found.state_dict()
     assert list(loaded) == list(model.state_dict())
 

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from degrid.lookup import loaded
 from degrid.types import RGB, Bands, LabelSpace
@@ -202,6 +204,11 @@ def convention_of(model: nn.Module) -> str:
     return "half_pixel" if network is None else network.resize
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a function was put in place of the forward of a module's class, in this module alone."""
+    return not vars(module).keys().isdisjoint(("forward", "_conv_forward"))
+
+
 def in_evaluation_mode(model: nn.Module) -> nn.Module:
     """The model in evaluation mode; as it is if it has one mode only, as what `torch.export` made of a network."""
     try:
@@ -222,3 +229,37 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode, for a run that it must not remember.
+
+    Afterwards its modes, attributes and buffers are as they were, also where its forward changes them, and random
+    generators go on from where they were.
+    """
+    # A module whose sizes are not yet known takes them from the run; what is compiled keeps its attributes elsewhere.
+    kinds = LazyModuleMixin, torch.jit.ScriptModule
+    modules = [module for module in model.modules() if not isinstance(module, kinds)]
+    kept = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in modules]
+    lists = [(value, list(value)) for _, own, _ in kept for value in own.values() if isinstance(value, list)]
+    tensors = [buffer for buffer in model.buffers() if not (buffer.is_meta or is_lazy(buffer))]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        with torch.random.fork_rng(), evaluating(model):
+            yield model
+    finally:
+        for now, own, buffers in kept:
+            now["_buffers"].update(buffers)
+            now.clear()
+            now.update(own)
+        for filled, items in lists:
+            filled[:] = items
+        _restore(values)
+
+
+def _restore(values: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, value in values:
+            if not torch.equal(tensor, value):
+                tensor.copy_(value)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
-from degrid.contracts import FoldingConv2d, bands_of, in_evaluation_mode
+from degrid.contracts import FoldingConv2d, bands_of, has_own_forward, in_evaluation_mode
 from degrid.dispatch import DispatchMode
 from degrid.lookup import loaded
 
@@ -142,23 +142,24 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
     def asked() -> None:
         wiring.by_value |= not inside  # what a layer does inside is its own affair
 
-    def enter(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if isinstance(layer, _BatchNorm):
-            wiring.sources[layer].add(made[id(args[0])][1] if id(args[0]) in made else None)
+            x = _input(args, named)
+            wiring.sources[layer].add(made[id(x)][1] if id(x) in made else None)
         inside.append(layer)
 
-    def leave(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def leave(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         inside.pop()
         if isinstance(layer, nn.Conv2d):
             made[id(output)] = (output, layer)
-            wiring.inputs[layer] = args[0]
+            wiring.inputs[layer] = _input(args, named)
 
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | _BatchNorm):
             # First and last, so that what the user's own hooks do counts as use from elsewhere.
-            hooks.append(module.register_forward_pre_hook(enter))
-            hooks.append(module.register_forward_hook(leave, prepend=True))
+            hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.append(module.register_forward_hook(leave, prepend=True, with_kwargs=True))
             for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 owners[id(tensor)].add(module)
     try:
@@ -171,6 +172,11 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
         for hook in hooks:
             hook.remove()
     return wiring
+
+
+def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What a layer was called with, by place or by name; None: nothing."""
+    return next(iter((*args, *named.values())), None)
 
 
 def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
@@ -190,16 +196,16 @@ def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) ->
     if "weight" not in conv._parameters or is_parametrized(conv):
         return "the convolution's weight is computed, not stored"
     if has_hooks(conv) or has_hooks(norm):
-        return "it or its convolution has hooks"
+        return "it or its convolution has hooks or a forward that replaces that of its class"
     if {conv, norm} & wiring.read_elsewhere:
         return "the network reads its numbers or its convolution's elsewhere too"
     return None
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether functions of the user run before or after a module, or in its backward pass."""
+    """Whether functions of the user run before, after or in place of a module's forward, or in its backward pass."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
+    return any(getattr(module, kind) for kind in kinds) or has_own_forward(module)
 
 
 def _fold(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:

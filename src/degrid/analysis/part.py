@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from degrid.contracts import evaluating
+from degrid.contracts import unchanged
 from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
@@ -91,7 +91,7 @@ class Part:
         try:
             for parameter in before:
                 parameter.requires_grad_(False)
-            with evaluating(self.network):
+            with unchanged(self.network):
                 yield
         finally:
             for parameter in before:

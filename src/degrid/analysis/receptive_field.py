@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.analysis.part import Part, stride_between
-from degrid.contracts import evaluating
+from degrid.contracts import unchanged
 from degrid.types import UserError
 
 
@@ -116,7 +116,7 @@ def dilated_stage_receptive_field(encoder: nn.Module, side: int = 33, runs: int 
     stage = stages[-1]
     channels = next(m.in_channels for m in stage.modules() if isinstance(m, nn.Conv2d))
     device = next(stage.parameters()).device
-    with evaluating(stage):
+    with unchanged(stage):
         return effective_receptive_field(lambda x: stage(x.to(device)).cpu(), (channels, side, side), runs, seed)
 
 

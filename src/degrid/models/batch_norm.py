@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import example_image, reason_to_leave, timm_batch_norm, wiring_of
 from degrid.acceleration.recompute import as_convolved
 from degrid.acceleration.training import active, convolved, fast_rate, gradients
-from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, evaluating, members_of_made
+from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, members_of_made, unchanged
 from degrid.kernels.support import traced
 from degrid.lookup import loaded
 from degrid.types import UserError
@@ -83,8 +83,8 @@ def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
 def _folded(kind: type[nn.Module]) -> Any:
     """A frozen batch norm whose work the convolution does; only timm's activation remains."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return cast(Tensor, self.act(self.drop(x)) if isinstance(self, timm_batch_norm()) else x)
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return cast(Tensor, self.act(self.drop(input)) if isinstance(self, timm_batch_norm()) else input)
 
     members = {**members_of_made(_folded, kind), "forward": forward, "unfolded": kind}
     return type(f"Folded{kind.__name__}", (kind,), members)
@@ -100,7 +100,8 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
         norm.__class__ = norm.unfolded
         self.__class__ = kind
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        x = input  # called so by nn.Conv2d
         scale, shift = scale_and_shift(self.folded_norm)
         bias = shift if self.bias is None else torch.addcmul(shift, self.bias, scale)
         scale = scale.reshape(-1, 1, 1, 1)
@@ -200,14 +201,14 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
     A pair counts if the batch norm's input is always the very tensor that the convolution returned, and nothing else
     ever reads that tensor: only then can the two be computed as one. Neither has hooks, and nothing else reads their
     weights. The network runs without gradients in evaluation mode and, with its batch norms in evaluation mode, in
-    training mode, where it may do more; modes and random generators are put back. See `freeze_batch_norm` for the
-    example, and for what is raised.
+    training mode, where it may do more; it is `unchanged` afterwards. See `freeze_batch_norm` for the example, and for
+    what is raised.
     """
     if example is None:
         example = example_image(model, 64)
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     try:
-        with evaluating(model), torch.random.fork_rng():
+        with unchanged(model):
             wiring = wiring_of(model, example)
             model.train()
             for norm in norms:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from degrid.contracts import evaluating
+from degrid.contracts import unchanged
 
 SIDES = (128, 192)
 """Height and width of the image that networks are measured on: multiples of 64, and not alike."""
@@ -84,7 +84,7 @@ def measure_strides(net: nn.Module, in_channels: int = 3) -> Strides:
         return note
 
     device = next(net.parameters()).device
-    with ExitStack() as stack, torch.no_grad(), evaluating(net):
+    with ExitStack() as stack, torch.no_grad(), unchanged(net):
         for name, module in net.named_modules():
             if hasattr(module, "stride") and not any(module.children()):
                 stack.callback(module.register_forward_hook(noting(name)).remove)

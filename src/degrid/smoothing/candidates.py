@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from degrid.contracts import FoldingConv2d, Rate
+from degrid.contracts import FoldingConv2d, Rate, has_own_forward
 from degrid.smoothing.example_run import ExampleRun
 from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
 from degrid.smoothing.operators import GroupInteraction, Operator
@@ -68,7 +69,8 @@ def candidates(
 
 def _candidate(name: str, module: Any, where: Where, rim: tuple[int, ...] | None) -> Candidate | str | None:
     """None for a layer that is not dilated, which needs no report."""
-    reason = _reason_to_skip(module)
+    compiled = isinstance(module, torch.jit.ScriptModule)
+    reason = _reason_of_compiled(module) if compiled else _reason_to_skip(module)
     if reason is not None:
         return reason or None
     made = _conditional(name, module) if _is_conditional(module) else _plan(name, module, rim)
@@ -92,6 +94,8 @@ def _reason_to_skip(module: Any) -> str | None:
         return "a frozen batch norm is folded into it: smooth the network before"
     if is_lazy(module.weight):
         return f"{kind} has no weight yet: run the network once before"
+    if has_own_forward(module):
+        return "a function stands in place of its class's forward"
     if max(module.kernel_size) == 1:
         return f"{_sides(module)} kernel: its rate has no effect"
     if max(rates_of(module)) == 1:
@@ -111,6 +115,12 @@ def _looks_dilated(module: nn.Module) -> bool:
     if given[1] is None or not all(isinstance(each, int) for each in rate) or max(rate, default=1) == 1:
         return False
     return not any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules() if part is not module)
+
+
+def _reason_of_compiled(module: Any) -> str:
+    """The same for TorchScript: of a convolution with a rate, or one that was traced, whose rate nothing tells."""
+    dilated = module.original_name.startswith("Conv") and max(getattr(module, "dilation", (2,))) > 1
+    return "compiled by TorchScript: smooth the network before" if dilated else ""
 
 
 def _is_conditional(module: nn.Module) -> bool:
@@ -160,7 +170,7 @@ def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
     """By layer, how wide the network pads the map before it with zeros, where its modules tell."""
     rims: dict[nn.Module, tuple[int, ...]] = {}
     for module in model.modules():
-        if type(module).forward is nn.Sequential.forward:
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             layers = list(module.children())
             for before, layer in itertools.pairwise(layers):
                 if isinstance(before, nn.modules.padding._ConstantPadNd) and before.value == 0:

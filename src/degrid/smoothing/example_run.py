@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from degrid.contracts import evaluating
+from degrid.contracts import unchanged
 from degrid.smoothing.own_forward import called_convolution, per_axis
 from degrid.types import UserError
 
@@ -37,7 +37,7 @@ class ExampleRun(TorchFunctionMode):
             hooks.append(module.register_forward_pre_hook(lambda *_, it=(name, module): self._inside.append(it)))
             hooks.append(module.register_forward_hook(lambda *_: _dropped(self._inside), always_call=True))
         try:
-            with evaluating(model), torch.no_grad(), torch.random.fork_rng(), self:
+            with unchanged(model), torch.no_grad(), self:
                 model(example)
         except Exception as error:  # a user's network may fail in any way
             raise UserError(

@@ -66,8 +66,9 @@ class _Direct(SmoothedLayer):
     bias: Tensor | None
     convolve: Any
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. One axis or three in place of H and W where the layer has them."""
+        x = input  # called so by nn.Conv2d
         if x.is_quantized:
             return _requantised(self.forward, x)
         axes = self.weight.ndim - 2
@@ -105,8 +106,9 @@ class _Indirect(SmoothedLayer):
     The operator convolves at the layer's own rate only.
     """
 
-    def forward(self, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, *more: Any, **named: Any) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. What else is given goes to the layer."""
+        x = input
         if x.is_quantized:
             return _requantised(self.forward, x, *more, **named)
         own: Any = super().forward

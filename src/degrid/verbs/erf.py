@@ -22,7 +22,7 @@ from degrid.analysis.part import Part
 from degrid.analysis.reach import Following
 from degrid.analysis.receptive_field import part_receptive_field
 from degrid.arguments import checked
-from degrid.contracts import DressedConv, evaluating
+from degrid.contracts import DressedConv, unchanged
 from degrid.files import atomic_write, write_bytes, write_json
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
@@ -226,7 +226,7 @@ def measured(
         ran: called after each image with how many there have been.
     """
     values = part_receptive_field(Part(network, *ends), images, ran=ran)
-    with evaluating(network):
+    with unchanged(network):
         followed = Following(network, images[0], lambda name, layer: name == ends[0])
     reach = followed.reach(ends[0], ends[1])
     seen, source = reach.box(), (reach.rows.shape[1], reach.columns.shape[1])

@@ -19,7 +19,7 @@ from degrid.analysis.phases import independent_networks, phase_exchange
 from degrid.analysis.reach import Following, is_dilated, rates_of
 from degrid.analysis.receptive_field import effective_receptive_field, part_receptive_field
 from degrid.arguments import checked
-from degrid.contracts import DressedConv, evaluating
+from degrid.contracts import DressedConv, unchanged
 from degrid.lookup import some
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import OnProgress, Progress, UserError
@@ -250,7 +250,7 @@ def _followed(network: nn.Module, image: Tensor) -> Following:
     parts = [name.split(".") for name in dilated]
     sources = {".".join(part[: place + 1]) for part in parts for place in range(len(part))}
     for _ in range(2):
-        with evaluating(network):
+        with unchanged(network):
             followed = Following(network, image, lambda name, layer: name in sources)
         if not followed.dilated:
             raise UserError(

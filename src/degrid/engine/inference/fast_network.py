@@ -19,9 +19,10 @@ from degrid.acceleration.taps import TapConv2d, reach_onednn, use_taps
 from degrid.acceleration.winograd_layer import use_winograd, winograd_bytes
 from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
-from degrid.engine.inference.adapted import adapted
+from degrid.engine.inference.adapted import Adapted, adapted
 from degrid.engine.inference.prediction import PRECISION_OF_FILE
 from degrid.kernels.upsample_argmax import upsample_argmax
+from degrid.types import UserError
 
 CHECKS = 3
 """Images on which bfloat16 is compared with float32 if the precision is "auto"."""
@@ -37,6 +38,8 @@ _MEAN_ERROR = 0.1
 """In bfloat16, of the mean logit: coarse, since its rounding alone makes about 0.01 in most networks."""
 _IN_TIMES = 1.5
 """In bfloat16, where the network differs from itself by more than that: of its own error."""
+_STATE = 1e-6
+"""What the image before may change, of the largest logit; one network run twice gives the same bits."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
 
@@ -63,7 +66,8 @@ class FastNetwork:
     Batch norms are folded into convolutions, tensors are channels_last, and the convolutions run in bfloat16, or in
     float32 by Winograd's algorithm where that is faster. On the first image of each of the first SIZES sizes the copy
     is compared with the network. If it computes something else, one that is folded or exchanged only in part takes its
-    place, at last the network itself; a warning says so, and the result is the network's.
+    place, at last the network itself; a warning says so, and the result is the network's. One that keeps state from one
+    image to the next runs as it is, once per image.
 
     Args:
         model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on its device.
@@ -100,7 +104,7 @@ class FastNetwork:
         """Whether it does without Winograd's algorithm, whose weights take up to four times the memory of the plain."""
         self.uses_compiled = True
         """Whether compiled kernels may be loaded to find classes, see `degrid.kernels.support.code_bytes`."""
-        self._once = once
+        self._once = self._is_settled = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
         self._network: nn.Module | None = None
@@ -159,15 +163,21 @@ class FastNetwork:
 
     def _is_due(self, batch: Tensor) -> bool:
         """Whether something is left to compare on this image."""
-        if self._once:
+        if self._is_settled:
             return False
         new_size = len(self._sizes) < SIZES and tuple(batch.shape[-2:]) not in self._sizes
         return new_size or bool(self._views)
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
+        before = _state(self._model)
         with autocast(self.device, "float32"), self._evaluation:
-            exact = self._model(batch).float()
+            exact: Tensor = self._model(batch).float()
+        if _has_changed(before, self._model) and self._keeps_state(exact, batch):
+            self._become("float32" if self._may_change else self.precision)
+            self._way, self._is_settled = len(_WAYS) - 1, True
+            self._warn("keeps state from one image to the next")
+            return exact
         logits = self._close_to(exact, batch)
         if self._views:
             self._views -= 1
@@ -186,37 +196,63 @@ class FastNetwork:
 
     def _close_to(self, exact: Tensor, batch: Tensor) -> Tensor:
         """The logits by the fastest way that computes what the network does."""
-        while True:
-            last, logits = self._way == len(_WAYS) - 1, None
-            try:
-                logits = self._run(batch)
-            except Exception:  # the network itself did run: layers that cannot be copied, that want float32, ..
-                if last and not (self._may_change and self.precision == "bfloat16"):
-                    raise
-            if logits is not None and (last or self._agrees(logits, exact, batch)):
-                return logits
-            if last:
+        precision, way = self.precision, self._way
+        logits = self._by_this_way(exact, batch)
+        while logits is None:
+            if self._way == len(_WAYS) - 1:
                 self._become("float32")
-                continue
-            self._way += 1
-            self._network = None
-            self._sizes.clear()  # the next way was seen on this image alone
-            logging.getLogger("degrid").warning(
-                f"the fast copy of {self._name} does not compute what the network does; it now runs {_WAYS[self._way]}"
-            )
+            else:
+                self._way += 1
+                self._network = None
+                self._sizes.clear()  # the next way was seen on this image alone
+            logits = self._by_this_way(exact, batch)
+        if self._way > (way if self.precision == precision else 0):
+            self._warn("has a fast copy that does not compute what it does")
+        return logits
+
+    def _by_this_way(self, exact: Tensor, batch: Tensor) -> Tensor | None:
+        """The logits, or None where the network itself computes others and there is another way."""
+        last = self._way == len(_WAYS) - 1
+        if last and self.precision == "float32":
+            return exact
+        try:
+            logits = self._run(batch)
+        except Exception as error:  # the network itself did run: layers that cannot be copied, that want float32, ..
+            if last and not self._may_change:
+                raise UserError(
+                    f"{self._name} cannot run in {self.precision} ({error}); take precision float32 or auto"
+                ) from error
+            return None
+        return logits if last or self._agrees(logits, exact, batch) else None
+
+    def _keeps_state(self, exact: Tensor, batch: Tensor) -> bool:
+        """Whether the logits of an image depend on which one came before."""
+        try:
+            twin = in_evaluation_mode(copy.deepcopy(self._model))
+            with autocast(self.device, "float32"):
+                twin(255 - batch)
+                after_another = twin(batch).float()
+        except Exception:  # a user's network may fail in any way
+            return True
+        return _error(after_another, exact, "float32") > _STATE
+
+    def _warn(self, what: str) -> None:
+        logging.getLogger("degrid").warning(f"{self._name} {what}; it now runs {_WAYS[self._way]}")
 
     def _agrees(self, logits: Tensor, exact: Tensor, batch: Tensor) -> bool:
         """Whether a copy's logits differ from the network's by no more than rounding does.
 
         Networks that enlarge rounding, as deep ones with random weights do, may differ from themselves in bfloat16.
         """
-        error = _error(logits, exact, self.precision)
-        if error <= (_LARGEST_ERROR if self.precision == "float32" else _MEAN_ERROR):
+        # cuDNN rounds the products of float32, too (TF32), unless asked otherwise.
+        kind = self.precision if self.device.type == "cpu" else "bfloat16"
+        error = _error(logits, exact, kind)
+        if error <= (_LARGEST_ERROR if kind == "float32" else _MEAN_ERROR):
             return True
         if self.precision == "float32" or error == math.inf:
             return False
         with contextlib.suppress(Exception), autocast(self.device, self.precision), self._evaluation:
-            return error <= _IN_TIMES * _error(self._model(batch).float(), exact, self.precision)
+            return error <= _IN_TIMES * _error(self._model(batch).float(), exact, kind)
         return False
 
     def _become(self, precision: str) -> None:
@@ -285,6 +321,29 @@ def _error(logits: Tensor, exact: Tensor, precision: str) -> float:
         return 0.0
     over, under = (difference.max(), size.max()) if precision == "float32" else (difference.mean(), size.mean())
     return (over / under).item() if over else 0.0
+
+
+def _state(model: nn.Module) -> list[tuple[object, object]]:
+    """What a network could keep from one run to the next: weights and buffers with their versions, and attributes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    own = (module for module in model.modules() if not isinstance(module, Adapted))
+    attributes = [value for module in own for value in vars(module).values()]
+    return [(each, _version(each)) for each in (*tensors, *attributes)]
+
+
+def _version(value: object) -> object:
+    """What changes with the value, though the object remains; None: nothing."""
+    if isinstance(value, Tensor):
+        return None if value.is_inference() else value._version
+    return len(value) if isinstance(value, list | dict) else None
+
+
+def _has_changed(before: list[tuple[object, object]], model: nn.Module) -> bool:
+    """Whether something else is there than `_state` saw."""
+    after = _state(model)
+    return len(before) != len(after) or any(
+        old is not new or version != other for (old, version), (new, other) in zip(before, after, strict=True)
+    )
 
 
 def _folded(model: nn.Module, batch: Tensor) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from degrid.contracts import evaluating
+from degrid.contracts import unchanged
 from degrid.engine.training.cycles import Cycles
 from degrid.files import make_folder, parse_json, write_text
 from degrid.lookup import counted
@@ -251,7 +251,7 @@ class _TensorBoard(Recorder):
         board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
-        with warnings.catch_warnings(), torch.no_grad(), evaluating(model):
+        with warnings.catch_warnings(), torch.no_grad(), unchanged(model):
             # TorchScript warns that it is deprecated and of every size it takes as fixed. The writer would also trace
             # a second time to compare the values, which nobody needs of a drawing: a trace it takes as it is.
             warnings.simplefilter("ignore")
