@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import threading
+from collections import namedtuple
 
 import pytest
 import torch
@@ -183,3 +185,54 @@ def test_the_graph_is_a_copy(model):
     ExportGraph(model)
     assert [type(module) for module in model.modules()] == before
     assert issubclass(Onnx, Exporter)
+
+
+Named = namedtuple("Named", ("aux", "logits"))
+
+
+class OfUser(torch.nn.Module):
+    """Networks of other programs, which degrid's own do not resemble."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.conv = kind, torch.nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x):
+        if self.kind == "floats" and not x.is_floating_point():
+            raise ValueError("expected floats")
+        if self.kind == "in place":
+            x = x.add_(57)
+        y = self.conv(x.float() / 255)
+        return {"named": Named(-y, y), "dictionary": {"aux": -y, "out": y}}.get(self.kind, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["floats", "in place", "named", "dictionary"])
+def test_networks_of_users_are_written_as_they_are_predicted_with(kind, tmp_path):
+    model, pixels = OfUser(kind), example_image((1, 3, 40, 50))
+    labels = degrid.LabelSpace.of_size(2)
+    degrid.export(model, tmp_path / "m.pt2", format="torch-export", output="logits", labels=labels)
+    found = torch.export.load(tmp_path / "m.pt2").module()(pixels.clone())
+    expected = degrid.Predictor(OfUser(kind), "cpu", "float32").scores(pixels[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class OneSize(OfUser):
+    """Takes no image but of one size."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.zeros(64, 64)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_copied_or_run_is_refused_in_one_sentence(tmp_path):
+    locked, fixed = OfUser(""), OneSize("")
+    locked.lock = threading.Lock()
+    for model, message in ((locked, "copying it failed .TypeError"), (fixed, "tracing it failed")):
+        with pytest.raises(UserError, match=f"this network cannot be exported: {message}"):
+            degrid.export(model, tmp_path / "m.pt2", format="torch-export", labels=degrid.LabelSpace.of_size(2))
+    assert not list(tmp_path.iterdir())
+    takes = ImageInput(size=(64, 64))
+    labels = degrid.LabelSpace.of_size(2)
+    degrid.export(fixed, tmp_path / "m.pt2", format="torch-export", takes=takes, labels=labels)

@@ -6,7 +6,8 @@ derives from one of these is treated accordingly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -17,10 +18,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from degrid.lookup import loaded
-from degrid.types import RGB, Bands, LabelSpace
+from degrid.types import RGB, Bands, LabelSpace, UserError
 
 Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation and groups, as `torch.nn.functional.conv2d` takes them."""
+_KEYS = ("out", "logits")  # torchvision's and transformers' names
 Rate = int | tuple[int, ...]
 """A dilation rate: one number for both axes of a map, or a tuple with one for each axis, 1 without dilation."""
 Convolve = Callable[..., Tensor]
@@ -190,6 +192,49 @@ def by_sign(logits: Tensor) -> Tensor:
     The softmax of the two is the sigmoid of the one. Any other number of classes stays as it is.
     """
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def logits_of(network: nn.Module, output: Any) -> Tensor:
+    """Logits [N,C,h,w] in what a user's network gives.
+
+    Of a dictionary, named tuple or dataclass "out" or "logits" is taken, of a list or any other tuple the first entry.
+    One logit is two classes by its sign.
+
+    Raises:
+        UserError: the network gives no logits in any of these forms.
+    """
+    named = _by_name(output)
+    found = next((named[key] for key in _KEYS if key in named), output)
+    if isinstance(found, list | tuple) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        raise UserError(
+            f"{type(network).__name__} gives {_described(output)}; expected logits [N,C,h,w], or a dictionary with "
+            f"them under {' or '.join(_KEYS)}"
+        )
+    return by_sign(found)
+
+
+def _by_name(output: Any) -> Mapping[str, Any]:
+    """The entries of a dictionary, named tuple or dataclass; none of anything else."""
+    if isinstance(output, tuple) and hasattr(output, "_asdict"):
+        output = output._asdict()
+    elif dataclasses.is_dataclass(output) and not isinstance(output, Mapping):  # transformers' outputs are both
+        output = vars(output)
+    return output if isinstance(output, Mapping) else {}
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor {list(output.shape)}"
+    named = _by_name(output)
+    keys = f" with {', '.join(map(str, named))}" if named else ""
+    return f"a {type(output).__name__}{keys}"
+
+
+def type_of_weights(network: nn.Module) -> torch.dtype:
+    """The type of floats that a network computes in, by its first weight; float32 where it has none."""
+    return next((each.dtype for each in network.parameters() if each.is_floating_point()), torch.float32)
 
 
 def bands_of(model: nn.Module) -> Bands:

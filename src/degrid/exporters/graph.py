@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -10,8 +12,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from degrid.acceleration.fold import fold_batch_norm
-from degrid.contracts import MultiScaleNetwork, bands_of, by_sign, convention_of, declared
+from degrid.acceleration.fold import Folding, fold_batch_norm
+from degrid.contracts import (
+    MultiScaleNetwork,
+    bands_of,
+    convention_of,
+    declared,
+    in_evaluation_mode,
+    logits_of,
+)
 from degrid.exporters.exporter import quiet
 from degrid.exporters.facts import ImageInput
 from degrid.exporters.rewrite import to_plain_layers, traceable_padding
@@ -31,8 +40,8 @@ class ExportGraph(nn.Module):
     """A network in evaluation mode, its batch norms folded and its smoothing fixed.
 
     Args:
-        model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is. One logit of a network
-            that does not declare its classes is two, by `by_sign`.
+        model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on the CPU; stays as it is. Of a network that does
+            not declare its classes see `logits_of`; images are floats to one that refuses bytes.
         output: "ids": class ids at the image's size; "logits": as the model gives them.
     Raises:
         UserError: an unknown output, or a scale that is no simple fraction.
@@ -42,15 +51,18 @@ class ExportGraph(nn.Module):
         super().__init__()
         if output not in OUTPUTS:
             raise unknown("output", output, OUTPUTS)
-        folding = fold_batch_norm(model)
+        self._own = declared(model) is None
+        folding = _folding(model)
         self.network = folding.model
+        self._given = _given(self.network) if self._own else _as_it_is
         self.fixed = to_plain_layers(self.network)
         self.folded = len(folding.pairs)
-        self._own = declared(model) is None
         self.output, self.resize = output, convention_of(model)
         scales = model.scales if isinstance(model, MultiScaleNetwork) else ()
         self.fractions = tuple(_fraction(scale, self.resize) for scale in scales)
-        self.network.requires_grad_(False)
+        for parameter in self.network.parameters():
+            if parameter.is_leaf:  # those of TorchScript may be none
+                parameter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB [N,3,H,W], 0-255 -> ids [N,H,W], or logits, float32 [N,C,h,w].
@@ -58,9 +70,9 @@ class ExportGraph(nn.Module):
         Ids are uint8 for pixels of uint8, and int64, as argmax gives them, for those of float32: runtimes that ask for
         float32 know no uint8.
         """
-        logits = self._multi_scale(image) if self.fractions else self.network(image)
+        logits = self._multi_scale(image) if self.fractions else self.network(self._given(image))
         if self._own:
-            logits = by_sign(logits)
+            logits = logits_of(self.network, logits)
         if self.output == "logits":
             return cast(Tensor, logits)
         scores = resize(logits, image.shape[-2:], self.resize)
@@ -74,6 +86,37 @@ class ExportGraph(nn.Module):
         height, width = image.shape[-2:]
         sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
         return network.fused(network.scale_logits(image, sizes))
+
+
+def _folding(model: nn.Module) -> Folding:
+    """A copy with its batch norms folded; as it is where it takes no image of the usual example's kind or size."""
+    try:
+        return fold_batch_norm(model)
+    except Exception:  # a user's network may fail in any way; if it does always, tracing it says why
+        return Folding(in_evaluation_mode(copy.deepcopy(model)), (), ())
+
+
+def _given(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What makes images what a user's network takes: bytes, floats if it refuses bytes, copies if it changes them."""
+    pixels = example_image((1, bands_of(network).count, *TRACED[2:]))
+    for image, given in ((pixels, _as_it_is), (pixels.float(), Tensor.float)):
+        try:
+            with torch.no_grad():
+                network(image)
+        except Exception:  # a user's network may fail in any way
+            continue
+        if image._version == 0:
+            return given
+        return _copied_floats if image.is_floating_point() else Tensor.clone
+    return _as_it_is
+
+
+def _as_it_is(image: Tensor) -> Tensor:
+    return image
+
+
+def _copied_floats(image: Tensor) -> Tensor:
+    return image.to(torch.float32, copy=True)
 
 
 def _scaled(side: int, fraction: Fraction, convention: str) -> int:

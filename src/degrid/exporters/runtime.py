@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from degrid.contracts import ExportedNetwork, bands_of, by_sign, convention_of, declared
+from degrid.contracts import ExportedNetwork, bands_of, convention_of
 from degrid.exporters.graph import example_image
 from degrid.exporters.opened import OpenedFile, reason_of
 from degrid.resize import resize
@@ -77,7 +77,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
     """Run both on images of the four `SIZES`, or twice of the only one that the file takes.
 
     Args:
-        model: the network in PyTorch, in evaluation mode.
+        model: the network in PyTorch, in evaluation mode, from RGB images [N,3,H,W] to logits.
         exact: refuse a difference larger than rounding makes; int8 is judged by its mIoU instead.
     Raises:
         UserError: the exported model fails at a size, or its output has another shape or other values.
@@ -88,7 +88,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
         shape = takes.shape((size[0], bands_of(model).count, *size[2:]))
         image = example_image(shape, seed=seed)
         with torch.no_grad():
-            logits = model(image) if declared(model) else by_sign(model(image))
+            logits = model(image)
             if logits.shape[1] != len(exported.labels):
                 raise UserError(f"the network gives {logits.shape[1]} classes, and {len(exported.labels)} are named")
             try:

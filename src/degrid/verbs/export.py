@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
+from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import Facts, ImageInput
 from degrid.exporters.graph import Source
@@ -215,7 +216,14 @@ def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, Lab
     labels = labels or (known.labels if known else None)
     if labels is None:
         raise UserError(f"{model_name(model)} does not declare its classes; give them as labels")
-    return copy.deepcopy(network).cpu().float().eval(), labels
+    try:
+        own = copy.deepcopy(network)
+    except Exception as error:  # a user's network may hold anything
+        raise UserError(
+            f"this network cannot be exported: copying it failed ({type(error).__name__}: {str(error)[:160]}); it must "
+            "be one that copy.deepcopy takes"
+        ) from error
+    return own.cpu().float().eval(), labels
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,7 @@ class _Job:
         if not self.exporter.runs_here:
             return []
         self.tell("comparing with PyTorch" + ("" if self.facts.size else " at sizes that were not traced"))
-        return compared(self.network, self._opened(path))
+        return compared(adapted(self.network), self._opened(path))
 
     def quantize(self, exact: Path, path: Path, trial: _Trial) -> tuple[list[Comparison], Int8Scores]:
         """Write the float file `exact` anew as int8, compare it, and try both.
@@ -256,7 +264,7 @@ class _Job:
             self.exporter.quantize(exact, path, inputs, [layer.name for layer in kept])
             must_run(f"{name_of(self.exporter)}={path}")
             small = self._opened(path)
-            found = compared(self.network, small, exact=False)
+            found = compared(adapted(self.network), small, exact=False)
             after = trial.miou(small, "measuring int8")
             scores = Int8Scores(len(trial.measuring), before, after, tuple(kept))
             if scores.drop <= trial.how.max_drop:
