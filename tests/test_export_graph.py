@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import threading
+import zipfile
 from collections import namedtuple
 
 import pytest
@@ -17,6 +18,7 @@ from degrid.exporters.graph import ExportGraph, Source, example_image
 from degrid.exporters.onnx import Onnx
 from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_padding
 from degrid.exporters.runtime import ExportedModel
+from degrid.exporters.torch_export import holds_compiled_code
 from degrid.models.heads import ASPP, SummedASPP
 from degrid.types import UserError
 
@@ -236,3 +238,13 @@ def test_what_cannot_be_copied_or_run_is_refused_in_one_sentence(tmp_path):
     takes = ImageInput(size=(64, 64))
     labels = degrid.LabelSpace.of_size(2)
     degrid.export(fixed, tmp_path / "m.pt2", format="torch-export", takes=takes, labels=labels)
+
+
+def test_a_damaged_table_of_contents_holds_no_compiled_code(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data/aotinductor/model.so", "code")
+    assert holds_compiled_code(tmp_path / "m.pt2")
+    whole = (tmp_path / "m.pt2").read_bytes()
+    (tmp_path / "m.pt2").write_bytes(whole.replace(b"PK\1\2", b"PK\1\3"))
+    assert zipfile.is_zipfile(tmp_path / "m.pt2")
+    assert not holds_compiled_code(tmp_path / "m.pt2")

@@ -50,7 +50,8 @@ class TorchExport(Exporter):
 
 def holds_compiled_code(path: Path) -> bool:
     """Whether a .pt2 file is a package of machine code by AOTInductor."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/data/aotinductor/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged: whoever opens it says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/data/aotinductor/" in name for name in archive.namelist())
