@@ -72,12 +72,13 @@ def _mixed(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tenso
     from degrid.kernels.group_mixing_numba import mix_groups
 
     use_torch_threads()
-    out = y.new_empty(len(y), *size, y.shape[1])
+    # No view of another tensor, which could not be changed in place where a Function returns it.
+    shape = len(y), y.shape[1], *size
+    out = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
     # A copy: memory that numpy has seen can no longer be taken away, as FSDP does with that of parameters.
-    mix_groups(
-        channels_last(y), weight.detach().clone(memory_format=torch.contiguous_format).numpy(), rate, out.numpy()
-    )
-    return out.permute(0, 3, 1, 2)
+    mixing = weight.detach().clone(memory_format=torch.contiguous_format).numpy()
+    mix_groups(channels_last(y), mixing, rate, out.permute(0, 2, 3, 1).numpy())
+    return out
 
 
 def _products(y: Tensor, grad: Tensor, rate: int) -> Tensor:
