@@ -380,6 +380,14 @@ def test_imagenet_weights_become_an_encoder_folder(tmp_path, name, encoder):
     assert report.kind == "encoder"
     assert report.config["encoder"] == encoder
     assert stated_input(tmp_path / "encoder").std == pytest.approx(Preprocess().std)  # torchvision's own expect these
+    state = theirs.state_dict()
+    first = next(key for key in state if key.endswith("running_var"))
+    torch.save({**state, first: state[first] * 1e5}, tmp_path / "caffe.pth")
+    assert (
+        convert(tmp_path / "caffe.pth")
+        .notes[-1]
+        .endswith("which --set mean=104,116.7,122.7 --set std=1,1,1 --set bgr=true (settings=...) keeps")
+    )
     half = (127.5, 127.5, 127.5)
     convert(tmp_path / "net.pth", tmp_path / "other", settings=["mean=127.5,127.5,127.5", "std=127.5,127.5,127.5"])
     assert degrid.deeplabv3(encoder, 2, pretrained=str(tmp_path / "other")).preprocess == Preprocess(half, half)

@@ -13,7 +13,7 @@ from degrid.models.batch_norm import freeze_batch_norm
 from degrid.models.encoder import ENCODERS, Encoder, EncoderSettings, build_encoder
 from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
 from degrid.models.info import ModelInfo, describe
-from degrid.models.input_statistics import USUAL_INPUTS, likely_input
+from degrid.models.input_statistics import USUAL_INPUTS, as_settings, likely_input
 from degrid.models.resnet import RESNETS, ResNet
 from degrid.models.segmenter import Segmenter, build_network
 from degrid.models.synchronised_batch_norm import synchronise_batch_norm
@@ -39,6 +39,7 @@ __all__ = [
     "Segmenter",
     "TimmEncoder",
     "TorchvisionEncoder",
+    "as_settings",
     "build_encoder",
     "build_network",
     "checkpoint_activations",

@@ -24,6 +24,13 @@ _COLOUR = 0.3  # how much of a channel of a photograph the others lack
 _UNUSED = 1e-6  # the variance of a channel that gives nothing
 
 
+def as_settings(words: str) -> list[str]:
+    """A row of USUAL_INPUTS as settings of `degrid.config.ModelConfig`, such as "std=255,255,255"."""
+    found = USUAL_INPUTS[words]
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
+    return [f"mean={mean}", f"std={std}", *(["bgr=true"] if found.bgr else [])]
+
+
 class _Reached(Exception):  # noqa: N818 - the forward pass has gone as far as it should
     """The first batch norm was."""
 

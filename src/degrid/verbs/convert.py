@@ -27,7 +27,7 @@ from degrid.data import CITYSCAPES, VOC, class_table
 from degrid.files import atomic_write, check_place, write_json
 from degrid.lookup import counted, some
 from degrid.model_folder import save
-from degrid.models import Encoder, EncoderSettings, build_encoder
+from degrid.models import Encoder, EncoderSettings, as_settings, build_encoder, likely_input
 from degrid.models.library_encoders import TimmEncoder, TorchvisionEncoder
 from degrid.models.weights import WithoutRandomValues
 from degrid.networks import build_model, preprocess_of
@@ -134,6 +134,7 @@ def convert(
             f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
             "encoder=smp:tu-NAME (settings=...), or keep the program's config.json beside the file"
         )
+    _write(plan, chosen, labels, origin, Path(out) if out is not None else None)
     report = ConversionReport(
         str(source),
         read.format,
@@ -146,7 +147,6 @@ def convert(
         tuple(plan.unexpected),
         tuple(plan.notes),
     )
-    _write(plan, chosen, labels, origin, Path(out) if out is not None else None)
     if out is not None:
         write_json(Path(out) / "conversion.json", report.to_dict())
     return report
@@ -210,6 +210,9 @@ def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin:
     if isinstance(net, TimmEncoder | TorchvisionEncoder):
         inner, prefix = net.get_submodule("net"), "encoder.net."
     fill(inner, plan, origin, prefix)
+    if config.mean is None and (words := likely_input(net)):
+        changes = " ".join(f"--set {each}" for each in as_settings(words))
+        plan.notes.append(f"batch norm looks as if the weights expect {words}, which {changes} (settings=...) keeps")
     if folder is None:
         return
     weights = {key: value.contiguous() for key, value in inner.state_dict().items()}

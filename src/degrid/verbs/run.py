@@ -49,8 +49,8 @@ from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import counted, some
 from degrid.model_folder import initialise_from, other_classes, save
 from degrid.models import (
-    USUAL_INPUTS,
     Segmenter,
+    as_settings,
     checkpoint_activations,
     freeze_batch_norm,
     likely_input,
@@ -385,10 +385,8 @@ def _assumed_input(model: Segmenter, config: ModelConfig) -> str:
     words = likely_input(model.encoder) if model.bands.count == 3 else None
     if words is None:
         return f"{note}; if it was another, set model.mean and model.std"
-    found = USUAL_INPUTS[words]
-    mean, std = (",".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
-    order = " model.bgr=true" if found.bgr else ""
-    return f"{note}. Its batch norm looks like {words}: for that set model.mean={mean} model.std={std}{order}"
+    settings = " ".join(f"model.{each}" for each in as_settings(words))
+    return f"{note}. Its batch norm looks like {words}: for that set {settings}"
 
 
 def _set_batch_norms(model: Segmenter, settings: TrainConfig) -> None:
