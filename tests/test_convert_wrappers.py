@@ -11,6 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
@@ -73,6 +75,28 @@ def test_keys_above_the_weights(tmp_path, wrapper):
     assert_found(tmp_path / "x.pth")
     torch.save({"model": {"state_dict": network()}, "ema": None}, tmp_path / "x.pth")
     assert_found(tmp_path / "x.pth")
+
+
+BESIDE = ["optimizer", "epoch", "args", "rng", "best", "scheduler"]
+KEYS = ["state_dict", "model", "model_state", "model_state_dict", "net", "weights", "ema", "params", "my own"]
+PARTS = ["module.", "model.", "net.", "_orig_mod.", "student."]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    keys=st.lists(st.sampled_from(KEYS), max_size=3),
+    parts=st.lists(st.sampled_from(PARTS), max_size=4),
+    beside=st.lists(st.sampled_from(BESIDE), max_size=4),
+    zipped=st.booleans(),
+)
+def test_any_nesting_of_keys_and_prefixes(tmp_path_factory, keys, parts, beside, zipped):
+    extras = dict(zip(BESIDE, EXTRAS.values(), strict=False))
+    values = prefixed("".join(parts), network())
+    for key in reversed(keys):
+        values = {**{name: extras[name] for name in beside}, key: values}
+    path = tmp_path_factory.mktemp("nested") / "x.pth"
+    torch.save(values, path, _use_new_zipfile_serialization=zipped)
+    assert_found(path)
 
 
 def test_settings_called_as_a_wrapper_are_none(tmp_path):

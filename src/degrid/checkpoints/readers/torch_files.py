@@ -271,7 +271,7 @@ def _of_network(named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return direct, [name for name in named if name not in direct]
 
 
-def _holds(value: object, kinds: tuple[type, ...], depth: int = 3) -> bool:
+def _holds(value: object, kinds: tuple[type, ...], depth: int = 6) -> bool:
     """Whether there are such values in dictionaries, or in dictionaries within them."""
     if isinstance(value, dict) and depth:
         return any(_holds(inner, kinds, depth - 1) for inner in value.values())

@@ -39,7 +39,7 @@ from degrid.lookup import lookup, some
 from degrid.types import ConversionError, UserError
 from degrid.weight_names import is_counter_beside
 
-_MOST_WRAPPERS = 5  # names of wrappers before a network's
+_MOST_WRAPPERS = 8  # names of wrappers before a network's
 _FEWEST = 20  # a network has more tensors
 _USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
 
