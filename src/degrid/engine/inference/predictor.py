@@ -63,8 +63,8 @@ class Predictor:
 
     Args:
         model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. Images are given
-            as uint8, or as floats to a network that refuses these; of a dictionary "out" or "logits" is taken, of a
-            list or tuple the first entry. It is moved to the device, and in evaluation mode while it runs;
+            as uint8, or as floats to a network that refuses these; see `degrid.contracts.logits_of`
+            for what it may give. It is moved to the device, and in evaluation mode while it runs;
             later changes of its weights have no effect here.
         device: "auto", "cpu", "cuda", ...
         precision: "float32"; "bfloat16" (faster where the hardware has it, less exact); or "auto": bfloat16 where the
