@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from degrid.data.formats.class_text import rows_of_lines, rows_of_table
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
-from degrid.files import write_text
+from degrid.files import walk, write_text
 from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 
@@ -25,6 +26,10 @@ _LIKE_TABLES = re.compile(
     r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
     re.IGNORECASE,
 )
+
+
+_MOST_FOLDERS = 50
+"""Folders in which a table is looked for that is in none of the usual places."""
 
 
 def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule | None]:
@@ -77,10 +82,7 @@ def unread_tables(root: Path) -> str:
     names = sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
     if names:
         return f"{some(names, 3)} is not read: classes.csv (id,name,r,g,b) or classes.txt name them"
-    try:
-        folders = [folder for folder in (root.absolute().parent, *sorted(root.iterdir())) if folder.is_dir()]
-    except OSError:
-        return ""
+    folders = [root.absolute().parent, *(folder for folder, _ in itertools.islice(walk(root), _MOST_FOLDERS))]
     elsewhere = [folder / name for folder in folders for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()]
     return f"{elsewhere[0]} is not read: it belongs in {root}" if elsewhere else ""
 
