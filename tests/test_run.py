@@ -834,7 +834,7 @@ def test_python_in_the_readme_runs(photos, tmp_path, monkeypatch):
     )
     code = code.replace("num_classes=21", "num_classes=9").replace("timm:resnet50", "timm:resnet18")
     code = code.replace("output_stride=16", "output_stride=8")
-    code = code.replace('data="my_photos", operator="ssc"', f'data="my_photos", operator="ssc", settings={TINY}')
+    code = code.replace('data="my_photos")', f'data="my_photos", settings={TINY})')
     scope = {}
     exec(code, scope)
     assert scope["ids"].shape == (72, 96)

@@ -147,6 +147,7 @@ class ReachMode(DispatchMode):
             transfers.append(self._probes[key])
         self._paused = False
         self._known[y] = {key: _applied(transfers, reach) for key, reach in self._of(x).items()}
+        self._marks[y] = self.marks(x) | self.marks(y)  # compiled code does not hand them on
 
     def _of(self, x: Tensor) -> dict[_Source, Reach]:
         found: dict[_Source, Reach] = self._known.get(x, {})
