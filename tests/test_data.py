@@ -120,6 +120,10 @@ def test_a_list_that_is_not_called_as_a_split_is_for_dataset_yaml(tmp_path):
     half = open_dataset(tmp_path / "half.yaml", "train")
     assert [pair.name for pair in half.sources] == ["a", "c"]
     assert half.labels.names == ("x", "y", "z")
+    (tmp_path / "classes.csv").write_text("id,name\n0,sky\n1,road\n2,car\n")
+    assert open_dataset(tmp_path / "half.yaml", "train").labels.names == ("x", "y", "z")
+    (tmp_path / "half.yaml").write_text("{path: ., train: train_half.txt, val: val.txt}")
+    assert open_dataset(tmp_path / "half.yaml", "train").labels.names == ("sky", "road", "car")
 
 
 def test_mask_beside_image(tmp_path):

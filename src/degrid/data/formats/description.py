@@ -8,6 +8,7 @@ from typing import Any
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.class_text import written_color
+from degrid.data.formats.classes import class_table
 from degrid.data.formats.doubts import check_kinds
 from degrid.data.formats.folder import pairs_by_name, with_masks
 from degrid.data.formats.hugging_face.address import PREFIX, Address
@@ -63,16 +64,9 @@ class Description(DataFormat):
             return _hugging_face(written, given, file)
         if not root.is_dir():
             raise UserError(f"{file}: path {root} is not a folder")
-        splits, orphans = {}, []
-        for split in ("train", "val", "test"):
-            if given.get(split):
-                splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
-                orphans += lost
-        layout = Layout(file.name, root, splits, orphans=orphans) if splits else _inside(given, root, file)
-        if splits and "format" in given:
-            raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
+        layout = _with_splits(given, root, file) or _inside(given, root, file)
         if not any(layout.splits.values()):
-            raise UserError(f"{file}: no image in {', '.join(splits)}")
+            raise UserError(f"{file}: no image in {', '.join(layout.splits)}")
         return _with_words(layout, given, file)
 
 
@@ -132,6 +126,21 @@ def _hugging_face(written: str, given: dict[str, Any], file: Path) -> Layout:
         address = dataclasses.replace(address, name=str(file.parent / address.name))
     layout = open_hugging_face(address)
     return _with_words(dataclasses.replace(layout, reason=f"{file.name}, {layout.reason}"), given, file)
+
+
+def _with_splits(given: dict[str, Any], root: Path, file: Path) -> Layout | None:
+    """The splits that the file names, if it does; their classes are those of a table beside the data."""
+    splits, orphans = {}, []
+    for split in ("train", "val", "test"):
+        if given.get(split):
+            splits[split], lost = _split(given[split], root, given.get("masks"), file, split)
+            orphans += lost
+    if not splits:
+        return None
+    if "format" in given:
+        raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
+    table = (None, None) if "classes" in given else class_table(root)
+    return Layout(file.name, root, splits, *table, orphans=orphans)
 
 
 def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
