@@ -267,7 +267,7 @@ def test_descriptions_of_other_toolkits(tmp_path):
             "train: images\nmasks: masks\nclasses: [a]\nids: {5: 9}\n",
             "expected a raw id and a class 0 to 0 or void",
         ),
-        ("train: images\nmasks: masks\nids: {5: 0}\n", "needs classes beside it; without them give a list"),
+        ("train: images\nmasks: masks\nids: {5: 0}\n", "needs classes in the same file; without them give a list"),
         (
             "train: images\nmasks: masks\nclasses: [{name: a, colour: [1, 2, 3]}]\n",
             "expected name, and if wanted color",

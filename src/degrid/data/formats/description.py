@@ -86,7 +86,9 @@ def _with_words(layout: Layout, given: dict[str, Any], file: Path) -> Layout:
     if "classes" in given:
         layout.labels, layout.rule = _classes(given, file)
     elif isinstance(given.get("ids"), dict):
-        raise UserError(f"{file}: a table of ids needs classes beside it; without them give a list, such as [0, 255]")
+        raise UserError(
+            f"{file}: a table of ids needs classes in the same file; without them give a list, such as [0, 255]"
+        )
     _refuse_contradictions(given, layout, file)
     return layout
 
