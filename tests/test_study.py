@@ -138,6 +138,10 @@ def test_a_run_has_the_settings_of_all_its_variant_and_its_cell():
     assert (config.name, config.data.path) == ("x_tent", "synthetic:2")
 
 
+def raised(error):
+    raise error
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -191,6 +195,13 @@ def test_a_study_goes_on_from_what_came_of_its_runs(tmp_path, monkeypatch):
     degrid.study(protocol(), tmp_path)
     assert made == [("", "regular", 1)]
     made.clear()
+    refused = UserError("no checkpoint")
+    with monkeypatch.context() as gone:  # the weights, say: what is left to be made is refused as at first
+        gone.setattr("degrid.verbs.study._check", lambda config, split: raised(refused))
+        degrid.study(protocol(), tmp_path)
+        with pytest.raises(UserError, match="no checkpoint"):
+            degrid.study(protocol(), tmp_path, retry=True)
+    assert made == []
     degrid.study(protocol(), tmp_path, retry=True)
     assert made == [("", "tent", 1)]
     with pytest.raises(UserError, match=r"synthetic:5 has .* test images .* were scored on 2 of"):
@@ -260,7 +271,7 @@ def test_a_stopped_study_goes_on_within_the_run(tmp_path, monkeypatch):
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped/regular/seed_0/metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 4) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

@@ -145,9 +145,14 @@ def study(
     folder = Path(out) if out is not None else Path("studies") / found.name
     if not devices:
         raise UserError("a study needs one device or more, such as devices=['cpu'] (--devices cpu)")
-    began = _agree(found, folder, look)
+    began = _agree(found, folder)
     work = _Work(found, folder, len(devices) == 1, progress, tell)
+    if look and not began:
+        raise UserError(f"{folder} holds no study; expected {PROTOCOL} in it")
     if not look:
+        for run in work.to_check(retry):
+            _check(found.config(*run), found.split)
+        began = began or _begin(found, folder)
         _same_images(found, list(work.scores()))
         work.run_all(devices, retry)
     result = StudyResult(found.name, found.question, tuple(found.cells), tuple(work.scores()), work.failures(), began)
@@ -192,37 +197,41 @@ def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
     return base | values | {"settings": base.get("settings", {}) | values.get("settings", {})}
 
 
-def _agree(protocol: StudyProtocol, folder: Path, look: bool) -> str:
-    """Write the protocol before the first run; later, make sure that it is the same. Returns when it was written.
+def _agree(protocol: StudyProtocol, folder: Path) -> str:
+    """When the study of this folder began; empty if it has not.
 
     Raises:
-        UserError: settings that cannot be used, or another protocol.
+        UserError: it has another protocol.
     """
     file = folder / PROTOCOL
-    plan = json.loads(json.dumps(dataclasses.asdict(protocol)))
-    if file.exists():
-        before = parse_json(file.read_text("utf-8"))
-        elsewhere = {"data"}  # may lie in another place on another machine; see _same_images
-        changed = [
-            name for name, value in plan.items() if name not in elsewhere and before["protocol"].get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"{file} was written on {before['date']} before the first run, and says otherwise of: "
-                f"{', '.join(changed)}; a changed protocol is another study: choose another -o (out=...)"
-            )
-        return str(before["date"])
-    if look:
-        raise UserError(f"{folder} holds no study; expected {PROTOCOL} in it")
-    for variant, cell, seed in protocol.runs():
-        if seed == protocol.seeds[0]:
-            _check(protocol.config(variant, cell, seed), protocol.split)
+    if not file.exists():
+        return ""
+    before = parse_json(file.read_text("utf-8"))
+    elsewhere = {"data"}  # may lie in another place on another machine; see _same_images
+    plan, known = _plan(protocol), before["protocol"]
+    changed = [name for name, value in plan.items() if name not in elsewhere and known.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{file} was written on {before['date']} before the first run, and says otherwise of: "
+            f"{', '.join(changed)}; a changed protocol is another study: choose another -o (out=...)"
+        )
+    return str(before["date"])
+
+
+def _begin(protocol: StudyProtocol, folder: Path) -> str:
+    """Write the protocol, before the first run; returns when."""
     check_utf8(folder)
     make_folder(folder)
     date = time.strftime("%Y-%m-%d %H:%M:%S %z")
     versions = {"degrid": VERSION, "python": platform.python_version(), "torch": torch.__version__}
-    write_json(file, {"date": date, "protocol": plan, "versions": versions})
+    write_json(folder / PROTOCOL, {"date": date, "protocol": _plan(protocol), "versions": versions})
     return date
+
+
+def _plan(protocol: StudyProtocol) -> dict[str, Any]:
+    """A protocol as JSON holds it."""
+    plan: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(protocol)))
+    return plan
 
 
 def _check(config: RunConfig, split: str) -> None:
@@ -330,6 +339,11 @@ class _Work:
                 signal.signal(number, handler)
         if self._stopped.is_set():
             raise Stopped(self.folder, "the same command (the same call of degrid.study)")
+
+    def to_check(self, retry: bool) -> list[tuple[str, str, int]]:
+        """One run that is to be made of every variant and cell that has any."""
+        left = [run for run in self.protocol.runs() if self._left(run, retry)]
+        return list({run[:2]: run for run in reversed(left)}.values())[::-1]
 
     def _left(self, run: tuple[str, str, int], retry: bool) -> bool:
         file = self.outcome(*run)
