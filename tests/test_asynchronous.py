@@ -197,9 +197,9 @@ def test_the_next_images_are_loaded_meanwhile(alone):
     found = Worker(new_state(), load, OBJECTIVE, PLAN)
     shared = copy_of(new_state(), with_optimizer=True)
     found(Task(0, (1, 0) if alone else (1,), alone, ahead=3), shared)
-    assert started[3].wait(10)  # nobody has asked for it
+    assert started[3].wait(60)  # nobody has asked for it
     found(Task(0, (3,), alone, ahead=5), shared)
-    assert started[5].wait(10)
+    assert started[5].wait(60)
     found(Task(0, (4,), alone), shared)  # it was given something else after all
     assert loaded == ([1, 0, 3, 5, 4] if alone else [1, 3, 5, 4])
 

@@ -307,18 +307,18 @@ def test_the_newest_is_taken_and_the_last_and_an_error_are_never_lost():
 
     def source():
         yield 0
-        assert go.wait(10)
+        assert go.wait(60)
         yield from (1, 2, 3)
         ready.set()  # 3 has been offered by now
         go.clear()
-        assert go.wait(10)
+        assert go.wait(60)
         yield from (4, 5)
         raise ValueError("unplugged")
 
     with Newest(source()) as newest:
         assert next(newest) == 0
         go.set()
-        assert ready.wait(10)
+        assert ready.wait(60)
         assert next(newest) == 3
         go.set()
         rest = []
