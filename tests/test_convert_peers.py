@@ -46,6 +46,10 @@ def rates(module):
     [
         ("smp_DeepLabV3Plus_mobilenet_v2", "smp", [2, 2, 2, 2], [12, 24, 36]),
         ("smp_DeepLabV3Plus_efficientnet-b0", "smp", [2] * 7, [12, 24, 36]),
+        # Both paths of a dilated selective kernel have one rate; the second is 2 where it is not dilated.
+        ("smp_DeepLabV3Plus_timm-skresnet18", "smp", [*[2] * 6, *[2] * 6], [12, 24, 36]),
+        pytest.param("smp_DeepLabV3Plus_dpn68", "smp", [2] * 3, [12, 24, 36], marks=slow),
+        pytest.param("smp_DeepLabV3Plus_mobileone_s0", "smp", [2] * 4, [12, 24, 36], marks=slow),
         pytest.param("smp_DeepLabV3Plus_tu-resnet50", "smp", [2, 2], [12, 24, 36], marks=slow),
         pytest.param("smp_DeepLabV3_resnet18_os16", "smp", [2] * 4, [2, 3, 5], marks=slow),
         pytest.param("smp_DeepLabV3Plus_resnet18", "smp", [2] * 4, [12, 24, 36], marks=slow),

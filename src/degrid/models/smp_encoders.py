@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from timm.layers.selective_kernel import SelectiveKernel
 from torch import Tensor, nn
 
 from degrid.lookup import lookup
-from degrid.models.dilation import Conv2dWithMargins
+from degrid.models.dilation import Conv2dWithMargins, set_rates
 from degrid.models.library_encoders import TimmEncoder
 from degrid.models.strides import pair
 from degrid.models.timm_networks import TimmPlan, plan_of_timm
@@ -84,6 +85,55 @@ class SmpMobileNetV2(TimmEncoder):
         return [*features, F.relu6(self.last(last))]
 
 
+class SmpSkNet(TimmEncoder):
+    """A selective-kernel network whose first path reads half of the channels; dilated, both paths have one rate.
+
+    Args:
+        name: "smp:skresnet18", "smp:skresnet34" or "smp:skresnext50_32x4d".
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name.removeprefix("smp:"), **settings)
+        ratio = 1 / 16 if "next" in name else 1 / 8
+        for unit in self.net.modules():
+            for part in ("conv1", "conv2"):
+                if isinstance(kernel := getattr(unit, part, None), SelectiveKernel):
+                    setattr(unit, part, _sk_kernel(kernel, ratio))
+
+
+def _sk_kernel(kernel: Any, ratio: float) -> SelectiveKernel:
+    """The same selective kernel with split input and an attention whose width is rounded to multiples of 8."""
+    of = kernel.paths[0].conv
+    made = SelectiveKernel(
+        kernel.in_channels, kernel.out_channels, stride=pair(of.stride)[0], groups=of.groups, rd_ratio=ratio
+    )
+    rate = pair(of.dilation)[0]
+    if rate > 1:
+        for path in made.paths:
+            set_rates(path.conv, (rate, rate))
+    return made
+
+
+class SmpDualPath(TimmEncoder):
+    """A dual path network with a ReLU on the feature that the decoder reads, and its last batch norm on the last.
+
+    Args:
+        name: "smp:dpn68", "smp:dpn68b", "smp:dpn92", "smp:dpn98", "smp:dpn107" or "smp:dpn131".
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name.removeprefix("smp:"), **settings)
+        self.net.features_conv5_bn_ac = nn.Sequential()
+        self.net.features_conv5_bn_ac.bn = nn.BatchNorm2d(self.channels[-1], 1e-3)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N,C,H,W], normalised -> features, fine to coarse."""
+        stem, *features, last = super().forward(image)
+        return [stem, *map(F.relu, features), F.relu(self.net.features_conv5_bn_ac(last))]
+
+
 class SmpUniversal(TimmEncoder):
     """A network of timm as timm itself dilates it, also where its rates are not those of its strides.
 
@@ -102,6 +152,8 @@ class SmpUniversal(TimmEncoder):
 SMP_ENCODERS: dict[str, type[TimmEncoder]] = {
     "smp:mobilenet_v2": SmpMobileNetV2,
     **{f"smp:efficientnet-{variant}": SmpEfficientNet for variant in EFFICIENT_NETS},
+    **{f"smp:{name}": SmpSkNet for name in ("skresnet18", "skresnet34", "skresnext50_32x4d")},
+    **{f"smp:dpn{variant}": SmpDualPath for variant in ("68", "68b", "92", "98", "107", "131")},
 }
 
 

@@ -20,7 +20,7 @@ from degrid import config as configs
 from degrid.arguments import checked
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import Plan
-from degrid.checkpoints.systems.smp import UNSAID
+from degrid.checkpoints.systems.smp_encoders import UNSAID
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
 from degrid.data import CITYSCAPES, VOC, class_table

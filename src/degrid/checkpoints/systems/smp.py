@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
-from degrid.checkpoints.systems.torchvision_imagenet import usual_resnet
+from degrid.checkpoints.systems.smp_encoders import Rename, encoder_of, is_universal
 from degrid.types import ConversionError
-from degrid.weight_names import BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
-
-Rename = Callable[[str], "str | None"]
-"""From a tensor's name in the library's encoder to our name of it; None for one without a place."""
-
-UNSAID = "smp:tu-?"
-"""The encoder, where the file does not say which network of timm it is."""
 
 # The decoder beside ASPP: its names, our place, and by how much our number in it is larger than theirs. Our
 # after_aspp and refine are depthwise convolution, 1x1 convolution, batch norm.
@@ -29,36 +22,11 @@ _DECODER = (
     (r"decoder\.block2\.0\.([01])\.(weight)", "head.refine", 0),
     (r"decoder\.block2\.(1)\.(\w+)", "head.refine", 1),
 )
-_STEM = r"encoder\.(model\.)?(_conv_stem|conv_stem|(layer0\.)?conv1(\.0)?|features\.0\.0|stem[._](0|conv1?))\.weight"
-_IN_RESNETS = re.compile(r"encoder\.model\.(layer[1-4]\.\d+\.)?(conv[123]|bn[123]|downsample\.[01])\.\w+")
+_STEM = (
+    r"encoder\.(model\.)?(_conv_stem|conv_stem|(layer0\.)?conv1(\.0)?|features\.(0\.0|conv1_1\.conv)|stem[._](0|conv1?)|"
+    r"stage0\.rbr_scale\.conv)\.weight"
+)
 _BEFORE_0_4 = (("decoder.0.", "decoder.aspp."), ("decoder.1.", "decoder.conv."), ("decoder.2.", "decoder.bn."))
-# Parts of a block of EfficientNet: with an expansion before the depthwise convolution, and without.
-_EFFICIENT = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_se_reduce": "se.conv_reduce",
-    "_se_expand": "se.conv_expand",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-_EFFICIENT_FIRST = {**_EFFICIENT, "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-# By the number of blocks and the width of the first convolution: the variant, and the blocks of its stages.
-_VARIANTS = {
-    (16, 32): ("b0", (1, 2, 2, 3, 3, 4, 1)),
-    (23, 32): ("b1", (2, 3, 3, 4, 4, 5, 2)),
-    (23, 32, 1408): ("b2", (2, 3, 3, 4, 4, 5, 2)),
-    (26, 40): ("b3", (2, 3, 3, 5, 5, 6, 2)),
-    (32, 48): ("b4", (2, 4, 4, 6, 6, 8, 2)),
-    (39, 48): ("b5", (3, 5, 5, 7, 7, 9, 3)),
-    (45, 56): ("b6", (3, 6, 6, 8, 8, 11, 3)),
-    (55, 64): ("b7", (4, 7, 7, 10, 10, 13, 4)),
-    (61, 72): ("b8", (4, 8, 8, 11, 11, 15, 4)),
-    (88, 136): ("l2", (6, 11, 11, 16, 16, 22, 6)),
-}
-# Those without squeeze and excitation, by the number of blocks and the width of the last.
-_LITE = {(16, 320): "lite0", (21, 320): "lite1", (21, 352): "lite2", (24, 384): "lite3", (30, 448): "lite4"}
 
 
 class Smp(System):
@@ -88,7 +56,7 @@ class Smp(System):
             raise ConversionError(
                 "a model of segmentation_models.pytorch with encoder_depth below 5 cannot be converted"
             )
-        encoder, rename = _encoder(values, config)
+        encoder, rename = encoder_of(values, config)
         stem = first_match(values, _STEM)
         bands = config.get("in_channels", 3 if stem is None else values[stem].shape[1])
         network = {
@@ -104,7 +72,7 @@ class Smp(System):
             "rates": tuple(config.get("decoder_atrous_rates", (12, 24, 36))),
             "channels": len(values[f"{aspp}convs.0.0.weight"]),
             "dropout": config.get("decoder_aspp_dropout", 0.5),
-            "uniform_rates": not _is_universal(values),
+            "uniform_rates": not is_universal(values),
             "resize": "align_corners",
             **rules.IMAGENET_INPUT,
             **({} if bands == 3 else {"in_channels": bands}),
@@ -126,97 +94,6 @@ class Smp(System):
 def _renamed(name: str) -> str:
     """The present name of a tensor that version 0.3.4 named."""
     return next((new + name[len(old) :] for old, new in _BEFORE_0_4 if name.startswith(old)), name)
-
-
-def _is_universal(tensors: Tensors) -> bool:
-    """Whether timm's networks are used as they are ("tu-"), with its rule for the first unit of a stage."""
-    return first_match(tensors, r"encoder\.model\..*") is not None
-
-
-def _encoder(tensors: Tensors, config: Mapping[str, Any]) -> tuple[str, Rename]:
-    """Our name of the encoder, and how its tensors are renamed.
-
-    Raises:
-        ConversionError: an encoder that degrid does not have.
-    """
-    named = str(config.get("encoder_name", ""))
-    if _is_universal(tensors):
-        usual = all(_IN_RESNETS.fullmatch(name) for name in tensors if name.startswith("encoder."))
-        known = named.removeprefix("tu-") or (usual and usual_resnet(tensors, "encoder.model."))
-        return f"smp:tu-{known}" if known else UNSAID, lambda name: f"encoder.net.{name.removeprefix('model.')}"
-    resnet = _senet(tensors) if "encoder.layer0.conv1.weight" in tensors else usual_resnet(tensors, "encoder.")
-    if resnet:
-        return f"timm:{resnet}", lambda name: f"encoder.net.{name}"
-    if "encoder.features.18.0.weight" in tensors:
-        return "smp:mobilenet_v2", _mobile_name
-    if "encoder._conv_stem.weight" in tensors and (found := _efficient_net(tensors)):
-        return found
-    if same := _variant(tensors, "", r"blocks\.(\d+\.\d+)"):
-        return f"timm:efficientnet_{same[0]}", lambda name: f"encoder.net.{name}"
-    raise ConversionError(
-        f"this model of segmentation_models.pytorch has an encoder ({named or 'not named in the file'}) that degrid "
-        "cannot convert; it can convert those on ResNet, ResNeXt, SE-ResNet, SE-ResNeXt, SENet, MobileNetV2, "
-        "EfficientNet and timm's (tu-)"
-    )
-
-
-def _senet(tensors: Tensors) -> str | None:
-    """timm's name of a squeeze-and-excitation network of Cadene's."""
-    units = num_units(tensors, r"encoder\.layer([1-4])\.(\d+)\.")
-    depth = next((depth for depth, known in BOTTLENECK_RESNETS.items() if known == units), None)
-    width, inner = tensors["encoder.layer1.0.conv2.weight"].shape[:2]
-    if "encoder.layer0.conv3.weight" in tensors:
-        return "legacy_senet154"
-    grouped = {4: f"legacy_seresnext{depth}_32x4d", 64: f"legacy_seresnet{depth}"}
-    return grouped.get(inner) if depth in ("50", "101", "152") and width in (64, 128) else None
-
-
-def _mobile_name(name: str) -> str | None:
-    if match := re.fullmatch(r"features\.18\.([01])\.(\w+)", name):
-        return f"encoder.last.{match[1]}.{match[2]}"
-    renamed = mobilenet_v2_name(name)
-    return renamed and f"encoder.net.{renamed}"
-
-
-def _efficient_net(tensors: Tensors) -> tuple[str, Rename] | None:
-    """Our name of an EfficientNet of efficientnet_pytorch, and how its tensors are renamed."""
-    found = _variant(tensors, "_", r"_blocks\.(\d+)")
-    if found is None:
-        return None
-    variant, stages = found
-    places = [(stage, unit) for stage, units in enumerate(stages) for unit in range(units)]
-
-    def rename(name: str) -> str | None:
-        layer, _, leaf = name.rpartition(".")
-        if layer in ("_conv_stem", "_bn0"):
-            return f"encoder.net.{'conv_stem' if layer == '_conv_stem' else 'bn1'}.{leaf}"
-        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", layer)
-        if match is None or int(match[1]) >= len(places):
-            return None
-        stage, unit = places[int(match[1])]
-        part = (_EFFICIENT if stage else _EFFICIENT_FIRST).get(match[2])
-        return part and f"encoder.net.blocks.{stage}.{unit}.{part}.{leaf}"
-
-    return f"smp:efficientnet-{variant}", rename
-
-
-def _variant(tensors: Tensors, mark: str, block: str) -> tuple[str, tuple[int, ...]] | None:
-    """Which EfficientNet it is, and the units of its stages.
-
-    Args:
-        tensors: the file's.
-        mark: what the library puts before the names of layers.
-        block: a regular expression of a block's name, whose group tells it from the others.
-    """
-    blocks = {match[1] for name in tensors if (match := re.match(rf"encoder\.{block}\.", name))}
-    stem, head = (f"encoder.{mark}conv_{part}.weight" for part in ("stem", "head"))
-    if stem not in tensors or head not in tensors:
-        return None
-    count, width = len(blocks), len(tensors[stem])
-    if not mark and first_match(tensors, r"encoder\.blocks\..*\.se\..*") is None:
-        lite = _LITE.get((count, len(tensors.get("encoder.blocks.6.0.conv_pwl.weight", ()))))
-        return None if lite is None else (lite, ())
-    return _VARIANTS.get((count, width, len(tensors[head]))) or _VARIANTS.get((count, width))
 
 
 def _rule(aspp: str, separable: bool, rename: Rename) -> Rule:
