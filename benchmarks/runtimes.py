@@ -187,7 +187,7 @@ def compared(name: str, kind: str, output: str, folder: Path) -> str:
             else:
                 difference = np.abs(given.reshape(logits.shape) - logits.numpy()).max()
                 found.append(float(difference / logits.abs().max()))
-    return f"{100 * min(found):.2f} %" if output == "ids" else f"{max(found):.0e}".replace("e-0", "e-")
+    return f"{round(100 * min(found), 2):g} %" if output == "ids" else f"{max(found):.0e}".replace("e-0", "e-")
 
 
 def cell(name: str, kind: str, folder: Path) -> str:

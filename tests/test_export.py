@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -301,8 +302,6 @@ def test_the_command_refuses(tmp_path, words, message):
 
 
 def test_the_command_and_prediction_with_its_file(tmp_path):
-    from PIL import Image
-
     model = network()
     degrid.save(model, tmp_path / "m")
     result = CliRunner().invoke(app, ["export", str(tmp_path / "m")])
@@ -326,6 +325,11 @@ def test_compiled_code(model, tmp_path):
         pytest.skip("aot-inductor needs a C++ compiler")
     degrid.export(model, tmp_path / "m.pt2", format="aot-inductor")
     assert open_model(tmp_path / "m.pt2").labels == LABELS
+    image = example_image((1, 3, 50, 61), seed=2)
+    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    degrid.predict(tmp_path / "m.pt2", tmp_path / "a.png", tmp_path / "masks")
+    ids = np.asarray(Image.open(tmp_path / "masks" / "a.png"))
+    assert (ids == ids_of(model, image)[0].numpy()).mean() >= runtime.AGREEMENT
 
 
 def test_examples_are_the_same_for_the_same_seed():

@@ -79,6 +79,26 @@ def test_a_file_for_tensorrt_has_what_its_parser_knows(model, tmp_path):
     assert stored_facts(tmp_path / "m.onnx") == OpenedFile(done.name).facts.to_json()
 
 
+class Sizes(torch.nn.Module):
+    """One pixel of logits: what Python makes of the sizes of the image, with whole numbers of both signs."""
+
+    resize = "half_pixel"
+
+    def forward(self, image):
+        h, w = image.shape[-2:]
+        terms = [h // 3, -(-h // 3), (50 - h) // 7, (h - 50) // -7]
+        terms += [h % 3, -w % 32, (50 - h) % 7, (h - 50) % -7, h * w % 5]
+        return torch.cat([image[:, :1, :1, :1].float() * 0 + each for each in terms], 1)
+
+
+def test_sizes_are_divided_as_in_python_without_mod(tmp_path):
+    takes, labels = degrid.ImageInput("float32"), degrid.LabelSpace.of_size(9)
+    done = degrid.export(Sizes(), tmp_path / "m.onnx", format="tensorrt", takes=takes, labels=labels, output="logits")
+    loaded = OpenedFile(done.name)
+    for image in (torch.zeros(1, 3, height, 97 - height) for height in range(1, 97)):
+        np.testing.assert_array_equal(loaded(image.numpy()), Sizes()(image).numpy())
+
+
 def test_an_operator_that_tensorrt_does_not_know(tmp_path):
     class Odd(torch.nn.Module):
         def forward(self, image):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OPSETS = range(18, 24)
 """Versions of ONNX's operators that PyTorch writes; asked for an older one, it writes 18."""
 
+_INT64 = 7
+"""Number of a type of tensors (onnx.proto: TensorProto.DataType.INT64)."""
 _METADATA = 14
 """Number of a model's field of names and texts (onnx.proto: ModelProto.metadata_props)."""
 
@@ -57,7 +59,7 @@ class Onnx(Exporter):
         if size >= 2**31:
             gigabytes = f"{size / 1e9:.1f} GB"
             raise UserError(f"an ONNX file holds at most 2 GB, this network has {gigabytes}; export to openvino")
-        how: Any = {"optimize": True, "verbose": False, "custom_translation_table": {operator.floordiv: _floordiv}}
+        how: Any = {"optimize": True, "verbose": False, "custom_translation_table": _SIZES}
         how["opset_version"] = self.opset
         with quiet():
             made: Any = torch.onnx.export(source.program, dynamo=True, **how)
@@ -109,11 +111,29 @@ def stored_facts(path: Path) -> str | None:
     return None
 
 
-def _floordiv(dividend: Any, divisor: Any) -> Any:
-    """Division that rounds down, as in Python: ONNX's division of whole numbers rounds towards zero."""
+def _floor_division(dividend: Any, divisor: Any) -> tuple[Any, Any]:
+    """Quotient and remainder of whole numbers, rounded down as in Python: ONNX's Div rounds towards zero.
+
+    Without ONNX's Mod, which not every runtime knows (TensorRT's parser).
+    """
     from onnxscript import opset18 as op
 
-    return op.Div(op.Sub(dividend, op.Mod(dividend, divisor)), divisor)
+    quotient = op.Div(dividend, divisor)
+    remainder = op.Sub(dividend, op.Mul(quotient, divisor))
+    below = op.Cast(op.Less(op.Mul(remainder, divisor), op.Constant(value_int=0)), to=_INT64)  # 1 where of other signs
+    return op.Sub(quotient, below), op.Add(remainder, op.Mul(below, divisor))
+
+
+def _floordiv(dividend: Any, divisor: Any) -> Any:
+    return _floor_division(dividend, divisor)[0]
+
+
+def _mod(dividend: Any, divisor: Any) -> Any:
+    return _floor_division(dividend, divisor)[1]
+
+
+_SIZES: dict[Any, Any] = {operator.floordiv: _floordiv, operator.mod: _mod}
+"""Arithmetic of sizes to what writes it."""
 
 
 def _name_sizes(graph: Any, output: str) -> None:
