@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import socket
+import tempfile
 import zlib
 from importlib import resources
 
@@ -228,6 +229,29 @@ def test_models_health_and_the_description(client):
     assert client.get("/health").json() == {"status": "ok", "requests": 0}
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/predict", "/predict.png", "/receptive_field", "/models", "/health"}
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/models", "/health", "/openapi.json"])
+def test_headers_alone(client, path):
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+
+
+def test_no_upload_stays_on_the_disk(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    held: list[int] = []
+    predict = client.app.state.service.models["tiny"].predictor.predict
+
+    def watched(scene):
+        held.append(len(list(tmp_path.iterdir())))
+        return predict(scene)
+
+    monkeypatch.setattr(client.app.state.service.models["tiny"].predictor, "predict", watched)
+    ask(client, ["rle"], file_of(picture()), file_of(picture(1)))
+    assert held == [2, 2]
+    ask(client, ["rle"], file_of(picture()), file_of(picture())[:40], status=422)
+    assert not list(tmp_path.iterdir())
 
 
 def test_when_all_places_are_taken(client):

@@ -231,12 +231,13 @@ def test_damaged_videos_are_told_and_leave_nothing(model, tmp_path):
     files = degrid.ResultFiles(video_ids="png")
     found = degrid.predict(model, bad, out, device="cpu", files=files)
     assert (found.images, found.videos, len(found.failures)) == (1, 0, len(said))
+    assert found.failed_videos == len(said)
     for name, sentence in said.items():
         assert any(f"{bad / name} {sentence}" in failure for failure in found.failures), found.failures
     assert sorted(contents(out)) == ["good.overlay.jpg", "good.png", "summary.json"]
     done = cli("predict", model, bad / "half.mp4", "-o", tmp_path / "o.mp4", "--device", "cpu")
     assert done.exit_code == 1
-    assert "1 of 1 file could not be used" in str(done.exception) or "1 of 1 image" in str(done.exception)
+    assert "1 of 1 video could not be used" in str(done.exception)
     assert not (tmp_path / "o.mp4").exists()
 
 

@@ -160,8 +160,9 @@ def _print_result(found: PredictResult) -> None:
     if found.left_out:
         print(f"left out: {said(found.left_out)}")
     if found.failures:
-        total = found.images + found.videos + len(found.failures)
-        count = f"{len(found.failures)} of {counted(total, 'file' if found.videos else 'image')}"
+        total, videos = found.images + found.videos + len(found.failures), found.videos + found.failed_videos
+        kind = "image" if not videos else "video" if videos == total else "file"
+        count = f"{len(found.failures)} of {counted(total, kind)}"
         more = len(found.failures) - _MOST_FAILURES
         others = f"; and {more:,} more" if more > 0 else ""
         raise UserError(f"{count} could not be used: {'; '.join(found.failures[:_MOST_FAILURES])}{others}")

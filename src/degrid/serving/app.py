@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -132,9 +131,9 @@ async def predict(request: Request, files: Files, model: Name = None, output: Ou
     served, wanted = service.model(model), set(output or [Output.ids])
     if len(files) > service.limits.files:
         raise RefusedError(413, f"a request may have {service.limits.files} images, got {len(files)}")
-    with tempfile.TemporaryDirectory(prefix="degrid-") as folder:
+    with ExitStack() as held:
         found = []
-        for name, path in await _saved(files, folder, service.limits):
+        for name, path in await _saved(files, held, service.limits):
             sure = bool(wanted & {Output.polygons, Output.rle, Output.raw})
             job = functools.partial(_predicted, served, path, name, sure)
             prediction, confidence = await service.run(request, job)
@@ -147,8 +146,8 @@ async def predict_png(request: Request, file: OneFile, model: Name = None) -> Re
     """Segment one image: a PNG of class ids with a palette, as `degrid predict` writes it."""
     service = _service(request)
     served = service.model(model)
-    with tempfile.TemporaryDirectory(prefix="degrid-") as folder:
-        ((name, path),) = await _saved([file], folder, service.limits)
+    with ExitStack() as held:
+        ((name, path),) = await _saved([file], held, service.limits)
         prediction, _ = await service.run(request, functools.partial(_predicted, served, path, name, False))
     picture = palette_image(prediction.ids, served.labels)
     return Response(await run_in_threadpool(png_of, picture), media_type="image/png")
@@ -165,8 +164,8 @@ async def receptive_field(
     """On which pixels of the image the class of one of them depends, and how much."""
     service = _service(request)
     served = service.model(model)
-    with tempfile.TemporaryDirectory(prefix="degrid-") as folder:
-        ((name, path),) = await _saved([file], folder, service.limits)
+    with ExitStack() as held:
+        ((name, path),) = await _saved([file], held, service.limits)
         answer = await service.run(request, functools.partial(_seen, served, path, name, x, y))
     return JSONResponse(answer)
 
@@ -202,18 +201,21 @@ async def _page(request: Request) -> Response:
 
 
 for _path in _PAGE:
-    router.add_api_route(_path, _page, include_in_schema=False)
+    router.add_api_route(_path, _page, methods=["GET", "HEAD"], include_in_schema=False)
+# Programs that watch a server ask for the headers alone.
+router.add_api_route("/models", models, methods=["HEAD"], include_in_schema=False)
+router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
 
 
 def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-async def _saved(files: Sequence[UploadFile], folder: str, limits: ServeLimits) -> list[tuple[str, Path]]:
-    """The names of the uploads, and where they are."""
+async def _saved(files: Sequence[UploadFile], held: ExitStack, limits: ServeLimits) -> list[tuple[str, Path]]:
+    """The names of the uploads, and where they are as long as they are held."""
     names = [printable(file.filename or f"image {number}")[:200] for number, file in enumerate(files, start=1)]
     uploads = [(name, file.file) for name, file in zip(names, files, strict=True)]
-    paths = await run_in_threadpool(save_images, uploads, Path(folder), limits.pixels)
+    paths = await run_in_threadpool(save_images, uploads, held, limits.pixels)
     return list(zip(names, paths, strict=True))
 
 

@@ -44,12 +44,13 @@ class PredictResult:
     Attributes:
         out: the folder.
         images: how many images were predicted.
-        failures: for each image that could not be used a sentence that says why.
+        failures: for each image or video that could not be used a sentence that says why.
         left_out: how many files were passed over, by what they are, such as ".heic" or "results of earlier runs".
         precision: the precision of the network, as a sentence.
         written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
         remarks: what may surprise about the images, one sentence each.
         videos: how many videos were predicted.
+        failed_videos: how many of the failures are videos.
         model: a sentence on the model that comes with degrid, where none was named; else empty.
     """
 
@@ -61,6 +62,7 @@ class PredictResult:
     written: str
     remarks: tuple[str, ...] = ()
     videos: int = 0
+    failed_videos: int = 0
     model: str = ""
 
 
@@ -122,7 +124,8 @@ def predict(
     remarks = (*_said(dim), *_said_of_windows(predictor), *films.remarks)
     failures += films.failures.values()
     said = str(predictor.network), written, remarks
-    return PredictResult(out, count, tuple(failures), found.left_out, *said, len(films.rows), told)
+    moving = len(films.rows), len(films.failures)
+    return PredictResult(out, count, tuple(failures), found.left_out, *said, *moving, told)
 
 
 def _check_gives_logits(predictor: AnyPredictor, files: ResultFiles) -> None:

@@ -28,8 +28,8 @@ def confidence_bands(
     """
     for first, band in row_bands(scores, size, convention):
         best = band.amax(0)
-        # The largest softmax is exp(largest logit - log sum exp), without the others in memory.
-        confidence = best / band.sum(0) if probabilities else (best - band.logsumexp(0)).exp()
+        # The largest softmax is 1 over the sum of all exp(logit - largest), without a division for each class.
+        confidence = best / band.sum(0) if probabilities else (band - best).exp_().sum(0).reciprocal_()
         yield slice(first, first + len(best)), confidence.clamp(max=1)
 
 
