@@ -6,6 +6,7 @@ import threading
 from collections import namedtuple
 from dataclasses import make_dataclass
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -191,6 +192,88 @@ class ReadsStatistics(Net):
 def test_what_a_single_run_on_a_corner_does_not_show(make):
     model = shaken(make())
     assert_exact(model, image(64, 64, 0, 60), image(40, 160, 190, 256), image(64, 64, 190, 256))
+
+
+VALUES = {
+    "tolist": lambda x: sum(x.mean((1, 2, 3)).tolist()) > 0.4,
+    "numpy": lambda x: x.detach().numpy().mean() > 0.4,
+    "asarray": lambda x: np.asarray(x).mean() > 0.4,
+    "dlpack": lambda x: np.from_dlpack(x).mean() > 0.4,
+    "nonzero": lambda x: len((x > 0.7).nonzero()) > 0.2 * x.numel(),
+    "select": lambda x: x.masked_select(x > 0.7).numel() > 0.2 * x.numel(),
+    "mask": lambda x: len(x[x > 0.7]) > 0.2 * x.numel(),
+    "where": lambda x: len(torch.where(x > 0.7)[0]) > 0.2 * x.numel(),
+}
+"""Whether an image is bright, in ways that read no single value."""
+
+
+class WithoutAnItem(Net):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def middle(self, y, x):
+        return y if VALUES[self.kind](x) else self.norm(y)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_paths_that_a_later_image_takes(kind):
+    model = shaken(WithoutAnItem(kind))
+    assert_exact(model, image(60, 64, 0, 60), image(60, 64, 190, 256))
+    assert conv_bn_pairs(model) == []
+
+
+class ByRange(Net):
+    def middle(self, y, x):
+        return self.norm(y) if 20 < x.shape[-1] < 200 else y
+
+
+def test_images_larger_or_smaller_than_all_before_are_compared_too():
+    images = [image(64, width) for width in (64, 70, 76)]
+    for width in (210, 16):
+        assert_exact(shaken(ByRange()), *images, image(64, width))
+
+
+class HoldsAFunction(Net):
+    """A copy holds the same function, which calls the layer of the network that was copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = lambda y: self.norm(y)
+
+    def middle(self, y, x):
+        return self.function(y)
+
+
+def test_functions_that_call_layers_find_them_in_evaluation_mode():
+    model, alone = shaken(HoldsAFunction()).train(), shaken(HoldsAFunction())
+    predictor = Predictor(model, "cpu", "float32")
+    for pixels in IMAGES:
+        with torch.no_grad():
+            expected = alone(pixels[None])
+        torch.testing.assert_close(predictor.scores(pixels), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.norm.running_mean, alone.norm.running_mean)
+    assert model.norm.training
+
+
+class MakesItsWeights(nn.Module):
+    """Weights that depend on the image, by a way that PyTorch does not count."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.wide = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1)
+        self.head, self.start = nn.Conv2d(64, 4, 1), self.wide.weight.detach().clone()
+
+    def forward(self, x):
+        x = x.float() / 255
+        self.wide.weight.data.copy_(self.start * x.mean())
+        return self.head(self.wide(self.stem(x).relu()))
+
+
+def test_weights_that_the_network_makes_at_every_image():
+    sizes = (128, 128)
+    assert_exact(MakesItsWeights().eval(), image(*sizes), image(*sizes, 0, 60), image(*sizes, 190, 256))
 
 
 def test_a_copy_that_computes_something_else_is_given_up_and_that_is_said(caplog):

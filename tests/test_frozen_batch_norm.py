@@ -251,6 +251,52 @@ def test_a_network_that_cannot_run_on_the_example():
     assert freeze_batch_norm(model, example=torch.zeros(1, 5, 2, 2)) == 1
 
 
+class WideIsRaw(nn.Module):
+    """Leaves the batch norm out of images wider than 128 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y if x.shape[-1] > 128 else self.norm(y)
+
+
+def test_paths_that_depend_on_the_size_are_seen_at_two_sizes():
+    model = randomised(WideIsRaw())
+    frozen_model = frozen(model, True, torch.float32)
+    model.eval()
+    for width in (40, 140):
+        image = torch.rand(1, 3, 20, width)
+        torch.testing.assert_close(frozen_model(image), model(image))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_batch_norms_in_torchscript_are_frozen_or_refused():
+    def network():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), randomised(nn.BatchNorm2d(4))).eval()
+
+    image = torch.rand(2, 3, 8, 9)
+    traced = torch.jit.trace(network(), image)
+    model = nn.Sequential(network(), nn.Conv2d(4, 3, 1), traced)
+    expected = model(image)
+    assert freeze_batch_norm(model) == 2
+    torch.testing.assert_close(model.train()(image), expected)
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == [
+        "0.1.weight",
+        "0.1.bias",
+        "2.1.weight",
+        "2.1.bias",
+    ]
+    for compiled in (torch.jit.script(network()), torch.jit.trace(network().train(), image)):
+        model = nn.Sequential(network(), nn.Conv2d(4, 3, 1), compiled)
+        with pytest.raises(UserError, match="cannot freeze the batch norms of 2.*before it is compiled"):
+            freeze_batch_norm(model)
+        assert type(model[0][1]) is nn.BatchNorm2d
+
+
 def test_a_copy_follows_its_own_layers():
     torch.manual_seed(0)
     model = randomised(Conv())

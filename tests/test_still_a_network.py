@@ -10,10 +10,13 @@ import warnings
 
 import pytest
 import torch
+from timm.layers.pool2d_same import AvgPool2dSame
 from torch import nn
 
+import degrid
 from degrid import UserError
 from degrid.models import activation_checkpointing, batch_norm, checkpoint_activations, freeze_batch_norm
+from degrid.models.library_encoders import SteadyAvgPool2d
 from degrid.smoothing import OPERATORS, smooth_dilated_convs
 
 
@@ -147,6 +150,26 @@ def test_fx_takes_it_as_before(model):
         model(IMAGES)
         hook.remove()
         assert torch.equal(create_feature_extractor(model, {node: "map"})(IMAGES)["map"], found[0])
+
+
+def test_fx_takes_networks_whose_poolings_timm_pads_by_the_size_of_the_map():
+    """timm's own network at output stride 8 cannot be recorded."""
+    torch.manual_seed(0)
+    model = degrid.deeplabv3plus("timm:resnet10t", 3, operator="ssc", output_stride=8, channels=16)
+    for step in (freeze_batch_norm, checkpoint_activations):
+        step(model)
+    graph = torch.fx.symbolic_trace(model.eval())
+    poolings = [module for module in model.modules() if isinstance(module, AvgPool2dSame)]
+    assert [module.stride for module in poolings] == [(1, 1)] * 2
+    with torch.no_grad():
+        for size in ((33, 40), (50, 47)):
+            image = 255 * torch.rand(1, 3, *size)
+            assert torch.equal(graph(image), model(image))
+    for kernel in (2, 3, (2, 5)):
+        theirs = AvgPool2dSame(kernel, 1, count_include_pad=False)
+        for size in ((1, 4), (7, 6)):
+            x = torch.randn(2, 3, *size)
+            assert torch.equal(SteadyAvgPool2d(kernel, 1, count_include_pad=False)(x), theirs(x))
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch announces that it will be removed

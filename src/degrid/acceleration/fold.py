@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from degrid.contracts import FoldingConv2d, bands_of, has_own_forward, in_evaluation_mode
@@ -102,7 +103,7 @@ class Wiring:
 
 
 class _Uses(DispatchMode):
-    """Calls `used` with every tensor that an operation reads, and `asked` where one gives its value to Python."""
+    """Calls `used` with every tensor that an operation reads, and `asked` where one gives its values to Python."""
 
     def __init__(self, used: Callable[[Tensor], None], asked: Callable[[], None]) -> None:
         super().__init__()
@@ -115,9 +116,41 @@ class _Uses(DispatchMode):
             if isinstance(leaf, Tensor):
                 self.used(leaf)
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, bool | int | float | complex):
+        if isinstance(result, bool | int | float | complex) or _has_size_by_value(func, args):
             self.asked()
         return result
+
+
+# What consists of `nonzero`, which inference mode does not show.
+_NONZERO = (torch.ops.aten.where.default, torch.ops.aten.argwhere.default, torch.ops.aten.nonzero_numpy.default)
+
+
+def _has_size_by_value(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the size of an operation's result depends on values, as how many pixels are bright."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return func in _NONZERO
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+
+class _Handed(TorchFunctionMode):
+    """As `_Uses`, for values that are handed to Python or NumPy by no operation."""
+
+    def __init__(self, used: Callable[[Tensor], None], asked: Callable[[], None]) -> None:
+        super().__init__()
+        self.used, self.asked = used, asked
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _HANDING:
+            self.used(args[0])
+            self.asked()
+        return func(*args, **(kwargs or {}))
+
+
+_HANDING = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 
 
 def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -> Wiring:
@@ -163,7 +196,7 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
             for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 owners[id(tensor)].add(module)
     try:
-        with torch.no_grad(), _Uses(used, asked):
+        with torch.no_grad(), _Uses(used, asked), _Handed(used, asked):
             found = model(example)
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
@@ -269,9 +302,9 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= _TOLERANCE * theirs.abs().max())
 
 
-def example_image(model: nn.Module, side: int) -> Tensor:
-    """Noise [1,C,side,side], 0-255, on the model's device and in its number format."""
+def example_image(model: nn.Module, height: int, width: int | None = None) -> Tensor:
+    """Noise [1,C,height,width], 0-255, on the model's device and in its number format; square without a width."""
     state = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, bands_of(model).count, side, side), generator=generator)
+    image = torch.randint(0, 256, (1, bands_of(model).count, height, width or height), generator=generator)
     return image.to(state.device, state.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any, cast
 
@@ -31,21 +32,25 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
             Every forward pass takes both from the batch norm anew, and the gradient reaches the weight, so that
             training, loading and saving see two layers as before. The output between them is not kept for the backward
             pass. All other batch norms stay layers of their own.
-        example: an input of the network, to find those pairs; by default noise [1,3,64,64], 0 to 255.
+        example: an input of the network, to find those pairs; by default noise of two sizes, [1,3,64,64] and
+            [1,3,160,224], 0 to 255. One that takes other paths at larger sizes needs one of the size that it is trained
+            with.
     Returns:
         The number of batch norms frozen.
     Raises:
-        UserError: the model has no batch norm, or cannot run on the example.
+        UserError: the model has no batch norm, cannot run on the example, or has batch norms that TorchScript compiled.
     Source: DeepLab v2 and v3 (stage 2) train with frozen batch norm.
     """
+    traced_norms = _in_torchscript(model)
     norms = [each for each in model.modules() if isinstance(each, Norm) and not isinstance(each, FrozenBatchNorm)]
-    if not norms:
+    if not norms and not traced_norms:
         raise UserError("there is no batch norm to freeze in this model")
-    pairs = conv_bn_pairs(model, example) if fold else []
+    pairs = conv_bn_pairs(model, example) if fold and norms else []
     for norm in norms:
         norm.__class__ = _frozen(type(norm))  # type: ignore[arg-type]
         norm.eval()
-        for parameter in norm.parameters(recurse=False):
+    for each in (*norms, *traced_norms):
+        for parameter in each.parameters(recurse=False):
             parameter.requires_grad_(False)
     for conv, norm in pairs:
         if _can_fold(conv, norm):
@@ -53,7 +58,32 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
             # Not a submodule, so that it keeps its place and names. A deep copy refers to the copied batch norm.
             conv.__dict__["folded_norm"] = norm
             norm.__class__ = _folded(type(norm))  # type: ignore[arg-type]
-    return len(norms)
+    return len(norms) + len(traced_norms)
+
+
+def _in_torchscript(model: nn.Module) -> list[nn.Module]:
+    """The batch norms that were traced in evaluation mode, and have no other.
+
+    Raises:
+        UserError: some were compiled such that they change with `model.train()`.
+    """
+    compiled = {name: each for name, each in model.named_modules() if isinstance(each, torch.jit.ScriptModule)}
+    changing = [name for name, each in compiled.items() if _follows_mode(each)]
+    if changing:
+        raise UserError(
+            f"cannot freeze the batch norms of {changing[-1] or 'this model'}: TorchScript compiled them, and in "
+            "training they normalise by the batch; freeze the network before it is compiled, or train it uncompiled"
+        )
+    return [each for each in compiled.values() if "running_var" in dict(each.named_buffers(recurse=False))]
+
+
+def _follows_mode(compiled: Any) -> bool:
+    """Whether a compiled module has batch norms that read in which mode they are, or were traced in training."""
+    graph = getattr(compiled, "inlined_graph", None)  # parts of a traced module have none
+    if graph is None:
+        return False
+    modes = [list(node.inputs())[5] for node in graph.findAllNodes("aten::batch_norm")]
+    return any(mode.toIValue() is not False for mode in modes)
 
 
 class FrozenBatchNorm(MadeClass):
@@ -204,16 +234,18 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
     training mode, where it may do more; it is `unchanged` afterwards. See `freeze_batch_norm` for the example, and for
     what is raised.
     """
-    if example is None:
-        example = example_image(model, 64)
+    first = example_image(model, 64) if example is None else example
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     try:
         with unchanged(model):
-            wiring = wiring_of(model, example)
+            wiring = wiring_of(model, first)
             model.train()
             for norm in norms:
                 norm.eval()
-            wiring = wiring_of(model, example, wiring)
+            wiring = wiring_of(model, first, wiring)
+            if example is None:
+                with suppress(Exception):  # it may take one size only
+                    wiring = wiring_of(model, example_image(model, 160, 224), wiring)
             return [
                 (conv, norm)
                 for norm in norms
@@ -222,7 +254,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
             ]
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
-            f"could not run {type(model).__name__} on an image of {tuple(example.shape)} to see which convolution each "
+            f"could not run {type(model).__name__} on an image of {tuple(first.shape)} to see which convolution each "
             f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "
             "leave the batch norms unfolded (fold=False)"
         ) from error

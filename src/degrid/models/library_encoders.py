@@ -12,6 +12,7 @@ from urllib.request import getproxies
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from degrid.models.dilation import rate_factor, set_rates
@@ -65,6 +66,7 @@ class TimmEncoder(nn.Module):
         name = name.removeprefix("timm:")
         made = self._plan(name, output_stride)
         self.net = _create(made, pretrained is True, in_channels)
+        _pad_the_same_everywhere(self.net)
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.reductions: tuple[int, ...] = made.reductions
         self.multiple = made.multiple
@@ -99,6 +101,23 @@ class TimmEncoder(nn.Module):
             strides = zip(features, self.reductions, strict=True)
             features = [each[..., : -(-height // stride), : -(-width // stride)] for each, stride in strides]
         return features
+
+
+class SteadyAvgPool2d(AvgPool2dSame):
+    """timm's mean that keeps the size, at stride 1: as many zeros for every size, so that torch.fx can record it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,C,H,W]."""
+        down, right = (side - 1 for side in pair(self.kernel_size))
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return F.avg_pool2d(x, self.kernel_size, self.stride, 0, self.ceil_mode, self.count_include_pad)
+
+
+def _pad_the_same_everywhere(net: nn.Module) -> None:
+    """Let poolings of stride 1 do without the size of their map, in place."""
+    for module in net.modules():
+        if type(module) is AvgPool2dSame and pair(module.stride) == (1, 1):
+            module.__class__ = SteadyAvgPool2d
 
 
 def _uniform_factors(net: nn.Module, made: TimmPlan) -> dict[str, int]:

@@ -31,7 +31,7 @@ VIEWS = 4
 AGREEMENT = 0.995
 """Fraction of a view's pixels that must get the same class in bfloat16 as in float32."""
 SIZES = 3
-"""Most sizes of images at whose first image the copy is compared with the network itself."""
+"""Sizes of images at whose first image the copy is compared with the network itself, whatever they are."""
 _LARGEST_ERROR = 1e-3
 """In float32, of the largest logit: some hundred layers of rounding stay below a tenth of it."""
 _MEAN_ERROR = 0.1
@@ -64,10 +64,11 @@ class FastNetwork:
     """A copy of a network for inference; the network itself stays as it is, in evaluation mode only while it runs.
 
     Batch norms are folded into convolutions, tensors are channels_last, and the convolutions run in bfloat16, or in
-    float32 by Winograd's algorithm where that is faster. On the first image of each of the first SIZES sizes the copy
-    is compared with the network. If it computes something else, one that is folded or exchanged only in part takes its
-    place, at last the network itself; a warning says so, and the result is the network's. One that keeps state from one
-    image to the next runs as it is, once per image.
+    float32 by Winograd's algorithm where that is faster. On the first image of each of the first SIZES sizes, and of
+    each that is wider, narrower, higher or lower than all before, the copy is compared with the network. If it computes
+    something else, one that is folded or exchanged only in part takes its place, at last the network itself; a warning
+    says so, and the result is the network's. One that keeps state from one image to the next runs as it is, once per
+    image.
 
     Args:
         model: from RGB images [N,3,H,W] (0-255) to logits [N,C,h,w], on its device.
@@ -98,6 +99,7 @@ class FastNetwork:
         self._may_change = bool(self._checks)
         self._views = 0
         self._model = adapted(model)
+        self._parts = list(self._model.modules())
         self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
         self.spares_memory = False
@@ -107,6 +109,7 @@ class FastNetwork:
         self._once = self._is_settled = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
+        self._changes = False  # whether the network changes something of itself, perhaps weights, at every image
         self._network: nn.Module | None = None
         self._lock = threading.Lock()
         self._evaluation = _Evaluation(self._model)
@@ -165,19 +168,27 @@ class FastNetwork:
         """Whether something is left to compare on this image."""
         if self._is_settled:
             return False
-        new_size = len(self._sizes) < SIZES and tuple(batch.shape[-2:]) not in self._sizes
-        return new_size or bool(self._views)
+        return bool(self._views) or self._is_new(tuple(batch.shape[-2:]))
+
+    def _is_new(self, size: tuple[int, ...]) -> bool:
+        """Whether the network may take a path at this size that it took at none before."""
+        if len(self._sizes) < SIZES or size in self._sizes:
+            return size not in self._sizes
+        return any(not min(sides) <= side <= max(sides) for side, *sides in zip(size, *self._sizes, strict=True))
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
         before = _state(self._model)
         with autocast(self.device, "float32"), self._evaluation:
             exact: Tensor = self._model(batch).float()
-        if _has_changed(before, self._model) and self._keeps_state(exact, batch):
-            self._become("float32" if self._may_change else self.precision)
-            self._way, self._is_settled = len(_WAYS) - 1, True
-            self._warn("keeps state from one image to the next")
-            return exact
+        if _has_changed(before, self._model):
+            if self._keeps_state(exact, batch):
+                self._become("float32" if self._may_change else self.precision)
+                self._way, self._is_settled = len(_WAYS) - 1, True
+                self._warn("keeps state from one image to the next")
+                return exact
+            if not self._changes:
+                self._changes, self._network = True, None
         logits = self._close_to(exact, batch)
         if self._views:
             self._views -= 1
@@ -259,11 +270,13 @@ class FastNetwork:
         self.precision, self._checks, self._views, self._network, self._way = precision, 0, 0, None, 0
 
     def _run(self, batch: Tensor) -> Tensor:
-        if self._network is None:
-            self._network = self._prepared(batch)
-        is_copy = self._way < len(_WAYS) - 1
-        with autocast(self.device, self.precision), contextlib.nullcontext() if is_copy else self._evaluation:
-            logits: Tensor = self._network(batch)
+        # Functions that a network holds call its own layers, also in the copy.
+        is_in_training = self._way == len(_WAYS) - 1 or any(part.training for part in self._parts)
+        with self._evaluation if is_in_training else contextlib.nullcontext():
+            if self._network is None:
+                self._network = self._prepared(batch)
+            with autocast(self.device, self.precision):
+                logits: Tensor = self._network(batch)
         return logits.float()
 
     def _prepared(self, batch: Tensor) -> nn.Module:
@@ -278,7 +291,7 @@ class FastNetwork:
             use_taps(network, kind)
             reach_onednn(network)
             if not self.spares_memory:
-                use_winograd(network, watched=False)
+                use_winograd(network, watched=self._changes)
         if way.exchange:
             for module in network.modules():
                 # Autocast then finds the weights in its type already, and casts the first layer's input only.
@@ -324,11 +337,20 @@ def _error(logits: Tensor, exact: Tensor, precision: str) -> float:
 
 
 def _state(model: nn.Module) -> list[tuple[object, object]]:
-    """What a network could keep from one run to the next: weights and buffers with their versions, and attributes."""
-    tensors = [*model.parameters(), *model.buffers()]
+    """What a network could keep from one run to the next: weights and buffers with their values, and attributes."""
     own = (module for module in model.modules() if not isinstance(module, Adapted))
     attributes = [value for module in own for value in vars(module).values()]
-    return [(each, _version(each)) for each in (*tensors, *attributes)]
+    tensors = [(each, _sums(each)) for each in (*model.parameters(), *model.buffers())]
+    return [*tensors, *((each, _version(each)) for each in attributes)]
+
+
+def _sums(tensor: Tensor) -> object:
+    """Numbers that change with a tensor's values, also where `.data` or NumPy hide the change from its version."""
+    sums: list[str] = []
+    with torch.no_grad(), contextlib.suppress(Exception):  # not every type of numbers has sums
+        sums.append(str(tensor.sum().item()))
+        sums.append(str(torch.linalg.vector_norm(tensor).item()))
+    return sums or None
 
 
 def _version(value: object) -> object:
