@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import json
 import random
+import sys
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +21,14 @@ from degrid import UserError
 from degrid.cli import app
 from degrid.config import AsynchronousConfig, RunConfig, TrainConfig
 from degrid.data import Share, batches_by_number, training_batches
-from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Task, Worker, copy_of
+from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Task, Worker, copy_of, pieces_of
 from degrid.engine.training.loop import Plan, Training, in_this_process
 from degrid.engine.training.losses import make_losses
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import moving_average, set_learning_rate
 from degrid.engine.training.turns import Turns
 from degrid.verbs.run_settings import check_settings
+from degrid.verbs.workers import _connect
 
 SHARE = Share.of(4, 2)  # two micro-batches per step
 OBJECTIVE = Objective(make_losses("cross_entropy+0.5*dice"), names=("cross_entropy", "dice"))
@@ -182,6 +185,81 @@ def test_gradients_are_computed_where_the_weights_will_be():
     assert state.model.weight.item() == pytest.approx(0.595 - 0.1 * (0.6 + 0.5 * 1.55))
 
 
+class Plain(nn.Module):
+    """One convolution; without batch norm a step of parts is that of the joined images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image):
+        return self.conv(image.float() / 255)
+
+
+def plain_state():
+    torch.manual_seed(1)
+    groups = [{"params": list((model := Plain()).parameters()), "factor": 1.0}]
+    return Training(model, torch.optim.SGD(groups, 0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_a_step_of_parts_is_that_of_their_joined_images(order):
+    """Each valid pixel counts alike, though the images have very different shares of them."""
+    plan, whole, parts = Plan(1, lambda step: 0.2, clip_norm=1.0), plain_state(), plain_state()
+    (expected,) = run(
+        whole, in_this_process(training_batches(Noise(), keep, Share.of(4, 4), 1), Objective(), plan), plan
+    )
+    batch = batches_by_number(Noise(), keep, Share.of(1, 1), 1)
+    workers = [Worker(plain_state(), lambda turn: [batch(turn)], Objective(), plan) for _ in range(4)]
+    server = Server(Crew(workers, order), plan, 0, predict=True, pieces=4)
+    (done,) = run(parts, server, plan)
+    for name, value in parts.model.state_dict().items():
+        torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-5, atol=1e-7)
+    assert done.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert (done.images, server.figures.gradients, server.figures.staleness_max) == (4, 4, 0)
+
+
+def test_parts_that_are_too_old_are_dropped_and_their_images_used_again():
+    """Two workers, two parts to a step, on turns 0, 1, 2, ...
+
+    Worker 0 answers with turns 0 and 2, the first step, and with 4, which worker 1's turn 1 makes the second, one step
+    late. Worker 1 alone makes the third of turns 3 and 7. Worker 0's turn 5 is now two steps late: it is dropped, and
+    comes next after turn 6, which is the fourth step with worker 1's turn 8.
+    """
+    state, plan = number_state(), Plan(4, lambda step: 1.0)
+    crew = Crew([Arithmetic()] * 2, [0, 0, 0, 1, 1, 1, 0, 1, 0])
+    server = Server(crew, plan, max_staleness=1, pieces=2)
+    done = run(state, server, plan)
+    assert [task.turns[0] for _, task in crew.given] == [0, 1, 2, 4, 5, 3, 7, 8, 6, 9]
+    assert [each.figures["staleness"] for each in done] == [0, 0.5, 0, 0]
+    assert (server.figures.dropped, server.figures.staleness_max, server.figures.gradients) == (1, 1, 8)
+    assert state.turns.state() == {"following": 11, "left": [5, 9, 10], "pieces": 2}
+    assert state.model.weight.item() == pytest.approx(-sum(10.0**turn for turn in (0, 2, 4, 1, 3, 7, 8, 6)) / 2)
+
+
+def test_parts_are_computed_where_the_weights_will_be_when_a_step_uses_them():
+    """Of two workers' parts, those handed out after the first part of a step are for the step after it."""
+    seen = []
+
+    class Slope:
+        def __call__(self, task, shared):
+            seen.append(float(shared.tensors["weight"][0]))
+            return Result((1.0,), 1, Copy({}), (np.ones(1, np.float32),))
+
+    state, plan = number_state(), Plan(3, lambda step: 1.0)
+    run(state, Server(Crew([Slope()] * 2, [0, 1] * 3), plan, 8, predict=True, pieces=2), plan)
+    assert state.model.weight.item() == -3
+    assert seen == [0, 0, 0, -1, -2, -2]  # the fifth was handed out while the weights were -1
+
+
+@pytest.mark.parametrize(
+    ("micro", "workers", "pieces"),
+    [(1, 1, 1), (1, 4, 1), (8, 1, 1), (8, 2, 2), (8, 3, 4), (4, 4, 4), (4, 64, 4), (12, 5, 6), (7, 2, 7), (2, 3, 2)],
+)
+def test_parts_of_a_step(micro, workers, pieces):
+    assert pieces_of(micro, workers) == pieces
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_the_next_images_are_loaded_meanwhile(alone):
     """While a worker computes, or before it is asked for them: their loading has been waited for, and in order."""
@@ -283,7 +361,9 @@ def test_a_state_keeps_which_images_are_left(tmp_path):
     other = number_state()
     other.turns = Turns()
     other.restore(tmp_path / "last.ckpt")
-    assert [other.turns.take() for _ in range(5)] == [0, 2, 3, 4, 5]
+    other.turns.divide(2)  # of an older version, which knew whole steps only
+    assert [other.turns.take() for _ in range(8)] == [0, 1, 4, 5, 6, 7, 8, 9]
+    assert Turns(**other.turns.state()).state() == {"following": 10, "left": [0, 1, *range(4, 10)], "pieces": 2}
 
 
 @pytest.mark.parametrize(
@@ -310,6 +390,21 @@ def test_without_ray_and_among_the_processes_of_torchrun(monkeypatch):
     monkeypatch.setattr("degrid.verbs.run_settings.rank_and_count", lambda: (0, 2))
     with pytest.raises(UserError, match="start it without torchrun or --devices"):
         check_settings(config)
+
+
+def test_ray_that_does_not_start(monkeypatch):
+    """What Ray raises after 30 seconds is an `Exception` and nothing else; faults of other types are not hidden."""
+    errors = iter([Exception("The current node timed out during startup."), KeyError("a fault")])
+
+    def init(**arguments):
+        raise next(errors)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"could not start Ray on this machine .*: The current node timed out"):
+        _connect(AsynchronousConfig(2), 0, 1.0)
+    with pytest.raises(KeyError):
+        _connect(AsynchronousConfig(2), 0, 1.0)
 
 
 def test_options_of_the_command():

@@ -207,7 +207,8 @@ class AsynchronousConfig:
     """Training by workers that do not wait for one another, through Ray."""
 
     workers: int = 0
-    """Workers, on one machine or on those of a Ray cluster; each steps on its own images. 0: train in this process."""
+    """Workers, on one machine or on those of a Ray cluster; each steps on its own images, or computes a part of the
+    micro-batches of a step (`train.accumulate`). 0: train in this process."""
     address: str = ""
     """Ray cluster, such as `node1:6379`, or `auto` for the one this machine belongs to; empty: that of the environment
     variable RAY_ADDRESS, or Ray is started on this machine."""
@@ -217,8 +218,8 @@ class AsynchronousConfig:
     """A gradient is dropped, and its images are used again, if the weights took more steps than this while it was
     computed; `none`: four times the number of workers, which only much slower workers reach."""
     predict: bool = True
-    """`true`: workers compute gradients where the weights will be when these arrive, if they go on as in the last step;
-    `false`: where they are. With one worker, or `average_every`, it is the same."""
+    """`true`: workers compute gradients where the weights will be when these are used, if they go on as in the last
+    step; `false`: where they are. With one worker, or `average_every`, it is the same."""
     average_every: int = 0
     """Periodic averaging (local SGD): workers take as many steps of their own, and go on from their mean, for which
     they wait; 0: each gradient is a step as soon as it arrives."""

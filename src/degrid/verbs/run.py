@@ -37,7 +37,7 @@ from degrid.data.inspection.counting import class_counts
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import arithmetic, on_device, pick_device, to_channels_last
 from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
-from degrid.engine.training.asynchronous import Server, Worker
+from degrid.engine.training.asynchronous import Server, Worker, pieces_of
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Advance, Plan, Training, in_this_process, kept
@@ -181,7 +181,15 @@ class _Work:
         size = sum(value.nbytes for value in model.state_dict().values())
         with hired(config, len(self.data.train), size, self.device.type == "cuda") as crew:
             most = 4 * own.workers if own.max_staleness is None else own.max_staleness
-            yield Server(crew, self.plan, most, own.average_every, objective.names, predict=own.predict)
+            yield Server(
+                crew,
+                self.plan,
+                most,
+                own.average_every,
+                objective.names,
+                predict=own.predict,
+                pieces=_pieces(self.settings),
+            )
 
     def train(
         self, resume: bool, progress: OnProgress | None, tell: Tell | None, server: Server | None = None
@@ -433,7 +441,7 @@ def make_worker(config: RunConfig) -> tuple[Worker, int]:
     data, config = open_data(config)
     settings, device = config.train, pick_device(config.train.device)
     model, _ = start_network(config, data, device, interrupted=True)
-    share = Share.of(settings.batch_size * settings.accumulate, settings.batch_size)
+    share = Share.of(settings.batch_size * settings.accumulate // _pieces(settings), settings.batch_size)
     repeats = _repeats(config.data, data.train, lambda _: None)
     batch = batches_by_number(
         data.train, transform_of(config.data), share, settings.seed, repeats, config.data.shuffle_buffer
@@ -446,6 +454,12 @@ def make_worker(config: RunConfig) -> tuple[Worker, int]:
         settings.seed,
     )
     return worker, len(data.train)
+
+
+def _pieces(settings: TrainConfig) -> int:
+    """Into how many parts the micro-batches of an asynchronous step are divided."""
+    own = settings.asynchronous
+    return 1 if own.average_every else pieces_of(settings.accumulate, own.workers)
 
 
 def _restore(state: Training, folder: Path, iteration: int | None, eval_every: int) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST_STORE = 200_000_000
 """Bytes of memory in which Ray hands over arrays; more where the weights are large."""
+START_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError, AssertionError)
+"""What `ray.init` raises if there is no Ray."""
 LOSSES_IN_A_ROW = 8
 """A worker that is lost so often, without a result in between, will not work at all. It is called again after pauses of
 1, 2, 4, ... seconds, two minutes together: Ray needs a minute to notice that a machine is gone, and until then answers
@@ -199,7 +201,10 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
         }
     try:
         ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
+    except Exception as error:
+        # What did not start within 30 seconds, as on a busy machine, is an exception without a type of its own.
+        if not (type(error) is Exception or isinstance(error, START_ERRORS)):
+            raise
         raise _unreachable(address, str(error) or type(error).__name__) from error
 
 

@@ -5,6 +5,7 @@ the loop advances. A worker is given all it needs with every task, so that any o
 How tasks and results travel is the business of a `Crew`.
 
 Source: Downpour SGD, Dean et al., NIPS 2012, section 4.1; its use here, DeepLab v3 (arXiv 1706.05587), appendix A.
+Gradients of a part of a step, which wait for one another: softsync, Zhang et al. (arXiv 1511.05950), section 3.1.
 Weights ahead of their time: SpecTrain, Chen et al. (arXiv 1809.02839), equation 4, there with the momentum of SGD.
 Periodic averaging: Stich (arXiv 1805.09767), and of momentum, too, Yu et al. (arXiv 1905.03817).
 """
@@ -45,12 +46,14 @@ class Task:
         turns: numbers of the batches to use, one per step.
         alone: take these steps, instead of computing the gradient of one.
         ahead: the batch that the worker's next task begins with.
+        used: how many gradients the server had used when it gave this task.
     """
 
     step: int
     turns: tuple[int, ...]
     alone: bool = False
     ahead: int | None = None
+    used: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,15 @@ class Result:
         images: that it was computed from.
         copy: buffers, and what else the worker's own steps changed.
         gradients: of the parameters in their order, None where there is none.
+        weight: what the first part of the loss is a mean over: the number of valid pixels, or the sum of their class
+            weights.
     """
 
     parts: tuple[float, ...]
     images: int
     copy: Copy
     gradients: tuple[np.ndarray | None, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Worker:
             if not task.alone:
                 compute_gradients(state, micro, self._objective, plan.precision)
                 gradients = tuple(None if p.grad is None else _array(p.grad) for p in state.model.parameters())
-                return Result(state.parts, images, Copy(_arrays(dict(state.model.named_buffers()))), gradients)
+                copied = Copy(_arrays(dict(state.model.named_buffers())))
+                return Result(state.parts, images, copied, gradients, float(state.weights[0]))
             set_learning_rate(state.optimizer, plan.lr_at(step))
             if not math.isfinite(train_step(state, micro, self._objective, plan.precision, plan.clip_norm)):
                 break
@@ -213,8 +220,9 @@ class Server:
         average_every: 0: workers compute gradients, each of which is a step as soon as it arrives; else they take as
             many steps each, and then go on from the mean of their weights and of their optimisers' states.
         tell: hears of workers that are lost.
-        predict: gradients are computed at the weights that are expected when they arrive: as if the last step were
-            repeated once for each other worker that is at work.
+        predict: gradients are computed at the weights that are expected when they are used: as if the last step were
+            repeated as often as the gradients of other workers will make a step before.
+        pieces: so many gradients make a step; each is that of a part of its micro-batches, from whichever worker.
     """
 
     crew: Crew
@@ -224,6 +232,7 @@ class Server:
     names: tuple[str, ...] = ()
     tell: Tell = lambda _: None
     predict: bool = False
+    pieces: int = 1
     figures: Figures = field(default_factory=Figures)
     _out: dict[int, Task] = field(default_factory=dict)
     """Tasks by the number of the worker that has it."""
@@ -231,6 +240,8 @@ class Server:
     """The turn that each worker's next task begins with, by the worker's number."""
     _moved: dict[str, Tensor] = field(default_factory=dict)
     """How far the last step took each parameter, by name."""
+    _arrived: list[tuple[Task, Result]] = field(default_factory=list)
+    """What makes a part of the next step."""
     _since: float = 0.0
     """When the time began that counts as spent on the next step."""
 
@@ -238,33 +249,46 @@ class Server:
         """One step, or those until the next average."""
         self._since = time.monotonic()
         state.turns = state.turns or Turns(state.step)
+        state.turns.divide(self.pieces)
         done = self._averaged(state, state.turns) if self.average_every else self._stepped(state, state.turns)
         self.figures.seconds += time.monotonic() - self._since
         self.figures.steps += done.steps
         return dataclasses.replace(done, figures=done.figures | {"steps per second": self.figures.steps_per_second})
 
     def _stepped(self, state: Training, turns: Turns) -> Done:
-        """A step by the first gradient that is new enough."""
-        while True:
+        """A step by the first gradients that are new enough."""
+        while len(self._arrived) < self.pieces:
             self._hand_out(state, turns)
-            if not (found := self._next(turns)):
-                continue
-            task, result = found
-            staleness = state.step - task.step
-            if staleness <= self.max_staleness:
-                break
-            self.figures.dropped += 1
-            turns.give_back(task.turns)
-        turns.finish(task.turns)
-        self.figures.use(staleness)
-        for parameter, gradient in zip(state.model.parameters(), result.gradients, strict=True):
+            if found := self._next(turns):
+                self._take_in(state, turns, *found)
+        tasks, results = zip(*self._arrived, strict=True)
+        self._arrived = []
+        for task in tasks:
+            turns.finish(task.turns)
+        shares = _shares([result.weight for result in results])
+        gradients = zip(*(result.gradients for result in results), strict=True)
+        for parameter, pieces in zip(state.model.parameters(), gradients, strict=True):
+            gradient = _weighted(pieces, shares)
             # A copy in the parameter's own memory layout: what came from a worker may be read-only.
             parameter.grad = None if gradient is None else _copied(torch.empty_like(parameter), gradient)
-        # The running statistics of several workers become their mean, and a single worker's stay as they are.
-        _blend(dict(state.model.named_buffers()), result.copy.tensors, 1 / (1 + staleness))
-        state.parts = result.parts
+        state.parts = _weighted_parts([result.parts for result in results], shares)
+        staleness = sum(state.step - task.step for task in tasks) / len(tasks)
         loss = self._step(state)
-        return Done(loss, result.images, self._named(result.parts), figures={"staleness": staleness})
+        images = sum(result.images for result in results)
+        return Done(loss, images, self._named(state.parts), figures={"staleness": staleness})
+
+    def _take_in(self, state: Training, turns: Turns, task: Task, result: Result) -> None:
+        """Keep a gradient for the next step, unless it is too stale."""
+        staleness = state.step - task.step
+        if staleness > self.max_staleness:
+            self.figures.dropped += 1
+            turns.give_back(task.turns)
+            return
+        # The running statistics of several workers become their mean, and a single worker's stay as they are.
+        since = self.figures.gradients - task.used
+        _blend(dict(state.model.named_buffers()), result.copy.tensors, 1 / (1 + since))
+        self.figures.use(staleness)
+        self._arrived.append((task, result))
 
     def _step(self, state: Training) -> float:
         """The loss of a step along the gradients; how far it went is remembered while others are at work."""
@@ -312,12 +336,13 @@ class Server:
             return
         if not self._out:  # nobody was at work until now
             self._since = time.monotonic()
-        others = len(self._out) + len(free) - 1
-        copy = self.crew.share(copy_of(state, with_optimizer=True) if steps else self._expected(state, others))
+        before = len(self._arrived) + len(self._out) + len(free) - 1  # gradients that will probably come first
+        expected = before // self.pieces
+        copy = self.crew.share(copy_of(state, with_optimizer=True) if steps else self._expected(state, expected))
         for worker in free:
             first = self._ahead.pop(worker) if worker in self._ahead else turns.take()
             further = (turns.take() for _ in range(steps - 1))
-            task = Task(state.step, (first, *further), alone=steps > 0)
+            task = Task(state.step, (first, *further), alone=steps > 0, used=self.figures.gradients)
             self._out[worker] = task
         for worker in free:  # after all tasks, which so have the lowest numbers
             self._ahead[worker] = turns.take()
@@ -335,6 +360,37 @@ class Server:
         turns.give_back((*task.turns, self._ahead.pop(answer.worker)))
         self.tell(f"worker {answer.worker} was lost; its images go to another")
         return None
+
+
+def pieces_of(micro: int, workers: int) -> int:
+    """Into how many equal parts the micro-batches of a step are divided, so that each worker has one.
+
+    The least number that is not below that of the workers, or else one part for each micro-batch.
+    """
+    return next(n for n in range(1, micro + 1) if micro % n == 0 and (n >= workers or n == micro))
+
+
+def _shares(weights: list[float]) -> list[float]:
+    """What each part of a step is of all; where nothing counts, all are alike."""
+    total = sum(weights)
+    return [weight / total if total else 1 / len(weights) for weight in weights]
+
+
+def _weighted(pieces: tuple[np.ndarray | None, ...], shares: list[float]) -> np.ndarray | None:
+    """The weighted sum of one parameter's gradients; None if there are none."""
+    there = [(piece, share) for piece, share in zip(pieces, shares, strict=True) if piece is not None]
+    if not there:
+        return None
+    if len(shares) == 1:  # bit for bit, and without a copy
+        return there[0][0]
+    whole: np.ndarray = np.add.reduce([np.float32(share) * piece for piece, share in there])
+    return whole
+
+
+def _weighted_parts(parts: list[tuple[float, ...]], shares: list[float]) -> tuple[float, ...]:
+    """The loss of a step by its parts, from those of its pieces."""
+    rows = zip(*parts, strict=True)
+    return tuple(sum(share * value for share, value in zip(shares, row, strict=True)) for row in rows)
 
 
 def copy_of(state: Training, with_optimizer: bool = False) -> Copy:

@@ -59,6 +59,8 @@ class Training:
     """The forward and backward passes are compiled by `torch.compile`."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
+    weights: Tensor = field(default_factory=lambda: torch.ones(1))
+    """What these parts were divided by, for every map; not saved."""
     turns: Turns | None = None
     """Which images asynchronous training has not learned from yet."""
     forward: nn.Module | None = None
@@ -469,6 +471,7 @@ def _gradients(state: Training, micro: list[Batch], objective: Objective, precis
         parts = parts + shares.detach().reshape(len(maps), -1).sum(0)
         if state.score:  # the last map is the maximum over the scales, or the only one
             state.score.count(maps[-1], batch.label.to(device))
+    state.weights = weights
     return summed_over_ranks(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 
 class Turns:
@@ -12,10 +13,21 @@ class Turns:
     Args:
         following: the first number that was never handed out.
         left: earlier ones from which nothing was learned.
+        pieces: how many of them a step takes.
     """
 
-    def __init__(self, following: int = 0, left: Iterable[int] = ()) -> None:
-        self._following, self._waiting, self._out = following, sorted(left), set[int]()
+    def __init__(self, following: int = 0, left: Iterable[int] = (), pieces: int = 1) -> None:
+        self._following, self._waiting, self._out, self._pieces = following, sorted(left), set[int](), pieces
+
+    def divide(self, pieces: int) -> None:
+        """Number the parts of steps, where whole ones were numbered until now; while nobody has any."""
+        if self._pieces == pieces:
+            return
+        if self._pieces != 1:
+            raise ValueError(f"steps are divided into {self._pieces} parts already, not {pieces}")
+        self._following *= pieces
+        self._waiting = [pieces * number + part for number in self._waiting for part in range(pieces)]
+        self._pieces = pieces
 
     def take(self) -> int:
         """The lowest number that nobody has."""
@@ -36,6 +48,7 @@ class Turns:
         """These were learned from."""
         self._out.difference_update(numbers)
 
-    def state(self) -> dict[str, int | list[int]]:
+    def state(self) -> dict[str, Any]:
         """The arguments that make it anew, where all who have a number are gone."""
-        return {"following": self._following, "left": sorted([*self._waiting, *self._out])}
+        left = sorted([*self._waiting, *self._out])
+        return {"following": self._following, "left": left, "pieces": self._pieces}
