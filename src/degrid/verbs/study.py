@@ -404,7 +404,8 @@ class _Work:
         made = training_of(place) or {}
         made.pop("command", None)  # by this program; the protocol says what is run
         found = {
-            "scores": read_json(scores, "scores"),
+            # These files travel, so the data are called as in the protocol, not by their place on this machine.
+            "scores": read_json(scores, "scores") | {"data": self.protocol.data or config.data.path},
             "cost": cost,
             "gridding": _gridding(place, config),
             "made": made,
