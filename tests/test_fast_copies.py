@@ -3,8 +3,9 @@
 import copy
 import logging
 import threading
-from collections import namedtuple
+from collections import deque, namedtuple
 from dataclasses import make_dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -573,6 +574,45 @@ def test_freezing_leaves_what_the_network_keeps(kind):
     model = shaken(Stateful(kind))
     freeze_batch_norm(model)
     assert (float(model.average), model.seen, model.bank) == (0, None, [])
+
+
+class StatefulInside(Net):
+    """Half a percent of the image before is added, within the rounding of bfloat16."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, zero = kind, torch.zeros(())
+        self.kinds = {
+            "dictionary": {"mean": zero},
+            "queue": deque([zero], maxlen=1),
+            "object": SimpleNamespace(mean=zero),
+            "nested": [[zero]],
+            "array": np.zeros((), np.float32),
+        }
+
+    def middle(self, y, x):
+        kept, mean = self.kinds[self.kind], x.mean()
+        if self.kind == "dictionary":
+            before, kept["mean"] = kept["mean"], mean
+        elif self.kind == "queue":
+            before = kept[0]
+            kept.append(mean)
+        elif self.kind == "object":
+            before, kept.mean = kept.mean, mean
+        elif self.kind == "nested":
+            before, kept[0][0] = kept[0][0], mean
+        else:
+            before = float(kept)
+            kept[...] = mean
+        return self.norm(y) + 0.005 * before
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "queue", "object", "nested", "array"])
+def test_state_is_found_inside_of_what_a_network_holds(kind, caplog):
+    for precision in ("float32", "bfloat16"):
+        caplog.clear()
+        Predictor(shaken(StatefulInside(kind)), "cpu", precision).scores(image())
+        assert caplog.messages == ["StatefulInside keeps state from one image to the next; it now runs as it is"]
 
 
 class InPlace(Net):

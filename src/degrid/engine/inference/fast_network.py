@@ -8,9 +8,13 @@ import functools
 import logging
 import math
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +44,10 @@ _IN_TIMES = 1.5
 """In bfloat16, where the network differs from itself by more than that: of its own error."""
 _STATE = 1e-6
 """What the image before may change, of the largest logit; one network run twice gives the same bits."""
+_DEPTH = 3
+"""How deep in lists, dictionaries and objects a network's state is looked for."""
+_ENTRIES = 100
+"""Most entries of each of them that are looked at."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
 
@@ -109,7 +117,7 @@ class FastNetwork:
         self._once = self._is_settled = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
-        self._changes = False  # whether the network changes something of itself, perhaps weights, at every image
+        self._changes = False  # whether the network changes its own weights at every image
         self._network: nn.Module | None = None
         self._lock = threading.Lock()
         self._evaluation = _Evaluation(self._model)
@@ -178,16 +186,17 @@ class FastNetwork:
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
-        before = _state(self._model)
+        weights, kept = _weights(self._model), _kept(self._model)
         with autocast(self.device, "float32"), self._evaluation:
             exact: Tensor = self._model(batch).float()
-        if _has_changed(before, self._model):
+        changes_weights = _differ(weights, _weights(self._model))
+        if changes_weights or _differ(kept, _kept(self._model)):
             if self._keeps_state(exact, batch):
                 self._become("float32" if self._may_change else self.precision)
                 self._way, self._is_settled = len(_WAYS) - 1, True
                 self._warn("keeps state from one image to the next")
                 return exact
-            if not self._changes:
+            if changes_weights and not self._changes:
                 self._changes, self._network = True, None
         logits = self._close_to(exact, batch)
         if self._views:
@@ -336,12 +345,30 @@ def _error(logits: Tensor, exact: Tensor, precision: str) -> float:
     return (over / under).item() if over else 0.0
 
 
-def _state(model: nn.Module) -> list[tuple[object, object]]:
-    """What a network could keep from one run to the next: weights and buffers with their values, and attributes."""
+def _weights(model: nn.Module) -> list[tuple[object, object]]:
+    """Weights and buffers, with their values."""
+    return [(each, _sums(each)) for each in (*model.parameters(), *model.buffers())]
+
+
+def _kept(model: nn.Module) -> list[tuple[object, object]]:
+    """What else a network could keep from one run to the next: attributes, and what is in them."""
     own = (module for module in model.modules() if not isinstance(module, Adapted))
-    attributes = [value for module in own for value in vars(module).values()]
-    tensors = [(each, _sums(each)) for each in (*model.parameters(), *model.buffers())]
-    return [*tensors, *((each, _version(each)) for each in attributes)]
+    return [pair for module in own for value in vars(module).values() for pair in _inside(value, _DEPTH)]
+
+
+def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
+    """A value and what it holds, with their versions."""
+    yield value, _version(value)
+    held: Iterable[object] = ()
+    if isinstance(value, dict):
+        held = value.values()
+    elif isinstance(value, list | tuple | deque):
+        held = value
+    elif not isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
+        held = getattr(value, "__dict__", {}).values()
+    if depth:
+        for each in list(held)[:_ENTRIES]:
+            yield from _inside(each, depth - 1)
 
 
 def _sums(tensor: Tensor) -> object:
@@ -357,12 +384,13 @@ def _version(value: object) -> object:
     """What changes with the value, though the object remains; None: nothing."""
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version
-    return len(value) if isinstance(value, list | dict) else None
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    return len(value) if isinstance(value, list | dict | deque) else None
 
 
-def _has_changed(before: list[tuple[object, object]], model: nn.Module) -> bool:
-    """Whether something else is there than `_state` saw."""
-    after = _state(model)
+def _differ(before: list[tuple[object, object]], after: list[tuple[object, object]]) -> bool:
+    """Whether something else is there, or the same in another version."""
     return len(before) != len(after) or any(
         old is not new or version != other for (old, version), (new, other) in zip(before, after, strict=True)
     )
