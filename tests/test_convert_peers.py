@@ -90,6 +90,9 @@ def rates(module):
         pytest.param("mmseg_deeplabv3plus_r50-d8", "mmseg", [*[2] * 6, 4, 4], [12, 24, 36], marks=slow),
         pytest.param("detectron2_deeplabv3_R103", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
         pytest.param("detectron2_deeplabv3plus_R103", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
+        pytest.param("detectron2_deeplabv3plus_R103_separable", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
+        pytest.param("NVIDIA_se_resnext50", "nvidia", [*[2] * 6, *[4] * 3], [12, 24, 36], marks=slow),
+        ("fregu856_resnet18_os8", "fregu856", [*[2] * 4, *[4] * 4], [6, 12, 18]),
         ("paddleseg_deeplabv3p_resnet50", "paddleseg", [*[2] * 6, 4, 8, 16], [12, 24, 36]),
     ],
 )
@@ -104,6 +107,35 @@ def test_same_logits_as_the_projects_own_code(name, system, encoder_rates, aspp_
     assert abs(logits - expected).max() <= 1e-4 * abs(expected).max()
 
 
+def with_untrained_branches(tensors, layer):
+    """The tensors of AdaptSegNet, whose code leaves the third and the fourth branch as they start."""
+    random, changed = np.random.default_rng(0), dict(tensors)
+    for branch in (2, 3):
+        weight, bias = (f"{layer}.conv2d_list.{branch}.{leaf}" for leaf in ("weight", "bias"))
+        largest = changed[weight][0].size ** -0.5
+        changed[weight] = random.normal(0, 0.01, changed[weight].shape).astype(np.float32)
+        changed[bias] = random.uniform(-largest, largest, changed[bias].shape).astype(np.float32)
+    return changed
+
+
+@pytest.mark.slow
+def test_branches_of_adaptsegnet_that_were_never_trained_do_not_count():
+    tensors = peers.tensors("ADVENT_resnet50")
+    _, model = converted("ADVENT_resnet50", "adaptsegnet")
+    assert [branch.dilation[0] for branch in model.head.branches] == [6, 12, 18, 24]
+    with torch.inference_mode():
+        features = model.encoder(model._normalised(peers.image("ADVENT_resnet50")))
+        logits, expected = model.head(features)[0].numpy(), peers.logits("ADVENT_resnet50")
+        of_two = sum(branch(features[-1]) for branch in model.head.branches[:2])[0]
+    assert abs(logits - expected).max() <= 1e-4 * abs(expected).max()
+    plan = SYSTEMS["adaptsegnet"].plan(with_untrained_branches(tensors, "layer6"))
+    assert plan.model["rates"] == (6, 12)
+    model = build_model(from_dict(ModelConfig, {"pretrained": False, **plan.model}), LabelSpace.of_size(5)).eval()
+    fill(model, plan, "file")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(peers.image("ADVENT_resnet50"))[0], of_two)
+
+
 def units_of_resnet_101():
     units = enumerate((3, 4, 23, 3), start=2)
     return [f"backbone.res{stage}.{unit}.conv1.weight" for stage, count in units for unit in range(count)]
@@ -115,17 +147,15 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA.*WideResNet-38"),
+        (["bot_fine.weight", "aspp.img_conv.0.weight"], "DeepV3Plus of NVIDIA.*WideResNet-38.*skip m1"),
         (["aspp.aspp1.atrous_conv.weight", "backbone.other.weight"], "jfzhang95.*ResNet-101, MobileNet, Xception and"),
         (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet, Xception and HRNet"),
         (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),
         (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet and MobileNetV2"),
         (["head.aspp.aspp_blocks.0._conv.weight"], "PaddleSeg.*ResNet_vd"),
         (["aspp.aspp5_bn.weight", "layer4.0.conv3.weight"], "chenxi116.*--groups or --beta"),
-        (
-            ["sem_seg_head.aspp.convs.0.weight", "x.depthwise.weight", *units_of_resnet_101()],
-            "detectron2 with depthwise",
-        ),
+        (["sem_seg_head.aspp.convs.0.weight", *units_of_resnet_101()], "detectron2.*deep stem of 128 channels"),
+        (["aspp.bn_conv_1x1_2.weight", "resnet.layer5.0.conv1.weight"], "fregu856/deeplabv3 is on no known ResNet"),
         (["aspp1.atrous_convolution.weight"], "MLearing.*ResNet-101"),
         (["backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"], "torchvision's fcn, and no DeepLab"),
         (["backbone.0.0.weight", "classifier.cbr.0.weight"], "torchvision's lraspp, and no DeepLab"),

@@ -376,6 +376,7 @@ def v3plus_head(
     smp: bool = False,
     dense: bool = False,
     reduce: int = 1,
+    joining: int = 3,
 ) -> tuple[nn.Module, int]:
     """ASPP as in v3, and a decoder on the feature at stride 4.
 
@@ -384,7 +385,7 @@ def v3plus_head(
         plain: `plain_separable` 3x3 convolutions everywhere, whatever `separable` is set to.
         dense: full 3x3 convolutions in ASPP even so.
         smp: a further 3x3 after ASPP; corners are aligned unless the settings say otherwise.
-        reduce: side of the kernel that reduces the fine feature.
+        reduce: side of the kernel that reduces the fine feature. joining: of those after the join.
     Raises:
         UserError: the encoder has no feature at stride 4.
     """
@@ -398,28 +399,33 @@ def v3plus_head(
     def joined(in_channels: int, out: int, rate: int) -> nn.Module:
         if plain:
             return plain_separable(in_channels, out, rate)
-        return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
+        return conv_norm_relu(in_channels, out, joining, rate, settings.separable)
 
     reduced = encoder.channels[fine], settings.low_level_channels, reduce
     return DeepLabV3PlusHead(aspp, settings.channels, num_classes, fine, reduced, joined, convs, smp, convention), 4
 
 
-def nvidia_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
-    """A decoder on the encoder's finest feature; its 1x1 and that after ASPP have neither batch norm nor ReLU.
+def nvidia_head(
+    encoder: Encoder, num_classes: int, settings: HeadSettings, low_level: int = 0
+) -> tuple[nn.Module, int]:
+    """A decoder on a fine feature; its 1x1 and that after ASPP have neither batch norm nor ReLU.
 
     Corners are aligned unless the settings say otherwise.
+
+    Args:
+        low_level: index of the fine feature.
     """
-    convention, fine, channels = settings.resize or "align_corners", encoder.channels[0], settings.channels
-    aspp, low_level = _aspp(encoder, settings, convention), settings.low_level_channels
+    convention, fine, channels = settings.resize or "align_corners", encoder.channels[low_level], settings.channels
+    aspp, width = _aspp(encoder, settings, convention), settings.low_level_channels
     aspp.project = nn.Sequential(nn.Conv2d(channels * len(aspp.branches), channels, 1, bias=False))
 
     def joined(in_channels: int, out: int, rate: int) -> nn.Module:
         return conv_norm_relu(in_channels, out, 3, rate, settings.separable)
 
-    reduced = fine, low_level, 1
-    head = DeepLabV3PlusHead(aspp, channels, num_classes, 0, reduced, joined, resize=convention)
-    head.reduce = nn.Sequential(nn.Conv2d(fine, low_level, 1, bias=False))
-    return head, encoder.reductions[0]
+    reduced = fine, width, 1
+    head = DeepLabV3PlusHead(aspp, channels, num_classes, low_level, reduced, joined, resize=convention)
+    head.reduce = nn.Sequential(nn.Conv2d(fine, width, 1, bias=False))
+    return head, encoder.reductions[low_level]
 
 
 def _aspp(
@@ -452,6 +458,9 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3plus": v3plus_head,
     # As in NVIDIA/semantic-segmentation.
     "deeplabv3plus_nvidia": nvidia_head,
+    "deeplabv3plus_nvidia_resnet": partial(nvidia_head, low_level=1),
+    # As in detectron2 with depthwise-separable convolutions: one 5x5 in the decoder.
+    "deeplabv3plus_detectron2_separable": partial(v3plus_head, convs=1, joining=5),
     "deeplabv3plus_mmseg": partial(v3plus_head, project=3),
     # As in VainF/DeepLabV3Plus-Pytorch: one 3x3 in the decoder.
     "deeplabv3plus_vainf": partial(v3plus_head, convs=1),

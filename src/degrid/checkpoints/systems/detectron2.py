@@ -17,6 +17,8 @@ _PLUS = {
     "sem_seg_head.decoder.res2.project_conv": "reduce.0",
     "sem_seg_head.decoder.res2.fuse_conv.0": "refine.0.0",
     "sem_seg_head.decoder.res2.fuse_conv.1": "refine.1.0",
+    "sem_seg_head.decoder.res2.fuse_conv.depthwise": "refine.0",
+    "sem_seg_head.decoder.res2.fuse_conv.pointwise": "refine.3",
     "sem_seg_head.predictor": "classifier",
 }
 
@@ -34,12 +36,12 @@ class Detectron2(System):
         """See `System`."""
         plus = "sem_seg_head.decoder.res5.project_conv.convs.0.weight" in tensors
         depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.res(\d)\.(\d+)\.")
-        if first_match(tensors, r".*\.(depthwise|pointwise)\..*"):
-            raise ConversionError("DeepLab of detectron2 with depthwise-separable convolutions cannot be converted")
         if len(tensors.get("backbone.stem.conv3.weight", ())) != 128:
             raise ConversionError("DeepLab of detectron2 can be converted with its own deep stem of 128 channels only")
+        separable = first_match(tensors, r"sem_seg_head\..*\.depthwise\.weight") is not None
         settings = {
-            "network": "deeplabv3plus" if plus else "deeplabv3",
+            "network": f"deeplabv3{'plus' if plus else ''}{'_detectron2_separable' if plus and separable else ''}",
+            "separable": separable,
             "encoder": f"timm:resnet{depth}s",
             "output_stride": 16,
             "multi_grid": (1, 2, 4),
@@ -67,11 +69,15 @@ def _rule(plus: bool) -> Rule:
             return None
         layer, inner = f"head.{places[prefix]}", name.removeprefix(f"{prefix}.")
         if places[prefix] != "aspp":
-            if places[prefix] == "refine.0.0" and inner == "weight":  # there the fine feature comes first, here last
-                value = rules.joined_in_order(value, 48)
+            # There the fine feature comes first, here last; in a depthwise convolution and its batch norm along axis 0.
+            depthwise = places[prefix] == "refine.0"
+            if depthwise or (inner == "weight" and places[prefix] in ("refine.0.0", "refine.3")):
+                value = rules.joined_in_order(value, 48, axis=0 if depthwise else 1)
             return {_leaf(layer, inner): value}
         if inner == "convs.4.1.bias":
             return _as_batch_norm(f"{layer}.branches.4.project.1", value)
+        if match := re.fullmatch(r"convs\.([1-3])\.(depth|point)wise\.(.+)", inner):
+            return {_leaf(f"{layer}.branches.{match[1]}.{0 if match[2] == 'depth' else 3}", match[3]): value}
         match = re.fullmatch(r"(?:convs\.([0-4])(?:\.1)?|project)\.(.+)", inner)
         if match is None:
             return None

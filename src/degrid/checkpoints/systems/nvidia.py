@@ -1,4 +1,4 @@
-"""NVIDIA/semantic-segmentation: DeepLab v3+ on WideResNet-38."""
+"""NVIDIA/semantic-segmentation: DeepLab v3+ on WideResNet-38, ResNet and SE-ResNeXt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
 from degrid.types import ConversionError
+from degrid.weight_names import BOTTLENECK_RESNETS, num_units
 
 _PLACES = {
     **{f"aspp.features.{index}.{part}": f"head.aspp.branches.{index}.{part}" for index in range(4) for part in (0, 1)},
@@ -25,33 +26,51 @@ _TRUNK = r"(?:backbone\.)?mod"
 
 
 class Nvidia(System):
-    """DeepWV3Plus, whose corners are aligned, and DeepV3PlusW38 of the later code, whose are not."""
+    """DeepWV3Plus and DeepV3Plus, whose corners are aligned, and DeepV3PlusW38 of the later code, whose are not."""
 
-    title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3PlusW38"
+    title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3Plus, DeepV3PlusW38"
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
         return "bot_fine.weight" if {"bot_fine.weight", "aspp.img_conv.0.weight"} <= tensors.keys() else None
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`. Other trunks than WideResNet-38 are refused."""
+        """See `System`. Other trunks are refused, and decoders that read a coarser feature."""
         trunk = first_match(tensors, rf"{_TRUNK}7\.block1\.convs\.conv3\.weight")
-        if trunk is None:
+        resnet = None if trunk else _resnet(tensors)
+        if not trunk and not resnet:
             raise ConversionError(
                 "this is DeepV3Plus of NVIDIA/semantic-segmentation on a trunk that degrid does not have; it can "
-                "convert those on WideResNet-38"
+                "convert those on WideResNet-38, and on ResNet and SE-ResNeXt with the skip m1"
             )
-        resize = "half_pixel" if trunk.startswith("backbone.") else "align_corners"
+        resize = "half_pixel" if trunk and trunk.startswith("backbone.") else "align_corners"
         settings = {
-            "network": "deeplabv3plus_nvidia",
-            "encoder": "nvidia:wider_resnet38",
+            "network": "deeplabv3plus_nvidia_resnet" if resnet else "deeplabv3plus_nvidia",
+            "encoder": resnet or "nvidia:wider_resnet38",
+            "uniform_rates": resnet is not None,
+            "low_level_channels": len(tensors["bot_fine.weight"]),
             "output_stride": 8,
             "rates": (12, 24, 36),
             "head_resize": resize,
             "resize": resize,
             **rules.IMAGENET_INPUT,
         }
-        return Plan(settings).fill(tensors, rules.batch_counter, _rule)
+        return Plan(settings).fill(tensors, rules.batch_counter, _resnet_rule if resnet else _rule, _rule)
+
+
+def _resnet(tensors: Tensors) -> str | None:
+    """Our name of a ResNet or SE-ResNeXt whose first stage the decoder reads."""
+    units = num_units(tensors, r"layer([1-4])\.(\d+)\.")
+    depth = next((depth for depth in ("50", "101") if BOTTLENECK_RESNETS[depth] == units), None)
+    if depth is None or tensors["bot_fine.weight"].shape[1] != 256:
+        return None
+    return f"timm:legacy_seresnext{depth}_32x4d" if "layer0.conv1.weight" in tensors else f"timm:resnet{depth}"
+
+
+def _resnet_rule(name: str, value: np.ndarray) -> rules.Found | None:
+    if match := re.fullmatch(r"layer0\.([01])\.(\w+)", name):
+        return {f"encoder.net.{'bn1' if match[1] == '1' else 'conv1'}.{match[2]}": value}
+    return {f"encoder.net.{name}": value} if re.match(r"layer[0-4]\.", name) else None
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from degrid.checkpoints.systems.adaptsegnet import AdaptSegNet
 from degrid.checkpoints.systems.bonlime import Bonlime
 from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
@@ -14,6 +15,7 @@ from degrid.checkpoints.systems.chenxi116 import Chenxi116
 from degrid.checkpoints.systems.detectron2 import Detectron2
 from degrid.checkpoints.systems.eth import Eth
 from degrid.checkpoints.systems.eth_slim import EthSlim
+from degrid.checkpoints.systems.fregu856 import Fregu856
 from degrid.checkpoints.systems.gluoncv import GluonCV
 from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab, TransformersMobileNetV2
 from degrid.checkpoints.systems.isht7 import Isht7
@@ -71,6 +73,8 @@ SYSTEMS: dict[str, System] = {
     "mlearing": MLearing(),
     "speedinghzl": Speedinghzl(),
     "nvidia": Nvidia(),
+    "adaptsegnet": AdaptSegNet(),
+    "fregu856": Fregu856(),
     "slim_v1": Slim("v1"),
     "slim_v2": Slim("v2"),
     "torchvision_imagenet": TorchvisionImageNet(),
