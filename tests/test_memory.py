@@ -3,6 +3,7 @@
 import copy
 import functools
 import mmap
+import os
 import re
 import subprocess
 import sys
@@ -235,6 +236,14 @@ def test_control_groups_of_version_1(tmp_path):
     group = "sys__fs__cgroup__memory__"  # in the container the group is the top of its tree
     write(tmp_path, **{f"{group}memoryDOTlimit_in_bytes": "800", f"{group}memoryDOTusage_in_bytes": "300"})
     assert available_to_process(tmp_path) == 500
+
+
+def test_a_limit_of_addresses_counts(tmp_path):
+    line = "Max address space         {}           unlimited            bytes     \n"
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__statm="100 50 20 1 0 40 0\n")
+    for limit, expected in ((f"{10**9}", 10**9 - 100 * os.sysconf("SC_PAGE_SIZE")), ("unlimited", 20_000_000 * 1024)):
+        write(tmp_path, proc__self__limits="Limit   Soft Limit   Hard Limit   Units\n" + line.format(limit))
+        assert available_to_process(tmp_path) == expected
 
 
 def test_somewhere_else_something_is_available(tmp_path):

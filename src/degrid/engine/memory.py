@@ -19,12 +19,13 @@ def available_to_process(root: Path = Path("/")) -> int:
     """Memory that the CPU can still give, in bytes.
 
     What the system can give without swapping, of which files that it keeps in memory are a part; within the limits of
-    the process's control groups.
+    the process's control groups, and of its addresses (`ulimit -v`).
 
     Args:
         root: where proc and sys are.
     """
-    found = [value for value in (_available_of_system(root), *memory_of_groups(root)) if value is not None]
+    ways = _available_of_system(root), _left_of_addresses(root), *memory_of_groups(root)
+    found = [value for value in ways if value is not None]
     return max(0, min(found, default=4 << 30))
 
 
@@ -37,6 +38,14 @@ def _available_of_system(root: Path) -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system has these
         return None
+
+
+def _left_of_addresses(root: Path) -> int | None:
+    """How many bytes more the process may address; None where nothing limits it."""
+    lines = text_of(root / "proc/self/limits").splitlines()
+    limit = next((line.split()[3] for line in lines if line.startswith("Max address space")), "unlimited")
+    used = text_of(root / "proc/self/statm").split()
+    return int(limit) - int(used[0]) * os.sysconf("SC_PAGE_SIZE") if limit.isdecimal() and used else None
 
 
 def resident_bytes() -> int:
