@@ -944,8 +944,42 @@ def test_copies_of_images_that_are_no_files():
         train = [source(str(k), k % 100) for k in range(count)]
         return Layout("", Path(), {"train": train, "val": [source("0", 150), source("x", 1)]})
 
-    assert overlaps(layout(5)) == [("val", 1, 2, "x", "1")]
+    assert overlaps(layout(5)) == [("val", 1, 2, "x", "1", False)]
     assert overlaps(layout(2000)) == []
+
+
+@pytest.mark.parametrize("names", ["background\ncrack\n", ""])
+def test_255_beside_ids_is_said_to_be_void(tmp_path, names):
+    root = put(tmp_path, [stripes(0, 1, 255), stripes(0, 1), stripes(0, 1)])
+    if names:
+        (root / "classes.txt").write_text(names)
+    assert any(note.startswith("255 is void, as usual: 1 of 3 masks") for note in notes_of(open_dataset(root)))
+    for said in ("void: [255]\n", "ids: [0, 1]\n", "ids: {0: 0, 1: 1, 255: void}\n"):
+        if names or "{" not in said:
+            (root / "dataset.yaml").write_text(said + ("classes: [background, crack]\n" if names else ""))
+            assert not any("255 is void" in note for note in notes_of(open_dataset(root)))
+
+
+def test_as_many_values_as_names_of_which_one_is_255(tmp_path):
+    root = put(tmp_path, [stripes(0, 1, 255)] * 4)
+    (root / "classes.txt").write_text("background\ncrack\npothole\n")
+    with pytest.raises(UserError, match=r"names 3 classes, .* but none of pothole.*ids: \[0, 1, 255\].*\[table-contra"):
+        open_dataset(root, accept=())
+    (root / "dataset.yaml").write_text("ids: [0, 1, 255]\n")
+    assert set(np.unique(open_dataset(root, accept=())[0].label)) == {0, 1, 2}
+    (root / "dataset.yaml").write_text("void: [255]\n")
+    assert set(np.unique(open_dataset(root, accept=())[0].label)) == {0, 1, 255}
+
+
+def test_what_is_no_split_by_its_name(tmp_path):
+    root = put(tmp_path, [stripes(0, 1)] * 4)
+    with pytest.raises(UserError, match=r"or name its folder or list in a dataset.yaml"):
+        open_dataset(root, "trainaug")
+    with pytest.raises(UserError, match=r"or add a folder test/ or a list test.txt"):
+        open_dataset(root, "test")
+    (root / "dataset.yaml").write_text("train: images\nmasks: masks\n")
+    with pytest.raises(UserError, match=r'or add a line "test: FOLDER" to dataset.yaml'):
+        open_dataset(root, "test")
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,9 @@ def test_a_split_that_does_not_exist(reads, lists):
         code, output, left = reads(path, "trainval")
         assert (code, left) == (2, [])
         assert output == (
-            f'degrid: {path} has no split "trainval"; it has: train, val, test. Choose one of these, or add a folder '
-            "trainval/ or a list trainval.txt"
+            f'degrid: {path} has no split "trainval"; it has: train, val, test. Choose one of these, or name its '
+            "folder or list in a dataset.yaml (train: .., val: ..): only those called train, val or test are splits by "
+            "themselves"
         )
 
 

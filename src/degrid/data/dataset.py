@@ -14,7 +14,7 @@ from degrid.arguments import checked
 from degrid.bands import find_bands, thinned, without_data
 from degrid.data.formats.doubts import stop_at_doubts
 from degrid.data.formats.hugging_face.address import PREFIX, Address
-from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.layout import BY_NAME, SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
 from degrid.data.formats.scan import BINARY_LABELS, resolve_classes
 from degrid.data.formats.source import BrokenSource, Source
@@ -243,11 +243,9 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
     assert layout.labels is not None
     assert layout.rule is not None
     if split not in layout.splits:
-        remedy = f"add {layout.how_to_add.format(split=split)}"
-        if (layout.root / f"{split}.txt").is_file():  # as it is not called as a split, it is not read
-            remedy = f"name the list in a dataset.yaml with its classes (train: {split}.txt)"
         raise UserError(
-            f'{path} has no split "{split}"; it has: {", ".join(layout.splits)}. Choose one of these, or {remedy}'
+            f'{path} has no split "{split}"; it has: {", ".join(layout.splits)}. Choose one of these, or '
+            f"{_how_to_add(layout, split)}"
         )
     sources, left_out = layout.splits[split], list[str]()
     if skip:
@@ -280,6 +278,18 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
     return SourceDataset(
         sources, layout.labels, layout.rule, [*layout.notes, *left_out, *notes], bands, tuple(layout.splits)
     )
+
+
+def _how_to_add(layout: Layout, split: str) -> str:
+    """What gives a dataset a split of this name."""
+    if (layout.root / f"{split}.txt").is_file():  # as it is not called as a split, it is not read
+        return f"name the list in a dataset.yaml with its classes (train: {split}.txt)"
+    if layout.how_to_add == BY_NAME and split not in SPLIT_NAMES.values():
+        return (
+            "name its folder or list in a dataset.yaml (train: .., val: ..): only those called train, val or test are "
+            "splits by themselves"
+        )
+    return f"add {layout.how_to_add.format(split=split)}"
 
 
 def repeated(sources: Sequence[Source]) -> tuple[list[str], list[str]]:

@@ -1,16 +1,20 @@
-"""Images that are in two splits: the same file, or a copy of it under another name."""
+"""Images that are in two splits: the same file, a copy of it under another name, or one that was compressed anew."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.layout import Layout
+from degrid.data.formats.lookalikes import Looks, is_same_picture
+from degrid.data.formats.matching import folded
 from degrid.data.formats.source import LazySources, Source
+from degrid.image import image_size
 from degrid.types import UserError
 
 _MOST_READ = 2000
@@ -19,22 +23,33 @@ _FEW = 20
 """Images that are compared with their masks."""
 _PROBES, _PROBE = 3, 1024
 """Places in a file, and bytes there, that are read before it is read as a whole."""
+_MOST_NAMES = 16
+"""Images that are compared with those of the same name where it is not known how all of them look."""
 
 
 class Overlap(NamedTuple):
-    """Images of a split that are trained on: how many of how many, the first of them, and what it is a copy of."""
+    """Images of a split that are trained on: how many of how many, the first of them, and what it is a copy of.
+
+    compressed: that copy has other bytes, since it is stored in another format or was compressed once more.
+    """
 
     split: str
     both: int
     images: int
     first: str
     same_as: str
+    compressed: bool = False
 
 
-def overlaps(layout: Layout) -> list[Overlap]:
+Seen = Mapping[str, Sequence[bytes]]
+"""How each image of each split looks (`lookalikes.look_of`)."""
+
+
+def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
     """The images of val and test that are in train, too; pictures of one colour do not count.
 
-    Splits that are listed only when they are needed are passed over.
+    Splits that are listed only when they are needed are passed over. Copies of other bytes are looked for among all
+    images that were seen; or else among some that have the same name.
     """
     splits = {
         split: sources
@@ -46,13 +61,48 @@ def overlaps(layout: Layout) -> list[Overlap]:
         return []
     lengths = _lengths([*learnt, *(source for sources in splits.values() for source in sources)])
     known = _Images(learnt, lengths)
+    looks = seen and Looks(learnt, seen.get("train", ()))
     found = []
     for split, sources in splits.items():
-        copies = [(source, same) for source in sources if (same := known.copy_of(source))]
+        same = [known.copy_of(source) for source in sources]
+        left = [index for index, copy in enumerate(same) if copy is None]
+        likely = (
+            ((index, looks.like(seen[split][index])) for index in left)
+            if seen and looks
+            else _named_alike(learnt, [(index, sources[index]) for index in left])
+        )
+        anew = {index: copy for index, others in likely if (copy := _same_picture(sources[index], others))}
+        copies = [
+            (index in anew, sources[index].places()[0], copy.places()[0])
+            for index, exact in enumerate(same)
+            if (copy := exact or anew.get(index))
+        ]
         if copies:
-            first, same_as = min((source.places()[0], same.places()[0]) for source, same in copies)
-            found.append(Overlap(split, len(copies), len(sources), first, same_as))
+            compressed, first, same_as = min(copies)
+            found.append(Overlap(split, len(copies), len(sources), first, same_as, compressed))
     return found
+
+
+def _same_picture(source: Source, others: Iterable[Source]) -> Source | None:
+    return next((other for other in others if is_same_picture(source, other)), None)
+
+
+def _named_alike(learnt: Sequence[Source], left: Iterable[tuple[int, Source]]) -> Iterator[tuple[int, list[Source]]]:
+    """Some of the image files that have others of the same name and size among those to train on, and these."""
+    by_name: dict[str, list[Source]] = {}
+    for source in learnt:
+        by_name.setdefault(_called(source), []).append(source)
+    by_name.pop("", None)
+    named = [(index, source, by_name[name]) for index, source in left if (name := _called(source)) in by_name]
+    for index, source, others in named[:: math.ceil(len(named) / _MOST_NAMES) or 1]:
+        with contextlib.suppress(UserError):
+            size = image_size(source.places()[0])
+            yield index, [other for other in others[:_FEW] if image_size(other.places()[0]) == size]
+
+
+def _called(source: Source) -> str:
+    """The name of an image's file without folder and suffix; nothing for what is no file of its own."""
+    return folded(Path(source.places()[0]).stem) if source.image_length() else ""
 
 
 def _lengths(sources: Sequence[Source]) -> Mapping[int, int]:

@@ -142,7 +142,9 @@ def _with_splits(given: dict[str, Any], root: Path, file: Path) -> Layout | None
     if "format" in given:
         raise UserError(f"{file}: a format brings its own splits; leave out {', '.join(splits)}")
     table = (None, None) if "classes" in given else class_table(root)
-    return Layout(file.name, root, splits, *table, orphans=orphans)
+    return Layout(
+        file.name, root, splits, *table, orphans=orphans, how_to_add=f'a line "{{split}}: FOLDER" to {file.name}'
+    )
 
 
 def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from degrid.data.formats.copies import copied_masks, overlaps
+from degrid.data.formats.copies import Seen, copied_masks, overlaps
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.source import LazySources
@@ -36,12 +36,13 @@ def check_kinds(kinds: Iterable[str], where: str) -> None:
             )
 
 
-def doubts(layout: Layout, surveys: Surveys | None = None) -> list[Doubt]:
+def doubts(layout: Layout, surveys: Surveys | None = None, seen: Seen | None = None) -> list[Doubt]:
     """What looks wrong in a dataset, the gravest first. One that was accepted, or follows from another, is left out.
 
     Args:
         layout: of which classes and rule are known.
         surveys: of the masks of each split; by default of the sample by which the classes were found.
+        seen: how the images look, where all of them were read.
     """
     surveys = layout.surveys if surveys is None else surveys
     whole = total(surveys)
@@ -50,7 +51,7 @@ def doubts(layout: Layout, surveys: Surveys | None = None) -> list[Doubt]:
     # What there is to learn is in the split to train on; masks of a test split are often empty.
     assert layout.labels is not None
     assert layout.rule is not None
-    look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole)
+    look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole, seen)
     found: list[Doubt] = []
     for kind, (examine, hidden_by) in DOUBTS.items():
         if not any(doubt.kind in hidden_by for doubt in found):
@@ -82,13 +83,15 @@ def how_to_accept(kind: str) -> str:
 
 
 class _Look(NamedTuple):
-    """What is examined: the layout, its classes and rule, the values in all masks, and in those to train on."""
+    """What is examined: the layout, its classes and rule, the values in all masks and in those to train on, and how the
+    images look."""
 
     layout: Layout
     labels: LabelSpace
     rule: MaskRule
     whole: Survey
     learnt: Survey
+    seen: Seen | None
 
 
 # A value is solid where many of its pixels lie inside an area of that value, and soft where almost none does and many
@@ -337,6 +340,18 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
             "count from 0"
         )
         return
+    if (
+        {*found} == {*range(len(names) - 1), IGNORE_INDEX}
+        and len(names) > 2
+        and IGNORE_INDEX not in look.layout.wishes.void
+    ):
+        ids = [*range(len(names) - 1), IGNORE_INDEX]
+        yield (
+            f"{rule.said} names {len(names)} classes, and the masks hold as many values: 0 to {len(names) - 2}, and "
+            f"255, which is void as a rule, but none of {names[-1]}; {_write(look.layout, f'ids: {ids}')} if 255 is "
+            f'{names[-1]}, or "void: [255]"'
+        )
+        return
     if is_background(names[0]) or 0 not in found:
         return
     is_other = is_background
@@ -400,8 +415,9 @@ def _values_mixed_by_darwin(look: _Look) -> Iterator[str]:
 
 def _splits_overlap(look: _Look) -> Iterator[str]:
     """Images that are trained on and validated or tested with."""
-    for found in overlaps(look.layout):
-        copy = f" (a copy of {found.same_as})" if found.same_as != found.first else ""
+    for found in overlaps(look.layout, look.seen):
+        how = ", stored in another format or compressed once more" if found.compressed else ""
+        copy = f" (a copy of {found.same_as}{how})" if found.same_as != found.first else ""
         are = "is" if found.both == 1 else "are"
         yield (
             f"{found.both} of {found.images} images of {found.split} {are} in train, too, such as {found.first}{copy}, "

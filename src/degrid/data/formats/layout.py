@@ -99,6 +99,10 @@ class Wishes:
     file: str = ""
 
 
+BY_NAME = "a folder {split}/ or a list {split}.txt"
+"""How data in folders get another split, if it is called as splits are."""
+
+
 @dataclass
 class Layout:
     """What is in a dataset.
@@ -126,7 +130,7 @@ class Layout:
     rule: MaskRule | None = None
     orphans: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    how_to_add: str = "a folder {split}/ or a list {split}.txt"
+    how_to_add: str = BY_NAME
     kind: str = ""
     wishes: Wishes = field(default_factory=Wishes)
     guessed: bool = False

@@ -55,6 +55,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
         if not (layout.rule.exact or layout.rule.says_void or IGNORE_INDEX in layout.wishes.void):
             _fit_to_masks(layout, whole)
     layout.rule = _with_wishes(layout)
+    _say_void(layout, whole)
     if _grey_ids(layout.rule, whole):
         layout.rule = dataclasses.replace(layout.rule, colors={})
     return layout
@@ -272,6 +273,19 @@ def _two_classes(labels: LabelSpace, rule: MaskRule) -> tuple[MaskRule, str]:
     if black == 0:
         return new, f"taken as background and foreground ({labels.names[0]} and {labels.names[1]})"
     return new, f"0 is {labels.names[black]} and 255 is {labels.names[white]}{why}"
+
+
+def _say_void(layout: Layout, found: Survey) -> None:
+    """Say that 255 is void, where nothing but the custom does."""
+    rule = layout.rule
+    assert rule is not None
+    said = rule.says_void or rule.exact or rule.threshold is not None or IGNORE_INDEX in layout.wishes.void
+    asked = layout.guessed or bool(rule.said)  # in benchmarks it is known
+    if found.found_in[IGNORE_INDEX] and rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX and asked and not said:
+        layout.notes.append(
+            f"255 is void, as usual: {found.found_in[IGNORE_INDEX]} of {counted(found.masks, 'mask')} that were looked "
+            'at hold it ("ids" in dataset.yaml says if it is a class)'
+        )
 
 
 # ---- wishes ---------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def _check_files(
     for orphan in layout.orphans:
         tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
     report = _report(str(path), layout, tally.splits, tally.findings)
-    left = [doubt for doubt in doubts(layout, tally.surveys) if doubt.kind not in accept]
+    left = [doubt for doubt in doubts(layout, tally.surveys, tally.seen) if doubt.kind not in accept]
     report.problems += [doubt.sentence for doubt in left]
     if not any(doubt.kind == "splits-overlap" for doubt in left):
         report.notes += tally.copies.sentences(problem=False)
@@ -305,6 +305,7 @@ class _Tally:
     masks, pixels: the number of masks and pixels with each unknown value, of `MOST_VALUES` at most.
     beyond: pixels of further unknown values.
     copies: images that are in two splits.
+    seen: how each image of each split looks.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -314,6 +315,7 @@ class _Tally:
         self.splits: dict[str, SplitReport] = {}
         self.findings, self.copies = _Findings(), _Findings()
         self.surveys: dict[str, Survey] = {}
+        self.seen: dict[str, list[bytes]] = {}
         self.masks: Counter[int | Color] = Counter()
         self.pixels: Counter[int | Color] = Counter()
         self.beyond = 0
@@ -321,6 +323,7 @@ class _Tally:
 
     def add(self, reading: Reading, split: str) -> None:
         """Count one sample."""
+        self.seen.setdefault(split, []).append(reading.look)
         for kind, example in reading.faults:
             self.findings.add(kind, example)
         for kind, example in reading.remarks:

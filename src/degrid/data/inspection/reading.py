@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from degrid.bands import DIM
+from degrid.data.formats.lookalikes import look_of
 from degrid.data.formats.masks import NO_DATA
 from degrid.data.formats.read_array import UnusableMaskError
 from degrid.data.formats.read_mask import LossyMaskError, remarks_on
@@ -33,6 +34,7 @@ class Reading:
     Attributes:
         name: of the sample; empty where nothing can be read.
         digest: of the image as it is stored; empty where it cannot be read.
+        look: of the image, see `lookalikes.look_of`.
         size: of the image, height and width; None where it cannot be read.
         label: None where it cannot be read.
         fits: whether the label belongs to an image that can be read, so that it counts.
@@ -48,6 +50,7 @@ class Reading:
     label_place: str = ""
     faults: tuple[tuple[str, str], ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
+    look: bytes = b""
 
 
 def read_sample(source: Source, bands: Bands = RGB) -> Reading:
@@ -73,7 +76,7 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
         by_image = empty is not None and bool(empty.any())
         kind, place = ("images", image_place) if by_image else ("masks", label_place)
         remarks.append((f"{kind} with pixels that have no data (NaN, or what the file calls so): void", place))
-    return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks))
+    return Reading(name, digest, size, values, label_place=label_place, remarks=tuple(remarks), look=look_of(image))
 
 
 def _faulty(source: Source, error: UserError, bands: Bands) -> Reading:

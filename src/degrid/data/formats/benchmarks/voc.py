@@ -83,7 +83,8 @@ class Voc(DataFormat):
         notes = [*notes, *unread_note(base / "JPEGImages")]
         orphans = [mask for name, mask in masks.items() if name not in images]
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
-        return Layout(reason, base, splits, labels, rule, orphans, notes)
+        how_to_add = "a list ImageSets/Segmentation/{split}.txt"
+        return Layout(reason, base, splits, labels, rule, orphans, notes, how_to_add)
 
 
 def _refuse_masks_alone(path: Path) -> None:

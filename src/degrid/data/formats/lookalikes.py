@@ -1,0 +1,117 @@
+"""Pictures that are the same though their files differ: copies in another format, or compressed once more."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from degrid.data.formats.source import Source
+from degrid.types import UserError
+
+_SIDE, _EXAMINED = 16, 96
+"""Parts of a look, in height and width; and about how many rows and columns of pixels it is made of."""
+_FINE, _LEAST_PIXELS = 64, 5
+"""Parts, in height and width, in which two pictures are compared when their looks are alike, and what each has at least
+in each direction."""
+_LEAST_CONTRAST, _CONTRAST = 8, 24
+"""Between the darkest and the brightest part, of 255: below the first, it may be any picture of an even surface; below
+the second, the grain must tell."""
+# Of 255. Compressed as JPEG once more (quality 50), frames of CamVid differ by up to 8 in a fine part; of different
+# frames the two most alike, of a car that waits, differ by 15.
+_CLOSE, _CLOSE_FINE = 8, 10
+_GRAIN = 0.4
+"""What is finer than the parts correlates so much in copies; the noise of two photographs of one thing does not."""
+_LEAST_GRAIN = 1.0
+_LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+_STEP, _MARGIN = 4.0, 2.0
+_MOST_ALIKE = 500
+"""Pictures that are compared with one, where very many look alike."""
+
+
+def look_of(pixels: np.ndarray) -> bytes:
+    """The brightness of 16x16 parts of a picture uint8 [H,W,C]; empty where they hardly differ."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < _SIDE:
+        return b""
+    some = pixels[:: max(1, height // _EXAMINED), :: max(1, width // _EXAMINED)]
+    colors = some.shape[2] >= 3
+    image = Image.fromarray(np.ascontiguousarray(some[..., :3] if colors else some[..., 0]))
+    parts = _parts(image.convert("L") if colors else image, _SIDE)
+    darkest, brightest = parts.getextrema()
+    return parts.tobytes() if brightest - darkest >= _LEAST_CONTRAST else b""
+
+
+class Looks:
+    """Pictures among which those that look like another one are found, in a time that hardly depends on their number.
+
+    Args:
+        sources: the pictures.
+        looks: of each, see `look_of`.
+    """
+
+    def __init__(self, sources: Sequence[Source], looks: Sequence[bytes]) -> None:
+        kept = [index for index, look in enumerate(looks) if look]
+        self._sources = [sources[index] for index in kept]
+        self._looks = _array([looks[index] for index in kept])
+        self._places: dict[tuple[int, ...], list[int]] = {}
+        for index, place in enumerate(np.floor(_quarters(self._looks) / _STEP).astype(int).tolist()):
+            self._places.setdefault(tuple(place), []).append(index)
+
+    def like(self, look: bytes) -> Iterator[Source]:
+        """The pictures that look so, the most alike first."""
+        if not look or not self._places:
+            return
+        own = _array([look])
+        quarters = _quarters(own)[0]
+        ends = [np.floor((quarters + margin) / _STEP).astype(int).tolist() for margin in (-_MARGIN, _MARGIN)]
+        near = itertools.product(*(range(low, high + 1) for low, high in zip(*ends, strict=True)))
+        found = [index for place in near for index in self._places.get(place, ())][:_MOST_ALIKE]
+        apart = np.abs(self._looks[found].astype(np.int16) - own).max(axis=(1, 2))
+        yield from (self._sources[found[index]] for index in np.argsort(apart) if apart[index] <= _CLOSE)
+
+
+def is_same_picture(one: Source, other: Source) -> bool:
+    """Whether two images are one picture, up to what compressing it changes; false where one cannot be read."""
+    try:
+        grey = [_brightness(source.read_values()) for source in (one, other)]
+    except (UserError, OSError):
+        return False
+    side = min(_FINE, min(grey[0].shape) // _LEAST_PIXELS)
+    if grey[0].shape != grey[1].shape or side < 2:
+        return False
+    if not (one.is_plain() and other.is_plain()):
+        low, high = float(grey[0].min()), float(grey[0].max())
+        grey = [(image - low) * (255 / max(high - low, 1e-30)) for image in grey]
+    parts = [np.asarray(_parts(Image.fromarray(image), side)) for image in grey]
+    if np.abs(parts[0] - parts[1]).max() > _CLOSE_FINE:
+        return False
+    grain = [image[1:, 1:] - image[:-1, :-1] for image in grey]
+    if min(image.std() for image in grain) < _LEAST_GRAIN:
+        return bool(np.ptp(parts[0]) >= _CONTRAST)
+    return bool(np.corrcoef(grain[0].ravel(), grain[1].ravel())[0, 1] >= _GRAIN)
+
+
+def _brightness(pixels: np.ndarray) -> np.ndarray:
+    """Of values [H,W,C], float32 [H,W]."""
+    values = pixels.astype(np.float32)
+    weighed: np.ndarray = values[..., :3] @ _LUMA if values.shape[2] >= 3 else values[..., 0]
+    return np.ascontiguousarray(weighed)
+
+
+def _parts(grey: Image.Image, side: int) -> Image.Image:
+    """The mean brightness of side x side parts."""
+    return grey.resize((side, side), Image.Resampling.BOX)
+
+
+def _array(looks: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(looks), np.uint8).reshape(-1, _SIDE, _SIDE)
+
+
+def _quarters(looks: np.ndarray) -> np.ndarray:
+    """The mean brightness of the four quarters of looks, [N,4]."""
+    half = _SIDE // 2
+    halves: np.ndarray = looks.reshape(-1, 2, half, 2, half).mean(axis=(2, 4)).reshape(-1, 4)
+    return halves
