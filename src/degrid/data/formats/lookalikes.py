@@ -39,9 +39,8 @@ def look_of(pixels: np.ndarray) -> bytes:
     some = pixels[:: max(1, height // _EXAMINED), :: max(1, width // _EXAMINED)]
     colors = some.shape[2] >= 3
     image = Image.fromarray(np.ascontiguousarray(some[..., :3] if colors else some[..., 0]))
-    parts = _parts(image.convert("L") if colors else image, _SIDE)
-    darkest, brightest = parts.getextrema()
-    return parts.tobytes() if brightest - darkest >= _LEAST_CONTRAST else b""
+    look = _parts(image.convert("L") if colors else image, _SIDE).tobytes()
+    return look if max(look) - min(look) >= _LEAST_CONTRAST else b""
 
 
 class Looks:
