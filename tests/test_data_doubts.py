@@ -982,6 +982,28 @@ def test_what_is_no_split_by_its_name(tmp_path):
         open_dataset(root, "test")
 
 
+def test_colors_in_the_order_of_opencv(tmp_path):
+    root = put(tmp_path, [np.stack([stripes(0, 0), stripes(0, 0), stripes(0, 255)], axis=-1)] * 4)
+    (root / "classes.csv").write_text("id,name,r,g,b\n0,background,0,0,0\n1,leaf,255,0,0\n")
+    (problem,) = check_data(root).problems
+    assert "those of classes with red and blue exchanged, as OpenCV writes" in problem
+    (root / "classes.csv").write_text("id,name,r,g,b\n0,background,0,0,0\n1,leaf,0,0,255\n")
+    assert check_data(root).ok
+
+
+def test_metadata_of_hugging_face_and_classes_called_dont_care(tmp_path):
+    root = put(tmp_path / "own", [stripes(0, 1, 2)] * 4)
+    (root / "classes.txt").write_text("road\ncar\nDon't care\n")
+    assert open_dataset(root).labels.names == ("road", "car")
+    place = tmp_path / "hf"
+    place.mkdir()
+    for name in ("a.png", "a_m.png"):
+        Image.new("L", (32, 24)).save(place / name)
+    (place / "metadata.jsonl").write_text('{"file_name": "a.png", "mask_file_name": "a_m.png"}\n')
+    with pytest.raises(UserError, match=f"metadata.jsonl is that of a dataset of Hugging Face: give hf:{place}"):
+        open_dataset(place)
+
+
 @pytest.mark.parametrize(
     "words", [("tr", "va", "te"), ("Entrenamiento", "Validacio\u0301n", "Prueba"), ("训练集", "验证集", "测试集")]
 )

@@ -22,6 +22,7 @@ TRUTH[2:4, 4:6] = 2
 CAR = [1, 1, 5, 1, 5, 4, 1, 4]
 SIGN = [4, 2, 6, 2, 6, 4, 4, 4]
 NAMES = ("background", "car", "sign")
+_OBJECT = ("background", "object")
 
 
 def put_image(file, size=(WIDTH, HEIGHT)):
@@ -338,6 +339,24 @@ def test_yolo_without_a_yaml(tmp_path):
     check(tmp_path, truth=np.array([IGNORE_INDEX, 1, 0], np.uint8)[TRUTH], names=("sign", "car"))
 
 
+def test_coordinates_in_another_unit_are_refused(tmp_path):
+    """COCO's in fractions would all be in the first pixel, YOLO's in pixels far beyond the image."""
+    put_image(tmp_path / "coco" / "a.png")
+    fractions = [[value / (HEIGHT if index % 2 else WIDTH) for index, value in enumerate(CAR)]]
+    coco(tmp_path / "coco" / "x.json", ["a.png"], shapes=((1, fractions),))
+    with pytest.raises(UserError, match=r"corners of its polygons lie between 0 and 1, .* COCO counts pixels"):
+        open_dataset(tmp_path / "coco")
+    coco(tmp_path / "coco" / "x.json", ["a.png"], shapes=((1, fractions), (1, [CAR]), (2, [SIGN])))
+    truth = TRUTH.copy()
+    truth[0, 0] = 1
+    check(tmp_path / "coco", truth=truth)
+    root = tmp_path / "yolo"
+    yolo(root, ["images/a.png", "images/b.png"])
+    put_text(root / "labels" / "b.txt", "0 " + " ".join(map(str, CAR)) + "\n")
+    (problem,) = check_data(root).problems
+    assert "b.txt, line 1: a coordinate of 5; YOLO counts in fractions" in problem
+
+
 @pytest.mark.parametrize(
     ("beside", "nc", "message"),
     [
@@ -530,6 +549,19 @@ def test_via_shapes(tmp_path):
     with pytest.raises(
         UserError, match="the shapes are 1 of the kind rect, and no outlines: boxes, points and lines cannot train"
     ):
+        open_dataset(tmp_path)
+
+
+def test_via_lines_are_areas_where_they_end_at_their_beginning(tmp_path):
+    put_image(tmp_path / "a.png")
+    closed, opened = (via_region(shape) for shape in ([*CAR, *CAR[:2]], SIGN))
+    for region in (closed, opened):
+        region["shape_attributes"]["name"] = "polyline"
+    put_json(tmp_path / "via.json", via({"a.png": [closed, opened]}))
+    dataset = check(tmp_path, truth=np.where(np.isin(TRUTH, (1, 2)), 1, 0) * (np.arange(WIDTH) < 5), names=_OBJECT)
+    assert "shapes without an area are left out: 1 of the kind open polyline" in notes_of(dataset)
+    put_json(tmp_path / "via.json", via({"a.png": [opened]}))
+    with pytest.raises(UserError, match="the shapes are 1 of the kind open polyline, and no outlines"):
         open_dataset(tmp_path)
 
 

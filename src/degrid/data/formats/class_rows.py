@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
-VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
+VOID_NAMES = (
+    *("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled"),
+    *("don't care", "dont care", "dontcare"),
+)
 """Rows of these names, in any case, are void."""
 
 

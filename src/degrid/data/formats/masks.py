@@ -215,6 +215,13 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     shown = some(unknown)
     many = len(unknown) > _MANY_UNKNOWN
     if any(isinstance(value, tuple) for value in unknown):
+        swapped = all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown)
+        if swapped:
+            return (
+                f"{mask} has the colours {shown} ({pixels} pixels), which are those of classes with red and blue "
+                "exchanged, as OpenCV writes an image that is taken for RGB: write cv2.cvtColor(mask, "
+                "cv2.COLOR_RGB2BGR), or exchange them in the table"
+            )
         nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if many else ""
         return (
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "

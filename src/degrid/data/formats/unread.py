@@ -70,9 +70,19 @@ def _boxes_of_voc(path: Path) -> str:
     )
 
 
+def _hugging_face(path: Path) -> str:
+    for file in _files(path, "metadata.jsonl"):
+        if b"mask" in file.read_bytes()[:4096]:
+            return f"{file.name} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])"
+    return ""
+
+
 def _cutouts(path: Path) -> str:
     below = [file for suffix in sorted(_TRANSPARENT) for file in _files(path, f"*{suffix}")]
     return next((sentence for file in below if (sentence := cutout_sentence(file))), "")
 
 
-_KNOWN: tuple[Callable[[Path], str], ...] = (_segment_anything, _open_images, _boxes_of_voc, _cutouts)
+_KNOWN: tuple[Callable[[Path], str], ...] = (
+    *(_segment_anything, _open_images, _boxes_of_voc, _hugging_face),
+    _cutouts,
+)

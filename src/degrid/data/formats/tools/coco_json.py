@@ -72,6 +72,7 @@ class CocoJson(DataFormat):
         contents = [_read(file) for file in files]
         notes = [OVERLAPS, *_not_read(files)]
         crowds = _crowds(contents)
+        _refuse_fractions(contents)
         names = _names(contents, notes)
         rows = [LabelRow(name, None, value) for value, name in enumerate(names)]
         labels, rule, ids = named_classes(rows, root, files[0].name)
@@ -180,6 +181,22 @@ def _crowds(contents: list[CocoFile]) -> tuple[int, int]:
             "segmentation; draw polygons or masks in the tool that wrote the file, and export them"
         )
     return sum(bool(row.get("iscrowd", 0)) for row in drawn), len(drawn)
+
+
+def _refuse_fractions(contents: list[CocoFile]) -> None:
+    """Refuse files whose polygons would all lie in the first pixel.
+
+    Raises:
+        UserError: all coordinates lie between 0 and 1.
+    """
+    shapes = [row.get("segmentation") for content in contents for row in content.all()]
+    polygons = [polygon for shape in shapes if isinstance(shape, list) for polygon in shape]
+    numbers = [polygon for polygon in polygons if isinstance(polygon, array.array) and len(polygon)]
+    if numbers and len(numbers) == len(polygons) and all(min(each) >= 0 and max(each) <= 1 for each in numbers):
+        raise UserError(
+            f"{contents[0].file}: all corners of its polygons lie between 0 and 1, as if they were fractions of width "
+            "and height; COCO counts pixels: multiply by the image's width and height"
+        )
 
 
 def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:

@@ -64,7 +64,7 @@ class Via(DataFormat):
         attribute = _attribute(regions, files[0])
         if not attribute:
             notes.append(f'the regions have no attribute: all of them are of one class, "{_ONLY}"')
-        names = sorted({_name(region, attribute) for region in regions} - {""})
+        names = sorted({_name(region, attribute) for region in regions if _kind(region) in _AREAS} - {""})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, files[0].name)
         images = Images(root)
         splits: dict[str, list[Drawn]] = {}
@@ -135,7 +135,11 @@ def _attribute(regions: Sequence[Mapping[str, Any]], file: Path) -> str:
 
 
 def _kind(region: Mapping[str, Any]) -> str:
-    return str(region["shape_attributes"]["name"])
+    """The kind of a region; a polyline encloses an area only where it ends at its beginning."""
+    shape = region["shape_attributes"]
+    x, y = shape.get("all_points_x") or [0], shape.get("all_points_y") or [0]
+    opened = shape["name"] == "polyline" and (x[0], y[0]) != (x[-1], y[-1])
+    return "open polyline" if opened else str(shape["name"])
 
 
 def _name(region: Mapping[str, Any], attribute: str) -> str:
@@ -150,6 +154,8 @@ def _things(
     regions: Sequence[Mapping[str, Any]], attribute: str, ids: Mapping[str, int], height: int, width: int
 ) -> Iterator[Thing]:
     for region in regions:
+        if _kind(region) not in _AREAS:
+            continue
         name = _name(region, attribute)
         yield Thing(ids[name] if name else IGNORE_INDEX, _region(region["shape_attributes"], (height, width)))
 

@@ -24,6 +24,8 @@ from degrid.files import parse_yaml
 from degrid.lookup import counted
 from degrid.types import UserError
 
+_MOST = 2.0
+"""Coordinates beyond are no fractions; some tools let outlines reach a little beyond the image."""
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "darknet.labels")
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # So many label files, from the whole dataset, tell whether it holds polygons.
@@ -247,6 +249,11 @@ def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iter
         if not values[0].isdecimal() or int(values[0]) not in ids:
             raise UserError(f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes")
         numbers = np.array(values[1:], np.float64)
+        if numbers.max(initial=0) > _MOST:
+            raise UserError(
+                f"{file}, line {row}: a coordinate of {numbers.max():g}; YOLO counts in fractions of the image's width "
+                "and height, 0 to 1: divide pixels by these"
+            )
         train = ids[int(values[0])]
         if len(numbers) in (4, 5):
             x, y, wide, high = numbers[:4] * (width, height, width, height)
