@@ -192,13 +192,20 @@ def test_windows_read_large_maps_in_parts_with_the_same_values(tmp_path, monkeyp
     assert (found[0] == found[1]).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "P4", "I;16"])
 def test_windows_read_large_pngs_in_parts_with_the_same_values(tmp_path, monkeypatch, mode):
     monkeypatch.setattr("degrid.bands._IN_PARTS", 1000)
     monkeypatch.setattr("degrid.bands.PART", 1)
     monkeypatch.setattr("degrid.bands._TILE", 16)
-    pixels = np.random.default_rng(7).integers(0, 255, (90, 70, len(mode)), np.uint8)
-    Image.fromarray(pixels.squeeze()).save(tmp_path / "a.png")
+    pixels = np.random.default_rng(7).integers(0, 255, (90, 70, 4), np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 250)
+    elif mode.startswith("P"):
+        image = image.convert("RGB").quantize(9 if mode == "P4" else 200)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png")
     for bands in (Bands(), Bands(1, ((0.0, 200.0),))):
         scene, whole = (
             open_scene(tmp_path / "a.png", bands, 1 << 30, windows=True),
@@ -218,17 +225,22 @@ def test_pngs_that_others_turn_or_convert_are_read_whole(tmp_path, monkeypatch):
     turned = Image.Exif()
     turned[274] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
-    Image.fromarray(pixels).quantize(16).save(tmp_path / "palette.png")
-    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(tmp_path / "deep.png")
-    for name in ("turned", "palette", "deep"):
+    profile = {"driver": "PNG", "width": 70, "height": 60, "count": 3, "dtype": "uint16"}
+    with rasterio.open(tmp_path / "deep.png", "w", transform=PLACE["transform"], **profile) as opened:
+        opened.write(pixels.transpose(2, 0, 1).astype(np.uint16) * 257)
+    for name in ("turned", "deep"):
         assert isinstance(open_scene(tmp_path / f"{name}.png", Bands(), 1 << 30, windows=True), Scene)
 
 
 def test_other_large_images_need_memory(tmp_path, small_limit):
     pixels = np.random.default_rng(5).integers(0, 255, (60, 70, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (open_scene(tmp_path / "a.png", Bands(), 1 << 20).pixels == pixels).all()
+    scene = open_scene(tmp_path / "a.png", Bands(), 50_000)
+    assert isinstance(scene, LargeScene)
+    assert (scene.rows(0, 60).pixels == pixels).all()
+    Image.fromarray(pixels).save(tmp_path / "a.bmp")
+    assert (open_scene(tmp_path / "a.bmp", Bands(), 1 << 20).pixels == pixels).all()
     with pytest.raises(UserError, match=r"has 70x60 pixels, which takes .* GiB to decode; .* are free"):
-        open_scene(tmp_path / "a.png", Bands(), 50_000)
-    result = degrid.predict(network(), tmp_path / "a.png", tmp_path / "out", device="cpu")
+        open_scene(tmp_path / "a.bmp", Bands(), 50_000)
+    result = degrid.predict(network(), tmp_path / "a.bmp", tmp_path / "out", device="cpu")
     assert result.images == 1

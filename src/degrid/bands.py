@@ -129,8 +129,9 @@ def _is_for_parts(path: str | os.PathLike[str], bands: Bands, windows: bool) -> 
     if header is not None:
         in_parts = windows and math.prod(header.size) > _IN_PARTS and _is_same_in_parts(header, bands)
         return in_parts or is_large(header.size)
-    png = png_in_rows(path) if windows else None
-    return png is not None and math.prod(png) > _IN_PARTS and (bands.range != "file" or is_large(png))
+    png = png_in_rows(path)
+    in_parts = png is not None and windows and math.prod(png) > _IN_PARTS and bands.range != "file"
+    return png is not None and (in_parts or is_large(png))
 
 
 def _is_same_in_parts(header: TiffHeader, bands: Bands) -> bool:

@@ -31,6 +31,8 @@ _MOST_PAGES = 4096
 CACHE = 64 << 20
 """Bytes of decoded tiles that GDAL keeps; a twentieth of the memory without it."""
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_GREY = (0, 3)
+"""Colour types of one band: grey and indices of a palette."""
 _TURNED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _LONG_TEXT = 1 << 16  # ImageJ's is short
 _LETTERS = {1: "uint", 2: "int", 3: "float", 5: "complexint", 6: "complex"}
@@ -85,14 +87,15 @@ def tiff_header(path: str | os.PathLike[str]) -> TiffHeader | None:
 
 
 def png_in_rows(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Width and height of a PNG whose rows follow one another: of 8 bits, grey or colours, and not said to lie turned;
-    None for any other file."""
+    """Width and height of a PNG whose rows follow one another: grey, with a palette, or of 8 bits in colours, and not
+    said to lie turned; None for any other file."""
     with contextlib.suppress(OSError, struct.error), open(path, "rb") as stream:
-        head = stream.read(1 << 16)
+        head = stream.read(len(_PNG))
+        head += stream.read(1 << 16) if head == _PNG else b""
         width, height, bits, colors, _, _, interlaced = struct.unpack(">IIBBBBB", head[16:29])
         before = head[: head.find(b"IDAT")]
         turned = b"IDAT" not in head or any(mark in before for mark in _TURNED)
-        if head.startswith(_PNG) and bits == 8 and colors in (0, 2, 6) and not interlaced and not turned:
+        if (colors in _PNG_GREY or bits == 8) and not interlaced and not turned:
             return width, height
     return None
 
@@ -179,7 +182,8 @@ def read_rows(path: str | os.PathLike[str], first: int, last: int) -> np.ndarray
     """
     with _opened(path) as opened:
         values: np.ndarray = opened.read(window=((first, last), (0, opened.width)))
-    return values.transpose(1, 2, 0)
+        shown = _as_shown(opened, values)
+    return shown.transpose(1, 2, 0)
 
 
 def read_reduced(path: str | os.PathLike[str], side: int) -> np.ndarray:
@@ -192,7 +196,25 @@ def read_reduced(path: str | os.PathLike[str], side: int) -> np.ndarray:
         factor = max(1.0, opened.height / side, opened.width / side)
         size = (opened.count, max(1, int(opened.height / factor)), max(1, int(opened.width / factor)))
         values: np.ndarray = opened.read(out_shape=size)
-    return values.transpose(1, 2, 0)
+        shown = _as_shown(opened, values)
+    return shown.transpose(1, 2, 0)
+
+
+def _as_shown(opened: Any, values: np.ndarray) -> np.ndarray:
+    """Values [C,H,W] of a file that rasterio opened as Pillow gives them: indices as the colours of their palette, grey
+    of fewer than 8 bits in a PNG from 0 to 255, grey without its transparency."""
+    import numpy as np
+
+    kinds = [kind.name for kind in opened.colorinterp]
+    if kinds == ["palette"]:
+        table = np.zeros((256, 3), np.uint8)
+        for index, color in opened.colormap(1).items():
+            table[index % 256] = color[:3]
+        return table[values[0]].transpose(2, 0, 1)
+    bits = opened.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    if opened.driver == "PNG" and bits:
+        values = (values * np.uint8(255 // ((1 << int(bits)) - 1))).astype(np.uint8)
+    return values[:1] if kinds == ["gray", "alpha"] else values
 
 
 @contextlib.contextmanager

@@ -279,7 +279,8 @@ def _predictions(
     options = predictor.options
     asked = options.window is not None or options.memory is not None
     windows = asked and options.is_single and options.crf is None and not predictor.gives_ids and not with_logits
-    reads = ahead((functools.partial(_open, path, predictor.bands, windows) for path in found.values()), depth)
+    reading = functools.partial(_open, bands=predictor.bands, windows=windows, limit=options.memory)
+    reads = ahead((functools.partial(reading, path) for path in found.values()), depth)
     # Left to the garbage collector, it could be closed in its own thread, which would wait for itself.
     with contextlib.closing(reads):
         for name, read in zip(found, reads, strict=True):
@@ -297,5 +298,6 @@ def _predictions(
             del read, prediction
 
 
-def _open(path: Path, bands: Bands, windows: bool) -> Scene | LargeScene:
-    return open_scene(path, bands, available_to_process(), windows)
+def _open(path: Path, bands: Bands, windows: bool, limit: int | None) -> Scene | LargeScene:
+    free = available_to_process()
+    return open_scene(path, bands, free if limit is None else min(free, limit), windows)
