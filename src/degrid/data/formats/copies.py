@@ -61,33 +61,52 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
         return []
     lengths = _lengths([*learnt, *(source for sources in splits.values() for source in sources)])
     known = _Images(learnt, lengths)
-    looks = seen and Looks(learnt, seen.get("train", ()))
+    looks = Looks(learnt, seen.get("train", ())) if seen else None
     found = []
     for split, sources in splits.items():
         same = [known.copy_of(source) for source in sources]
-        left = [index for index, copy in enumerate(same) if copy is None]
-        likely = (
-            ((index, looks.like(seen[split][index])) for index in left)
-            if seen and looks
-            else _named_alike(learnt, [(index, sources[index]) for index in left])
-        )
-        anew = {index: copy for index, others in likely if (copy := _same_picture(sources[index], others))}
-        copies = [
-            (index in anew, sources[index].places()[0], copy.places()[0])
-            for index, exact in enumerate(same)
-            if (copy := exact or anew.get(index))
-        ]
-        if copies:
-            compressed, first, same_as = min(copies)
-            found.append(Overlap(split, len(copies), len(sources), first, same_as, compressed))
+        left = [(index, sources[index]) for index, copy in enumerate(same) if copy is None]
+        likely = _like(looks, seen[split], left) if seen and looks else _named_alike(learnt, left)
+        found += _overlap(split, sources, same, _anew(sources, likely))
     return found
+
+
+def _overlap(
+    split: str, sources: Sequence[Source], same: Sequence[Source | None], anew: Mapping[int, Source]
+) -> list[Overlap]:
+    """What is said of one split; nothing where there are no copies.
+
+    Args:
+        same, anew: what each image is a copy of, byte for byte, or compressed anew.
+    """
+    copies = [
+        (index in anew, sources[index].places()[0], copy.places()[0])
+        for index, exact in enumerate(same)
+        if (copy := exact or anew.get(index))
+    ]
+    if not copies:
+        return []
+    compressed, first, same_as = min(copies)
+    return [Overlap(split, len(copies), len(sources), first, same_as, compressed)]
+
+
+def _like(
+    looks: Looks, seen: Sequence[bytes], left: Iterable[tuple[int, Source]]
+) -> Iterator[tuple[int, Iterable[Source]]]:
+    return ((index, looks.like(seen[index])) for index, _ in left)
+
+
+def _anew(sources: Sequence[Source], likely: Iterable[tuple[int, Iterable[Source]]]) -> dict[int, Source]:
+    return {index: copy for index, others in likely if (copy := _same_picture(sources[index], others))}
 
 
 def _same_picture(source: Source, others: Iterable[Source]) -> Source | None:
     return next((other for other in others if is_same_picture(source, other)), None)
 
 
-def _named_alike(learnt: Sequence[Source], left: Iterable[tuple[int, Source]]) -> Iterator[tuple[int, list[Source]]]:
+def _named_alike(
+    learnt: Sequence[Source], left: Iterable[tuple[int, Source]]
+) -> Iterator[tuple[int, Iterable[Source]]]:
     """Some of the image files that have others of the same name and size among those to train on, and these."""
     by_name: dict[str, list[Source]] = {}
     for source in learnt:

@@ -316,6 +316,7 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
     if set(look.whole.ids) != {0, IGNORE_INDEX}:
         if rule.in_order and rule.default_colors:
             yield from _order_contradicted(look)
+            yield from _last_is_white(look)
         return
     if rule.says_void or len(labels) != 2:
         return
@@ -340,18 +341,6 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
             "count from 0"
         )
         return
-    if (
-        {*found} == {*range(len(names) - 1), IGNORE_INDEX}
-        and len(names) > 2
-        and IGNORE_INDEX not in look.layout.wishes.void
-    ):
-        ids = [*range(len(names) - 1), IGNORE_INDEX]
-        yield (
-            f"{rule.said} names {len(names)} classes, and the masks hold as many values: 0 to {len(names) - 2}, and "
-            f"255, which is void as a rule, but none of {names[-1]}; {_write(look.layout, f'ids: {ids}')} if 255 is "
-            f'{names[-1]}, or "void: [255]"'
-        )
-        return
     if is_background(names[0]) or 0 not in found:
         return
     is_other = is_background
@@ -368,6 +357,19 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
                 f"it is {names[0]}"
             )
             return
+
+
+def _last_is_white(look: _Look) -> Iterator[str]:
+    """As many values as names, the last of which is 255 and not the last id."""
+    names = look.labels.names
+    held = {*look.whole.ids} == {*range(len(names) - 1), IGNORE_INDEX}
+    if held and len(names) > 2 and IGNORE_INDEX not in look.layout.wishes.void:
+        ids = [*range(len(names) - 1), IGNORE_INDEX]
+        yield (
+            f"{look.rule.said} names {len(names)} classes, and the masks hold as many values: 0 to {len(names) - 2}, "
+            f"and 255, which is void as a rule, but none of {names[-1]}; {_write(look.layout, f'ids: {ids}')} if 255 "
+            f'is {names[-1]}, or "void: [255]"'
+        )
 
 
 def _is_no_object(name: str) -> bool:

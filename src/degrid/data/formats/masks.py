@@ -215,13 +215,8 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     shown = some(unknown)
     many = len(unknown) > _MANY_UNKNOWN
     if any(isinstance(value, tuple) for value in unknown):
-        swapped = all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown)
-        if swapped:
-            return (
-                f"{mask} has the colours {shown} ({pixels} pixels), which are those of classes with red and blue "
-                "exchanged, as OpenCV writes an image that is taken for RGB: write cv2.cvtColor(mask, "
-                "cv2.COLOR_RGB2BGR), or exchange them in the table"
-            )
+        if all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown):
+            return _exchanged_message(f"{mask} has the colours {shown} ({pixels} pixels)")
         nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if many else ""
         return (
             f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
@@ -242,4 +237,11 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
         f"{mask} has the ids {shown}; expected {expected}{void}; {pixels} pixels have such ids; "
         f"{more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
+    )
+
+
+def _exchanged_message(what: str) -> str:
+    return (
+        f"{what}, which are those of classes with red and blue exchanged, as OpenCV writes an image that is taken for "
+        "RGB: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
     )

@@ -64,7 +64,7 @@ class Via(DataFormat):
         attribute = _attribute(regions, files[0])
         if not attribute:
             notes.append(f'the regions have no attribute: all of them are of one class, "{_ONLY}"')
-        names = sorted({_name(region, attribute) for region in regions if _kind(region) in _AREAS} - {""})
+        names = _names(regions, attribute)
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, files[0].name)
         images = Images(root)
         splits: dict[str, list[Drawn]] = {}
@@ -148,6 +148,10 @@ def _name(region: Mapping[str, Any], attribute: str) -> str:
     if isinstance(value, dict):  # check boxes
         value = next((key for key, ticked in value.items() if ticked), "")
     return str(value).strip()
+
+
+def _names(regions: Sequence[Mapping[str, Any]], attribute: str) -> list[str]:
+    return sorted({_name(region, attribute) for region in regions if _kind(region) in _AREAS} - {""})
 
 
 def _things(
