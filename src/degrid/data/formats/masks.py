@@ -215,13 +215,7 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     shown = some(unknown)
     many = len(unknown) > _MANY_UNKNOWN
     if any(isinstance(value, tuple) for value in unknown):
-        if all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown):
-            return _exchanged_message(f"{mask} has the colours {shown} ({pixels} pixels)")
-        nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if many else ""
-        return (
-            f"{mask} has the colours {shown}, which belong to no class ({pixels} pixels); give every class its colour "
-            f"in classes.csv (id,name,r,g,b) or dataset.yaml, or list the colours under void there{nearest}"
-        )
+        return _colors_message(f"{mask} has the colours {shown}", unknown, rule)
     known = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
     more = "give more classes"
     if known and known == [*range(len(known))]:
@@ -240,8 +234,15 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     )
 
 
-def _exchanged_message(what: str) -> str:
+def _colors_message(what: str, unknown: dict[int | Color, int], rule: MaskRule) -> str:
+    pixels = sum(unknown.values())
+    if all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown):
+        return (
+            f"{what} ({pixels} pixels), which are those of classes with red and blue exchanged, as OpenCV writes an "
+            "image that is taken for RGB: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
+        )
+    nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if len(unknown) > _MANY_UNKNOWN else ""
     return (
-        f"{what}, which are those of classes with red and blue exchanged, as OpenCV writes an image that is taken for "
-        "RGB: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
+        f"{what}, which belong to no class ({pixels} pixels); give every class its colour in classes.csv "
+        f"(id,name,r,g,b) or dataset.yaml, or list the colours under void there{nearest}"
     )
