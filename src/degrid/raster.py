@@ -210,7 +210,8 @@ def _as_shown(opened: Any, values: np.ndarray) -> np.ndarray:
         table = np.zeros((256, 3), np.uint8)
         for index, color in opened.colormap(1).items():
             table[index % 256] = color[:3]
-        return table[values[0]].transpose(2, 0, 1)
+        colors: np.ndarray = table[values[0]].transpose(2, 0, 1)
+        return colors
     bits = opened.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
     if opened.driver == "PNG" and bits:
         values = (values * np.uint8(255 // ((1 << int(bits)) - 1))).astype(np.uint8)
