@@ -185,7 +185,7 @@ def test_a_model_without_a_range_reads_as_before(tmp_path):
 
 
 def test_the_check_says_what_training_will_do(tmp_path):
-    data = dataset(tmp_path / "data", [ramp(1000 + index, np.uint16) for index in range(6)])
+    data = dataset(tmp_path / "data", [ramp(1000 + 200 * index, np.uint16) for index in range(6)])
     report = check_data(data)
     assert report.ok
     assert any("become 0 to 255" in note for note in report.notes)

@@ -82,7 +82,7 @@ def is_same_picture(one: Source, other: Source) -> bool:
     if grey[0].shape != grey[1].shape or side < 2:
         return False
     if not (one.is_plain() and other.is_plain()):
-        low, high = float(grey[0].min()), float(grey[0].max())
+        low, high = min(float(image.min()) for image in grey), max(float(image.max()) for image in grey)
         grey = [(image - low) * (255 / max(high - low, 1e-30)) for image in grey]
     parts = [np.asarray(_parts(Image.fromarray(image), side)) for image in grey]
     if np.abs(parts[0] - parts[1]).max() > _CLOSE_FINE:
