@@ -151,7 +151,7 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
         (["aspp.aspp1.atrous_conv.weight", "backbone.other.weight"], "jfzhang95.*ResNet-101, MobileNet, Xception and"),
         (["classifier.aspp.convs.0.0.weight", "backbone.other.weight"], "VainF.*ResNet, MobileNet, Xception and HRNet"),
         (["aspp.branch5_conv.weight", "cat_conv.0.weight"], "bubbliiiing.*MobileNet, Xception and ResNet"),
-        (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet and MobileNetV2"),
+        (["decode_head.aspp_modules.0.conv.weight"], "mmsegmentation.*ResNet, ResNeSt and MobileNetV2"),
         (["head.aspp.aspp_blocks.0._conv.weight"], "PaddleSeg.*ResNet_vd"),
         (["aspp.aspp5_bn.weight", "layer4.0.conv3.weight"], "chenxi116.*--groups or --beta"),
         (["sem_seg_head.aspp.convs.0.weight", *units_of_resnet_101()], "detectron2.*deep stem of 128 channels"),

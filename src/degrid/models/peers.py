@@ -75,11 +75,11 @@ class PeerResNet(TimmEncoder):
     """A ResNet of timm with the rates and shortcuts of a project.
 
     Args:
-        name: "mmseg:resnet50", 50c, 50d or of another depth: the shortcuts of dilated stages have no average pooling,
-            the second convolution of basic blocks is not dilated, and multi_grid are the rates of the last stage
-            themselves. "paddleseg:resnet50d" or of another depth: the first of these alone, and a shortcut
-            with a convolution in the first stage of basic blocks, too. "speedinghzl:resnet101s": only the pooling of
-            the stem rounds up.
+        name: "mmseg:resnet50", 50c, 50d or of another depth, "mmseg:resnest50d" or "mmseg:resnest101e": the shortcuts
+            of dilated stages have no average pooling, the second convolution of basic blocks is not dilated, and
+            multi_grid are the rates of the last stage themselves. "paddleseg:resnet50d" or of another depth: the first
+            of these alone, and a shortcut with a convolution in the first stage of basic blocks, too.
+            "speedinghzl:resnet101s": only the pooling of the stem rounds up.
         settings: see `TimmEncoder`.
     """
 
@@ -104,7 +104,7 @@ class PeerResNet(TimmEncoder):
             if basic:
                 _set_all([unit.conv2 for unit in units], [(1, 1)] * len(units))
             if multi_grid and stage == "layer4":
-                wide = [unit.conv1 if basic else unit.conv2 for unit in units]
+                wide = [unit.conv1 if basic else getattr(unit.conv2, "conv", unit.conv2) for unit in units]
                 _set_all(wide, [(rate, rate) for rate in multi_grid])
 
 
@@ -129,6 +129,7 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "vainf:mobilenet_v2": PeerMobileNetV2,
     "mmseg:mobilenet_v2": PeerMobileNetV2,
     **{f"mmseg:resnet{variant}": PeerResNet for variant in _MMSEG},
+    **dict.fromkeys(("mmseg:resnest50d", "mmseg:resnest101e"), PeerResNet),
     "jfzhang95:drn_d_54": Drn,
     "nvidia:wider_resnet38": WideResNet38,
     **dict.fromkeys(("vainf:hrnetv2_32", "vainf:hrnetv2_48"), PeerHRNet),

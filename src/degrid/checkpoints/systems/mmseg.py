@@ -23,6 +23,13 @@ _STEM = {"stem.7": "bn1", **{f"stem.{layer}": f"conv1.{layer}" for layer in (0, 
 _MOBILE = {"0.conv": "conv_pw", "0.bn": "bn1", "1.conv": "conv_dw", "1.bn": "bn2", "2.conv": "conv_pwl", "2.bn": "bn3"}
 _FIRST_MOBILE = {"0.conv": "conv_dw", "0.bn": "bn1", "1.conv": "conv_pw", "1.bn": "bn2"}
 
+_SPLIT = "backbone.layer1.0.conv2.conv.weight"  # a split-attention convolution
+# By the units and the width of the first convolution, which is half of the stem's channels.
+_RESNESTS = {
+    (BOTTLENECK_RESNETS["50"], 32): "resnest50d",
+    (BOTTLENECK_RESNETS["101"], 64): "resnest101e",
+}
+
 
 class Mmseg(System):
     """Its models "d8": output stride 8, the rates 12, 24, 36; the "v1c" ResNets, and those named b and v1d."""
@@ -62,11 +69,13 @@ def _encoder(tensors: Tensors) -> str:
     table = BOTTLENECK_RESNETS if "backbone.layer1.0.conv3.weight" in tensors else BASIC_RESNETS
     units = num_units(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
     depth = next((depth for depth in ("18", "34", "50", "101", "152") if table.get(depth) == units), None)
+    if (variant := (units, len(tensors.get("backbone.stem.0.weight", ())))) in _RESNESTS and _SPLIT in tensors:
+        return f"mmseg:{_RESNESTS[variant]}"
     kernel = tensors.get("backbone.layer1.0.conv2.weight")
     if depth is None or kernel is None or kernel.shape[:2] != (64, 64):
         raise ConversionError(
-            "this model of mmsegmentation has an encoder that degrid cannot convert; it can convert those on ResNet "
-            "and MobileNetV2"
+            "this model of mmsegmentation has an encoder that degrid cannot convert; it can convert those on ResNet, "
+            "ResNeSt and MobileNetV2"
         )
     if "backbone.stem.0.weight" not in tensors:
         return f"mmseg:resnet{depth}"
