@@ -45,7 +45,7 @@ def rates(module):
 def test_rates_of_mmsegmentations_resnest():
     """The first unit of a dilated stage keeps the rate before it, by mmsegmentation's contract_dilation."""
     config = ModelConfig(encoder="mmseg:resnest50d", output_stride=8, pretrained=False)
-    encoder = build_model(config, LabelSpace.of_size(3)).encoder
+    encoder = build_model(config, LabelSpace.of_size(3)).encoder.eval()
     assert rates(encoder) == [*[2] * 5, 2, 4, 4]
     assert encoder(torch.zeros(1, 3, 64, 64))[-1].shape == (1, 2048, 8, 8)
 
