@@ -176,6 +176,17 @@ def test_any_network_is_left_as_it_was():
     assert not list(network.stage[1]._forward_pre_hooks)
 
 
+def test_a_layer_of_a_classifier_has_a_field():
+    network = Gray(conv(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 5))
+    found = degrid.erf(network, layer="layers.0", size=SIDE, runs=2)
+    taps = np.zeros((9, 9))
+    taps[::4, ::4] = 1
+    assert np.abs(found.field / found.field.max() - around(taps)).max() < 1e-6
+    assert found.theoretical == (9, 9)
+    with pytest.raises(UserError, match=r"expected a map .* of \(1, 5\); name another layer"):
+        degrid.erf(network, size=SIDE, runs=2)
+
+
 def test_images_take_the_place_of_noise(tmp_path):
     for number in range(3):
         Image.new("RGB", (40, 30), (60 * number, 10, 255)).save(tmp_path / f"{number}.png")

@@ -407,6 +407,7 @@ class Following:
         network: in evaluation mode.
         image: what it takes; only its size counts.
         sources: whether the input of a layer, given by its name and itself, is a source; the network's is "".
+        end: the layer that is looked at; where it is not the network itself, that may give no map, as classifiers do.
     Attributes:
         inputs, outputs: the maps of each layer that was called, by its name, in the order of the calls; of the first
             call where there are several.
@@ -414,7 +415,9 @@ class Following:
         opaque: see `ReachMode`.
     """
 
-    def __init__(self, network: nn.Module, image: Tensor, sources: Callable[[str, nn.Module], bool]) -> None:
+    def __init__(
+        self, network: nn.Module, image: Tensor, sources: Callable[[str, nn.Module], bool], end: str = ""
+    ) -> None:
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.dilated: dict[str, nn.Conv2d] = {}
@@ -427,8 +430,9 @@ class Following:
             for hook in hooks:
                 hook.remove()
         self.outputs.pop("", None)
-        self.outputs[""] = main_map(result, type(network).__name__)
-        self._mode.mark("", self.outputs[""])
+        if not end or maps_in(result):
+            self.outputs[""] = main_map(result, type(network).__name__)
+            self._mode.mark("", self.outputs[""])
         self.opaque = dict(self._mode.opaque)
 
     def reach(self, start: str, end: str, averages: bool = True) -> Reach:

@@ -227,7 +227,7 @@ def measured(
     """
     values = part_receptive_field(Part(network, *ends), images, ran=ran)
     with unchanged(network):
-        followed = Following(network, images[0], lambda name, layer: name == ends[0])
+        followed = Following(network, images[0], lambda name, layer: name == ends[0], ends[1])
     reach = followed.reach(ends[0], ends[1])
     seen, source = reach.box(), (reach.rows.shape[1], reach.columns.shape[1])
     periods = [period for period in followed.periods(source[0]) if period <= min(values.shape) // 2]
