@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from degrid.data.formats.source import Source
 from degrid.types import UserError
@@ -37,9 +36,11 @@ def look_of(pixels: np.ndarray) -> bytes:
     if min(height, width) < _SIDE:
         return b""
     some = pixels[:: max(1, height // _EXAMINED), :: max(1, width // _EXAMINED)]
-    colors = some.shape[2] >= 3
-    image = Image.fromarray(np.ascontiguousarray(some[..., :3] if colors else some[..., 0]))
-    look = _parts(image.convert("L") if colors else image, _SIDE).tobytes()
+    rows, columns = some.shape[0] // _SIDE, some.shape[1] // _SIDE
+    # A few rows and columns are cut off, alike in copies.
+    parts = some[: _SIDE * rows, : _SIDE * columns].reshape(_SIDE, rows, _SIDE, columns, -1).mean((1, 3), np.float32)
+    grey = parts[..., :3] @ _LUMA if parts.shape[2] >= 3 else parts[..., 0]
+    look = np.rint(grey).astype(np.uint8).tobytes()
     return look if max(look) - min(look) >= _LEAST_CONTRAST else b""
 
 
@@ -84,7 +85,7 @@ def is_same_picture(one: Source, other: Source) -> bool:
     if not (one.is_plain() and other.is_plain()):
         low, high = min(float(image.min()) for image in grey), max(float(image.max()) for image in grey)
         grey = [(image - low) * (255 / max(high - low, 1e-30)) for image in grey]
-    parts = [np.asarray(_parts(Image.fromarray(image), side)) for image in grey]
+    parts = [_parts(image, side) for image in grey]
     if np.abs(parts[0] - parts[1]).max() > _CLOSE_FINE:
         return False
     grain = [image[1:, 1:] - image[:-1, :-1] for image in grey]
@@ -100,9 +101,11 @@ def _brightness(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weighed)
 
 
-def _parts(grey: Image.Image, side: int) -> Image.Image:
-    """The mean brightness of side x side parts."""
-    return grey.resize((side, side), Image.Resampling.BOX)
+def _parts(grey: np.ndarray, side: int) -> np.ndarray:
+    """The mean brightness of side x side parts of an image [H,W]."""
+    from PIL import Image  # for the few that look alike: importing it takes time that `data check` does not have
+
+    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BOX))
 
 
 def _array(looks: Sequence[bytes]) -> np.ndarray:
