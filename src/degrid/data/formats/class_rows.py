@@ -10,8 +10,15 @@ from degrid.data.formats.masks import Color, MaskRule
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 VOID_NAMES = (
-    *("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled"),
-    *("don't care", "dont care", "dontcare"),
+    "void",
+    "ignore",
+    "ignored",
+    "__ignore__",
+    "unlabelled",
+    "unlabeled",
+    "don't care",
+    "dont care",
+    "dontcare",
 )
 """Rows of these names, in any case, are void."""
 

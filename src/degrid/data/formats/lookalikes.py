@@ -68,7 +68,8 @@ class Looks:
         quarters = _quarters(own)[0]
         ends = [np.floor((quarters + margin) / _STEP).astype(int).tolist() for margin in (-_MARGIN, _MARGIN)]
         near = itertools.product(*(range(low, high + 1) for low, high in zip(*ends, strict=True)))
-        found = [index for place in near for index in self._places.get(place, ())][:_MOST_ALIKE]
+        among = itertools.chain.from_iterable(self._places.get(place, ()) for place in near)
+        found = list(itertools.islice(among, _MOST_ALIKE))
         apart = np.abs(self._looks[found].astype(np.int16) - own).max(axis=(1, 2))
         yield from (self._sources[found[index]] for index in np.argsort(apart) if apart[index] <= _CLOSE)
 

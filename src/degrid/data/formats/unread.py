@@ -72,7 +72,9 @@ def _boxes_of_voc(path: Path) -> str:
 
 def _hugging_face(path: Path) -> str:
     for file in _files(path, "metadata.jsonl"):
-        if b"mask" in file.read_bytes()[:4096]:
+        with file.open("rb") as stream:
+            names_masks = b"mask" in stream.read(4096)
+        if names_masks:
             return f"{file.name} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])"
     return ""
 
@@ -83,6 +85,9 @@ def _cutouts(path: Path) -> str:
 
 
 _KNOWN: tuple[Callable[[Path], str], ...] = (
-    *(_segment_anything, _open_images, _boxes_of_voc, _hugging_face),
+    _segment_anything,
+    _open_images,
+    _boxes_of_voc,
+    _hugging_face,
     _cutouts,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 import math
 import threading
@@ -367,7 +368,7 @@ def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
     elif not isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
         held = getattr(value, "__dict__", {}).values()
     if depth:
-        for each in list(held)[:_ENTRIES]:
+        for each in list(itertools.islice(held, _ENTRIES)):
             yield from _inside(each, depth - 1)
 
 
