@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from degrid.data import notes_of, open_dataset
+from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.formats.layout import DataFormat, splits_of
 from degrid.data.formats.matching import masks_among, matched, without_image
 from degrid.data.formats.table import FORMATS, recognise
@@ -25,6 +25,8 @@ def put_mask(file, key):
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".npy":
         np.save(file, label_of(key))
+    elif file.suffix == ".npz":
+        np.savez_compressed(file, label_of(key))
     else:
         values = label_of(key)
         if file.suffix == ".webp":
@@ -55,6 +57,9 @@ def check(root, pairs, splits=("train", "val")):
 PATTERNS = [
     ("images/{}.jpg", "masks/{}.jpg.png"),
     ("images/{}.jpg", "masks/{}.npy"),
+    ("images/{}.jpg", "masks/{}.npz"),
+    ("images/{}.jpg", "masks/{}_id.png"),
+    ("images/{}.jpg", "masks/{}_labelIds.png"),
     ("images/{}.jpg", "masks/{}.webp"),
     ("images/{}.jpg", "masks/{}.bmp"),
     ("images/{}.bmp", "masks/{}.gif"),
@@ -235,6 +240,27 @@ def test_further_files_of_an_image_are_no_masks_without_image():
     found = matched(images, masks)
     assert found == {images[0]: masks[3]}
     assert without_image([*masks, "bonn_1_gtFine_color.png"], found) == ["bonn_1_gtFine_color.png"]
+
+
+@pytest.mark.parametrize("ending", ["id", "label", "labelIds"])
+@pytest.mark.parametrize("folder", ["masks/", ""])
+def test_pictures_of_the_masks_in_colors_beside_them(tmp_path, ending, folder):
+    pairs = [(f"{'images/' * bool(folder)}{k}.jpg", f"{folder}{k}_{ending}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    for k in range(3):
+        put_image(tmp_path / f"{folder}{k}_color.png")
+    check(tmp_path, pairs)
+    assert check_data(tmp_path, accept=["grey-edges"]).ok  # none is a mask without an image
+    said = f"the labels are those of 0_{ending}.png and the like; their pictures in colours (0_color.png) are not read"
+    assert [note.replace("2_", "0_").replace("1_", "0_") for note in notes_of(open_dataset(tmp_path))][1] == said
+
+
+def test_masks_in_colors_that_say_so_in_their_names(tmp_path):
+    for k in range(3):
+        put_image(tmp_path / "images" / f"{k}.jpg")
+        put_image(tmp_path / "masks" / f"{k}_color.png")
+    (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,0,0,0\ncar,9,9,9\n")
+    assert not open_dataset(tmp_path)[0].label.any()
 
 
 def test_masks_among_images():

@@ -366,6 +366,28 @@ def test_arrays_of_numpy(tmp_path):
         read_mask(tmp_path / "n.npy")
 
 
+def test_archives_of_arrays(tmp_path):
+    """One array [H,W] or colours, whatever it is called; not several, and no Python objects."""
+    place = tmp_path / "m.npz"
+    for save in (np.savez, np.savez_compressed):
+        save(place, IDS)
+        assert np.array_equal(read_mask(place), IDS)
+    np.savez(place, mask=IDS, scale=2.0, names=np.array(["a"]))
+    assert np.array_equal(read_mask(place), IDS)
+    np.savez(place, image=IDS, label=IDS)
+    with pytest.raises(UnusableMaskError, match=r"m\.npz holds image \[3, 5\], label \[3, 5\]; expected one array"):
+        read_mask(place)
+    np.savez(place, np.array([[{}, {}]]))
+    with pytest.raises(UnusableMaskError, match=r"m\.npz holds Python objects"):
+        read_mask(place)
+    np.savez(place, IDS)
+    whole = place.read_bytes()
+    for data in (whole[: len(whole) // 2], b"", b"PK\3\4", whole.replace(IDS.tobytes(), IDS.tobytes()[::-1])):
+        place.write_bytes(data)
+        with pytest.raises(UserError, match=r"m\.npz is damaged or cut short"):
+            read_mask(place)
+
+
 def test_arrays_of_matlab(tmp_path, monkeypatch):
     savemat = pytest.importorskip("scipy.io").savemat
     for values in (IDS.astype(np.uint8), IDS.astype(float), IDS > 0):

@@ -124,6 +124,13 @@ def test_a_json_per_split_folder(tmp_path):
     prepared(tmp_path, tmp_path / "elsewhere" / "masks", "val")
 
 
+def test_categories_of_one_name_are_one_class_and_it_is_said(tmp_path):
+    put_image(tmp_path / "0.png")
+    coco(tmp_path / "a.json", ["0.png"], ((1, "car"), (2, "sign"), (7, "car")), [(1, [CAR]), (2, [SIGN]), (7, [CAR])])
+    said = 'a.json calls several categories "car" (ids 1, 7): they are one class; if they are not, give each a name of '
+    assert any(note.startswith(said) for note in notes_of(check(tmp_path)))
+
+
 def test_a_category_0_of_other_tools_is_a_class(tmp_path):
     """Label Studio: ids from 0, and names of files as on its server."""
     shapes = ((0, [CAR]), (1, [SIGN]))
@@ -323,6 +330,11 @@ def test_yolo_with_lists_and_a_path_of_another_machine(tmp_path):
     assert not train[0].label.any()
     assert not train[1].label.any()
     assert "1 image has no text file: background all over" in notes_of(train)
+
+
+def test_yolo_with_commas(tmp_path):
+    yolo(tmp_path, ["images/a.png", "images/b.png"], YOLO_TEXT.replace(" ", ", "))
+    check(tmp_path, names=("background", "class 0", "class 1"), kind="YOLO polygons")
 
 
 def test_yolo_without_a_yaml(tmp_path):

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from degrid.data.formats.layout import Layout
-from degrid.data.formats.lookalikes import Looks, is_same_picture
+from degrid.data.formats.lookalikes import Looks, is_same_picture, look_of
 from degrid.data.formats.matching import folded
 from degrid.data.formats.source import LazySources, Source
-from degrid.image import image_size
+from degrid.image import image_size, read_jpeg
 from degrid.types import UserError
 
 _MOST_READ = 2000
@@ -23,8 +25,10 @@ _FEW = 20
 """Images that are compared with their masks."""
 _PROBES, _PROBE = 3, 1024
 """Places in a file, and bytes there, that are read before it is read as a whole."""
+_MOST_BYTES = 64 << 20
+"""Of image files that are read to see how all of them look, where the caller has not seen them."""
 _MOST_NAMES = 16
-"""Images that are compared with those of the same name where it is not known how all of them look."""
+"""Images that are compared with those of the same name where they take more bytes."""
 
 
 class Overlap(NamedTuple):
@@ -49,7 +53,7 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
     """The images of val and test that are in train, too; pictures of one colour do not count.
 
     Splits that are listed only when they are needed are passed over. Copies of other bytes are looked for among all
-    images that were seen; or else among some that have the same name.
+    images that were seen, or that are files of `_MOST_BYTES` at most; or else among some that have the same name.
     """
     splits = {
         split: sources
@@ -61,6 +65,7 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
         return []
     lengths = _lengths([*learnt, *(source for sources in splits.values() for source in sources)])
     known = _Images(learnt, lengths)
+    seen = seen or _seen({"train": learnt, **splits}, lengths.values())
     looks = Looks(learnt, seen.get("train", ())) if seen else None
     found = []
     for split, sources in splits.items():
@@ -69,6 +74,25 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
         likely = _like(looks, seen[split], left) if seen and looks else _named_alike(learnt, left)
         found += _overlap(split, sources, same, _anew(sources, likely))
     return found
+
+
+def _seen(splits: Mapping[str, Sequence[Source]], lengths: Collection[int]) -> Seen:
+    """How the images look; nothing where they are no files, too many bytes, or all in one split."""
+    if len(splits) < 2 or min(lengths) <= 0 or sum(lengths) > _MOST_BYTES:
+        return {}
+    return {split: [_look(source) for source in sources] for split, sources in splits.items()}
+
+
+def _look(source: Source) -> bytes:
+    """How an image looks, within its own range where it has more than 8 bits; nothing for one that cannot be read."""
+    with contextlib.suppress(UserError, OSError):
+        luma = read_jpeg(source.places()[0], luma=True)
+        if luma is not None or source.is_plain():
+            return look_of(source.read_image() if luma is None else luma)
+        values = source.read_values().astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        return look_of((values - low) * (255 / max(high - low, 1e-30)))
+    return b""
 
 
 def _overlap(

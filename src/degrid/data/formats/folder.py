@@ -10,7 +10,7 @@ from pathlib import Path
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.matching import masks_among
+from degrid.data.formats.matching import masks_among, picture_beside
 from degrid.data.formats.pairs import (
     Pair,
     any_mask,
@@ -139,8 +139,20 @@ def with_masks(path: Path, masks: Path) -> Layout | None:
 def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
     splits, notes = _divide(path, pairs, images)
-    notes += [*_not_read(path, masks), *unread_note(images), *_several_note(pairs, orphans, masks)]
+    notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
+    notes += _several_note(pairs, orphans, masks)
     return Layout(f"{images.name} and {masks.name}", path, splits, *_classes(path), orphans, notes)
+
+
+def _color_note(pairs: list[Pair]) -> list[str]:
+    """A sentence on pictures of the masks in colours that lie beside them; none where there are none."""
+    mask = next((pair.mask for pair in pairs if pair.mask), None)
+    picture = picture_beside(mask) if mask else None
+    if not mask or not picture:
+        return []
+    return [
+        f"the labels are those of {mask.name} and the like; their pictures in colours ({picture.name}) are not read"
+    ]
 
 
 def _several_note(pairs: list[Pair], orphans: list[Path], masks: Path) -> list[str]:
@@ -183,7 +195,8 @@ class SideBySide(DataFormat):
         labels, rule = _classes(path)
         if labels is None:
             labels, rule = _classes(path / _around(pairs))
-        return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes + unread_note(path))
+        notes += [*_color_note(pairs), *unread_note(path)]
+        return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
 
 
 def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:

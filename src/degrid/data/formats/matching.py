@@ -7,18 +7,22 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+_IN_COLOR = ("_train_color", "_label_color", "_mask_color", "_color_mask", "_color", "_colors", "_colour", "_colored")
 MASK_ENDINGS = (
     "",
     *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L"),
     *("_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
     *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
     *("_manual1", "_1stHO", ".ah"),  # the first observer's in DRIVE, CHASE-DB1 and STARE
+    *("_labelIds", "_label_id", "_label_ids", "_id", "_ids"),
+    *_IN_COLOR,  # where there are no ids beside
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
 _IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test")
 # Files that lie beside masks and are none; without a word when their image has a mask.
-_COMPANIONS = ("_train_color", "_color", "_instanceIds", "_labelIds", "_labelTrainIds", "_manual2", "_2ndHO", ".vk")
+_COMPANIONS = (*_IN_COLOR, "_instanceIds", "_labelIds", "_labelTrainIds", "_manual2", "_2ndHO", ".vk")
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
 _OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw original"
@@ -113,6 +117,13 @@ def without_image(masks: Iterable[str], found: dict[str, str]) -> list[str]:
         if mask not in used
         and not (_stem(mask).endswith(_COMPANIONS) and _cut(_cut(_stem(mask), _COMPANIONS), _CITYSCAPES) in bases)
     ]
+
+
+def picture_beside(mask: Path) -> Path | None:
+    """The picture in colours, such as a_color.png, that lies beside a mask of ids; None where there is none."""
+    base = _cut(mask.stem, MASK_ENDINGS[1:])
+    places = (mask.with_name(f"{base}{ending}{mask.suffix}") for ending in _IN_COLOR)
+    return next((place for place in places if place != mask and place.is_file()), None)
 
 
 def masks_among(files: Iterable[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from degrid.types import UserError
 
-ARRAY_SUFFIXES = frozenset({".npy", ".mat"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".mat"})
 """Endings of the files that `read_array` reads, in lower case."""
 
 
@@ -19,7 +20,7 @@ class UnusableMaskError(UserError):
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array in a .npy file, or the only array of two dimensions or more in a .mat file (version 5 to 7).
+    """The array in a .npy file, or the only one of two dimensions or more in a .npz or .mat file (version 5 to 7).
 
     Returns:
         Whole numbers, floats or truth values.
@@ -27,7 +28,7 @@ def read_array(path: Path) -> np.ndarray:
         UserError: missing or damaged; not one array of numbers; scipy, which reads .mat, is not installed.
     """
     try:
-        values = _matlab(path) if path.suffix.lower() == ".mat" else np.load(path, allow_pickle=False)
+        values = _READ[path.suffix.lower()](path)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -64,8 +65,24 @@ def read_matlab(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 
+def _numpy(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
+
+
+def _archive(path: Path) -> Any:
+    with path.open("rb") as stream:  # given a path, NumPy leaves a damaged file open
+        found = np.load(stream, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else _only_array(path, dict(found))
+
+
 def _matlab(path: Path) -> Any:
-    variables = read_matlab(path)
+    return _only_array(path, read_matlab(path))
+
+
+_READ = {".npy": _numpy, ".npz": _archive, ".mat": _matlab}
+
+
+def _only_array(path: Path, variables: Mapping[str, Any]) -> Any:
     arrays = [each for each in variables.values() if each.ndim > 1 and each.size > 1 and each.dtype.kind in "biuf"]
     if len(arrays) != 1:
         shown = ", ".join(f"{name} {list(value.shape)}" for name, value in variables.items()) or "nothing"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
+from degrid.lookup import some
 
 _TRANSPARENT = {".png", ".webp", ".tif", ".tiff"}
 _TRIED = 5
@@ -84,10 +88,23 @@ def _cutouts(path: Path) -> str:
     return next((sentence for file in below if (sentence := cutout_sentence(file))), "")
 
 
+def _archives(path: Path) -> str:
+    for file in _files(path, "*.npz"):
+        with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            return (
+                f"{file.name} holds {some(names)}: images and masks are read from files of their own, such as "
+                'images/a.png, or images/a.npy and masks/a.npy (numpy.save("masks/a.npy", numpy.load("a.npz")["'
+                f'{names[-1]}"]))'
+            )
+    return ""
+
+
 _KNOWN: tuple[Callable[[Path], str], ...] = (
     _segment_anything,
     _open_images,
     _boxes_of_voc,
     _hugging_face,
+    _archives,
     _cutouts,
 )

@@ -6,6 +6,7 @@ COCO 2017 itself is prepared by `degrid.data.prepare.coco`.
 from __future__ import annotations
 
 import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
 from degrid.files import parse_json
-from degrid.lookup import counted
+from degrid.lookup import counted, some
 from degrid.types import IGNORE_INDEX, UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -211,7 +212,20 @@ def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
                 notes.append(f'category 0, "{name}", is the name of the project and no class: left out')
             else:
                 names[name] = None
+        notes += _shared_names(content)
     return list(names)
+
+
+def _shared_names(content: CocoFile) -> list[str]:
+    """A sentence on categories of one name, which become one class; none where there are none."""
+    shared = [name for name, number in Counter(content.categories.values()).items() if number > 1]
+    if not shared:
+        return []
+    ids = [key for key, name in content.categories.items() if name == shared[0]]
+    return [
+        f'{content.file.name} calls several categories "{shared[0]}" (ids {some(ids)}): they are one class; if they '
+        "are not, give each a name of its own"
+    ]
 
 
 def _sources(content: CocoFile, images: Images, ids: Mapping[str, int]) -> Iterator[Drawn]:

@@ -216,12 +216,17 @@ def _kinds(files: list[Path]) -> tuple[int, int]:
     polygons = boxes = 0
     for file in files:
         for line in read_names(file):
-            numbers = line.split()
+            numbers = _values(line)
             if not all(_is_number(number) for number in numbers) or not numbers[0].isdecimal():
                 return 0, 0
             polygons += len(numbers) >= 7
             boxes += len(numbers) in (5, 6)
     return polygons, boxes
+
+
+def _values(line: str) -> list[str]:
+    """What a line holds; some programs put commas between the numbers."""
+    return line.replace(",", " ").split()
 
 
 def _is_number(text: str) -> bool:
@@ -233,7 +238,7 @@ def _is_number(text: str) -> bool:
 
 
 def _highest(files: list[Path]) -> int:
-    return max((int(line.split()[0]) for file in files for line in read_names(file)), default=0)
+    return max((int(_values(line)[0]) for file in files for line in read_names(file)), default=0)
 
 
 def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Drawn:
@@ -245,7 +250,7 @@ def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Dr
 
 def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iterator[Thing]:
     for row, line in enumerate(read_names(file), 1):
-        values: list[Any] = line.split()
+        values = _values(line)
         if not values[0].isdecimal() or int(values[0]) not in ids:
             raise UserError(f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes")
         numbers = np.array(values[1:], np.float64)
