@@ -301,3 +301,78 @@ def test_mobilevit_of_transformers():
         assert last.shape == (1, 80, 64 // stride, 96 // stride)
         convs = [module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d)]
         assert [conv.dilation[0] for conv in convs if conv.dilation[0] > 1] == expected
+
+
+OPENMMLAB = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(type='ResNetV1c', depth=50, dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1),
+                  contract_dilation=True, multi_grid=(1, 2, 4)),
+    decode_head=dict(type='ASPPHead', dilations=(1, 6, 12, 18), dropout_ratio=0.3, align_corners=True))
+img_norm_cfg = dict(mean=[103.5, 116.25, 123.75], std=[57.5, 57, 58], to_rgb=False)
+lr_config = dict(step=[-1, other], by=__import__('os'))
+"""
+OPENMMLAB_1 = (
+    "model = dict(backbone=dict(type='ResNetV1c', strides=[1, 2, 1, 1], dilations=[1, 1, 2, 4]), decode_head=dict("
+    "dilations=[1, 12, 24, 36]), data_preprocessor={'mean': [1.0, 2, 3], 'std': [4, 5, 6], 'bgr_to_rgb': True})"
+)
+
+
+def mmsegmentation():
+    """Names of its DeepLab v3 on ResNet-50 v1c, of three classes, and of what its trainings keep beside it."""
+    names = [name for name in NAMES if "layer1.0" not in name]
+    tensors = dict.fromkeys([*names, "backbone.stem.0.weight", "ema_decode_head_conv_seg_bias"], torch.ones(1))
+    tensors |= {f"backbone.layer1.0.conv{conv}.weight": torch.ones(64, 64, 1, 1) for conv in (1, 2, 3)}
+    return tensors | {
+        "decode_head.aspp_modules.0.conv.weight": torch.ones(4, 1, 1, 1),
+        "decode_head.conv_seg.weight": torch.ones(3, 4, 1, 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected", "names"),
+    [
+        (
+            {"config": OPENMMLAB, "CLASSES": ("a", "b", "c"), "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]},
+            {
+                **{"output_stride": 16, "rates": (6, 12, 18), "multi_grid": (1, 2, 4), "uniform_rates": False},
+                **{"dropout": 0.3, "resize": "align_corners", "head_resize": "align_corners"},
+                **{"mean": (103.5, 116.25, 123.75), "std": (57.5, 57.0, 58.0), "bgr": True},
+            },
+            ("a", "b", "c"),
+        ),
+        (
+            {"cfg": OPENMMLAB_1, "dataset_meta": {"classes": ["x", "y", "z"], "palette": "voc"}},
+            {
+                **{"output_stride": 8, "rates": (12, 24, 36), "multi_grid": None, "uniform_rates": True},
+                **{"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "bgr": False},
+            },
+            ("x", "y", "z"),
+        ),
+        ({"config": "model = (", "CLASSES": ("a", "b")}, {"output_stride": 8, "rates": (12, 24, 36)}, None),
+        ({"config": "(" * 100_000}, {"output_stride": 8}, None),
+        ({"config": None, "CLASSES": ("a", "a", "b")}, {"output_stride": 8}, None),
+    ],
+)
+def test_the_configuration_in_a_file_of_mmsegmentation(tmp_path, meta, expected, names):
+    torch.save({"meta": meta, "state_dict": mmsegmentation(), "optimizer": optimiser()}, tmp_path / "x.pth")
+    source = read_tensors(tmp_path / "x.pth")
+    plan = SYSTEMS["mmseg"].plan_beside(find_system(source.tensors, None, "x").tensors, source.config)
+    assert {name: plan.model[name] for name in expected} == expected
+    assert (plan.labels and plan.labels.names) == names
+    assert ("those of the configuration" in plan.notes[0]) == ("multi_grid" in expected)
+    assert plan.dropped["ema_decode_head_conv_seg_bias"] == "moving average of a weight"
+
+
+def test_a_configuration_that_degrid_cannot_build_is_refused():
+    other = OPENMMLAB.replace("(1, 1, 1, 2)", "(1, 1, 2, 4)"), OPENMMLAB.replace("depth", "style='caffe', depth")
+    for changed in other:
+        with pytest.raises(ConversionError, match="the configuration in the file has a backbone with the strides"):
+            SYSTEMS["mmseg"].plan_beside(mmsegmentation(), {"meta": {"config": changed}})
+
+
+def test_the_arguments_of_a_module_of_lightning_name_the_encoder(tmp_path):
+    values = {"state_dict": network(), "hyper_parameters": {"encoder_name": "tu-resnet18", "lr": Buffer()}}
+    torch.save(values, tmp_path / "x.ckpt")
+    assert read_tensors(tmp_path / "x.ckpt").config["encoder_name"] == "tu-resnet18"

@@ -127,7 +127,7 @@ def convert(
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
     plan, origin = writer.plan_beside(tensors, read.config), f"{read.path} ({writer.title})"
     _refuse_unexpected(plan, origin, allow_unused)
-    labels = _classes(plan, given, origin) if plan.kind == "model" else None
+    labels = _classes(plan, given or plan.labels, origin) if plan.kind == "model" else None
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     if chosen.encoder == UNSAID:
         raise ConversionError(

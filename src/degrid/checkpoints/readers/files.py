@@ -48,7 +48,7 @@ class Source(Contents):
     Attributes:
         path: the file that was read; the prefix of a TensorFlow checkpoint of several files.
         format: a row of READERS, or "module:Class".
-        config: the content of config.json beside the file; empty where there is none.
+        config: `settings`, and the content of config.json beside the file, which prevails.
     """
 
     path: Path = Path()
@@ -80,7 +80,8 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not contents.tensors:
         raise ConversionError(f"{shown}: holds no tensors by name")
-    return Source(contents.tensors, contents.skipped, shown, name, _config(main.with_name("config.json")))
+    config = {**contents.settings, **_config(main.with_name("config.json"))}
+    return Source(contents.tensors, contents.skipped, contents.settings, shown, name, config)
 
 
 def _config(path: Path) -> dict[str, Any]:

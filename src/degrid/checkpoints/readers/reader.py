@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +22,12 @@ class Contents:
             unaligned views of the mapped file: copy them before writing to them, and leave the file alone while they
             live.
         skipped: names of entries that hold no numbers, such as text, or numbers of a type that numpy lacks.
+        settings: what the program says of its network, in the file itself: plain text, numbers, lists, dictionaries.
     """
 
     tensors: dict[str, np.ndarray]
     skipped: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Reader(ABC):

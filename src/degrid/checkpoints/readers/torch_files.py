@@ -255,7 +255,13 @@ def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str
                 f"refused to load {file.file}: it holds no tensors by name, but {some(objects)}, and loading that "
                 "could run code; save its state_dict() with the program that wrote it"
             )
-    return Contents(tensors, (*skipped, *beside))
+    return Contents(tensors, (*skipped, *beside), _settings(described))
+
+
+def _settings(described: dict[str, Any]) -> dict[str, Any]:
+    """What Lightning keeps of a module's arguments, and OpenMMLab under "meta"."""
+    arguments, meta = (described.get(key) for key in ("hyper_parameters", "meta"))
+    return {**(arguments if isinstance(arguments, dict) else {}), **({"meta": meta} if isinstance(meta, dict) else {})}
 
 
 def _of_network(named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.openmmlab_config import classes, configuration, numbers, section
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
@@ -31,8 +35,16 @@ _RESNESTS = {
 }
 
 
+# The rates of the stages that degrid builds, by output stride.
+_RESNET_RATES = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
+_MOBILE_RATES = {8: (1, 1, 1, 2, 2, 4, 4), 16: (1, 1, 1, 1, 1, 2, 2), 32: (1,) * 7}
+
+
 class Mmseg(System):
-    """Its models "d8": output stride 8, the rates 12, 24, 36; the "v1c" ResNets, and those named b and v1d."""
+    """The "v1c" ResNets and those named b and v1d, ResNeSt and MobileNetV2, as the configuration in the file says.
+
+    Without a configuration its models "d8": output stride 8, the rates 12, 24, 36.
+    """
 
     title = "mmsegmentation: DeepLab v3, v3+"
 
@@ -41,6 +53,10 @@ class Mmseg(System):
         return first_match(tensors, r"decode_head\.aspp_modules\.0\.conv\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
+        """See `System`."""
+        return self.plan_beside(tensors, {})
+
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""
         plus = "decode_head.c1_bottleneck.conv.weight" in tensors
         channels = len(tensors["decode_head.aspp_modules.0.conv.weight"])
@@ -55,12 +71,59 @@ class Mmseg(System):
             "separable": "decode_head.aspp_modules.1.depthwise_conv.conv.weight" in tensors,
             **rules.IMAGENET_INPUT,
         }
+        own = configuration(config.get("meta"))
+        said = _of_configuration(own, settings["encoder"] == "mmseg:mobilenet_v2") if section(own, "model") else {}
         note = (
-            "the file does not say its output stride and rates; those of the models called d8 are assumed, 8 and "
+            "output stride, rates, multi_grid, resizing and normalisation are those of the configuration in the file"
+            if said
+            else "the file does not say its output stride and rates; those of the models called d8 are assumed, 8 and "
             "12,24,36, with corners not aligned (for d16-mg124 --set output_stride=16 --set rates=6,12,18 --set "
             "multi_grid=1,2,4; for 769x769 --set resize=align_corners --set head_resize=align_corners, settings=...)"
         )
-        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(channels))
+        plan = Plan(settings | said, notes=[note])
+        if classifier := tensors.get("decode_head.conv_seg.weight", np.empty(0)).shape:
+            plan.labels = classes(config.get("meta"), classifier[0])
+        return plan.fill(tensors, rules.batch_counter, _rule(channels))
+
+
+def _of_configuration(own: dict[str, Any], mobile: bool) -> dict[str, Any]:
+    """The settings that a configuration of mmsegmentation states, or leaves to the defaults of its classes.
+
+    Raises:
+        ConversionError: a network that degrid cannot build.
+    """
+    backbone, head = section(own, "model", "backbone"), section(own, "model", "decode_head")
+    known = _MOBILE_RATES if mobile else _RESNET_RATES
+    strides = numbers(backbone.get("strides", (1, 2, 2, 2, 1, 2, 1) if mobile else (1, 2, 2, 2))) or ()
+    dilations = numbers(backbone.get("dilations", (1,) * len(strides)))
+    output_stride = prod(strides) * (2 if mobile else 4)
+    style = backbone.get("style", "pytorch")
+    if dilations != known.get(output_stride) or style != "pytorch":
+        raise ConversionError(
+            f"the configuration in the file has a backbone with the strides {strides}, the dilations {dilations} and "
+            f"the style {style!r}; degrid can convert the style 'pytorch' with the dilations "
+            f"{', '.join(f'{rates} at output stride {stride}' for stride, rates in known.items())}"
+        )
+    found: dict[str, Any] = {
+        "output_stride": output_stride,
+        "uniform_rates": not mobile and not backbone.get("contract_dilation", False),
+        "multi_grid": numbers(backbone.get("multi_grid")),
+        "rates": (numbers(head.get("dilations")) or (1, 6, 12, 18))[1:],
+        "dropout": head.get("dropout_ratio", 0.1),
+    }
+    if head.get("align_corners", False):
+        found |= {"resize": "align_corners", "head_resize": "align_corners"}
+    return found | _normalisation(own)
+
+
+def _normalisation(own: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the input; of 0.x for the pictures it reads, of 1.x for the model."""
+    given = [own.get("img_norm_cfg"), own.get("data_preprocessor"), section(own, "model").get("data_preprocessor")]
+    norm = next((each for each in given if isinstance(each, dict)), {})
+    mean, std = (numbers(norm.get(name), float) for name in ("mean", "std"))
+    if mean is None or std is None or not len(mean) == len(std) == 3:
+        return {}
+    return {"mean": mean, "std": std, "bgr": not norm.get("to_rgb", norm.get("bgr_to_rgb", False))}
 
 
 def _encoder(tensors: Tensors) -> str:
@@ -87,6 +150,8 @@ def _rule(channels: int) -> Rule:
     def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
         if name.startswith("auxiliary_head."):
             return Drop("second head, used for the training loss only")
+        if name.startswith("ema_"):  # of mmcv's hook, with _ in place of the dots
+            return Drop("moving average of a weight")
         if name.startswith("backbone."):
             renamed = _backbone(name.removeprefix("backbone."))
             return {f"encoder.net.{renamed}": value} if renamed else None

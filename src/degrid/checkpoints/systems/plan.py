@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from degrid.types import LabelSpace
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -34,6 +36,7 @@ class Plan:
         tensors: values by our names. origins: the file's names by ours.
         dropped: reasons by the file's names. unexpected: the file's names that no rule knows.
         notes: what the user should know.
+        labels: the classes, where the file names them.
     """
 
     model: dict[str, Any]
@@ -43,6 +46,7 @@ class Plan:
     dropped: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    labels: LabelSpace | None = None
 
     def fill(self, tensors: Tensors, *rules: Rule) -> Plan:
         """Send every tensor where the first rule that knows it says; returns the plan itself."""
@@ -87,7 +91,7 @@ class System(ABC):
 
         Args:
             tensors: the file's.
-            config: the content of config.json in the file's folder; empty where there is none.
+            config: the content of config.json in the file's folder, and what `Contents.settings` found in the file.
         """
         return self.plan(tensors)
 
