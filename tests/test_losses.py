@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from degrid import config
 from degrid.cli import app
 from degrid.data import SyntheticScenes
 from degrid.data.inspection.counting import class_counts
-from degrid.engine.training.loop import Training, train_step
+from degrid.engine.training.loop import Plan, Training, _step_at_once, train_step
 from degrid.engine.training.losses import (
     BatchMean,
     CrossEntropy,
@@ -354,6 +355,43 @@ def test_micro_batches_of_the_others():
     for function in (dice, lovasz_softmax):
         expected = sum(float(function(*part)) for part in parts) / 2
         assert float(mean((BatchMean(function),), parts)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_waits_for_no_value(monkeypatch, name, class_weights):
+    """Tensors on the meta device have no values: asking for one, or for a size that depends on some, is an error."""
+    monkeypatch.setattr("degrid.engine.training.loop.autocast", lambda *given: nullcontext())  # there is none for it
+    model = nn.Conv2d(3, 3, 1, device="meta")
+    forward = model.forward
+    model.forward = lambda image: forward(image.float())
+    state = Training(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    batch = Batch(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 8, 8, dtype=torch.long), ())
+    weights = None if class_weights is None else class_weights.to("meta")
+    plan = Plan(1, lambda step: 0.1, precision="float32", clip_norm=1.0)
+    losses = _step_at_once(state, [batch, batch], Objective(make_losses(name), class_weights=weights), plan)
+    assert model.weight.grad.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        losses()
+
+
+def test_a_loss_of_ones_own_is_waited_for():
+    """Whether a pixel is valid has to be known before the function is called."""
+    logits, label = example()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        BatchMean(dice).total(logits.to("meta"), label.to("meta"), None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranking_absent_classes_changes_nothing(monkeypatch, seed):
+    logits, label = example(seed)
+    label[label == 1] = 0
+    logits.requires_grad_()
+    found = lovasz_softmax(logits, label)
+    monkeypatch.setattr("degrid.engine.training.losses._to_rank", lambda label, logits: range(3))
+    every = lovasz_softmax(logits, label)
+    torch.testing.assert_close(every, found)
+    torch.testing.assert_close(torch.autograd.grad(every, logits), torch.autograd.grad(found, logits))
 
 
 @pytest.mark.parametrize("name", [*ALL, "focal+dice"])

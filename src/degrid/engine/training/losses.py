@@ -1,10 +1,14 @@
-"""Losses over the valid pixels, of single pixels and of whole regions, and their table of names."""
+"""Losses over the valid pixels, of single pixels and of whole regions, and their table of names.
+
+Where they can, they ask for no number and make nothing whose size depends on the values, since a GPU would be waited
+for: pixels and classes that do not count take part with a weight of 0.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,30 +123,37 @@ class HardPixels(Loss):
         this is the weight of `CrossEntropy`.
         """
         valid = _valid_of_all(label)
-        return _pixel_weights(label, class_weights).sum() * (self._kept(valid) / max(1, valid))
+        return _pixel_weights(label, class_weights).sum() * (self._kept(valid) / valid.clamp(min=1)).float()
 
-    def _kept(self, valid: int) -> int:
-        return math.ceil(self.ohem_share * valid)
+    def _kept(self, valid: Tensor) -> Tensor:
+        return (self.ohem_share * valid.double()).ceil()
 
 
-def _among_largest(values: Tensor, count: int) -> Tensor:
+def _among_largest(values: Tensor, count: Tensor) -> Tensor:
     """How far each value counts among the largest `count` of all processes, in the shape of `values`.
 
     1 above the count-th largest value, 0 below it; where several equal it, all have the same share of what is left.
-    That value is found byte by byte: as float32, numbers of 0 or more are in the order of their bits.
+    That value is found byte by byte: as float32, numbers of 0 or more are in the order of their bits, whose first is 0.
     """
-    if not count:
-        return torch.zeros_like(values)
-    bits = (values.float() + 0.0).view(torch.int32).long()  # -0 becomes 0
-    level, left, alike = 0, count, 1
+    bits = (values.float() + 0.0).view(torch.int32)  # -0 becomes 0
+    level, left, alike = bits.new_zeros(()), count, count
     for shift in (24, 16, 8, 0):
-        digits = (bits[bits >> (shift + 8) == level] >> shift) & 255
-        counts = summed_over_ranks(torch.bincount(digits, minlength=256)).tolist()
-        digit = 255
-        while left > counts[digit] and digit:
-            left, digit = left - counts[digit], digit - 1
-        level, alike = (level << 8) | digit, counts[digit]
-    return (bits > level).to(values.dtype) + (bits == level).to(values.dtype) * (left / max(1, alike))
+        digits = (bits >> shift) & 255
+        if shift < 24:
+            digits = digits.masked_fill(bits >> (shift + 8) != level, 256)
+        counts = summed_over_ranks(_counts(digits, 257))[: 128 if shift == 24 else 256]
+        least = counts.flip(0).cumsum(0).flip(0)  # how many have this byte or a larger one
+        digit = ((least >= left).sum() - 1).clamp(min=0)
+        alike = counts.take(digit)
+        left = left - (least.take(digit) - alike)
+        level = ((level << 8) | digit).int()
+    return (bits > level).to(values.dtype) + (bits == level).to(values.dtype) * (left / alike.clamp(min=1))
+
+
+def _counts(numbers: Tensor, size: int) -> Tensor:
+    """How often each of 0..size-1 occurs; `torch.bincount` would look for the largest."""
+    one = torch.ones((), dtype=torch.int64, device=numbers.device)
+    return one.new_zeros(size).scatter_add_(0, numbers.flatten().long(), one.expand(numbers.numel()))
 
 
 @dataclass(frozen=True)
@@ -219,9 +230,9 @@ class Scaled(Loss):
         return self.loss.weight(label, class_weights)
 
 
-def _valid_of_all(label: Tensor) -> int:
-    """Pixels of all processes that are not void."""
-    return int(summed_over_ranks((label != IGNORE_INDEX).sum()))
+def _valid_of_all(label: Tensor) -> Tensor:
+    """Pixels of all processes that are not void, a scalar."""
+    return summed_over_ranks((label != IGNORE_INDEX).sum())
 
 
 def _cross_entropy(
@@ -243,9 +254,9 @@ def _per_pixel(label: Tensor, class_weights: Tensor) -> Tensor:
 
 
 def _pixel_weights(label: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Weights of the pixels, to be added up; void ones have weight 0 or are left out."""
+    """Weights of the pixels, to be added up; void ones have weight 0."""
     valid = label != IGNORE_INDEX
-    return valid.float() if class_weights is None else _per_pixel(label, class_weights)[valid]
+    return valid.float() if class_weights is None else _per_pixel(label, class_weights).where(valid, 0)
 
 
 class RegionLoss(Loss):
@@ -262,31 +273,30 @@ class RegionLoss(Loss):
 
     @abstractmethod
     def mean(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The loss of the images of all processes, with the gradient of this process's logits.
+        """The loss of the images of all processes, with the gradient of this process's logits; without valid pixels 0,
+        with a gradient of 0.
 
         Args:
             logits: [N,C,H,W], those of this process.
-            label: int64 [N,H,W]; some pixel of some process is valid.
+            label: int64 [N,H,W].
         """
 
     def total(self, logits: Tensor, label: Tensor, class_weights: Tensor | None) -> Tensor:
-        """This process's share of the loss, or 0 with a gradient of 0; see `Loss.total`."""
-        if not _valid_of_all(label):
-            return 0 * logits.sum()
+        """This process's share of the loss; see `Loss.total`."""
         loss, processes = self.mean(logits, label), rank_and_count()[1]
         # The values of the processes add up to the loss, and so do their gradients, each of which is whole.
         return loss - loss.detach() * (1 - 1 / processes) if processes > 1 else loss
 
     def weight(self, label: Tensor, class_weights: Tensor | None) -> Tensor:
         """This process's share of 1, or 0 without valid pixels."""
-        return torch.tensor((_valid_of_all(label) > 0) / rank_and_count()[1], device=label.device)
+        return (_valid_of_all(label) > 0).float() / rank_and_count()[1]
 
 
 @dataclass(frozen=True)
 class BatchMean(RegionLoss):
     """A loss made of a function that returns the mean of a batch; it is not called on a batch without valid pixels.
 
-    Several processes exchange all logits for it.
+    To know that, a GPU is waited for. Several processes exchange all logits for it.
 
     function: (logits float [N,C,H,W], label int64 [N,H,W] with IGNORE_INDEX for void) -> scalar.
     """
@@ -295,12 +305,25 @@ class BatchMean(RegionLoss):
 
     def mean(self, logits: Tensor, label: Tensor) -> Tensor:
         """See `RegionLoss.mean`."""
-        rank, processes = rank_and_count()
-        if processes == 1:
-            return self.function(logits, label)
-        parts = rows_of_all(logits.detach())
-        parts[rank] = logits
-        return self.function(torch.cat(parts), torch.cat(rows_of_all(label.to(torch.uint8))).long())
+        return self.function(*_of_all(logits, label)) if _valid_of_all(label) else 0 * logits.sum()
+
+
+def _of_all(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all processes, with the gradient of this one's."""
+    rank, processes = rank_and_count()
+    if processes == 1:
+        return logits, label
+    parts = rows_of_all(logits.detach())
+    parts[rank] = logits
+    return torch.cat(parts), torch.cat(rows_of_all(label.to(torch.uint8))).long()
+
+
+class Lovasz(RegionLoss):
+    """See `lovasz_softmax`; several processes exchange all logits for it."""
+
+    def mean(self, logits: Tensor, label: Tensor) -> Tensor:
+        """See `RegionLoss.mean`."""
+        return lovasz_softmax(*_of_all(logits, label))
 
 
 class Dice(RegionLoss):
@@ -325,14 +348,17 @@ def dice(logits: Tensor, label: Tensor) -> Tensor:
         A scalar, 0 (perfect) to 1; 0 without valid pixels.
     Source: Milletari et al. 2016 (V-Net, arXiv 1606.04797) section 3, with p instead of its square below, per class.
     """
-    scores, truth = _valid(logits, label)
-    common = scores.new_zeros(scores.shape[1]).index_add(0, truth, scores.gather(1, truth[:, None])[:, 0])
-    pixels = torch.bincount(truth, minlength=scores.shape[1])
-    common, found, pixels = _joined(common), _joined(scores.sum(0)), summed_over_ranks(pixels)
-    # Absent classes are dropped before the division: theirs could be 0 / 0, whose gradient is NaN even where unused.
+    classes, valid = logits.shape[1], label != IGNORE_INDEX
+    scores = _scores(logits, valid)
+    own = torch.where(valid, label, classes)  # void pixels are one class more
+    right = scores.gather(1, own.clamp(max=classes - 1)[:, None])[:, 0]
+    common = scores.new_zeros(classes + 1).index_add(0, own.flatten(), right.flatten())[:-1]
+    found = scores.where(valid[:, None], 0).sum((0, 2, 3))
+    pixels = summed_over_ranks(_counts(own, classes + 1))[:-1]
+    # The fraction of an absent class could be 0 / 0, whose gradient is NaN even where it does not count.
     present = pixels > 0
-    losses = 1 - 2 * common[present] / (found + pixels)[present]
-    return losses.sum() / max(1, len(losses))
+    losses = 1 - 2 * _joined(common) / (_joined(found) + pixels).where(present, 1)
+    return losses.where(present, 0).sum() / present.sum().clamp(min=1)
 
 
 def _joined(own: Tensor) -> Tensor:
@@ -352,32 +378,51 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
         A scalar, 0 (perfect) to 1; 0 without valid pixels.
     Source: Berman et al. 2018, arXiv 1705.08790, equations 8 (errors), 9 and 11 (mean), algorithm 1.
     """
-    scores, truth = _valid(logits, label)
-    present = torch.unique(truth).tolist()
-    losses = [_lovasz(scores[:, index], truth == index) for index in present]
-    return torch.stack(losses).mean() if losses else 0 * logits.sum()
+    valid = label != IGNORE_INDEX
+    scores = _scores(logits, valid)
+    found = [_lovasz(scores[:, each], label == each, valid) for each in _to_rank(label, logits)]
+    losses, present = zip(*found, strict=True)
+    return torch.stack(losses).sum() / torch.stack(present).sum().clamp(min=1)
 
 
-def _lovasz(scores: Tensor, is_class: Tensor) -> Tensor:
-    """The loss of one class: the errors [P], largest first, times the steps of the Jaccard loss 1 - I/U.
+MOST_CLASSES = 32
+"""Of more than so many classes, waiting for a GPU to say which occur is cheaper than ranking the pixels for each."""
 
-    Step i is by how much the Jaccard loss grows when the pixel with the i-th largest error becomes wrong too. A pixel
-    of the class lowers the intersection I by 1, a step of 1/U. Any other raises the union U by 1, a step of I/(U-1) -
-    I/U = I/(U (U-1)). Written like this no digits are lost, however many pixels there are.
+
+def _to_rank(label: Tensor, logits: Tensor) -> Iterable[int]:
+    """The classes of a batch, all of them or those that occur."""
+    everything = range(logits.shape[1])
+    if label.device.type != "cpu" and len(everything) <= MOST_CLASSES:
+        return everything
+    counts = _counts(label, IGNORE_INDEX + 1)
+    return counts[: len(everything)].nonzero().flatten().tolist() or everything
+
+
+def _lovasz(scores: Tensor, is_class: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of one class, 0 if it does not occur, and whether it does.
+
+    It is the errors, largest first, times the steps of the Jaccard loss 1 - I/U. Step i is by how much that grows when
+    the pixel with the i-th largest error becomes wrong too. A pixel of the class lowers the intersection I by 1, a step
+    of 1/U. Any other raises the union U by 1, a step of I/(U-1) - I/U = I/(U (U-1)). Written like this no digits are
+    lost, however many pixels there are. Void pixels have an error of 0, and count in neither.
+
+    Args:
+        scores: of the class, [N,H,W].
+        is_class, valid: bool, alike.
     """
-    errors, order = torch.where(is_class, 1 - scores, scores).sort(descending=True)
-    inside = is_class[order]
+    errors = torch.where(is_class, 1 - scores, scores).where(valid, 0).flatten()
+    errors, order = errors.sort(descending=True)
+    inside, outside = is_class.flatten()[order], (valid & ~is_class).flatten()[order]
     size = inside.sum()
     common = size - inside.cumsum(0)
-    union = (size + (~inside).cumsum(0)).to(errors.dtype)
+    union = (size + outside.cumsum(0)).clamp(min=1).to(errors.dtype)
     steps = torch.where(inside, 1 / union, common / (union * (union - 1).clamp(min=1)))
-    return errors @ steps
+    return errors @ steps, size > 0
 
 
-def _valid(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities [P,C] and classes [P] of the valid pixels."""
-    valid = label != IGNORE_INDEX
-    return logits.movedim(1, -1)[valid].softmax(1), label[valid]
+def _scores(logits: Tensor, valid: Tensor) -> Tensor:
+    """Probabilities [N,C,H,W]; those of void pixels do not depend on the logits, which may be anything there."""
+    return logits.where(valid[:, None], 0).softmax(1)
 
 
 LOSSES: dict[str, Callable[..., object]] = {
@@ -385,7 +430,7 @@ LOSSES: dict[str, Callable[..., object]] = {
     "ohem": HardPixels,
     "focal": Focal,
     "dice": Dice,
-    "lovasz": lovasz_softmax,
+    "lovasz": Lovasz,
     "generalised_cross_entropy": GeneralisedCrossEntropy,
     "symmetric_cross_entropy": SymmetricCrossEntropy,
 }
