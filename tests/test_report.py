@@ -16,7 +16,7 @@ from torch import nn
 import degrid
 from degrid import config as configs
 from degrid.analysis.field_plots import draw_field
-from degrid.analysis.sections import ReportedModel, confusions, receptive_fields, settings
+from degrid.analysis.sections import ReportedModel, confusions, facts, receptive_fields, settings
 from degrid.config import RunConfig, override
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.evaluation.bootstrap import miou_interval
@@ -24,6 +24,7 @@ from degrid.types import LabelSpace, Scores, UserError
 from degrid.verbs import report as verb
 from degrid.verbs.gridding import gridding_of
 from degrid.verbs.report import _chosen, _seen, gather
+from degrid.verbs.scored import files_of
 
 SEEN = {"receptive_field": np.eye(5), "sees": "from a to b", "grid": {"holes": "80 %"}, "layers": "networks <4>"}
 """In place of what takes long."""
@@ -288,3 +289,17 @@ def test_settings_that_differ_come_first_and_text_is_escaped():
         ["c", "1, 2"],
         ["d", "-"],
     ]
+
+
+def test_long_facts_have_several_lines_and_times_are_said_to_be_of_one_model_after_the_other():
+    network = "deeplabv3plus on timm:mobilenetv2_100"
+    models = [model_of([[1, 0], [0, 1]], facts={"network": network, "time per image": "75 ms"})] * 2
+    text = facts(models)
+    assert text.count(f'<td class="long">{network}</td>') == 2
+    assert text.count('class="long"') == 2
+    assert "one after the other" in text
+    assert "one after the other" not in facts(models[:1])
+
+
+def test_a_model_that_is_called_by_its_name_has_files():
+    assert [file.name for file in files_of("camvid-mobilenetv2")] == ["model.safetensors", "config.json"]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that is faint on white."""
 
+LONG = 24
+"""Characters of a cell of a table that are still kept in one line."""
+
 
 class Raw(str):
     """HTML, to be taken as it is: text of any other class is escaped."""
@@ -45,11 +48,15 @@ def lines(words: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under a row of heads; on narrow screens it scrolls."""
-    lines = []
-    for tag, cells in [("th", head), *(("td", row) for row in rows)]:
-        lines.append(f"<tr>{''.join(f'<{tag}>{text(cell)}</{tag}>' for cell in cells)}</tr>")
+    """Rows of text under a row of heads; long cells have several lines, and on narrow screens it scrolls."""
+    heads = "".join(f"<th>{text(cell)}</th>" for cell in head)
+    lines = [f"<tr>{cells}</tr>" for cells in (heads, *("".join(map(_cell, row)) for row in rows))]
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _cell(words: str) -> str:
+    is_long = len(words) > LONG and not isinstance(words, Raw)
+    return f'<td class="long">{text(words)}</td>' if is_long else f"<td>{text(words)}</td>"
 
 
 def swatch(color: Sequence[int], name: str) -> Raw:
@@ -117,6 +124,7 @@ figure { margin: 2rem 0; } figcaption { color: #555; font-size: .9rem; }
 figure img { max-width: 100%; height: auto; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border: 1px solid #0003; }
 .wide { overflow-x: auto; margin: 1rem 0; } td { white-space: nowrap; }
+td.long { white-space: normal; min-width: 12rem; }
 .grid { display: grid; grid-template-columns: repeat(var(--columns), minmax(9rem, 1fr)); gap: .4rem; }
 .grid img { width: 100%; } .grid div { font-size: .85rem; overflow-wrap: anywhere; }
 .legend span { white-space: nowrap; margin-right: 1.1em; } .legend .swatch { margin-right: .4em; }

@@ -160,7 +160,9 @@ def legend(labels: LabelSpace) -> str:
 
 def facts(models: Sequence[ReportedModel]) -> str:
     """A row for each fact, a column for each model."""
-    return _by_model(models, [model.facts for model in models])
+    in_turn = "Models were timed one after the other: beside other programs these times cannot be compared."
+    said = paragraph(in_turn) if len(models) > 1 and any("time per image" in model.facts for model in models) else ""
+    return _by_model(models, [model.facts for model in models]) + said
 
 
 def _by_model(models: Sequence[ReportedModel], known: Sequence[Mapping[str, str]]) -> str:

@@ -21,6 +21,7 @@ from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import predictor_of
 from degrid.exporters.table import find_opener
 from degrid.files import kept_on_disk
+from degrid.model_places import place_of
 from degrid.types import Dataset, Scores
 from degrid.verbs.evaluate import each_of
 from degrid.verbs.open_network import AnyModel
@@ -73,10 +74,14 @@ def scored_once(model: AnyModel, dataset: Dataset, settings: str, score: Callabl
 
 
 def files_of(model: AnyModel) -> list[Path]:
-    """The files that a model is: of a folder its weights and their description; none of a network that was passed."""
+    """The files that a model is: of a folder its weights and their description; none of a network that was passed.
+
+    Raises:
+        UserError: a model on the hub that cannot be fetched.
+    """
     if isinstance(model, nn.Module):
         return []
-    exported, path = find_opener(model), Path(model)
+    exported, path = find_opener(model), place_of(model)
     if exported and exported[1].exists():
         found = exported[0].files(exported[1])
         return [file for each in found for file in (each, *sorted(each.rglob("*"))) if file.is_file()]
