@@ -121,6 +121,11 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, monkeypatch):
     for grid in ({"optim.lr": [0.1, "fast"]}, {"optim.lr": []}):
         with pytest.raises(UserError):
             degrid.launch(data="synthetic", out=tmp_path / "run", grid=grid)
+    monkeypatch.setattr("degrid.verbs.launch.check_settings", lambda config: None)  # which asks for Ray
+    asked = {"settings": {"train.asynchronous.workers": 4}, "cluster": Cluster(gpus=4)}
+    with pytest.raises(UserError, match="expected --nodes 1 and --gpus 0 or 1, got 1 and 4"):
+        degrid.launch(data="synthetic", out=tmp_path / "run", **asked)
+    monkeypatch.undo()
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no command sbatch here"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from degrid import config as configs
 from degrid.arguments import check_fields, checked
+from degrid.config import RunConfig
 from degrid.data import absolute
 from degrid.files import check_utf8, make_folder, write_text
 from degrid.types import UserError
@@ -123,7 +124,7 @@ def launch(
         raise UserError("a setting without values gives no run; expected some, as in degrid sweep 'optim.lr=0.01 0.02'")
     for variant in variants:  # without a grid there is one, which changes nothing
         config = run_config(recipe, data=data, operator=operator, settings={**given, **variant}, init=init)
-        check_settings(config)
+        _check(config, cluster)
     folder = (Path(out) if out is not None else Path("runs") / config.name).absolute()
     check_utf8(folder)
     if (folder / "run.json").exists():
@@ -139,6 +140,21 @@ def launch(
     if submit:
         _SYSTEMS[cluster.system].submit(script)
     return script
+
+
+def _check(config: RunConfig, cluster: Cluster) -> None:
+    """Refuse what could only fail in the job.
+
+    Raises:
+        UserError: names it.
+    """
+    check_settings(config)
+    if config.train.asynchronous.workers and cluster.nodes * cluster.processes > 1:
+        raise UserError(
+            "asynchronous training (train.asynchronous.workers) is started once, and Ray starts its workers: "
+            f"expected --nodes 1 and --gpus 0 or 1, got {cluster.nodes} and {cluster.gpus}; for several machines "
+            "start Ray on them, see docs/cluster.md"
+        )
 
 
 def job_script(
