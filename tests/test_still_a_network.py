@@ -9,7 +9,9 @@ import pickle
 import warnings
 
 import pytest
+import timm
 import torch
+from timm.layers import create_feature_extractor
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import nn
 
@@ -170,6 +172,41 @@ def test_fx_takes_networks_whose_poolings_timm_pads_by_the_size_of_the_map():
         for size in ((1, 4), (7, 6)):
             x = torch.randn(2, 3, *size)
             assert torch.equal(SteadyAvgPool2d(kernel, 1, count_include_pad=False)(x), theirs(x))
+
+
+def test_fx_takes_networks_with_padding_of_tensorflow_as_it_took_them_before():
+    """By timm's tracer, which does not look into Conv2dSame; PyTorch's cannot trace timm's own network either."""
+    torch.manual_seed(0)
+    plain = timm.create_model("tf_mobilenetv3_small_minimal_100", features_only=True, output_stride=8).eval()
+    node = "blocks.4.2.conv_pwl"
+    for steps in ((), STEPS["all"]):
+        model = copy.deepcopy(plain)
+        for step in steps:
+            step(model)
+        model.eval()
+        with pytest.raises(torch.fx.proxy.TraceError, match="control flow"):
+            torch.fx.symbolic_trace(model)
+        _assert_timm_extracts(model, node)
+    model = degrid.deeplabv3plus(
+        "timm:tf_mobilenetv3_small_minimal_100", 3, operator="ssc", output_stride=8, channels=16
+    )
+    for step in (freeze_batch_norm, checkpoint_activations):
+        step(model)
+    _assert_timm_extracts(model.eval(), "head.classifier")
+
+
+def _assert_timm_extracts(model, node):
+    """A graph gives the maps of a layer in the middle that the network computes, at sizes of every parity."""
+    found = []
+    hook = model.get_submodule(node).register_forward_hook(lambda layer, args, output: found.append(output))
+    graph = create_feature_extractor(model, {node: "map"})
+    with torch.no_grad():
+        for size in ((33, 40), (50, 47)):
+            image = 255 * torch.rand(1, 3, *size)
+            model(image)
+            expected = found[-1]
+            assert torch.equal(graph(image)["map"], expected)
+    hook.remove()
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch announces that it will be removed
