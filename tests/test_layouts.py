@@ -203,6 +203,24 @@ def test_a_list_of_names_wins_over_split_folders(tmp_path):
     assert [source.name for source in open_dataset(tmp_path).sources] == ["2"]
 
 
+def test_class_names_in_the_folder_of_each_split(tmp_path):
+    """As labelme2voc.py leaves them, called once for each split."""
+    pairs = [
+        (f"{split}/JPEGImages/{k}.jpg", f"{split}/SegmentationClass/{k}.png")
+        for split in ("train", "val")
+        for k in "ab"
+    ]
+    make(tmp_path, pairs)
+    names = ("_background_", "car", "sign", "tree", "road")
+    for split in ("train", "val"):
+        (tmp_path / split / "class_names.txt").write_text("\n".join(names))
+    check(tmp_path, pairs)
+    assert open_dataset(tmp_path).labels.names == names
+    (tmp_path / "val" / "class_names.txt").write_text("\n".join(reversed(names)))
+    with pytest.raises(UserError, match=r"train/class_names.txt and .*val/class_names.txt name other classes"):
+        open_dataset(tmp_path)
+
+
 def test_two_folders_of_masks(tmp_path):
     pairs = [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)]
     make(tmp_path, pairs)

@@ -337,6 +337,37 @@ def test_yolo_with_commas(tmp_path):
     check(tmp_path, names=("background", "class 0", "class 1"), kind="YOLO polygons")
 
 
+@pytest.mark.parametrize("folder", ["images/", ""])
+def test_yolo_beside_the_images(tmp_path, folder):
+    """Darwin's lie beside images/, with the names of the classes once for each split; others beside each image."""
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        put_image(tmp_path / split / f"{folder}{name}.png")
+        put_text(tmp_path / split / f"{name}.txt", YOLO_TEXT)
+        put_text(tmp_path / split / "darknet.labels", "car\nsign\n")
+    assert len(check(tmp_path, kind="YOLO polygons")) == 2
+    check(tmp_path, "val")
+    assert check_data(tmp_path).ok
+    put_text(tmp_path / "val" / "darknet.labels", "sign\ncar\n")
+    with pytest.raises(
+        UserError, match=r"train/darknet.labels and .*val/darknet.labels number other classes \(car, sign; "
+    ):
+        open_dataset(tmp_path)
+    put_text(tmp_path / "classes.txt", "car\nsign\n")
+    check(tmp_path)
+
+
+def test_texts_beside_images_that_are_no_yolo(tmp_path):
+    for name in ("a", "b"):
+        put_image(tmp_path / f"{name}.png")
+        put_text(tmp_path / f"{name}.txt", "a photograph of a road\n")
+    with pytest.raises(UserError, match="no images with masks found"):
+        open_dataset(tmp_path)
+    for name in ("a", "b"):
+        put_text(tmp_path / f"{name}.txt", YOLO_TEXT)
+        Image.fromarray(TRUTH).save(tmp_path / f"{name}_mask.png")
+    assert open_layout(tmp_path).kind == "side by side"  # masks win
+
+
 def test_yolo_without_a_yaml(tmp_path):
     yolo(tmp_path, ["images/a.png", "images/b.png"])
     check(tmp_path, names=("background", "class 0", "class 1"))

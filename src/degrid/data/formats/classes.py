@@ -107,6 +107,12 @@ def _read_table(file: Path) -> tuple[list[ClassRow], bool]:
     return rows, in_order
 
 
+def table_of(root: Path) -> Path | None:
+    """The file in a folder that names classes, by its usual names; None where there is none."""
+    places = (root / name for name in (*_TABLES, *_NAME_FILES))
+    return next((place for place in places if place.is_file()), None) or label_file(root)
+
+
 def has_table(root: Path) -> bool:
     """Whether a folder holds a table with a row for each class."""
     return any((root / name).is_file() for name in _TABLES)

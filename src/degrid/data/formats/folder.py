@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from degrid.data.formats.classes import class_table
+from degrid.data.formats.classes import class_table, table_of
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among, picture_beside
@@ -27,7 +27,6 @@ from degrid.data.formats.pairs import (
     unread_note,
     with_val,
 )
-from degrid.data.formats.tools.label_files import label_file, tool_classes
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import counted, some
 from degrid.types import LabelSpace, UserError
@@ -282,14 +281,13 @@ def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     """
     labels, rule = class_table(path)
     below = _folders(path)
-    folders = [below[name] for name in splits_of(below)]
-    files = [file for folder in folders if (file := label_file(folder))]
-    if labels is not None or not files:
+    tables = [place for name in splits_of(below) if (place := table_of(below[name]))]
+    if labels is not None or not tables:
         return labels, rule
-    found = [tool_classes(file) for file in files]
-    other = next((file for file, classes in zip(files, found, strict=True) if classes != found[0]), None)
+    found = [class_table(place.parent) for place in tables]
+    other = next((place for place, classes in zip(tables, found, strict=True) if classes != found[0]), None)
     if other:
-        raise UserError(f"{files[0]} and {other} name other classes; the splits of one dataset need the same")
+        raise UserError(f"{tables[0]} and {other} name other classes; the splits of one dataset need the same")
     return found[0]
 
 

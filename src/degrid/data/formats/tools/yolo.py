@@ -5,6 +5,7 @@ Source: the published description of the format (docs.ultralytics.com, "Instance
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
+from degrid.data.formats.matching import masks_among
 from degrid.data.formats.pairs import images_in, read_names, read_text
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, with_splits
 from degrid.data.formats.shapes.polygon import corners, polygon_region, rectangle
@@ -21,7 +23,8 @@ from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_yaml
-from degrid.lookup import counted
+from degrid.image import IMAGE_SUFFIXES
+from degrid.lookup import counted, some
 from degrid.types import UserError
 
 _MOST = 2.0
@@ -95,13 +98,20 @@ def _layout(found: _Found, there: list[Path], notes: list[str]) -> Layout:
 
 
 def label_file(image: Path) -> Path:
-    """NAME.txt in labels/ in place of the last images/ of the path; beside the image where there is no such folder."""
+    """NAME.txt in labels/ in place of the last images/ of the path.
+
+    Where there is no such folder, it lies beside images/, as Darwin's do, or beside the image.
+    """
     parts = list(image.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    place = next((place for place in range(len(parts) - 2, -1, -1) if parts[place] == "images"), None)
+    beside = image.with_suffix(".txt")
+    if place is None:
+        return beside
+    inside = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+    if inside.is_file() or inside.parent.is_dir():
+        return inside
+    above = Path(*parts[:place], *parts[place + 1 :]).with_suffix(".txt")
+    return above if above.is_file() else beside
 
 
 def _by_yaml(path: Path) -> _Found | None:
@@ -186,19 +196,54 @@ def _images(value: str, file: Path, root: str) -> list[Path]:
 
 
 def _by_folders(path: Path) -> _Found | None:
-    """images/ beside labels/ in the folder, or in folders that are called as splits."""
+    """Images and their text files in the folder, or in folders that are called as splits."""
     splits: dict[str, list[Path]] = {}
     folders = (
         [path, *(folder for folder in path.iterdir() if folder.name.lower() in SPLIT_NAMES)] if path.is_dir() else []
     )
     for folder in folders:
-        if not (folder / "labels").is_dir() or not (folder / "images").is_dir():
-            continue
-        for image in images_in(folder / "images"):
-            parts = (folder.name, *image.relative_to(folder / "images").parts[:-1])
+        images = _with_text(folder)
+        for image in images_in(images) if images else ():
+            parts = (folder.name, *image.relative_to(images or folder).parts[:-1])
             split = next((split_of(part) for part in parts if part.lower() in SPLIT_NAMES), "default")
             splits.setdefault(split, []).append(image)
-    return _Found(splits, *_named_beside(path), path) if splits else None
+    return _Found(splits, *_named_by_folders(folders), path) if splits else None
+
+
+def _named_by_folders(folders: list[Path]) -> tuple[dict[int, str], str]:
+    """As `_named_beside` of the first folder, or else of the splits' own, as Darwin writes them.
+
+    Raises:
+        UserError: the splits' numbers mean other classes.
+    """
+    named = _named_beside(folders[0])
+    below = {} if named[1] else {folder: found for folder in folders[1:] if (found := _named_beside(folder))[1]}
+    for folder, (names, said) in below.items():
+        first, known = next(iter(below.items()))
+        if names != known[0]:
+            raise UserError(
+                f"{first / known[1]} and {folder / said} number other classes ({some(known[0].values(), 6)}; "
+                f"{some(names.values(), 6)}): export both splits at once, or number their classes alike"
+            )
+        named = known
+    return named
+
+
+def _with_text(folder: Path) -> Path | None:
+    """The folder of images beside labels/, beside their text files, or with these in it; None where there is none."""
+    images = folder / "images"
+    if (folder / "labels").is_dir():
+        return images if images.is_dir() else None
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    texts = {Path(name).stem for name in names if name.endswith(".txt")}
+    if not texts:
+        return None
+    if images.is_dir():
+        return images if any(image.stem in texts for image in images_in(images)) else None
+    pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    here = any(Path(name).stem in texts for name in pictures) and not masks_among(pictures)
+    return folder if here else None
 
 
 def _named_beside(path: Path) -> tuple[dict[int, str], str]:
