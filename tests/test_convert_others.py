@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.protobuf import encode_field
-from degrid.types import ConversionError
+from degrid.types import ConversionError, UserError
 
 STATE = {"a": torch.ones(2), "b": torch.arange(600.0)}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -65,7 +65,13 @@ def program():
         ("saved_model.pb", SAVED, "SavedModel .*variables.variables"),
         ("x.pt", archive({"x/data.pkl": b"x", "x/constants.pkl": b"x"}), "TorchScript program; .*torch.jit.load"),
         ("x.zip", archive({"a.pth": b"x", "b.txt": b"x"}), r"an archive of 2 files, a\.pth, b\.txt; unpack it"),
-        ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(40), "a picture"),
+        ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(40), r"a picture \(PNG\).*degrid predict"),
+        ("x.gif", b"GIF89a" + bytes(40), r"a picture \(GIF\).*degrid predict"),
+        ("x.mp4", b"\0\0\0\x20ftypisom" + bytes(40), "a video .*degrid predict"),
+        ("x.pdf", b"%PDF-1.7\n" + bytes(range(256)), "a document .*weights"),
+        ("x.engine", b"ftrt" + bytes(40), "an engine of TensorRT.*convert the checkpoint"),
+        ("x.csv", "é, loss\n1".encode(), "a text that begins 'é, loss.*weights"),
+        ("x.json", b'{"a": "' + "é".encode() * 4096 + b'"}', "a text that begins .*weights"),
     ],
 )
 def test_other_files_are_named(tmp_path, name, content, words):
@@ -100,3 +106,31 @@ def test_a_zip_that_claims_more_than_twice_its_size_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(archive({"net.pth": bytes(4 << 20)}))
     with pytest.raises(ConversionError, match="twice its"):
         read_tensors(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([torch.ones(2), torch.ones(3)], "a list of 2 values without names"),
+        ((torch.ones(2),), "a list of 1 value without names"),
+        (torch.ones(2), "one tensor without a name"),
+        (5, r"a value \(int\)"),
+        ({}, "nothing"),
+        ({"state_dict": {}, "epoch": 3}, "no tensors by name, only state_dict, epoch"),
+    ],
+)
+def test_what_a_file_holds_in_place_of_tensors_by_name(tmp_path, value, words):
+    torch.save(value, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=rf"x\.pth holds {words}; expected a state dict, tensors by name: save"):
+        read_tensors(tmp_path / "x.pth")
+    (tmp_path / "x.pth").write_bytes((tmp_path / "x.pth").read_bytes()[:300])
+    with pytest.raises(ConversionError, match="a damaged archive .* download or copy it again"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def test_a_folder_of_core_ml_is_named(tmp_path):
+    folder = tmp_path / "x.mlpackage"
+    folder.mkdir()
+    (folder / "Manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="a model of Core ML; convert the checkpoint it was made from"):
+        read_tensors(folder)

@@ -501,11 +501,11 @@ def test_unusable_weight_files(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         read_weights(tmp_path / "none.pth")
     for name in ("a.pth", "a.safetensors"):
-        (tmp_path / name).write_bytes(b"garbage")
+        (tmp_path / name).write_bytes(b"\0garbage")
         with pytest.raises(UserError, match="of no known kind"):
             read_weights(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="holds list.* expected a state dict"):
+    with pytest.raises(UserError, match="holds a list.* expected a state dict"):
         read_weights(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match="holds no tensors"):

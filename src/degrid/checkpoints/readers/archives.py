@@ -45,7 +45,10 @@ def members_of(file: Span) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(_Stream(file)) as archive:
             return archive.infolist()
     except Exception as error:  # zipfile lets through many types where an archive is malformed
-        raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
+        raise ConversionError(
+            f"{file.file}: a damaged archive ({str(error) or type(error).__name__}), perhaps cut short; download or "
+            "copy it again"
+        ) from error
 
 
 def unpacked(file: Span) -> dict[str, Span]:

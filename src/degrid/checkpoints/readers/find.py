@@ -86,8 +86,13 @@ def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
             parts = _PARTS_OF_V2.fullmatch(file.name) or _SHARD_OF_V1.fullmatch(file.name)
             found.add(file.with_name(parts[1]) if parts else file)
     if len(found) != 1:
+        if (folder / "Manifest.json").is_file() and folder.suffix == ".mlpackage":
+            raise UserError(f"{folder} is a model of Core ML; convert the checkpoint it was made from")
         names = f"{len(found)}: {some(sorted(file.name for file in found))}" if found else "none"
-        raise UserError(f"expected one checkpoint in {folder}, found {names}; name the file")
+        raise UserError(
+            f"expected one checkpoint in {folder}, found {names}; name the file (endings that are looked for: "
+            f"{', '.join(sorted(suffixes))})"
+        )
     return found.pop()
 
 

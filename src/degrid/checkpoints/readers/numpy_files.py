@@ -68,7 +68,7 @@ def _read_array(file: Span, name: str) -> tuple[dict[str, np.ndarray], list[str]
         start = f"{name}/" if name else ""
         return {start + key: value for key, value in tensors.items()}, [start + key for key in skipped]
     if not name:
-        file.fail("one array without a name; expected a dictionary of arrays by name")
+        file.fail("one array without a name; expected a dictionary of arrays by name: numpy.savez(FILE, **arrays)")
     if not NUMBERS.fullmatch(descr):
         return {}, [name]
     return {name: native(ordered(raw_values(body.data, descr, body, name), shape, fortran, body, name))}, []

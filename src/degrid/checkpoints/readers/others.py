@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +15,9 @@ from degrid.types import ConversionError
 
 _UNPACK = "unpack it, and give the file inside"
 _WITHOUT_NAMES = "whose weights are folded together and have lost their names; convert the checkpoint it was made from"
+
+_NOT_WEIGHTS = "and no checkpoint; give the file with the network's weights"
+_PICTURE = "which is no checkpoint; degrid predict takes pictures and videos, degrid convert the weights of a network"
 
 # (place, bytes there, what the file is and the way on).
 _MARKS = (
@@ -30,11 +34,25 @@ _MARKS = (
     (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
     (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
     (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
-    (0, b"\x89PNG", "a picture (PNG)"),
-    (0, b"\xff\xd8\xff", "a picture (JPEG)"),
+    (0, b"ftrt", f"an engine of TensorRT, {_WITHOUT_NAMES}"),
+    (0, b"\x89PNG", f"a picture (PNG), {_PICTURE}"),
+    (0, b"\xff\xd8\xff", f"a picture (JPEG), {_PICTURE}"),
+    (0, b"GIF8", f"a picture (GIF), {_PICTURE}"),
+    (0, b"II*\0", f"a picture (TIFF), {_PICTURE}"),
+    (0, b"MM\0*", f"a picture (TIFF), {_PICTURE}"),
+    (8, b"WEBP", f"a picture (WebP), {_PICTURE}"),
+    (8, b"AVI ", f"a video (AVI), {_PICTURE}"),
+    (4, b"ftyp", f"a video or a picture (MP4, MOV, HEIC), {_PICTURE}"),
+    (0, b"\x1aE\xdf\xa3", f"a video (Matroska, WebM), {_PICTURE}"),
+    (0, b"%PDF-", f"a document (PDF), {_NOT_WEIGHTS}"),
+    (0, b"PAR1", f"a table (Parquet), {_NOT_WEIGHTS}"),
+    (0, b"SQLite format 3\0", f"a database (SQLite), {_NOT_WEIGHTS}"),
+    (0, b"MATLAB 5.0", "a file of MATLAB; save its arrays as a dictionary by name with numpy.savez"),
+    (0, b"\x7fELF", f"a program (ELF), {_NOT_WEIGHTS}"),
+    (0, b"MZ\x90\0", f"a program of Windows, {_NOT_WEIGHTS}"),
 )
 _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)", re.IGNORECASE | re.DOTALL)
-_TEXT = re.compile(rb"[\t\r\n\x20-\x7e]{16,}")
+_CONTROL = re.compile(r"[^\t\n\f\r\x20-\x7e\xa0-\U0010ffff]")
 
 
 def what_else(file: Span, path: Path) -> str | None:
@@ -51,9 +69,18 @@ def what_else(file: Span, path: Path) -> str | None:
         return None
     if head[:2] == b"PK":
         return _archive([member.filename for member in members_of(file)])
-    if _TEXT.fullmatch(head):
-        return f"a text that begins {head[:40].decode().strip()!r}, and no checkpoint"
+    if text := _text(head):
+        return f"a text that begins {text[:40].strip()!r}, {_NOT_WEIGHTS}"
     return _message(file, path)
+
+
+def _text(head: bytes) -> str:
+    """The beginning of a file as text; "" where it is none. Its last character may be cut."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    return "" if _CONTROL.search(text) else text
 
 
 def _archive(names: list[str]) -> str | None:

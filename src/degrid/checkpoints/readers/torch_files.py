@@ -18,13 +18,14 @@ from degrid.checkpoints.readers.archives import members_of
 from degrid.checkpoints.readers.pickles import Array, Flattener, Name, Opaque, describe
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, raw_values, shaped, widened
-from degrid.lookup import some
+from degrid.lookup import counted, some
 from degrid.protobuf import Span
 from degrid.types import ConversionError
 from degrid.weight_names import unwrapped
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How the first pickle of a file from before PyTorch 1.6 ends."""
+_EXPECTED = "state dict, tensors by name: save its state_dict() with the program that wrote it"
 _LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of a member of an archive: lengths of what follows
 
 # Numpy's types by the names of PyTorch's storages and types; there are others, which numpy lacks.
@@ -240,11 +241,12 @@ def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str
     """
     named = unwrapped(described)
     if named is None:
-        what = described.name if isinstance(described, Opaque) else type(described).__name__
-        raise ConversionError(
-            f"refused to load {file.file}: it holds {what[:100]}, and loading it could run code; expected a "
-            "state dict, tensors by name: save its state_dict() with the program that wrote it"
-        )
+        if isinstance(described, Opaque):
+            raise ConversionError(
+                f"refused to load {file.file}: it holds {described.name[:100]}, and loading it could run code; "
+                f"expected a {_EXPECTED}"
+            )
+        raise ConversionError(f"{file.file} holds {_kind(described)}; expected a {_EXPECTED}")
     values = _Values(file, row, order)
     chosen, beside = _of_network(named)
     tensors, skipped = Flattener(file, len(file), ".", values.array).flatten(chosen)
@@ -255,7 +257,18 @@ def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str
                 f"refused to load {file.file}: it holds no tensors by name, but {some(objects)}, and loading that "
                 "could run code; save its state_dict() with the program that wrote it"
             )
+        what = f"no tensors by name, only {some(named)}" if named else "nothing"
+        raise ConversionError(f"{file.file} holds {what}; expected a {_EXPECTED}")
     return Contents(tensors, (*skipped, *beside), _settings(described))
+
+
+def _kind(described: object) -> str:
+    """What a file holds in place of tensors by name."""
+    if isinstance(described, _Tensor | Array):
+        return "one tensor without a name"
+    if isinstance(described, list | tuple):
+        return f"a list of {counted(len(described), 'value')} without names"
+    return f"a value ({type(described).__name__})"
 
 
 def _settings(described: dict[str, Any]) -> dict[str, Any]:
