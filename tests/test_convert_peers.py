@@ -5,6 +5,7 @@ import peers
 import pytest
 import torch
 
+from degrid.checkpoints.systems.plan import planned
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
@@ -165,7 +166,8 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
         (["aspp.aspp5_bn.weight", "layer4.0.conv3.weight"], "chenxi116.*--groups or --beta"),
         (["sem_seg_head.aspp.convs.0.weight", *units_of_resnet_101()], "detectron2.*deep stem of 128 channels"),
         (["aspp.bn_conv_1x1_2.weight", "resnet.layer5.0.conv1.weight"], "fregu856/deeplabv3 is on no known ResNet"),
-        (["aspp1.atrous_convolution.weight"], "MLearing.*ResNet-101"),
+        (["aspp1.atrous_convolution.weight", "conv1.weight"], "MLearing.*ResNet-101 only"),
+        (["aspp1.atrous_convolution.weight", "image_pool.1.weight"], "doiken23.*maximum over the image.*no ReLU"),
         (["backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"], "torchvision's fcn, and no DeepLab"),
         (["backbone.0.0.weight", "classifier.cbr.0.weight"], "torchvision's lraspp, and no DeepLab"),
         (["MobilenetV3/Conv/weights", "logits/semantic/weights"], "mobilenet_v3 of research/deeplab has another head"),
@@ -176,3 +178,22 @@ def test_networks_that_are_recognised_and_cannot_be_converted(names, reason):
     system, *_ = find_system(tensors, None, "file.pth")
     with pytest.raises(ConversionError, match=reason):
         system.plan(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("VainF_deeplabv3plus_mobilenet", {"classifier.classifier.0.weight": np.float32(1)}, "VainF.*IndexError"),
+        ("bubbliiiing_mobilenet", {"aspp.branch1.0.bias": np.ones(3, np.float32)}, "bubbliiiing.*ValueError"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_told_of(name, changed, words):
+    system, *_ = find_system(peers.tensors(name), None, name)
+    with pytest.raises(ConversionError, match=f"x.pth has the names of {words}.*cannot convert this variant"):
+        planned(system, {**peers.tensors(name), **changed}, {}, "x.pth")
+
+
+def test_a_setting_of_another_type_is_told_of():
+    tensors = peers.tensors("smp_DeepLabV3Plus_mobilenet_v2")
+    with pytest.raises(ConversionError, match="x has the names of segmentation_models.pytorch.*TypeError"):
+        planned(SYSTEMS["smp"], tensors, {"decoder_atrous_rates": 5}, "x")

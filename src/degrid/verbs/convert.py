@@ -19,7 +19,7 @@ from torch import nn
 from degrid import config as configs
 from degrid.arguments import checked
 from degrid.checkpoints.readers.files import read_tensors
-from degrid.checkpoints.systems.plan import Plan
+from degrid.checkpoints.systems.plan import Plan, planned
 from degrid.checkpoints.systems.smp_encoders import UNSAID
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
@@ -125,7 +125,7 @@ def convert(
     given = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
-    plan, origin = writer.plan_beside(tensors, read.config), f"{read.path} ({writer.title})"
+    plan, origin = planned(writer, tensors, read.config, read.path), f"{read.path} ({writer.title})"
     _refuse_unexpected(plan, origin, allow_unused)
     labels = _classes(plan, given or plan.labels, origin) if plan.kind == "model" else None
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))

@@ -36,6 +36,11 @@ class MLearing(System):
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. Its Xception is refused."""
+        if "image_pool.1.weight" in tensors or "conv1.weight" not in tensors:
+            raise ConversionError(
+                "doiken23/DeepLab_pytorch, and others with these names, pool the maximum over the image and have no "
+                "ReLU in their heads, which degrid does not have; of MLearing's networks it can convert ResNet-101"
+            )
         if "resnet_features.conv1.weight" not in tensors:
             raise ConversionError("of MLearing/Pytorch-DeepLab-v3-plus degrid can convert models on ResNet-101 only")
         depth, _ = rules.bottleneck_resnet(tensors, r"resnet_features\.layer([1-4])\.(\d+)\.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.types import LabelSpace
+from degrid.types import ConversionError, LabelSpace
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -94,6 +94,21 @@ class System(ABC):
             config: the content of config.json in the file's folder, and what `Contents.settings` found in the file.
         """
         return self.plan(tensors)
+
+
+def planned(system: System, tensors: Tensors, config: Mapping[str, Any], file: object) -> Plan:
+    """As `System.plan_beside`, of tensors and settings that may have any shape and type.
+
+    Raises:
+        ConversionError: also where a name, a shape or a setting is not as in the program's networks.
+    """
+    try:
+        return system.plan_beside(tensors, config)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConversionError(
+            f"{file} has the names of {system.title}, but another tensor or setting than its networks have "
+            f"({type(error).__name__}: {error}); degrid cannot convert this variant"
+        ) from error
 
 
 def first_match(tensors: Tensors, pattern: str) -> str | None:

@@ -28,7 +28,7 @@ from degrid.checkpoints.systems.mobilevit import TransformersMobileViT
 from degrid.checkpoints.systems.nanqingd import NanqingD
 from degrid.checkpoints.systems.nvidia import Nvidia
 from degrid.checkpoints.systems.paddleseg import PaddleSeg
-from degrid.checkpoints.systems.plan import System, Tensors
+from degrid.checkpoints.systems.plan import System, Tensors, planned
 from degrid.checkpoints.systems.slim import Slim
 from degrid.checkpoints.systems.smp import Smp
 from degrid.checkpoints.systems.speedinghzl import Speedinghzl
@@ -114,7 +114,7 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
     rest = {key: value for key, value in tensors.items() if key not in beside}
     known = list(SYSTEMS.values()) if name is None else [_named(name)]
     for parts in _in_wrappers(rest):
-        fits = {prefix: fit for prefix, part in parts.items() if (fit := _first_fit(known, part, len(rest)))}
+        fits = {prefix: fit for prefix, part in parts.items() if (fit := _first_fit(known, part, len(rest), file))}
         if fits:
             prefix = _one_of(fits, file)
             outside = {key: f'outside of "{prefix}"' for key in rest if not key.startswith(prefix)}
@@ -155,11 +155,11 @@ def _in_wrappers(tensors: Tensors) -> Iterator[dict[str, Tensors]]:
         parts = {prefix: part for prefix, part in inner.items() if len(part) > _FEWEST}
 
 
-def _first_fit(systems: Iterable[System], tensors: Tensors, total: int) -> tuple[System, str] | None:
+def _first_fit(systems: Iterable[System], tensors: Tensors, total: int, file: object) -> tuple[System, str] | None:
     """The first system that recognises tensors; one of encoders only where they are all that the file holds."""
     for system in systems:
         shown_by = system.recognise(tensors)
-        if shown_by and (len(tensors) == total or system.plan(tensors).kind == "model"):
+        if shown_by and (len(tensors) == total or planned(system, tensors, {}, file).kind == "model"):
             return system, shown_by
     return None
 
