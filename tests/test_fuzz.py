@@ -45,7 +45,8 @@ SHARES = {
     "training": 1,
     "predictions": 1,
     "benchmarks": 4,
-    "maps": 6,
+    "maps": 5,
+    "claims": 1,
     "tables": 2,
     "writing": 2,
 }

@@ -1,5 +1,7 @@
 """GeoTIFFs: pixels without data, and predictions for the same place on the map."""
 
+import struct
+
 import numpy as np
 import pytest
 import rasterio
@@ -12,7 +14,7 @@ import degrid
 from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_scene, without_data
 from degrid.data import check_data, open_dataset
 from degrid.engine.inference.options import InferenceOptions
-from degrid.raster import is_on_map
+from degrid.raster import is_on_map, read_bands, tiff_header
 from degrid.types import IGNORE_INDEX, Bands, UserError
 from degrid.verbs.find_images import is_result
 
@@ -33,6 +35,24 @@ def write(file, values, **more):
 def network(count=3, **settings):
     torch.manual_seed(0)
     return degrid.deeplabv3plus("timm:test_resnet", 3, channels=16, in_channels=count, **settings).eval()
+
+
+@pytest.mark.parametrize("layout", [{}, {"tiled": False}, {"tiled": False, "blockysize": 5}], ids=str)
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_a_map_without_all_of_its_parts_is_damaged(tmp_path, layout, interleave):
+    """GDAL reads zeros in place of what is missing, for minutes where the header claims a huge image."""
+    values = np.arange(3 * 40 * 48, dtype=np.uint16).reshape(3, 40, 48)
+    file = write(tmp_path / "a.tif", values, interleave=interleave, **layout)
+    header = tiff_header(file)
+    assert (header.size, header.complete) == ((48, 40), True)
+    assert (read_bands(file) == values).all()
+    sound, height = file.read_bytes(), struct.pack("<HHIH", 257, 3, 1, 40)
+    assert sound.count(height) == 1
+    file.write_bytes(sound.replace(height, struct.pack("<HHIH", 257, 3, 1, 20_000)))
+    assert not tiff_header(file).complete
+    for read in (read_bands, lambda file: LargeScene(file, Bands(3, ((0, 200),)))):
+        with pytest.raises(UserError, match="cut short: it lists fewer strips or tiles than an image of 48x20000"):
+            read(file)
 
 
 @pytest.mark.parametrize(

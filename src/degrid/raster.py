@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import struct
@@ -24,7 +25,8 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _TEXT, _STRIPS, _ORIENTATION = 270, 273, 274
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
-_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 324, 339, 33550, 34264, 42113))
+_ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
+_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 339, 33550, 34264, 42113))
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
@@ -56,6 +58,8 @@ class TiffHeader:
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
         on_map: it says where on a map its pixels lie (GeoTIFF).
         upright: its first row is the top one, from left to right (Orientation 1).
+        complete: it lists as many strips or tiles as an image of its size has; of those that it does not list, GDAL
+            reads zeros.
     """
 
     size: tuple[int, int]
@@ -70,6 +74,7 @@ class TiffHeader:
     sparse: bool
     on_map: bool = False
     upright: bool = True
+    complete: bool = True
 
     def __str__(self) -> str:
         """Such as "3 bands of uint16"."""
@@ -129,7 +134,22 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
         on_map=_SCALE in first or _TRANSFORM in first,
         upright=first.get(_ORIENTATION, (1,))[0] == 1,
+        complete=_is_complete(first),
     )
+
+
+def _is_complete(tags: dict[int, tuple[Any, ...]]) -> bool:
+    """See `TiffHeader`."""
+    listed = tags.get(_STRIPS, tags.get(_TILES))
+    if listed is None:
+        return True
+    width, height = (max(1, tags.get(tag, (0,))[0]) for tag in (_WIDTH, _HEIGHT))
+    wide, tall = width, tags.get(_ROWS_OF_STRIP, (height,))[0]
+    if _TILE_WIDTH in tags:
+        wide, tall = tags.get(_TILE_WIDTH, (width,))[0], tags.get(_TILE_HEIGHT, (height,))[0]
+    planes = tags.get(_BANDS, (1,))[0] if tags.get(_PLANAR) == (2,) else 1
+    needed: int = math.ceil(width / max(1, wide)) * math.ceil(height / max(1, tall)) * planes
+    return len(listed) >= needed
 
 
 def _stack(tags: dict[int, tuple[Any, ...]]) -> int:
@@ -167,11 +187,22 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
     """All bands of a TIFF as they are stored, [C,H,W], of any type, through rasterio.
 
     Raises:
-        UserError: rasterio is not installed, or cannot read the file.
+        UserError: rasterio is not installed, or cannot read the file, or parts of it are missing.
     """
+    _refuse_incomplete(path)
     with _opened(path) as opened:
         values: np.ndarray = opened.read()
     return values
+
+
+def _refuse_incomplete(path: str | os.PathLike[str]) -> None:
+    """GDAL reads zeros in place of parts that are missing, which takes minutes where the header claims a huge image."""
+    header = tiff_header(path)
+    if header is not None and not header.complete:
+        raise UserError(
+            f"{path} is damaged or cut short: it lists fewer strips or tiles than an image of "
+            f"{header.size[0]}x{header.size[1]} pixels has"
+        )
 
 
 def read_rows(path: str | os.PathLike[str], first: int, last: int) -> np.ndarray:
@@ -192,6 +223,7 @@ def read_reduced(path: str | os.PathLike[str], side: int) -> np.ndarray:
     Raises:
         UserError: see `read_bands`.
     """
+    _refuse_incomplete(path)
     with _opened(path) as opened:
         factor = max(1.0, opened.height / side, opened.width / side)
         size = (opened.count, max(1, int(opened.height / factor)), max(1, int(opened.width / factor)))

@@ -147,6 +147,24 @@ def retagged(data: bytes, changes) -> bytes:
     return bytes(out)
 
 
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """A TIFF that says it has this size."""
+    out = bytearray(data)
+    table = struct.unpack_from("<I", out, 4)[0]
+    for at in range(table + 2, table + 2 + 12 * struct.unpack_from("<H", out, table)[0], 12):
+        tag = struct.unpack_from("<H", out, at)[0]
+        if tag in (256, 257):
+            struct.pack_into("<HHII", out, at, tag, 4, 1, width if tag == 256 else height)
+    return bytes(out)
+
+
+_SIDES = [1, 20, 24, 255, 256, 257, 1000, 2000, 65535, 1 << 20, 2**31 - 1, 2**32 - 1]
+_SLOW = range(1 << 22, 1 << 28)
+"""Pixels that a map claims to have with which it is not predicted here: too many for 30 s, where the file holds them,
+and too few to be refused for lack of memory. The time is that of any image of that size.
+"""
+
+
 def read_map(case, folder: Path) -> str:
     """As an image, bands, a mask, an open scene, and as one of two images to predict."""
     place, changes, predicts = case
@@ -165,11 +183,26 @@ def read_map(case, folder: Path) -> str:
         except UserError:
             continue
     header = tiff_header(file)
-    if predicts and header is not None and math.prod(header.size) < 1 << 20:  # others need what their size needs
+    if predicts and header is not None and math.prod(header.size) not in _SLOW:
         found = degrid.predict(kinds._sound_predictor(), [folder / "in"], folder / "out", device="cpu")
         assert found.images + len(found.failures) + len(found.left_out) >= 1
         assert not list((folder / "out").rglob("*.tmp"))
     return outcome
+
+
+def predict_claim(case, folder: Path) -> None:
+    """A map that claims to be larger than its file is read if it is small enough, and refused otherwise."""
+    name, width, height = case
+    file = folder / "in" / "x.tif"
+    file.parent.mkdir()
+    file.write_bytes(claiming(sound_maps()[name], width, height))
+    header = tiff_header(file)
+    assert header is not None
+    assert header.size == (width, height)
+    if width * height not in _SLOW:
+        found = degrid.predict(kinds._sound_predictor(), [file], folder / "out", device="cpu")
+        assert found.images + len(found.failures) == 1
+        assert not list((folder / "out").rglob("*.tmp"))
 
 
 # ---- Hugging Face ---------------------------------------------------------------------------------------------
@@ -386,6 +419,12 @@ KINDS: dict[str, Kind] = kinds.KINDS | {
             "maps",
             st.tuples(PLACE, st.lists(TAG, min_size=1, max_size=3), st.integers(0, 9).map(lambda number: number == 0)),
             read_map,
+            lambda: (sound_maps(), kinds._sound_predictor()),
+        ),
+        Kind(
+            "claims",
+            st.tuples(st.sampled_from(["bands", "bytes", "floats", "mask", "words"]), *[st.sampled_from(_SIDES)] * 2),
+            predict_claim,
             lambda: (sound_maps(), kinds._sound_predictor()),
         ),
         Kind(
