@@ -104,3 +104,13 @@ def test_an_archive_of_two_weights_is_refused(tmp_path):
     (tmp_path / "x.keras").write_bytes(stream.getvalue())
     with pytest.raises(ConversionError, match="an archive of 2 files"):
         read_tensors(tmp_path / "x.keras")
+
+
+def test_deeplab_of_keras_hub_is_refused_by_name():
+    """The names are those of a file that keras-hub wrote, of the whole model and of its backbone alone."""
+    pooling = "layers/spatial_pyramid_pooling/aspp_parallel_channels/sequential/layers/conv2d/vars/0"
+    for root in ("layers/deep_lab_v3_backbone/", ""):
+        tensors = {f"{root}layers/conv2d/vars/0": np.ones(1), f"{root}{pooling}": np.ones(1)}
+        system, *_ = find_system(tensors, None, "x.weights.h5")
+        with pytest.raises(ConversionError, match="keras-hub's DeepLab cannot be converted: .*drop their names"):
+            system.plan(tensors)

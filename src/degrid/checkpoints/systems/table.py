@@ -21,6 +21,7 @@ from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab, Transformer
 from degrid.checkpoints.systems.isht7 import Isht7
 from degrid.checkpoints.systems.jfzhang95 import Jfzhang95
 from degrid.checkpoints.systems.kazuto1011 import Kazuto1011
+from degrid.checkpoints.systems.keras_hub import KerasHub
 from degrid.checkpoints.systems.mlearing import MLearing
 from degrid.checkpoints.systems.mmseg import Mmseg
 from degrid.checkpoints.systems.mobilenet_v2_voc import MobileNetV2Voc
@@ -58,6 +59,7 @@ SYSTEMS: dict[str, System] = {
     "smp": Smp(),
     "google_deeplab": GoogleDeepLab(),
     "bonlime": Bonlime(),
+    "keras_hub": KerasHub(),
     "transformers_mobilenet_v2": TransformersMobileNetV2(),
     "transformers_mobilevit": TransformersMobileViT(),
     "mobilenet_v2_voc": MobileNetV2Voc(),
