@@ -266,6 +266,8 @@ def test_void_that_is_said_is_not_white(tmp_path):
     put(tmp_path, [stripes(0, 255)] * 3, table)
     assert kinds(tmp_path) == ["one-class"]
     assert 'write "ids: {0: 0, 255: 1}"' in check_data(tmp_path).problems[0]
+    other = put(tmp_path / "other", [stripes(1, 255)] * 3)
+    assert 'write "ids: {1: 0, 255: 1}"' in check_data(other).problems[0]
     put(tmp_path, [stripes(0, 1, 255)] * 3)
     assert kinds(tmp_path) == []
 
@@ -428,6 +430,7 @@ def test_vocs_border_in_colour_is_void(tmp_path):
         ("{0: {name: o, labels: [[0, 0, 0]]}, 1: {name: b, labels: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
         ("{0: {name: o, values: [[0, 0, 0]]}, 1: {name: b, values: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
         ("{0: {name: o, color: [0, 0, 0]}, 1: {name: b, colors: [[128, 0, 0], [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
+        ("{0: {name: o, color: '#000000'}, 1: {name: b, colors: ['#800000', [0, 128, 0]]}}", "RGB", [0, 1, 1, 0]),
         ("{0: {name: o, labels: [0]}, 18: {name: b, labels: [18]}, 1: c}", "L", [0, 2, 1, 0]),
         ("{0: o, 1: c, 18: b}", "L", [0, 2, 1, 0]),
     ],

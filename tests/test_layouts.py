@@ -60,6 +60,8 @@ PATTERNS = [
     ("images/{}.jpg", "masks/{}.npz"),
     ("images/{}.jpg", "masks/{}_id.png"),
     ("images/{}.jpg", "masks/{}_labelIds.png"),
+    ("images/{}.jpg", "masks/{}_semantic.png"),
+    ("{}_color.jpg", "{}_label.png"),
     ("images/{}.jpg", "masks/{}.webp"),
     ("images/{}.jpg", "masks/{}.bmp"),
     ("images/{}.bmp", "masks/{}.gif"),
@@ -271,6 +273,38 @@ def test_pictures_of_the_masks_in_colors_beside_them(tmp_path, ending, folder):
     assert check_data(tmp_path, accept=["grey-edges"]).ok  # none is a mask without an image
     said = f"the labels are those of 0_{ending}.png and the like; their pictures in colours (0_color.png) are not read"
     assert [note.replace("2_", "0_").replace("1_", "0_") for note in notes_of(open_dataset(tmp_path))][1] == said
+
+
+def test_instances_beside_semantic_masks(tmp_path):
+    pairs = [(f"images/{k}.jpg", f"masks/{k}_semantic.png") for k in range(3)]
+    make(tmp_path, pairs)
+    make(tmp_path, [(image, mask.replace("semantic", "instance")) for image, mask in pairs])
+    for k in range(3):
+        put_mask(tmp_path / f"masks/{k}_semantic.png", f"images/{k}.jpg")
+    check(tmp_path, pairs)
+    assert check_data(tmp_path, accept=["grey-edges"]).ok
+
+
+def test_lists_that_python_wrote_on_windows(tmp_path):
+    """glob joins with a backslash what was given with slashes."""
+    pairs = [(f"images/{k}.jpg", f"masks/{k}.png") for k in range(3)]
+    make(tmp_path, pairs)
+    lines = [f"C:/my photos/images\\{k}.jpg C:/my photos/masks\\{k}.png\n" for k in range(3)]
+    (tmp_path / "train.txt").write_text("".join(lines[:2]))
+    (tmp_path / "val.txt").write_text(lines[2])
+    assert list(map(len, check(tmp_path, pairs).values())) == [2, 1]
+    (tmp_path / "train.txt").write_text("C:/my photos/images\\0.jpg\nC:/my photos/images\\1.jpg\n")
+    (tmp_path / "val.txt").write_text("C:/my photos/images\\2.jpg\n")
+    assert list(map(len, check(tmp_path, pairs).values())) == [2, 1]
+
+
+def test_lists_of_masks_before_images_are_refused(tmp_path):
+    make(tmp_path, [(f"images/{k}.png", f"masks/{k}.png") for k in range(3)])
+    (tmp_path / "train.txt").write_text("".join(f"masks/{k}.png images/{k}.png\n" for k in range(3)))
+    with pytest.raises(UserError, match=r"train.txt: the first column \(masks/0.png\) seems to be masks, the second"):
+        open_dataset(tmp_path)
+    (tmp_path / "train.txt").write_text("".join(f"images/{k}.png masks/{k}.png\n" for k in range(3)))
+    assert open_dataset(tmp_path).sources[0].mask == tmp_path / "masks" / "0.png"
 
 
 def test_masks_in_colors_that_say_so_in_their_names(tmp_path):

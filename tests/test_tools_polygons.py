@@ -124,6 +124,22 @@ def test_a_json_per_split_folder(tmp_path):
     prepared(tmp_path, tmp_path / "elsewhere" / "masks", "val")
 
 
+def test_polygons_of_segments_ai(tmp_path):
+    """Its export of vector labels to COCO's form writes pairs under points, and no segmentation."""
+    put_image(tmp_path / "0.png")
+    coco(tmp_path / "a.json", ["0.png"])
+    content = json.loads((tmp_path / "a.json").read_text())
+    for row in content["annotations"]:
+        (flat,) = row.pop("segmentation")
+        row["points"] = [flat[place : place + 2] for place in range(0, len(flat), 2)]
+    put_json(tmp_path / "a.json", content)
+    check(tmp_path, kind="COCO polygons")
+    release = {"name": "v1", "dataset": {"task_type": "vector", "labelsets": [], "samples": []}}
+    put_json(tmp_path / "a.json", release)
+    with pytest.raises(UserError, match=r"a.json is a release of Segments.ai .*export_format='coco-instance'"):
+        open_dataset(tmp_path)
+
+
 def test_categories_of_one_name_are_one_class_and_it_is_said(tmp_path):
     put_image(tmp_path / "0.png")
     coco(tmp_path / "a.json", ["0.png"], ((1, "car"), (2, "sign"), (7, "car")), [(1, [CAR]), (2, [SIGN]), (7, [CAR])])

@@ -283,7 +283,7 @@ def _class_name(value: Any, number: int, file: Path) -> str:
 
 def _colors(value: Any, file: Path) -> list[Color]:
     """None, one colour, or a list of them."""
-    several = isinstance(value, list) and all(isinstance(each, list) for each in value)
+    several = isinstance(value, list) and all(isinstance(each, list) or str(each).startswith("#") for each in value)
     return [] if value is None else [_color(each, file) for each in (value if several else [value])]
 
 

@@ -45,7 +45,7 @@ _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_
 # What looks like a list of splits and is not read.
 _LIKE_SPLITS = re.compile(
     r"(splits?|folds?|partitions?|(train|val|valid|validation|test)(_?(list|ids|split|set|files|images))?)"
-    r"\.(json|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
+    r"\.(jsonl?|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
     re.IGNORECASE,
 )
 DRAWN = "drawn"

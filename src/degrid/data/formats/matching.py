@@ -16,16 +16,28 @@ MASK_ENDINGS = (
     *("_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
     *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
     *("_manual1", "_1stHO", ".ah"),  # the first observer's in DRIVE, CHASE-DB1 and STARE
-    *("_labelIds", "_label_id", "_label_ids", "_id", "_ids"),
+    *("_labelIds", "_label_id", "_label_ids", "_id", "_ids", "_semantic", "_sem", "_semseg"),
     *_IN_COLOR,  # where there are no ids beside
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
 _IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test")
 # Files that lie beside masks and are none; without a word when their image has a mask.
-_COMPANIONS = (*_IN_COLOR, "_instanceIds", "_labelIds", "_labelTrainIds", "_manual2", "_2ndHO", ".vk")
+_COMPANIONS = (
+    *_IN_COLOR,
+    "_instanceIds",
+    "_instance",
+    "_instances",
+    "_panoptic",
+    "_depth",
+    "_labelIds",
+    "_labelTrainIds",
+    "_manual2",
+    "_2ndHO",
+    ".vk",
+)
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
-_OF_IMAGES = "image images img imgs im rgb sat photo photos pic frame input raw original"
+_OF_IMAGES = "image images img imgs im rgb color colour sat photo photos pic frame input raw original"
 _OF_MASKS = "mask masks label labels lbl gt seg segmentation annotation anno annot target"
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
@@ -153,7 +165,16 @@ def masks_among(files: Iterable[str]) -> set[str]:
 
 def is_for_masks(folder: str) -> bool:
     """Whether the name of a folder has a word for masks."""
-    return any(part.lower() in _MASK_WORDS for part in _PARTS.findall(folder.replace("_", " ")))
+    return _has_word(folder, _MASK_WORDS)
+
+
+def is_for_images(folder: str) -> bool:
+    """Whether the name of a folder has a word for images, and none for masks."""
+    return _has_word(folder, _IMAGE_WORDS) and not is_for_masks(folder)
+
+
+def _has_word(name: str, words: frozenset[str]) -> bool:
+    return any(part.lower() in words for part in _PARTS.findall(name.replace("_", " ")))
 
 
 def _stem(path: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from degrid.bands import is_array, is_plain, no_data_of, read_values, to_bytes
 from degrid.data.formats.layout import SPLIT_NAMES, split_of, splits_of
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like, said_of_turning
-from degrid.data.formats.matching import folded, matched, without_image
+from degrid.data.formats.matching import folded, is_for_images, is_for_masks, matched, without_image
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
@@ -158,6 +158,8 @@ def read_list(file: Path, root: Path | None = None, notes: list[str] | None = No
         raise UserError(f"the list {file} is empty")
     lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
     entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
+    _refuse_masks_first(*entries[0], file)
+    entries = _with_slashes(entries, [root] if root else file.resolve().parents)
     root, entries = _placed(entries, file, root, [] if notes is None else notes)
     return [
         # The test lists of the original code name each image as its own mask.
@@ -230,6 +232,22 @@ def _placed(
         return next((written.removeprefix(start) for start in all_before if written.startswith(start)), written)
 
     return place, [(below(image), mask and below(mask)) for image, mask in entries]
+
+
+def _with_slashes(entries: list[tuple[str, str | None]], places: Sequence[Path]) -> list[tuple[str, str | None]]:
+    """The entries, where Python on Windows wrote both kinds of slashes (C:/photos\\a.jpg), with one."""
+    if "\\" not in entries[0][0] or _by_end(entries[0][0], places):
+        return entries
+    return [(image.replace("\\", "/"), mask and mask.replace("\\", "/")) for image, mask in entries]
+
+
+def _refuse_masks_first(image: str, mask: str | None, file: Path) -> None:
+    """Refuse lists whose first column is called masks, and the second images."""
+    folders = [Path(name.replace("\\", "/")).parent.name for name in (image, mask or "")]
+    if is_for_masks(folders[0]) and is_for_images(folders[1]):
+        raise UserError(
+            f"{file}: the first column ({image}) seems to be masks, the second ({mask}) images: exchange them"
+        )
 
 
 def _by_end(written: str, places: Sequence[Path]) -> tuple[Path, str] | None:
@@ -427,7 +445,8 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
         found = next((known[each] for each in tried if each in known), None)
         if found is None:
             alike = _alike(known) if alike is None else alike
-            ends = map(folded, [*tried, *_ends(name)])
+            forward = Path(name.replace("\\", "/")).with_suffix("").as_posix()  # C:/photos\a.jpg, of Python on Windows
+            ends = map(folded, [*tried, *_ends(name), forward, *_ends(forward)])
             found = next((alike[each] for each in ends if each in alike), None)
         chosen.append(found or Pair(stem, folder / file, None))
     return chosen

@@ -41,8 +41,9 @@ def what_is_known(path: Path) -> str:
 
 
 def _files(path: Path, pattern: str) -> list[Path]:
-    """The first files of a folder, or of its folders."""
-    return (sorted(path.glob(pattern)) or sorted(path.glob(f"*/{pattern}")))[:_TRIED]
+    """The first files of a folder, of its folders, or of theirs."""
+    found = (sorted(path.glob(f"{below}{pattern}")) for below in ("", "*/", "*/*/"))
+    return next(filter(None, found), [])[:_TRIED]
 
 
 def _segment_anything(path: Path) -> str:
@@ -52,6 +53,17 @@ def _segment_anything(path: Path) -> str:
         "Its JSON files are Segment Anything's (SA-1B), whose masks have no classes: give them classes in a tool that "
         "reads COCO's run-length codes, and export COCO's JSON from there"
     )
+
+
+def _segments_vectors(path: Path) -> str:
+    for file in _files(path, "*.json"):
+        content = file.read_bytes()
+        if b'"labelsets"' in content and b'"task_type"' in content:
+            return (
+                f"{file.name} is a release of Segments.ai whose labels are no bitmaps: polygons become COCO's JSON "
+                "with segments-ai's export_dataset(dataset, export_format='coco-instance')"
+            )
+    return ""
 
 
 def _open_images(path: Path) -> str:
@@ -102,6 +114,7 @@ def _archives(path: Path) -> str:
 
 _KNOWN: tuple[Callable[[Path], str], ...] = (
     _segment_anything,
+    _segments_vectors,
     _open_images,
     _boxes_of_voc,
     _hugging_face,

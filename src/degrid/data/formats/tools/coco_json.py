@@ -152,6 +152,8 @@ def _read(file: Path) -> CocoFile:
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    if "category_id" in row and "segmentation" not in row and _pairs(row.get("points")):
+        row["segmentation"] = [[value for point in row["points"] for value in point]]
     # Arrays take half the memory of lists of numbers. What is not numbers is refused when it is drawn.
     polygons = row.get("segmentation")
     if isinstance(polygons, list):
@@ -160,6 +162,15 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
             for polygon in polygons
         ]
     return row
+
+
+def _pairs(points: Any) -> bool:
+    """Whether these are the corners of a polygon, as Segments.ai writes them."""
+    return (
+        isinstance(points, list)
+        and len(points) > 2
+        and all(isinstance(each, list) and len(each) == 2 for each in points)
+    )
 
 
 def _numbers(values: list[Any]) -> bool:
