@@ -615,6 +615,41 @@ def test_state_is_found_inside_of_what_a_network_holds(kind, caplog):
         assert caplog.messages == ["StatefulInside keeps state from one image to the next; it now runs as it is"]
 
 
+ACTIVATIONS = {}
+
+
+class StoredByHook(Net):
+    """A hook keeps what a layer gave, and the network reads it; as a copy has the same function, its hook writes there,
+    too."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.maps, self.last = kind, {}, None
+        if kind == "global":
+            self.maps = ACTIVATIONS
+        hooks = {
+            "closure": lambda layer, args, output: self.maps.__setitem__("conv", output),
+            "attribute": lambda layer, args, output: setattr(self, "last", output),
+            "default": lambda layer, args, output, maps=self.maps: maps.__setitem__("conv", output),
+            "global": lambda layer, args, output: ACTIVATIONS.__setitem__("conv", output),
+            "method": self.keep,
+        }
+        self.conv.register_forward_hook(hooks[kind])
+
+    def keep(self, layer, args, output):
+        self.maps["conv"] = output
+
+    def middle(self, y, x):
+        return self.norm(y) + (self.last if self.kind == "attribute" else self.maps["conv"])
+
+
+@pytest.mark.parametrize("kind", ["closure", "attribute", "default", "global", "method"])
+def test_hooks_that_write_what_the_network_reads(kind, caplog):
+    assert_as_one_by_one(lambda: StoredByHook(kind), [image(64, 64), image(64, 64, 0, 60), image(64, 64, 190, 256)])
+    said = ["StoredByHook has hooks that write where a copy of it does not read; it now runs as it is"]
+    assert caplog.messages == ([] if kind == "method" else said)
+
+
 class InPlace(Net):
     def forward(self, x):
         return super().forward(x.add_(57))

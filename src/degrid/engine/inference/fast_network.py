@@ -192,10 +192,15 @@ class FastNetwork:
             exact: Tensor = self._model(batch).float()
         changes_weights = _differ(weights, _weights(self._model))
         if changes_weights or _differ(kept, _kept(self._model)):
-            if self._keeps_state(exact, batch):
+            shares = self._reads_what_hooks_write(batch)
+            if shares or self._keeps_state(exact, batch):
                 self._become("float32" if self._may_change else self.precision)
                 self._way, self._is_settled = len(_WAYS) - 1, True
-                self._warn("keeps state from one image to the next")
+                self._warn(
+                    "has hooks that write where a copy of it does not read"
+                    if shares
+                    else "keeps state from one image to the next"
+                )
                 return exact
             if changes_weights and not self._changes:
                 self._changes, self._network = True, None
@@ -256,6 +261,20 @@ class FastNetwork:
         except Exception:  # a user's network may fail in any way
             return True
         return _error(after_another, exact, "float32") > _STATE
+
+    def _reads_what_hooks_write(self, batch: Tensor) -> bool:
+        """Whether a copy of the network would read what an earlier image left, as its hooks write into the original."""
+        if not _shares_functions(self._model):
+            return False
+        found = []
+        try:
+            for image in (255 - batch, 255 - batch, batch):  # each copy has what the one before it wrote
+                twin = in_evaluation_mode(copy.deepcopy(self._model))
+                with autocast(self.device, "float32"):
+                    found.append(twin(image).float())
+        except Exception:  # a user's network may fail in any way
+            return True
+        return _error(found[0], found[1], "float32") > _STATE
 
     def _warn(self, what: str) -> None:
         logging.getLogger("degrid").warning(f"{self._name} {what}; it now runs {_WAYS[self._way]}")
@@ -370,6 +389,35 @@ def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
     if depth:
         for each in list(itertools.islice(held, _ENTRIES)):
             yield from _inside(each, depth - 1)
+
+
+def _shares_functions(model: nn.Module) -> bool:
+    """Whether functions of a network reach its own modules or what these hold: a copy has the very same functions, so
+    that a hook of the copy writes into the original."""
+    held = {id(module) for module in model.modules()}
+    functions: list[object] = []
+    for module in model.modules():
+        own = vars(module).values()
+        held.update(id(value) for value in own if not isinstance(value, _SHARED))
+        functions += [*own, *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(_reaches(function, held, _DEPTH) for function in functions if isinstance(function, FunctionType))
+
+
+_SHARED = (type(None), bool, int, float, str, tuple, type, FunctionType, ModuleType, torch.dtype, torch.device)
+"""What a copy and its original may have in common without any harm."""
+
+
+def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
+    """Whether a function can get at one of these objects, by its closure, its defaults or the names of its module."""
+    values: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    values += [function.__globals__.get(name) for name in function.__code__.co_names]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            values.append(cell.cell_contents)
+    if any(id(value) in held for value in values):
+        return True
+    inner = (value for value in values if isinstance(value, FunctionType))
+    return depth > 0 and any(_reaches(each, held, depth - 1) for each in inner)
 
 
 def _sums(tensor: Tensor) -> object:
