@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import math
 import mmap
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,15 +18,17 @@ from torch import nn
 import degrid
 from degrid.acceleration.winograd_layer import WinogradConv2d, winograd_bytes
 from degrid.background import Background, ahead
+from degrid.contracts import ExportedNetwork
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.inference import predictor as predictor_module
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
+from degrid.engine.inference.tta import fused_scores
 from degrid.engine.memory import available_to_process, resident_bytes
 from degrid.kernels.crf_settings import CRF
 from degrid.kernels.dense_crf import refine_bytes
-from degrid.types import UserError
+from degrid.types import LabelSpace, UserError
 from degrid.verbs import predict as predict_module
 
 
@@ -260,11 +264,63 @@ def test_windows_that_save_memory_are_told(tmp_path, limit_of_maps):
 
 
 def test_scores_that_are_fused_count(limit_of_maps, monkeypatch):
-    """Of 1000x1000 pixels and 3 classes: class ids, and two views and their sum in float32."""
+    """Of 1000x1000 pixels and 3 classes: class ids, and two views and their sum in float32, with the views' pixels."""
     model = degrid.deeplabv3("timm:test_resnet", 3, channels=8).eval()
     monkeypatch.setattr(predictor_module, "_ROW", 4)
-    for options, each in ((InferenceOptions(), 1), (InferenceOptions(flip=True), 1 + 3 * 4 * 3)):
+    cases = (
+        (InferenceOptions(), 1),
+        (InferenceOptions(crf=CRF()), 1 + 3 * 4 * 3),
+        (InferenceOptions(flip=True), 1 + 3 * 4 * 3 + 2 * 4 * 3),
+        (InferenceOptions(scales=(0.5, 1.0)), 1 + 3 * 4 * 3 + 4 * 3),
+        (InferenceOptions(scales=(1.0, 2.0)), 1 + (2 + 4) * 4 * 3 + 4 * 4 * 3),
+    )
+    for options, each in cases:
         assert Predictor(model, "cpu", options=options)._bytes_of_results((1000, 1000)) == each * 10**6
+
+
+def test_views_that_are_fused_are_in_memory_three_times_at_most():
+    """The largest of what is alive at once, of a network whose own map is small."""
+    size, classes = (160, 192), 4
+
+    class Net(nn.Module):
+        def forward(self, image):
+            return image.float().mean((1, 2, 3))[:, None, None, None] * torch.arange(classes)[:, None, None] / 255
+
+    for options in (InferenceOptions(flip=True), InferenceOptions(scales=(0.5, 1.0), flip=True, fusion="max")):
+        count = _LiveBytes()
+        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+        with torch.inference_mode(), count:
+            fused_scores(Net(), image, options, "half_pixel")
+        of_map, of_pixels = 4 * classes * math.prod(size), 4 * 3 * math.prod(size)
+        assert 3 * of_map <= count.peak <= 3 * of_map + 2 * of_pixels
+
+
+class Exported(ExportedNetwork):
+    """As one in a file that gives logits."""
+
+    labels, resize, output = LabelSpace.of_size(2), "half_pixel", "logits"
+
+    def forward(self, image):
+        return torch.cat([image[:, :1].float(), 100 - image[:, :1].float()], 1)
+
+
+def test_a_limit_is_refused_for_exported_models_before_they_are_loaded(tmp_path):
+    """No file that is read is empty; windows are what bounds them."""
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.pt2").touch()
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    options, said = InferenceOptions(memory=4 << 30), "a limit cannot be kept with an exported model, .* --window"
+    for name in ("model.onnx", "model.pt2"):
+        with pytest.raises(UserError, match=said):
+            degrid.evaluate(tmp_path / name, "synthetic:1", options=options)
+        with pytest.raises(UserError, match=said):
+            degrid.predict(tmp_path / name, tmp_path / "a.png", tmp_path / "out", options=options)
+    with pytest.raises(UserError, match=said):
+        Predictor(Exported(), options=options)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    whole, inside = Exported(), Predictor(Exported(), "cpu", options=InferenceOptions(window=(32, 32)))
+    np.testing.assert_array_equal(inside(pixels), Predictor(whole, "cpu")(pixels))
+    assert (inside.windowed, inside.windows) == (1, {(32, 32)})
 
 
 def test_a_crf_counts(limit_of_maps):

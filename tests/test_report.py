@@ -253,7 +253,7 @@ def test_images_are_shown_once_and_never_without_a_valid_pixel():
 
 def test_the_interval_of_a_miou_is_that_of_its_draws():
     # One class right everywhere and one image with all of the other class wrong: a draw's mIoU is 1 without that image.
-    stack = torch.tensor([[[4, 0], [0, 0]], [[0, 0], [4, 0]]])
+    stack = np.array([[[4, 0], [0, 0]], [[0, 0], [4, 0]]])
     # Draws of two images out of two: (0,0) -> 1, (1,1) -> 0, mixed -> IoUs 4/8 and 0 -> 0.25
     assert miou_interval(stack, draws=400) == (0.0, 1.0)
     assert miou_interval(stack[:1], draws=10) == (1.0, 1.0)

@@ -69,23 +69,34 @@ def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
 
 
 @pytest.mark.parametrize(("name", "output"), [("model.onnx", "ids"), ("model.xml", "ids"), ("logits.onnx", "logits")])
-def test_an_exported_model_predicts_without_torch_what_it_predicts_with_it(folder, tmp_path, name, output):
-    """Evaluation does need torch, but no compiler and nothing that draws pictures."""
+def test_an_exported_model_needs_no_torch_and_gives_the_same(folder, tmp_path, name, output):
     model = tmp_path / name
     degrid.export(network(), model, format="openvino" if name.endswith("xml") else "onnx", output=output)
-    image = folder / "data" / "images" / "a.png"
+    data, image = folder / "data", folder / "data" / "images" / "a.png"
     save = ("--save-logits",) if output == "logits" else ()
-    evaluate = ("eval", model, "--data", folder / "data", "--split", "train")
-    commands = [("info", model), ("predict", model, image, "-o", tmp_path, *save), evaluate]
-    found = modules_after(*commands[: 3 if name == "model.onnx" else 2])
-    assert not {*HEAVY, "torch"} & found[1]
-    assert not HEAVY & found[-1]
-    ids = np.asarray(Image.open(tmp_path / "a.png"))
+    measures = ("--trimap", "--worst", 1, "--shift", 2)
+    found = modules_after(
+        ("info", model),
+        ("predict", model, image, "-o", tmp_path, *save),
+        ("eval", model, "--data", data, "--split", "train", *measures, "-o", tmp_path / "scores.json"),
+    )
+    assert not {*HEAVY, "torch"} & found[-1]
     wanted = degrid.Predictor(open_model(model)).predict(image)
+    ids = np.asarray(Image.open(tmp_path / "a.png"))
     np.testing.assert_array_equal(ids, wanted.ids)
     assert ids.shape == (40, 50)
     if output == "logits":
         np.testing.assert_array_equal(np.load(tmp_path / "a.logits.npy"), wanted.logits)
+
+    with_torch = degrid.evaluate(
+        open_model(model), data, "train", measures=degrid.Measures(trimap=True, worst=1, shift=2)
+    )
+    scores, same = json.loads((tmp_path / "scores.json").read_text()), json.loads(json.dumps(with_torch.to_dict()))
+    assert scores.pop("model") == str(model)
+    assert same.pop("model") == "ExportedModel"
+    assert scores == same
+    assert 0 < scores["miou"] < 1
+    assert (tmp_path / "scores_worst").is_dir()
 
 
 @pytest.mark.parametrize("environment", ["3", "2,1", "", "many", "0"])

@@ -97,7 +97,7 @@ def test_who_asks_for_threads_gets_them(two_threads_for_one_core, monkeypatch):
     ("quotas", "given", "expected"),
     [
         ((), {}, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
-        ((1.5,), {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "5"}, {"OMP_NUM_THREADS": "3"}),
+        ((1.5,), {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "5"}, {"OMP_NUM_THREADS": "3", "DEGRID_THREADS": "3"}),
         ((1.5,), {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "active"}, {}),
     ],
 )
@@ -108,3 +108,16 @@ def test_a_program_settles_before_pytorch_is_loaded(quotas, given, expected, mon
     monkeypatch.setattr(threads, "usable_cores", lambda: 3)
     settle_threads()
     assert os.environ == given | expected
+
+
+@pytest.mark.parametrize(
+    ("quotas", "given", "each"), [((), {}, "3"), ((6.0,), {}, "3"), ((6.0,), {"OMP_NUM_THREADS": "5"}, "5")]
+)
+def test_processes_divide_the_cores_of_a_quota_too(quotas, given, each, monkeypatch):
+    """Two on six cores; what was asked for by somebody is kept."""
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(threads, "cores_of_groups", lambda *place: iter(quotas))
+    monkeypatch.setattr(threads, "usable_cores", lambda: 6)
+    settle_threads()
+    threads.divide_threads(2)
+    assert os.environ["OMP_NUM_THREADS"] == each

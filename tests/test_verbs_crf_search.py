@@ -75,7 +75,7 @@ def test_the_command(tmp_path):
     words = ["crf-search", str(tmp_path / "model"), "--data", "synthetic:2", "-n", "1", "-o", place]
     done = CliRunner().invoke(app, [*words, "--crf-set", "iterations=1"])
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert lines[1].endswith("without a CRF")
     assert lines[-1].startswith("best: --crf-set bi_weight=")
     assert lines[-1].endswith("--crf-set iterations=1")

@@ -15,6 +15,10 @@ SPIN = 1000
 """How often GNU's OpenMP looks for work before a thread sleeps, some 10 microseconds; its own choice is 300,000."""
 
 
+_SET = "DEGRID_THREADS"
+"""Variable that holds OMP_NUM_THREADS where that was set here, and by nobody else."""
+
+
 def usable_cores(root: Path = Path("/")) -> int:
     """The cores that this process may use: by its affinity and the quotas of its control groups, rounded up.
 
@@ -55,6 +59,13 @@ def limited_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def divide_threads(processes: int) -> None:
+    """For a program of its own that starts some more: each gets its part of the cores, unless OMP_NUM_THREADS was set
+    by somebody else."""
+    if not _asked() or os.environ.get(_SET) == os.environ["OMP_NUM_THREADS"]:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
+
+
 def settle_threads() -> None:
     """For a program of its own, before it loads PyTorch: share the machine with other programs.
 
@@ -63,7 +74,7 @@ def settle_threads() -> None:
     these the program's own threads. Settings that are there already stay.
     """
     if list(cores_of_groups()) and not _asked():
-        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+        os.environ[_SET] = os.environ["OMP_NUM_THREADS"] = str(usable_cores())
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # milliseconds

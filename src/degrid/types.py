@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 IGNORE_INDEX = 255
@@ -83,6 +84,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ArraySample:
+    """As `Sample`, of arrays: where PyTorch is not needed."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str
+
+
+AnySample = Sample | ArraySample
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples of one size.
 
@@ -154,6 +167,16 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class AnyDataset(Protocol):
+    """As `Dataset`, of samples of tensors or of arrays."""
+
+    labels: LabelSpace
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> AnySample: ...
 
 
 @dataclass(frozen=True)

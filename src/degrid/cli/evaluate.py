@@ -144,7 +144,7 @@ def print_worst(images: Sequence[ScoredImage]) -> None:
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
     for image in images:
-        table.add_row(escape(image.sample.name), opt.percent(image.miou))
+        table.add_row(escape(image.name), opt.percent(image.miou))
     Console().print(table)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 
+from degrid.threads import divide_threads
 from degrid.types import UserError
 
 
@@ -38,7 +39,7 @@ def in_processes(count: int, arguments: list[str]) -> int:
 
     # Each process says itself what went wrong. Cores are shared, and a stopped run gets the time to be saved.
     logging.disable(logging.ERROR)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    divide_threads(count)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
     config = LaunchConfig(

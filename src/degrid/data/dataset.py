@@ -23,7 +23,7 @@ from degrid.data.shards.format import open_shards, without_bad_shards
 from degrid.data.shards.places import is_address
 from degrid.data.synthetic import SyntheticScenes
 from degrid.lookup import counted, file_meant, lookup, some
-from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, LabelSpace, Sample, UserError
+from degrid.types import IGNORE_INDEX, RGB, ArraySample, Bands, Dataset, LabelSpace, Sample, UserError
 
 FOUND = Bands(0, "auto")
 """Bands that are found in the images."""
@@ -65,9 +65,30 @@ class SourceDataset:
         """
         import torch  # here: listing and checking files need none of it
 
-        source = self.sources[index]
-        name, image, ids = read_with_ids(source, self.rule, self.bands)
-        return Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids), name)
+        sample = self.arrays(index)
+        return Sample(torch.from_numpy(sample.image), torch.from_numpy(sample.label), sample.name)
+
+    def arrays(self, index: int) -> ArraySample:
+        """The same sample, without torch."""
+        name, image, ids = read_with_ids(self.sources[index], self.rule, self.bands)
+        return ArraySample(image.transpose(2, 0, 1), ids, name)
+
+
+class Arrays:
+    """A dataset whose samples hold arrays; those of files are read without torch."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.labels, self._dataset = dataset.labels, dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> ArraySample:
+        """Sample `index`."""
+        if isinstance(self._dataset, SourceDataset):
+            return self._dataset.arrays(index)
+        sample = self._dataset[index]
+        return ArraySample(sample.image.numpy(), sample.label.numpy(), sample.name)
 
 
 def read_ids(source: Source, rule: MaskRule, bands: Bands) -> np.ndarray:

@@ -1,27 +1,31 @@
 """The processes of `torch.distributed`: which one this is, its part of the work, and what they agree on.
 
-Without `torch.distributed` there is one process, and nothing here costs anything.
+Without `torch.distributed` there is one process, and nothing here costs anything: torch is not imported.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+import numpy as np
 
 from degrid.lookup import some
 from degrid.types import OtherProcessError, UserError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 
 def rank_and_count() -> tuple[int, int]:
     """This process's number, from 0, and how many there are: (0, 1) if `torch.distributed` is not initialised."""
-    if dist.is_available() and dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
@@ -43,6 +47,9 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
     Raises:
         UserError: the others cannot be reached, or there are more processes than GPUs.
     """
+    import torch
+    import torch.distributed as dist
+
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -114,6 +121,8 @@ def gathered(value: Any) -> list[Any]:
     _, count = rank_and_count()
     if count == 1:
         return [value]
+    import torch.distributed as dist
+
     found: list[Any] = [None] * count
     dist.all_gather_object(found, value)
     return found
@@ -156,11 +165,22 @@ def summed_over_ranks(counts: Tensor) -> Tensor:
     """
     if rank_and_count()[1] == 1:
         return counts
+    import torch.distributed as dist
+
     # NCCL reduces on the GPU only; a group that also has Gloo takes what is in the CPU's memory.
     device = counts.device if f"{counts.device.type}:" in dist.get_backend_config() else "cuda"
     total = counts.to(device, copy=True)
     dist.all_reduce(total)
     return total.to(counts.device)
+
+
+def counts_of_all(counts: np.ndarray) -> np.ndarray:
+    """As `summed_over_ranks`, of an array of integers."""
+    if rank_and_count()[1] == 1:
+        return counts
+    import torch
+
+    return summed_over_ranks(torch.from_numpy(counts)).numpy()
 
 
 def rows_of_all(rows: Tensor) -> list[Tensor]:
@@ -169,6 +189,9 @@ def rows_of_all(rows: Tensor) -> list[Tensor]:
     Args:
         rows: [n,...] with an n of this process's own, without a gradient.
     """
+    import torch
+    import torch.distributed as dist
+
     rank, count = rank_and_count()
     lengths = torch.zeros(count, dtype=torch.int64, device=rows.device)
     lengths[rank] = len(rows)
@@ -183,5 +206,7 @@ def rows_of_all(rows: Tensor) -> list[Tensor]:
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's buffers, such as the running statistics of batch norm."""
     if rank_and_count()[1] > 1:
+        import torch.distributed as dist
+
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

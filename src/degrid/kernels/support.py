@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,32 @@ def can_import_numba() -> bool:
     return True
 
 
-@functools.cache
 def numba_installed() -> bool:
-    """The same; if not, one line on standard error says so, once."""
+    """Whether compiled kernels can run in this process; if not, one line on standard error says so, once.
+
+    The threads that they share do not live on in a forked process, which GNU's OpenMP would end at the first kernel.
+    """
     if not can_import_numba():
-        logging.getLogger("degrid").warning(
+        _say_once(
             "numba is not installed: slower PyTorch code with the same results runs instead (pip install degrid[fast])"
         )
-    return can_import_numba()
+        return False
+    if _began_in not in (None, os.getpid()):
+        _say_once(
+            "a process that was forked after compiled code had run cannot use it: slower PyTorch code with the same "
+            'results runs instead (multiprocessing.get_context("spawn") starts processes that can)'
+        )
+        return False
+    return True
+
+
+_began_in: int | None = None
+"""The process in which the threads of compiled kernels began."""
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+    logging.getLogger("degrid").warning(words)
 
 
 def code_bytes() -> int:
@@ -41,15 +60,17 @@ def code_bytes() -> int:
 
 
 def use_torch_threads() -> None:
-    """Let compiled kernels use as many threads as PyTorch may; see `num_threads`."""
+    """Let compiled kernels use as many threads as PyTorch may, loaded or not; see `num_threads`."""
+    global _began_in
     import numba
-    import torch
 
-    before = torch.get_num_threads()
+    _began_in = os.getpid()
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(num_threads(), most))
     # At its first call numba starts its threads and sets how many OpenMP uses, which PyTorch shares.
-    if torch.get_num_threads() != before:
+    if torch and torch.get_num_threads() != before:
         torch.set_num_threads(before)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from degrid.kernels.support import numba_installed, use_torch_threads
-from degrid.kernels.upsample_argmax_numpy import places
+from degrid.kernels.support import numba_installed
+from degrid.kernels.upsample_argmax_numpy import compiled_upsample_argmax, places
 from degrid.resize import resize
 from degrid.types import UserError
 
@@ -49,20 +48,7 @@ def upsample_argmax(
 
 
 def _compiled(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:
-    from degrid.kernels.upsample_argmax_numba import upsample_argmax
-
-    use_torch_threads()
-    pixels = logits.permute(0, 2, 3, 1).contiguous().numpy()
-    ids = np.empty((len(pixels), *size), np.uint8)
-    starts, weights = zip(*(_cells(pixels.shape[1 + axis], size[axis], convention) for axis in (0, 1)), strict=True)
-    upsample_argmax(pixels, starts[0], weights[0], starts[1], weights[1], ids)
-    return torch.from_numpy(ids)
-
-
-def _cells(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where in `size` the places after each of `count` pixels begin, [count + 1], and the weights of `places`."""
-    before, weight = places(count, size, convention)
-    return before.searchsorted(np.arange(count + 1)), weight
+    return torch.from_numpy(compiled_upsample_argmax(logits.permute(0, 2, 3, 1).numpy(), size, convention))
 
 
 def _by_bands(logits: Tensor, size: tuple[int, ...], convention: str) -> Tensor:

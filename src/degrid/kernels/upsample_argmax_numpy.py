@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from degrid.kernels.support import use_torch_threads
 from degrid.lookup import unknown
 from degrid.types import RESIZES
 
@@ -30,6 +31,30 @@ def upsample_argmax(logits: np.ndarray, size: tuple[int, ...], convention: str =
     for first, band in _bands(logits, size, convention):
         ids[first : first + len(band)] = band.argmax(1)
     return ids
+
+
+def compiled_upsample_argmax(logits: np.ndarray, size: tuple[int, ...], convention: str) -> np.ndarray:
+    """The same by compiled code, for which numba must be installed; the first call loads it.
+
+    Args:
+        logits: float32 [N,h,w,C]; copied unless they are in that order.
+        size, convention: as above.
+    Returns:
+        uint8 [N,H,W].
+    """
+    from degrid.kernels.upsample_argmax_numba import upsample_argmax
+
+    use_torch_threads()
+    ids = np.empty((len(logits), *size), np.uint8)
+    starts, weights = zip(*(_cells(logits.shape[1 + axis], size[axis], convention) for axis in (0, 1)), strict=True)
+    upsample_argmax(np.ascontiguousarray(logits), starts[0], weights[0], starts[1], weights[1], ids)
+    return ids
+
+
+def _cells(count: int, size: int, convention: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where in `size` the places after each of `count` pixels begin, [count + 1], and the weights of `places`."""
+    before, weight = places(count, size, convention)
+    return before.searchsorted(np.arange(count + 1)), weight
 
 
 def confidence(logits: np.ndarray, size: tuple[int, ...], convention: str = "half_pixel") -> np.ndarray:

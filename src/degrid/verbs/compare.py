@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import nn
 
 from degrid.arguments import checked
 from degrid.config import flat
@@ -263,7 +264,9 @@ def _precision(recipe: Sequence[Run]) -> str:
     return "; ".join(dict.fromkeys(run.precision for run in recipe))
 
 
-def to_first(runs: Sequence[Sequence[Run]], stacks: Sequence[Tensor], draws: int, seed: int) -> Iterator[Difference]:
+def to_first(
+    runs: Sequence[Sequence[Run]], stacks: Sequence[np.ndarray], draws: int, seed: int
+) -> Iterator[Difference]:
     """Over the images, whose confusions are given, between single models; over the seeds between recipes."""
     for number, others in enumerate(runs[1:], start=1):
         one_each = len(stacks) == len(runs)

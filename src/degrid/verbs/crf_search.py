@@ -12,7 +12,6 @@ import torch
 
 from degrid.arguments import checked
 from degrid.contracts import bands_of, declared
-from degrid.engine.evaluation.evaluate import settle
 from degrid.engine.evaluation.metrics import ConfusionMatrix, scores
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, predictor_of
@@ -90,7 +89,7 @@ def crf_search(
     chosen = [round(k * (len(dataset) - 1) / max(1, num - 1)) for k in range(num)]
     start = options.crf or CRF()
     with predictor_of(network, device, precision, dataclasses.replace(options, crf=None), whole=True) as predictor:
-        settle(predictor, dataset)
+        predictor.settle(dataset)
         coarse = [dataclasses.replace(start, **values) for values in _combinations(_COARSE)]
         without, found = _measured(predictor, dataset, chosen, coarse, progress, "coarse")
         best = max(found, key=lambda crf: found[crf])

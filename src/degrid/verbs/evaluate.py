@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from degrid.analysis.page import COLORS, png
 from degrid.arguments import check_fields, checked
-from degrid.contracts import bands_of, declared
 from degrid.data import notes_of, open_dataset
+from degrid.data.dataset import Arrays
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.evaluation.failures import ScoredImage, TrimapCounts, TrimapPoint, WorstImages
 from degrid.engine.evaluation.robustness import (
@@ -27,12 +26,11 @@ from degrid.engine.evaluation.robustness import (
     parse_corruptions,
 )
 from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.predictor import Predictor, predictor_of
 from degrid.engine.ranks import own_items
 from degrid.files import atomic_write, write_json
 from degrid.image import as_rgb, overlay_classes
-from degrid.types import Bands, ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
-from degrid.verbs.open_network import AnyModel, name_of, open_network
+from degrid.types import AnyDataset, Bands, ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
+from degrid.verbs.open_network import AnyModel, AnyPredictor, FilePredictor, name_of, open_predictor
 
 AnyData = str | os.PathLike[str] | Dataset
 """A dataset, or what `degrid.open_dataset` opens."""
@@ -121,7 +119,7 @@ class Evaluation(Scores):
         if self.shifts:
             record["shifts"] = [dataclasses.asdict(point) for point in self.shifts]
         if self.worst:
-            record["worst"] = [{"name": image.sample.name, "miou": image.miou} for image in self.worst]
+            record["worst"] = [{"name": image.name, "miou": image.miou} for image in self.worst]
         return record
 
     def save(self, path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -167,23 +165,23 @@ def evaluate(
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         measures: what to measure beside mIoU and accuracies; by default boundary IoU.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
-        on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W].
+        on_image: called after each image with its index, the sample and the predicted ids, a uint8 tensor [H,W].
         progress: called after each image.
     Raises:
         UserError: no such model or data, an image that cannot be read, or classes that do not fit.
     """
-    measures = measures or Measures()
-    network = open_network(model, multi_scale)
-    known = declared(network)
-    dataset = opened(data, split, known.labels if known else None, bands_of(network))
-    trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
-    worst = WorstImages(len(dataset.labels), measures.worst)
-    rounds = 1 + len(parse_corruptions(measures.corruptions))
-    count = counting(progress, "evaluating", rounds * len(own_items(len(dataset))))
-    with predictor_of(network, device, precision, options, whole=True) as predictor:
+    measures, options = measures or Measures(), options or InferenceOptions()
+    arrays = on_image is None and not measures.calibration
+    with open_predictor(model, device, precision, options, False, multi_scale, whole=True, arrays=arrays) as predictor:
+        dataset = opened(data, split, predictor.labels, predictor.bands)
+        trimap = TrimapCounts(len(dataset.labels)) if measures.trimap else None
+        worst = WorstImages(len(dataset.labels), measures.worst)
+        rounds = 1 + len(parse_corruptions(measures.corruptions))
+        count = counting(progress, "evaluating", rounds * len(own_items(len(dataset))))
         shifts = ShiftCounts(predictor, measures.shift) if measures.shift else None
         hook = each_of(trimap, worst if measures.worst else None, shifts, on_image, count)
-        found = score(predictor, dataset, boundary=measures.boundary, calibration=measures.calibration, on_image=hook)
+        images = samples_for(predictor, dataset)
+        found = score(predictor, images, boundary=measures.boundary, calibration=measures.calibration, on_image=hook)
         corrupted = _corrupted(predictor, dataset, measures.corruptions, count)
     return Evaluation(
         **vars(found),
@@ -204,11 +202,16 @@ def evaluate(
     )
 
 
+def samples_for(predictor: AnyPredictor, dataset: Dataset) -> AnyDataset:
+    """The dataset as a predictor takes it: of tensors, or of arrays."""
+    return Arrays(dataset) if isinstance(predictor, FilePredictor) else dataset
+
+
 def _corrupted(
-    predictor: Predictor, dataset: Dataset, corruptions: Sequence[str], count: OnImage
+    predictor: AnyPredictor, dataset: Dataset, corruptions: Sequence[str], count: OnImage
 ) -> tuple[CorruptedScore, ...]:
     """The mIoU on images made worse."""
-    worse = ((*each, Corrupted(dataset, *each)) for each in parse_corruptions(corruptions))
+    worse = ((*each, samples_for(predictor, Corrupted(dataset, *each))) for each in parse_corruptions(corruptions))
     return tuple(
         CorruptedScore(kind, severity, score(predictor, images, boundary=False, on_image=count).miou)
         for kind, severity, images in worse
@@ -245,10 +248,10 @@ def _write_worst(images: Sequence[ScoredImage], labels: LabelSpace, out: Path) -
     """A picture per image, image | truth | prediction, in a folder beside the scores: scores_worst for scores.json."""
     folder = out.with_name(f"{out.stem}_worst")
     for rank, image in enumerate(images, start=1):
-        pixels = as_rgb(image.sample.image.permute(1, 2, 0).numpy())
-        shown = (overlay_classes(pixels, ids.numpy(), labels) for ids in (image.sample.label, image.ids))
+        pixels = as_rgb(image.image.transpose(1, 2, 0))
+        shown = (overlay_classes(pixels, ids, labels) for ids in (image.label, image.ids))
         # Names hold sub-folders; the pictures lie side by side.
-        name = f"{rank:03d}_{image.sample.name}.png".replace("/", "_")
+        name = f"{rank:03d}_{image.name}.png".replace("/", "_")
         with atomic_write(folder / name) as temporary:
             Image.fromarray(np.concatenate([pixels, *shown], axis=1)).save(temporary, format="PNG")
     return folder
@@ -259,7 +262,9 @@ def _write_reliability(bins: Sequence[ConfidenceBin], ece: float, out: Path) -> 
 
     Source: Guo et al. 2017, arXiv 1706.04599, figure 1.
     """
-    from matplotlib.figure import Figure  # here, because it is slow to import
+    from matplotlib.figure import Figure  # here, because they are slow to import
+
+    from degrid.analysis.page import COLORS, png
 
     edges = [100 * index / len(bins) for index in range(len(bins))]
     width, total = 100 / len(bins), max(1, sum(each.pixels for each in bins))

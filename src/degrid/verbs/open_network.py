@@ -16,11 +16,19 @@ import numpy as np
 from degrid.arguments import later
 from degrid.bands import LargeScene, Scene
 from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.prediction import PRECISION_OF_FILE, DimWarning, Prediction, needs_the_whole
+from degrid.engine.inference.prediction import (
+    PRECISION_OF_FILE,
+    DimWarning,
+    Prediction,
+    needs_the_whole,
+    no_limit_of_files,
+)
+from degrid.exporters.exporter import Exporter
 from degrid.exporters.opened import OpenedFile
 from degrid.exporters.table import find_opener
-from degrid.kernels.upsample_argmax_numpy import confidence, upsample_argmax
-from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, UserError
+from degrid.kernels.support import numba_installed
+from degrid.kernels.upsample_argmax_numpy import compiled_upsample_argmax, confidence, upsample_argmax
+from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, AnyDataset, UserError
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -73,15 +81,20 @@ def open_predictor(
     compiled: bool = False,
     multi_scale: bool = False,
     once: bool = False,
+    whole: bool = False,
+    arrays: bool = True,
 ) -> Iterator[AnyPredictor]:
     """A `degrid.Predictor` for a while, as `predictor_of` gives it, or a `FilePredictor` where that does the same.
 
     Args:
         multi_scale: see `open_network`; the others: see `degrid.Predictor`.
+        arrays: whether a predictor of arrays will do.
     Raises:
         UserError: see both.
     """
-    plain = options.is_plain and options.memory is None and not options.smooth and not multi_scale
+    if options.memory is not None and isinstance(model, str | os.PathLike) and _exported(model):
+        raise no_limit_of_files()  # before it is loaded
+    plain = arrays and options.is_plain and not options.smooth and not multi_scale
     if plain and device in ("auto", "cpu") and precision in PRECISIONS and isinstance(model, str | os.PathLike):
         file = _file_of_arrays(model)
         if file is not None:
@@ -89,14 +102,21 @@ def open_predictor(
             return
     from degrid.engine.inference.predictor import predictor_of
 
-    with predictor_of(open_network(model, multi_scale), device, precision, options, compiled, once=once) as predictor:
+    network = open_network(model, multi_scale)
+    with predictor_of(network, device, precision, options, compiled, whole, once) as predictor:
         yield predictor
 
 
 def _file_of_arrays(path: str | os.PathLike[str]) -> OpenedFile | None:
     """An exported file that another runtime than PyTorch's runs; None for anything else."""
+    exporter = _exported(path)
+    return None if exporter is None or exporter.needs_torch else OpenedFile(path)
+
+
+def _exported(path: str | os.PathLike[str]) -> Exporter | None:
+    """The format of an exported model that is there; None for anything else."""
     found = find_opener(path)
-    return None if found is None or found[0].needs_torch or not found[1].exists() else OpenedFile(path)
+    return found[0] if found and found[1].exists() else None
 
 
 class FilePredictor:
@@ -115,7 +135,7 @@ class FilePredictor:
         self.file, self.path, self.options = file, path, options
         self.labels, self.bands, self.resize = file.facts.labels, file.facts.bands, file.facts.resize
         self.gives_ids = file.facts.output == "ids"
-        self.num_classes = len(self.labels)
+        self.num_classes: int | None = len(self.labels)
         self.warn_if_dim = DimWarning(self.bands)
         self.windowed = 0
         self.windows: set[tuple[int, int]] = set()
@@ -138,6 +158,24 @@ class FilePredictor:
         if empty is not None:
             ids[empty] = IGNORE_INDEX
         return Prediction(ids, None if self.gives_ids else found, pixels)
+
+    def settle(self, dataset: AnyDataset) -> None:
+        """See `degrid.Predictor.settle`; a file has one precision."""
+
+    def class_ids(self, image: np.ndarray) -> np.ndarray:
+        """Class ids, uint8 [H,W], of an image, uint8 [C,H,W]; the same as those of `degrid.Predictor`.
+
+        With compiled code where there is any: importing it takes as long as some images without.
+        """
+        found, size = self.file(image[None]), image.shape[1:]
+        ids: np.ndarray
+        if self.gives_ids:
+            ids = found[0]
+        elif numba_installed():
+            ids = compiled_upsample_argmax(found.transpose(0, 2, 3, 1), size, self.resize)[0]
+        else:
+            ids = upsample_argmax(found[0], size, self.resize)
+        return ids
 
     def _in_windows(self, scene: LargeScene) -> Prediction:
         if self.gives_ids:

@@ -233,10 +233,9 @@ def _data_of(paths: Sequence[AnyModel], data: AnyData | None, split: str | None)
     )
 
 
-def _image_mious(stack: Tensor) -> np.ndarray:
+def _image_mious(stack: np.ndarray) -> np.ndarray:
     """The mIoU of each image, float [N], NaN without a valid pixel; of confusions [N,C,C]."""
-    found: np.ndarray = mean_iou(*hits_and_unions(stack)).double().numpy()
-    return np.where(stack.sum((1, 2)).numpy() > 0, found, np.nan)
+    return np.where(stack.sum((1, 2)) > 0, mean_iou(*hits_and_unions(stack)), np.nan)
 
 
 def _chosen(mious: np.ndarray, count: int) -> tuple[list[int], list[int]]:
@@ -256,7 +255,7 @@ def _short_name(recipe: Sequence[AnyModel]) -> str:
     return ", ".join(found)
 
 
-def _score_of(runs: Sequence[Run], stack: Tensor) -> tuple[Any, tuple[float, float]]:
+def _score_of(runs: Sequence[Run], stack: np.ndarray) -> tuple[Any, tuple[float, float]]:
     """The scores of a recipe and the interval of its mIoU: over seeds, or of a single run over images."""
     if len(runs) > 1:
         return mean_scores([run.scores for run in runs]), seed_interval([run.scores.miou for run in runs])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from degrid.data.inspection.counting import content_key
 from degrid.engine.evaluation.bootstrap import ImageConfusions
@@ -38,7 +38,7 @@ class Scored:
         windowed: how many images were processed in windows; none unless the options ask for it.
     """
 
-    confusions: Tensor
+    confusions: np.ndarray
     scores: Scores
     precision: str
     windowed: int
@@ -100,7 +100,7 @@ def _digest(model: AnyModel) -> str:
 
 def _packed(found: Scored) -> dict[str, Any]:
     """As plain values for JSON."""
-    counts = base64.b64encode(zlib.compress(found.confusions.numpy().tobytes(), 1)).decode()
+    counts = base64.b64encode(zlib.compress(found.confusions.tobytes(), 1)).decode()
     values = {"precision": found.precision, "windowed": found.windowed, "scores": found.scores.to_dict()}
     return {**values, "confusions": counts}
 
@@ -109,8 +109,7 @@ def _unpacked(values: dict[str, Any]) -> Scored:
     scores = Scores(**{name: _tuples(value) for name, value in values["scores"].items()})
     counts = np.frombuffer(zlib.decompress(base64.b64decode(values["confusions"])), np.int64)
     classes = len(scores.class_names)
-    stack = torch.from_numpy(counts.reshape(-1, classes, classes).copy())
-    return Scored(stack, scores, values["precision"], values["windowed"])
+    return Scored(counts.reshape(-1, classes, classes), scores, values["precision"], values["windowed"])
 
 
 def _tuples(value: Any) -> Any:

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from degrid.engine.evaluation.metrics import hits_and_unions, image_confusion, mean_iou
-from degrid.types import Sample, UserError
+from degrid.engine.evaluation.metrics import Ids, hits_and_unions, image_confusion, mean_iou
+from degrid.types import AnySample, UserError
 
 CHUNK_VALUES = 2_000_000
 """Values of the largest array at a time; some such arrays of eight bytes are alive together."""
@@ -40,13 +38,13 @@ class ImageConfusions:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self._matrices: list[Tensor] = []
+        self._matrices: list[np.ndarray] = []
 
-    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+    def __call__(self, index: int, sample: AnySample, ids: Ids) -> None:
         """Add an image with its prediction, integer [H,W]."""
         self._matrices.append(image_confusion(ids, sample.label, self.num_classes))
 
-    def stacked(self) -> Tensor:
+    def stacked(self) -> np.ndarray:
         """int64 [num_images,C,C] in the order of the images; rows are truth, columns prediction.
 
         Raises:
@@ -54,10 +52,10 @@ class ImageConfusions:
         """
         if not self._matrices:
             raise UserError("no image was evaluated, so there is nothing to compare")
-        return torch.stack(self._matrices)
+        return np.stack(self._matrices)
 
 
-def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -> Difference:
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: int = 0) -> Difference:
     """Compare the mIoU of two models by drawing images with replacement, the same ones for both.
 
     The interval lies between the percentiles 2.5 and 97.5 of the draws. p is twice the share of draws in which the
@@ -76,17 +74,17 @@ def paired_bootstrap(a: Tensor, b: Tensor, draws: int = 10_000, seed: int = 0) -
     _check_pair(a, b, draws)
     classes = a.shape[1]
     # All that the mIoU needs of a sum of matrices, and far smaller than they: [num_images, 4 C].
-    parts = torch.cat([*hits_and_unions(a), *hits_and_unions(b)], dim=1).double()
-    miou_a, miou_b = _mious(parts.sum(0, keepdim=True), classes)
-    drawn = torch.cat([b - a for a, b in _drawn(parts, classes, draws, seed)]).numpy()
+    parts = np.concatenate([*hits_and_unions(a), *hits_and_unions(b)], axis=1).astype(np.float64)
+    miou_a, miou_b = (miou.item() for miou in _mious(parts.sum(0, keepdims=True), classes))
+    drawn = np.concatenate([b - a for a, b in _drawn(parts, classes, draws, seed)])
     low, high = np.quantile(drawn, [0.025, 0.975])
-    difference = (miou_b - miou_a).item()
+    difference = miou_b - miou_a
     flipped = int(np.sum(drawn * np.sign(difference) <= 0))
     p = min(1.0, 2 * (flipped + 1) / (draws + 1))
-    return Difference(miou_a.item(), miou_b.item(), difference, float(low), float(high), p)
+    return Difference(miou_a, miou_b, difference, float(low), float(high), p)
 
 
-def miou_interval(confusions: Tensor, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def miou_interval(confusions: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of a model's mIoU, 0..1, over other choices of images; see `paired_bootstrap`.
 
     Args:
@@ -96,13 +94,13 @@ def miou_interval(confusions: Tensor, draws: int = 10_000, seed: int = 0) -> tup
     """
     _check_pair(confusions, confusions, draws)
     hit, union = hits_and_unions(confusions)
-    parts = torch.cat([hit, union, hit, union], dim=1).double()
-    drawn = torch.cat([miou for miou, _ in _drawn(parts, confusions.shape[1], draws, seed)]).numpy()
+    parts = np.concatenate([hit, union, hit, union], axis=1).astype(np.float64)
+    drawn = np.concatenate([miou for miou, _ in _drawn(parts, confusions.shape[1], draws, seed)])
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _drawn(parts: Tensor, classes: int, draws: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _drawn(parts: np.ndarray, classes: int, draws: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The mIoUs of both models for the draws, part by part; `parts`: float64 [num_images,4C]."""
     images = len(parts)
     generator = np.random.default_rng(seed)
@@ -111,24 +109,24 @@ def _drawn(parts: Tensor, classes: int, draws: int, seed: int) -> Iterator[tuple
         yield _mious(_draw(generator, min(rows, draws - start), images) @ parts, classes)
 
 
-def _check_pair(a: Tensor, b: Tensor, draws: int) -> None:
+def _check_pair(a: np.ndarray, b: np.ndarray, draws: int) -> None:
     if a.shape != b.shape or a.ndim != 3 or a.shape[1] != a.shape[2]:
         raise UserError(f"expected two stacks of matrices [images,C,C] of one shape, got {[*a.shape]} and {[*b.shape]}")
     if a.shape[0] == 0 or draws < 1:
         raise UserError(f"a bootstrap needs images and draws, got {a.shape[0]} images and {draws} draws")
-    if not torch.equal(a.sum(2), b.sum(2)):
+    if not np.array_equal(a.sum(2), b.sum(2)):
         raise UserError("the two models were not scored on the same images in the same order: the truths differ")
 
 
-def _draw(generator: np.random.Generator, rows: int, images: int) -> Tensor:
+def _draw(generator: np.random.Generator, rows: int, images: int) -> np.ndarray:
     """How often each image is drawn, float64 [rows,images]."""
     chosen = generator.integers(images, size=(rows, images))
     chosen += images * np.arange(rows)[:, None]
     counts = np.bincount(chosen.reshape(-1), minlength=rows * images)
-    return torch.from_numpy(counts).reshape(rows, images).double()
+    return counts.reshape(rows, images).astype(np.float64)
 
 
-def _mious(sums: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def _mious(sums: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The mIoU of both models, two float64 [rows], of sums [rows, 4 C]."""
-    hit_a, union_a, hit_b, union_b = sums.reshape(-1, 4, classes).unbind(1)
+    hit_a, union_a, hit_b, union_b = sums.reshape(-1, 4, classes).transpose(1, 0, 2)
     return mean_iou(hit_a, union_a), mean_iou(hit_b, union_b)

@@ -58,9 +58,10 @@ class CalibrationCounts:
                 `degrid.engine.inference.tta.InferenceOptions.gives_probabilities`.
         """
         ids, label = ids.to(scores.device), label.to(scores.device)
-        for rows, confidence in confidence_bands(scores, tuple(label.shape), convention, probabilities):
-            valid = label[rows] != IGNORE_INDEX
-            self.update(confidence[valid], (ids[rows] == label[rows])[valid])
+        with torch.inference_mode():
+            for rows, confidence in confidence_bands(scores, tuple(label.shape), convention, probabilities):
+                valid = label[rows] != IGNORE_INDEX
+                self.update(confidence[valid], (ids[rows] == label[rows])[valid])
 
     def merged(self) -> CalibrationCounts:
         """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""

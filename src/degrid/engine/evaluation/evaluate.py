@@ -5,25 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from degrid.background import Background, ahead
-from degrid.engine.evaluation.calibration import CalibrationCounts
-from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, scores
-from degrid.engine.inference.predictor import Predictor
-from degrid.engine.ranks import own_items, summed_over_ranks, together
+from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, Ids, scores
+from degrid.engine.ranks import own_items, together
 from degrid.lookup import some
-from degrid.types import Dataset, Sample, Scores, UserError
+from degrid.types import AnyDataset, AnySample, Sample, Scores, UserError
 
-OnImage = Callable[[int, Sample, Tensor], object]
-"""Called with an image's index, its sample, and the predicted ids, uint8 [H,W]."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from degrid.engine.evaluation.calibration import CalibrationCounts
+    from degrid.engine.inference.predictor import Predictor
+
+OnImage = Callable[[int, Any, Any], object]
+"""Called with an image's index, its sample, and the predicted ids, uint8 [H,W]: tensors, or arrays of a predictor that
+gives arrays."""
+
+
+class Classifier(Protocol):
+    """What `score` needs of a predictor, such as `degrid.Predictor`."""
+
+    num_classes: int | None
+    windowed: int
+
+    def settle(self, dataset: Any, /) -> None:
+        """Choose a precision on the first images, if it is left to choose; the same one in all processes."""
+
+    def class_ids(self, image: Any, /) -> Any:
+        """Class ids, uint8 [H,W], of an image [C,H,W]; both tensors or both arrays."""
 
 
 def score(
-    predictor: Predictor,
-    dataset: Dataset,
+    predictor: Classifier,
+    dataset: AnyDataset,
     boundary: bool = True,
     calibration: bool = False,
     on_image: OnImage | None = None,
@@ -37,7 +53,8 @@ def score(
 
     Args:
         boundary: also boundary IoU (costs a few milliseconds per image).
-        calibration: also the expected calibration error and its bins (costs a softmax at the size of the image).
+        calibration: also the expected calibration error and its bins (costs a softmax at the size of the image); of a
+            `degrid.Predictor` only.
         on_image: called after each image with its index, the sample and the predicted ids, uint8 [H,W]; in each process
             for its own images.
     Raises:
@@ -48,10 +65,10 @@ def score(
         raise UserError("nothing to evaluate: the dataset holds no image")
     confusion = ConfusionMatrix(len(dataset.labels))
     contours = BoundaryCounts(len(dataset.labels)) if boundary else None
-    confidences = CalibrationCounts() if calibration else None
-    settle(predictor, dataset)
+    confidences = _confidences() if calibration else None
+    predictor.settle(dataset)
 
-    def count(ids: Tensor, label: Tensor) -> None:
+    def count(ids: Ids, label: Ids) -> None:
         confusion.update(ids, label)
         if contours:
             contours.update(ids, label)
@@ -75,32 +92,28 @@ def score(
     )
 
 
-def settle(predictor: Predictor, dataset: Dataset) -> None:
-    """Let a predictor choose its precision on the first images, the same one in all processes."""
-    windowed = predictor.windowed
-    with together():
-        for index in range(len(dataset)):
-            if predictor.network.is_decided:
-                break
-            predictor.class_ids(dataset[index].image)
-    predictor.windowed = windowed
-    if int(summed_over_ranks(torch.tensor(int(predictor.network.precision == "float32")))):
-        predictor.network.use_float32()
+def _confidences() -> CalibrationCounts:
+    from degrid.engine.evaluation.calibration import CalibrationCounts  # here: it needs torch
+
+    return CalibrationCounts()
 
 
-def _predict(predictor: Predictor, sample: Sample, confidences: CalibrationCounts | None) -> Tensor:
-    """Class ids, uint8 [H,W]; their confidence is counted where wanted."""
+def _predict(predictor: Classifier, sample: AnySample, confidences: CalibrationCounts | None) -> Ids:
+    """Class ids, uint8 [H,W], of the CPU; their confidence is counted where wanted."""
     if confidences is None:
-        return predictor.class_ids(sample.image).cpu()
+        found: Ids = predictor.class_ids(sample.image)
+        return found.cpu() if hasattr(found, "cpu") else found
+    return _predict_and_count(cast("Predictor", predictor), cast(Sample, sample), confidences)
+
+
+def _predict_and_count(predictor: Predictor, sample: Sample, confidences: CalibrationCounts) -> Tensor:
     found = predictor.scores(sample.image)
     ids = predictor.ids(found, tuple(sample.label.shape))
-    with torch.inference_mode():
-        probabilities = predictor.options.gives_probabilities
-        confidences.add_image(found, ids, sample.label, predictor.resize, probabilities)
+    confidences.add_image(found, ids, sample.label, predictor.resize, predictor.options.gives_probabilities)
     return ids.cpu()
 
 
-def _check_classes(predictor: Predictor, dataset: Dataset) -> None:
+def _check_classes(predictor: Classifier, dataset: AnyDataset) -> None:
     names = dataset.labels.names
     if predictor.num_classes != len(names):
         raise UserError(

@@ -6,18 +6,19 @@ from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from degrid.engine.evaluation.metrics import (
     ConfusionMatrix,
+    Ids,
+    as_array,
     contour_band,
     hits_and_unions,
     image_confusion,
     mean_iou,
     window_max,
 )
-from degrid.types import IGNORE_INDEX, Sample, UserError
+from degrid.types import IGNORE_INDEX, AnySample, UserError
 
 WIDTHS = (1, 2, 4, 8, 16, 40)
 """Half widths of the bands, in pixels; up to 40 as in the DeepLab papers."""
@@ -55,20 +56,20 @@ class TrimapCounts:
             raise UserError(f"trimap widths: expected rising numbers of pixels from 1 on, got {list(widths)}")
         self.confusions = {width: ConfusionMatrix(num_classes) for width in widths}
 
-    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+    def __call__(self, index: int, sample: AnySample, ids: Ids) -> None:
         """Add an image; an instance is an `on_image` of `degrid.engine.evaluation.evaluate.score`."""
         self.update(ids, sample.label)
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Ids, label: Ids) -> None:
         """Add one image; both integer [H,W]."""
         # Any path to another id crosses a border, so growing the narrowest band gives the wider ones.
-        ids = label.cpu().numpy()
+        guess, ids = as_array(prediction), as_array(label)
         band, grown = contour_band(ids, 1, image_border=False), 1
         for width, confusion in self.confusions.items():
             if width > grown:
                 band, grown = window_max(band, width - grown), width
-            counted = torch.from_numpy(band & (ids != IGNORE_INDEX)).to(label.device)
-            confusion.update(prediction[counted], label[counted])
+            counted = band & (ids != IGNORE_INDEX)
+            confusion.update(guess[counted], ids[counted])
 
     def curve(self) -> tuple[TrimapPoint, ...]:
         """The mIoU of each width, over the classes in truth or prediction there; 0 where no pixel counted.
@@ -86,13 +87,15 @@ class TrimapCounts:
 class ScoredImage:
     """An image with its own mIoU, 0 to 1, over the classes in its truth or prediction.
 
-    index: in the dataset. ids: the prediction, uint8 [H,W].
+    index: in the dataset. name: of its sample. image: [C,H,W]. label, ids: truth and prediction, uint8 [H,W].
     """
 
     index: int
     miou: float
-    sample: Sample
-    ids: Tensor
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    ids: np.ndarray
 
 
 class WorstImages:
@@ -108,11 +111,13 @@ class WorstImages:
         self.count = count
         self.found: list[ScoredImage] = []
 
-    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+    def __call__(self, index: int, sample: AnySample, ids: Ids) -> None:
         """Add an image with its prediction, integer [H,W]."""
         counts = image_confusion(ids, sample.label, self.num_classes)
         if not counts.any():
             return
         miou = mean_iou(*hits_and_unions(counts)).item()
-        insort(self.found, ScoredImage(index, miou, sample, ids), key=lambda image: (image.miou, image.index))
+        arrays = (as_array(each) for each in (sample.image, sample.label, ids))
+        image = ScoredImage(index, miou, sample.name, *arrays)
+        insort(self.found, image, key=lambda image: (image.miou, image.index))
         del self.found[self.count :]

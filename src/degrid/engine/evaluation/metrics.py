@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from degrid.engine.evaluation.calibration import CalibrationCounts
-from degrid.engine.ranks import summed_over_ranks
+from degrid.engine.ranks import counts_of_all
 from degrid.types import IGNORE_INDEX, LabelSpace, Scores, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from degrid.engine.evaluation.calibration import CalibrationCounts
+
+Ids: TypeAlias = "np.ndarray | Tensor"
+"""Ids of pixels, as an array or as a tensor on any device."""
+
+
+def as_array(values: Ids) -> np.ndarray:
+    """An array of the same values."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
 class ConfusionMatrix:
@@ -21,9 +32,9 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.counts = np.zeros((num_classes, num_classes), np.int64)
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Ids, label: Ids) -> None:
         """Add one image or batch.
 
         Args:
@@ -34,29 +45,28 @@ class ConfusionMatrix:
         """
         if prediction.shape != label.shape:
             raise UserError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
-        truth, guess = label.reshape(-1), prediction.reshape(-1)
-        if guess.dtype != torch.uint8:
-            guess = guess.where(truth != IGNORE_INDEX, 0)  # where nothing is counted, anything may be
-        truth, guess = self._bytes("label", truth), self._bytes("prediction", guess)
+        truth, guess = as_array(label), as_array(prediction)
+        if guess.dtype != np.uint8:
+            guess = np.where(truth == IGNORE_INDEX, 0, guess)  # where nothing is counted, anything may be
         # All pairs of bytes: cheaper than leaving out void and looking for foreign ids pixel by pixel.
-        pairs = torch.bincount(truth.int() * 256 + guess.int(), minlength=256 * 256).reshape(256, 256)
+        pairs = _pairs(self._bytes("label", truth), self._bytes("prediction", guess))
         self._refuse("label", pairs[:IGNORE_INDEX].sum(1))
         counts = pairs[: self.num_classes]
         self._refuse("prediction", counts.sum(0))
-        self.counts += counts[:, : self.num_classes].cpu()
+        self.counts += counts[:, : self.num_classes]
 
-    def _bytes(self, what: str, ids: Tensor) -> Tensor:
+    def _bytes(self, what: str, ids: np.ndarray) -> np.ndarray:
         """Ids as uint8."""
-        if ids.dtype == torch.uint8:
+        if ids.dtype == np.uint8:
             return ids
         wide = ids[(ids < 0) | (ids > 255)]
-        if wide.numel():
+        if wide.size:
             raise self._foreign(what, sorted(set(wide.tolist())))
-        return ids.to(torch.uint8)
+        return ids.astype(np.uint8)
 
-    def _refuse(self, what: str, pixels: Tensor) -> None:
+    def _refuse(self, what: str, pixels: np.ndarray) -> None:
         """No id from C on may have pixels."""
-        found = pixels[self.num_classes :].nonzero().flatten().tolist()
+        found = pixels[self.num_classes :].nonzero()[0].tolist()
         if found:
             raise self._foreign(what, [self.num_classes + index for index in found])
 
@@ -67,9 +77,9 @@ class ConfusionMatrix:
         )
 
     def merged(self) -> ConfusionMatrix:
-        """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
+        """The counts of all processes, see `counts_of_all`; this one's stay as they are."""
         whole = ConfusionMatrix(self.num_classes)
-        whole.counts = summed_over_ranks(self.counts)
+        whole.counts = counts_of_all(self.counts)
         return whole
 
 
@@ -85,30 +95,29 @@ class BoundaryCounts:
 
     def __init__(self, num_classes: int, width_fraction: float = 0.02) -> None:
         self.width_fraction = width_fraction
-        self.intersection = torch.zeros(num_classes, dtype=torch.int64)
-        self.union = torch.zeros(num_classes, dtype=torch.int64)
+        self.intersection = np.zeros(num_classes, np.int64)
+        self.union = np.zeros(num_classes, np.int64)
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Ids, label: Ids) -> None:
         """Add one image; both integer [H,W]."""
-        truth = label.cpu().numpy()
-        void = truth == IGNORE_INDEX
-        guess = np.where(void, truth, prediction.cpu().numpy())
+        truth = as_array(label)
+        guess = np.where(truth == IGNORE_INDEX, truth, as_array(prediction))
         band_width = max(1, round(self.width_fraction * math.hypot(*truth.shape)))
         # Outside its band a map counts as void, so that one table of pairs holds all three counts.
         pairs = _pairs(*(np.where(contour_band(ids, band_width), ids, IGNORE_INDEX) for ids in (truth, guess)))
         ids = slice(len(self.union))
-        shared, in_truth, in_guess = pairs.diagonal()[ids].copy(), pairs[ids].sum(1), pairs[:, ids].sum(0)
-        self.intersection += torch.from_numpy(shared)
-        self.union += torch.from_numpy(in_truth + in_guess - shared)
+        shared, in_truth, in_guess = pairs.diagonal()[ids], pairs[ids].sum(1), pairs[:, ids].sum(0)
+        self.intersection += shared
+        self.union += in_truth + in_guess - shared
 
     def merged(self) -> BoundaryCounts:
-        """The counts of all processes, see `summed_over_ranks`; this one's stay as they are."""
+        """The counts of all processes, see `counts_of_all`; this one's stay as they are."""
         whole = BoundaryCounts(len(self.union), self.width_fraction)
-        whole.intersection, whole.union = summed_over_ranks(self.intersection), summed_over_ranks(self.union)
+        whole.intersection, whole.union = counts_of_all(self.intersection), counts_of_all(self.union)
         return whole
 
 
-def image_confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+def image_confusion(prediction: Ids, label: Ids, num_classes: int) -> np.ndarray:
     """The counts of one image, int64 [C,C]; see `ConfusionMatrix`."""
     matrix = ConfusionMatrix(num_classes)
     matrix.update(prediction, label)
@@ -156,20 +165,21 @@ def _in_windows(values: np.ndarray, width: int, join: np.ufunc) -> np.ndarray:
     return values
 
 
-def hits_and_unions(confusions: Tensor) -> tuple[Tensor, Tensor]:
+def hits_and_unions(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels in truth and prediction, and in truth or prediction; both [...,C] of counts [...,C,C].
 
     Both are linear in the counts: those of a sum of matrices are the sums.
     """
-    hit = confusions.diagonal(dim1=-2, dim2=-1)
+    hit = confusions.diagonal(axis1=-2, axis2=-1)
     return hit, confusions.sum(-1) + confusions.sum(-2) - hit
 
 
-def mean_iou(hit: Tensor, union: Tensor) -> Tensor:
+def mean_iou(hit: np.ndarray, union: np.ndarray) -> np.ndarray:
     """Mean over the classes of which there are pixels; float64 [...] of counts [...,C]. Without any it is 0."""
     present = union > 0
-    ratios = hit.double() / union.double().clamp(min=1)
-    return (ratios * present).sum(-1) / present.sum(-1).clamp(min=1)
+    ratios = hit / np.maximum(union, 1)
+    found: np.ndarray = (ratios * present).sum(-1) / np.maximum(present.sum(-1), 1)
+    return found
 
 
 def scores(
@@ -184,14 +194,14 @@ def scores(
     IoU = TP / (TP + FP + FN). The means run over the classes present in truth or prediction (IoU) and over the
     classes present in truth (accuracy). With no valid pixel at all every score is 0.
     """
-    counts = confusion.counts.double()
-    hit, truth, guess = counts.diag(), counts.sum(1), counts.sum(0)
+    counts = confusion.counts.astype(np.float64)
+    hit, truth, guess = counts.diagonal(), counts.sum(1), counts.sum(0)
     union = truth + guess - hit
     class_iou = _ratios(hit, union)
     class_accuracy = _ratios(hit, truth)
     total = max(1.0, truth.sum().item())
     weighted = sum(iou * part for iou, part in zip(class_iou, (truth / total).tolist(), strict=True) if iou)
-    class_boundary = _ratios(boundary.intersection.double(), boundary.union.double()) if boundary else None
+    class_boundary = _ratios(boundary.intersection, boundary.union) if boundary else None
     return Scores(
         miou=_mean(class_iou),
         pixel_accuracy=hit.sum().item() / total,
@@ -211,7 +221,7 @@ def scores(
     )
 
 
-def _ratios(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:
+def _ratios(part: np.ndarray, whole: np.ndarray) -> tuple[float | None, ...]:
     return tuple(p / w if w else None for p, w in zip(part.tolist(), whole.tolist(), strict=True))
 
 

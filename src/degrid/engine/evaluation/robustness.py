@@ -6,14 +6,18 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
 
-from degrid.engine.inference.predictor import Predictor
-from degrid.engine.ranks import summed_over_ranks
-from degrid.types import Dataset, Sample, UserError
+from degrid.engine.evaluation.metrics import Ids, as_array
+from degrid.engine.ranks import counts_of_all
+from degrid.types import AnySample, Dataset, Sample, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from degrid.engine.evaluation.evaluate import Classifier
 
 SEVERITIES = {"noise": (0.08, 0.12, 0.18, 0.26, 0.38), "blur": (1.0, 2.0, 3.0, 4.0, 6.0)}
 """Noise: standard deviation as a fraction of 255; blur: standard deviation in pixels. Severities 1 to 5 of ImageNet-C
@@ -66,6 +70,8 @@ def corrupt(image: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     Returns:
         uint8 [C,H,W], rounded and cut off at 0 and 255.
     """
+    import torch
+
     amount = SEVERITIES[kind][severity - 1]
     values = image.float()
     if kind == "noise":
@@ -78,6 +84,9 @@ def corrupt(image: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
 
 def _blurred(values: Tensor, sigma: float) -> Tensor:
     """With a Gaussian cut off at four deviations; the border's pixels go on beyond it."""
+    import torch
+    from torch.nn import functional as F
+
     reach = math.ceil(4 * sigma)
     taps = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * sigma**2))
     taps /= taps.sum()
@@ -100,6 +109,8 @@ class Corrupted:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
+        import torch
+
         sample = self._dataset[index]
         if sample.image.dtype != torch.uint8:
             raise UserError(f"{sample.name}: noise and blur are defined for images of bytes, got {sample.image.dtype}")
@@ -119,11 +130,11 @@ class ShiftCounts:
     Source: Zhang, Making Convolutional Networks Shift-Invariant Again (arXiv 1904.11486), for classification.
     """
 
-    def __init__(self, predictor: Predictor, most: int) -> None:
+    def __init__(self, predictor: Classifier, most: int) -> None:
         self._predictor, self._most = predictor, most
-        self._counts = torch.zeros(most, 2, dtype=torch.int64)
+        self._counts = np.zeros((most, 2), np.int64)
 
-    def __call__(self, index: int, sample: Sample, ids: Tensor) -> None:
+    def __call__(self, index: int, sample: AnySample, ids: Ids) -> None:
         """Add an image; an instance is an `on_image` of `degrid.engine.evaluation.evaluate.score`."""
         height, width = (side - self._most for side in sample.image.shape[-2:])
         if min(height, width) <= self._most:
@@ -132,13 +143,18 @@ class ShiftCounts:
             )
         windowed = self._predictor.windowed
         crops = [sample.image[:, by : by + height, by : by + width] for by in range(self._most + 1)]
-        first, *others = (self._predictor.class_ids(crop.contiguous()).cpu() for crop in crops)
+        first, *others = (as_array(self._predictor.class_ids(_dense(crop))) for crop in crops)
         self._predictor.windowed = windowed
         for by, moved in enumerate(others, start=1):
             same = first[by:, by:] == moved[:-by, :-by]
-            self._counts[by - 1] += torch.tensor([int(same.sum()), same.numel()])
+            self._counts[by - 1] += same.sum(), same.size
 
     def curve(self) -> tuple[ShiftPoint, ...]:
         """One point per shift, over the images of all processes."""
-        counts = summed_over_ranks(self._counts)
-        return tuple(ShiftPoint(by, int(same) / int(all_)) for by, (same, all_) in enumerate(counts.tolist(), start=1))
+        counts = counts_of_all(self._counts)
+        return tuple(ShiftPoint(by, same / all_) for by, (same, all_) in enumerate(counts.tolist(), start=1))
+
+
+def _dense(crop: Ids) -> Ids:
+    """The same pixels, without others between them."""
+    return np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop.contiguous()

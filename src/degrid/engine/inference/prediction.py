@@ -46,6 +46,15 @@ class DimWarning:
             logging.getLogger("degrid").warning(f"nearly black to the network: {name}, {DIM_SENTENCE}")
 
 
+def no_limit_of_files() -> UserError:
+    """The error where a limit of memory is asked for with an exported model, whose runtime takes what it needs."""
+    return UserError(
+        "--memory (memory=...): a limit cannot be kept with an exported model, whose runtime does not say what it "
+        "takes; give --window HEIGHTxWIDTH in its place, for a file that gives logits (--output logits), or the model "
+        "folder that the file was made from"
+    )
+
+
 def needs_the_whole(scene: LargeScene) -> UserError:
     """The error where options or a network need a whole image that is too large to be read at once."""
     return UserError(

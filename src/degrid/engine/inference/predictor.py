@@ -26,16 +26,17 @@ from degrid.engine.device import available_bytes, pick_device, used_bytes
 from degrid.engine.inference.confidence import confidence_bands
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole
+from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole, no_limit_of_files
 from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
 from degrid.engine.memory import give_back_freed_memory
+from degrid.engine.ranks import gathered, together
 from degrid.image import oriented, to_array
 from degrid.kernels.dense_crf import refine_bytes, runs_compiled
 from degrid.kernels.support import code_bytes
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.raster import CACHE
 from degrid.threads import limited_threads
-from degrid.types import IGNORE_INDEX, RGB, Bands, UserError
+from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, UserError
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene | LargeScene
@@ -109,7 +110,9 @@ class Predictor:
         self.model = model.to(self.device)
         self.gives_ids = isinstance(model, ExportedNetwork) and model.output == "ids"
         """Whether it is an exported model that gives class ids at the image's size, and no logits."""
-        if self.gives_ids and not (self.options.is_plain and self.options.memory is None):
+        if isinstance(model, ExportedNetwork) and self.options.memory is not None:
+            raise no_limit_of_files()
+        if self.gives_ids and not self.options.is_plain:
             raise UserError(
                 "this exported model gives class ids, which cannot be fused over scales, flips or windows or sharpened "
                 "by a CRF; export it with --output logits (output=...)"
@@ -153,6 +156,18 @@ class Predictor:
         if empty is not None:
             found[empty] = IGNORE_INDEX
         return Prediction(found, logits, pixels)
+
+    def settle(self, dataset: Dataset) -> None:
+        """Choose a precision on the first images of a dataset, if it is "auto"; the same one in all processes."""
+        windowed = self.windowed
+        with together():
+            for index in range(len(dataset)):
+                if self.network.is_decided:
+                    break
+                self.class_ids(dataset[index].image)
+        self.windowed = windowed
+        if "float32" in gathered(self.network.precision):
+            self.network.use_float32()
 
     @limited_threads()
     def scores(self, image: Tensor) -> Tensor:
@@ -301,10 +316,15 @@ class Predictor:
         return round(_BEYOND * self.options.memory) - used_bytes(self.device)
 
     def _bytes_of_results(self, size: tuple[int, ...]) -> int:
-        """Class ids of an image, and the scores of the whole where views of it are fused: two and their sum."""
-        fused = not self.options.is_single or self.options.crf is not None
+        """Class ids of an image, and where views of it are fused the scores of the whole, and the views' pixels.
+
+        Scores are there three times, see `tta.fused_scores`; one of these has the size of a view.
+        """
+        largest, views = max(1.0, *self.options.scales) ** 2, 1 + self.options.flip
         classes = len(self.labels) if self.labels else _CLASSES
-        return size[0] * size[1] * (1 + (3 * _ROW * classes if fused else 0))
+        scores = 0 if self.options.is_single and self.options.crf is None else _ROW * classes * (2 + largest)
+        pixels = 0 if self.options.is_single else _ROW * self.bands.count * views * largest
+        return round(size[0] * size[1] * (1 + scores + pixels))
 
     def _usable_memory(self, beside: int = 0) -> int:
         """Bytes that feature maps may take with what is `beside` them; asked once, before there is a copy of the

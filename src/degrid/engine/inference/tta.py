@@ -41,12 +41,11 @@ def fused_scores(
     size = tuple(image.shape[-2:])
     total: Tensor | None = None
     for flipped, pixels in _views(image, options, convention, stride):
-        logits = slide(forward, pixels, options, convention)
-        if flipped:
-            logits = resize_mirrored(logits, size, convention, pixels.shape[3])
-        else:
-            logits = resize(logits, size, convention)
-        part = logits.softmax(1) if options.sums_probabilities else logits
+        part = slide(forward, pixels, options, convention)
+        width = pixels.shape[3]
+        part = resize_mirrored(part, size, convention, width) if flipped else resize(part, size, convention)
+        # At no time are there more than three maps of scores, the total included.
+        part = part.softmax(1) if options.sums_probabilities else part
         join = torch.add if options.fusion == "mean" else torch.maximum
         total = part if total is None else join(total, part)
     assert total is not None

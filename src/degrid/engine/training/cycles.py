@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from degrid.engine.evaluation.metrics import ConfusionMatrix, hits_and_unions, mean_iou
@@ -83,18 +84,19 @@ class TrainingScore:
     def count(self, logits: Tensor, label: Tensor) -> None:
         """Count a micro-batch: logits [N,C,h,w], label int64 [N,H,W]."""
         size = tuple(label.shape[-2:])
-        self._confusion.update(resize(logits.detach().float(), size, self.convention).argmax(1), label)
+        ids = resize(logits.detach().float(), size, self.convention).argmax(1)
+        self._confusion.update(ids.to(torch.uint8), label.to(torch.uint8))
 
     @property
     def counts(self) -> Tensor:
         """The confusion matrix since the cycle began; of several processes their sum, so that all must ask."""
-        return self._confusion.merged().counts
+        return torch.from_numpy(self._confusion.merged().counts)
 
     @counts.setter
     def counts(self, counts: Tensor) -> None:
-        self._confusion.counts = counts
+        self._confusion.counts = counts.numpy()
 
     @property
     def miou(self) -> float:
         """Over the classes seen since the cycle began, 0 to 1."""
-        return float(mean_iou(*hits_and_unions(self.counts)))
+        return float(mean_iou(*hits_and_unions(self.counts.numpy())))
