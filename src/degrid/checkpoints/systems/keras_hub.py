@@ -23,5 +23,5 @@ class KerasHub(System):
         """
         raise ConversionError(
             "keras-hub's DeepLab cannot be converted: its files number the layers and drop their names, and no order "
-            "of them has been proved to give the same logits; export the model with Keras, or train again"
+            "of its head's has been proved to give the same logits; export the model with Keras, or train again"
         )
