@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from degrid.checkpoints.readers.files import read_tensors
+from degrid.checkpoints.systems.plan import planned
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
@@ -112,5 +113,5 @@ def test_deeplab_of_keras_hub_is_refused_by_name():
     for root in ("layers/deep_lab_v3_backbone/", ""):
         tensors = {f"{root}layers/conv2d/vars/0": np.ones(1), f"{root}{pooling}": np.ones(1)}
         system, *_ = find_system(tensors, None, "x.weights.h5")
-        with pytest.raises(ConversionError, match="keras-hub's DeepLab cannot be converted: .*drop their names"):
-            system.plan(tensors)
+        with pytest.raises(ConversionError, match="^keras-hub's DeepLab cannot be converted: .*drop their names"):
+            planned(system, tensors, {}, "x.weights.h5")

@@ -22,6 +22,6 @@ class KerasHub(System):
             ConversionError: always.
         """
         raise ConversionError(
-            "keras-hub's DeepLab cannot be converted: its files number the layers and drop their names, and no order "
-            "of its head's has been proved to give the same logits; export the model with Keras, or train again"
+            "keras-hub's DeepLab cannot be converted: its files number the layers and drop their names, and which "
+            "is which in its head is not known; export the model with Keras, or train again"
         )

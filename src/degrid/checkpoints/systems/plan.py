@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.types import ConversionError, LabelSpace
+from degrid.types import ConversionError, LabelSpace, UserError
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -104,6 +104,8 @@ def planned(system: System, tensors: Tensors, config: Mapping[str, Any], file: o
     """
     try:
         return system.plan_beside(tensors, config)
+    except UserError:  # a ValueError, too, that says what it has to say
+        raise
     except (LookupError, TypeError, ValueError) as error:
         raise ConversionError(
             f"{file} has the names of {system.title}, but another tensor or setting than its networks have "

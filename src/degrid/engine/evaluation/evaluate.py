@@ -7,6 +7,8 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
+
 from degrid.background import Background, ahead
 from degrid.engine.evaluation.metrics import BoundaryCounts, ConfusionMatrix, Ids, scores
 from degrid.engine.ranks import own_items, together
@@ -102,7 +104,7 @@ def _predict(predictor: Classifier, sample: AnySample, confidences: CalibrationC
     """Class ids, uint8 [H,W], of the CPU; their confidence is counted where wanted."""
     if confidences is None:
         found: Ids = predictor.class_ids(sample.image)
-        return found.cpu() if hasattr(found, "cpu") else found
+        return found if isinstance(found, np.ndarray) else found.cpu()
     return _predict_and_count(cast("Predictor", predictor), cast(Sample, sample), confidences)
 
 
