@@ -1,6 +1,8 @@
 # Everything here makes its own virtual environment in .venv when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+# Compiled modules are kept, whatever the shell says: the tests start degrid hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-all lint bench docs clean
 

@@ -467,6 +467,14 @@ def test_mistakes_in_the_mends(tmp_path, text, message):
 # ---- what is counted ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", range(10))
+def test_pixels_of_labels_of_any_width_are_counted(width):
+    """Four at a time, and those that are left over."""
+    mask = (np.arange(width, dtype=np.uint8) % 3)[None]
+    values = LabelValues.of(mask)
+    assert dict(zip(values.values.tolist(), values.pixels.tolist(), strict=True)) == Counter(mask[0].tolist())
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6), st.integers(0, 6))
 @settings(max_examples=25, deadline=None)
 def test_surveys_add_up_in_any_parts(seeds, cut):

@@ -96,8 +96,12 @@ def test_who_asks_for_threads_gets_them(two_threads_for_one_core, monkeypatch):
 @pytest.mark.parametrize(
     ("quotas", "given", "expected"),
     [
-        ((), {}, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
-        ((1.5,), {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "5"}, {"OMP_NUM_THREADS": "3", "DEGRID_THREADS": "3"}),
+        ((), {}, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1", "OPENBLAS_THREAD_TIMEOUT": "10"}),
+        (
+            (1.5,),
+            {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "5", "OPENBLAS_THREAD_TIMEOUT": "26"},
+            {"OMP_NUM_THREADS": "3", "DEGRID_THREADS": "3"},
+        ),
         ((1.5,), {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "active"}, {}),
     ],
 )

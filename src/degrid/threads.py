@@ -70,11 +70,13 @@ def settle_threads() -> None:
     """For a program of its own, before it loads PyTorch: share the machine with other programs.
 
     OpenMP gets no more threads than a quota allows, and threads that wait at the end of each layer soon sleep. GNU's
-    OpenMP, with which PyTorch comes on Linux, and LLVM's would spin for milliseconds, on cores that others need: among
-    these the program's own threads. Settings that are there already stay.
+    OpenMP, with which PyTorch comes on Linux, LLVM's, and NumPy's OpenBLAS from the moment it is imported would spin
+    for milliseconds, on cores that others need: among these the program's own threads. Settings that are there already
+    stay.
     """
     if list(cores_of_groups()) and not _asked():
         os.environ[_SET] = os.environ["OMP_NUM_THREADS"] = str(usable_cores())
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # milliseconds
+        os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # 2^10 cycles; its own choice is 2^26

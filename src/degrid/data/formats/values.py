@@ -93,9 +93,14 @@ class LabelValues:
 def _unique(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values in order, and the pixels of each."""
     if raw.dtype == np.uint8:
-        grey = np.ascontiguousarray(raw)
-        # Pillow's histogram takes less than half the time of np.bincount, which widens the values first.
-        counts = np.array(Image.frombuffer("L", (grey.size, 1), grey, "raw", "L", 0, 1).histogram())
+        grey = np.ascontiguousarray(raw).ravel()
+        # Pillow's histogram of four bands takes a third of the time of np.bincount, which widens the values first, and
+        # less than that of one band, where a value that follows itself has to wait for the count before.
+        whole = grey[: grey.size // 4 * 4]
+        counts = np.bincount(grey[whole.size :], minlength=256)
+        if whole.size:
+            bands = Image.frombuffer("RGBA", (whole.size // 4, 1), whole, "raw", "RGBA", 0, 1)
+            counts += np.array(bands.histogram()).reshape(4, 256).sum(axis=0)
         values = np.flatnonzero(counts)
         return values.astype(np.uint8), counts[values]
     flat = raw.ravel()
