@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 
 _LEAVES = {"kernel": "weights", "bias": "biases"}
 _GOOGLE = GoogleDeepLab()
@@ -20,10 +20,7 @@ class Bonlime(System):
     """
 
     title = "bonlime/keras-deeplab-v3-plus: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"(.*/)?concat_projection/kernel(:0)?")
+    marks = (r"(.*/)?concat_projection/kernel(:0)?",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

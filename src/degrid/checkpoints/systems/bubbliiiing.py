@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
@@ -33,10 +33,7 @@ class Bubbliiiing(System):
 
     title = "bubbliiiing/deeplabv3-plus-pytorch and YudeWang/deeplabv3plus-pytorch: DeepLab v3+"
     aliases = ("yudewang",)
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"aspp\.branch5_conv\.weight") if "cat_conv.0.weight" in tensors else None
+    marks = (r"aspp\.branch5_conv\.weight", r"cat_conv\.0\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -15,10 +15,7 @@ class Caffe(System):
     """The original DeepLab v2, single or multi-scale; batch norm is split into the layers BatchNorm and Scale."""
 
     title = "DeepLab v2 in Caffe"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, "res2a_branch2a/0")
+    marks = ("res2a_branch2a/0",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. The multi-scale network holds its weights once for each scale; they must be the same."""

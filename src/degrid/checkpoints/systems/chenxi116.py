@@ -22,10 +22,7 @@ class Chenxi116(System):
     """ResNets at output stride 16."""
 
     title = "chenxi116/DeepLabv3.pytorch: DeepLab v3"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return "aspp.aspp5_bn.weight" if {"aspp.aspp5_bn.weight", "layer4.0.conv3.weight"} <= tensors.keys() else None
+    marks = (r"aspp\.aspp5_bn\.weight", r"layer4\.0\.conv3\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. Group norm and the stem of three convolutions without norm are refused."""

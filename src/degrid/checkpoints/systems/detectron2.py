@@ -27,10 +27,7 @@ class Detectron2(System):
     """R-103 with its deep stem, output stride 16, multi-grid 1, 2, 4; image pooling over crops of 512x1024."""
 
     title = "detectron2, project DeepLab: v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"sem_seg_head\.(aspp|decoder\.res5\.project_conv)\.convs\.0\.weight")
+    marks = (r"sem_seg_head\.(aspp|decoder\.res5\.project_conv)\.convs\.0\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

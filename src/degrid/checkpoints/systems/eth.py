@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 
 
 class Eth(System):
@@ -17,10 +17,7 @@ class Eth(System):
 
     title = "DeepLab v2 in TensorFlow (ETH, KDD, ZW, DS)"
     aliases = ("kdd", "zw", "ds")
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, "res2a_branch2a/weights")
+    marks = ("res2a_branch2a/weights",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. Early files have "/BatchNorm" between a layer and its variable."""

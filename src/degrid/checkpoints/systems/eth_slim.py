@@ -7,17 +7,14 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 
 
 class EthSlim(System):
     """The encoders "res50" and "res101" of the programs in `eth`; they start from slim's ImageNet weights."""
 
     title = "DeepLab v2 in TensorFlow with slim's ResNet (ETH, KDD, ZW)"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, "decoder/aspp/conv1/weights")
+    marks = ("decoder/aspp/conv1/weights",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

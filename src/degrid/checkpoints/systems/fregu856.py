@@ -19,11 +19,7 @@ class Fregu856(System):
     """The first stages are in one sequence, and the dilated ones beside it; images are BGR, with the mean of RGB."""
 
     title = "fregu856/deeplabv3: DeepLab v3"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        found = {"aspp.bn_conv_1x1_2.weight", "resnet.layer5.0.conv1.weight"} <= tensors.keys()
-        return "aspp.bn_conv_1x1_2.weight" if found else None
+    marks = (r"aspp\.bn_conv_1x1_2\.weight", r"resnet\.layer5\.0\.conv1\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. With a dilated stage 4 the output stride is 8, otherwise 16."""

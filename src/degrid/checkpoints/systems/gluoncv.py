@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 from degrid.checkpoints.systems.tramac import Tramac
 
 _TRAMAC = Tramac()
@@ -25,10 +25,7 @@ class GluonCV(System):
     """ResNets with a deep stem for v3, Xception for v3+, at output stride 8."""
 
     title = "GluonCV: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"head\.aspp\.concurent\.4\.gap\.1\.weight")
+    marks = (r"head\.aspp\.concurent\.4\.gap\.1\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -30,13 +30,10 @@ class GoogleDeepLab(System):
     """Corners are aligned, inside the head as well. Checkpoints and frozen graphs have the same names."""
 
     title = "tensorflow/models research/deeplab: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        trunk = first_match(
-            tensors, r"(MobilenetV[23]/Conv|xception_\d+/entry_flow/conv1_1|resnet_v1_\d+/conv1(_1)?)/weights"
-        )
-        return "logits/semantic/weights" if trunk and "logits/semantic/weights" in tensors else None
+    marks = (
+        "logits/semantic/weights",
+        r"(MobilenetV[23]/Conv|xception_\d+/entry_flow/conv1_1|resnet_v1_\d+/conv1(_1)?)/weights",
+    )
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. The output stride is that of the project's own export, 8 where there are no rates."""
@@ -218,11 +215,7 @@ class TransformersMobileNetV2(System):
     """The same network in PyTorch: ASPP is image pooling and a 1x1 branch, without rates."""
 
     title = "transformers: MobileNetV2ForSemanticSegmentation"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        head = "segmentation_head.conv_aspp.convolution.weight"
-        return head if head in tensors and first_match(tensors, r"mobilenet_v2\.conv_stem\..*") else None
+    marks = (r"segmentation_head\.conv_aspp\.convolution\.weight", r"mobilenet_v2\.conv_stem\..*")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 
 
 class Isht7(System):
@@ -15,10 +15,7 @@ class Isht7(System):
 
     title = "isht7/pytorch-deeplab-resnet: multi-scale DeepLab v2 (IS)"
     aliases = ("is",)
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"Scale\.conv1\.weight")
+    marks = (r"Scale\.conv1\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

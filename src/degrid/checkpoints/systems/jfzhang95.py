@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
@@ -31,10 +31,7 @@ class Jfzhang95(System):
     """Output stride 16 unless the user says otherwise; corners are aligned, inside the head as well."""
 
     title = "jfzhang95/pytorch-deeplab-xception: DeepLab v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"aspp\.aspp1\.atrous_conv\.weight")
+    marks = (r"aspp\.aspp1\.atrous_conv\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

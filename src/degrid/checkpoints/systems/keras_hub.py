@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 from degrid.types import ConversionError
 
 
@@ -10,10 +10,7 @@ class KerasHub(System):
     """Its files number the layers of a kind and drop their names (layers/conv2d_7/vars/0)."""
 
     title = "keras-hub: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"(layers/deep_lab_v3_backbone/)?layers/spatial_pyramid_pooling/.*/conv2d/vars/0")
+    marks = (r"(layers/deep_lab_v3_backbone/)?layers/spatial_pyramid_pooling/.*/conv2d/vars/0",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`.

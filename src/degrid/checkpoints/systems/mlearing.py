@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 from degrid.types import ConversionError
 
 _PLACES = {
@@ -29,10 +29,7 @@ class MLearing(System):
     """ResNet-101 at output stride 16."""
 
     title = "MLearing/Pytorch-DeepLab-v3-plus: DeepLab v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"aspp1\.atrous_convolution\.weight")
+    marks = (r"aspp1\.atrous_convolution\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. Its Xception is refused."""

@@ -47,10 +47,7 @@ class Mmseg(System):
     """
 
     title = "mmsegmentation: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"decode_head\.aspp_modules\.0\.conv\.weight")
+    marks = (r"decode_head\.aspp_modules\.0\.conv\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -17,10 +17,7 @@ class MobileNetV2Voc(System):
     """MobileNetV2 at output stride 8; ASPP is image pooling and a 1x1 branch, without rates."""
 
     title = "DeepLab v3 on MobileNetV2 (TensorFlow's, with torchvision's names)"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return "head.aspp0.0.weight" if {"head.aspp0.0.weight", "features.0.0.weight"} <= tensors.keys() else None
+    marks = (r"head\.aspp0\.0\.weight", r"features\.0\.0\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -34,11 +34,7 @@ class TransformersMobileViT(System):
     """Its images are blue, green, red, divided by 255."""
 
     title = "transformers: MobileViTForSemanticSegmentation"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        head = "segmentation_head.aspp.convs.0.convolution.weight"
-        return head if head in tensors and "mobilevit.conv_stem.convolution.weight" in tensors else None
+    marks = (r"segmentation_head\.aspp\.convs\.0\.convolution\.weight", r"mobilevit\.conv_stem\.convolution\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 
 # Ours are in the order 1x1, the rates, image pooling.
 _PLACES = {
@@ -24,10 +24,7 @@ class NanqingD(System):
     """Output stride 16, multi-grid 1, 2, 4."""
 
     title = "NanqingD/DeepLabV3-Tensorflow: DeepLab v3 (ND)"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"resnet_v1_\d+/aspp/1x1conv/weights")
+    marks = (r"resnet_v1_\d+/aspp/1x1conv/weights",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

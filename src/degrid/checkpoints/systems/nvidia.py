@@ -29,10 +29,7 @@ class Nvidia(System):
     """DeepWV3Plus and DeepV3Plus, whose corners are aligned, and DeepV3PlusW38 of the later code, whose are not."""
 
     title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3Plus, DeepV3PlusW38"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return "bot_fine.weight" if {"bot_fine.weight", "aspp.img_conv.0.weight"} <= tensors.keys() else None
+    marks = (r"bot_fine\.weight", r"aspp\.img_conv\.0\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. Other trunks are refused, and decoders that read a coarser feature."""

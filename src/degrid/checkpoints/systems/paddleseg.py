@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
@@ -29,10 +29,7 @@ class PaddleSeg(System):
     """ResNets "vd" at output stride 8 with multi-grid 1, 2, 4, as in the project's configurations."""
 
     title = "PaddleSeg: DeepLabV3, DeepLabV3P"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"head\.aspp\.aspp_blocks\.0\._conv\.weight")
+    marks = (r"head\.aspp\.aspp_blocks\.0\._conv\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -69,14 +69,17 @@ class System(ABC):
     Attributes:
         title: the program, in words.
         aliases: names of programs that write the same files.
+        marks: regular expressions of names that only this system's files have all of, the most telling first.
     """
 
     title: str
     aliases: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
-    @abstractmethod
     def recognise(self, tensors: Tensors) -> str | None:
-        """The name of a tensor that only this system's files have; None where there is none."""
+        """The name of a tensor that only this system's files have, by default one of `marks`; None for other files."""
+        found = [first_match(tensors, mark) for mark in self.marks]
+        return found[0] if found and all(found) else None
 
     @abstractmethod
     def plan(self, tensors: Tensors) -> Plan:

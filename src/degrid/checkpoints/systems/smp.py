@@ -36,10 +36,7 @@ class Smp(System):
     """
 
     title = "segmentation_models.pytorch: DeepLabV3, DeepLabV3Plus"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"decoder\.(aspp\.(0\.)?|0\.)convs\.0\.0\.weight")
+    marks = (r"decoder\.(aspp\.(0\.)?|0\.)convs\.0\.0\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

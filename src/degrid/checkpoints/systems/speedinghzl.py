@@ -30,11 +30,7 @@ class Speedinghzl(System):
     """ResNet-101 with a deep stem at output stride 8; its batch norm scales by the weight's magnitude and epsilon."""
 
     title = "speedinghzl/pytorch-segmentation-toolbox: DeepLab v3"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        found = {"head.0.conv1.1.weight", "head.0.bottleneck.0.weight", "layer4.0.conv3.weight"} <= tensors.keys()
-        return "head.0.conv1.1.weight" if found else None
+    marks = (r"head\.0\.conv1\.1\.weight", r"head\.0\.bottleneck\.0\.weight", r"layer4\.0\.conv3\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

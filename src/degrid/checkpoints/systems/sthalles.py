@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 
 # Ours are in the order 1x1, the rates, image pooling.
 _PLACES = {
@@ -24,10 +24,7 @@ class Sthalles(System):
     """Its head has no ReLU and takes the features from before the last batch norm."""
 
     title = "sthalles/deeplab_v3: DeepLab v3 (ST)"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, "DeepLab_v3/ASPP_layer/.*")
+    marks = ("DeepLab_v3/ASPP_layer/.*",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 from degrid.weight_names import xception_name
 
 _ASPP = rules.aspp_places("head.aspp.b{}", (".block.0", ".block.1"), first=0)
@@ -38,10 +38,7 @@ class Tramac(System):
     """ResNets with a deep stem for v3, Xception for v3+, at output stride 8."""
 
     title = "Tramac/awesome-semantic-segmentation-pytorch: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"head\.aspp\.b4\.gap\.1\.weight")
+    marks = (r"head\.aspp\.b4\.gap\.1\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""

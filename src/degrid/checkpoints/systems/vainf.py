@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
@@ -35,10 +35,7 @@ class VainF(System):
     """Output stride 16 unless the user says otherwise: the project writes it into the name of the file only."""
 
     title = "VainF/DeepLabV3Plus-Pytorch: DeepLab v3, v3+"
-
-    def recognise(self, tensors: Tensors) -> str | None:
-        """See `System`."""
-        return first_match(tensors, r"classifier\.(aspp|classifier\.0)\.convs\.0\.0\.weight")
+    marks = (r"classifier\.(aspp|classifier\.0)\.convs\.0\.0\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
