@@ -79,6 +79,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
+DAMAGE: tuple[type[Exception], ...] = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
+"""What using the values of a damaged or foreign file raises."""
+
+
+@contextlib.contextmanager
+def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Say what was expected where the values read from a file have another form.
+
+    Args:
+        what: the file, and what was expected.
+        more: what else the body raises for such values.
+    Raises:
+        UserError: `what`, and what was found wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE + more as error:
+        raise UserError(f"{what} ({error!r})") from error
+
+
 @contextlib.contextmanager
 def explained(target: Path) -> Iterator[None]:
     """Say in one sentence why a file could not be written; the body leaves what was there before as it is.

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from degrid.types import UserError
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -43,6 +44,14 @@ def some(names: Iterable[object], count: int = 4) -> str:
     """The first names, with ", ..." where there are more: "a, b, c, d, ..."."""
     words = [str(name) for name in names]
     return ", ".join(words[:count]) + ", ..." * (len(words) > count)
+
+
+def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
+    """The second of each pair by the first, both in the order of the pairs."""
+    found: dict[K, list[T]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def counted(number: int, noun: str, verb: str = "") -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from degrid.arguments import checked
 from degrid.contracts import Rate
-from degrid.lookup import some
+from degrid.lookup import grouped, some
 from degrid.smoothing.candidates import Candidate, Where, candidates, rate_of, rate_text, rates_of, shown_rate
 from degrid.smoothing.layers import dress, name_of
 from degrid.smoothing.operators import Operator
@@ -45,7 +45,7 @@ class SmoothingReport:
                 f"  at rate {rates_text} the filter of {self.operator} is a single tap, as "
                 'published: those layers are unchanged ("tent" smooths them too)'
             )
-        return "\n".join(lines + _grouped(self.skipped))
+        return "\n".join(lines + _by_reason(self.skipped))
 
 
 def rate_at_most(limit: int) -> Where:
@@ -102,7 +102,7 @@ def smooth_dilated_convs(
     # All operators are made before the first layer changes, so that a failure leaves the model unchanged.
     chosen, skipped = _selected(candidates(model, where, padded_outside, example), make, legacy)
     if not chosen:
-        reasons = "\n".join(_grouped(skipped)) or "  it has no dilated convolution"
+        reasons = "\n".join(_by_reason(skipped)) or "  it has no dilated convolution"
         raise UserError(
             f"nothing to smooth in this {type(model).__name__}:\n{reasons}\n"
             "build the network with a smaller output stride, dilate it with degrid.dilate(model, output_stride=8), or "
@@ -151,9 +151,7 @@ def _fitted(conv: Any, operator: Operator) -> Operator:
     return operator.to(stored.device, dtype).train(conv.training)
 
 
-def _grouped(skipped: tuple[tuple[str, str], ...]) -> list[str]:
+def _by_reason(skipped: tuple[tuple[str, str], ...]) -> list[str]:
     """One line per reason, with the first names."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in skipped:
-        reasons.setdefault(reason, []).append(name or "the model itself")
+    reasons = grouped((reason, name or "the model itself") for name, reason in skipped)
     return [f"  skipped {len(names)}: {reason} ({some(names, 3)})" for reason, names in reasons.items()]

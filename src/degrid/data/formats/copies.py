@@ -17,6 +17,7 @@ from degrid.data.formats.lookalikes import Looks, is_same_picture, look_of
 from degrid.data.formats.matching import folded
 from degrid.data.formats.source import LazySources, Source
 from degrid.image import image_size, read_jpeg
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 _MOST_READ = 2000
@@ -121,20 +122,16 @@ def _like(
 
 
 def _anew(sources: Sequence[Source], likely: Iterable[tuple[int, Iterable[Source]]]) -> dict[int, Source]:
-    return {index: copy for index, others in likely if (copy := _same_picture(sources[index], others))}
-
-
-def _same_picture(source: Source, others: Iterable[Source]) -> Source | None:
-    return next((other for other in others if is_same_picture(source, other)), None)
+    """The copies of images, among those that are likely ones, by the images' indices."""
+    same = ((index, (other for other in others if is_same_picture(sources[index], other))) for index, others in likely)
+    return {index: copy for index, copies in same if (copy := next(copies, None))}
 
 
 def _named_alike(
     learnt: Sequence[Source], left: Iterable[tuple[int, Source]]
 ) -> Iterator[tuple[int, Iterable[Source]]]:
     """Some of the image files that have others of the same name and size among those to train on, and these."""
-    by_name: dict[str, list[Source]] = {}
-    for source in learnt:
-        by_name.setdefault(_called(source), []).append(source)
+    by_name = grouped((_called(source), source) for source in learnt)
     by_name.pop("", None)
     named = [(index, source, by_name[name]) for index, source in left if (name := _called(source)) in by_name]
     for index, source, others in named[:: math.ceil(len(named) / _MOST_NAMES) or 1]:
@@ -175,9 +172,7 @@ class _Images:
         self._lengths = lengths
         # What is called by its name alone is no file, and may be another image in another split.
         self._by_place = {place: source for source in sources if (place := source.places()[0]) != source.name}
-        self._by_length: dict[int, list[Source]] = {}
-        for source in sources:
-            self._by_length.setdefault(lengths[id(source)], []).append(source)
+        self._by_length = grouped((lengths[id(source)], source) for source in sources)
         self._probes: dict[int, dict[bytes, list[Source]]] = {}
         self._digests: dict[int, bytes] = {}
 
@@ -189,9 +184,7 @@ class _Images:
         if length < 0 or length not in self._by_length:
             return None
         if length not in self._probes:
-            probes = self._probes.setdefault(length, {})
-            for other in self._by_length[length]:
-                probes.setdefault(_probe(other, length), []).append(other)
+            self._probes[length] = grouped((_probe(other, length), other) for other in self._by_length[length])
         for other in self._probes[length].get(_probe(source, length), []):
             digest = self._digest(source)
             if digest and digest == self._digest(other):

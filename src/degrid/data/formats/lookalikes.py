@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from degrid.data.formats.source import Source
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 _SIDE, _EXAMINED = 16, 96
@@ -56,9 +57,8 @@ class Looks:
         kept = [index for index, look in enumerate(looks) if look]
         self._sources = [sources[index] for index in kept]
         self._looks = _array([looks[index] for index in kept])
-        self._places: dict[tuple[int, ...], list[int]] = {}
-        for index, place in enumerate(np.floor(_quarters(self._looks) / _STEP).astype(int).tolist()):
-            self._places.setdefault(tuple(place), []).append(index)
+        places = np.floor(_quarters(self._looks) / _STEP).astype(int).tolist()
+        self._places = grouped((tuple(place), index) for index, place in enumerate(places))
 
     def like(self, look: bytes) -> Iterator[Source]:
         """The pictures that look so, the most alike first."""

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from degrid.lookup import grouped
+
 _IN_COLOR = ("_train_color", "_label_color", "_mask_color", "_color_mask", "_color", "_colors", "_colour", "_colored")
 MASK_ENDINGS = (
     "",
@@ -102,9 +104,7 @@ def _nearly_matched(images: list[str], masks: list[str]) -> dict[str, str]:
 
 
 def _by_folded_names(images: list[str], masks: list[str]) -> dict[str, str]:
-    by_name: dict[str, list[str]] = {}
-    for mask in masks:
-        by_name.setdefault(folded(_stem(mask)), []).append(mask)
+    by_name = grouped((folded(_stem(mask)), mask) for mask in masks)
     count = Counter(folded(_stem(image)) for image in images)
     found = {}
     for image in images:

@@ -18,7 +18,7 @@ from degrid.data.shards.names import mask_ending, member_name
 from degrid.data.shards.places import in_folder, in_threads, read_part, sizes
 from degrid.data.shards.source import ShardSource
 from degrid.data.tfrecord.format import called, splits_by_name
-from degrid.lookup import counted, some
+from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
 
 _BLOCK = 1 << 22
@@ -49,9 +49,8 @@ class WebDataset(DataFormat):
         files = [file for file in files if file.is_file() and not file.name.startswith(".")]
         if not any(map(_has_pairs, files)):
             return None
-        splits: dict[str, list[Path]] = {}
-        for file, split in splits_by_name({file: called(file.stem) for file in files}, "tar files").items():
-            splits.setdefault(split, []).append(file)
+        split_of = splits_by_name({file: called(file.stem) for file in files}, "tar files")
+        splits = grouped((split, file) for file, split in split_of.items())
         folder = files[0].parent
         labels, rule = class_table(folder)
         sources = {split: LazySources(partial(_scanned, tuple(chosen))) for split, chosen in splits.items()}
@@ -185,9 +184,7 @@ def without_bad_shards(sources: Sequence[Source]) -> tuple[list[Source], list[st
     Raises:
         UserError: none is sound.
     """
-    shards: dict[str, list[Source]] = {}
-    for source in sources:
-        shards.setdefault(source.store() or source.name, []).append(source)
+    shards = grouped((source.store() or source.name, source) for source in sources)
     lost = {PurePosixPath(shard).name: samples for shard, samples in shards.items() if not _is_sound(shard, samples)}
     if not lost:
         return list(sources), []

@@ -12,6 +12,7 @@ from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.source import BrokenSource, LazySources, Source
 from degrid.data.tfrecord.records import records_in, without_suffix
 from degrid.data.tfrecord.source import RecordSource
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 # x.tfrecord, x-00000.tfrecord, x-00000-of-00010.tfrecord, x.tfrecord-00000-of-00010, x-00000-of-00010. The last without
@@ -52,9 +53,7 @@ class TFRecord(DataFormat):
         labels, rule = class_table(folder)
         if labels is None:
             labels, rule = class_table(root)
-        files: dict[str, list[Path]] = {}
-        for file, split in splits.items():
-            files.setdefault(split, []).append(file)
+        files = grouped((split, file) for file, split in splits.items())
         sources = {split: LazySources(partial(sources_in, chosen)) for split, chosen in files.items()}
         notes = [note for split, chosen in files.items() if (note := _incomplete(split, chosen))]
         return Layout(first.name, root, sources, labels, rule, notes=notes, how_to_add="a file {split}.tfrecord")

@@ -15,10 +15,9 @@ from degrid.data.formats.benchmarks.coco import prepared_folders
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair, read_text
-from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.tools.coco_json import CocoJson
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 

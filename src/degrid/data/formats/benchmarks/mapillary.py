@@ -8,7 +8,7 @@ from degrid.data.formats.benchmarks.common import benchmark
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import pair_folders, read_text
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # The folder of the labels, and the file of their classes. Most published scores are on the classes of v1.2.
@@ -52,14 +52,12 @@ class Mapillary(DataFormat):
 
 def _classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     """The classes in the order of their ids, and the rule that makes the others void."""
-    try:
+    with blaming(f"{file}: expected labels, each with name, color and evaluate"):
         rows = parse_json(read_text(file))["labels"]
         written = [str(row["name"]) for row in rows]
         readable = [str(row.get("readable", row["name"])) for row in rows]
         colors: list[Color] = [(int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows)]
         counted = [bool(row["evaluate"]) for row in rows]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected labels, each with name, color and evaluate ({error!r})") from error
     names = readable if len(set(readable)) == len(readable) else written
     kept = [raw for raw, counts in enumerate(counted) if counts]
     ids = dict.fromkeys([*range(len(rows)), IGNORE_INDEX], IGNORE_INDEX) | {raw: k for k, raw in enumerate(kept)}

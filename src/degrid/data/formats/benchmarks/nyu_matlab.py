@@ -14,6 +14,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import divided, with_val
 from degrid.data.formats.read_array import read_matlab
 from degrid.data.formats.source import Source
+from degrid.files import blaming
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 MATLAB = "nyu_depth_v2_labeled.mat"
@@ -36,11 +37,9 @@ def read_nyu(file: Path) -> Layout:
             f"classMapping40.mat (mapClass and className); there are {len(tables)}"
         )
     mapping = read_matlab(tables[0])
-    try:
+    with blaming(f"{tables[0]}: expected mapClass and className"):
         names = [str(np.asarray(name).ravel()[0]) for name in mapping["className"].ravel()]
         classes = tuple(int(number) for number in mapping["mapClass"].ravel())
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{tables[0]}: expected mapClass and className ({error!r})") from error
     if not all(0 <= number <= len(names) for number in classes):
         raise UserError(f"{tables[0]}: expected classes from 0 to {len(names)}, got up to {max(classes)}")
     labels = LabelSpace(tuple(names), voc_palette(len(names) + 1)[1:])

@@ -11,6 +11,7 @@ import numpy as np
 from degrid.data.formats.benchmarks.common import benchmark, by_color, from_one, in_full_colors, under
 from degrid.data.formats.layout import DataFormat, Layout, splits_of
 from degrid.data.formats.pairs import Pair, images_in, match_names, pair_folders
+from degrid.lookup import grouped
 from degrid.types import LabelSpace, UserError
 
 _LOVEDA = (
@@ -98,10 +99,7 @@ class DeepGlobe(DataFormat):
 def _by_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
     """The pairs in folders that are called as splits; all others are to train on."""
     tops = splits_of({pair.name.split("/")[0] for pair in pairs if "/" in pair.name})
-    splits: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        splits.setdefault(tops.get(pair.name.split("/")[0], "train"), []).append(pair)
-    return splits
+    return grouped((tops.get(pair.name.split("/")[0], "train"), pair) for pair in pairs)
 
 
 def _near(path: Path, pattern: str) -> bool:

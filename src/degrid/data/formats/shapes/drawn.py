@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,30 +18,14 @@ from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
 from degrid.data.formats.pairs import Pair, divided, images_in, read_text, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json
 from degrid.image import open_image
+from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError
 
 OVERLAPS = "pixels without an object are background; where objects overlap, the smaller one counts"
 
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on the image lies on its side
-# What may be wrong with the values in a file that is JSON.
-DAMAGE = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError)
-
-
-@contextlib.contextmanager
-def blaming(what: str) -> Iterator[None]:
-    """Say what was expected where values are of another form than they should be.
-
-    Raises:
-        UserError: `what`, and what was found wrong.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except DAMAGE as error:
-        raise UserError(f"{what} ({error!r})") from error
 
 
 def _nothing(height: int, width: int) -> Iterable[Thing]:
@@ -66,12 +49,8 @@ class Drawn(Pair):
     def read_label(self) -> np.ndarray:
         """See `Source`."""
         height, width = self.size or shown_size(self.image)
-        try:
+        with blaming(f"{self.mask}: the shapes of {self.name} cannot be drawn:"):
             return draw(self._objects(height, width), height, width, self.rest)
-        except DAMAGE as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{self.mask}: the shapes of {self.name} cannot be drawn: {error!r}") from error
 
     def _objects(self, height: int, width: int) -> Iterable[Thing]:
         for thing in self.things(height, width):
@@ -214,11 +193,7 @@ class Images:
 
     @cached_property
     def _index(self) -> dict[str, list[Path]]:
-        files: dict[str, list[Path]] = {}
-        for file in self.all:
-            for name in {file.name, self._UPLOADED.sub("", file.name)}:
-                files.setdefault(name, []).append(file)
-        return files
+        return grouped((name, file) for file in self.all for name in {file.name, self._UPLOADED.sub("", file.name)})
 
 
 def _alike(file: Path, name: Path) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError
 
 # The sides of a pixel, in the order in which they are passed with the pixel on the right-hand side: top, right, bottom,
@@ -75,9 +76,7 @@ def outlines(
         rings = [_simplified(ring, borders.is_junction(ring), tolerance) for ring in rings]
     owner, areas = borders.owners(), borders.sums(None)
     sums = borders.sums(weights) if weights is not None else np.full(len(areas), np.nan)
-    holes: dict[int, list[int]] = {}
-    for loop in np.flatnonzero(areas < 0).tolist():
-        holes.setdefault(int(owner[loop]), []).append(loop)
+    holes = grouped((int(owner[loop]), loop) for loop in np.flatnonzero(areas < 0).tolist())
     found = []
     for loop in np.flatnonzero(areas > 0).tolist():
         parts = [loop, *holes.get(loop, ())]
@@ -149,11 +148,9 @@ def _neighbours(place: np.ndarray, asked: np.ndarray) -> dict[int, list[tuple[in
         for differ in [(one != other) & (asked[one] | asked[other])]
     ]
     both = np.concatenate([*pairs, *(pair[:, ::-1] for pair in pairs)])
-    found: dict[int, list[tuple[int, int]]] = {}
     kinds, lengths = np.unique(both, axis=0, return_counts=True)
-    for (region, other), length in zip(kinds.tolist(), lengths.tolist(), strict=True):
-        found.setdefault(region, []).append((other, length))
-    return found
+    borders = zip(kinds.tolist(), lengths.tolist(), strict=True)
+    return grouped((region, (other, length)) for (region, other), length in borders)
 
 
 class _Borders:

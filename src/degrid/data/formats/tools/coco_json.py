@@ -16,13 +16,13 @@ from typing import Any
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import read_text
 from degrid.data.formats.shapes.coco import segmentation_region
-from degrid.data.formats.shapes.drawn import DAMAGE, OVERLAPS, Drawn, Images, blaming, split_of_file, with_splits
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
-from degrid.files import parse_json
-from degrid.lookup import counted, some
+from degrid.files import DAMAGE, blaming, parse_json
+from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
@@ -94,10 +94,7 @@ def coco_files(path: Path) -> list[Path]:
         return [path] if path.suffix.lower() == ".json" and _is_coco(path) else []
     found = []
     for pattern in ("*.json", "*/*.json", "*/*/*.json"):
-        folders: dict[Path, list[Path]] = {}
-        for file in sorted(path.glob(pattern)):
-            folders.setdefault(file.parent, []).append(file)
-        for files in folders.values():
+        for files in grouped((file.parent, file) for file in sorted(path.glob(pattern))).values():
             found += [file for file in files if _is_coco(file)] if len(files) <= _MOST_FILES else []
     if len(found) > 1:  # person_keypoints_val2017.json has the same objects again
         found = [file for file in found if "instances" in file.name] or found
@@ -126,7 +123,10 @@ def _is_coco(file: Path) -> bool:
 
 
 def _read(file: Path) -> CocoFile:
-    try:
+    with blaming(
+        f"{file} is not valid JSON, cut short, or holds no annotations in COCO's form (images, annotations, "
+        "categories):"
+    ):
         content = parse_json(read_text(file), object_hook=_compact)
         names = {row["id"]: str(row["name"]) for row in sorted(content["categories"], key=lambda row: row["id"])}
         rows = {row["id"]: row for row in content["images"]}
@@ -141,13 +141,6 @@ def _read(file: Path) -> CocoFile:
         unknown = next((row["category_id"] for row in found.all() if row["category_id"] not in names), None)
         if unknown is not None:
             raise ValueError(f"category_id {unknown}, which is not among the categories")
-    except DAMAGE as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{file} is not valid JSON, cut short, or holds no annotations in COCO's form (images, annotations, "
-            f"categories): {error!r}"
-        ) from error
     return found
 
 

@@ -16,20 +16,13 @@ import numpy as np
 
 from degrid.data.formats.class_text import written_color
 from degrid.data.formats.layout import DataFormat, Layout, split_of
-from degrid.data.formats.shapes.drawn import (
-    Drawn,
-    Images,
-    blaming,
-    read_xml,
-    refuse_boxes,
-    split_of_file,
-    with_splits,
-)
+from degrid.data.formats.shapes.drawn import Drawn, Images, read_xml, refuse_boxes, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.lookup import counted
+from degrid.files import blaming
+from degrid.lookup import counted, grouped
 from degrid.types import UserError
 
 _AREAS = ("polygon", "mask", "ellipse", "box")
@@ -80,11 +73,11 @@ class Cvat(DataFormat):
         rows = {row.name: row for content in contents.values() for row in content.rows}
         labels, rule, ids = named_classes(rows.values(), root, files[0].name)
         images = Images(root)
-        splits: dict[str, list[Drawn]] = {}
-        for file, content in contents.items():
-            for row in content.images:
-                split = split_of(row.subset) if row.subset else split_of_file(file, root)
-                splits.setdefault(split, []).append(_source(file, row, images, ids))
+        splits = grouped(
+            (split_of(row.subset) if row.subset else split_of_file(file, root), _source(file, row, images, ids))
+            for file, content in contents.items()
+            for row in content.images
+        )
         if empty := sum(not row.shapes for content in contents.values() for row in content.images):
             notes.append(f"{counted(empty, 'image', 'have')} no object: background all over")
         divided, said = with_splits(splits)

@@ -13,7 +13,7 @@ from degrid.data.formats.class_rows import VOID_NAMES, ClassRow
 from degrid.data.formats.class_text import rows_of_lines
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import read_names, read_text
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json
 from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -111,12 +111,10 @@ def read_label_colors(file: Path) -> list[LabelRow]:
 
 def read_dataset_meta(file: Path) -> list[LabelRow]:
     """dataset_meta.json of Datumaro: labels, and segmentation_colors of those in label_map."""
-    try:
+    with blaming(f"{file}: expected labels, label_map and segmentation_colors"):
         meta = parse_json(read_text(file))
         colors = dict(zip(meta.get("label_map", {}).values(), meta.get("segmentation_colors", []), strict=False))
         names = [str(name) for name in meta["labels"]]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected labels, label_map and segmentation_colors ({error!r})") from error
     return [
         LabelRow(name, _color(colors[name], file, name) if name in colors else None, value)
         for value, name in enumerate(names)

@@ -14,6 +14,7 @@ from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_json
 from degrid.image import IMAGE_SUFFIXES
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 # As label_studio_sdk's converter/brush.py writes it; of the address only letters, digits, "@" and "." are left.
@@ -52,16 +53,15 @@ class LabelStudio(DataFormat):
         images = _by_name([file for file in images_in(path) if not _NAME.fullmatch(file.name)])
         rows = [LabelRow(name, None, value) for value, name in enumerate(sorted({mask.label for mask in masks}))]
         labels, rule, ids = named_classes(rows, path, said or masks[0].file.name)
-        tasks: dict[int, dict[int, list[_Mask]]] = {}
-        for mask in masks:
-            tasks.setdefault(mask.task, {}).setdefault(mask.annotation, []).append(mask)
+        tasks = grouped((mask.task, mask) for mask in masks)
         pairs: list[Pair] = []
-        for task, given in sorted(tasks.items()):
+        for task, its_masks in sorted(tasks.items()):
+            given = grouped((mask.annotation, mask) for mask in its_masks)
             image = _image(task, names, images, path)
             layers = tuple((ids[mask.label], mask.file) for mask in given[max(given)])
             name = image.relative_to(path).with_suffix("").as_posix()
             pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[""]))
-        several = sum(len(given) > 1 for given in tasks.values())
+        several = sum(len({mask.annotation for mask in its_masks}) > 1 for its_masks in tasks.values())
         splits, notes = divided(pairs)
         notes.append("pixels without a label are background; where labels overlap, the smaller one counts")
         if several:
@@ -108,11 +108,7 @@ def _addresses(task: dict[str, Any]) -> Iterator[str]:
 
 def _by_name(files: list[Path]) -> dict[str, list[Path]]:
     """The files by their names, and by what these were before the upload."""
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        for name in {file.name, _UPLOADED.sub("", file.name, count=1)}:
-            found.setdefault(name, []).append(file)
-    return found
+    return grouped((name, file) for file in files for name in {file.name, _UPLOADED.sub("", file.name, count=1)})
 
 
 def _image(task: int, names: dict[int, str], images: dict[str, list[Path]], path: Path) -> Path:

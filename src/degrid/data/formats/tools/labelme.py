@@ -20,19 +20,12 @@ from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, rgb_like
 from degrid.data.formats.pairs import files_in, images_in, read_names
-from degrid.data.formats.shapes.drawn import (
-    DAMAGE,
-    Drawn,
-    Images,
-    read_json,
-    refuse_boxes,
-    split_of_folders,
-    with_splits,
-)
+from degrid.data.formats.shapes.drawn import Drawn, Images, read_json, refuse_boxes, split_of_folders, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.files import blaming
 from degrid.image import oriented
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
@@ -87,10 +80,8 @@ class Embedded(Drawn):
 
     def image_file(self) -> bytes:
         """See `Source`."""
-        try:
+        with blaming(f"{self.image}: imageData is no image in base64"):
             return base64.b64decode(read_json(self.image)["imageData"])
-        except DAMAGE as error:
-            raise UserError(f"{self.image}: imageData is no image in base64 ({error!r})") from error
 
     def image_length(self) -> int:
         """See `Source`."""
@@ -136,12 +127,10 @@ def _files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     content = read_json(file)
-    try:
+    with blaming(f"{file}: expected labelme's shapes, each with label and points"):
         for shape in content["shapes"]:
             shape["label"], shape["points"]
         content["imagePath"]
-    except DAMAGE as error:
-        raise UserError(f"{file}: expected labelme's shapes, each with label and points ({error!r})") from error
     # The pictures of all files would not fit into memory.
     return {**content, "imageData": bool(content.get("imageData"))}
 

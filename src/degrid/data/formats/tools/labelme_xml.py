@@ -21,7 +21,6 @@ from degrid.data.formats.shapes.drawn import (
     OVERLAPS,
     Drawn,
     Images,
-    blaming,
     read_xml,
     refuse_boxes,
     split_of_folders,
@@ -31,6 +30,7 @@ from degrid.data.formats.shapes.polygon import polygon_region
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
+from degrid.files import blaming
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX
 

@@ -13,10 +13,10 @@ import numpy as np
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, divided, files_in, images_in, read_text
-from degrid.data.formats.shapes.drawn import blaming
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 # NAME_label_LABELSET.png holds instances, NAME_label_LABELSET_semantic.png category ids.
@@ -45,10 +45,7 @@ class SegmentsAi(DataFormat):
             if any(labelset == "ground-truth" for _, labelset in labels):
                 raise UserError(f"{path} holds Segments.ai's label bitmaps; put the release file (.json) beside them")
             return None
-        images: dict[str, list[Path]] = {}
-        for file in files:
-            if not _LABEL.fullmatch(file.name):
-                images.setdefault(file.stem, []).append(file)
+        images = grouped((file.stem, file) for file in files if not _LABEL.fullmatch(file.name))
         with blaming(f"{path / said}: expected a release with categories and samples"):
             rows = [_row(category) for category in release["dataset"]["task_attributes"]["categories"]]
             samples = release["dataset"]["samples"]

@@ -21,7 +21,7 @@ from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, labels_of
-from degrid.files import parse_json, walk
+from degrid.files import blaming, parse_json, walk
 from degrid.types import LabelSpace, UserError, voc_palette
 
 _META = "meta.json"
@@ -103,13 +103,11 @@ def _class_rows(file: Path) -> list[LabelRow]:
     """The classes of meta.json in order; none without the file."""
     if not file.is_file():
         return []
-    try:
+    with blaming(f"{file}: expected classes, each with a title and a color"):
         classes = [
             (str(row["title"]), written_color(str(row.get("color", ""))))
             for row in parse_json(read_text(file))["classes"]
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected classes, each with a title and a color ({error!r})") from error
     return [LabelRow(name, color, value) for value, (name, color) in enumerate(classes)]
 
 
@@ -119,11 +117,9 @@ def _machine_classes(path: Path, rows: list[LabelRow]) -> tuple[LabelSpace, Mask
     if labels is not None and rule is not None:
         return labels, rule
     file = path / _VALUES
-    try:
+    with blaming(f"{file}: expected a value or colour for each class"):
         values = {str(name): np.broadcast_to(value, 3).tolist() for name, value in parse_json(read_text(file)).items()}
         drawn = [LabelRow(name, (r, g, b), int(r)) for name, (r, g, b) in values.items()]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected a value or colour for each class ({error!r})") from error
     labels, rule = labels_of([LabelRow(BACKGROUND, (0, 0, 0), 0), *drawn], file, exact=True)
     shown = {row.name: row.color for row in rows if row.color}
     palette = voc_palette(len(labels))
@@ -145,7 +141,7 @@ class ShapeFile(Pair):
         """See `Source`."""
         if self.mask is None:
             return super().read_label()
-        try:
+        with blaming(f"{self.mask}: expected the size and the objects of an image", OSError, zlib.error):
             values = parse_json(read_text(self.mask))
             label = np.full((values["size"]["height"], values["size"]["width"]), self.ids[""], np.uint8)
             for drawn in values["objects"]:
@@ -154,10 +150,6 @@ class ShapeFile(Pair):
                     raise UserError(f'{self.mask} has an object of the class "{name}", which is not in {_META}')
                 region = _region(drawn, *label.shape)
                 window(label, region)[region.pixels] = self.ids[name]
-        except (KeyError, TypeError, ValueError, OSError, zlib.error) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{self.mask}: expected the size and the objects of an image ({error!r})") from error
         return label
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.shapes.drawn import (
-    DAMAGE,
     OVERLAPS,
     Drawn,
     Images,
@@ -28,7 +27,8 @@ from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, r
 from degrid.data.formats.shapes.region import NOTHING, Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.lookup import counted
+from degrid.files import blaming
+from degrid.lookup import counted, grouped
 from degrid.types import IGNORE_INDEX, UserError
 
 _MARK = b'"shape_attributes"'
@@ -67,9 +67,11 @@ class Via(DataFormat):
         names = _names(regions, attribute)
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, files[0].name)
         images = Images(root)
-        splits: dict[str, list[Drawn]] = {}
-        for file, found in contents.items():
-            splits.setdefault(split_of_file(file, root), []).extend(_sources(file, found, attribute, images, ids))
+        splits = grouped(
+            (split_of_file(file, root), source)
+            for file, found in contents.items()
+            for source in _sources(file, found, attribute, images, ids)
+        )
         if empty := [image["regions"] for image in rows].count([]):
             notes.append(f"{counted(empty, 'image', 'have')} no region: background all over")
         divided, said = with_splits(splits)
@@ -105,7 +107,7 @@ def _is_project(file: Path) -> bool:
 def _read(file: Path) -> list[dict[str, Any]]:
     """The images, each with filename and regions, a list."""
     content = read_json(file)
-    try:
+    with blaming(f"{file}: expected the images of VIA, each with filename and regions"):
         images = content.get("_via_img_metadata", content)
         found = []
         for image in images.values() if isinstance(images, dict) else images:
@@ -114,8 +116,6 @@ def _read(file: Path) -> list[dict[str, Any]]:
             for row in rows:
                 row["shape_attributes"]["name"]
             found.append({"filename": image["filename"], "regions": rows})
-    except DAMAGE as error:
-        raise UserError(f"{file}: expected the images of VIA, each with filename and regions ({error!r})") from error
     return found
 
 
