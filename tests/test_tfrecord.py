@@ -32,6 +32,7 @@ from degrid.data.tfrecord.format import is_record_file, sources_in
 from degrid.data.tfrecord.records import encode_example, framed, records_in
 from degrid.data.tfrecord.source import RecordSource
 from degrid.types import IGNORE_INDEX, ConversionError, LabelSpace, Sample, UserError
+from degrid.verbs.write_shards import write_records
 
 GOLDEN = Path(__file__).parent / "golden" / "tfrecord"
 FOUR = LabelSpace.of_size(4)
@@ -386,6 +387,10 @@ def test_export_check_and_train_from_the_command_line(tmp_path):
     assert run("data", "preview", file, "-o", tmp_path / "sheet.png").startswith("preview: ")
     batch = next(training_batches(open_dataset(file.parent), TrainTransform((32, 32)), 2, seed=0))
     assert batch.image.shape == (2, 3, 32, 32)
+    own = tmp_path / "own" / "scenes_train.tfrecord"
+    assert write_records("synthetic:3", own, schema="deeplab") == (3, own.with_name("classes.csv"))
+    assert own.read_bytes() == file.read_bytes()
+    assert own.with_name("classes.csv").read_bytes() == table.read_bytes()
     assert "degrid data export" in run("data", "export", "--help")
     # Nothing is left of an export that cannot be.
     assert 'format "xml"' in str(

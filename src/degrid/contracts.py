@@ -103,6 +103,10 @@ class DressedConv(WithPlainForm, nn.Module):
         """The parameters of what is done around it."""
         yield from ()
 
+    def without_operator(self) -> nn.Module | None:
+        """The convolution alone, where its forward does more than its weight and bias say; None elsewhere."""
+        return None
+
 
 class ExchangeableConv2d(DressedConv, nn.Conv2d):
     """A convolution whose forward calls `convolve` for the convolution itself and does something around it.

@@ -121,15 +121,11 @@ def export(
     degrid data export my_photos -o records/photos_val.tfrecord --split val --format deeplab
     """
     from degrid.cli.progress import progress_bar
-    from degrid.data import open_dataset, write_tfrecord
-    from degrid.data.formats.classes import table_in, write_class_table
+    from degrid.verbs.write_shards import write_records
 
-    dataset = open_dataset(path, split)
-    table_in(out.parent, dataset.labels)  # before the long work, since the records would be read with that table
     with progress_bar() as bar:
-        write_tfrecord(dataset, out, record_format, bar)
-    classes = write_class_table(out.parent, dataset.labels)
-    print(f"records: {out} ({counted(len(dataset), 'image')}); classes: {classes}")
+        number, classes = write_records(path, out, split, schema=record_format, progress=bar)
+    print(f"records: {out} ({counted(number, 'image')}); classes: {classes}")
 
 
 @app.command()

@@ -37,9 +37,7 @@ class Drn(OwnRates):
         self.layer6 = _stage(1024, 512, 3, rate=4)
         self.layer7 = _conv(2048, 512, rate=2)
         self.layer8 = _conv(512, 512)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.draw_weights()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> the features at strides 4 and 8."""

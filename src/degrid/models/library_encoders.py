@@ -16,6 +16,7 @@ from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
 from degrid.models.dilation import rate_factor, set_rates
+from degrid.models.own_rates import OwnRates
 from degrid.models.strides import is_wide, pair
 from degrid.models.timm_networks import TimmPlan, is_channels_last, plan
 from degrid.models.weights import load_encoder_weights, read_weights
@@ -156,34 +157,31 @@ def _last_stage(net: Any) -> nn.Module | None:
     return next((module for module in found if module is not None), None)
 
 
-class TorchvisionEncoder(nn.Module):
+class TorchvisionEncoder(OwnRates):
     """MobileNetV3-Large as torchvision dilates it, with the names in torchvision's checkpoints.
 
     Args:
         name: "torchvision:mobilenet_v3_large".
         output_stride: 16 or 32.
         pretrained: a local file; False for random weights.
-        multi_grid, uniform_rates: not supported.
-        preprocess, legacy, in_channels: see `TimmEncoder`.
+        settings: see `OwnRates`.
     Raises:
         UserError: a setting that it does not support, or weights that do not fit.
     Source: torchvision's deeplabv3_mobilenet_v3_large; timm's network of that name has another batch norm epsilon.
     """
 
+    strides = (16, 32)
+
     def __init__(
         self,
         name: str,
         output_stride: int = 16,
+        *,
         pretrained: bool | str = False,
-        multi_grid: tuple[int, ...] | None = None,
-        preprocess: Preprocess | None = None,
-        uniform_rates: bool = False,
-        legacy: bool = False,
         in_channels: int = 3,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        if output_stride not in (16, 32) or multi_grid or uniform_rates:
-            raise UserError(f"{name} supports output stride 16 or 32, with its own rates")
+        super().__init__(name, output_stride, in_channels=in_channels, **settings)
         if pretrained is True:
             raise UserError(
                 f"there is no download for {name}: give torchvision's file (--set model.pretrained=FILE, "
@@ -198,7 +196,6 @@ class TorchvisionEncoder(nn.Module):
         if in_channels != 3:
             self.net[0][0] = nn.Conv2d(in_channels, self.net[0][0].out_channels, 3, 2, 1, bias=False)
             nn.init.kaiming_normal_(self.net[0][0].weight, mode="fan_out")  # as torchvision does
-        self.preprocess = preprocess or Preprocess().of_channels(in_channels)
         if isinstance(pretrained, str):
             given = {key.removeprefix("features."): value for key, value in read_weights(pretrained).items()}
             classifier = {f"classifier.{layer}.{leaf}" for layer in (0, 3) for leaf in ("weight", "bias")}

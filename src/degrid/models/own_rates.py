@@ -8,7 +8,7 @@ from degrid.types import Preprocess, UserError
 
 
 class OwnRates(nn.Module):
-    """An encoder that has no ImageNet weights, and rates that no setting changes.
+    """An encoder whose rates no setting changes; without ImageNet weights, unless a class takes `pretrained` itself.
 
     Args:
         output_stride: one of `strides`.
@@ -42,3 +42,9 @@ class OwnRates(nn.Module):
                 "pretrained=False), or from a converted model (--init FOLDER)"
             )
         self.preprocess = preprocess or Preprocess().of_channels(in_channels)
+
+    def draw_weights(self) -> None:
+        """Draw the weights of all convolutions, by what reads each (He et al., arXiv 1502.01852, "fan out")."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

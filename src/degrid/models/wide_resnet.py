@@ -80,9 +80,7 @@ class WideResNet38(OwnRates):
                 before = widths[-1]
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.draw_weights()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> the features at strides 2 and 8."""

@@ -133,7 +133,7 @@ class PeerXception(OwnRates):
         )
         if of.bare:
             cast(_Block, self.blocks[-1]).units[1].norm_out = nn.Identity()
-        rate = _exit_rate(name, output_stride)
+        rate = (16 if name.startswith("bubbliiiing") else 32) // output_stride
         ends = zip((1024, *of.exit), of.exit, strict=False)
         self.exit = nn.ModuleList(_Separable(*end, 1, rate, of.norm, of.exit_relu) for end in ends)
         if not of.norm:  # vainf: padded by 1 whatever the rate, and taken before the last batch norm
@@ -141,9 +141,7 @@ class PeerXception(OwnRates):
             for unit in self.exit:
                 cast(_Separable, unit).depthwise.padding = (1, 1)
         self.channels, self.reductions = ((128, 256)[of.low_level], 2048), (4, output_stride)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.draw_weights()
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[N,C,H,W], normalised -> the feature at stride 4 and the last."""
@@ -180,7 +178,3 @@ def _sizes(of: _Variant, output_stride: int) -> list[tuple[int, tuple[int, ...],
     widths = (728, 1024, 1024)[: of.units]
     rates = (2 * fine,) * 2 if vainf else (fine, fine, fine if of.last_rate else 1)
     return [*entry, *middle, (728, widths, 1, rates)]
-
-
-def _exit_rate(name: str, output_stride: int) -> int:
-    return (16 if name.startswith("bubbliiiing") else 32) // output_stride

@@ -22,6 +22,7 @@ from degrid.bands import open_scene, read_scene
 from degrid.contracts import ExportedNetwork
 from degrid.engine.inference.adapted import adapted
 from degrid.engine.inference.prediction import Prediction
+from degrid.engine.inference.predictor import Predictor
 from degrid.engine.memory import available_to_process
 from degrid.files import printable
 from degrid.image import palette_image
@@ -227,9 +228,8 @@ def _predicted(served: Served, path: Path, name: str, sure: bool) -> tuple[Predi
 
 
 def _has_gradients(served: Served) -> bool:
-    return isinstance(getattr(served.predictor, "model", None), torch.nn.Module) and not isinstance(
-        cast(Any, served.predictor).model, ExportedNetwork
-    )
+    predictor = served.predictor
+    return isinstance(predictor, Predictor) and not isinstance(predictor.model, ExportedNetwork)
 
 
 def _seen(served: Served, path: Path, name: str, x: int, y: int) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class _Indirect(SmoothedLayer):
         y: Tensor = self.smoothing(x, convolve)
         return y if bias is None else y + bias.to(y.dtype)
 
-    def without_smoothing(self) -> nn.Module:
+    def without_operator(self) -> nn.Module:
         """The layer alone, as constants where its weights do not depend on the input."""
         found = tried_smoothed(self)
         if isinstance(found, OwnConvolution) and found.same:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from degrid.contracts import Rate, same_geometry
+from degrid.contracts import DressedConv, Rate, same_geometry
 from degrid.smoothing.filters import axes
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -22,8 +22,9 @@ def plain_conv(conv: Any, rate: Rate) -> Any:
 
     Of a smoothed layer that convolves in a way of its own, that layer without smoothing.
     """
-    if hasattr(conv, "without_smoothing"):
-        return conv.without_smoothing()
+    own = conv.without_operator() if isinstance(conv, DressedConv) else None
+    if own is not None:
+        return own
     stride, padding, dilation, groups = same_geometry(conv, rate)
     return constant_conv(conv.weight, conv.bias, stride, padding, dilation, groups)
 

@@ -23,7 +23,7 @@ from degrid.engine.ranks import own_items
 from degrid.files import parse_json
 from degrid.lookup import counted
 from degrid.types import Dataset, OnProgress, Scores, UserError
-from degrid.verbs.evaluate import AnyData, counting, opened
+from degrid.verbs.evaluate import AnyData, counting, name_of_data, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
 from degrid.verbs.scored import Scored, scored
 
@@ -180,7 +180,7 @@ def compare(
         tuple(to_first(runs, stacks, draws, seed)),
         tuple(map(_precision, runs)),
         runs,
-        os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+        name_of_data(data),
         split,
         options,
         draws,
@@ -227,9 +227,14 @@ def _runs(model: AnyModel) -> list[AnyModel]:
     return [part.strip() for part in os.fspath(model).split(",") if part.strip()]
 
 
+def run_folders(model: AnyModel) -> tuple[Path, ...]:
+    """Where a run's files may be: in the folder that a model is, and in the one that holds it."""
+    return () if isinstance(model, nn.Module) else (Path(model), Path(model).parent)
+
+
 def run_record(model: AnyModel) -> dict[str, Any] | None:
     """The run.json of a run folder, or of the run folder that a model folder is in; None where there is none."""
-    for folder in () if isinstance(model, nn.Module) else (Path(model), Path(model).parent):
+    for folder in run_folders(model):
         try:
             record = parse_json((folder / "run.json").read_text("utf-8"))
         except (OSError, ValueError):

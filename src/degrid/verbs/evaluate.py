@@ -186,7 +186,7 @@ def evaluate(
     return Evaluation(
         **vars(found),
         model=name_of(model),
-        data=os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+        data=name_of_data(data),
         split=split,
         labels=dataset.labels,
         options=predictor.options,
@@ -231,6 +231,11 @@ def opened(data: AnyData, split: str, labels: LabelSpace | None, bands: Bands) -
     if not isinstance(data, str | os.PathLike):
         return data
     return open_dataset(os.fspath(data), split, labels=labels, bands=bands, accept=_NO_MATTER)
+
+
+def name_of_data(data: AnyData) -> str:
+    """The path of data, or their class where an object was passed."""
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
 
 
 def each_of(*hooks: OnImage | None) -> OnImage:

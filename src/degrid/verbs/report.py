@@ -35,9 +35,19 @@ from degrid.lookup import counted, some
 from degrid.models import Segmenter
 from degrid.models import describe as describe_network
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, UserError
-from degrid.verbs.compare import AnyModels, Run, grouped, interval, recipes_of, run_record, to_first, with_data
+from degrid.verbs.compare import (
+    AnyModels,
+    Run,
+    grouped,
+    interval,
+    recipes_of,
+    run_folders,
+    run_record,
+    to_first,
+    with_data,
+)
 from degrid.verbs.erf import measured
-from degrid.verbs.evaluate import AnyData, counting
+from degrid.verbs.evaluate import AnyData, counting, name_of_data
 from degrid.verbs.gridding import GriddingReport, gridding_of
 from degrid.verbs.look_inside import filled
 from degrid.verbs.open_network import AnyModel, name_of
@@ -200,7 +210,7 @@ def gather(
         path,
         tuple(reported),
         tuple(to_first(runs, stacks, DRAWS, 0)),
-        os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+        name_of_data(data),
         split,
         dataset.labels,
         {index: dataset[index] for index in [*worst, *best]},
@@ -266,7 +276,7 @@ def _curves(recipe: Sequence[AnyModel], name: str) -> tuple[Curves, ...]:
     """Of the runs that have kept them."""
     found = []
     for model in recipe:
-        for folder in () if isinstance(model, nn.Module) else (Path(model), Path(model).parent):
+        for folder in run_folders(model):
             if (folder / "metrics.jsonl").is_file():
                 with contextlib.suppress(UserError):
                     found.append(read_curves(folder))

@@ -1,4 +1,4 @@
-"""degrid.write_shards: a dataset in, few large files out."""
+"""A dataset in, few large files out: degrid.write_shards, and single TFRecord files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from degrid.arguments import checked
-from degrid.data import bands_in, open_dataset
+from degrid.data import bands_in, open_dataset, write_tfrecord
 from degrid.data.dataset import FOUND, is_by_name, open_layout
 from degrid.data.formats.classes import table_in, write_class_table
 from degrid.data.shards.index import INDEX, KINDS, Index, read_index, write_index
@@ -68,6 +68,32 @@ def write_shards(
     write_index(str(out), index)
     write_class_table(out, index.labels)
     return index
+
+
+@checked
+def write_records(
+    data: str | Path,
+    out: str | Path,
+    split: str = "train",
+    *,
+    schema: str = "encoded",
+    progress: OnProgress | None = None,
+) -> tuple[int, Path]:
+    """Write a split as one TFRecord file, and its classes as classes.csv beside it, as `degrid data export` does.
+
+    Args:
+        data: see `degrid.open_dataset`.
+        out: the file.
+        schema, progress: see `degrid.data.write_tfrecord`.
+    Returns:
+        The number of images, and the table of classes.
+    Raises:
+        UserError: see `degrid.data.write_tfrecord`; or the folder holds a table of other classes.
+    """
+    dataset, folder = open_dataset(data, split), Path(out).parent
+    table_in(folder, dataset.labels)  # before the long work, since the records would be read with that table
+    write_tfrecord(dataset, out, schema, progress)
+    return len(dataset), write_class_table(folder, dataset.labels)
 
 
 def _order(count: int, seed: int | None) -> list[int]:

@@ -26,12 +26,9 @@ class Bonlime(System):
         """See `System`."""
         names = {_google_name(name): name for name in tensors}
         renamed: dict[str, np.ndarray] = {ours: tensors[name] for ours, name in names.items()}
-        plan = _GOOGLE.plan(renamed)
+        plan = _GOOGLE.plan(renamed).called(names)
         plan.model |= {"resize": "half_pixel", "head_resize": "half_pixel"}
         plan.model["encoder"] = plan.model["encoder"].replace("google:xception65", "bonlime:xception65")
-        plan.origins = {ours: names[name] for ours, name in plan.origins.items()}
-        plan.dropped = {names[name]: reason for name, reason in plan.dropped.items()}
-        plan.unexpected = [names[name] for name in plan.unexpected]
         plan.notes.append(
             "resizing as in the project's code since 2021; a model of its older code, or its published weights, want "
             "corners aligned: --set resize=align_corners --set head_resize=align_corners (settings=...)"

@@ -34,10 +34,7 @@ class GluonCV(System):
         plan = _TRAMAC.plan({ours: tensors[name] for ours, name in names.items()})
         if plus:
             plan.model["encoder"] = "gluoncv:xception"
-        plan.origins = {ours: names[name] for ours, name in plan.origins.items()}
-        plan.dropped = {names[name]: reason for name, reason in plan.dropped.items()}
-        plan.unexpected = [names[name] for name in plan.unexpected]
-        return plan
+        return plan.called(names)
 
 
 def _tramac_name(name: str, plus: bool) -> str:

@@ -61,6 +61,17 @@ class Plan:
                 self.origins |= dict.fromkeys(found, name)
         return self
 
+    def called(self, names: Mapping[str, str]) -> Plan:
+        """Give the file's tensors the names that they have in it; returns the plan itself.
+
+        Args:
+            names: them, by those under which the plan was made.
+        """
+        self.origins = {ours: names[name] for ours, name in self.origins.items()}
+        self.dropped = {names[name]: reason for name, reason in self.dropped.items()}
+        self.unexpected = [names[name] for name in self.unexpected]
+        return self
+
 
 class System(ABC):
     """A program whose checkpoints can be converted. Derive a class, and add a row to `table.SYSTEMS` or name it

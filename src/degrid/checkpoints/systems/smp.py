@@ -81,11 +81,7 @@ class Smp(System):
         )
         notes = [] if "encoder_output_stride" in config else [note]
         plan = Plan(settings, notes=notes)
-        plan.fill(values, rules.batch_counter, _rule(aspp, separable, rename))
-        plan.origins = {ours: new[name] for ours, name in plan.origins.items()}
-        plan.dropped = {new[name]: reason for name, reason in plan.dropped.items()}
-        plan.unexpected = [new[name] for name in plan.unexpected]
-        return plan
+        return plan.fill(values, rules.batch_counter, _rule(aspp, separable, rename)).called(new)
 
 
 def _renamed(name: str) -> str:
