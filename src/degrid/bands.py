@@ -20,7 +20,7 @@ PERCENTILES = (0.5, 99.5)
 """What lies outside becomes 0 or 255 where a range is found in the images themselves, in percent of their pixels."""
 _REDUCED = 2048
 _PIXELS = 1 << 16
-"""How many pixels of an image are looked at to find a range."""
+"""How many pixels of an image are examined to find a range."""
 DIM = 25
 """The highest value, of 255, of images that are nearly black."""
 _IN_PARTS = 50_000_000
@@ -159,7 +159,7 @@ def no_data_of(path: str | os.PathLike[str]) -> float | None:
 
 
 def without_data(values: np.ndarray, no_data: float) -> np.ndarray:
-    """The pixels of [H,W,C] whose bands all have the value for "no data", or are no numbers if that is none; [H,W]."""
+    """The pixels of [H,W,C] whose bands all have the value for "no data", or are NaN where there is none; [H,W]."""
     import numpy as np
 
     if math.isnan(no_data):
@@ -173,7 +173,7 @@ def without_data(values: np.ndarray, no_data: float) -> np.ndarray:
 
 
 def is_array(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is called as NumPy's arrays are."""
+    """Whether a file is named like an array of NumPy."""
     return Path(path).suffix.lower() == ".npy"
 
 

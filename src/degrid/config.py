@@ -142,7 +142,7 @@ class DataConfig:
     """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5); images of
     other than 3 channels have neither saturation nor hue."""
     void_border: int = 0
-    """Void for training: pixels of the crop within so many pixels of another class, where drawn borders are seldom
+    """Void for training: pixels of the crop within this many pixels of another class, where drawn borders are seldom
     right; 0: none."""
     repeat_rare: float = 0.0
     """Show images of rare classes more often: an image counts sqrt(`repeat_rare` / f) times, at least once, where f is
@@ -152,8 +152,8 @@ class DataConfig:
     micro-batches, as many as these took to load, at most one for each core that the process may use but one; on a CPU,
     none where loading takes less than a tenth of the time."""
     shuffle_buffer: int = 0
-    """With shards, images are read shard by shard, in random order, and shuffled in a buffer of so many: for disks and
-    servers that are slow at reading here and there. 0: all images are shuffled, wherever they are."""
+    """With shards, images are read shard by shard, in random order, and shuffled in a buffer of this many: for disks
+    and servers that are slow at reading here and there. 0: all images are shuffled, wherever they are."""
     skip_bad_shards: bool = False
     """`true`: shards that are missing, cut short or damaged are left out, and counted in the log; all are read as a
     whole before the first step. `false`: they stop the run."""
@@ -247,7 +247,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimiser step, in each process; the loss is the mean over the valid pixels of all of them."""
     fixed_crops: int = 0
-    """So many crops are drawn once, and used over and over in an order of its own for each pass; the encoder's stages
+    """How many crops are drawn once and then used again and again, in a new order for each pass; the encoder's stages
     before the first dilated one stay as they began, batch norm included, and run once for each crop. For studies of
     what comes behind them. 0: every crop is new, and all of the network trains."""
     features: str = ""

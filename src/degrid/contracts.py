@@ -28,7 +28,7 @@ Rate = int | tuple[int, ...]
 Convolve = Callable[..., Tensor]
 """(x [N,C,H,W], rate, margin=0) -> [N,out,H+2*margin,W+2*margin]; see `ExchangeableConv2d.convolve`."""
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""The convolution for maps of so many axes."""
+"""The convolution for maps of this many axes."""
 
 
 class SegmentationNetwork(nn.Module):

@@ -267,7 +267,7 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def exif_orientation(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """The EXIF orientation of a file (1 is upright), and its width and height as stored, told from its beginning.
+    """The EXIF orientation of a file (1 is upright), and its width and height as stored, read from its beginning.
 
     Zeros and upright for a file that is missing or damaged, and for a TIFF, which Pillow turns itself.
     """

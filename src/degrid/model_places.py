@@ -15,7 +15,7 @@ HUB = "hf:"
 """What the name of a model on the hub begins with: hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
 CARD, README = "card.json", "README.md"
 MODEL_FILES = ("config.json", "model.safetensors", CARD, README)
-"""The files of a model that is given away; the last two tell people and programs about it."""
+"""The files of a published model; the last two describe it to people and to programs."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 

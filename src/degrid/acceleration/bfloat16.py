@@ -13,7 +13,7 @@ from torch import Tensor
 from degrid.acceleration.training import filter_gradient
 
 BLOCK = 16
-"""oneDNN (3.13) is right where one group's channels, of input and output, are a multiple of so many."""
+"""oneDNN (3.13) is right where one group's channels, of input and output, are a multiple of this."""
 
 _lock = threading.Lock()
 _users = 0

@@ -251,7 +251,7 @@ class _Prepared:
 
 
 def _pack(transformed: Tensor, count: int, products: int) -> Tensor:
-    """The weight in the order that oneDNN wants for so many tiles."""
+    """The weight in the order that oneDNN wants for this many tiles."""
     shape = [1, products * transformed.shape[1], count, 1]
     pack = cast(Any, torch._C._nn).mkldnn_reorder_conv2d_weight
     return cast(Tensor, pack(transformed.to_mkldnn(), [0, 0], [1, 1], [1, 1], products, shape))

@@ -1,4 +1,4 @@
-"""What one pixel of a prediction looked at: its effective receptive field on a given image."""
+"""What one pixel of a prediction depends on: its effective receptive field on a given image."""
 
 from __future__ import annotations
 

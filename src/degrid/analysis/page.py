@@ -65,7 +65,7 @@ def swatch(color: Sequence[int], name: str) -> Raw:
 
 
 def grid(columns: int, cells: Sequence[str]) -> str:
-    """Cells of HTML in so many columns; on narrow screens it scrolls."""
+    """Cells of HTML in that many columns; on narrow screens it scrolls."""
     inner = "".join(f"<div>{cell}</div>" for cell in cells)
     return f'<div class="wide"><div class="grid" style="--columns:{columns}">{inner}</div></div>'
 

@@ -407,7 +407,7 @@ class Following:
         network: in evaluation mode.
         image: what it takes; only its size counts.
         sources: whether the input of a layer, given by its name and itself, is a source; the network's is "".
-        end: the layer that is looked at; where it is not the network itself, that may give no map, as classifiers do.
+        end: the layer whose output is followed; unless it is the network itself, that may give no map.
     Attributes:
         inputs, outputs: the maps of each layer that was called, by its name, in the order of the calls; of the first
             call where there are several.

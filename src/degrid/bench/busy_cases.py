@@ -95,7 +95,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _predictor(picture: np.ndarray, precision: str, cores: int = 0, threads: int = 0) -> Made:
-    """As `degrid predict` does it, if given on so many cores and with so many threads."""
+    """As `degrid predict` does it; if they are given, on that many cores and with that many threads."""
     if cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     if threads:

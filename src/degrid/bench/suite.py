@@ -143,7 +143,7 @@ def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope
         tell("memory is left out: only Linux tells how much memory a process holds")
     makers: dict[str, Any] = {}
     for name in sets or [name for name in SETS if name != "memory" or can_sample_memory()]:
-        found = lookup(SETS, name, "benchmark set")  # of one's own it is the function itself
+        found = lookup(SETS, name, "benchmark set")  # for a user's own set it is the function itself
         makers[name] = lookup({}, found, "benchmark set") if isinstance(found, str) else found
     return makers
 

@@ -15,7 +15,7 @@ def erf(
     model: Annotated[
         str | None, typer.Argument(help="A model folder, run folder, recipe, run.json, or module:function of yours.")
     ] = None,
-    layer: Annotated[str, typer.Option(help="Dotted name of the layer whose output is looked at.")] = "",
+    layer: Annotated[str, typer.Option(help="Dotted name of the layer whose output is measured.")] = "",
     start: Annotated[str, typer.Option(help="Look from this layer's input on, in place of the image.")] = "",
     images: InspectedImages = None,
     out: Annotated[

@@ -27,7 +27,7 @@ Corrupt = Annotated[
     typer.Option(help="Also the mIoU under noise or blur, of severities 1 to 5, or of one: noise:3; repeatable."),
 ]
 Shift = Annotated[
-    int, typer.Option(min=0, help="Also how many pixels keep their class under shifts of 1 to so many pixels.")
+    int, typer.Option(min=0, help="Also how many pixels keep their class under shifts of 1 up to this many pixels.")
 ]
 
 

@@ -26,7 +26,7 @@ def export(
     ] = "ids",
     input_type: Annotated[str, typer.Option("--input", help="Type of the RGB pixels: uint8 or float32.")] = "uint8",
     size: Annotated[str | None, typer.Option(help="For images of HEIGHTxWIDTH only, instead of any size.")] = None,
-    batch: Annotated[int | None, typer.Option(help="For so many images only; by default any, with --size 1.")] = None,
+    batch: Annotated[int | None, typer.Option(help="For this many images only; by default any, with --size 1.")] = None,
     opset: Annotated[int | None, typer.Option(help="With onnx: version of the operators, 18 (default) to 23.")] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help=f"Static int8, weights per channel ({', '.join(formats_with_int8())}).")

@@ -135,7 +135,7 @@ def open_layout(path: str | Path, root: str | Path | None = None) -> Layout:
 
 
 def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
-    """What is in a dataset. Its classes are those that the data name; the masks are not looked at.
+    """What is in a dataset. Its classes are those that the data name; the masks are not read.
 
     Args:
         path: a folder, dataset.yaml, list file or TFRecord file; FORMAT=PATH, where FORMAT is a row of
@@ -241,7 +241,7 @@ def bands_in(dataset: Dataset) -> Bands:
 
 
 def is_built_in(path: str | Path | None) -> bool:
-    """Whether a dataset is "synthetic", or "synthetic:50" for so many scenes."""
+    """Whether a dataset is "synthetic", or "synthetic:50" for 50 scenes."""
     return str(path).partition(":")[0] == "synthetic"
 
 
@@ -303,7 +303,7 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
 
 def _how_to_add(layout: Layout, split: str) -> str:
     """What gives a dataset a split of this name."""
-    if (layout.root / f"{split}.txt").is_file():  # as it is not called as a split, it is not read
+    if (layout.root / f"{split}.txt").is_file():  # not read, since its name is not that of a split
         return f"name the list in a dataset.yaml with its classes (train: {split}.txt)"
     if layout.how_to_add == BY_NAME and split not in SPLIT_NAMES.values():
         return (

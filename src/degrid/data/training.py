@@ -45,7 +45,7 @@ def training_batches(
         batch_size: images per batch, or the share of every step that this process loads.
         workers: number of loading processes, or how to find it; 0 loads in the calling process.
         repeats: float [len(dataset)], see `repeat_factors`; None: 1 for each.
-        buffer: shuffle the shards, and their images in a buffer of so many; 0: all images.
+        buffer: shuffle the shards, and their images in a buffer of this size; 0: shuffle all images.
     Raises:
         UserError: the dataset is empty.
     """

@@ -22,7 +22,7 @@ class ImageInput:
 
     type: of the pixels, "uint8" or "float32".
     size: height and width, for a file that takes images of this size only; None: any.
-    batch: the number of images, for a file that takes so many only; None: any, but one where there is a `size`.
+    batch: the number of images, for a file that takes exactly this many; None: any, but one where there is a `size`.
 
     Raises:
         UserError: an unknown type, or a size or number below 1.

@@ -141,7 +141,7 @@ def products_of(tile: Tile) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _corners(size: int, rate: int, outputs: int) -> np.ndarray:
-    """Where tiles of so many outputs start along an axis: in each phase grid the first pixel and so on; int64.
+    """Where tiles of this many outputs start along an axis: in each phase grid the first pixel and so on; int64.
 
     Phases with fewer pixels may need fewer tiles: 65 pixels at rate 4 are 17 tiles of 4, not four times five.
     """

@@ -17,7 +17,7 @@ TWO, THREE, FOUR, FIVE, EIGHT = (np.float32(value) for value in (2, 3, 4, 5, 8))
 
 @njit(inline="always", fastmath={"contract"})
 def _forward(points, d, start, step):  # type: ignore[no-untyped-def]
-    """B^T on so many lines of a block, in place."""
+    """B^T on that many lines of a block, in place."""
     if points == 6:
         for c in range(start, start + BLOCK):
             a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
@@ -35,7 +35,7 @@ def _forward(points, d, start, step):  # type: ignore[no-untyped-def]
 
 @njit(inline="always", fastmath={"contract"})
 def _backward(points, d, start, step):  # type: ignore[no-untyped-def]
-    """A^T on so many lines of a block, in place: all but the last two are the result."""
+    """A^T on that many lines of a block, in place: all but the last two are the result."""
     if points == 6:
         for c in range(start, start + BLOCK):
             a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]

@@ -104,7 +104,7 @@ def _checkpointed(kind: type[nn.Module]) -> Any:
 
 
 def _transformed(args: tuple[Any, ...]) -> bool:
-    """Whether torch.func or torch.fx look at the block, which can do nothing with saved tensors."""
+    """Whether torch.func or torch.fx run the block; they cannot handle saved tensors."""
     return torch._C._are_functorch_transforms_active() or any(isinstance(arg, torch.fx.Proxy) for arg in args)
 
 

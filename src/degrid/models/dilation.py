@@ -150,7 +150,7 @@ def change_strides(network: nn.Module, strides: Strides, output_stride: int) -> 
     """What `dilate` does after it has measured, and found that it is right.
 
     Raises:
-        UserError: a layer that has to change is none that can be dilated.
+        UserError: a layer that has to change cannot be dilated.
     """
     modules = dict(network.named_modules())
     stopped, rates = [], []

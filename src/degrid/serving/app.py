@@ -268,7 +268,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _fault(found: dict[str, Any]) -> str:
-    """What is wrong with a value, in words for who sent it."""
+    """What is wrong with a value, in words for its sender."""
     place, name = found["loc"][0], str(found["loc"][1]) if len(found["loc"]) > 1 else ""
     if name in ("file", "files"):
         return f"{name}: expected {_ANY[name]} of a form, as curl -F {name}=@photo.jpg sends"

@@ -14,7 +14,7 @@ from degrid.contracts import DressedConv, Rate, same_geometry
 from degrid.smoothing.filters import axes
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-"""The layer for maps of so many axes."""
+"""The layer for maps of this many axes."""
 
 
 def plain_conv(conv: Any, rate: Rate) -> Any:

@@ -290,7 +290,7 @@ def _between(first: Sequence[Run], others: Sequence[Run]) -> Difference:
 
 
 def check_classes(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
-    """Refuse networks that do not declare the same classes in the same order; those that declare none are believed."""
+    """Refuse networks that declare different classes or orders of them; those that declare none are not checked."""
     declaring = [(known.labels, name) for net, name in zip(networks, names, strict=True) if (known := declared(net))]
     for labels, name in declaring:
         first, first_name = declaring[0]

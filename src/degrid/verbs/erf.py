@@ -112,7 +112,7 @@ def erf(
     Args:
         model: any network of PyTorch: the module, a folder, a recipe or "module:function"; see
             `degrid.verbs.look_inside.NetworkOrName`. It stays as it is.
-        layer: dotted name of the layer whose output is looked at, such as encoder.layer4; "": what the network returns.
+        layer: dotted name of the layer whose output is measured, such as encoder.layer4; "": what the network returns.
         images: image files, folders or patterns; by default noise.
         out: folder for the picture (erf.png), the numbers (erf.json) and the field (erf.npy); or the .png, which has
             the others beside it.

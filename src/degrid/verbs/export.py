@@ -61,7 +61,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class Int8Scores:
-    """mIoU, 0..1, of the float32 and the int8 file on so many images that were not calibrated on.
+    """mIoU, 0..1, of the float32 and the int8 file, on `images` images that were not calibrated on.
 
     float_layers: the convolutions that stayed in float32.
     """

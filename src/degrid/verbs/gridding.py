@@ -76,7 +76,7 @@ class Repair:
 class GriddingReport:
     """How much of a grid there is in what a network sees, from its first dilated layer to the last map of that size.
 
-    Averages over the whole map, such as image pooling, are taken for constants: they tell all positions the same.
+    Averages over the whole map, such as image pooling, count as constants, since they give every position the same value.
 
     Attributes:
         network: its class; start, end: the layers; "" for the network's output. size: of the map, height and width.

@@ -97,7 +97,7 @@ def images_for(
         patterns: see `find_images`; the middle of each image is taken, made larger or smaller to fill the size. None:
             noise.
         size: height and width.
-        runs: how many: noises, or at most so many images, spread over those that are found.
+        runs: the number of noise images, or the most real ones, spread evenly over those that are found.
     Raises:
         UserError: no run, or no image.
     """

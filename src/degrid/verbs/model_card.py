@@ -1,4 +1,4 @@
-"""What a model that is given away says of itself: card.json for programs, and README.md made of it for people."""
+"""What a published model says of itself: card.json for programs, and the README.md made from it for people."""
 
 from __future__ import annotations
 

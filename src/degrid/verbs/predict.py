@@ -82,7 +82,7 @@ def predict(
 ) -> PredictResult:
     """Segment images and videos and write the results; files are read ahead and results written behind, in threads.
 
-    A result is called like its image. Where images of several folders have one name, their folders are a part of it;
+    A result is named after its image. Where images of several folders have one name, their folders are a part of it;
     where a name is taken by a file that is no result of an earlier run, the extension is: photo.png.png for photo.png.
     A video gives NAME.overlay.mp4, with the times of its frames and with its sound. Of a camera or stream the newest
     frame is taken whenever the model is ready, until it ends or is interrupted; then the result is complete.

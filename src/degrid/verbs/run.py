@@ -77,7 +77,7 @@ from degrid.version import VERSION
 JOB = "TORCHELASTIC_RUN_ID"
 """Environment variable with torchrun's name of a job, which stays when its processes are started again."""
 LAG = 10
-"""Steps after which a GPU's losses are looked at."""
+"""Steps after which a GPU's losses are read."""
 NUM_PANELS = 4
 """Validation images whose predictions are recorded as pictures."""
 

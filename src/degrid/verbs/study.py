@@ -193,7 +193,7 @@ def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
     if depth > 8:
         raise UserError(f'{path}: "like" leads from file to file in a circle')
     base = _fields(path.parent / str(other), depth + 1)
-    base.pop("name", None)  # without it, a study is called as its file
+    base.pop("name", None)  # without it, a study is named after its file
     return base | values | {"settings": base.get("settings", {}) | values.get("settings", {})}
 
 
@@ -404,7 +404,7 @@ class _Work:
         made = training_of(place) or {}
         made.pop("command", None)  # by this program; the protocol says what is run
         found = {
-            # These files travel, so the data are called as in the protocol, not by their place on this machine.
+            # These files travel, so they name the data as the protocol does, not by their place on this machine.
             "scores": read_json(scores, "scores") | {"data": self.protocol.data or config.data.path},
             "cost": cost,
             "gridding": _gridding(place, config),

@@ -65,7 +65,7 @@ class Effect:
         low, high: 95 % interval by Student's t.
         bootstrap: 95 % interval by drawing seeds with replacement.
         p, p_corrected: two-sided; the second is raised for all comparisons of this measure in the study, by Holm.
-        detectable: the smallest true difference that so many seeds find with a chance of 80 %, at this spread.
+        detectable: the smallest true difference that this number of seeds finds with a chance of 80 %, at this spread.
     """
 
     variant: str

@@ -25,9 +25,9 @@ LEAST_STORE = 200_000_000
 START_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError, AssertionError)
 """What `ray.init` raises if there is no Ray."""
 LOSSES_IN_A_ROW = 8
-"""A worker that is lost so often, without a result in between, will not work at all. It is called again after pauses of
-1, 2, 4, ... seconds, two minutes together: Ray needs a minute to notice that a machine is gone, and until then answers
-every call to its workers at once, that they are not there."""
+"""A worker that is lost this many times without a result in between will never work. It is called again after pauses of
+1, 2, 4, ... seconds, two minutes in total: Ray needs a minute to notice that a machine is gone, and until then answers
+every call to its workers at once, saying that they are not there."""
 
 
 class _Actor:
@@ -212,7 +212,7 @@ def _check_reachable(address: str, seconds: float) -> None:
     """Ask a cluster whether it is there: `ray.init` itself would try for a quarter of an hour.
 
     Raises:
-        UserError: no answer within so many seconds.
+        UserError: no answer within that time.
     """
     if address == "auto" or "://" in address:  # of which Ray knows sooner
         return

@@ -48,7 +48,7 @@ def find_checkpoint(path: Path, suffixes: Collection[str]) -> tuple[Path, Path]:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a file is called as a part of a V1 checkpoint is."""
+    """Whether a file is named like a part of a V1 checkpoint."""
     return _SHARD_OF_V1.fullmatch(path.name) is not None
 
 

@@ -56,7 +56,7 @@ _CONTROL = re.compile(r"[^\t\n\f\r\x20-\x7e\xa0-\U0010ffff]")
 
 
 def what_else(file: Span, path: Path) -> str | None:
-    """What a file is instead of a checkpoint, and what to do about it; None where nothing says that it is none."""
+    """What a file is instead of a checkpoint, and what to do about it; None where nothing says that it is not one."""
     head = bytes(file.data[:4096])
     for place, mark, words in _MARKS:
         if head[place : place + len(mark)] == mark:

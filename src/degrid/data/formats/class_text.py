@@ -45,7 +45,7 @@ def rows_of_lines(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
 
 
 def _in_form(lines: Sequence[str], before: int, after: int) -> list[tuple[ClassRow, bool]]:
-    """The rows, and whether they have ids, where all lines have so many numbers before and after the name; else none.
+    """The rows, and whether they have ids, where all lines have that many numbers before and after the name; else none.
 
     Names that end in numbers, such as "lane 1" and "lane 2", have no ids.
     """
@@ -142,7 +142,7 @@ def _whole(written: str) -> int:
     """A whole number, which spreadsheets may write as 3.0.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     number = float(written)
     if number != int(number):

@@ -29,7 +29,7 @@ _LIKE_TABLES = re.compile(
 
 
 _MOST_FOLDERS = 50
-"""Folders in which a table is looked for that is in none of the usual places."""
+"""Folders that are searched for a table that is in none of the usual places."""
 
 
 def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule | None]:
@@ -41,7 +41,7 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     annotation tool wrote counts, such as labelmap.txt.
 
     Args:
-        but: a file of this name is none, as an annotation tool wrote it for numbers of its own.
+        but: a file of this name does not count, since an annotation tool wrote it for its own numbers.
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
@@ -68,7 +68,7 @@ def _own_tables(root: Path) -> list[Path]:
 def _files_in(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    with os.scandir(root) as entries:  # unlike Path.iterdir, this needs no look at each of many files
+    with os.scandir(root) as entries:  # unlike Path.iterdir, this does not stat each of many files
         return [root / entry.name for entry in entries if entry.is_file()]
 
 

@@ -53,7 +53,7 @@ Seen = Mapping[str, Sequence[bytes]]
 def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
     """The images of val and test that are in train, too; pictures of one colour do not count.
 
-    Splits that are listed only when they are needed are passed over. Copies of other bytes are looked for among all
+    Splits that are listed only when they are needed are passed over. Copies of other bytes are searched for among all
     images that were seen, or that are files of `_MOST_BYTES` at most; or else among some that have the same name.
     """
     splits = {
@@ -141,7 +141,7 @@ def _named_alike(
 
 
 def _called(source: Source) -> str:
-    """The name of an image's file without folder and suffix; nothing for what is no file of its own."""
+    """The name of an image's file without folder and suffix; nothing for an image without a file of its own."""
     return folded(Path(source.places()[0]).stem) if source.image_length() else ""
 
 
@@ -166,7 +166,7 @@ def copied_masks(sources: Sequence[Source]) -> str:
 
 
 class _Images:
-    """Images among which copies of others are looked for; files are read only as far as they are alike."""
+    """Images among which copies of others are searched for; files are read only as far as they are alike."""
 
     def __init__(self, sources: Sequence[Source], lengths: Mapping[int, int]) -> None:
         self._lengths = lengths

@@ -24,7 +24,7 @@ class Doubt(NamedTuple):
 
 
 def check_kinds(kinds: Iterable[str], where: str) -> None:
-    """Refuse kinds that are none.
+    """Refuse unknown kinds.
 
     Raises:
         UserError: one is not in `DOUBTS`.
@@ -65,7 +65,7 @@ def stop_at_doubts(layout: Layout, accept: Iterable[str] = ()) -> None:
     Args:
         accept: kinds of doubts that are accepted, beside those that the data accept.
     Raises:
-        UserError: there is a doubt, or a kind that is none.
+        UserError: there is a doubt, or an unknown kind.
     """
     accept = tuple(accept)
     check_kinds(accept, "data.accept")
@@ -98,15 +98,15 @@ class _Look(NamedTuple):
 # lie between a lower and a higher neighbour.
 _SOLID, _BETWEEN = 0.2, 0.4
 _LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
-# With names, fewer soft values do where hardly any others are there.
+# With names, fewer soft values are enough where there are hardly any others.
 _MOSTLY_SOFT = 0.5
 _MOST_SOFT_PIXELS = 0.5
-# Pixels between a lower and a higher neighbour: at least so many, in all, for each step from one id to another, and for
-# each step of more than 1 without them. In CamVid there are 0.01 for each of both; when it is made smaller or larger
+# Pixels between a lower and a higher neighbour: the fewest in all, for each step from one id to another, and for each
+# step of more than 1 without them. In CamVid there are 0.01 for each of both; when it is made smaller or larger
 # with smoothing, 0.1 and 1 or more, with any number of classes.
 _LEAST_RAMPS, _RAMPS_TO_STEPS, _RAMPS_TO_FAR = 30, 0.06, 0.8
 _MOSTLY = 0.8
-# Without names, so many values of which one is so high are shades; no benchmark has an id above 182 beside void.
+# Without names, this many values, the highest at least this, are shades; no benchmark has an id above 182 beside void.
 _SHADES, _HIGHEST_ID = 16, 190
 # In masks most pixels have four neighbours of their own value: 0.85 of CamVid's. In pictures hardly any does.
 _MOSTLY_ALIKE = 0.2
@@ -147,7 +147,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
 
 
 def _shades(look: _Look) -> Iterator[str]:
-    """So many values that they are no ids: thin objects with soft edges, maps of heat or of depth, pictures."""
+    """More values than ids would have: thin objects with soft edges, maps of heat or depth, pictures."""
     values = sorted(value for value in look.whole.ids if value != IGNORE_INDEX)
     if not look.layout.guessed or len(values) < _SHADES:
         return
@@ -195,7 +195,7 @@ def many_crowds(layout: Layout) -> str:
 
 
 def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
-    """The values that fill areas, and those between them that come only along edges, both sorted."""
+    """The values that fill areas, and those between them that occur only along edges, both sorted."""
     share = {value: found.inside[value] / pixels for value, pixels in found.examined.items() if pixels}
     solid = sorted(value for value, inside in share.items() if inside >= _SOLID)
     if len(solid) < 2:
@@ -397,7 +397,7 @@ def _two_kinds_of_white(look: _Look) -> Iterator[str]:
 def _values_mixed_by_darwin(look: _Look) -> Iterator[str]:
     """Darwin's grey masks of 17 classes and more; see findings/darwin_grey_masks.sh.
 
-    Its values are given out one after the other on the same array, so that a value that is a later id is taken again.
+    It replaces values one after the other in the same array, so that a value that is also a later id is replaced again.
     """
     number = len(look.labels)
     grey = [index * 255 // max(1, number - 1) for index in range(number)]

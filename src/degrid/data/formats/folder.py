@@ -173,7 +173,7 @@ def _several_note(pairs: list[Pair], orphans: list[Path], masks: Path) -> list[s
 
 
 class SideBySide(DataFormat):
-    """NAME.jpg beside NAME_mask.png, divided by folders called as splits (as Roboflow's masks are) or not at all.
+    """NAME.jpg beside NAME_mask.png, divided by folders named like splits (as Roboflow's masks are) or not at all.
 
     Also image_01.jpg beside mask_01.png or label_01.png, NAME.jpg beside NAME.jpg.png or NAME.png, and others that
     `matching` knows.
@@ -199,7 +199,7 @@ class SideBySide(DataFormat):
 
 
 def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
-    """The pairs by lists of names, else by folders called as splits, else by chance; and the notes on that.
+    """The pairs by lists of names, else by folders named like splits, else by chance; and the notes on that.
 
     Args:
         images: the folder of the images.
@@ -246,7 +246,7 @@ def _lists(path: Path) -> dict[str, list[str]]:
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """The pairs in folders that are called as splits are, below the folder in which all of them lie.
+    """The pairs in folders named like splits, below the folder in which all of them lie.
 
     Also those of a folder for each scene, in which there are the same splits.
     """
@@ -307,7 +307,7 @@ def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
 def _folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         return {}
-    with os.scandir(root) as entries:  # unlike Path.iterdir, this needs no look at each of many files
+    with os.scandir(root) as entries:  # unlike Path.iterdir, this does not stat each of many files
         names = sorted(entry.name for entry in entries if entry.is_dir())
     return {name: root / name for name in names}
 

@@ -58,7 +58,7 @@ def split_of(name: str) -> str:
 
 
 def splits_of(names: Iterable[str]) -> dict[str, str]:
-    """The split that each folder or file stands for; only those that are called as splits.
+    """The split that each folder or file stands for; only for names of splits.
 
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
     number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
@@ -100,7 +100,7 @@ class Wishes:
 
 
 BY_NAME = "a folder {split}/ or a list {split}.txt"
-"""How data in folders get another split, if it is called as splits are."""
+"""How data in folders get another split, if it has the name of a split."""
 
 
 @dataclass

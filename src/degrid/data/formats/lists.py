@@ -31,7 +31,7 @@ class Lists(DataFormat):
         return Layout(reason, folder, splits, *class_table(self.root or folder), notes=notes) if files else None
 
 
-_MOST = 8  # files that are looked at for a list of another name
+_MOST = 8  # files that are searched for a list of another name
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:

@@ -199,7 +199,7 @@ def said_of_turning(image: Path, size: tuple[int, ...]) -> str:
     return "images that EXIF turns, read as they are stored since that fits their masks" * (size == (height, width))
 
 
-# So many values are no list of classes, but what smoothing or compression leaves between them.
+# More values than this are not classes, but what smoothing or compression leaves between them.
 _MANY_UNKNOWN = 3
 
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, told by their names."""
+"""Which mask belongs to which image, by their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASK_ENDINGS = (
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
 _IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test")
-# Files that lie beside masks and are none; without a word when their image has a mask.
+# Files beside masks that are not masks; nothing is said of them when their image has a mask.
 _COMPANIONS = (
     *_IN_COLOR,
     "_instanceIds",
@@ -49,9 +49,9 @@ _PHOTOGRAPHS = (".jpg", ".jpeg")
 def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     """The mask of each image that has one.
 
-    A mask is called as its image, with one of `MASK_ENDINGS` or not; or as the whole file (a.jpg.png for a.jpg); or
-    as its image but for the word that says what it is (image_01 and mask_01), for capitals, or for how accents are
-    stored, if no other file is called so. Masks in one folder may belong to images in several.
+    A mask is named like its image, with one of `MASK_ENDINGS` or not; or like the whole file (a.jpg.png for a.jpg); or
+    like its image but for the word that says what it is (image_01 and mask_01), for capitals, or for how accents are
+    stored, if no other file has that name. Masks in one folder may belong to images in several.
 
     Args:
         images: paths below a folder, with "/" and with suffix.
@@ -75,7 +75,7 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
 
 
 def _in_one_folder(images: list[str], masks: list[str]) -> dict[str, str]:
-    """The masks of images in folders, such as train and val, that lie in one folder; by names that come only once."""
+    """The masks of images in folders, such as train and val, that lie in one folder; by names that occur only once."""
     names = Counter(image.rpartition("/")[2] for image in images)
     alone = {name: image for image in images if names[name := image.rpartition("/")[2]] == 1 and "/" in image}
     return {alone[name]: mask for name, mask in matched(alone, masks).items()} if alone else {}
@@ -94,7 +94,7 @@ def _candidates(image: str) -> Iterator[str]:
 
 
 def _nearly_matched(images: list[str], masks: list[str]) -> dict[str, str]:
-    """As `matched`, by `folded` names or by words, if only one image and one mask are called so."""
+    """As `matched`, by `folded` names or by words, if they fit only one image and one mask."""
     found = _by_folded_names(images, masks)
     used = set(found.values())
     by_words = _by_words([mask for mask in masks if mask not in used], _MASK_WORDS)

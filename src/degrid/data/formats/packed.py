@@ -79,7 +79,7 @@ def pixels_like(image: Span, size: tuple[int, ...], picture: Image.Image) -> np.
 
 
 def refuse_size(part: Span, label: tuple[int, ...], image: tuple[int, ...]) -> NoReturn:
-    """Say that a label, of this width and height, is no label of the image."""
+    """Say that a label of this width and height does not fit the image."""
     part.fail(f"a label of {label[0]}x{label[1]} pixels for an image of {image[0]}x{image[1]}")
 
 

@@ -383,7 +383,7 @@ _IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path"
 def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     """The image names of each split in a table with a column that says the split, such as metadata.csv; and its name.
 
-    Nothing where there is none, or its splits are called otherwise than train, val and test.
+    Nothing where there is none, or its splits have other names than train, val and test.
     """
     for file in list_files(folder):
         if file.suffix.lower() not in (".csv", ".tsv"):
@@ -524,7 +524,7 @@ def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list
 def splits_or_divided(
     splits: Mapping[str, Sequence[AnySource]],
 ) -> tuple[dict[str, list[AnySource]], list[str]]:
-    """The splits, where one alone that is not called as a split is everything and is divided; and the note on that.
+    """The splits, where a single one without the name of a split is everything and is divided; and the note on that.
 
     Annotation tools write one list, such as "default".
     """

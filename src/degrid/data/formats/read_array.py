@@ -16,7 +16,7 @@ ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".mat"})
 
 
 class UnusableMaskError(UserError):
-    """A sound file that is no image of class ids."""
+    """A sound file that does not hold class ids."""
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -31,7 +31,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     255 is void where nothing says what it is.
 
     Args:
-        read: reads the masks that are looked at.
+        read: reads the masks of the sample.
     Raises:
         UserError: the masks are colour pictures or have ids above 255, and nothing says what they mean; or the user
             asks for something that does not fit the classes.
@@ -169,7 +169,7 @@ def _guess(layout: Layout, found: Survey) -> None:
 
 _MOST_COLORS = 1000
 _MOST_LISTED = 20
-"""Values that a message lists as those of the classes; more are none."""
+"""The most values that a message lists as those of classes; more would not be classes."""
 
 
 def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:

@@ -102,7 +102,7 @@ class Source(ABC):
         return RawSample(self.name, image, label, empty)
 
     def check(self, bands: Bands = RGB) -> RawSample:
-        """As `read`, for one who only wants to know what is there: the image may be its brightness, uint8 [H,W,1].
+        """As `read`, for callers that only want to know what is there: the image may be its brightness, uint8 [H,W,1].
 
         Raises:
             UserError: see `read`.

@@ -76,7 +76,7 @@ def _labelled(layout: Layout) -> Iterator[tuple[str, Source]]:
 
 
 def spread(things: Sequence[tuple[str, Source]], most: int) -> Sequence[tuple[str, Source]]:
-    """At most so many of them, evenly spread."""
+    """At most that many of them, evenly spread."""
     return things[:: math.ceil(len(things) / most) or 1]
 
 

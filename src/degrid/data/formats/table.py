@@ -94,7 +94,7 @@ POLYGON_FORMATS = (
 _OWN_MASKS = ("Supervisely", "LabelMe XML")
 """Those that say themselves which masks lie beside them."""
 _OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "side by side", "TFRecord")
-"""Layouts of one's own data, which a message explains; the others have names that their users know."""
+"""Layouts of users' own data, which a message explains; the others have names that their users know."""
 _TRIED = 20  # folders below one that holds no dataset
 
 
@@ -149,7 +149,7 @@ def _names_in(path: Path) -> str:
 
 
 def _wanted(rows: Mapping[str, Row]) -> str:
-    """What was looked for: layouts of one's own in words, the others by their names."""
+    """What was looked for: layouts of users' own data in words, the others by their names."""
     own = [row.load().wanted for kind, row in rows.items() if kind in _OWN]
     return f"{'; '.join(own)}; and the layouts of {', '.join(kind for kind in rows if kind not in _OWN)}"
 

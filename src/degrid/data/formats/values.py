@@ -19,14 +19,14 @@ Value = int | Color
 MOST_VALUES = 4096
 """The most distinct values that are kept apart; the pixels of all further ones are counted together."""
 SOFT = 0.05
-"""A value whose share of pixels with equal neighbours is lower comes only along edges."""
-# Edges are looked for in masks with at least this many values; with a palette the highest is at least so high, since
-# programs that smooth write no palettes, and looking takes time.
+"""A value whose share of pixels with equal neighbours is lower occurs only along edges."""
+# Edges are searched for in masks with at least this many values; with a palette the highest is at least this, since
+# programs that smooth write no palettes, and searching takes time.
 _EDGE_VALUES, _PALETTE_HIGHEST = 3, 8
-# Ids count objects where masks hold so many different numbers of them, the highest at least so high: the classes of a
-# scene are not numbered by how often they come.
+# Ids count objects where masks hold this many different numbers of them, the highest at least this: the classes of a
+# scene are not numbered by how often they occur.
 _LEAST_COUNTS, _MANY_OBJECTS = 4, 6
-# About how many pixels of a mask are examined for that; of larger masks, every so many rows.
+# About how many pixels of a mask are examined for that; of larger masks, every n-th row.
 _EXAMINED = 1 << 13
 
 

@@ -172,7 +172,7 @@ def _legend_row(
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, end: bool = True) -> str:
-    """The text, or if it is wider than so many pixels its end, or its beginning."""
+    """The text; where it is wider than that many pixels, its end or its beginning alone."""
     text = printable(text)
     if font.getlength(text) <= width:
         return text

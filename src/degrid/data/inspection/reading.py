@@ -140,7 +140,7 @@ def _digest(data: bytes) -> bytes:
 
 
 class Reader:
-    """Reads samples once, by several processes: those that were looked at to find the classes are kept.
+    """Reads samples once, by several processes: those that were read to find the classes are kept.
 
     Args:
         total: how many samples there are, for `progress`.

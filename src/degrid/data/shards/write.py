@@ -111,7 +111,7 @@ def _written_before(folder: str, file: str, names: Sequence[str]) -> Shard | Non
 
 
 class _Waiting:
-    """Samples of which the following one can be looked at before it is taken."""
+    """Samples, the next of which can be seen before it is taken."""
 
     def __init__(
         self, samples: Iterator[Encoded], names: Sequence[str], split: str, done: int, progress: OnProgress | None

@@ -67,7 +67,7 @@ def _splits_in(folder: Path) -> dict[Path, str]:
 
 
 def splits_by_name(files: Mapping[Path, tuple[str, str]], what: str) -> dict[Path, str]:
-    """The split of each file of one dataset: train for all where none is called as a split.
+    """The split of each file of one dataset: train for all where none is named like a split.
 
     Args:
         files: with the names of the dataset and the split that each is called by, see `called`.

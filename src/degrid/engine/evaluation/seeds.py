@@ -20,7 +20,7 @@ def seed_difference(a: Sequence[float], b: Sequence[float], paired: bool) -> Dif
 
     The interval is that of Student's t of the differences between runs of one seed, or of Welch's t where the runs do
     not belong together in pairs. Where all runs of a recipe score alike, so that there is no spread, p is that of an
-    exact permutation test, the smallest that so many runs can give.
+    exact permutation test, the smallest that this number of runs can give.
 
     Args:
         a, b: mIoU of each run, two or more, 0 to 1.

@@ -46,9 +46,9 @@ _IN_TIMES = 1.5
 _STATE = 1e-6
 """What the image before may change, of the largest logit; one network run twice gives the same bits."""
 _DEPTH = 3
-"""How deep in lists, dictionaries and objects a network's state is looked for."""
+"""How deep in lists, dictionaries and objects a network's state is searched for."""
 _ENTRIES = 100
-"""Most entries of each of them that are looked at."""
+"""Most entries of each of them that are examined."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
 

@@ -222,7 +222,7 @@ class Server:
         tell: hears of workers that are lost.
         predict: gradients are computed at the weights that are expected when they are used: as if the last step were
             repeated as often as the gradients of other workers will make a step before.
-        pieces: so many gradients make a step; each is that of a part of its micro-batches, from whichever worker.
+        pieces: how many gradients make a step; each is that of some of its micro-batches, from any worker.
     """
 
     crew: Crew
@@ -301,7 +301,7 @@ class Server:
         return loss
 
     def _expected(self, state: Training, steps: int) -> Copy:
-        """The weights, so many steps ahead."""
+        """The weights, that many steps ahead."""
         now = copy_of(state)
         moved = {name: now.tensors[name] + steps * _array(value) for name, value in self._moved.items()}
         return Copy(now.tensors | moved)

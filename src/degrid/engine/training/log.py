@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "val")
 SCALAR_STEPS = 10
-"""Scalars are recorded every so many steps."""
+"""Steps from one recorded scalar to the next."""
 LINE_SECONDS = 15
 """Least time between two lines about steps in log.txt."""
 

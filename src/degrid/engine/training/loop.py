@@ -189,8 +189,8 @@ class Plan:
         keep: also keep the state of every validation under a name of its own, see `kept`.
         clip_norm: largest norm of the gradient of all parameters; 0: any.
         patience: stop after this many validations in a row without a better mIoU; 0: never.
-        lag: so many steps later the loss of a step is looked at, that none waits for a device that computes by itself;
-            before anything is saved, all are. 0: at once.
+        lag: how many steps later the loss of a step is read, so that no step waits for a device that works on its own;
+            before anything is saved, all are read. 0: at once.
     """
 
     steps: int
@@ -335,7 +335,7 @@ def train(
 
 
 class _Unseen:
-    """The steps whose losses nobody has looked at, the oldest first.
+    """The steps whose losses have not been read yet, the oldest first.
 
     Args:
         lag: how many there may be.

@@ -386,7 +386,7 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
 
 
 MOST_CLASSES = 32
-"""Of more than so many classes, waiting for a GPU to say which occur is cheaper than ranking the pixels for each."""
+"""With more classes than this, waiting for a GPU to say which occur is cheaper than ranking the pixels for each."""
 
 
 def _to_rank(label: Tensor, logits: Tensor) -> Iterable[int]:

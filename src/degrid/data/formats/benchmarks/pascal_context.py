@@ -47,7 +47,7 @@ _FOLDERS = (
 class PascalContext(DataFormat):
     """JPEGImages of VOC 2010 and SegmentationClassContext, or 59_context_labels and 59_labels.txt (also with 33).
 
-    0 is void. Of the 459 classes in trainval (.mat), these 59 are read, or those of one's own table.
+    0 is void. Of the 459 classes in trainval (.mat), these 59 are read, or those of the user's table.
     """
 
     wanted = "JPEGImages and SegmentationClassContext, 59_context_labels, or trainval (PASCAL Context)"

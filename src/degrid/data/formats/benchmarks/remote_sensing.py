@@ -97,7 +97,7 @@ class DeepGlobe(DataFormat):
 
 
 def _by_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """The pairs in folders that are called as splits; all others are to train on."""
+    """The pairs in folders named like splits; all others are to train on."""
     tops = splits_of({pair.name.split("/")[0] for pair in pairs if "/" in pair.name})
     return grouped((tops.get(pair.name.split("/")[0], "train"), pair) for pair in pairs)
 

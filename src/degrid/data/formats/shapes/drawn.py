@@ -134,7 +134,7 @@ def split_of_file(file: Path, root: Path) -> str:
 
 
 def split_of_folders(file: Path, root: Path) -> str:
-    """The split of a file, which is called as its image, by its folders; "default" where none says so."""
+    """The split of a file that is named after its image, by its folders; "default" where none says so."""
     folders = [part.lower() for part in file.relative_to(root).parts[:-1]]
     return next((split_of(name) for name in folders if name in SPLIT_NAMES), "default")
 

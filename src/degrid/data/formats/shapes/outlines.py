@@ -24,7 +24,7 @@ class Outline:
 
     Attributes:
         value: the class id.
-        outer: corners x, y of its outer border, clockwise as one looks at it, int64 [N,2]: the pixel at row y and
+        outer: corners x, y of its outer border, clockwise on the screen, int64 [N,2]: the pixel at row y and
             column x has the corners (x, y) to (x + 1, y + 1).
         holes: of each hole the corners, anticlockwise, int64 [M,2].
         area: pixels.

@@ -1,4 +1,4 @@
-"""What Datumaro, and CVAT through it, write in the layouts of CamVid, Cityscapes and KITTI, with classes of one's own.
+"""What Datumaro, and CVAT through it, write in the layouts of CamVid, Cityscapes and KITTI, with users' own classes.
 
 VOC's layout is read by `degrid.data.formats.benchmarks.voc`, with the labelmap.txt beside it.
 """

@@ -74,7 +74,7 @@ def named_classes(
 
 
 def _with_background(rows: list[LabelRow]) -> list[LabelRow]:
-    """The rows with background in front, unless one of them is called so; numbered by their places."""
+    """The rows with background in front, unless one of them has that name; numbered by their places."""
     if not any(is_background(row.name) for row in rows):
         colored = any(row.color for row in rows)
         rows = [LabelRow(BACKGROUND, (0, 0, 0) if colored else None, 0), *rows]

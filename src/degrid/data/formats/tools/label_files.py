@@ -71,7 +71,7 @@ def labels_of(rows: Iterable[LabelRow], file: Path, exact: bool = False) -> tupl
 
 
 def with_background(rows: list[LabelRow]) -> list[LabelRow]:
-    """The rows, with a black background as value 0 in front where none is called so and none is black.
+    """The rows, with a black background as value 0 in front where none has that name and none is black.
 
     Datumaro's CamVid and Cityscapes leave the background that they added out of the file. No other name, such as "bg",
     is one to Datumaro.

@@ -35,7 +35,7 @@ class LabelStudio(DataFormat):
     """Masks called task-1-annotation-2-by-3-tag-NAME-0.png (or .npy), the images, and the project's JSON export.
 
     The masks name the tasks by number only; the JSON export (or JSON-MIN) names the image of each. Without one, the
-    images must be called after the tasks, as in 1.jpg or task-1.jpg.
+    images must be named after the tasks, as in 1.jpg or task-1.jpg.
     """
 
     wanted = "task-1-annotation-2-by-3-tag-NAME-0.png, the images and the JSON export (Label Studio)"

@@ -71,7 +71,7 @@ def _sources(
     images: Images,
     ids: Mapping[str, int],
 ) -> Iterator[Pair]:
-    """A sample for each task, with its shapes, that somebody has looked at."""
+    """A sample, with its shapes, for each task that somebody has reviewed."""
     for task, results in tasks:
         if results or _looked_at(task):
             if not (name := image_address(task)):

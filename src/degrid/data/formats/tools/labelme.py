@@ -36,7 +36,7 @@ _BOXES = ("rectangle", "oriented_rectangle")
 
 
 class Labelme(DataFormat):
-    """NAME.json with shapes beside the images, in folders called as splits or not.
+    """NAME.json with shapes beside the images, in folders named like splits or not.
 
     Polygons, rectangles, circles and masks are drawn in the order of the file, as labelme's own shapes_to_label does;
     points and lines have no area.
@@ -140,7 +140,7 @@ def _kind(shape: Mapping[str, Any]) -> str:
 
 
 def _image(content: Mapping[str, Any], file: Path, images: Images) -> Path:
-    """The image that the file names, or the one that is called as the file."""
+    """The image that the file names, or the one that is named like the file."""
     named = images.find(str(content["imagePath"]), file.parent)
     if named.is_file():
         return named

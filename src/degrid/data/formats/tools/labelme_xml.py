@@ -133,7 +133,7 @@ def _object(element: ElementTree.Element) -> _Object:
 
 
 def _beside(file: Path, name: str) -> Path:
-    """The folder that stands in another one's place as the file does in Annotations."""
+    """The folder below `name` that corresponds to the file's below Annotations."""
     parts = [name if part == "Annotations" else part for part in file.parent.parts]
     return Path(*parts)
 

@@ -32,7 +32,7 @@ class Supervisely(DataFormat):
     """meta.json, and in each dataset the folders img and ann, with ann/NAME.jpg.json.
 
     Where obj_class_to_machine_color.json and masks_machine are there, these masks are read instead of the JSON files.
-    Datasets called as splits are the splits; otherwise all of them are one set.
+    Datasets named like splits are the splits; otherwise all of them are one set.
     """
 
     wanted = "meta.json and datasets with img and ann (Supervisely)"

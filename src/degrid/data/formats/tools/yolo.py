@@ -31,7 +31,7 @@ _MOST = 2.0
 """Coordinates beyond are no fractions; some tools let outlines reach a little beyond the image."""
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "darknet.labels")
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-# So many label files, from the whole dataset, tell whether it holds polygons.
+# This many label files, spread over the dataset, show whether it holds polygons.
 _LOOKED_AT = 200
 
 
@@ -174,7 +174,7 @@ def _images(value: str, file: Path, root: str) -> list[Path]:
 
     Args:
         value: as data.yaml gives it. Roboflow's "../train/images" means a folder beside the file, and folders of the
-            machine on which it was written are looked for beside the file, too.
+            machine on which it was written are searched for beside the file, too.
         file: data.yaml.
         root: what it calls the path.
     """
@@ -196,7 +196,7 @@ def _images(value: str, file: Path, root: str) -> list[Path]:
 
 
 def _by_folders(path: Path) -> _Found | None:
-    """Images and their text files in the folder, or in folders that are called as splits."""
+    """Images and their text files in the folder, or in folders named like splits."""
     splits: dict[str, list[Path]] = {}
     folders = (
         [path, *(folder for folder in path.iterdir() if folder.name.lower() in SPLIT_NAMES)] if path.is_dir() else []
