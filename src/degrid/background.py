@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def ahead(calls: Iterable[Callable[[], T]], depth: int = DEPTH) -> Generator[Callable[[], T], None, None]:
-    """For each call, in order, a function that gives its result or raises its error; a thread works `depth` ahead."""
+    """Functions that give the result of each call, in order, or raise its error; a thread works `depth` ahead."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for call in calls:

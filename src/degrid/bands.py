@@ -55,7 +55,7 @@ class Scene(NamedTuple):
 
 
 def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> Scene:
-    """As `read_picture`, with what a TIFF calls "no data" (GDAL_NODATA)."""
+    """What `read_picture` gives, and what a TIFF calls "no data" (GDAL_NODATA)."""
     no_data = no_data_of(path)
     if bands == RGB and no_data is None and not is_array(path):
         return Scene(read_image(path))
@@ -331,7 +331,7 @@ def thinned(values: np.ndarray) -> np.ndarray:
 
 
 def ranges_of(pictures: list[np.ndarray]) -> tuple[tuple[float, float], ...]:
-    """For each band the values between which nearly all pixels of the pictures [H,W,C] lie (see `PERCENTILES`).
+    """The values of each band between which nearly all pixels of the pictures [H,W,C] lie (see `PERCENTILES`).
 
     Values that are no numbers do not count; (0, 1) for a band without any.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cores_of_groups(root: Path = Path("/")) -> Iterator[float]:
-    """Of each control group that limits time on processors: seconds that it may use in a second.
+    """The seconds of processor time that each control group which limits them may use in a second.
 
     Args:
         root: where proc and sys are.

@@ -33,7 +33,7 @@ _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 _PART = 1 << 20
 """Values of an array that are worked on at a time."""
 _BYTES_PER_PIXEL = 12
-"""Of an image that is decoded, copied into an array, predicted and shown with its classes."""
+"""Bytes that a pixel takes while an image is decoded, copied into an array, predicted and shown with its classes."""
 
 
 class UnreadKindError(UserError):

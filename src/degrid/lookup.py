@@ -25,7 +25,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def file_meant(path: Path) -> str:
-    """As `did_you_mean`, of the files and folders beside a path that does not exist."""
+    """`did_you_mean` for a path that does not exist, among the files and folders beside it."""
     try:
         beside = [each.name for each in path.parent.iterdir()]
     except OSError:

@@ -254,7 +254,7 @@ def _with_aliases(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Ten
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """For each name in the state dict the first name of the same tensor, where it has several."""
+    """The first name of each tensor that has several in the state dict, by the others."""
     first: dict[tuple[int, int], str] = {}
     names = {}
     for key, value in model.state_dict(keep_vars=True).items():

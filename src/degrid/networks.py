@@ -1,4 +1,4 @@
-"""From settings to a network, smoothed."""
+"""Makes a network from settings, and smooths it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def num_threads() -> int:
-    """As many as PyTorch uses; where it is not loaded, OMP_NUM_THREADS. Without that, no more than `usable_cores`."""
+    """The threads that PyTorch uses; where it is not loaded, OMP_NUM_THREADS, or else at most `usable_cores`."""
     torch = sys.modules.get("torch")
     if asked := _asked():
         return int(torch.get_num_threads()) if torch else asked
@@ -60,14 +60,13 @@ def limited_threads() -> Iterator[None]:
 
 
 def divide_threads(processes: int) -> None:
-    """For a program of its own that starts some more: each gets its part of the cores, unless OMP_NUM_THREADS was set
-    by somebody else."""
+    """Divide the cores among processes that this program will start, unless somebody else set OMP_NUM_THREADS."""
     if not _asked() or os.environ.get(_SET) == os.environ["OMP_NUM_THREADS"]:
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
 
 
 def settle_threads() -> None:
-    """For a program of its own, before it loads PyTorch: share the machine with other programs.
+    """Share the machine with other programs; for a program's own start, before it loads PyTorch.
 
     OpenMP gets no more threads than a quota allows, and threads that wait at the end of each layer soon sleep. GNU's
     OpenMP, with which PyTorch comes on Linux, LLVM's, and NumPy's OpenBLAS from the moment it is imported would spin

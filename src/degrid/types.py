@@ -85,7 +85,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ArraySample:
-    """As `Sample`, of arrays: where PyTorch is not needed."""
+    """A `Sample` of arrays, where PyTorch is not needed."""
 
     image: np.ndarray
     label: np.ndarray
@@ -170,7 +170,7 @@ class Dataset(Protocol):
 
 
 class AnyDataset(Protocol):
-    """As `Dataset`, of samples of tensors or of arrays."""
+    """A `Dataset` of samples of tensors or of arrays."""
 
     labels: LabelSpace
 
@@ -231,7 +231,7 @@ class Bands:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Bands:
-        """From plain values, such as those of `dataclasses.asdict` that went through JSON."""
+        """The object with these plain values, such as those of `dataclasses.asdict` that went through JSON."""
         given = values["range"]
         pairs = given if isinstance(given, str) else tuple((float(low), float(high)) for low, high in given)
         return cls(int(values["count"]), pairs)

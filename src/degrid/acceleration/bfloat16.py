@@ -22,7 +22,7 @@ _library: torch.library.Library | None = None
 
 @contextmanager
 def right_gradients() -> Iterator[None]:
-    """Meanwhile the gradients of dilated filters in bfloat16 on the CPU are computed in float32, in every thread.
+    """Compute the gradients of dilated filters in bfloat16 on the CPU in float32, in every thread, inside the context.
 
     oneDNN 3.13 reads memory that nobody wrote where maps have their channels last and are at least 32 pixels wide: all
     numbers are wrong, or not finite. For depthwise filters ours also takes less time. Outputs, gradients of inputs and

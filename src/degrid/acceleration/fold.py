@@ -135,7 +135,7 @@ def _has_size_by_value(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 class _Handed(TorchFunctionMode):
-    """As `_Uses`, for values that are handed to Python or NumPy by no operation."""
+    """Notices, like `_Uses`, values that reach Python or NumPy without an operation."""
 
     def __init__(self, used: Callable[[Tensor], None], asked: Callable[[], None]) -> None:
         super().__init__()

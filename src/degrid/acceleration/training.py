@@ -259,7 +259,7 @@ def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, tile
 
 @functools.lru_cache(maxsize=256)
 def _tile(shape: tuple[int, ...], out_channels: int, rate: int) -> Tile | None:
-    """With which tiles Winograd's algorithm wins, the weight's transformation included; None: it does not."""
+    """The tiles with which Winograd's algorithm wins, the weight's transformation included; None where it does not."""
     tile = best_tile(shape, out_channels, rate, MARGIN, WEIGHT_COST) if numba_installed() else None
     return None if tile == PAIRS else tile
 

@@ -100,7 +100,7 @@ class WinogradConv2d(nn.Conv2d):
         return best_tile(tuple(x.shape), self.out_channels, self.dilation[0], margin)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what can be computed again: packed weights can be neither copied nor saved."""
+        """Leave out what can be computed again: packed weights can be neither copied nor saved."""
         return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
 
 
@@ -179,7 +179,7 @@ def _eligible(conv: nn.Module) -> bool:
 
 @functools.cache
 def _margins() -> dict[torch.dtype, float]:
-    """By type, the fraction of the direct convolution's cost up to which Winograd is used."""
+    """The fraction of the direct convolution's cost up to which Winograd is used, by type."""
     return {torch.float32: MARGIN} | ({} if has_matrix_units() else {torch.bfloat16: MARGIN_BFLOAT16})
 
 

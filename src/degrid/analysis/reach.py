@@ -115,7 +115,7 @@ class ReachMode(DispatchMode):
         self._probes: dict[Any, np.ndarray] = {}
 
     def begin(self, name: str, x: Tensor) -> None:
-        """From now on follow what depends on the places of a map [N,C,H,W]."""
+        """Begin to follow what depends on the places of a map [N,C,H,W]."""
         start = Reach.of_itself(*x.shape[-2:])
         self._known[x] = {**self._of(x), (name, True): start, (name, False): start}
 
@@ -209,7 +209,7 @@ def _applied(transfers: Any, reach: Reach) -> Reach:
 
 
 def _zeros(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """In the shape of a convolution's result."""
+    """Zeros in the shape of a convolution's result."""
     axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     sides = ((side + 2 * pad - rate * (taps - 1) - 1) // step + 1 for side, taps, step, pad, rate in axes)
     zeros: Tensor = x.new_zeros(x.shape[0], weight.shape[0], *sides)

@@ -32,7 +32,7 @@ from degrid.image import as_rgb, overlay_classes
 from degrid.types import LabelSpace, Sample, Scores
 
 CURVES = ("loss", "miou", "learning_rate")
-"""Of `degrid.analysis.plots.PICTURES`; scores by class are in a table."""
+"""Those of `degrid.analysis.plots.PICTURES` that are shown; scores by class are in a table."""
 MOST_NAMED = 30
 """Classes up to which a confusion matrix names them along its sides; up to half of them its fields hold numbers."""
 MOST_CONFUSED = 8

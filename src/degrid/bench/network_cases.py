@@ -86,7 +86,7 @@ def by_hand(model: nn.Module, image: Tensor, precision: str = "float32") -> Way:
 def by_predictor(
     model: nn.Module, precision: str, options: InferenceOptions | None = None
 ) -> Callable[[np.ndarray], Tensor]:
-    """As users of the library do it: from a picture, uint8 [H,W,3], to its class ids.
+    """Class ids of a picture, uint8 [H,W,3], as users of the library make them.
 
     Not with the precision "auto": it compares bfloat16 with float32 on the first images, and random weights separate
     the classes less clearly than trained ones.
@@ -111,7 +111,7 @@ def same_ids(found: Tensor, wanted: Tensor) -> float:
 
 
 def networks(scope: Scope) -> list[Block]:
-    """From a picture to class ids at its size: the usual code, `degrid.Predictor`, and each smoothing operator."""
+    """Cases from a picture to class ids at its size: the usual code, `degrid.Predictor`, and smoothing operators."""
     rows: list[tuple[str, Callable[[], nn.Module], list[tuple[int, int]], float]] = [
         ("DeepLab v3 ResNet-50 stride 8", deeplabv3_resnet50, scope.sizes((513, 513), (321, 321)), 50),
         ("DeepLab v2 ResNet-101 stride 8", deeplabv2_resnet101, scope.sizes((321, 321)), 26),

@@ -189,7 +189,7 @@ def resize_then_crop(image_file: Path, mask_file: Path, crop: int, rng: np.rando
 
 
 def post(scope: Scope) -> list[Block]:
-    """From logits to class ids at the image's size, and from ids to a confusion matrix."""
+    """Cases that make class ids at the image's size from logits, and a confusion matrix from ids."""
     shapes = [(5, 13, 13, 97, 97)] if scope.quick else [(21, 65, 65, 513, 513), (19, 128, 256, 1024, 2048)]
     blocks = []
     for classes, height, width, *size in shapes:
@@ -225,7 +225,7 @@ def _crf_cases(name: str, probabilities: Tensor, image: Tensor) -> list[Case]:
 
 
 def _pydensecrf(probabilities: Tensor, image: Tensor, parameters: CRF) -> np.ndarray:
-    """As its documentation has it used; marginals [C,H*W]."""
+    """Run pydensecrf as its documentation does; marginals [C,H*W]."""
     library = importlib.import_module("pydensecrf.densecrf")
     classes, height, width = probabilities.shape
     field = library.DenseCRF2D(width, height, classes)

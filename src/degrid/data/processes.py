@@ -91,7 +91,7 @@ _keepers = 0
 
 @contextlib.contextmanager
 def kept_processes(early: str = "", processes: int | None = None) -> Iterator[None]:
-    """Meanwhile the other processes outlive one `in_order`, and work for the next.
+    """Let the other processes outlive one `in_order` and work for the next, inside the context.
 
     Args:
         early: a module that some processes load at once, while this one loads what it needs; empty: none is started.

@@ -105,7 +105,7 @@ def batches_by_number(
     repeats: np.ndarray | None = None,
     buffer: int = 0,
 ) -> Callable[[int], Batch]:
-    """From a number to its batch, the same as in `training_batches`, in whatever order they are needed."""
+    """Gives the batch of a number, the same as in `training_batches`, in whatever order they are needed."""
     return _Batches(dataset, transform, share, seed, repeats, buffer)
 
 

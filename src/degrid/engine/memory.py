@@ -56,7 +56,7 @@ def resident_bytes() -> int:
 
 
 def settle_memory(limit: int | None) -> None:
-    """For a program of its own: what the C library does with freed memory, which acts on the whole process.
+    """Set what the C library does with freed memory, for a program's own start: it acts on the whole process.
 
     Without a limit in bytes `keep_freed_memory`. With one, blocks from 4 MiB are taken from the system one by one and
     go back when they are freed: in a heap that is kept, feature maps of many sizes leave gaps, and the process grows to

@@ -85,7 +85,7 @@ class Facts:
 
     @classmethod
     def of(cls, takes: ImageInput, classes: Classes, output: str, resize: str, bands: Bands) -> Facts:
-        """Of a file that this version of degrid writes."""
+        """The facts of a file that this version of degrid writes."""
         return cls(classes, output, takes.type, resize, VERSION, size=takes.size, batch=takes.batch, bands=bands)
 
     @property
@@ -95,7 +95,7 @@ class Facts:
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Facts:
-        """From the JSON in a file.
+        """The facts in the JSON of a file.
 
         Raises:
             UserError: there is none, or it has another form.

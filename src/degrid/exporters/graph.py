@@ -81,7 +81,7 @@ class ExportGraph(nn.Module):
         return ids if image.is_floating_point() else ids.to(torch.uint8)
 
     def _multi_scale(self, image: Tensor) -> Tensor:
-        """As the network itself, but with integer arithmetic for the sizes: tracers make int(0.75 * H) a constant."""
+        """What the network gives, with integer arithmetic for the sizes: tracers make int(0.75 * H) a constant."""
         network = cast(MultiScaleNetwork, self.network)
         height, width = image.shape[-2:]
         sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
@@ -159,7 +159,7 @@ class Source:
 
     @classmethod
     def of(cls, model: nn.Module, output: str, takes: ImageInput) -> Source:
-        """From a network; see `ExportGraph`.
+        """The source that a network gives; see `ExportGraph`.
 
         Raises:
             UserError: an unknown output, or a scale that is no simple fraction.

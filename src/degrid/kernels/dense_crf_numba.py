@@ -15,7 +15,7 @@ CORNERS = DIMS + 1
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
 def embed(image, scale, low, strides, keys, weights):  # type: ignore[no-untyped-def]
-    """For each pixel the keys, int64 [N,6], and the barycentric weights, float32 [N,6], of its simplex's corners.
+    """The keys, int64 [N,6], and the barycentric weights, float32 [N,6], of the corners of each pixel's simplex.
 
     image: uint8 [H,W,3]; scale: float32 [5], by which x, y, red, green and blue are multiplied;
     low, strides: int64 [5], from the first five coordinates of a lattice point to its key.
@@ -119,7 +119,7 @@ def find_neighbours(points, steps, table, ids, near):  # type: ignore[no-untyped
 
 @njit(cache=True)
 def invert(corners, weights, starts, pixels, shares):  # type: ignore[no-untyped-def]
-    """For each lattice point the pixels with a corner on it, in pixels[starts[p]:starts[p+1]], and their weights."""
+    """The pixels with a corner on each lattice point, in pixels[starts[p]:starts[p+1]], and their weights."""
     for pixel in range(len(corners)):
         for k in range(CORNERS):
             starts[corners[pixel, k] + 1] += 1

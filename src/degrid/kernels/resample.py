@@ -96,7 +96,7 @@ def nearest(
 
 
 def _places(count: int, length: int, start: float, step: float) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """For the outputs inside the image: the left (or upper) neighbour, the right one's weight, and their range [a, b).
+    """The left (or upper) neighbour of the outputs inside the image, the right one's weight, and their range [a, b).
 
     A neighbour may lie one pixel outside; the pixel at the edge stands for it.
     """

@@ -61,7 +61,7 @@ MATRICES: dict[int, tuple[Matrix, Matrix, Matrix]] = {
         ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
     ),
 }
-"""For each number of outputs m the matrices B^T, G and A^T: along an axis, m outputs are A^T [(G g) * (B^T d)] of a
+"""The matrices B^T, G and A^T for each number of outputs m: along an axis, m outputs are A^T [(G g) * (B^T d)] of a
 filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, and -2 for four outputs. For 2 outputs there are 2
 inputs, and 3 products by Karatsuba's method."""
 
@@ -106,7 +106,7 @@ def winograd_weight(weight: Tensor, tile: Tile = (4, 4), exact: bool = True) -> 
 def best_tile(
     shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN, weight_cost: float = 0
 ) -> Tile | None:
-    """With which tiles the compiled Winograd convolution is worth it for an input of this shape, [N,C,H,W]; or None.
+    """The tiles with which the compiled Winograd convolution pays for an input of this shape, [N,C,H,W]; or None.
 
     The direct convolution multiplies (H + 2 max(H-r,0)) (W + 2 max(W-r,0)) times per pair of channels, as it skips taps
     outside the map; Winograd m + 2 times along each axis of a tile of m outputs, or 3 times per pair and once per

@@ -110,7 +110,7 @@ def _transformed(args: tuple[Any, ...]) -> bool:
 
 @contextmanager
 def _counted_already(block: nn.Module) -> Iterator[None]:
-    """For the second run of a block, whose batch norms have counted this batch already.
+    """Run a block for the second time, without its batch norms counting the batch again.
 
     They normalise by its statistics as before, but with a momentum of 0, which leaves the running statistics unchanged.
     """

@@ -169,7 +169,7 @@ def change_strides(network: nn.Module, strides: Strides, output_stride: int) -> 
 
 
 def rate_factor(layer: Layer, output_stride: int) -> int:
-    """By how much the taps of a layer move apart where its input comes at a finer stride than it did."""
+    """The factor by which the taps of a layer move apart where its input comes at a finer stride than it did."""
     return max(1, layer.before // output_stride)
 
 

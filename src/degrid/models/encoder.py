@@ -103,7 +103,7 @@ def _ours(row: Any, name: str) -> Callable[..., nn.Module]:
 
 
 def _with_stated_input(settings: EncoderSettings) -> EncoderSettings:
-    """With the input that is written beside the weights, unless the settings name one."""
+    """The settings with the input that is stated beside the weights, unless they name one."""
     if settings.preprocess is not None or not isinstance(settings.pretrained, str):
         return settings
     stated = stated_input(settings.pretrained)

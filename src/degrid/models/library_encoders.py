@@ -122,14 +122,14 @@ def _pad_the_same_everywhere(net: nn.Module) -> None:
 
 
 def _uniform_factors(net: nn.Module, made: TimmPlan) -> dict[str, int]:
-    """By what the rates that convolutions have without dilation are multiplied: by name, alike in each stage."""
+    """The factors on the rates that convolutions have without dilation, by their names; alike in each stage."""
     modules, layers = dict(net.named_modules()), made.layers()
     wide = [name for name in layers if name in modules and is_wide(modules[name])]  # timm leaves out some poolings
     return {name: max(1, layers[name].unit // made.output_stride) for name in wide}
 
 
 def _grid_factors(net: Any, made: TimmPlan, multi_grid: tuple[int, ...]) -> dict[str, int]:
-    """As `_uniform_factors`, for the units of the last stage."""
+    """The factors that multi-grid gives the units of the last stage, as `_uniform_factors` gives them."""
     given = f"multi_grid={','.join(map(str, multi_grid))}"
     stage = _last_stage(net)
     units = {} if stage is None else dict(getattr(stage, "blocks", stage).named_children())

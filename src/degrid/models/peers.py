@@ -109,7 +109,7 @@ class PeerResNet(TimmEncoder):
 
 
 def _change_shortcut(shortcut: Any, strided: bool) -> None:
-    """Without average pooling where it lowers no resolution; `strided`: nowhere, the convolution having the stride."""
+    """Drop average pooling that lowers no resolution; `strided`: all of it, the convolution taking its stride."""
     pool = None if shortcut is None else shortcut[0]
     if strided and pool is not None:
         shortcut[1].stride = pair(getattr(pool, "stride", 1))

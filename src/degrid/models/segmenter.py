@@ -67,7 +67,7 @@ class Segmenter(MultiScaleNetwork):
         self.logit_stride = logit_stride
         self.preprocess: Preprocess = cast(Encoder, encoder).preprocess
         self.scales_in_turn = False
-        """In training, keep the feature maps of one scale at a time, and compute each again for its gradient; the
+        """Whether training keeps the feature maps of one scale at a time, and computes each again for its gradient; the
         result is the same."""
         self.config: BuiltFrom | None = None
         """The settings that the network was built from, if any."""

@@ -51,7 +51,7 @@ XCEPTIONS = {
     "bubbliiiing:xception": _Variant(1, 3, 16, True, (True, True), "identity", (1536, 1536, 2048), True, False, 1),
     "vainf:xception": _Variant(0, 2, 8, False, (False, True), "none", (1536, 2048), False, False, 0),
 }
-"""By the name of the encoder."""
+"""The variants by the names of the encoders."""
 
 
 class _Separable(nn.Module):
@@ -163,7 +163,7 @@ class PeerXception(OwnRates):
 
 
 def _sizes(of: _Variant, output_stride: int) -> list[tuple[int, tuple[int, ...], int, tuple[int, ...]]]:
-    """Of each block: input channels, those of its units, stride, and the units' rates."""
+    """Input channels of each block, those of its units, stride, and the units' rates."""
     fine = 16 // output_stride  # the stride that the third block loses
     vainf = of.units == 2
     entry = [

@@ -162,7 +162,7 @@ async def receptive_field(
     y: Annotated[int, Form(ge=0, description="Row of the pixel.")],
     model: Name = None,
 ) -> Response:
-    """On which pixels of the image the class of one of them depends, and how much."""
+    """The pixels of the image on which the class of one of them depends, and how much."""
     service = _service(request)
     served = service.model(model)
     with ExitStack() as held:

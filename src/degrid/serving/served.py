@@ -104,7 +104,7 @@ class Worker:
         self._places = waiting + 1
         self._taken = 0
         self._seconds = 1.0
-        """Of a job, as an average in which the last ones count most."""
+        """Seconds that a job takes, as an average in which the last ones count most."""
 
     @property
     def taken(self) -> int:
@@ -123,7 +123,7 @@ class Worker:
         self._taken -= 1
 
     def seconds_to_wait(self) -> int:
-        """In how many seconds there should be a place, at least 1."""
+        """Seconds until there should be a place, at least 1."""
         return max(1, ceil(self._taken * self._seconds / 2))
 
     def submit(self, job: Callable[[], T]) -> Future[T]:

@@ -167,7 +167,7 @@ def _plain(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str
 
 
 def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
-    """By layer, how wide the network pads the map before it with zeros, where its modules tell."""
+    """How wide the network pads the map before each layer with zeros, where its modules say so."""
     rims: dict[nn.Module, tuple[int, ...]] = {}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:

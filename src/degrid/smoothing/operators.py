@@ -387,7 +387,7 @@ def _side_of_shared(rate: Rate) -> tuple[int, ...]:
 
 
 def _sides(rate: Rate, size: int | None) -> tuple[int, ...]:
-    """Of the box and the Gaussian: the size that was asked for, by default as published, but 1 without dilation."""
+    """Sides of the box or the Gaussian: those that were asked for, or as published; 1 without dilation."""
     if size is not None and (size < 1 or size % 2 == 0):
         raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size}")
     if isinstance(rate, int) and size is not None:

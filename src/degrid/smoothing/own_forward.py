@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from degrid.contracts import CONVOLUTIONS
 
 _ARGUMENTS = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-"""Of a convolution, in their order, with their defaults."""
+"""The arguments of a convolution, in their order, with their defaults."""
 # Two maps of unlike sides, [h,w], so that padding that depends on the size is noticed.
 _SIDES = ((5, 4, 3), (2, 3, 4))
 

@@ -15,7 +15,7 @@ from degrid.smoothing.operators import Operator
 from degrid.types import UserError
 
 Factory = Callable[[Any], Operator]
-"""From a rate, see `degrid.contracts.Rate`, to an operator."""
+"""Makes an operator for a rate, see `degrid.contracts.Rate`."""
 
 
 def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parameter]:

@@ -96,7 +96,7 @@ def _tree(folder: Path) -> set[Path]:
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without the owner's name, which is nobody's business elsewhere."""
+    """The entry without its owner's name, which is nobody's business elsewhere."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry

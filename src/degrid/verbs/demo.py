@@ -22,7 +22,7 @@ from degrid.verbs.run import run as train
 
 OPERATORS = ("regular", "tent")
 NUM_SHOWN = 3
-"""Of the worst, and of the best, scenes."""
+"""How many of the worst, and of the best, scenes are shown."""
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def _check_takes(exporter: Exporter, takes: ImageInput) -> None:
 
 
 def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:
-    """In evaluation mode and single precision on the CPU, with its classes; the user's own stays as it is."""
+    """A copy in evaluation mode and single precision on the CPU, and its classes; the user's own stays as it is."""
     network = open_network(model)
     known = declared(network)
     if isinstance(known, ExportedNetwork):
@@ -309,7 +309,7 @@ class _Trial:
         )
 
     def miou(self, model: nn.Module, task: str) -> float:
-        """Of a file on the images that were not calibrated on."""
+        """The mIoU of a file on the images that were not calibrated on."""
         on_image = counting(self.progress, task, len(self.measuring))
         return evaluate(model, self.measuring, device="cpu", measures=Measures(boundary=False), on_image=on_image).miou
 

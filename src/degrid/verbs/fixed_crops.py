@@ -110,7 +110,7 @@ class Replay(nn.Module):
             self._places = self._needed(image)
             maps = self._run(image)
             self.shapes = [tuple(each.shape[1:]) for each in maps]
-            """Of the maps that are kept, such as [C,h,w]."""
+            """Shapes of the maps that are kept, such as [C,h,w]."""
             self._layouts = [_layout(each) for each in maps]
             wanted, found = model(image), self(self.features(image))[0]
         if not torch.allclose(wanted, found, rtol=1e-4, atol=1e-4 * float(wanted.abs().max())):
@@ -206,7 +206,7 @@ def _given(out: Tensor, *_: Tensor) -> Tensor:
 
 @contextmanager
 def _replaced(stages: Sequence[nn.Module], outputs: dict[int, Tensor]) -> Iterator[None]:
-    """Meanwhile the stages give these outputs, by their places, and the others hand on what comes in."""
+    """Inside the context the stages give these outputs, by their places, and the others pass on what comes in."""
 
     def handing_on(x: Tensor) -> Tensor:
         return x

@@ -76,7 +76,7 @@ class Repair:
 class GriddingReport:
     """How much of a grid there is in what a network sees, from its first dilated layer to the last map of that size.
 
-    Averages over the whole map, such as image pooling, count as constants, since they give every position the same value.
+    Averages over the whole map, such as image pooling, count as constants: they give every position the same value.
 
     Attributes:
         network: its class; start, end: the layers; "" for the network's output. size: of the map, height and width.
@@ -292,7 +292,7 @@ def _ends(followed: Following, first: str) -> tuple[str, str]:
 
 
 class _Span:
-    """From the input of the first dilated layer to the last map of that size that the result is computed from.
+    """The part from the input of the first dilated layer to the last map of that size that the result is computed from.
 
     Attributes:
         ends: their names, as `Part` takes them.
@@ -387,7 +387,7 @@ class _Span:
 
 
 def _own_score(conv: nn.Conv2d) -> float | None:
-    """Of a layer alone with positive taps, where it depends on the operator only; a plain one has one phase."""
+    """The score of a layer alone with positive taps, if it depends on the operator only; a plain one has one phase."""
     if not isinstance(conv, DressedConv):
         return 1.0
     rate = max(rates_of(conv))

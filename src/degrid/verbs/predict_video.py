@@ -256,7 +256,7 @@ def _reading(path: Path | str, seconds: float | None) -> VideoReader:
 
 
 def _ids_of(predictor: AnyPredictor) -> Callable[[np.ndarray], np.ndarray]:
-    """From frames, uint8 [H,W,3], in their order, to class ids, uint8 [H,W]."""
+    """What makes class ids, uint8 [H,W], from frames, uint8 [H,W,3], in their order."""
     weight = predictor.options.smooth
     if not weight:
         return lambda pixels: predictor.predict(Scene(pixels)).ids

@@ -273,7 +273,7 @@ def _score_of(runs: Sequence[Run], stack: np.ndarray) -> tuple[Any, tuple[float,
 
 
 def _curves(recipe: Sequence[AnyModel], name: str) -> tuple[Curves, ...]:
-    """Of the runs that have kept them."""
+    """The curves of the runs that have kept them."""
     found = []
     for model in recipe:
         for folder in run_folders(model):

@@ -147,7 +147,7 @@ class _Work:
 
     config: RunConfig
     settings: TrainConfig
-    """With the number of steps."""
+    """Those of the config, with the number of steps."""
     folder: Path
     data: _Data
     state: Training
@@ -156,11 +156,11 @@ class _Work:
     plan: Plan
     device: torch.device
     notes: tuple[str, ...]
-    """On where the weights are from."""
+    """Where the weights are from."""
 
     @contextmanager
     def server(self, progress: OnProgress | None) -> Iterator[Server | None]:
-        """In asynchronous training, what makes the workers' results steps; they stay as long as the context.
+        """In asynchronous training, what turns the workers' results into steps; workers live as long as the context.
 
         Raises:
             UserError: Ray's cluster cannot be reached.

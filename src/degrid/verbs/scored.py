@@ -90,7 +90,7 @@ def files_of(model: AnyModel) -> list[Path]:
 
 
 def _digest(model: AnyModel) -> str:
-    """Of the contents of a model's files; empty for a network that was passed."""
+    """The hash of the contents of a model's files; empty for a network that was passed."""
     digest, files = hashlib.sha256(), files_of(model)
     for file in files:
         with file.open("rb") as stream:
@@ -99,7 +99,7 @@ def _digest(model: AnyModel) -> str:
 
 
 def _packed(found: Scored) -> dict[str, Any]:
-    """As plain values for JSON."""
+    """The scores as plain values for JSON."""
     counts = base64.b64encode(zlib.compress(found.confusions.tobytes(), 1)).decode()
     values = {"precision": found.precision, "windowed": found.windowed, "scores": found.scores.to_dict()}
     return {**values, "confusions": counts}

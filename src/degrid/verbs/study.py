@@ -468,7 +468,7 @@ class _Work:
                 child.terminate()
 
     def scores(self) -> Iterator[RunScores]:
-        """Of every run that is done."""
+        """The scores of every run that is done."""
         for run, found in self.ended():
             if "error" not in found:
                 yield RunScores(*run, **found)

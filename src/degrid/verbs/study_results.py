@@ -27,7 +27,7 @@ mean agreement under shifts; None where it was not measured."""
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that are known; None without any."""
+    """The mean of the values that are known; None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
@@ -234,7 +234,7 @@ _EFFECT_HEAD = ("seeds", "points", "t interval", "bootstrap", "p", "corrected", 
 def _effect(
     variant: str, cell: str, measure: str, first: Mapping[int, RunScores], others: Mapping[int, RunScores]
 ) -> Effect | None:
-    """With the spread in place of the smallest difference, and p uncorrected; None for fewer than two common seeds."""
+    """An effect with the spread as its smallest difference and p uncorrected; None for fewer than two common seeds."""
     value = MEASURES[measure]
     both = [(value(first[seed].scores), value(others[seed].scores)) for seed in others if seed in first]
     pairs = [(x, y) for x, y in both if x is not None and y is not None]

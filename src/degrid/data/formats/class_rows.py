@@ -1,4 +1,4 @@
-"""From the rows of a table of classes to the classes and the rule for reading their masks."""
+"""The classes, and the rule for reading their masks, out of the rows of a table of classes."""
 
 from __future__ import annotations
 

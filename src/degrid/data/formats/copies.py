@@ -27,7 +27,7 @@ _FEW = 20
 _PROBES, _PROBE = 3, 1024
 """Places in a file, and bytes there, that are read before it is read as a whole."""
 _MOST_BYTES = 64 << 20
-"""Of image files that are read to see how all of them look, where the caller has not seen them."""
+"""Most bytes of image files that are read to see how all of them look, where the caller has not seen them."""
 _MOST_NAMES = 16
 """Images that are compared with those of the same name where they take more bytes."""
 
@@ -192,7 +192,7 @@ class _Images:
         return None
 
     def _digest(self, source: Source) -> bytes:
-        """Of the whole image; nothing for one that cannot be read, or is of one colour and might come twice."""
+        """The hash of the whole image; empty for one that cannot be read, or is of one colour and may occur twice."""
         if id(source) not in self._digests:
             digest = b""
             with contextlib.suppress(UserError, OSError):

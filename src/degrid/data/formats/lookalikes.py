@@ -96,7 +96,7 @@ def is_same_picture(one: Source, other: Source) -> bool:
 
 
 def _brightness(pixels: np.ndarray) -> np.ndarray:
-    """Of values [H,W,C], float32 [H,W]."""
+    """The brightness, float32 [H,W], of values [H,W,C]."""
     values = pixels.astype(np.float32)
     weighed: np.ndarray = values[..., :3] @ _LUMA if values.shape[2] >= 3 else values[..., 0]
     return np.ascontiguousarray(weighed)

@@ -309,12 +309,12 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def masks_in(folder: Path) -> list[Path]:
-    """As `images_in`, with the files of arrays."""
+    """Image files and files of arrays; see `images_in`."""
     return _files_in(folder, MASK_SUFFIXES)
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """As `images_in`, of files that end so, in lower case."""
+    """Files with this ending, in lower case; see `images_in`."""
     return _files_in(folder, (suffix,))
 
 

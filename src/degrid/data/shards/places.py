@@ -80,7 +80,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 class _MissingError(UserError):
-    """There is no such file."""
+    """Raised where there is no such file."""
 
 
 def _asked(address: str, ask: Callable[[Any, str], Any]) -> Any:

@@ -10,7 +10,7 @@ from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, ConfidenceBin
 
 NUM_BINS = 15
-"""As published."""
+"""Bins of confidence, as many as published."""
 
 UNIT = 2**24
 """Confidences are added up as integers in this many parts of 1, float32's own resolution just below 1: such a sum is

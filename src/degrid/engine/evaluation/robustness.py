@@ -83,7 +83,7 @@ def corrupt(image: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
 
 
 def _blurred(values: Tensor, sigma: float) -> Tensor:
-    """With a Gaussian cut off at four deviations; the border's pixels go on beyond it."""
+    """The values blurred by a Gaussian that is cut off at four deviations; the border's pixels continue beyond it."""
     import torch
     from torch.nn import functional as F
 

@@ -71,7 +71,7 @@ def t_quantile(p: float, freedom: float) -> float:
 
 
 def _sine_integral(end: float, freedom: float) -> float:
-    """Of sin(u)^(freedom-1) from 0 to `end`, with u = end * s^2, which is smooth at 0."""
+    """The integral of sin(u)^(freedom-1) from 0 to `end`, with u = end * s^2, which is smooth at 0."""
     s = (_NODES + 1) / 2
     return float(np.sum(_WEIGHTS / 2 * np.sin(end * s**2) ** (freedom - 1) * 2 * end * s))
 
@@ -97,6 +97,6 @@ def mean_scores(runs: Sequence[Scores]) -> Scores:
 
 
 def _means(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
-    """Of each class over the runs in which it occurs."""
+    """The mean of each class over the runs in which it occurs."""
     found = [[value for value in values if value is not None] for values in zip(*rows, strict=True)]
     return tuple(float(np.mean(values)) if values else None for values in found)

@@ -38,13 +38,13 @@ AGREEMENT = 0.995
 SIZES = 3
 """Sizes of images at whose first image the copy is compared with the network itself, whatever they are."""
 _LARGEST_ERROR = 1e-3
-"""In float32, of the largest logit: some hundred layers of rounding stay below a tenth of it."""
+"""Largest error in float32, as a fraction of the largest logit; a hundred layers of rounding stay below a tenth."""
 _MEAN_ERROR = 0.1
-"""In bfloat16, of the mean logit: coarse, since its rounding alone makes about 0.01 in most networks."""
+"""Largest error in bfloat16, as a fraction of the mean logit: coarse, as rounding alone makes 0.01 in most networks."""
 _IN_TIMES = 1.5
-"""In bfloat16, where the network differs from itself by more than that: of its own error."""
+"""Largest error in bfloat16, in times of the network's own where it differs from itself by more than that."""
 _STATE = 1e-6
-"""What the image before may change, of the largest logit; one network run twice gives the same bits."""
+"""What the image before may change, as a fraction of the largest logit; a network run twice gives the same bits."""
 _DEPTH = 3
 """How deep in lists, dictionaries and objects a network's state is searched for."""
 _ENTRIES = 100
@@ -66,7 +66,7 @@ class _Way:
 
 
 _WAYS = (_Way(True, True), _Way(False, True), _Way(True, False), _Way(False, False))
-"""From the fastest to the network itself, each tried where those before it do not compute the same."""
+"""The fastest first, the network itself last; each is tried where those before it do not compute the same."""
 
 
 class FastNetwork:
@@ -352,8 +352,9 @@ class _Evaluation:
 
 
 def _error(logits: Tensor, exact: Tensor, precision: str) -> float:
-    """In float32 the largest difference of logits in times of the largest logit, in bfloat16 the mean of the mean;
-    infinite where shapes differ, or what is finite. What is not finite in both does not count.
+    """The difference of logits: in float32 the largest over the largest logit, in bfloat16 the mean over the mean.
+
+    Infinite where the shapes differ, or which values are finite. What is not finite in both does not count.
     """
     both = torch.isfinite(exact)
     if logits.shape != exact.shape or not torch.equal(both, torch.isfinite(logits)):

@@ -1,4 +1,4 @@
-"""From an image to class ids, at the image's own size."""
+"""The class ids of an image, at the image's own size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _USABLE = 0.8
 _BEYOND = 1.1
 """What a process may take, in times of its limit, before a CRF is refused that was expected to need less."""
 _WINDOW = (2048, 2048)
-"""For images that are read part by part, though feature maps of the whole would fit into memory."""
+"""Window for images that are read part by part although the feature maps of the whole would fit into memory."""
 _ASIDE = 64 << 20
 """Bytes that libraries use inside an operation, and what the allocator keeps in reserve."""
 _ROW, _CLASSES, _BESIDE = 4, 21, 3
@@ -390,7 +390,7 @@ class Predictor:
             return torch.cat([_best(band) for _, band in bands])
 
     def _predict_large(self, scene: LargeScene) -> Prediction:
-        """In windows, of which the image's rows are in memory for one row of windows only; see `Prediction`.
+        """Predict in windows, with the image's rows in memory for one row of windows at a time; see `Prediction`.
 
         Raises:
             UserError: options or a network that need the whole image.

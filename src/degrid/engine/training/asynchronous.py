@@ -187,11 +187,11 @@ class Figures:
 
     @property
     def steps_per_second(self) -> float:
-        """Without validations."""
+        """Steps per second, without the time of validations."""
         return round(self.steps / max(self.seconds, 1e-9), 3)
 
     def to_dict(self) -> dict[str, float]:
-        """For run.json."""
+        """Plain values for run.json."""
         return {
             "steps": self.steps,
             "steps_per_second": self.steps_per_second,
@@ -409,7 +409,7 @@ def _arrays(tensors: dict[str, Tensor]) -> Arrays:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """In the same memory, which may be read-only: PyTorch warns of what would happen if it were written to."""
+    """A tensor in the memory of an array, which may be read-only: PyTorch warns of writing to such a tensor."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)

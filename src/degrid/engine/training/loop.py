@@ -476,7 +476,7 @@ def _gradients(state: Training, micro: list[Batch], objective: Objective, precis
 
 
 class Maps(nn.Module):
-    """From images to the logits that the loss is computed from: the model's own, or those of every scale and of their
+    """Computes the logits that the loss needs from images: the model's own, or those of every scale and of their
     maximum."""
 
     def __init__(self, model: nn.Module) -> None:

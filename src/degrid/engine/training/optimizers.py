@@ -64,7 +64,7 @@ def _ids(modules: Iterable[nn.Module]) -> set[int]:
 
 
 def _finder(model: nn.Module) -> Callable[[int], str]:
-    """From the identity of a parameter to the name of its group."""
+    """The names of the parameters' groups, by the identity of each."""
     weights = {id(module.weight) for module in model.modules() if isinstance(module, WEIGHTED)}
     norms = _ids(module for module in model.modules() if isinstance(module, NORMS))
     head = _ids(module for name, child in model.named_children() if name == "head" for module in child.modules())
@@ -117,7 +117,7 @@ def make_optimizer(
 
 
 Schedule = Callable[[int], float]
-"""From the optimiser step, counted from 0, to the learning rate."""
+"""Gives the learning rate for an optimiser step, counted from 0."""
 
 
 def poly_schedule(lr: float, steps: int, power: float = 0.9) -> Schedule:

@@ -20,7 +20,7 @@ from degrid.lookup import lookup
 from degrid.types import Tell, UserError
 
 RUN_IDS = "trackers.json"
-"""In the run folder: the run's id in each tracker, so that a resumed run is continued there too."""
+"""File in the run folder with the run's id in each tracker, so that a resumed run continues there too."""
 PROJECT = "degrid"
 """W&B project and MLflow experiment, unless WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME say otherwise."""
 

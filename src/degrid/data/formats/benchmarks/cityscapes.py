@@ -38,7 +38,7 @@ CITYSCAPES_LABEL_IDS = tuple(row[0] for row in _CITYSCAPES)
 CITYSCAPES_RAW = MaskRule(
     {**dict.fromkeys(range(256), IGNORE_INDEX), **{raw: train for train, raw in enumerate(CITYSCAPES_LABEL_IDS)}}
 )
-"""From label ids to train ids; every other id is void."""
+"""The train ids of the label ids; every other id is void."""
 
 
 class Cityscapes(DataFormat):

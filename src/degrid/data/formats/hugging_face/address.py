@@ -30,7 +30,7 @@ class Address:
 
     @classmethod
     def parse(cls, written: str) -> Address:
-        """From what follows "hf:".
+        """The address in what follows "hf:".
 
         Raises:
             UserError: no name, or an unknown option.

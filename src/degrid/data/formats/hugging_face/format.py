@@ -112,7 +112,7 @@ def _features(data: Any, address: Address) -> Mapping[str, Any]:
 
 
 def _classes(mask: Any, address: Address) -> tuple[LabelSpace | None, MaskRule | None]:
-    """By a table of the user's in the folder, by id2label.json, or by the type of the masks' column."""
+    """The classes by a table of the user's in the folder, by id2label.json, or by the type of the masks' column."""
     found = class_table(address.folder) if address.folder else (None, None)
     if found[0] is not None:
         return found

@@ -141,7 +141,7 @@ def _merged(
 
 
 def _neighbours(place: np.ndarray, asked: np.ndarray) -> dict[int, list[tuple[int, int]]]:
-    """Of each region that is asked for: its neighbours, and the lengths of their common borders in pixels."""
+    """The neighbours of each region that is asked for, and the lengths of their common borders in pixels."""
     pairs = [
         np.stack([one[differ], other[differ]], axis=1)
         for one, other in ((place[:-1], place[1:]), (place[:, :-1], place[:, 1:]))

@@ -81,7 +81,7 @@ def _crossings(start: np.ndarray, end: np.ndarray, width: int) -> tuple[np.ndarr
 
 
 def _slopes(start: np.ndarray, end: np.ndarray, steep: np.ndarray) -> np.ndarray:
-    """Of each edge: the change of the shorter side per step along the longer one."""
+    """The change of the shorter side of each edge per step along the longer one."""
     change = (end - start).astype(np.float64)
     long, short = np.where(steep, change[:, 1], change[:, 0]), np.where(steep, change[:, 0], change[:, 1])
     slopes: np.ndarray = np.divide(short, long, out=np.zeros_like(long), where=long > 0)

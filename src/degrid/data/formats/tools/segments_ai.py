@@ -100,7 +100,7 @@ def _row(category: dict[str, Any]) -> LabelRow:
 
 
 def _labels(files: list[Path]) -> dict[tuple[str, str], dict[Path, Path]]:
-    """By image name and labelset the label file in each folder, the one of categories where there are both."""
+    """The label file in each folder by image name and labelset; the one of categories where there are both."""
     found: dict[tuple[str, str], dict[Path, Path]] = {}
     for file in files:
         match = _LABEL.fullmatch(file.name)

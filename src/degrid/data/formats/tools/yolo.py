@@ -211,7 +211,7 @@ def _by_folders(path: Path) -> _Found | None:
 
 
 def _named_by_folders(folders: list[Path]) -> tuple[dict[int, str], str]:
-    """As `_named_beside` of the first folder, or else of the splits' own, as Darwin writes them.
+    """What `_named_beside` finds in the first folder, or else in the splits' own, as Darwin writes them.
 
     Raises:
         UserError: the splits' numbers mean other classes.
