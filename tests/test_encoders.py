@@ -29,7 +29,7 @@ from degrid.models import (
 )
 from degrid.models.strides import is_wide
 from degrid.types import Preprocess, UserError
-from degrid.verbs.run import start_network
+from degrid.verbs.run_start import start_network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import encoders  # benchmarks/encoders.py

@@ -26,7 +26,7 @@ from degrid.data.shards.index import read_members
 from degrid.data.shards.names import key_of, mask_ending, member_name
 from degrid.data.training import through_buffer
 from degrid.types import Bands
-from degrid.verbs.run import open_data
+from degrid.verbs.run_start import open_data
 
 TRAIN, VAL = 11, 3
 

@@ -18,8 +18,8 @@ from degrid.engine.training.loop import train_step
 from degrid.engine.training.optimizers import set_learning_rate
 from degrid.files import make_folder, write_text
 from degrid.types import OnProgress, Progress, UserError
-from degrid.verbs.run import open_data, run_batches, start_network
 from degrid.verbs.run_settings import check_class_weights, check_settings, make_objective, make_state, with_steps
+from degrid.verbs.run_start import open_data, run_batches, start_network
 from degrid.verbs.train import Settings, run_config
 
 SMOOTH = 0.9

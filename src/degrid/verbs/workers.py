@@ -43,7 +43,7 @@ class _Actor:
             UserError: this machine has another version, or not the data.
         """
         self._check(expected, _facts())
-        from degrid.verbs.run import make_worker
+        from degrid.verbs.run_start import make_worker
 
         self._work, images = make_worker(configs.from_dict(RunConfig, settings))
         self._check(expected, {"training images": images})
