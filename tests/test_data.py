@@ -25,7 +25,7 @@ from degrid.data import (
 from degrid.data.formats.benchmarks.camvid import CAMVID
 from degrid.data.formats.benchmarks.cityscapes import CITYSCAPES
 from degrid.data.formats.benchmarks.voc import VOC
-from degrid.data.formats.pairs import read_list
+from degrid.data.formats.pair_lists import read_list
 from degrid.data.training import jitter_colors
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample, UserError
 

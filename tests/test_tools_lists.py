@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from degrid.data import notes_of, open_dataset
-from degrid.data.formats.pairs import read_list
+from degrid.data.formats.pair_lists import read_list
 from degrid.types import UserError
 
 MASK = np.array([[0, 1, 2, 255]], np.uint8)

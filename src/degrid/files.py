@@ -189,6 +189,23 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_text(file: Path) -> str:
+    """Read a UTF-8 text file, with or without the byte order mark that Windows programs write.
+
+    Raises:
+        UserError: the file is missing or has another encoding.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise UserError(f"{file} is not UTF-8 text (it has null bytes); save it as UTF-8")
+        return text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The value of a JSON text.
 

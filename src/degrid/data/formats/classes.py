@@ -12,9 +12,8 @@ from pathlib import Path
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.class_text import rows_of_lines, rows_of_table
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import read_text
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
-from degrid.files import walk, write_text
+from degrid.files import read_text, walk, write_text
 from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 

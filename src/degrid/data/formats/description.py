@@ -15,8 +15,9 @@ from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import Pair, is_pair_list, pair_up, read_list, read_text
-from degrid.files import parse_yaml
+from degrid.data.formats.pair_lists import is_pair_list, read_list
+from degrid.data.formats.pairs import Pair, pair_up
+from degrid.files import parse_yaml, read_text
 from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 

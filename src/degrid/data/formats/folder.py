@@ -11,19 +11,15 @@ from degrid.data.formats.classes import class_table, table_of
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among, picture_beside
+from degrid.data.formats.pair_lists import elsewhere_note, read_names, select, split_files, split_table
 from degrid.data.formats.pairs import (
     Pair,
     any_mask,
     divided,
-    elsewhere_note,
     images_in,
     masks_in,
     match_names,
     pair_up,
-    read_names,
-    select,
-    split_files,
-    split_table,
     unread_note,
     with_val,
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout, split_of, splits_of
-from degrid.data.formats.pairs import LIST_SUFFIXES, is_pair_list, list_files, list_word, read_list, read_names
+from degrid.data.formats.pair_lists import LIST_SUFFIXES, is_pair_list, list_files, list_word, read_list, read_names
 
 
 class Lists(DataFormat):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from degrid.data.formats.benchmarks.voc import VOC, voc_base
-from degrid.data.formats.pairs import read_names
+from degrid.data.formats.pair_lists import read_names
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
 from degrid.files import atomic_write
 from degrid.lookup import counted

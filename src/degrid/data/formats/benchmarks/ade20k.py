@@ -9,7 +9,8 @@ from pathlib import Path
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import Pair, pair_up, read_text
+from degrid.data.formats.pairs import Pair, pair_up
+from degrid.files import read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 _NAME = "ADEChallengeData2016"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import read_list
+from degrid.data.formats.pair_lists import read_list
 from degrid.types import UserError
 
 COCO_FOLDERS = {"voc": "voc21", "all": "coco81"}

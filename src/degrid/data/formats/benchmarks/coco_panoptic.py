@@ -14,10 +14,10 @@ import numpy as np
 from degrid.data.formats.benchmarks.coco import prepared_folders
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import Pair, read_text
+from degrid.data.formats.pairs import Pair
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.tools.coco_json import CocoJson
-from degrid.files import blaming, parse_json
+from degrid.files import blaming, parse_json, read_text
 from degrid.lookup import some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 

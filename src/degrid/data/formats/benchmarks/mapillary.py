@@ -7,8 +7,8 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.common import benchmark
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import pair_folders, read_text
-from degrid.files import blaming, parse_json
+from degrid.data.formats.pairs import pair_folders
+from degrid.files import blaming, parse_json, read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # The folder of the labels, and the file of their classes. Most published scores are on the classes of v1.2.

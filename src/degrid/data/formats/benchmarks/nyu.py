@@ -7,7 +7,8 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.common import benchmark, from_one
 from degrid.data.formats.benchmarks.nyu_matlab import MATLAB, read_nyu
 from degrid.data.formats.layout import DataFormat, Layout, split_of
-from degrid.data.formats.pairs import Pair, divided, is_pair_list, pair_up, read_list, select, split_files
+from degrid.data.formats.pair_lists import is_pair_list, read_list, select, split_files
+from degrid.data.formats.pairs import Pair, divided, pair_up
 from degrid.types import LabelSpace, voc_palette
 
 _FORTY = (

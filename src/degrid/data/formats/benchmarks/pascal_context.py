@@ -10,7 +10,8 @@ from degrid.data.formats.benchmarks.voc import voc_base
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import divided, pair_up, select, split_files
+from degrid.data.formats.pair_lists import select, split_files
+from degrid.data.formats.pairs import divided, pair_up
 from degrid.data.formats.tools.label_files import read_numbered_names
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 

@@ -10,17 +10,8 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.folder import IMAGE_FOLDERS
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import (
-    Pair,
-    divided,
-    images_in,
-    labelled,
-    no_images,
-    select,
-    split_files,
-    splits_or_divided,
-    unread_note,
-)
+from degrid.data.formats.pair_lists import select, split_files
+from degrid.data.formats.pairs import Pair, divided, images_in, labelled, no_images, splits_or_divided, unread_note
 from degrid.data.formats.tools.label_files import label_file
 from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
 

@@ -12,9 +12,9 @@ from degrid.data.formats.hugging_face.columns import find_columns, inside
 from degrid.data.formats.hugging_face.rows import rows_of
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import divided, read_text
+from degrid.data.formats.pairs import divided
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
-from degrid.files import parse_json
+from degrid.files import parse_json, read_text
 from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError
 

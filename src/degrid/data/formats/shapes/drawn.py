@@ -16,9 +16,9 @@ from PIL import Image
 
 from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
-from degrid.data.formats.pairs import Pair, divided, images_in, read_text, splits_or_divided, with_val
+from degrid.data.formats.pairs import Pair, divided, images_in, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
-from degrid.files import blaming, parse_json
+from degrid.files import blaming, parse_json, read_text
 from degrid.image import open_image
 from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import read_text
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
-from degrid.files import DAMAGE, blaming, parse_json
+from degrid.files import DAMAGE, blaming, parse_json, read_text
 from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
 

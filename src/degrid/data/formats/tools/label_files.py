@@ -12,8 +12,8 @@ from typing import NamedTuple
 from degrid.data.formats.class_rows import VOID_NAMES, ClassRow
 from degrid.data.formats.class_text import rows_of_lines
 from degrid.data.formats.masks import Color, MaskRule
-from degrid.data.formats.pairs import read_names, read_text
-from degrid.files import blaming, parse_json
+from degrid.data.formats.pair_lists import read_names
+from degrid.files import blaming, parse_json, read_text
 from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 

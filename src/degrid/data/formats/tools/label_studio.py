@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlparse
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import Pair, divided, files_in, images_in, masks_in, read_text
+from degrid.data.formats.pairs import Pair, divided, files_in, images_in, masks_in
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import parse_json
+from degrid.files import parse_json, read_text
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import grouped
 from degrid.types import UserError

@@ -19,7 +19,8 @@ from degrid.bands import values_of
 from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, rgb_like
-from degrid.data.formats.pairs import files_in, images_in, read_names
+from degrid.data.formats.pair_lists import read_names
+from degrid.data.formats.pairs import files_in, images_in
 from degrid.data.formats.shapes.drawn import Drawn, Images, read_json, refuse_boxes, split_of_folders, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing

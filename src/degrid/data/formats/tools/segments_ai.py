@@ -12,10 +12,10 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import Pair, divided, files_in, images_in, read_text
+from degrid.data.formats.pairs import Pair, divided, files_in, images_in
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import blaming, parse_json
+from degrid.files import blaming, parse_json, read_text
 from degrid.lookup import grouped
 from degrid.types import UserError
 

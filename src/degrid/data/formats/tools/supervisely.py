@@ -16,12 +16,12 @@ from degrid.data.formats.class_text import written_color
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import Pair, divided, images_in, pair_up, read_text
+from degrid.data.formats.pairs import Pair, divided, images_in, pair_up
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import BACKGROUND, LabelRow, labels_of
-from degrid.files import blaming, parse_json, walk
+from degrid.files import blaming, parse_json, read_text, walk
 from degrid.types import LabelSpace, UserError, voc_palette
 
 _META = "meta.json"

@@ -16,13 +16,14 @@ import numpy as np
 from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.matching import masks_among
-from degrid.data.formats.pairs import images_in, read_names, read_text
+from degrid.data.formats.pair_lists import read_names
+from degrid.data.formats.pairs import images_in
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, with_splits
 from degrid.data.formats.shapes.polygon import corners, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import parse_yaml
+from degrid.files import parse_yaml, read_text
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import counted, some
 from degrid.types import UserError

@@ -1,0 +1,294 @@
+"""Lists that name images and masks, or divide them into splits."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from degrid.data.formats.layout import SPLIT_NAMES, split_of, splits_of
+from degrid.data.formats.matching import folded, is_for_images, is_for_masks
+from degrid.data.formats.pairs import MASK_SUFFIXES, Pair
+from degrid.files import read_text
+from degrid.image import IMAGE_SUFFIXES
+from degrid.types import UserError
+
+LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
+"""Endings of the files that may be lists, in lower case."""
+
+
+def read_names(file: Path) -> list[str]:
+    """The lines of a list, without empty ones and without comments, which begin with "# "."""
+    lines = (line.strip() for line in read_text(file).splitlines())
+    return [line for line in lines if line and not line.startswith("# ")]
+
+
+def read_list(file: Path, root: Path | None = None, notes: list[str] | None = None) -> list[Pair]:
+    """Read pairs from lines of "/image /mask", with paths below `root`; a line with only an image has no mask.
+
+    The slashes may be missing, and the separator may be another one, as in the lists of PaddleSeg and PaddleX. Paths of
+    another computer are found by their ends.
+
+    Args:
+        root: the folder that the leading slash stands for; by default the nearest one, from the list's folder upwards,
+            in which the first image exists.
+        notes: where to add what was decided.
+    Raises:
+        UserError: the list is missing, empty or malformed, or no folder holds the first image.
+    """
+    if not file.is_file():
+        raise UserError(f"no list file at {file}")
+    lines = read_names(file)
+    if not lines:
+        raise UserError(f"the list {file} is empty")
+    lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
+    entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
+    _refuse_masks_first(*entries[0], file)
+    entries = _with_slashes(entries, [root] if root else file.resolve().parents)
+    root, entries = _placed(entries, file, root, [] if notes is None else notes)
+    return [
+        # The test lists of the original code name each image as its own mask.
+        Pair(
+            Path(image).with_suffix("").as_posix(),
+            _there(root, image),
+            _there(root, mask) if mask and mask != image else None,
+        )
+        for image, mask in entries
+    ]
+
+
+def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
+    """The image and the mask in a line, whose names may hold spaces; None where there is an image only.
+
+    Between them is any separator: spaces, a tab, a comma, a semicolon, a colon, a bar or an arrow. Names may stand in
+    double quotes.
+    """
+    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*(?:[-=]>|[\s,;:|])\s*", line)]
+    pairs = [cut for cut in cuts if _is_image_name(cut[0].strip('"')) and _is_mask_name(cut[1].strip('"'))]
+    # Where there are several, the slash marks the beginning of the mask's path.
+    parts = [cut for cut in pairs if cut[1].startswith("/")] if len(pairs) > 1 else pairs
+    if not pairs and _is_image_name(line.strip('"')) and " /" not in line:
+        return _relative(line), None
+    if len(parts) != 1:
+        raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
+    return _relative(parts[0][0]), _relative(parts[0][1])
+
+
+# The first line of a table of images and masks.
+_HEADER = re.compile(
+    r"\W*(images?|img|filename|file|path)[\w ]*\W+(masks?|labels?|annotations?|gt|segm?)[\w ]*\W*", re.I
+)
+
+
+def _relative(written: str) -> str:
+    """A path in a list without quotes and leading slash, and without the backslashes of Windows."""
+    bare = written.strip('"')
+    return (bare if "/" in bare else bare.replace("\\", "/")).lstrip("/")
+
+
+def _is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in {*IMAGE_SUFFIXES, ".npy"}
+
+
+def _is_mask_name(name: str) -> bool:
+    return Path(name).suffix.lower() in MASK_SUFFIXES
+
+
+def _placed(
+    entries: list[tuple[str, str | None]], file: Path, root: Path | None, notes: list[str]
+) -> tuple[Path, list[tuple[str, str | None]]]:
+    """The root of a list, and its images and masks below that, without the folders of another computer before them."""
+    image, mask = entries[0]
+    found = _by_end(image, [root] if root else file.resolve().parents)
+    if found is None and root:
+        return root, entries  # each is missing
+    if found is None:
+        folders = Path(image).parent
+        which = f"; if its paths are another computer's (/{folders}/..), give" if len(folders.parts) > 1 else "; give"
+        raise UserError(f"{file}: {image} is in none of the folders above the list{which} the root in dataset.yaml")
+    place, before = found
+    of_mask = _by_end(mask, [place]) if mask else None
+    all_before = tuple({start for start in (before, of_mask[1] if of_mask else "") if start})
+    if all_before:
+        said = " and ".join(f'"{start}"' for start in sorted(all_before))
+        notes.append(f"{file.name}: paths begin with {said}, which is not here; what follows is read from {place}")
+
+    def below(written: str) -> str:
+        return next((written.removeprefix(start) for start in all_before if written.startswith(start)), written)
+
+    return place, [(below(image), mask and below(mask)) for image, mask in entries]
+
+
+def _with_slashes(entries: list[tuple[str, str | None]], places: Sequence[Path]) -> list[tuple[str, str | None]]:
+    """The entries, where Python on Windows wrote both kinds of slashes (C:/photos\\a.jpg), with one."""
+    if "\\" not in entries[0][0] or _by_end(entries[0][0], places):
+        return entries
+    return [(image.replace("\\", "/"), mask and mask.replace("\\", "/")) for image, mask in entries]
+
+
+def _refuse_masks_first(image: str, mask: str | None, file: Path) -> None:
+    """Refuse lists whose first column is called masks, and the second images."""
+    folders = [Path(name.replace("\\", "/")).parent.name for name in (image, mask or "")]
+    if is_for_masks(folders[0]) and is_for_images(folders[1]):
+        raise UserError(
+            f"{file}: the first column ({image}) seems to be masks, the second ({mask}) images: exchange them"
+        )
+
+
+def _by_end(written: str, places: Sequence[Path]) -> tuple[Path, str] | None:
+    """The folder below which the longest end of a path lies, and what stands before that; None where there is none."""
+    parts = Path(written).parts
+    for cut in range(len(parts)):
+        for place in places:
+            if _there(place, "/".join(parts[cut:])).exists():
+                return place, "".join(f"{part}/" for part in parts[:cut])
+    return None
+
+
+def is_pair_list(file: Path) -> bool:
+    """Whether a list begins with "/image /mask" rather than a bare name."""
+    try:
+        lines = read_names(file)[:2]
+        first = lines[-1:] if lines and _HEADER.fullmatch(lines[0]) else lines[:1]
+        return any(_entry(line, file, 1)[1] is not None for line in first)
+    except UserError:
+        return False
+
+
+def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
+    """Read image names from train.txt, val.txt, ..., one per line.
+
+    Args:
+        any_name: take files with other names, such as trainaug.txt, as splits too.
+    Raises:
+        UserError: the list of a split is empty.
+    """
+    found = {}
+    files = list_files(folder)
+    splits = splits_of(list_word(file) for file in files)
+    for file in files:
+        word = list_word(file)
+        wanted = word in splits or (any_name and file.suffix == ".txt")
+        if not wanted or is_pair_list(file) or (file.suffix.lower() != ".txt" and _is_table(file)):
+            continue
+        split = splits.get(word, word)
+        if split in found:  # train.txt comes before train_ids.txt
+            continue
+        found[split] = read_names(file)
+        if not found[split]:
+            raise UserError(f"the list {file} is empty; fill it, or delete it")
+        first = found[split][0]
+        if not _is_image_name(first) and _is_image_name(first.split()[0]):
+            raise UserError(f'{file}, line 1: expected a name, or "/image /mask", got "{first}"')
+    return found
+
+
+_SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+_IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path", "img", "name", "image_id", "id")
+
+
+def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
+    """The image names of each split in a table with a column that says the split, such as metadata.csv; and its name.
+
+    Nothing where there is none, or its splits have other names than train, val and test.
+    """
+    for file in list_files(folder):
+        if file.suffix.lower() not in (".csv", ".tsv"):
+            continue
+        lines = read_text(file).splitlines()
+        head = [cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", lines[0])] if lines else []
+        split, image = (next((n for n in names if n in head), "") for names in (_SPLIT_COLUMNS, _IMAGE_COLUMNS))
+        if split and image:
+            found: dict[str, list[str]] = {}
+            for row in csv.reader(lines[1:], delimiter=max(",;\t", key=lines[0].count)):
+                cells = dict(zip(head, map(str.strip, row), strict=False))
+                if cells.get(image):
+                    found.setdefault(split_of(cells.get(split, "")), []).append(cells[image])
+            if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
+                return found, file.name
+    return {}, ""
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files of a folder that may be lists, sorted."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in LIST_SUFFIXES)
+
+
+def list_word(file: Path) -> str:
+    """The name of a list without suffix, and without what says that it is one: "train" of "train_list", "train_ids"."""
+    return _OF_LISTS.sub("", file.stem)
+
+
+_OF_LISTS = re.compile(r"[-_](list|ids|names|files|filenames|images|split|samples)$", re.IGNORECASE)
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file that could be a list of names holds columns of something else."""
+    with contextlib.suppress(UserError):
+        return any(re.search(r"[,;\t]", line) for line in read_names(file)[:5])
+    return True
+
+
+def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None = None) -> list[Pair]:
+    """The pairs named by a list, in the order of the list.
+
+    Args:
+        names: as in Pair.name, or as paths, with or without suffix and the folder in front.
+        folder: the folder of the images. A name without an image gives a pair whose image is missing from it.
+        root: names may be paths below this folder, too.
+    """
+    known = {pair.image.relative_to(root).with_suffix("").as_posix(): pair for pair in pairs} if root else {}
+    known.update((str(pair.image.absolute()), pair) for pair in pairs)
+    known.update((pair.name, pair) for pair in pairs)
+    alike: dict[str, Pair] | None = None
+    chosen: list[Pair] = []
+    for written in names:
+        name = written if "/" in written else written.replace("\\", "/")
+        below = name.removeprefix("./").lstrip("/")
+        bare = below.removeprefix(f"{folder.name}/")
+        file = bare if _is_image_name(bare) else f"{bare}.jpg"
+        stem = Path(file).with_suffix("").as_posix()
+        tried = [name, bare, stem, below, Path(below).with_suffix("").as_posix()]
+        found = next((known[each] for each in tried if each in known), None)
+        if found is None:
+            alike = _alike(known) if alike is None else alike
+            forward = Path(name.replace("\\", "/")).with_suffix("").as_posix()  # C:/photos\a.jpg, of Python on Windows
+            ends = map(folded, [*tried, *_ends(name), forward, *_ends(forward)])
+            found = next((alike[each] for each in ends if each in alike), None)
+        chosen.append(found or Pair(stem, folder / file, None))
+    return chosen
+
+
+def elsewhere_note(lists: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence on the lists that name images by paths of another computer; none where they do not."""
+    first = (names[0].replace("\\", "/") for names in lists.values() if names)
+    there = next((name for name in first if _ends(name) and not os.path.exists(name)), None)
+    return [f"the lists hold paths that are not here, such as {there}: images are found by the ends"] if there else []
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of an absolute path, which may be another computer's, without suffix; the longest first."""
+    parts = Path(name).with_suffix("").parts
+    absolute = name.startswith("/") or re.match("[A-Za-z]:", name)
+    return ["/".join(parts[cut:]) for cut in range(1, len(parts))] if absolute else []
+
+
+def _alike(known: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs by their names as `folded` gives them; not those that differ in nothing else."""
+    images: dict[str, set[Path]] = {}
+    for name, pair in known.items():
+        images.setdefault(folded(name), set()).add(pair.image)
+    return {folded(name): pair for name, pair in known.items() if len(images[folded(name)]) == 1}
+
+
+def _there(root: Path, written: str) -> Path:
+    """A path in a list, with its accents stored as those of the file are."""
+    place = root / written
+    if written.isascii() or place.exists():
+        return place
+    forms = (root / unicodedata.normalize(form, written) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), place)
