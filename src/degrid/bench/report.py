@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from degrid.analysis.page import COLORS, png
 from degrid.bench.measure import Row
 from degrid.files import write_bytes, write_json, write_text
+from degrid.lookup import grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +43,7 @@ def write_results(path: str | Path, results: Results) -> None:
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by group, in order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.group, []).append(row)
-    return found
+    return grouped((row.group, row) for row in rows)
 
 
 def write_markdown(path: str | Path, results: Results) -> None:

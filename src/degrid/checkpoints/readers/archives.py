@@ -10,27 +10,39 @@ from degrid.protobuf import Span
 from degrid.types import ConversionError
 
 _MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant to exhaust the memory
+_LINE = 4096
 _GRACE = 1 << 20  # bytes: small archives of zeros do compress further
 
 
-class _Stream(io.RawIOBase):
-    """Bytes of a file as a stream that can be sought, without copying them."""
+class Stream(io.RawIOBase):
+    """Bytes of a file as a stream that never copies more of them than there are, whatever it is asked for."""
 
     def __init__(self, span: Span) -> None:
         self.span, self.at = span, 0
 
     def seekable(self) -> bool:
+        """Whether `seek` works: it does."""
         return True
 
     def seek(self, to: int, whence: int = 0) -> int:
+        """Go to a position, from the beginning, from here or from the end."""
         self.at = max(0, to + (0, self.at, len(self.span))[whence])
         return self.at
 
     def tell(self) -> int:
+        """The position of the next byte."""
         return self.at
 
     def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; all where it is negative."""
         found = bytes(self.span.data[self.at :][: size if size >= 0 else None])
+        self.at += len(found)
+        return found
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Up to the end of a line, or part of a line that is absurdly long."""
+        found = bytes(self.span.data[self.at : self.at + _LINE])
+        found = found[: found.find(b"\n") + 1] or found
         self.at += len(found)
         return found
 
@@ -42,7 +54,7 @@ def members_of(file: Span) -> list[zipfile.ZipInfo]:
         ConversionError: damaged.
     """
     try:
-        with zipfile.ZipFile(_Stream(file)) as archive:
+        with zipfile.ZipFile(Stream(file)) as archive:
             return archive.infolist()
     except Exception as error:  # zipfile lets through many types where an archive is malformed
         raise ConversionError(
@@ -71,7 +83,7 @@ def unpacked(file: Span) -> dict[str, Span]:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ConversionError(f"{file.file}: {name} is packed in a way that is not read; unpack the archive")
     try:
-        with zipfile.ZipFile(_Stream(file)) as archive:  # once for all: each opening reads the whole list of contents
+        with zipfile.ZipFile(Stream(file)) as archive:  # once for all: each opening reads the whole list of contents
             return {
                 member.filename: Span(memoryview(archive.read(member)), f"{file.file}, {member.filename}")
                 for member in members

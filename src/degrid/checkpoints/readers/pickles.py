@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from degrid.checkpoints.readers.archives import Stream
 from degrid.checkpoints.readers.values import NUMBERS, native, ordered, raw_values
 from degrid.protobuf import Span
 from degrid.types import ConversionError
@@ -23,7 +24,6 @@ from degrid.types import ConversionError
 _MIN_OPCODES, _BYTES_PER_OPCODE = 300_000, 16  # an array takes about 40, and each may take a hundred bytes of memory
 _MAX_DEPTH = 8
 _NAME_COST = 100  # bytes that an entry takes besides its name
-_LINE = 4096
 
 _VALUES = frozenset(
     [
@@ -75,30 +75,6 @@ Made = Callable[[str, tuple[Any, ...]], Any]
 """(name, arguments) -> what calling it would describe; None where it is not understood."""
 
 
-class Cursor:
-    """A stream over bytes of a file that never makes more of them than there are, whatever it is asked for."""
-
-    def __init__(self, span: Span) -> None:
-        self.span, self.at = span, 0
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; all where it is negative."""
-        found = bytes(self.span.data[self.at :][: size if size >= 0 else None])
-        self.at += len(found)
-        return found
-
-    def readline(self) -> bytes:
-        """Up to the end of a line, or part of a line that is absurdly long."""
-        found = bytes(self.span.data[self.at : self.at + _LINE])
-        found = found[: found.find(b"\n") + 1] or found
-        self.at += len(found)
-        return found
-
-    def tell(self) -> int:
-        """The position of the next byte."""
-        return self.at
-
-
 def read_pickle(span: Span) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of a pickled dictionary by name, and the names of entries that hold no numbers.
 
@@ -138,14 +114,14 @@ def describe(
     Raises:
         ConversionError: damaged, or more objects than a file of weights has.
     """
-    cursor, machine = Cursor(span), _Machine(made, persistent)
+    stream, machine = Stream(span), _Machine(made, persistent)
     most = max(_MIN_OPCODES, size // _BYTES_PER_OPCODE)
     try:
-        for count, (opcode, arg, at) in enumerate(pickletools.genops(cast(IO[bytes], cursor))):
+        for count, (opcode, arg, at) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
             if count == most:
                 span.fail("more objects than a file of weights has", at or 0)
             if opcode.name == "STOP":
-                return machine.stack.pop(), cursor.at
+                return machine.stack.pop(), stream.at
             machine.step(opcode.name, arg)
     except ConversionError:
         raise
