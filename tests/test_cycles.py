@@ -13,6 +13,7 @@ from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import read_metrics
 from degrid.types import IGNORE_INDEX, Scores, UserError
 from degrid.verbs import run as runs
+from degrid.verbs import run_start
 
 # A network and schedule that take a second.
 TINY = [
@@ -38,7 +39,7 @@ def few_scenes(monkeypatch):
     from degrid.data import SyntheticScenes
 
     monkeypatch.setattr(
-        runs,
+        run_start,
         "open_dataset",
         lambda path, split, labels=None, **how: SyntheticScenes(split, 2 if split == "val" else 8, (64, 64)),
     )
@@ -186,7 +187,7 @@ def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path):
     runs.run(tiny("train.cyclic=true", "train.steps=3"), tmp_path / "run")
     parts = {part: EventAccumulator(str(tmp_path / "run" / "log" / part)).Reload() for part in ("train", "val")}
     assert parts["train"].Tags()["scalars"] == ["loss", "learning rate", "mIoU"]
-    names = [f"IoU class {name}" for name in runs.open_dataset("", "val").labels.names]
+    names = [f"IoU class {name}" for name in run_start.open_dataset("", "val").labels.names]
     seen = parts["val"].Tags()["scalars"]
     assert seen[:3] == ["mIoU", "pixel accuracy", "mean accuracy"]
     assert set(seen[3:]) <= set(names)
