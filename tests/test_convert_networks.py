@@ -351,13 +351,40 @@ def test_segmentation_models_pytorch(tmp_path, network):
     state = {name: torch.from_numpy(originals.smp_weight(name, tuple(s))) for name, s in shapes[network].items()}
     torch.save(state, tmp_path / "smp.pth")
     report = convert(tmp_path / "smp.pth", tmp_path / "model")
-    assert "defaults are assumed" in report.notes[0]
+    assert report.notes[0].startswith("the file does not say these settings, which are assumed: output_stride=")
     model = degrid.load(tmp_path / "model")
     with torch.inference_mode():
         logits = model(torch.from_numpy(image).permute(2, 0, 1)[None])
         full = resize(logits, (64, 96), model.resize)[0, :, ::4, ::4].numpy()
     theirs = expected[network]
     assert np.abs(full - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_settings_that_the_user_gave_are_not_called_assumed(tmp_path):
+    _, shapes, _ = originals.smp_golden()
+    state = {name: torch.zeros(shape) for name, shape in shapes["v3plus_resnet18"].items()}
+    torch.save(state, tmp_path / "smp.pth")
+    words = "the file does not say these settings, which are assumed: "
+    for given, left in (
+        ([], ["output_stride=16 rates=12,24,36"]),
+        (["output_stride=8"], ["rates=12,24,36"]),
+        (["rates=6,12,18"], ["output_stride=16"]),
+        (["rates=6,12,18", "output_stride=8"], []),
+    ):
+        notes = [note for note in convert(tmp_path / "smp.pth", settings=given).notes if "assumed" in note]
+        assert [note.removeprefix(words).partition(" (")[0] for note in notes] == left
+
+
+def test_weights_that_are_no_finite_real_numbers_are_told_of(tmp_path):
+    _, shapes, _ = originals.smp_golden()
+    state = {name: torch.zeros(shape) for name, shape in shapes["v3plus_resnet18"].items()}
+    bias = "segmentation_head.0.bias"
+    for value in (float("nan"), float("-inf")):
+        torch.save({**state, bias: torch.full(state[bias].shape, value)}, tmp_path / "smp.pth")
+        assert f"1 tensor with NaN or infinity, as the logits will be: {bias}" in convert(tmp_path / "smp.pth").notes
+    torch.save({**state, bias: torch.zeros(state[bias].shape, dtype=torch.complex64)}, tmp_path / "smp.pth")
+    with pytest.raises(ConversionError, match=r"holds complex numbers in head\.classifier\.bias"):
+        convert(tmp_path / "smp.pth")
 
 
 def test_smp_with_another_encoder_is_refused(tmp_path):

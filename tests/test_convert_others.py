@@ -19,6 +19,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
 SAVED = encode_field(1, 1) + encode_field(2, encode_field(1, b"graph"))
 ONNX = encode_field(1, 10) + encode_field(2, b"pytorch") + encode_field(7, encode_field(2, b"main"))
+BITMAP = b"BM" + (134).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + b"\x28" + bytes(119)
 CORE = encode_field(1, 8) + encode_field(2, encode_field(1, b"in")) + encode_field(502, encode_field(1, 1))
 
 
@@ -67,7 +68,16 @@ def program():
         ("x.zip", archive({"a.pth": b"x", "b.txt": b"x"}), r"an archive of 2 files, a\.pth, b\.txt; unpack it"),
         ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(40), r"a picture \(PNG\).*degrid predict"),
         ("x.gif", b"GIF89a" + bytes(40), r"a picture \(GIF\).*degrid predict"),
+        ("x.bmp", BITMAP, r"a picture \(BMP\).*degrid predict"),
+        ("x.ppm", b"P6\n2 2\n255\n" + bytes(range(12)), r"a picture \(Netpbm\).*degrid predict"),
+        ("x.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), r"a picture \(JPEG 2000\).*degrid predict"),
+        ("x.zip", archive({}), r"an archive \(zip\) with no file in it; download"),
+        ("x.pth", archive({"a/": b"", "a/b/": b""}), r"an archive \(zip\) with no file in it; download"),
         ("x.mp4", b"\0\0\0\x20ftypisom" + bytes(40), "a video .*degrid predict"),
+        ("x.pth", b"\xef\xbb\xbf" + PAGE, "a web page .* with a browser"),
+        ("x.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "a web page .* with a browser"),
+        ("x.pte", bytes(4) + b"ET12" + bytes(40), "a program of ExecuTorch.*convert the checkpoint"),
+        ("data.mdb", bytes(16) + b"\xde\xc0\xef\xbe" + bytes(40), r"a database \(LMDB\)"),
         ("x.pdf", b"%PDF-1.7\n" + bytes(range(256)), "a document .*weights"),
         ("x.engine", b"ftrt" + bytes(40), "an engine of TensorRT.*convert the checkpoint"),
         ("x.csv", "é, loss\n1".encode(), "a text that begins 'é, loss.*weights"),
@@ -100,6 +110,23 @@ def test_a_zip_around_a_checkpoint_is_read(tmp_path, kind, method):
     assert {name: value.tolist() for name, value in source.tensors.items()} == {
         name: value.tolist() for name, value in STATE.items()
     }
+
+
+def test_arrays_without_names_are_told_how_to_get_them(tmp_path):
+    arrays = [np.ones(2), np.zeros(3)]
+    np.savez(tmp_path / "two.npz", *arrays)
+    with pytest.raises(ConversionError, match=r"two\.npz.*2 arrays without names; .* numpy\.savez\(FILE, \*\*arrays\)"):
+        read_tensors(tmp_path / "two.npz")
+    np.savez(tmp_path / "one.npz", arrays[0])
+    with pytest.raises(
+        ConversionError, match=r"one\.npz.*one array without a name; .* numpy\.savez\(FILE, \*\*arrays\)"
+    ):
+        read_tensors(tmp_path / "one.npz")
+
+
+def test_a_dictionary_that_numpy_saved_as_its_only_array_is_read(tmp_path):
+    np.savez(tmp_path / "x.npz", np.array({"a": np.ones(2), "b": np.zeros(3)}, object))
+    assert {name: len(value) for name, value in read_tensors(tmp_path / "x.npz").tensors.items()} == {"a": 2, "b": 3}
 
 
 def test_a_zip_that_claims_more_than_twice_its_size_is_refused(tmp_path):

@@ -9,12 +9,14 @@ import pickle
 import zipfile
 
 import numpy as np
+import peers
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from degrid.checkpoints.readers.files import read_tensors
+from degrid.checkpoints.systems.plan import FILE_NAME
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.models import EncoderSettings, build_encoder
 from degrid.types import ConversionError
@@ -361,8 +363,26 @@ def test_the_configuration_in_a_file_of_mmsegmentation(tmp_path, meta, expected,
     plan = SYSTEMS["mmseg"].plan_beside(find_system(source.tensors, None, "x").tensors, source.config)
     assert {name: plan.model[name] for name in expected} == expected
     assert (plan.labels and plan.labels.names) == names
-    assert ("those of the configuration" in plan.notes[0]) == ("multi_grid" in expected)
+    assert bool(plan.assumed) == ("multi_grid" not in expected)
+    assert len(plan.notes) + bool(plan.assumed) == 1
     assert plan.dropped["ema_decode_head_conv_seg_bias"] == "moving average of a weight"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [("", "above 0.3, its default;"), ("threshold=0.6, ", "above 0.6;"), ("threshold=0.5, ", None)],
+)
+def test_the_threshold_of_mmsegmentations_one_logit_is_told(threshold, said):
+    tensors = {
+        name: value[:1] if name.startswith("decode_head.conv_seg.") else value
+        for name, value in mmsegmentation().items()
+    }
+    text = OPENMMLAB.replace("dilations=(1, 6, 12, 18)", f"{threshold}dilations=(1, 6, 12, 18)")
+    plan = SYSTEMS["mmseg"].plan_beside(tensors, {"meta": {"config": text, "CLASSES": ("dry", "wet")}})
+    assert plan.labels is not None
+    assert plan.labels.names == ("dry", "wet")
+    notes = plan.notes[1:]
+    assert [said in note and "here it is taken above 0.5" in note for note in notes] == ([True] if said else [])
 
 
 def test_a_configuration_that_degrid_cannot_build_is_refused():
@@ -370,6 +390,37 @@ def test_a_configuration_that_degrid_cannot_build_is_refused():
     for changed in other:
         with pytest.raises(ConversionError, match="the configuration in the file has a backbone with the strides"):
             SYSTEMS["mmseg"].plan_beside(mmsegmentation(), {"meta": {"config": changed}})
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "said"),
+    [("best_deeplabv3_mobilenet_voc_os8.pth", 8, True), ("latest_os16.pth", 16, True), ("x_os160.pth", 16, False)],
+)
+def test_vainfs_output_stride_is_in_the_name_of_the_file(name, stride, said):
+    plan = SYSTEMS["vainf"].plan_beside(peers.tensors("VainF_deeplabv3plus_mobilenet"), {FILE_NAME: name})
+    assert plan.model["output_stride"] == stride
+    assert plan.model["rates"] == ((12, 24, 36) if stride == 8 else (6, 12, 18))
+    assert bool(plan.notes) == said == (not plan.assumed)
+
+
+def test_widths_and_normalisation_of_detectron2_are_those_of_the_file():
+    """Files of before March 2021 hold the normalisation; three channels of the fine feature come first there."""
+    head = "sem_seg_head.decoder."
+    tensors = {f"backbone.res{stage + 1}.{unit}.conv1.weight": np.ones(1) for stage, unit in UNITS} | {
+        "backbone.stem.conv3.weight": np.ones((128, 1, 1, 1)),
+        f"{head}res5.project_conv.convs.0.weight": np.ones((4, 1, 1, 1)),
+        f"{head}res2.project_conv.weight": np.ones((3, 1, 1, 1)),
+        f"{head}res2.fuse_conv.0.weight": np.arange(7.0).reshape(1, 7, 1, 1),
+    }
+    system = SYSTEMS["detectron2"]
+    plan = system.plan(tensors)
+    assert plan.tensors["head.refine.0.0.weight"].ravel().tolist() == [3, 4, 5, 6, 0, 1, 2]
+    assert (plan.model["channels"], plan.model["low_level_channels"], plan.model["bgr"]) == (4, 3, False)
+    pixels = {"pixel_mean": np.array([[[103.5]], [[116.25]], [[123.75]]]), "pixel_std": np.full((3, 1, 1), 57.5)}
+    plan = system.plan(tensors | pixels)
+    assert not plan.unexpected
+    assert (plan.model["mean"], plan.model["std"]) == ((103.5, 116.25, 123.75), (57.5, 57.5, 57.5))
+    assert plan.model["bgr"]
 
 
 def test_the_arguments_of_a_module_of_lightning_name_the_encoder(tmp_path):

@@ -19,7 +19,7 @@ from torch import nn
 from degrid import config as configs
 from degrid.arguments import checked
 from degrid.checkpoints.readers.files import read_tensors
-from degrid.checkpoints.systems.plan import Plan, planned
+from degrid.checkpoints.systems.plan import FILE_NAME, Plan, planned
 from degrid.checkpoints.systems.smp_encoders import UNSAID
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
@@ -125,8 +125,10 @@ def convert(
     given = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
-    plan, origin = planned(writer, tensors, read.config, read.path), f"{read.path} ({writer.title})"
+    beside_them = {**read.config, FILE_NAME: read.path.name}
+    plan, origin = planned(writer, tensors, beside_them, read.path), f"{read.path} ({writer.title})"
     _refuse_unexpected(plan, origin, allow_unused)
+    plan.notes += _not_finite(plan, origin)
     labels = _classes(plan, given or plan.labels, origin) if plan.kind == "model" else None
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
     if chosen.encoder == UNSAID:
@@ -145,7 +147,7 @@ def convert(
         plan.origins,
         plan.dropped | beside | dict.fromkeys(read.skipped, "no tensor of the network"),
         tuple(plan.unexpected),
-        tuple(plan.notes),
+        (*plan.assumption(configs.to_dict(chosen), configs.parse_settings(settings or ())), *plan.notes),
     )
     if out is not None:
         write_json(Path(out) / "conversion.json", report.to_dict())
@@ -167,6 +169,22 @@ def _refuse_unexpected(plan: Plan, origin: str, allowed: bool) -> None:
             f"{origin} holds {count} without a place in the network: {names}; leave them out with --allow-unused "
             "(allow_unused=True)"
         )
+
+
+def _not_finite(plan: Plan, origin: str) -> list[str]:
+    """What to say of weights that a training has ruined.
+
+    Raises:
+        ConversionError: weights are complex numbers.
+    """
+    if found := [name for name, value in plan.tensors.items() if np.iscomplexobj(value)]:
+        raise ConversionError(f"{origin} holds complex numbers in {some(found)}; networks here have real weights")
+    with np.errstate(all="ignore"):
+        sums = {name: np.sum(value, dtype=np.float64) for name, value in plan.tensors.items()}
+    found = [plan.origins.get(name, name) for name, value in sums.items() if not np.isfinite(value)]
+    return (
+        [f"{counted(len(found), 'tensor')} with NaN or infinity, as the logits will be: {some(found)}"] if found else []
+    )
 
 
 def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: str, folder: Path | None) -> None:

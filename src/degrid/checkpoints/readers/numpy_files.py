@@ -12,11 +12,13 @@ from degrid.checkpoints.readers.pickles import read_pickle
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.values import NUMBERS, native, ordered, raw_values
 from degrid.protobuf import Span
+from degrid.types import ConversionError
 
 NPY_MAGIC = b"\x93NUMPY"
 """The first bytes of an .npy file."""
 
 _MAX_HEADER = 1 << 16
+_UNNAMED = re.compile(r"arr_\d+")
 
 
 class Numpy(Reader):
@@ -44,10 +46,16 @@ def read_npz(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:
     """
     tensors: dict[str, np.ndarray] = {}
     skipped: list[str] = []
-    for member, content in unpacked(file).items():
-        found, other = _read_array(content, member.removesuffix(".npy"))
+    members = unpacked(file)
+    alone = list(members) == ["arr_0.npy"]  # of numpy.savez(FILE, dictionary)
+    for member, content in members.items():
+        found, other = _read_array(content, "" if alone else member.removesuffix(".npy"))
         tensors |= found
         skipped += other
+    if tensors and all(_UNNAMED.fullmatch(name) for name in tensors):
+        raise ConversionError(
+            f"{file.file}: {len(tensors)} arrays without names; expected them by name: numpy.savez(FILE, **arrays)"
+        )
     return tensors, skipped
 
 
@@ -68,7 +76,10 @@ def _read_array(file: Span, name: str) -> tuple[dict[str, np.ndarray], list[str]
         start = f"{name}/" if name else ""
         return {start + key: value for key, value in tensors.items()}, [start + key for key in skipped]
     if not name:
-        file.fail("one array without a name; expected a dictionary of arrays by name: numpy.savez(FILE, **arrays)")
+        raise ConversionError(
+            f"{file.file}: one array without a name; expected a dictionary of arrays by name: "
+            "numpy.savez(FILE, **arrays)"
+        )
     if not NUMBERS.fullmatch(descr):
         return {}, [name]
     return {name: native(ordered(raw_values(body.data, descr, body, name), shape, fortran, body, name))}, []

@@ -31,27 +31,42 @@ _MARKS = (
     (0, b"BZh", f"packed (bzip2); {_UNPACK}"),
     (0, b"\xfd7zXZ\0", f"packed (xz); {_UNPACK}"),
     (0, b"\x28\xb5\x2f\xfd", f"packed (zstd); {_UNPACK}"),
+    (0, b"\x04\x22\x4d\x18", f"packed (lz4); {_UNPACK}"),
     (0, b"7z\xbc\xaf\x27\x1c", f"an archive (7z); {_UNPACK}"),
     (0, b"Rar!", f"an archive (rar); {_UNPACK}"),
     (4, b"TFL3", f"a model of TensorFlow Lite, {_WITHOUT_NAMES}"),
+    (4, b"ET12", f"a program of ExecuTorch, {_WITHOUT_NAMES}"),
+    (0, b"GGUF", f"a model of llama.cpp or ggml (GGUF), {_NOT_WEIGHTS}"),
     (0, b"ftrt", f"an engine of TensorRT, {_WITHOUT_NAMES}"),
     (0, b"\x89PNG", f"a picture (PNG), {_PICTURE}"),
     (0, b"\xff\xd8\xff", f"a picture (JPEG), {_PICTURE}"),
     (0, b"GIF8", f"a picture (GIF), {_PICTURE}"),
     (0, b"II*\0", f"a picture (TIFF), {_PICTURE}"),
     (0, b"MM\0*", f"a picture (TIFF), {_PICTURE}"),
+    (4, b"jP  \r\n\x87\n", f"a picture (JPEG 2000), {_PICTURE}"),
     (8, b"WEBP", f"a picture (WebP), {_PICTURE}"),
     (8, b"AVI ", f"a video (AVI), {_PICTURE}"),
     (4, b"ftyp", f"a video or a picture (MP4, MOV, HEIC), {_PICTURE}"),
     (0, b"\x1aE\xdf\xa3", f"a video (Matroska, WebM), {_PICTURE}"),
     (0, b"%PDF-", f"a document (PDF), {_NOT_WEIGHTS}"),
+    (8, b"WAVE", f"a sound (WAV), {_NOT_WEIGHTS}"),
+    (0, b"OggS", f"a sound or a video (Ogg), {_NOT_WEIGHTS}"),
+    (0, b"ID3", f"a sound (MP3), {_NOT_WEIGHTS}"),
+    (0, b"ARROW1", f"a table (Arrow, Feather), {_NOT_WEIGHTS}"),
+    (16, b"\xde\xc0\xef\xbe", f"a database (LMDB), {_NOT_WEIGHTS}"),
     (0, b"PAR1", f"a table (Parquet), {_NOT_WEIGHTS}"),
     (0, b"SQLite format 3\0", f"a database (SQLite), {_NOT_WEIGHTS}"),
     (0, b"MATLAB 5.0", "a file of MATLAB; save its arrays as a dictionary by name with numpy.savez"),
     (0, b"\x7fELF", f"a program (ELF), {_NOT_WEIGHTS}"),
     (0, b"MZ\x90\0", f"a program of Windows, {_NOT_WEIGHTS}"),
 )
-_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)", re.IGNORECASE | re.DOTALL)
+# A bitmap of Windows or a picture of Netpbm; both begin with two letters, which say too little alone.
+_BITMAP = re.compile(rb"BM.{4}\0{4}.{4}[\x0c\x28\x40\x6c\x7c]\0{3}|P[1-7]\s[\s#\dW]", re.DOTALL)
+_PAGE = re.compile(
+    # The last is what stores of files answer with (AccessDenied, NoSuchKey).
+    rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|\?xml[^>]*>\s*<Error>)",
+    re.IGNORECASE | re.DOTALL,
+)
 _CONTROL = re.compile(r"[^\t\n\f\r\x20-\x7e\xa0-\U0010ffff]")
 
 
@@ -63,6 +78,8 @@ def what_else(file: Span, path: Path) -> str | None:
             return words
     if not any(head) and all(not any(file.data[at : at + (1 << 20)]) for at in range(0, len(file), 1 << 20)):
         return "empty; download or copy it again" if not head else "nothing but zeros; download or copy it again"
+    if _BITMAP.match(head):
+        return f"a picture ({'BMP' if head[:1] == b'B' else 'Netpbm'}), {_PICTURE}"
     if _PAGE.match(head):
         return "a web page in place of the file, perhaps asking to log in or to confirm; download it with a browser"
     if head.startswith(SIGNATURE):
@@ -85,7 +102,9 @@ def _text(head: bytes) -> str:
 
 def _archive(names: list[str]) -> str | None:
     """What an archive with parts of these names is."""
-    found = [name.rpartition("/")[2] for name in names]
+    found = [last for name in names if (last := name.rpartition("/")[2])]
+    if not found:
+        return "an archive (zip) with no file in it; download or copy it again"
     if "constants.pkl" in found:
         return "a TorchScript program; save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
     if "archive_format" in found or "serialized_exported_program.json" in found:

@@ -48,7 +48,7 @@ class Bubbliiiing(System):
             "std": (255.0, 255.0, 255.0),
             "bgr": False,
         }
-        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        plan = rules.of_either_stride(settings)
         xception = settings["encoder"] == "bubbliiiing:xception"
         return rules.fold_biases(plan.fill(tensors, rules.batch_counter, _rule(xception)))
 

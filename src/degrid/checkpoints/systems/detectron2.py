@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
 
 _EPSILON = 1e-5
+_PIXELS = ("pixel_mean", "pixel_std")
 _V3 = {"sem_seg_head.aspp": "aspp", "sem_seg_head.predictor": "classifier"}
 _PLUS = {
     "sem_seg_head.decoder.res5.project_conv": "aspp",
@@ -36,6 +38,7 @@ class Detectron2(System):
         if len(tensors.get("backbone.stem.conv3.weight", ())) != 128:
             raise ConversionError("DeepLab of detectron2 can be converted with its own deep stem of 128 channels only")
         separable = first_match(tensors, r"sem_seg_head\..*\.depthwise\.weight") is not None
+        low_level = len(tensors["sem_seg_head.decoder.res2.project_conv.weight"]) if plus else 48
         settings = {
             "network": f"deeplabv3{'plus' if plus else ''}{'_detectron2_separable' if plus and separable else ''}",
             "separable": separable,
@@ -45,20 +48,34 @@ class Detectron2(System):
             "rates": (6, 12, 18),
             "uniform_rates": True,
             "pooling_size": (512, 1024),
-            **rules.IMAGENET_INPUT,
+            "low_level_channels": low_level,
+            "channels": len(tensors[f"sem_seg_head.{'decoder.res5.project_conv' if plus else 'aspp'}.convs.0.weight"]),
+            **_input(tensors),
         }
-        note = (
-            "the file does not say its output stride, rates and training crop; the project's configurations are "
-            "assumed: 16, 6,12,18 with multi_grid 1,2,4, and image pooling over 512,1024 pixels (change them with "
-            "--set pooling_size=H,W or none, --set rates=..., settings=...)"
+        plan = Plan(
+            settings,
+            assumed=("output_stride", "rates", "multi_grid", "pooling_size"),
+            otherwise="as in the project's configurations; pooling_size is the training crop, --set pooling_size=none "
+            "pools over the whole image",
         )
-        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(plus))
+        return plan.fill(tensors, rules.batch_counter, _rule(plus, low_level))
 
 
-def _rule(plus: bool) -> Rule:
+def _input(tensors: Tensors) -> dict[str, Any]:
+    """The normalisation, which files of before March 2021 hold; images are blue, green, red where the mean is."""
+    found = [tuple(tensors[name].ravel().tolist()) for name in _PIXELS if name in tensors]
+    if len(found) < len(_PIXELS):
+        return rules.IMAGENET_INPUT
+    mean, std = found
+    return {"mean": mean, "std": std, "bgr": mean[0] < mean[-1]}
+
+
+def _rule(plus: bool, low_level: int) -> Rule:
     places = _PLUS if plus else _V3
 
-    def rule(name: str, value: np.ndarray) -> rules.Found | None:
+    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
+        if name in _PIXELS:
+            return Drop("normalisation of the input, which is in the settings")
         if name.startswith("backbone."):
             return _backbone(name.removeprefix("backbone."), value)
         prefix = next((prefix for prefix in places if name.startswith(f"{prefix}.")), None)
@@ -69,7 +86,7 @@ def _rule(plus: bool) -> Rule:
             # There the fine feature comes first, here last; in a depthwise convolution and its batch norm along axis 0.
             depthwise = places[prefix] == "refine.0"
             if depthwise or (inner == "weight" and places[prefix] in ("refine.0.0", "refine.3")):
-                value = rules.joined_in_order(value, 48, axis=0 if depthwise else 1)
+                value = rules.joined_in_order(value, low_level, axis=0 if depthwise else 1)
             return {_leaf(layer, inner): value}
         if inner == "convs.4.1.bias":
             return _as_batch_norm(f"{layer}.branches.4.project.1", value)

@@ -69,7 +69,7 @@ class GoogleDeepLab(System):
             "resize": "align_corners",
             **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else _INPUT),
         }
-        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        plan = rules.of_either_stride(settings)
         return plan.fill(tensors, rules.training_state, _averages, rule, _head(len(branches)))
 
 

@@ -45,7 +45,8 @@ class Jfzhang95(System):
             "resize": "align_corners",
             **rules.IMAGENET_INPUT,
         }
-        plan = Plan(settings, notes=[rules.assumed_stride(settings)])
+        drn = settings["encoder"] == "jfzhang95:drn_d_54"  # of one stride only
+        plan = Plan(settings) if drn else rules.of_either_stride(settings)
         return plan.fill(tensors, rules.batch_counter, _rule(tensors))
 
 

@@ -49,9 +49,8 @@ class Kazuto1011(System):
             "resize": "half_pixel",
             "scales": MSC_SCALES if first_match(tensors, r"(base|scale)\..*") else (),
         }
-        plan = Plan(settings).fill(tensors, rules.batch_counter, _rule)
-        if "rates" in settings and settings["network"] != "deeplabv2_largefov":
-            plan.notes.append(rules.assumed_stride(settings))
+        plan = rules.of_either_stride(settings, "multi_grid") if "rates" in settings else Plan(settings)
+        plan.fill(tensors, rules.batch_counter, _rule)
         if settings["scales"]:
             plan.notes.append(
                 "the scaled inputs are those of torch up to 1.5; later ones take positions from the factor, which "

@@ -52,11 +52,12 @@ class MLearing(System):
             "resize": "align_corners",
             **(_CITYSCAPES if len(tensors["last_conv.6.weight"]) == 19 else rules.IMAGENET_INPUT),
         }
-        note = (
-            "the file does not say its output stride and the normalisation of its input; the project's are assumed: "
-            "16, and another mean for the 19 classes of Cityscapes (--set mean=... --set std=..., settings=...)"
+        plan = Plan(
+            settings,
+            assumed=("output_stride", "mean", "std"),
+            otherwise="as in the project, which has another mean for the 19 classes of Cityscapes; --set changes them",
         )
-        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule)
+        return plan.fill(tensors, rules.batch_counter, _rule)
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | None:

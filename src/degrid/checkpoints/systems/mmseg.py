@@ -40,6 +40,14 @@ _RESNET_RATES = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
 _MOBILE_RATES = {8: (1, 1, 1, 2, 2, 4, 4), 16: (1, 1, 1, 1, 1, 2, 2), 32: (1,) * 7}
 
 
+_DEFAULT_THRESHOLD = 0.3  # `BaseDecodeHead`
+_SAID = "output stride, rates, multi_grid, resizing and normalisation are those of the configuration in the file"
+_D8 = (
+    "as in the models called d8; for d16-mg124 --set output_stride=16 --set rates=6,12,18 --set multi_grid=1,2,4; for "
+    "769x769 --set resize=align_corners --set head_resize=align_corners"
+)
+
+
 class Mmseg(System):
     """The "v1c" ResNets and those named b and v1d, ResNeSt and MobileNetV2, as the configuration in the file says.
 
@@ -63,6 +71,8 @@ class Mmseg(System):
             "encoder": _encoder(tensors),
             "output_stride": 8,
             "rates": (12, 24, 36),
+            "resize": "half_pixel",
+            "head_resize": "half_pixel",
             "channels": channels,
             "low_level_channels": low_level,
             "separable": "decode_head.aspp_modules.1.depthwise_conv.conv.weight" in tensors,
@@ -70,16 +80,15 @@ class Mmseg(System):
         }
         own = configuration(config.get("meta"))
         said = _of_configuration(own, settings["encoder"] == "mmseg:mobilenet_v2") if section(own, "model") else {}
-        note = (
-            "output stride, rates, multi_grid, resizing and normalisation are those of the configuration in the file"
-            if said
-            else "the file does not say its output stride and rates; those of the models called d8 are assumed, 8 and "
-            "12,24,36, with corners not aligned (for d16-mg124 --set output_stride=16 --set rates=6,12,18 --set "
-            "multi_grid=1,2,4; for 769x769 --set resize=align_corners --set head_resize=align_corners, settings=...)"
-        )
-        plan = Plan(settings | said, notes=[note])
+        if said:
+            plan = Plan(settings | said, notes=[_SAID])
+        else:
+            plan = Plan(settings, assumed=("output_stride", "rates", "resize", "head_resize"), otherwise=_D8)
         if classifier := tensors.get("decode_head.conv_seg.weight", np.empty(0)).shape:
             plan.labels = classes(config.get("meta"), classifier[0])
+            if classifier[0] == 1:  # its own configurations of one logit name two classes
+                plan.labels = plan.labels or classes(config.get("meta"), 2)
+                plan.notes += _threshold(section(own, "model", "decode_head"))
         return plan.fill(tensors, rules.batch_counter, _rule(channels))
 
 
@@ -111,6 +120,22 @@ def _of_configuration(own: dict[str, Any], mobile: bool) -> dict[str, Any]:
     if head.get("align_corners", False):
         found |= {"resize": "align_corners", "head_resize": "align_corners"}
     return found | _normalisation(own)
+
+
+def _threshold(head: Mapping[str, Any]) -> list[str]:
+    """What to say of the probability above which mmsegmentation takes the only class of a network; nothing of 0.5.
+
+    Its own classes of heads take 0.3 where a configuration says none.
+    """
+    value = head.get("threshold")
+    where = _DEFAULT_THRESHOLD if value is None else value
+    if where == 0.5:  # the sign of the logit
+        return []
+    default = ", its default" if value is None else ""
+    return [
+        f"mmsegmentation takes the one class where its probability is above {where}{default}; here it is taken above "
+        "0.5, so masks differ where the probability lies between"
+    ]
 
 
 def _normalisation(own: dict[str, Any]) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class TransformersMobileViT(System):
             "std": (255.0, 255.0, 255.0),
             "bgr": True,
         }
-        notes = [] if "output_stride" in config else [rules.assumed_stride(settings)]
-        return Plan(settings, notes=notes).fill(tensors, rules.batch_counter, _rule(tensors))
+        plan = Plan(settings) if "output_stride" in config else rules.of_either_stride(settings)
+        return plan.fill(tensors, rules.batch_counter, _rule(tensors))
 
 
 def _rule(tensors: Tensors) -> Rule:

@@ -48,17 +48,19 @@ class PaddleSeg(System):
             "multi_grid": (1, 2, 4) if depth != "18" and depth != "34" else None,
             "uniform_rates": True,
             "rates": (12, 24, 36),
+            "resize": "half_pixel",
+            "head_resize": "half_pixel",
             "channels": len(tensors["head.aspp.aspp_blocks.0._conv.weight"]),
             "mean": (127.5, 127.5, 127.5),
             "std": (127.5, 127.5, 127.5),
             "bgr": False,
         }
-        note = (
-            "the file does not say its output stride, rates and multi_grid; the project's configurations are assumed: "
-            "8, 12,24,36 and 1,2,4, with corners not aligned (change them with --set output_stride=..., --set "
-            "rates=..., --set multi_grid=..., --set resize=align_corners --set head_resize=align_corners, settings=...)"
-        )
-        plan = Plan(settings, notes=[note]).fill(tensors, _rule(tensors))
+        plan = Plan(
+            settings,
+            assumed=("output_stride", "rates", "multi_grid", "resize", "head_resize"),
+            otherwise="as in the project's configurations; where those say align_corners: True --set "
+            "resize=align_corners --set head_resize=align_corners",
+        ).fill(tensors, _rule(tensors))
         return rules.fold_biases(plan)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ import numpy as np
 from degrid.types import ConversionError, LabelSpace, UserError
 
 Tensors = Mapping[str, np.ndarray]
+
+FILE_NAME = "name of the file"
+"""Where `System.plan_beside` finds it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Plan:
         dropped: reasons by the file's names. unexpected: the file's names that no rule knows.
         notes: what the user should know.
         labels: the classes, where the file names them.
+        assumed: fields of `model` that the file does not say and that networks of this program differ in.
+        otherwise: the options that set them for other networks of the program.
     """
 
     model: dict[str, Any]
@@ -47,6 +52,21 @@ class Plan:
     unexpected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     labels: LabelSpace | None = None
+    assumed: tuple[str, ...] = ()
+    otherwise: str = ""
+
+    def assumption(self, model: Mapping[str, Any], given: Collection[str]) -> list[str]:
+        """What to say of the settings that the file does not say: one sentence, or none where the user gave them all.
+
+        Args:
+            model: the network's settings, with those of the user.
+            given: the fields that the user gave.
+        """
+        left = [name for name in self.assumed if name not in given]
+        if not left:
+            return []
+        values = " ".join(f"{name}={_written(model[name])}" for name in left)
+        return [f"the file does not say these settings, which are assumed: {values} ({self.otherwise}, settings=...)"]
 
     def fill(self, tensors: Tensors, *rules: Rule) -> Plan:
         """Send every tensor where the first rule that knows it says; returns the plan itself."""
@@ -71,6 +91,11 @@ class Plan:
         self.dropped = {names[name]: reason for name, reason in self.dropped.items()}
         self.unexpected = [names[name] for name in self.unexpected]
         return self
+
+
+def _written(value: object) -> str:
+    """A setting as in --set."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()
 
 
 class System(ABC):
@@ -105,7 +130,8 @@ class System(ABC):
 
         Args:
             tensors: the file's.
-            config: the content of config.json in the file's folder, and what `Contents.settings` found in the file.
+            config: the content of config.json in the file's folder, what `Contents.settings` found in the file, and
+                its name under FILE_NAME.
         """
         return self.plan(tensors)
 

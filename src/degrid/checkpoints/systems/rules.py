@@ -91,13 +91,13 @@ def fold_biases(plan: Plan) -> Plan:
     return plan
 
 
-def assumed_stride(settings: dict[str, Any]) -> str:
-    """The note for a file that does not say its output stride."""
-    stride, rates = settings["output_stride"], ",".join(map(str, settings["rates"]))
-    other = "8 and --set rates=12,24,36" if stride == 16 else "16 and --set rates=6,12,18"
-    return (
-        f"the file does not say its output stride and rates; {stride} and {rates} are assumed (for a network of the "
-        f"other stride --set output_stride={other}, settings=...)"
+def of_either_stride(settings: dict[str, Any], *others: str) -> Plan:
+    """A plan for a file that does not say its output stride, its rates, and the settings `others`."""
+    other = "8 --set rates=12,24,36" if settings["output_stride"] == 16 else "16 --set rates=6,12,18"
+    return Plan(
+        settings,
+        assumed=("output_stride", "rates", *others),
+        otherwise=f"for a network of the other stride --set output_stride={other}",
     )
 
 

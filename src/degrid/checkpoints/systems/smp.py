@@ -74,13 +74,11 @@ class Smp(System):
             **rules.IMAGENET_INPUT,
             **({} if bands == 3 else {"in_channels": bands}),
         }
-        note = (
-            "the file does not say its output stride and rates, and no config.json lies beside it; that library's "
-            f"defaults are assumed: {settings['output_stride']} and 12,24,36 (change them with --set output_stride=... "
-            "and --set rates=..., settings=...)"
+        plan = Plan(
+            settings,
+            assumed=() if "encoder_output_stride" in config else ("output_stride", "rates"),
+            otherwise="the library's defaults; change them with --set, or keep its config.json beside the file",
         )
-        notes = [] if "encoder_output_stride" in config else [note]
-        plan = Plan(settings, notes=notes)
         return plan.fill(values, rules.batch_counter, _rule(aspp, separable, rename)).called(new)
 
 

@@ -37,8 +37,8 @@ class Sthalles(System):
             "rates": (6, 12, 18),
             "legacy": True,
         }
-        note = "the file does not say its output stride; 16 is assumed (--set output_stride=8, settings=... changes it)"
-        return Plan(settings, notes=[note]).fill(tensors, rules.training_state, _rule)
+        plan = Plan(settings, assumed=("output_stride",), otherwise="or --set output_stride=8")
+        return plan.fill(tensors, rules.training_state, _rule)
 
 
 def _rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:

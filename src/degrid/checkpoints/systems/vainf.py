@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import FILE_NAME, Plan, Rule, System, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
@@ -24,6 +26,7 @@ _SEPARABLE = {
     "classifier.classifier.0.body.1": "head.refine.1",
     "classifier.classifier.1": "head.refine.2",
 }
+_STRIDE = re.compile(r"_os(8|16)(?!\d)")  # best_deeplabv3plus_mobilenet_voc_os16.pth
 _V3 = {
     "classifier.classifier.1": "head.refine.0",
     "classifier.classifier.2": "head.refine.1",
@@ -32,12 +35,16 @@ _V3 = {
 
 
 class VainF(System):
-    """Output stride 16 unless the user says otherwise: the project writes it into the name of the file only."""
+    """The project writes the output stride into the name of the file only; 16 where that says none."""
 
     title = "VainF/DeepLabV3Plus-Pytorch: DeepLab v3, v3+"
     marks = (r"classifier\.(aspp|classifier\.0)\.convs\.0\.0\.weight",)
 
     def plan(self, tensors: Tensors) -> Plan:
+        """See `System`."""
+        return self.plan_beside(tensors, {})
+
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""
         plus = "classifier.project.0.weight" in tensors
         encoder = _encoder(tensors)
@@ -51,7 +58,10 @@ class VainF(System):
             "rates": (12, 24, 36) if hrnet else (6, 12, 18),
             **rules.IMAGENET_INPUT,
         }
-        plan = Plan(settings, notes=[] if hrnet else [rules.assumed_stride(settings)])
+        plan = Plan(settings) if hrnet else rules.of_either_stride(settings)
+        if not hrnet and (said := _STRIDE.search(config.get(FILE_NAME, ""))):
+            settings |= {"output_stride": 8, "rates": (12, 24, 36)} if said[1] == "8" else {}
+            plan = Plan(settings, notes=[f"output stride and rates are those of {said[0]} in the name of the file"])
         return plan.fill(tensors, rules.batch_counter, _rule(plus, separable, encoder == "vainf:xception"))
 
 
