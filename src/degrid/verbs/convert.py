@@ -125,33 +125,40 @@ def convert(
     given = _given_classes(classes)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
-    beside_them = {**read.config, FILE_NAME: read.path.name}
-    plan, origin = planned(writer, tensors, beside_them, read.path), f"{read.path} ({writer.title})"
+    origin = f"{read.path} ({writer.title})"
+    plan = planned(writer, tensors, {**read.config, FILE_NAME: read.path.name}, read.path)
     _refuse_unexpected(plan, origin, allow_unused)
     plan.notes += _not_finite(plan, origin)
     labels = _classes(plan, given or plan.labels, origin) if plan.kind == "model" else None
-    chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), list(settings or []))
-    if chosen.encoder == UNSAID:
-        raise ConversionError(
-            f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
-            "encoder=smp:tu-NAME (settings=...), or keep the program's config.json beside the file"
-        )
+    chosen = _settings(plan, settings or (), origin)
     _write(plan, chosen, labels, origin, Path(out) if out is not None else None)
+    said = configs.to_dict(chosen)
     report = ConversionReport(
         str(source),
         read.format,
         writer.title,
         recognised_by,
         plan.kind,
-        configs.to_dict(chosen),
+        said,
         plan.origins,
         plan.dropped | beside | dict.fromkeys(read.skipped, "no tensor of the network"),
         tuple(plan.unexpected),
-        (*plan.assumption(configs.to_dict(chosen), configs.parse_settings(settings or ())), *plan.notes),
+        (*plan.assumption(said, configs.parse_settings(settings or ())), *plan.notes),
     )
     if out is not None:
         write_json(Path(out) / "conversion.json", report.to_dict())
     return report
+
+
+def _settings(plan: Plan, given: Sequence[str], origin: str) -> ModelConfig:
+    """The network's settings, with those that the user gave."""
+    chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), given)
+    if chosen.encoder == UNSAID:
+        raise ConversionError(
+            f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
+            "encoder=smp:tu-NAME (settings=...), or keep the program's config.json beside the file"
+        )
+    return chosen
 
 
 def _refuse_unexpected(plan: Plan, origin: str, allowed: bool) -> None:

@@ -14,6 +14,7 @@ from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name
 
 _INPUT = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5), "bgr": False}
+_EPSILON = 1e-3
 _MEAN_ALONE = {"mean": (123.15, 115.9, 103.06), "std": (1.0, 1.0, 1.0), "bgr": False}
 _UNIT = re.compile(r"(xception_\d+)/(entry|middle|exit)_flow/block(\d)/unit_(\d+)/xception_module/(.+)")
 # Ours are in the order 1x1, the rates, image pooling.
@@ -223,16 +224,21 @@ class TransformersMobileNetV2(System):
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""
+        rules.only(config, hidden_act="relu6", first_layer_is_expansion=True, expand_ratio=6, depth_divisible_by=8)
         encoder = mobile_encoder(len(tensors["mobilenet_v2.layer.15.reduce_1x1.convolution.weight"]))
+        google = config.get("tf_padding", True)
+        bands = tensors["mobilenet_v2.conv_stem.first_conv.convolution.weight"].shape[1]
         settings = {
             "network": "deeplabv3",
-            "encoder": encoder if config.get("tf_padding", True) else encoder.replace("google:", "timm:"),
+            "encoder": encoder if google else encoder.replace("google:", "timm:"),
             "output_stride": config.get("output_stride", 8),
             "rates": (),
             "resize": "half_pixel",
             **_INPUT,
+            **({} if bands == 3 else {"in_channels": bands}),
         }
-        return Plan(settings).fill(tensors, rules.batch_counter, _transformers_rule)
+        plan = Plan(settings).fill(tensors, rules.batch_counter, _transformers_rule)
+        return rules.with_epsilon(plan, config.get("layer_norm_eps", _EPSILON), _EPSILON if google else 1e-5)
 
 
 def _transformers_rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:

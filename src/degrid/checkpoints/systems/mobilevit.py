@@ -42,9 +42,20 @@ class TransformersMobileViT(System):
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""
+        rules.only(
+            config,
+            hidden_act="silu",
+            layer_norm_eps=1e-5,
+            num_attention_heads=4,
+            patch_size=2,
+            conv_kernel_size=3,
+            qkv_bias=True,
+            mlp_ratio=2,
+        )
         width = len(tensors["mobilevit.encoder.layer.2.layernorm.weight"])
         if width not in _SIZES:
             raise ConversionError(f"a MobileViT whose first transformer has {width} channels; known: {list(_SIZES)}")
+        bands = tensors["mobilevit.conv_stem.convolution.weight"].shape[1]
         settings = {
             "network": "deeplabv3",
             "encoder": f"transformers:mobilevit_{_SIZES[width]}",
@@ -54,6 +65,7 @@ class TransformersMobileViT(System):
             "mean": (0.0, 0.0, 0.0),
             "std": (255.0, 255.0, 255.0),
             "bgr": True,
+            **({} if bands == 3 else {"in_channels": bands}),
         }
         plan = Plan(settings) if "output_stride" in config else rules.of_either_stride(settings)
         return plan.fill(tensors, rules.batch_counter, _rule(tensors))

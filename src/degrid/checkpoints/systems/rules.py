@@ -91,6 +91,34 @@ def fold_biases(plan: Plan) -> Plan:
     return plan
 
 
+def only(config: Mapping[str, Any], **known: object) -> None:
+    """Make sure that settings beside a file are those that degrid has; what they do not say is as usual.
+
+    Raises:
+        ConversionError: one is another.
+    """
+    for name, value in known.items():
+        if config.get(name, value) != value:
+            raise ConversionError(
+                f"its config.json says that {name} is {config[name]!r:.100}; degrid can convert networks where it is "
+                f"{value!r}"
+            )
+
+
+def with_epsilon(plan: Plan, theirs: float, ours: float) -> Plan:
+    """Keep the batch norm epsilon of the file's encoder: what it has more than ours is added to the variances.
+
+    Returns the plan itself.
+    """
+    if theirs != ours:
+        plan.tensors |= {
+            name: value + np.float32(theirs - ours)
+            for name, value in plan.tensors.items()
+            if name.startswith("encoder.") and name.endswith(".running_var")
+        }
+    return plan
+
+
 def of_either_stride(settings: dict[str, Any], *others: str) -> Plan:
     """A plan for a file that does not say its output stride, its rates, and the settings `others`."""
     other = "8 --set rates=12,24,36" if settings["output_stride"] == 16 else "16 --set rates=6,12,18"
