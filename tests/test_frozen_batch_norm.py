@@ -2,15 +2,17 @@
 
 import copy
 import itertools
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import degrid
+from degrid.acceleration.fold import fold_batch_norm
 from degrid.models import EncoderSettings, HeadSettings, build_network, freeze_batch_norm
 from degrid.models.batch_norm import _ScaledConvolution, conv_bn_pairs
 from degrid.types import LabelSpace, UserError
@@ -212,6 +214,23 @@ def output_viewed(net, x):
     return net.m(y), y[:, :1]
 
 
+def output_read_in_a_thread(net, x):
+    y, sums = net.a(x), []
+
+    def read():
+        z = net.b(x)
+        sums.append(net.n(z) + z)
+
+    worker = threading.Thread(target=read)
+    worker.start()
+    worker.join()
+    return net.m(y) + sums[0]
+
+
+def mapped(net, x):
+    return net.m(net.a(x)) + torch.vmap(lambda each: net.a(each[None])[0])(x) + net.n(net.b(x))
+
+
 WIRINGS = {
     "plain": (lambda net, x: net.n(net.a(x)) + net.m(net.b(x)), "an bm"),
     "shape asked": (lambda net, x: (lambda y: net.m(y).reshape(y.shape))(net.a(x)), "am"),
@@ -225,6 +244,8 @@ WIRINGS = {
     "once after a sum": (lambda net, x: net.m(net.a(x)) + net.m(net.a(x) + 1), ""),
     "activation between": (lambda net, x: net.m(net.a(x).relu()) + net.n(net.b(x)), "bn"),
     "once without": (lambda net, x: net.m(net.a(x)) + net.a(x), ""),
+    "in a thread": (output_read_in_a_thread, "am"),
+    "mapped": (mapped, "bn"),
     "functional": (lambda net, x: F.conv2d(x, net.a.weight) + net.m(net.b(x)), "bm"),
 }
 
@@ -240,6 +261,38 @@ def test_only_what_one_batch_norm_alone_reads_is_a_pair(name):
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert (net.training, net.m.training, net.n.training) == (True, True, False)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+class Squashing(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight, bias).tanh()
+
+
+class Doubling(nn.Conv2d):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Raising(nn.BatchNorm2d):
+    def __call__(self, x):
+        return 1 + super().__call__(x)
+
+
+class SquashingSame(Conv2dSame):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+@pytest.mark.parametrize("kind", [Squashing, Doubling, Raising, SquashingSame])
+def test_subclasses_that_compute_something_else_keep_their_batch_norm(kind):
+    torch.manual_seed(0)
+    conv = kind(3, 4, 3, padding=1) if issubclass(kind, nn.Conv2d) else nn.Conv2d(3, 4, 3, padding=1)
+    norm = nn.BatchNorm2d(4) if issubclass(kind, nn.Conv2d) else kind(4)
+    model = randomised(nn.Sequential(conv, norm)).eval()
+    frozen, image = copy.deepcopy(model), torch.randn(2, 3, 9, 9)
+    assert freeze_batch_norm(frozen) == 1
+    torch.testing.assert_close(frozen(image), model(image))
+    torch.testing.assert_close(fold_batch_norm(model).model(image), model(image))
 
 
 def test_a_network_that_cannot_run_on_the_example():

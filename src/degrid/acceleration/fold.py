@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +164,7 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
     made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id comes twice
     owners: dict[int, set[nn.Module]] = defaultdict(set)  # of weights and statistics
     inside: list[nn.Module] = []
+    thread = threading.get_ident()
 
     def used(tensor: Tensor) -> None:
         if id(tensor) in made:
@@ -185,6 +187,8 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
         inside.pop()
         if isinstance(layer, nn.Conv2d):
             made[id(output)] = (output, layer)
+            if threading.get_ident() != thread or _is_wrapped(output):
+                wiring.targets[layer].add(None)  # what reads it there is not seen
             wiring.inputs[layer] = _input(args, named)
 
     hooks = []
@@ -205,6 +209,11 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
         for hook in hooks:
             hook.remove()
     return wiring
+
+
+def _is_wrapped(output: Any) -> bool:
+    """Whether a tensor exists within a transformation (torch.vmap, torch.func) only, as another one outside."""
+    return isinstance(output, Tensor) and bool(cast(Any, torch._C._functorch).is_functorch_wrapped_tensor(output))
 
 
 def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -241,13 +250,19 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in kinds) or has_own_forward(module)
 
 
+def computes_plainly(kind: type[nn.Conv2d]) -> bool:
+    """Whether a class of convolution computes nothing else than nn.Conv2d does."""
+    names = "forward", "_conv_forward", "__call__"
+    return all(getattr(kind, name) is getattr(nn.Conv2d, name) for name in names)
+
+
 def _fold(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | None:
     """Fold one pair in place; or leave it and say why."""
     assert conv is not None
     rest = _without_affine(norm)
     if rest is None:
         return f"{type(norm).__name__} does something else besides"
-    x, plain = wiring.inputs[conv], type(conv).forward is nn.Conv2d.forward
+    x, plain = wiring.inputs[conv], computes_plainly(type(conv))
     with torch.no_grad():
         before = None if plain else norm(conv(x))
         kept = conv.weight, conv.bias
@@ -285,6 +300,8 @@ def _merged(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[nn.Parameter, nn.Paramet
 
 def _without_affine(norm: _BatchNorm) -> nn.Module | None:
     """A batch norm without its factor and shift; None if it is of an unknown kind."""
+    if type(norm).__call__ is not nn.Module.__call__:
+        return None
     if type(norm).forward is _BatchNorm.forward:
         return nn.Identity().eval()
     if not any(type(norm).forward is kind.forward for kind in timm_batch_norm()):

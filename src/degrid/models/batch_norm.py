@@ -9,7 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from degrid.acceleration.fold import example_image, reason_to_leave, timm_batch_norm, wiring_of
+from degrid.acceleration.fold import (
+    computes_plainly,
+    example_image,
+    reason_to_leave,
+    timm_batch_norm,
+    wiring_of,
+)
 from degrid.acceleration.recompute import as_convolved
 from degrid.acceleration.training import active, convolved, fast_rate, gradients
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, members_of_made, unchanged
@@ -102,11 +108,16 @@ def _frozen(kind: type[Norm]) -> Any:
 
 def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
     """Whether both have a known forward, and the batch norm has statistics."""
-    plain = type(conv).forward is nn.Conv2d.forward or isinstance(
-        conv, (ExchangeableConv2d, *loaded("timm.layers.conv2d_same", "Conv2dSame"))
+    kind = type(conv)
+    same: tuple[Any, ...] = loaded("timm.layers.conv2d_same", "Conv2dSame")
+    plain = (
+        computes_plainly(kind)
+        or any(kind.forward is each.forward for each in same)
+        or isinstance(conv, ExchangeableConv2d)
     )
-    known = type(norm).forward in {kind.forward for kind in (Norm, nn.SyncBatchNorm, *timm_batch_norm())}
-    return plain and known and norm.running_mean is not None and not isinstance(conv, FoldingConv2d)
+    known = type(norm).forward in {each.forward for each in (Norm, nn.SyncBatchNorm, *timm_batch_norm())}
+    called = type(norm).__call__ is kind.__call__ is nn.Module.__call__
+    return plain and known and called and norm.running_mean is not None and not isinstance(conv, FoldingConv2d)
 
 
 @cache
@@ -123,7 +134,6 @@ def _folded(kind: type[nn.Module]) -> Any:
 @cache
 def _folding(kind: type[nn.Conv2d]) -> Any:
     """The subclass of a class of convolution that also does the work of the batch norm after it."""
-    own_convolution = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
 
     def take_apart(self: Any) -> None:
         norm = self.__dict__.pop("folded_norm")
@@ -143,7 +153,7 @@ def _folding(kind: type[nn.Conv2d]) -> Any:
                 )
             )
             return kind.forward(twin, x)
-        if not (own_convolution or isinstance(self.padding, str) or self.padding_mode != "zeros"):
+        if kind.forward is nn.Conv2d.forward and not (isinstance(self.padding, str) or self.padding_mode != "zeros"):
             geometry = self.stride, self.padding, self.dilation, self.groups
             return _scaled_convolution(as_convolved(x), self.weight, scale, bias, geometry)
         weight = self.weight * scale

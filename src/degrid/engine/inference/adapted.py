@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from degrid.contracts import declared, logits_of, type_of_weights
@@ -12,9 +13,10 @@ from degrid.contracts import declared, logits_of, type_of_weights
 class Adapted(nn.Module):
     """A network that may want floats, and may give more than logits.
 
-    Images are handed over as uint8; where the network refuses that, as floats of the same values, 0-255, in the type of
-    its weights. Of a dictionary, named tuple or dataclass "out" or "logits" is taken, of a list or any other tuple the
-    first. One logit is two classes by its sign.
+    Images are handed over as uint8, in PyTorch's usual layout, on which the values of a network may depend. Where the
+    network refuses uint8, they are floats of the same values, 0-255, in the type of its weights. Of a dictionary, named
+    tuple or dataclass "out" or "logits" is taken, of a list or any other tuple the first. One logit is two classes by
+    its sign.
 
     Args:
         network: from RGB images [N,3,H,W] to logits [N,C,h,w], alone or among other things.
@@ -25,6 +27,7 @@ class Adapted(nn.Module):
         self.network = network
         self.training = network.training  # alone: each module inside keeps its mode
         self.wants_floats = False
+        self.layout = torch.contiguous_format
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [N,C,h,w].
@@ -37,13 +40,16 @@ class Adapted(nn.Module):
     def _output(self, image: Tensor) -> Any:
         if not self.wants_floats:
             try:
-                return self.network(image.clone())  # it may work in place
+                return self.network(image.clone(memory_format=self.layout))  # it may work in place
             except Exception:  # in whatever way it refuses bytes
                 # If this fails as well, its reason is the one to know.
-                output = self.network(image.to(type_of_weights(self.network)))
+                output = self.network(self._as_floats(image))
                 self.wants_floats = True
                 return output
-        return self.network(image.to(type_of_weights(self.network), copy=True))
+        return self.network(self._as_floats(image))
+
+    def _as_floats(self, image: Tensor) -> Tensor:
+        return image.to(type_of_weights(self.network), copy=True, memory_format=self.layout)
 
 
 def adapted(network: nn.Module) -> nn.Module:

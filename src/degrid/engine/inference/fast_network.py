@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import itertools
 import logging
 import math
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +21,7 @@ from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import Adapted, adapted
 from degrid.engine.inference.prediction import PRECISION_OF_FILE
+from degrid.engine.inference.state import counters, differ, kept, numbers_outside, shares_functions, weights
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import UserError
 
@@ -40,15 +36,12 @@ SIZES = 3
 _LARGEST_ERROR = 1e-3
 """Largest error in float32, as a fraction of the largest logit; a hundred layers of rounding stay below a tenth."""
 _MEAN_ERROR = 0.1
-"""Largest error in bfloat16, as a fraction of the mean logit: coarse, as rounding alone makes 0.01 in most networks."""
+"""Largest error in bfloat16, as a fraction of the mean deviation of a class's logits from their mean: coarse, as
+rounding alone makes 0.01 in most networks."""
 _IN_TIMES = 1.5
 """Largest error in bfloat16, in times of the network's own where it differs from itself by more than that."""
 _STATE = 1e-6
 """What the image before may change, as a fraction of the largest logit; a network run twice gives the same bits."""
-_DEPTH = 3
-"""How deep in lists, dictionaries and objects a network's state is searched for."""
-_ENTRIES = 100
-"""Most entries of each of them that are examined."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
 
@@ -141,12 +134,15 @@ class FastNetwork:
         if self._as_it_is:
             exported: Tensor = self._model(batch)
             return exported
-        if not self._is_due(batch):
-            return self._run(batch)
-        with self._lock:
-            if not self._is_due(batch):  # another thread was first
+        # What a network keeps must be of use in training, too, and some ask for gradients on the way.
+        with torch.inference_mode(False), torch.no_grad():
+            batch = batch.clone() if batch.is_inference() else batch
+            if not self._is_due(batch):
                 return self._run(batch)
-            return self._checked(batch)
+            with self._lock:
+                if not self._is_due(batch):  # another thread was first
+                    return self._run(batch)
+                return self._checked(batch)
 
     def bytes_to_come(self) -> tuple[int, int]:
         """Memory that will be taken beside feature maps, about: by a copy, and by Winograd's weights on top of it."""
@@ -187,13 +183,13 @@ class FastNetwork:
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
-        weights, kept = _weights(self._model), _kept(self._model)
+        values, held, outside = weights(self._model), kept(self._model), numbers_outside(self._model)
         with autocast(self.device, "float32"), self._evaluation:
             exact: Tensor = self._model(batch).float()
-        changes_weights = _differ(weights, _weights(self._model))
-        if changes_weights or _differ(kept, _kept(self._model)):
-            shares = self._reads_what_hooks_write(batch)
-            if shares or self._keeps_state(exact, batch):
+        changes_weights, counts = differ(values, weights(self._model)), outside != numbers_outside(self._model)
+        if counts or changes_weights or differ(held, kept(self._model)):
+            shares = not counts and self._reads_what_hooks_write(batch)
+            if counts or shares or self._keeps_state(exact, batch):
                 self._become("float32" if self._may_change else self.precision)
                 self._way, self._is_settled = len(_WAYS) - 1, True
                 self._warn(
@@ -252,19 +248,21 @@ class FastNetwork:
         return logits if last or self._agrees(logits, exact, batch) else None
 
     def _keeps_state(self, exact: Tensor, batch: Tensor) -> bool:
-        """Whether the logits of an image depend on which one came before."""
+        """Whether the logits of an image depend on which one came before, or on how many did."""
         try:
             twin = in_evaluation_mode(copy.deepcopy(self._model))
             with autocast(self.device, "float32"):
                 twin(255 - batch)
-                after_another = twin(batch).float()
+                after_another, before = twin(batch).float(), counters(twin)
+                twin(batch)
         except Exception:  # a user's network may fail in any way
             return True
-        return _error(after_another, exact, "float32") > _STATE
+        # What is counted may decide at the fifth image only, as where every fifth one is looked at more closely.
+        return before != counters(twin) or _error(after_another, exact, "float32") > _STATE
 
     def _reads_what_hooks_write(self, batch: Tensor) -> bool:
         """Whether a copy of the network would read what an earlier image left, as its hooks write into the original."""
-        if not _shares_functions(self._model):
+        if not shares_functions(self._model):
             return False
         found = []
         try:
@@ -328,6 +326,8 @@ class FastNetwork:
                     module.to(kind)
         if network is not self._model:
             to_channels_last(network)
+            if isinstance(network, Adapted):
+                network.layout = torch.channels_last
         return cast(nn.Module, torch.compile(network)) if self.compiled else network
 
 
@@ -352,98 +352,24 @@ class _Evaluation:
 
 
 def _error(logits: Tensor, exact: Tensor, precision: str) -> float:
-    """The difference of logits: in float32 the largest over the largest logit, in bfloat16 the mean over the mean.
+    """The difference of logits: in float32 the largest over the largest logit; in bfloat16 the mean over the mean
+    deviation from a class's mean, as a large bias would hide that the pixels are others.
 
     Infinite where the shapes differ, or which values are finite. What is not finite in both does not count.
     """
     both = torch.isfinite(exact)
     if logits.shape != exact.shape or not torch.equal(both, torch.isfinite(logits)):
         return math.inf
-    difference, size = (logits - exact)[both].abs(), exact[both].abs()
-    if not len(size):
+    difference = (logits - exact)[both].abs()
+    if not len(difference):
         return 0.0
-    over, under = (difference.max(), size.max()) if precision == "float32" else (difference.mean(), size.mean())
+    if precision == "float32":
+        over, under = difference.max(), exact[both].abs().max()
+    else:
+        means = exact.where(both, math.nan).nanmean((-2, -1), keepdim=True)
+        varied = exact - means if exact[0, 0].numel() > 1 else exact
+        over, under = difference.mean(), varied[both].abs().mean()
     return (over / under).item() if over else 0.0
-
-
-def _weights(model: nn.Module) -> list[tuple[object, object]]:
-    """Weights and buffers, with their values."""
-    return [(each, _sums(each)) for each in (*model.parameters(), *model.buffers())]
-
-
-def _kept(model: nn.Module) -> list[tuple[object, object]]:
-    """What else a network could keep from one run to the next: attributes, and what is in them."""
-    own = (module for module in model.modules() if not isinstance(module, Adapted))
-    return [pair for module in own for value in vars(module).values() for pair in _inside(value, _DEPTH)]
-
-
-def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
-    """A value and what it holds, with their versions."""
-    yield value, _version(value)
-    held: Iterable[object] = ()
-    if isinstance(value, dict):
-        held = value.values()
-    elif isinstance(value, list | tuple | deque):
-        held = value
-    elif not isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
-        held = getattr(value, "__dict__", {}).values()
-    if depth:
-        for each in list(itertools.islice(held, _ENTRIES)):
-            yield from _inside(each, depth - 1)
-
-
-def _shares_functions(model: nn.Module) -> bool:
-    """Whether functions of a network reach its own modules or what these hold: a copy has the very same functions, so
-    that a hook of the copy writes into the original."""
-    held = {id(module) for module in model.modules()}
-    functions: list[object] = []
-    for module in model.modules():
-        own = vars(module).values()
-        held.update(id(value) for value in own if not isinstance(value, _SHARED))
-        functions += [*own, *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(_reaches(function, held, _DEPTH) for function in functions if isinstance(function, FunctionType))
-
-
-_SHARED = (type(None), bool, int, float, str, tuple, type, FunctionType, ModuleType, torch.dtype, torch.device)
-"""What a copy and its original may have in common without any harm."""
-
-
-def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
-    """Whether a function can get at one of these objects, by its closure, its defaults or the names of its module."""
-    values: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    values += [function.__globals__.get(name) for name in function.__code__.co_names]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # it is empty
-            values.append(cell.cell_contents)
-    if any(id(value) in held for value in values):
-        return True
-    inner = (value for value in values if isinstance(value, FunctionType))
-    return depth > 0 and any(_reaches(each, held, depth - 1) for each in inner)
-
-
-def _sums(tensor: Tensor) -> object:
-    """Numbers that change with a tensor's values, also where `.data` or NumPy hide the change from its version."""
-    sums: list[str] = []
-    with torch.no_grad(), contextlib.suppress(Exception):  # not every type of numbers has sums
-        sums.append(str(tensor.sum().item()))
-        sums.append(str(torch.linalg.vector_norm(tensor).item()))
-    return sums or None
-
-
-def _version(value: object) -> object:
-    """What changes with the value, though the object remains; None: nothing."""
-    if isinstance(value, Tensor):
-        return None if value.is_inference() else value._version
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    return len(value) if isinstance(value, list | dict | deque) else None
-
-
-def _differ(before: list[tuple[object, object]], after: list[tuple[object, object]]) -> bool:
-    """Whether something else is there, or the same in another version."""
-    return len(before) != len(after) or any(
-        old is not new or version != other for (old, version), (new, other) in zip(before, after, strict=True)
-    )
 
 
 def _folded(model: nn.Module, batch: Tensor) -> nn.Module:

@@ -1,0 +1,153 @@
+"""Networks that count, keep maps, ask for gradients or depend on the layout predict, and train on, as by themselves."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import degrid
+from degrid import Predictor
+
+COUNTS = {"images": 0}
+
+
+class Net(nn.Module):
+    """Convolution, batch norm, convolution; variants override `middle`."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.3, 2)
+
+    def middle(self, y):
+        return y
+
+    def forward(self, x):
+        return self.head(self.middle(self.norm(self.conv(x.float() / 255)).relu()))
+
+
+class RawStrides(Net):
+    """Reads the memory of a map as if the channels came first."""
+
+    def middle(self, y):
+        channels, height, width = y.shape[1:]
+        strides = (channels * height * width, height * width, width, 1)
+        return torch.as_strided(y, y.shape, strides)
+
+
+class Flat(Net):
+    """Does not run with the channels last."""
+
+    def middle(self, y):
+        return y * y.view(len(y), -1).mean(1).view(-1, 1, 1, 1)
+
+
+class SeededNoise(Net):
+    """Dropout that always drops the same entries of the memory."""
+
+    def middle(self, y):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return F.dropout(y, 0.5, True)
+
+
+class DescendsItsEnergy(Net):
+    """A step against the gradient of something that it computes."""
+
+    def middle(self, y):
+        with torch.enable_grad():
+            moved = y.detach().requires_grad_()
+            (step,) = torch.autograd.grad(self.norm(moved).square().mean(), moved)
+        return y - 10 * step
+
+
+class Counts(Net):
+    """Every fifth image is treated in another way; the number of images is kept in one of four places."""
+
+    images = 0
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def middle(self, y):
+        if self.place == "class":
+            count = type(self).images = type(self).images + 1
+        elif self.place == "module":
+            count = COUNTS["images"] = COUNTS["images"] + 1
+        elif self.place == "buffer":
+            self.seen += 1
+            count = int(self.seen)
+        else:
+            count = self.images = self.images + 1
+        return y * 2 if count % 5 == 0 else y
+
+
+MAKES = [RawStrides, Flat, SeededNoise, DescendsItsEnergy]
+MAKES += [
+    pytest.param(lambda place=place: Counts(place), id=place) for place in ("object", "class", "module", "buffer")
+]
+
+
+def images():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(40, 56), (33, 47), (40, 56), (64, 48), (40, 56), (33, 47)]
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", MAKES)
+def test_each_image_is_seen_as_by_the_network_alone(make, precision, caplog):
+    Counts.images = COUNTS["images"] = 0
+    alone, expected = make().eval(), []
+    for pixels in images():
+        with torch.no_grad():
+            expected.append(alone(pixels[None]))
+    Counts.images = COUNTS["images"] = 0
+    predictor = Predictor(make().eval(), "cpu", precision)
+    allowed = 1e-4 if predictor.network.precision == "float32" else 0.05
+    for pixels, exact in zip(images(), expected, strict=True):
+        error = (predictor.scores(pixels) - exact).abs().mean() / exact.abs().mean()
+        assert float(error) <= allowed
+    words = ["keeps state from one image to the next"] if isinstance(alone, Counts) else [" that does not compute "]
+    assert [word for word in words if word in caplog.text] == (words if make is not DescendsItsEnergy else [])
+
+
+class KeepsItsGrid(Net):
+    """The map of positions of each size is made once."""
+
+    def __init__(self):
+        super().__init__()
+        self.grids = {}
+
+    def middle(self, y):
+        size = tuple(y.shape[-2:])
+        if size not in self.grids:
+            self.grids[size] = torch.linspace(0, 1, size[0] * size[1]).view(1, 1, *size)
+        return y * self.grids[size]
+
+
+def test_what_is_made_while_predicting_serves_training():
+    model, pixels = KeepsItsGrid(), images()[0]
+    Predictor(model, "cpu", "float32").scores(pixels)
+    kept = dict(model.grids)
+
+    class One:
+        labels = degrid.LabelSpace.of_size(4)
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return degrid.Sample(images()[1], torch.zeros(33, 47, dtype=torch.uint8), "a")
+
+    degrid.evaluate(model, One(), device="cpu")
+    model.train()
+    for each in images()[:2]:
+        model(each[None]).mean().backward()
+    assert kept[40, 56] is model.grids[40, 56]
+    assert sorted(model.grids) == [(33, 47), (40, 56)]
+    assert all(bool(each.grad.isfinite().all()) for each in model.parameters())
