@@ -1,5 +1,7 @@
 """Networks that count, keep maps, ask for gradients or depend on the layout predict, and train on, as by themselves."""
 
+from collections import deque
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 import degrid
 from degrid import Predictor
+from degrid.acceleration.fold import fold_batch_norm
 
 COUNTS = {"images": 0}
 
@@ -151,3 +154,51 @@ def test_what_is_made_while_predicting_serves_training():
     assert kept[40, 56] is model.grids[40, 56]
     assert sorted(model.grids) == [(33, 47), (40, 56)]
     assert all(bool(each.grad.isfinite().all()) for each in model.parameters())
+
+
+class AsksItsLayers(Net):
+    """What it does depends on what its layers are, or have."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def middle(self, y):
+        if self.how == "class":
+            return y if isinstance(self.norm, nn.BatchNorm2d) else -y
+        return y * (1 + self.norm.eps)
+
+
+class DrawsItsGrid(KeepsItsGrid):
+    """One map of positions, of the size of the first image, and how often it was used."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid, self.uses, self.sizes = None, 0, deque()
+
+    def middle(self, y):
+        if self.grid is None:
+            self.grid = torch.rand(1, 1, *y.shape[-2:])
+        self.uses += 1
+        self.sizes.append(y.shape)
+        return super().middle(y) + F.interpolate(self.grid, y.shape[-2:])
+
+
+@pytest.mark.parametrize(
+    ("make", "pairs"),
+    [(lambda: AsksItsLayers("class"), 0), (lambda: AsksItsLayers("eps"), 0), (DrawsItsGrid, 1)],
+)
+def test_what_is_folded_computes_the_same_and_has_not_run_before(make, pairs):
+    model, alone, pixels = make().eval(), make().eval(), images()[0][None]
+    torch.manual_seed(0)
+    found = fold_batch_norm(model)
+    assert len(found.pairs) == pairs
+    assert found.left == (() if pairs else (("norm", "the folded network computes something else"),))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = alone(pixels)
+        torch.manual_seed(0)
+        torch.testing.assert_close(found.model(pixels), expected, rtol=1e-4, atol=1e-4)
+    for network in (model, found.model):
+        kept = [len(value) for name, value in vars(network).items() if name in ("grids", "sizes")]
+        assert kept == ([] if not pairs else [0, 0] if network is model else [1, 1])

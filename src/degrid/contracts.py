@@ -6,7 +6,9 @@ derives from one of these is treated accordingly.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
@@ -291,7 +293,10 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     kinds = LazyModuleMixin, torch.jit.ScriptModule
     modules = [module for module in model.modules() if not isinstance(module, kinds)]
     kept = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in modules]
-    lists = [(value, list(value)) for _, own, _ in kept for value in own.values() if isinstance(value, list)]
+    kinds_held = list, dict, deque
+    held = [
+        (each, copy.copy(each)) for _, own, _ in kept for each in _own(own).values() if isinstance(each, kinds_held)
+    ]
     tensors = [buffer for buffer in model.buffers() if not (buffer.is_meta or is_lazy(buffer))]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
@@ -302,9 +307,18 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
             now["_buffers"].update(buffers)
             now.clear()
             now.update(own)
-        for filled, items in lists:
-            filled[:] = items
+        for filled, items in held:
+            filled.clear()
+            (filled.update if isinstance(filled, dict) else filled.extend)(items)
         _restore(values)
+
+
+def _own(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Those that not every module has."""
+    return {name: value for name, value in attributes.items() if name not in _OF_EVERY_MODULE}
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _restore(values: list[tuple[Tensor, Tensor]]) -> None:

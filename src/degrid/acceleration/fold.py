@@ -16,12 +16,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from degrid.contracts import FoldingConv2d, bands_of, has_own_forward, in_evaluation_mode
+from degrid.contracts import FoldingConv2d, bands_of, has_own_forward, in_evaluation_mode, unchanged
 from degrid.dispatch import DispatchMode
 from degrid.lookup import loaded
 
 # How much a folded layer may differ, relative to its largest output: rounding and nothing more.
 _TOLERANCE = 1e-4
+# Largest error of the whole network in 16 bits and in more, as a fraction of the largest output; deep ones enlarge it.
+_LARGEST_ERROR = (0.05, 1e-3)
 # Side of the image that the model is tried with; odd, and small enough to cost little.
 _SIDE = 65
 
@@ -58,7 +60,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     needs no graph of the model, and works for networks that call a layer several times, or hold it in several places. A
     subclass of nn.Conv2d with a forward of its own (smoothed, padded, ..) is folded if its output for the input it got
     stays the same. The activation inside a batch norm of timm stays. Layers with hooks are left as they are, and so are
-    those whose weights the model reads elsewhere; where its path depends on values, nothing is folded.
+    those whose weights the model reads elsewhere; where its path depends on values, or the folded copy does not give
+    what the model gives (it may ask what its layers are), nothing is folded.
 
     Args:
         model: any module from one tensor to anything.
@@ -67,11 +70,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         The copy, without gradients for what was folded, and what was folded and left.
     Source: fixed batch norm is an affine map, Ioffe & Szegedy (arXiv 1502.03167) section 3.1.
     """
-    copied = in_evaluation_mode(copy.deepcopy(model))
-    for module in list(copied.modules()):
-        if isinstance(module, FoldingConv2d):
-            module.take_apart()
-    wiring = wiring_of(copied, example_image(copied, _SIDE) if example is None else example)
+    copied = _copied(model)
+    given = example_image(copied, _SIDE) if example is None else example
+    with unchanged(copied):
+        wiring = wiring_of(copied, given)
     pairs, left = [], []
     for name, norm in copied.named_modules():
         if not isinstance(norm, _BatchNorm):
@@ -83,7 +85,40 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
             left.append((name, reason))
         else:
             pairs.append((next(key for key, module in copied.named_modules() if module is conv), name))
+    if pairs and not _gives(copied, given, wiring.output):
+        stay = tuple((norm, "the folded network computes something else") for _, norm in pairs)
+        return Folding(_copied(model), (), (*left, *stay))
     return Folding(copied, tuple(pairs), tuple(left))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, of layers that can be folded."""
+    copied = in_evaluation_mode(copy.deepcopy(model))
+    for module in list(copied.modules()):
+        if isinstance(module, FoldingConv2d):
+            module.take_apart()
+    return copied
+
+
+def _gives(model: nn.Module, example: Tensor, output: Any) -> bool:
+    """Whether a model gives this output, up to rounding."""
+    try:
+        with unchanged(model), torch.no_grad():
+            found = model(example)
+    except Exception:  # what it reads of a batch norm may be gone
+        return False
+    pairs = zip(tree_leaves(found), tree_leaves(output), strict=True)
+    return all(_is_near(ours, theirs) for ours, theirs in pairs if isinstance(theirs, Tensor))
+
+
+def _is_near(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    both = torch.isfinite(theirs)
+    if not torch.equal(both, torch.isfinite(ours)):
+        return False
+    allowed = _LARGEST_ERROR[theirs.element_size() > 2]
+    return not both.any() or bool((ours - theirs)[both].abs().max() <= allowed * theirs[both].abs().max())
 
 
 @dataclass
@@ -93,7 +128,7 @@ class Wiring:
     sources: of each batch norm the convolutions whose output it got, None for anything else. targets: of each
     convolution the batch norms that took its output, None for any other use. inputs: of each convolution the last one.
     read_elsewhere: convolutions and batch norms whose weights or statistics something else reads, too.
-    by_value: whether a value of a tensor was read, as for a condition.
+    by_value: whether a value of a tensor was read, as for a condition. output: what the model gave.
     """
 
     sources: dict[nn.Module, set[nn.Conv2d | None]] = field(default_factory=lambda: defaultdict(set))
@@ -101,6 +136,7 @@ class Wiring:
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     read_elsewhere: set[nn.Module] = field(default_factory=set)
     by_value: bool = False
+    output: Any = None
 
 
 class _Uses(DispatchMode):
@@ -202,6 +238,7 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
     try:
         with torch.no_grad(), _Uses(used, asked), _Handed(used, asked):
             found = model(example)
+        wiring.output = found
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
                 used(leaf)
