@@ -72,6 +72,15 @@ def test_several_numbers_may_be_none(nothing):
         config.override(config.RunConfig(), ["data.jitter=none"])
 
 
+def test_none_is_nothing_where_a_text_may_be_empty():
+    given = config.override(
+        config.RunConfig(), ["then=folder", "data.val=test", "train.init=a", "train.trackers=wandb"]
+    )
+    found = config.override(given, ["then=none", "data.val=None", "train.init=null", "train.trackers=none"])
+    assert (found.then, found.data.val, found.train.init, found.train.trackers) == ("", "", "", "")
+    assert config.override(given, ["train.init=./none"]).train.init == "./none"
+
+
 def test_none_is_a_word_where_text_is_expected():
     assert config.override(config.RunConfig(), ["train.class_weights=none"]) == config.RunConfig()
 

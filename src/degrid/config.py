@@ -493,6 +493,10 @@ def _parse(text: str) -> object:
         return text
 
 
+_MAY_BE_EMPTY = frozenset({"data.val", "train.init", "train.features", "train.trackers", "then"})
+"""Settings of text that may be empty, for which people write "none"; a folder of that name is ./none."""
+
+
 def _convert(hint: Any, value: object, path: str) -> Any:
     """Check `value` against a type hint; JSON lists and comma texts become tuples."""
     kind = typing.get_origin(hint) or hint
@@ -503,7 +507,7 @@ def _convert(hint: Any, value: object, path: str) -> Any:
     if kind is tuple:
         return _convert_tuple(typing.get_args(hint), value, path)
     if kind is str and value is None:
-        return "none"  # the word, where a setting is text anyway
+        return "" if path in _MAY_BE_EMPTY else "none"  # the word, where a setting is text anyway
     if isinstance(value, bool) != (kind is bool):
         fits = False
     elif isinstance(value, int | float):
