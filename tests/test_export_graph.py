@@ -19,6 +19,7 @@ from degrid.exporters.onnx import Onnx
 from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_padding
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.torch_export import holds_compiled_code
+from degrid.model_folder import open_model
 from degrid.models.heads import ASPP, SummedASPP
 from degrid.types import UserError
 
@@ -238,6 +239,22 @@ def test_what_cannot_be_copied_or_run_is_refused_in_one_sentence(tmp_path):
     takes = ImageInput(size=(64, 64))
     labels = degrid.LabelSpace.of_size(2)
     degrid.export(fixed, tmp_path / "m.pt2", format="torch-export", takes=takes, labels=labels)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    """PyTorch opens it, and predicts with other weights."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1)).eval()
+    torch.nn.init.constant_(network[0].weight, 0.123)
+    labels = degrid.LabelSpace.of_size(2)
+    degrid.export(network, tmp_path / "m.pt2", format="torch-export", labels=labels)
+    whole = (tmp_path / "m.pt2").read_bytes()
+    weight = network[0].weight.detach().numpy().tobytes()
+    assert whole.count(weight) == 1
+    (tmp_path / "m.pt2").write_bytes(whole.replace(weight, bytes([weight[0] ^ 64]) + weight[1:]))
+    with pytest.raises(UserError, match=r"cannot read the exported model .*m\.pt2: .* damaged; copy or export"):
+        open_model(tmp_path / "m.pt2")
+    (tmp_path / "m.pt2").write_bytes(whole)
+    assert open_model(tmp_path / "m.pt2").labels == labels
 
 
 def test_a_damaged_table_of_contents_holds_no_compiled_code(tmp_path):

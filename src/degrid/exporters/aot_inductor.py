@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
-from degrid.exporters.torch_export import holds_compiled_code
+from degrid.exporters.torch_export import holds_compiled_code, must_be_whole
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class AotInductor(Exporter):
         """Run the compiled code."""
         from torch._inductor import aoti_load_package
 
+        must_be_whole(path)
         package: Any = aoti_load_package(str(path))
         return package, package.get_metadata().get(KEY)
 

@@ -37,6 +37,7 @@ class TorchExport(Exporter):
         """Run by PyTorch."""
         import torch
 
+        must_be_whole(path)
         extra = {KEY: ""}
         with quiet():  # it logs a traceback before it raises
             program = torch.export.load(str(path), extra_files=extra)
@@ -46,6 +47,18 @@ class TorchExport(Exporter):
     def recognises(self, path: Path) -> bool:
         """A .pt2 file without compiled code."""
         return super().recognises(path) and not holds_compiled_code(path)
+
+
+def must_be_whole(path: Path) -> None:
+    """Compare the file's parts with their check sums, which PyTorch does not do: damaged weights are numbers, too.
+
+    Raises:
+        BadZipFile: a part is another than was written, or the file ends too early.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged; copy or export the file again")
 
 
 def holds_compiled_code(path: Path) -> bool:
