@@ -315,17 +315,23 @@ def test_kazuto1011_heads_of_other_versions():
     weight = one.tensors["head.branches.0.weight"]
     assert weight.shape == (2, 3, 3, 3)
     assert weight.sum() == weight[:, :, 1, 1].sum() == 2 * 3 * 7
-    three = {**trunk, "aspp.stages.c2.conv.weight": np.ones(1), "aspp.stages.imagepool.conv.bn.bias": np.ones(1)}
+    branches = {f"aspp.stages.c{branch}.conv.weight": np.ones(1) for branch in range(3)}
+    three = {**trunk, **branches, "aspp.stages.imagepool.conv.bn.bias": np.ones(1)}
     plan = system.plan({**three, "fc1.conv.weight": np.ones(1), "fc2.weight": np.ones(1)})
     assert (plan.model["network"], plan.model["output_stride"], plan.model["multi_grid"]) == ("deeplabv3", 8, (1, 2, 4))
-    names = ["aspp.branches.2.0.weight", "aspp.branches.4.project.1.bias", "aspp.project.0.weight", "classifier.weight"]
+    assert plan.model["rates"] == (6, 12)  # as many as there are branches beside the 1x1
+    names = [*(f"aspp.branches.{branch}.0.weight" for branch in range(3)), "aspp.branches.3.project.1.bias"]
+    names += ["aspp.project.0.weight", "classifier.weight"]
     assert {name for name in plan.tensors if name.startswith("head")} == {f"head.{name}" for name in names}
     plus = {**three, "fc1.conv.weight": np.ones(1), "fc2.conv3.weight": np.ones(1), "fc2.conv2.bn.bias": np.ones(1)}
     plan = system.plan({f"base.{name}": value for name, value in plus.items()})
     assert (plan.model["network"], plan.model["output_stride"]) == ("deeplabv3plus", 16)
+    assert "the logits are not the same (--set scales=none keeps those of one scale, exactly)" in plan.notes[-1]
     assert {"head.refine.1.1.bias", "head.classifier.weight"} <= plan.tensors.keys()
     assert not plan.unexpected
     assert system.recognise({**trunk, "fc.weight": np.ones((1000, 2048))}) is None  # trained on ImageNet
+    two = system.plan({**trunk, "aspp.c0.weight": np.ones(1), "aspp.c1.weight": np.ones(1)})
+    assert (two.model["network"], two.model["rates"]) == ("deeplabv2", (6, 12))
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])

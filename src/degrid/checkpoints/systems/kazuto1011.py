@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
 from degrid.types import MSC_SCALES
 
 _PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
@@ -49,13 +49,19 @@ class Kazuto1011(System):
             "resize": "half_pixel",
             "scales": MSC_SCALES if first_match(tensors, r"(base|scale)\..*") else (),
         }
-        plan = rules.of_either_stride(settings, "multi_grid") if "rates" in settings else Plan(settings)
-        plan.fill(tensors, rules.batch_counter, _rule)
+        plan = rules.of_either_stride(settings, "multi_grid") if "multi_grid" in settings else Plan(settings)
+        plan.fill(tensors, rules.batch_counter, _rule(_branches(tensors)))
         if settings["scales"]:
             plan.notes.append(
                 "the scaled inputs are those of torch up to 1.5; later ones take positions from the factor, which "
                 "differs where 0.75 or 0.5 of a side is no whole number"
             )
+            if settings["network"] == "deeplabv3plus":
+                plan.notes.append(
+                    "of v3+ the original enlarges the logits of each scale to the image and then takes the maximum; "
+                    "here it is taken at stride 4, so the logits are not the same (--set scales=none keeps those of "
+                    "one scale, exactly)"
+                )
         return plan
 
 
@@ -63,14 +69,26 @@ def _network(tensors: Tensors) -> dict[str, Any]:
     """The head. Strides, rates and multi-grid of v3 and v3+ are those of the project's own examples."""
     if first_match(tensors, r"(.*\.)?fc\.weight"):
         return {"network": "deeplabv2_largefov", "output_stride": 8}
+    count = _branches(tensors)
     if first_match(tensors, r"(.*\.)?fc1\.conv\.weight") is None:
-        return {"network": "deeplabv2", "output_stride": 8}
+        rates = tuple(6 * branch + 6 for branch in range(count or 4))
+        return {"network": "deeplabv2", "output_stride": 8, "rates": rates}
     plus = first_match(tensors, r"(.*\.)?fc2\.conv3\.weight") is not None
     name, stride = ("deeplabv3plus", 16) if plus else ("deeplabv3", 8)
-    return {"network": name, "output_stride": stride, "rates": (6, 12, 18), "multi_grid": (1, 2, 4)}
+    rates = tuple(6 * branch for branch in range(1, count))  # the first branch is a 1x1
+    return {"network": name, "output_stride": stride, "rates": rates, "multi_grid": (1, 2, 4)}
 
 
-def _rule(name: str, value: np.ndarray) -> rules.Found | None:
+def _branches(tensors: Tensors) -> int:
+    """How many convolutions read the encoder's last feature side by side, without image pooling."""
+    return sum(re.fullmatch(r"(.*\.)?aspp\.(stages\.)?c\d\.(conv\.)?weight", name) is not None for name in tensors)
+
+
+def _rule(branches: int) -> Rule:
+    return lambda name, value: _renamed(name, value, branches)
+
+
+def _renamed(name: str, value: np.ndarray, branches: int) -> rules.Found | None:
     name = re.sub(r"^(base|scale)\.", "", name)
     if match := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(.+)", name):
         return {f"encoder.{match[1]}1.{match[2]}": value}
@@ -80,7 +98,7 @@ def _rule(name: str, value: np.ndarray) -> rules.Found | None:
     if layer == "fc":  # a 1x1 is a 3x3 with zeros around
         return {f"head.branches.0.{leaf}": np.pad(value, [(0, 0)] * 2 + [(1, 1)] * 2) if value.ndim == 4 else value}
     if match := re.fullmatch(r"aspp\.stages\.(?:c(\d)|imagepool\.conv)\.(conv|bn)\.(\w+)", name):
-        place = f"{match[1]}" if match[1] else "4.project"
+        place = match[1] or f"{branches}.project"
         return {f"head.aspp.branches.{place}.{0 if match[2] == 'conv' else 1}.{match[3]}": value}
     if match := re.fullmatch(r"aspp\.(?:stages\.)?c(\d)\.(weight|bias)", name):
         return {f"head.branches.{match[1]}.{match[2]}": value}
