@@ -28,7 +28,7 @@ from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import moving_average, set_learning_rate
 from degrid.engine.training.turns import Turns
 from degrid.verbs.run_settings import check_settings
-from degrid.verbs.workers import _connect
+from degrid.verbs.workers import STARTS, _connect
 
 SHARE = Share.of(4, 2)  # two micro-batches per step
 OBJECTIVE = Objective(make_losses("cross_entropy+0.5*dice"), names=("cross_entropy", "dice"))
@@ -394,17 +394,25 @@ def test_without_ray_and_among_the_processes_of_torchrun(monkeypatch):
 
 def test_ray_that_does_not_start(monkeypatch):
     """What Ray raises after 30 seconds is an `Exception` and nothing else; faults of other types are not hidden."""
-    errors = iter([Exception("The current node timed out during startup."), KeyError("a fault")])
+    late, errors, started = Exception("The current node timed out during startup."), [], []
 
     def init(**arguments):
-        raise next(errors)
+        if errors:
+            raise errors.pop(0)
+        started.append(arguments["address"])
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    errors += [late] * (STARTS - 1)
+    _connect(AsynchronousConfig(2), 0, 1.0)
+    assert started == ["local"]
+    errors += [late] * STARTS
     with pytest.raises(UserError, match=r"could not start Ray on this machine .*: The current node timed out"):
         _connect(AsynchronousConfig(2), 0, 1.0)
+    errors += [KeyError("a fault")]
     with pytest.raises(KeyError):
         _connect(AsynchronousConfig(2), 0, 1.0)
+    assert (started, errors) == (["local"], [])
 
 
 def test_options_of_the_command():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 
@@ -27,7 +28,7 @@ def in_processes(count: int, arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or that of the process that failed first.
     Raises:
-        UserError: this PyTorch cannot do it.
+        UserError: this PyTorch cannot do it, or a process was killed, which it could not say itself.
     """
     import torch.distributed as dist
 
@@ -40,7 +41,6 @@ def in_processes(count: int, arguments: list[str]) -> int:
     # Each process says itself what went wrong. Cores are shared, and a stopped run gets the time to be saved.
     logging.disable(logging.ERROR)
     divide_threads(count)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
     config = LaunchConfig(
         min_nodes=1,
@@ -55,8 +55,17 @@ def in_processes(count: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "degrid", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise UserError(_killed(rank, -failure.exitcode)) from error
         return failure.exitcode if failure.exitcode > 0 else 1
     except SignalException:
         return 130
     return 0
+
+
+def _killed(rank: int, number: int) -> str:
+    """What became of a process that a signal ended."""
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    memory = ", as a system without free memory does it: take fewer --devices, or a smaller train.batch_size"
+    return f"process {rank} was ended by {name}{memory if number == signal.SIGKILL else ''}; all others were stopped"

@@ -8,7 +8,10 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +68,67 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+        with _held_back():
+            _check_answers(seconds)
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:  # PyTorch's own errors of connections are RuntimeErrors
+        why = str(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"could not join the other processes through {place} within {seconds:g} seconds (train.timeout): "
-            f"{str(error).splitlines()[0]}; is the address of the first machine right, and was every process started?"
+            f"{why}; is the address of the first machine right, and was every process started?"
         ) from error
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _check_answers(seconds: float) -> None:
+    """Ask the first machine for an answer: PyTorch would wait for ever for one that takes a connection and is silent.
+
+    Raises:
+        RuntimeError, ValueError: there is none within so many seconds.
+    """
+    import torch.distributed as dist
+
+    serves = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if serves or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():  # PyTorch says what is missing
+        return
+    place, limit = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=seconds)
+    answers: Future[object] = Future()
+
+    def ask() -> None:
+        try:
+            answers.set_result(dist.TCPStore(*place, is_master=False, timeout=limit, wait_for_workers=False))
+        except Exception as error:
+            answers.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # it cannot be stopped, and must not keep this process
+    try:
+        answers.result(seconds + 5)  # PyTorch's own error, where there is one, comes first
+    except TimeoutError:
+        raise RuntimeError("it takes connections, but does not answer") from None
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Hold back what is written to the error stream meanwhile: passed on at the end, and dropped if this fails.
+
+    PyTorch's C++ writes a trace for each attempt to connect, and then raises an error that says the same.
+    """
+    if os.environ.get("DEGRID_DEBUG"):
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        kept = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        held.seek(0)
+        os.write(2, held.read())
 
 
 @contextmanager

@@ -63,19 +63,20 @@ def _synchronised(kind: type[Norm]) -> Any:
     return type(f"Synchronised{kind.__name__}", (SynchronisedBatchNorm, kind), members)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Over all processes: mean and biased variance per channel, float32 [C], and how many values a channel has."""
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Over all processes: mean and biased variance per channel, float32 [C], and how many values a channel has, which
+    stays a tensor so that a GPU is not waited for."""
     x = x.float()
     axes = [axis for axis in range(x.ndim) if axis != 1]
     own = x.new_tensor([x.numel() / x.shape[1]])
     summed = _Summed.apply(torch.cat([x.sum(axes), own]))
-    count = float(summed[-1])
+    count = summed[-1].detach()
     mean = summed[:-1] / count
     deviations = (x - mean.reshape(1, -1, *[1] * (x.ndim - 2))).square().sum(axes)
     return mean, _Summed.apply(deviations) / count, count
 
 
-def _update(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
+def _update(norm: Any, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """The running statistics of a batch norm after a batch, as PyTorch computes them."""
     if norm.running_mean is None or not norm.track_running_stats:
         return
@@ -83,7 +84,7 @@ def _update(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
         norm.num_batches_tracked.add_(1)
     momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean, momentum)
-    norm.running_var.lerp_(variance * count / max(1.0, count - 1), momentum)
+    norm.running_var.lerp_(variance * count / (count - 1).clamp_min(1), momentum)
 
 
 class _Summed(torch.autograd.Function):

@@ -24,6 +24,8 @@ LEAST_STORE = 200_000_000
 """Bytes of memory in which Ray hands over arrays; more where the weights are large."""
 START_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError, AssertionError)
 """What `ray.init` raises if there is no Ray."""
+STARTS = 3
+"""How often Ray is started where it takes too long; on a busy machine its files are in memory the second time."""
 LOSSES_IN_A_ROW = 8
 """A worker that is lost this many times without a result in between will never work. It is called again after pauses of
 1, 2, 4, ... seconds, two minutes in total: Ray needs a minute to notice that a machine is gone, and until then answers
@@ -199,13 +201,18 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
             # Weights and gradients of every worker, and those that are being handed over.
             "object_store_memory": max(LEAST_STORE, 2 * weight_bytes * (own.workers + 1)),
         }
-    try:
-        ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        # What did not start within 30 seconds, as on a busy machine, is an exception without a type of its own.
-        if not (type(error) is Exception or isinstance(error, START_ERRORS)):
-            raise
-        raise _unreachable(address, str(error) or type(error).__name__) from error
+    for tries_left in range(STARTS - 1, -1, -1):
+        try:
+            ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            # What did not start within Ray's 30 seconds, as on a busy machine, is an exception of no type of its own.
+            slow = type(error) is Exception
+            if slow and tries_left and not address:
+                continue
+            if not slow and not isinstance(error, START_ERRORS):
+                raise
+            raise _unreachable(address, str(error) or type(error).__name__) from error
 
 
 def _check_reachable(address: str, seconds: float) -> None:
