@@ -361,10 +361,10 @@ def test_check_counts_and_names_places(tmp_path):
     assert report.unknown == {"5": (1, 1)}
     text = str(report)
     for message in (
-        "1 records that cannot be read",
+        "1 record that cannot be read",
         "its checksum does not match",
         f"train.tfrecord, record 2 (byte {2 * second}) has the ids 5; expected 0 to 1",
-        "1 files whose records are lost from some place on",
+        "1 file whose records are lost from some place on",
         f"at byte {second}",
         "1 image of val that is in train too",
     ):

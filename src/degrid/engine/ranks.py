@@ -99,7 +99,8 @@ def _check_answers(seconds: float) -> None:
 
     def ask() -> None:
         try:
-            answers.set_result(dist.TCPStore(*place, is_master=False, timeout=limit, wait_for_workers=False))
+            store = dist.TCPStore  # type: ignore[attr-defined]
+            answers.set_result(store(*place, is_master=False, timeout=limit, wait_for_workers=False))
         except Exception as error:
             answers.set_exception(error)
 

@@ -166,7 +166,7 @@ def _numbered(number: int, kind: str) -> str:
     """ "1 mask that is all void", "2 masks that are all void"."""
     if number != 1:
         return f"{number} {kind}"
-    one = re.sub(r"\b(class|dataset|image|mask|name|sample|split)e?s\b", r"\1", kind, count=1)
+    one = re.sub(r"\b(class|dataset|file|image|mask|name|record|sample|split)e?s\b", r"\1", kind, count=1)
     return "1 " + re.sub(r"(?<= that )(are|come|call|break|do)\b", lambda verb: _ONE_DOES[verb[0]], one, count=1)
 
 

@@ -16,7 +16,7 @@ from degrid.data.formats.source import BrokenSource, LazySources, Source
 from degrid.data.shards.index import INDEX, Member, Part, Shard, read_index, read_members
 from degrid.data.shards.names import mask_ending, member_name
 from degrid.data.shards.places import in_folder, in_threads, read_part, sizes
-from degrid.data.shards.source import ShardSource
+from degrid.data.shards.source import ANEW, ShardSource
 from degrid.data.tfrecord.format import called, splits_by_name
 from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
@@ -97,10 +97,7 @@ def _listed(folder: str, shards: Sequence[Shard]) -> Iterator[Source]:
         place = in_folder(folder, shard.file)
         if length != shard.bytes:
             came = "is missing" if length is None else f"has {length} bytes, where {INDEX} says {shard.bytes}"
-            members = UserError(
-                f"{place} {came}: get it or write the shards anew, or leave such shards out: --skip-bad-shards "
-                "(data.skip_bad_shards=true)"
-            )
+            members = UserError(f"{place} {came}: {ANEW}")
         if isinstance(members, UserError):
             yield BrokenShard(shard.file, members, place, shard.samples)
         else:

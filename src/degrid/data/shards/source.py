@@ -21,6 +21,8 @@ from degrid.image import decode_jpeg
 from degrid.protobuf import Span
 from degrid.types import RGB, Bands, ConversionError, UserError
 
+ANEW = "get it or write the shards anew, or leave such shards out: --skip-bad-shards (data.skip_bad_shards=true)"
+"""What to do about a damaged shard."""
 _PNG_BITS = 24
 """The byte of a PNG file with the bits of a value."""
 
@@ -144,9 +146,12 @@ class ShardSource(Source):
 
     def _checked(self, part: Part, data: memoryview) -> Span:
         """A part of the shard, which begins `data`."""
-        found = Span(data, self.shard, part.at).part(0, part.length, f"the sample {self.name}")
-        if part.checksum is not None and zlib.crc32(found.data) != part.checksum:
-            found.fail(f"the sample {self.name} has changed since it was written (its checksum does not match),")
+        try:
+            found = Span(data, self.shard, part.at).part(0, part.length, f"the sample {self.name}")
+            if part.checksum is not None and zlib.crc32(found.data) != part.checksum:
+                found.fail(f"the sample {self.name} has changed since it was written (its checksum does not match),")
+        except ConversionError as error:
+            raise ConversionError(f"{error}; {ANEW}") from error
         return found
 
     @contextlib.contextmanager
