@@ -27,6 +27,7 @@ from degrid.engine.training.losses import make_losses
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import moving_average, set_learning_rate
 from degrid.engine.training.turns import Turns
+from degrid.verbs.run import _greeting
 from degrid.verbs.run_settings import check_settings
 from degrid.verbs.workers import STARTS, _connect
 
@@ -413,6 +414,24 @@ def test_ray_that_does_not_start(monkeypatch):
     with pytest.raises(KeyError):
         _connect(AsynchronousConfig(2), 0, 1.0)
     assert (started, errors) == (["local"], [])
+
+
+@pytest.mark.parametrize(
+    ("average_every", "words"),
+    [
+        (0, "of 8 images on cpu by 2 workers, not waiting"),
+        (4, "of 8 images on cpu by each of 2 workers, averaged every 4"),
+    ],
+)
+def test_what_a_step_is(average_every, words):
+    """Workers that average take steps of as many images each."""
+    settings = TrainConfig(asynchronous=AsynchronousConfig(2, average_every=average_every))
+    state, data = SimpleNamespace(model=nn.Linear(1, 1), step=0), SimpleNamespace(train=Noise(), val=None)
+    share = SimpleNamespace(total=8)
+    work = SimpleNamespace(
+        config=RunConfig(), data=data, state=state, settings=settings, share=share, device=torch.device("cpu")
+    )
+    assert words in _greeting(work)
 
 
 def test_options_of_the_command():

@@ -349,8 +349,10 @@ def _greeting(work: _Work) -> str:
     at = f", from step {start}" if start else ""
     others = f" in {count} processes" if (count := rank_and_count()[1]) > 1 else ""
     if (own := work.settings.asynchronous).workers:
-        how = f"averaged every {own.average_every} steps" if own.average_every else "not waiting for one another"
-        others = f" by {counted(own.workers, 'worker')}, {how}"
+        team = counted(own.workers, "worker")
+        others = f" by {team}, not waiting for one another"
+        if own.average_every:  # each of them takes whole steps
+            others = f" by each of {team}, averaged every {own.average_every} steps"
     return (
         f"{config.model.network} on {config.model.encoder}, output stride {config.model.output_stride}, "
         f"{config.model.smoothing.operator} dilated convolutions, {millions:.1f} M parameters; "

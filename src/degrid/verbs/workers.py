@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,9 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
         }
     for tries_left in range(STARTS - 1, -1, -1):
         try:
-            ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings():  # of what then is an error
+                warnings.simplefilter("ignore")
+                ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:
             # What did not start within Ray's 30 seconds, as on a busy machine, is an exception of no type of its own.
