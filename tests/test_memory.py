@@ -25,7 +25,7 @@ from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor, _LiveBytes, activation_bytes
 from degrid.engine.inference.tta import fused_scores
-from degrid.engine.memory import available_to_process, resident_bytes
+from degrid.engine.memory import available_to_process, enough_memory, resident_bytes
 from degrid.kernels.crf_settings import CRF
 from degrid.kernels.dense_crf import refine_bytes
 from degrid.types import LabelSpace, UserError
@@ -141,6 +141,17 @@ def test_a_memory_limit_is_that_of_the_process(monkeypatch):
     image = torch.zeros(3, 2000, 2000, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"of 310 MiB cannot be kept: the program and the network take 36\d MiB"):
         Predictor(net, "cpu", "float32", InferenceOptions(memory=310 << 20)).class_ids(image)
+
+
+@pytest.mark.parametrize("fault", [lambda: torch.empty(10**15), lambda: bytearray(1 << 62)])
+def test_training_that_runs_out_of_memory(fault):
+    with (
+        pytest.raises(UserError, match=r"training ran out of memory \(.*take a smaller train.batch_size"),
+        enough_memory(),
+    ):
+        fault()
+    with pytest.raises(RuntimeError, match="another fault"), enough_memory():
+        raise RuntimeError("another fault")
 
 
 @pytest.mark.skipif(not resident_bytes(), reason="only Linux says how much memory a process takes")

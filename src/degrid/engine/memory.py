@@ -7,10 +7,14 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from degrid.control_groups import fields_of, memory_of_groups, text_of
+from degrid.types import UserError
 
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+"""In the errors of PyTorch where memory is not enough: on GPUs, on the CPU of Linux, and on that of Windows."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Parameters of glibc's mallopt, by their numbers in malloc.h."""
 
@@ -53,6 +57,25 @@ def resident_bytes() -> int:
     Linux."""
     words = text_of(Path("/proc/self/statm")).split()
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Say in a sentence that memory was not enough for training.
+
+    Raises:
+        UserError: it was not.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # PyTorch's have no type of their own on the CPU
+        text = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+            raise
+        raise UserError(
+            f"training ran out of memory ({text}); take a smaller train.batch_size with train.accumulate raised by the "
+            "same factor, --checkpoint-activations, or a smaller data.crop"
+        ) from error
 
 
 def settle_memory(limit: int | None) -> None:

@@ -25,6 +25,7 @@ from degrid.config import RunConfig, TrainConfig
 from degrid.data import Share
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import arithmetic, on_device, pick_device
+from degrid.engine.memory import enough_memory
 from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
 from degrid.engine.training.asynchronous import Server
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -106,7 +107,7 @@ def run(
     """
     resume = resume or _began(folder)
     config = recipes.load(str(folder / "run.json")) if resume else config
-    with joined(pick_device(config.train.device), config.train.timeout) as device, in_contact():
+    with joined(pick_device(config.train.device), config.train.timeout) as device, in_contact(), enough_memory():
         if not is_first():
             progress = tell = None
         with together():

@@ -61,7 +61,10 @@ class _Actor:
 
     def work(self, task: Task, copy: Copy) -> Result:
         """See `degrid.engine.training.asynchronous.Worker`."""
-        return self._work(task, copy)
+        from degrid.engine.memory import enough_memory
+
+        with enough_memory():
+            return self._work(task, copy)
 
 
 def _facts() -> dict[str, object]:
