@@ -221,6 +221,52 @@ def test_networks_of_users_are_written_as_they_are_predicted_with(kind, tmp_path
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+class OfOtherTypes(OfUser):
+    """Casts its maps itself, or is in 16 bits as a whole."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.conv.to({"double": torch.float64}.get(kind, torch.float16))
+
+    def forward(self, x):
+        return self.conv(x.double() if self.kind == "double" else x.half() if self.kind == "half" else x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["double", "half", "all in half"])
+def test_networks_of_other_types_are_written(kind, tmp_path):
+    model, pixels = OfOtherTypes(kind), example_image((1, 3, 40, 50))
+    labels = degrid.LabelSpace.of_size(2)
+    degrid.export(model, tmp_path / "m.pt2", format="torch-export", output="logits", labels=labels)
+    found = open_model(tmp_path / "m.pt2")(pixels).float()
+    with torch.no_grad():
+        expected = model(pixels if kind != "all in half" else pixels.half()).float()
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0.2)
+    assert all(each.dtype == model.conv.weight.dtype for each in model.parameters())
+
+
+class Large(OfUser):
+    def forward(self, x):
+        assert x.shape[-2] > 90, "too small for me"
+        return super().forward(x)
+
+
+class ByValue(OfUser):
+    def forward(self, x):
+        return super().forward(x if x.float().mean() < 100 else 255 - x)
+
+
+@pytest.mark.slow
+def test_networks_that_cannot_be_compared_or_traced_are_refused_in_one_sentence(tmp_path, capfd):
+    for model, message in (
+        (Large(""), "fails on images of 65x97 .too small for me"),
+        (ByValue(""), "tracing it failed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            degrid.export(model, tmp_path / "m.pt2", format="torch-export", labels=degrid.LabelSpace.of_size(2))
+    assert capfd.readouterr() == ("", "")
+
+
 class OneSize(OfUser):
     """Takes no image but of one size."""
 

@@ -25,6 +25,7 @@ from degrid.serving import answers
 from degrid.serving.app import Service, make_app
 from degrid.serving.guard import Guard, is_local
 from degrid.serving.served import ServeLimits, Worker, serve_as
+from degrid.types import UserError
 
 LABELS = degrid.LabelSpace(("sky", "road", "car"), ((0, 0, 255), (128, 64, 128), (255, 0, 0)))
 
@@ -389,6 +390,12 @@ def test_a_job_whose_sender_has_gone_is_not_begun(served):
     asyncio.run(run())
     service.worker.close()
     assert ran == []
+
+
+def test_influence_without_gradients_is_refused():
+    weight = torch.ones(1, requires_grad=True)
+    with pytest.raises(UserError, match="gives no gradients"):
+        influence(lambda image: image.detach() * weight, torch.zeros(3, 5, 5, dtype=torch.uint8), 2, 2)
 
 
 def test_influence_of_a_dilated_convolution_by_hand():

@@ -36,8 +36,8 @@ def influence(
         logits = function(x)
         scores = resize(logits, (height, width), convention)[0, :, row, column]
         best = int(scores.argmax())
-        if not scores.requires_grad:
+        gradient = torch.autograd.grad(scores[best], x, allow_unused=True)[0] if scores.requires_grad else None
+        if gradient is None:
             raise UserError("this network gives no gradients, so that its receptive field cannot be measured")
-        (gradient,) = torch.autograd.grad(scores[best], x)
     field: np.ndarray = gradient[0].abs().mean(0).cpu().numpy()
     return field, best

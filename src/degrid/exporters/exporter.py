@@ -5,12 +5,13 @@ Imports no torch, so that the command line can ask formats for their names and e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -133,13 +134,14 @@ def appended_facts(path: Path) -> str | None:
         return archive.read(f"{KEY}.json").decode() if f"{KEY}.json" in archive.namelist() else None
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the warnings of exporting libraries: the comparison afterwards decides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        # PyTorch prints the graph that it could not trace.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

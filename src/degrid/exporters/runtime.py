@@ -88,7 +88,13 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
         shape = takes.shape((size[0], bands_of(model).count, *size[2:]))
         image = example_image(shape, seed=seed)
         with torch.no_grad():
-            logits = model(image)
+            try:
+                logits = model(image)
+            except Exception as error:  # a user's network may fail in any way
+                raise UserError(
+                    f"the network itself fails on images of {shape[2]}x{shape[3]} ({reason_of(error)}); say which size "
+                    "it takes: --size 512x1024 (takes=ImageInput(size=...))"
+                ) from error
             if logits.shape[1] != len(exported.labels):
                 raise UserError(f"the network gives {logits.shape[1]} classes, and {len(exported.labels)} are named")
             try:

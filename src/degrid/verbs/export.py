@@ -6,11 +6,13 @@ import copy
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
@@ -18,7 +20,7 @@ from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import Facts, ImageInput
-from degrid.exporters.graph import Source
+from degrid.exporters.graph import TRACED, Source, example_image
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.sensitivity import LayerLoss, by_loss
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
@@ -208,7 +210,7 @@ def _check_takes(exporter: Exporter, takes: ImageInput) -> None:
 
 
 def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, LabelSpace]:
-    """A copy in evaluation mode and single precision on the CPU, and its classes; the user's own stays as it is."""
+    """A copy on the CPU, in evaluation mode and single precision, and its classes; the user's own stays as it is."""
     network = open_network(model)
     known = declared(network)
     if isinstance(known, ExportedNetwork):
@@ -223,7 +225,22 @@ def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, Lab
             f"this network cannot be exported: copying it failed ({type(error).__name__}: {str(error)[:160]}); it must "
             "be one that copy.deepcopy takes"
         ) from error
-    return own.cpu().float().eval(), labels
+    return _in_single_precision(own.cpu().eval()), labels
+
+
+def _in_single_precision(network: nn.Module) -> nn.Module:
+    """The network in float32, which every runtime takes; as it is where it casts its maps to another type itself."""
+    if all(each.dtype == torch.float32 for each in network.parameters() if each.is_floating_point()):
+        return network.float()  # buffers, too
+    single = copy.deepcopy(network).float()
+    image = example_image((1, bands_of(network).count, *TRACED[2:]))
+    with torch.no_grad(), suppress(Exception):  # a user's network may fail in any way
+        adapted(network)(image)
+        try:
+            adapted(single)(image)
+        except Exception:  # likewise
+            return network
+    return single
 
 
 @dataclass(frozen=True)
