@@ -156,3 +156,20 @@ def test_the_epsilon_in_transformers_config_is_kept(padding, ours, epsilon):
     for name, value in found.items():
         given = tensors[plan.origins[name]]
         np.testing.assert_allclose(value, given + (epsilon - ours if name.startswith("encoder.") else 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("prefix", "resize"), [("", "align_corners"), ("backbone.", "half_pixel")])
+def test_resizing_of_nvidias_code_is_that_of_its_version(prefix, resize):
+    """The later code has the trunk below `backbone`, and does not align corners."""
+    trunk = [f"layer{stage}.{unit}.conv1.weight" for stage, unit in UNITS] + ["layer0.0.weight", "layer0.1.bias"]
+    tensors = {prefix + name: np.ones(1) for name in trunk} | {
+        "bot_fine.weight": np.ones((48, 256, 1, 1)),
+        "aspp.img_conv.0.weight": np.ones(1),
+    }
+    system, *_ = find_system(tensors, None, "x")
+    plan = system.plan(tensors)
+    assert (plan.model["encoder"], plan.model["resize"], plan.model["head_resize"]) == ("timm:resnet50", resize, resize)
+    assert {"encoder.net.conv1.weight", "encoder.net.bn1.bias", "encoder.net.layer4.2.conv1.weight"} <= set(
+        plan.tensors
+    )
+    assert not plan.unexpected

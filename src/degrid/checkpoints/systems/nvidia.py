@@ -26,9 +26,9 @@ _TRUNK = r"(?:backbone\.)?mod"
 
 
 class Nvidia(System):
-    """DeepWV3Plus and DeepV3Plus, whose corners are aligned, and DeepV3PlusW38 of the later code, whose are not."""
+    """DeepWV3Plus and DeepV3Plus, whose corners are aligned; DeepV3PlusW38 and R50 of the later code, whose are not."""
 
-    title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3Plus, DeepV3PlusW38"
+    title = "NVIDIA/semantic-segmentation: DeepWV3Plus, DeepV3Plus, DeepV3PlusW38, DeepV3PlusR50"
     marks = (r"bot_fine\.weight", r"aspp\.img_conv\.0\.weight")
 
     def plan(self, tensors: Tensors) -> Plan:
@@ -40,7 +40,7 @@ class Nvidia(System):
                 "this is DeepV3Plus of NVIDIA/semantic-segmentation on a trunk that degrid does not have; it can "
                 "convert those on WideResNet-38, and on ResNet and SE-ResNeXt with the skip m1"
             )
-        resize = "half_pixel" if trunk and trunk.startswith("backbone.") else "align_corners"
+        resize = "half_pixel" if first_match(tensors, r"backbone\..*") else "align_corners"
         settings = {
             "network": "deeplabv3plus_nvidia_resnet" if resnet else "deeplabv3plus_nvidia",
             "encoder": resnet or "nvidia:wider_resnet38",
@@ -57,7 +57,7 @@ class Nvidia(System):
 
 def _resnet(tensors: Tensors) -> str | None:
     """Our name of a ResNet or SE-ResNeXt whose first stage the decoder reads."""
-    units = num_units(tensors, r"layer([1-4])\.(\d+)\.")
+    units = num_units(tensors, r"(?:backbone\.)?layer([1-4])\.(\d+)\.")
     depth = next((depth for depth in ("50", "101") if BOTTLENECK_RESNETS[depth] == units), None)
     if depth is None or tensors["bot_fine.weight"].shape[1] != 256:
         return None
@@ -65,6 +65,7 @@ def _resnet(tensors: Tensors) -> str | None:
 
 
 def _resnet_rule(name: str, value: np.ndarray) -> rules.Found | None:
+    name = name.removeprefix("backbone.")
     if match := re.fullmatch(r"layer0\.([01])\.(\w+)", name):
         return {f"encoder.net.{'bn1' if match[1] == '1' else 'conv1'}.{match[2]}": value}
     return {f"encoder.net.{name}": value} if re.match(r"layer[0-4]\.", name) else None
