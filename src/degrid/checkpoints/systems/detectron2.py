@@ -55,8 +55,8 @@ class Detectron2(System):
         plan = Plan(
             settings,
             assumed=("output_stride", "rates", "multi_grid", "pooling_size"),
-            otherwise="as in the project's configurations; pooling_size is the training crop, --set pooling_size=none "
-            "pools over the whole image",
+            otherwise="as in the project's configurations, whose STRIDE_IN_1X1 is False (True is another network); "
+            "pooling_size is the training crop, --set pooling_size=none pools over the whole image",
         )
         return plan.fill(tensors, rules.batch_counter, _rule(plus, low_level))
 
