@@ -365,6 +365,8 @@ def test_a_state_keeps_which_images_are_left(tmp_path):
     other.turns.divide(2)  # of an older version, which knew whole steps only
     assert [other.turns.take() for _ in range(8)] == [0, 1, 4, 5, 6, 7, 8, 9]
     assert Turns(**other.turns.state()).state() == {"following": 10, "left": [0, 1, *range(4, 10)], "pieces": 2}
+    with pytest.raises(UserError, match="divides its steps into 2 parts, and would into 4 with as many workers"):
+        other.turns.divide(4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
+from degrid.types import UserError
+
 
 class Turns:
     """Hands out the numbers of batches, from 0, each until something was learned from it.
@@ -20,11 +22,18 @@ class Turns:
         self._following, self._waiting, self._out, self._pieces = following, sorted(left), set[int](), pieces
 
     def divide(self, pieces: int) -> None:
-        """Number the parts of steps, where whole ones were numbered until now; while nobody has any."""
+        """Number the parts of steps, where whole ones were numbered until now; while nobody has any.
+
+        Raises:
+            UserError: they are the numbers of other parts.
+        """
         if self._pieces == pieces:
             return
         if self._pieces != 1:
-            raise ValueError(f"steps are divided into {self._pieces} parts already, not {pieces}")
+            raise UserError(
+                f"this run divides its steps into {self._pieces} parts, and would into {pieces} with as many workers "
+                "as it now has; set train.asynchronous.workers in its run.json back to what it was"
+            )
         self._following *= pieces
         self._waiting = [pieces * number + part for number in self._waiting for part in range(pieces)]
         self._pieces = pieces
