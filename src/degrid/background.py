@@ -83,7 +83,7 @@ class Background:
 
     Args:
         depth: how many calls may wait; a caller that is further ahead waits for the oldest. With 0 each call ends
-            before the caller goes on.
+            before the caller continues.
     """
 
     def __init__(self, depth: int = DEPTH) -> None:

@@ -218,10 +218,10 @@ class AsynchronousConfig:
     """A gradient is dropped, and its images are used again, if the weights took more steps than this while it was
     computed; `none`: four times the number of workers, which only much slower workers reach."""
     predict: bool = True
-    """`true`: workers compute gradients where the weights will be when these are used, if they go on as in the last
+    """`true`: workers compute gradients where the weights will be when these are used, if they move on as in the last
     step; `false`: where they are. With one worker, or `average_every`, it is the same."""
     average_every: int = 0
-    """Periodic averaging (local SGD): workers take as many steps of their own, and go on from their mean, for which
+    """Periodic averaging (local SGD): workers take as many steps of their own, and continue from their mean, for which
     they wait; 0: each gradient is a step as soon as it arrives."""
 
 

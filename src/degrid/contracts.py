@@ -287,7 +287,7 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, for a run that it must not remember.
 
     Afterwards its modes, attributes and buffers are as they were, also where its forward changes them, and random
-    generators go on from where they were.
+    generators continue from where they were.
     """
     # A module whose sizes are not yet known takes them from the run; what is compiled keeps its attributes elsewhere.
     kinds = LazyModuleMixin, torch.jit.ScriptModule

@@ -45,7 +45,7 @@ def _asked() -> int:
 
 @contextmanager
 def limited_threads() -> Iterator[None]:
-    """Meanwhile PyTorch uses no more than `num_threads`; it does not know of quotas itself."""
+    """Let PyTorch use no more than `num_threads` inside the context; it does not know of quotas itself."""
     import torch
 
     before, wanted = torch.get_num_threads(), num_threads()

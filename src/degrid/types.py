@@ -33,7 +33,7 @@ class UserError(ValueError):
 
 
 class OtherProcessError(UserError):
-    """Another process of the job failed, so that this one cannot go on."""
+    """Another process of the job failed, so that this one cannot continue."""
 
 
 class ConversionError(UserError):

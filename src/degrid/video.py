@@ -133,7 +133,7 @@ class VideoReader:
     def items(self) -> Iterator[Frame | Any]:
         """The frames in the order in which they are shown, and between them the packets of the sound as they are.
 
-        Durations are what lies between the times. Those of the file come in the order in which frames are stored.
+        Durations are what lies between the times. Those of the file are in the order in which frames are stored.
 
         Raises:
             UserError: the file is damaged, or cut off.
@@ -225,7 +225,7 @@ class VideoWriter:
         options = {} if lossless else {"crf": "18", "bf": "0"}
         self._stream = self._file.add_stream(codec, rate=source.rate, options=options)
         height, width = size
-        # H.264 halves the resolution of colours, so that both sides are even: the last row or column comes twice.
+        # H.264 halves the resolution of colours, so both sides must be even: the last row or column is repeated.
         self._pad = (0, 0) if lossless else (height % 2, width % 2)
         self._stream.height, self._stream.width = height + self._pad[0], width + self._pad[1]
         self._stream.pix_fmt, self._format = pixels, "gray" if lossless else "rgb24"

@@ -197,7 +197,7 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
         before: what was seen in another run, to add to.
     """
     wiring = before or Wiring()
-    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id comes twice
+    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors are kept, so that no id is used twice
     owners: dict[int, set[nn.Module]] = defaultdict(set)  # of weights and statistics
     inside: list[nn.Module] = []
     thread = threading.get_ident()

@@ -282,6 +282,6 @@ def _can_pack() -> bool:
         found = _packed_product(tiles, packed, 36)
         unpacks = torch.equal(packed.to_dense(), weight) and _are_packed_alike(packed, packed)
     except (AttributeError, RuntimeError, TypeError) as error:
-        logging.getLogger("degrid").info("Winograd goes on without packed weights, somewhat slower: %s", error)
+        logging.getLogger("degrid").info("Winograd continues without packed weights, somewhat slower: %s", error)
         return False
     return unpacks and torch.allclose(found, F.conv2d(tiles, weight, groups=36), atol=1e-4)

@@ -132,7 +132,7 @@ def measure(
     Args:
         cases: of one group or several, each with one base.
         rounds: the least number of rounds, 1 or more.
-        seconds: rounds go on until this time has passed since the first, up to MOST_ROUNDS; for short calls.
+        seconds: rounds continue until this time has passed since the first, up to MOST_ROUNDS; for short calls.
         warmup: rounds before these, which are not measured.
         meter: from a function to its cost, in `unit`; above 0.
         clock: seconds since any moment, for `seconds`.

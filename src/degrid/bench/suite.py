@@ -109,7 +109,7 @@ def run(
         image: a picture file, or height and width, for the sets that measure whole images.
         threads: of PyTorch; by default its own choice.
         keep_freed_memory: keep freed memory in the process, as `degrid predict` does; it stays so afterwards.
-        progress: called as the benchmark goes on, in estimated seconds.
+        progress: called as the benchmark proceeds, in estimated seconds.
         tell: called with what was left out.
     Returns:
         What was found, and the files written.

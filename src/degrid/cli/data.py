@@ -148,7 +148,7 @@ def shard(
 ) -> None:
     """Write a dataset as shards: few large files in place of many small ones, to be read by position or one by one.
 
-    Train with --data DIR, or with the address that DIR has on a server. Stopped, the same line goes on with the shard
+    Train with --data DIR, or with the address that DIR has on a server. Stopped, the same line continues with the shard
     that was not finished.
 
     \b
@@ -200,7 +200,7 @@ def prepare(
     polygons: masks of the polygons and run-length codes of an annotation tool (COCO JSON, YOLO, labelme, VIA, Label
     Studio, Supervisely), a list for each split and classes.csv. They can be trained on undrawn, too.
 
-    Other counts are a warning. What is there stays, so that a run that was stopped goes on.
+    Other counts are a warning. What is there stays, so that a run that was stopped continues.
 
     \b
     degrid data prepare voc VOCdevkit/VOC2012

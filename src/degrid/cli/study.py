@@ -29,7 +29,7 @@ def study(
 ) -> None:
     """Train several operators with many seeds, and compare them: means, intervals over seeds, cost.
 
-    Stopped, it goes on with the same command; started several times, on several machines, the runs are shared.
+    Stopped, it continues with the same command; started several times, on several machines, the runs are shared.
 
     \b
     degrid study smoothing.yaml --data CamVid

@@ -208,7 +208,7 @@ def open_dataset(
         accept: refuse data whose meaning is in doubt, except for these kinds of doubts (see
             `degrid.data.formats.doubts`); None: do not look for any.
         bands: how the images are read, such as those of a trained model; by default found in the split's images.
-        skip_bad_shards: leave out shards that are missing, cut short or damaged, of which a note tells; each is read as
+        skip_bad_shards: leave out shards that are missing, cut short or damaged, as a note then says; each is read as
             a whole before it is used.
     Raises:
         UserError: not there, not recognised, no such split, images without masks, other classes than expected, or a
@@ -314,7 +314,7 @@ def _how_to_add(layout: Layout, split: str) -> str:
 
 
 def repeated(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
-    """The names that different samples share, and those of samples that come more than once, as in a list."""
+    """The names that different samples share, and those of samples that occur more than once, as in a list."""
     first: dict[str, Source] = {}
     clashes: dict[str, None] = {}
     again: dict[str, None] = {}
@@ -343,7 +343,7 @@ def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[s
     pictures = []
     if not all(source.is_plain() for source in some_of):
         for source in some_of:
-            with contextlib.suppress(UserError):  # the one who reads them all tells of those that cannot be read
+            with contextlib.suppress(UserError):  # whoever reads them all reports those that cannot be read
                 values, no_data = thinned(source.read_values()), source.no_data()
                 pictures.append(values if no_data is None else values[~without_data(values, no_data)][None])
     if not pictures:

@@ -215,7 +215,7 @@ class _Helper:
                 _idle.append(self._process)
                 self._process = None
         except Exception:
-            # Whatever it was (things that cannot be pickled, no memory for a process, ...), the main process goes on.
+            # Whatever it was (things that cannot be pickled, no memory for a process, ...), the main process continues.
             if part:
                 self._parts.give(part, None)
         finally:

@@ -221,7 +221,7 @@ class _Batches:
 def through_buffer(indices: np.ndarray, stores: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Indices in an order in which each shard is read once, from its beginning to its end, int [N].
 
-    The shards come in random order. What is read goes into a buffer of `size` images, of which a random one makes room
+    The shards are in random order. What is read goes into a buffer of `size` images, of which a random one makes room
     for the next.
 
     Args:

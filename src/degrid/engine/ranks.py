@@ -184,7 +184,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def check_same(values: Mapping[str, object]) -> None:
-    """Refuse to go on where the processes were started differently.
+    """Refuse to continue where the processes were started differently.
 
     Args:
         values: names and what must be the same, such as settings.

@@ -31,7 +31,7 @@ def by_loss(graph: ExportGraph, images: Sequence[Tensor]) -> list[LayerLoss]:
     """All convolutions, first the one whose rounding alone changes the logits most.
 
     Weights are rounded to 255 levels per output channel, and the input to 256 over its range, as the formats do it.
-    Without the biases' correction, so that this tells which layer, not how much the file will lose.
+    Without the biases' correction, so that this shows which layer loses most, and not how much the file will lose.
 
     Args:
         graph: the network as it is exported; stays as it is.

@@ -115,7 +115,7 @@ class SteadyAvgPool2d(AvgPool2dSame):
 
 
 def _pad_the_same_everywhere(net: nn.Module) -> None:
-    """Let poolings of stride 1 do without the size of their map, in place."""
+    """Make poolings of stride 1 independent of the size of their map, in place."""
     for module in net.modules():
         if type(module) is AvgPool2dSame and pair(module.stride) == (1, 1):
             module.__class__ = SteadyAvgPool2d

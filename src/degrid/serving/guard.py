@@ -50,7 +50,7 @@ class Guard:
     - Without a token, only requests that name this machine in their Host, and no other site in their Origin: a page of
       somebody else's in the user's browser cannot ask, even where it gives its own name this machine's address.
     - With a token, only requests that have it as "Authorization: Bearer TOKEN".
-    - Uploads are counted as they arrive, whatever their headers say; those that come too slowly are given up.
+    - Uploads are counted as they arrive, whatever their headers say; those that arrive too slowly are given up.
     - Uploads take a place in the worker's queue, from their first byte to their answer's. 503 if there is none.
     - What a request has left unread is read and thrown away, within bounds, before the answer is sent: senders that
       have not finished would see a broken connection otherwise.

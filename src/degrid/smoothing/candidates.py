@@ -118,7 +118,7 @@ def _looks_dilated(module: nn.Module) -> bool:
 
 
 def _reason_of_compiled(module: Any) -> str:
-    """The same for TorchScript: of a convolution with a rate, or one that was traced, whose rate nothing tells."""
+    """The same for TorchScript: of a convolution with a rate, or one that was traced, whose rate is not known."""
     dilated = module.original_name.startswith("Conv") and max(getattr(module, "dilation", (2,))) > 1
     return "compiled by TorchScript: smooth the network before" if dilated else ""
 

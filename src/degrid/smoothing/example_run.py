@@ -30,7 +30,7 @@ class ExampleRun(TorchFunctionMode):
         super().__init__()
         self.rims: dict[nn.Module, tuple[int, ...]] = {}
         self.functions: list[tuple[str, tuple[int, ...]]] = []
-        self._padded: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # the maps are kept, so that no id comes twice
+        self._padded: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # the maps are kept, so that no id is used twice
         self._inside: list[tuple[str, nn.Module]] = []
         hooks = []
         for name, module in model.named_modules():

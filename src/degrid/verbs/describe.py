@@ -53,7 +53,7 @@ def describe(
     """Layers, rates, parameters, multiply-adds, and which layers are smoothed; as `degrid info`.
 
     Args:
-        model: a network, a model folder or a run folder; an exported file, which tells its classes, what it takes and
+        model: a network, a model folder or a run folder; an exported file, which states its classes, what it takes and
             what it gives; or a recipe or run.json, whose network is built.
         size: height and width of the image that the multiply-adds are counted for, in pixels.
         num_classes: number of classes of a recipe's network.

@@ -127,7 +127,7 @@ def _within(folder: Path, base: Path) -> Path | None:
 
 
 def _named(found: Iterable[tuple[Path, Path]]) -> dict[str, Path]:
-    """Files by name, for those found below the folders that come with them; a file that was found twice comes once."""
+    """Files by name, of those found below their folders; a file that was found twice is there once."""
     files: dict[str, tuple[Path, Path]] = {}
     for base, file in found:
         files.setdefault(os.path.abspath(file), (base, file))

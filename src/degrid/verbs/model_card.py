@@ -27,7 +27,7 @@ _FIGURES = {
     "boundary_iou": "boundary IoU",
 }
 _FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/=,'\"]+/)+")
-"""The folders in an absolute path: they tell of a machine, and help nobody else."""
+"""The folders in an absolute path: they describe one machine, and help nobody else."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def run(
 
 @dataclass
 class _Work:
-    """A run that is ready to begin or to go on."""
+    """A run that is ready to begin or to continue."""
 
     config: RunConfig
     settings: TrainConfig

@@ -135,7 +135,7 @@ def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
 
 @contextmanager
 def _signals(server: Any) -> Iterator[None]:
-    """Meanwhile SIGINT and SIGTERM tell the server to end; a second SIGINT to end at once."""
+    """Let SIGINT and SIGTERM end the server inside the context; a second SIGINT ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

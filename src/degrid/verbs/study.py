@@ -121,15 +121,15 @@ def study(
 
         degrid.study("smoothing.yaml", devices=["cuda:0", "cuda:1"])
 
-    Each run is a process of its own, so that one that fails is listed and the others go on. What came of it is a file
+    Each run is a process of its own, so that one that fails is listed while others go on. What came of it is a file
     beside its folder; a run that has one is done, wherever it was made and whether its folder is still there or not.
-    Started again, a study goes on where it was stopped, also in the middle of a run; started in one folder by several
+    Started again, a study continues where it was stopped, also in the middle of a run; started in one folder by several
     programs, on one machine or on several, they share the runs.
 
     Args:
         protocol: what to run, or a YAML or JSON file with the fields of `StudyProtocol`.
         out: folder of the study; by default studies/NAME.
-        data: the data, if not the protocol's; may lie elsewhere when the study goes on.
+        data: the data, if not the protocol's; may lie elsewhere when the study continues.
         devices: where to train, a run at a time on each; one that is named twice gets two runs at a time.
         retry: run again what failed.
         look: run nothing, and say what the runs so far show.
@@ -255,7 +255,7 @@ def _check(config: RunConfig, split: str) -> None:
 
 
 def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
-    """Refuse to go on with other test images than those of the runs that are done.
+    """Refuse to continue with other test images than those of the runs that are done.
 
     Raises:
         UserError: another number of images, or other classes.
@@ -440,7 +440,7 @@ class _Work:
         return child.returncode, "".join(said), used.ru_maxrss // 1024
 
     def _watch(self, child: subprocess.Popen[str], place: Path) -> None:
-        """Report a run's steps while it goes on."""
+        """Report a run's steps while it proceeds."""
         config, step = None, 0
         while child.returncode is None:
             time.sleep(1)

@@ -44,7 +44,7 @@ def train(
         degrid.train("camvid", data="CamVid", settings={"train.steps": 2000, "train.device": "cuda"})
         degrid.train(resume="runs/my_photos")
 
-    A recipe whose setting `then` names another one goes on with that, from the best model of the stage before; its
+    A recipe whose setting `then` names another one continues with that, from the best model of the stage before; its
     folder is that of the first with "_stage2", "_stage3", ... added.
 
     Args:

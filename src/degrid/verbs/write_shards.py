@@ -32,7 +32,7 @@ def write_shards(
 
     Image files are copied where every reader sees the same pixels in them. Labels hold train ids; 255 is void. Shards
     appear when they are complete, and shards.json, with the classes and counts, last; the same call after an
-    interruption goes on behind the last complete shard.
+    interruption continues after the last complete shard.
 
     Args:
         data: see `degrid.open_dataset`.

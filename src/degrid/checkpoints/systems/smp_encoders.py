@@ -179,7 +179,7 @@ def _variant(tensors: Tensors, mark: str, block: str) -> tuple[str, tuple[int, .
     Args:
         tensors: the file's.
         mark: what the library puts before the names of layers.
-        block: a regular expression of a block's name, whose group tells it from the others.
+        block: a regular expression of a block's name, whose group distinguishes it from the others.
     """
     blocks = {match[1] for name in tensors if (match := re.match(rf"encoder\.{block}\.", name))}
     stem, head = (f"encoder.{mark}conv_{part}.weight" for part in ("stem", "head"))

@@ -63,7 +63,7 @@ def labels_and_rule(
 ) -> tuple[LabelSpace, MaskRule]:
     """The classes, numbered from 0 in the order of their numbers, and the rule. Void rows are no classes.
 
-    A colour that two rows share tells nothing in a colour mask, and is left out of the rule.
+    A colour that two rows share says nothing in a colour mask, and is left out of the rule.
 
     Args:
         said, in_order: see `MaskRule`.

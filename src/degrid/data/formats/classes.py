@@ -44,7 +44,7 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     Returns:
         The classes and the rule for reading their masks; (None, None) if there is no table.
     Raises:
-        UserError: the columns differ, a value is not a number, an id comes twice, or two tables name other classes.
+        UserError: the columns differ, a value is not a number, an id is there twice, or two tables name other classes.
     """
     files = [file for file in _own_tables(root) if file.name != but]
     if files:

@@ -166,7 +166,7 @@ def _shades(look: _Look) -> Iterator[str]:
 
 
 def _ramps(found: Survey, solid: list[int]) -> Iterator[str]:
-    """Ids of classes that fill areas, and come again between others: where 0 meets 2 there is a line of 1."""
+    """Ids of classes that fill areas, and occur again between others: where 0 meets 2 there is a line of 1."""
     ramps = sum(found.in_row[value] for value in solid)
     if ramps >= max(_LEAST_RAMPS, _RAMPS_TO_STEPS * found.steps, _RAMPS_TO_FAR * found.far):
         between = max(solid, key=found.in_row.__getitem__)
@@ -259,7 +259,7 @@ def _centres(found: Survey, values: list[int]) -> list[int]:
 
 
 def _palettes_differ(look: _Look) -> Iterator[str]:
-    """One id in several colours that come again: in several masks, or for other ids. Random colours do neither."""
+    """One id in several colours that occur again: in several masks, or for other ids. Random colours do neither."""
     layout, found = look.layout, look.whole
     if layout.wishes.palette or look.rule.exact:
         return

@@ -27,7 +27,7 @@ _EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
 _STRETCHED = {2: 85, 4: 17}
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
 _JPEG_IN_TIFF = (6, 7)  # numbers of compression schemes
-_LARGEST_WHOLE = 2.0**53  # beyond it, floats do not tell one whole number from the next
+_LARGEST_WHOLE = 2.0**53  # beyond it, floats do not distinguish one whole number from the next
 
 
 class LossyMaskError(UnusableMaskError):
@@ -56,7 +56,7 @@ def read_mask(path: Path, how: MaskReading = AS_STORED, image: Path | None = Non
         image: the file that it is the mask of.
     Raises:
         UserError: the file is missing or damaged, holds fractions, several pages or bands, or was compressed with loss;
-            or wants to be turned (EXIF), and its size does not tell whether it lies as the image does.
+            or wants to be turned (EXIF), and its size does not show whether it lies as the image does.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return _ids_of_array(read_array(path), path, how)
@@ -149,7 +149,7 @@ def mask_values(image: Image.Image, name: object, head: bytes, how: MaskReading 
 def read_palette(path: Path) -> np.ndarray | None:
     """The colours of a palette image, uint8 [N,3]; None for any other file, and for GIF, which is read by colour."""
     try:
-        if path.suffix.lower() == ".png":  # most masks, whose palette a few bytes tell
+        if path.suffix.lower() == ".png":  # most masks, whose palette is in a few bytes
             with path.open("rb") as stream:
                 if stream.read(8).startswith(_PNG_SIGNATURE):
                     return _png_palette(stream)
@@ -208,7 +208,7 @@ def _seen(pixels: np.ndarray, name: object) -> np.ndarray:
     """Pixels uint8 [H,W,C] without their last channel, the transparency.
 
     Raises:
-        UserError: transparency is all that tells some pixels from others.
+        UserError: transparency is all that distinguishes some pixels from others.
     """
     colors, clear = pixels[..., :-1], pixels[..., -1] == 0
     if clear.any() and not clear.all():

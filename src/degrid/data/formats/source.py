@@ -179,7 +179,7 @@ class FunctionSource(Source):
 class BrokenSource(Source):
     """Stands for samples that cannot even be listed, such as the end of a file that was cut short.
 
-    Opening its split for training raises the error; `degrid data check` reports it and goes on.
+    Opening its split for training raises the error; `degrid data check` reports it and continues.
     """
 
     name: str

@@ -88,7 +88,7 @@ SETTLED = 2.0
 
 
 def _fingerprint(chosen: Sequence[tuple[str, Source]]) -> tuple[object, ...]:
-    """The files that are read and when they were changed; empty where that cannot tell whether they are the same."""
+    """The files that are read and when they were changed; empty where that cannot show whether they are the same."""
     parts: list[object] = []
     latest = 0.0
     for split, source in chosen:

@@ -1,1 +1,1 @@
-"""Looking at a dataset: what is wrong with it, how often each class comes, what it looks like."""
+"""Looking at a dataset: what is wrong with it, how often each class occurs, what it looks like."""

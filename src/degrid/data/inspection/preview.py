@@ -1,4 +1,4 @@
-"""A picture of what was understood: images with their labels, and how often and from which values each class comes."""
+"""A picture of what was understood: images with their labels, how often each class occurs, and from which values."""
 
 from __future__ import annotations
 

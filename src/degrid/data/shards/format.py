@@ -38,7 +38,7 @@ class Shards(DataFormat):
 class WebDataset(DataFormat):
     """Tar files of WebDataset without shards.json: NAME.jpg and NAME.seg.png in train-0000.tar, .., or one such file.
 
-    The names of the files tell the split, as those of TFRecord files do.
+    The names of the files say the split, as those of TFRecord files do.
     """
 
     wanted = "tar files such as train-0000.tar with NAME.jpg and NAME.seg.png"

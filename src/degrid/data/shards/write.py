@@ -84,7 +84,7 @@ def write_split(
 
 
 def _unique(dataset: Dataset, order: Sequence[int]) -> list[str]:
-    """The name of each sample in order; an image that comes twice has ~2 added the second time."""
+    """The name of each sample in order; an image that occurs twice has ~2 added the second time."""
     sources = dataset.sources if isinstance(dataset, SourceDataset) else None
     seen: dict[str, int] = {}
     names = []

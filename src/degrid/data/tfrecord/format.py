@@ -31,7 +31,7 @@ def is_record_file(file: Path) -> bool:
 class TFRecord(DataFormat):
     """TFRecord files in a folder, or in records/ or tfrecords/ inside it; or one file, with the others beside it.
 
-    Names such as voc_train.tfrecord and train-00000-of-00010 tell the split; all its shards belong together. Without
+    Names such as voc_train.tfrecord and train-00000-of-00010 say the split; all its shards belong together. Without
     such names each name is a split of its own, a single one train. A file that is given brings its shards and the other
     splits of its dataset; if its split is not train, val or test, it is given in order to train on it.
     """

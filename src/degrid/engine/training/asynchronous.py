@@ -1,4 +1,4 @@
-"""Asynchronous training: workers compute gradients with copies of the weights while a server goes on changing them.
+"""Asynchronous training: workers compute gradients with copies of the weights while a server keeps changing them.
 
 The server is the process with the training loop: it holds weights, optimiser and moving average, and `Server` is how
 the loop advances. A worker is given all it needs with every task, so that any of them may be lost and replaced.
@@ -218,7 +218,7 @@ class Server:
         names: of the losses, for the record; empty where there is only one.
         max_staleness: older gradients are dropped, and their images used again.
         average_every: 0: workers compute gradients, each of which is a step as soon as it arrives; else they take as
-            many steps each, and then go on from the mean of their weights and of their optimisers' states.
+            many steps each, and then continue from the mean of their weights and of their optimisers' states.
         tell: hears of workers that are lost.
         predict: gradients are computed at the weights that are expected when they are used: as if the last step were
             repeated as often as the gradients of other workers will make a step before.

@@ -52,7 +52,7 @@ class StepRecord:
 
 
 class Recorder:
-    """Hears of a run as it goes on. The methods here do nothing; a recorder overrides those that it needs."""
+    """Follows a run as it proceeds. The methods here do nothing; a recorder overrides those that it needs."""
 
     def step(self, record: StepRecord) -> None:
         """An optimiser step is done."""

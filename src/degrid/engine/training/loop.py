@@ -125,7 +125,7 @@ class Training:
             self.turns = Turns(**state["turns"])
         generators = [(state["rng"], state["cuda_rng"]), *state.get("other_generators", ())]
         rank, _ = rank_and_count()
-        if rank < len(generators):  # a process that was not there before goes on as it was seeded
+        if rank < len(generators):  # a process that was not there before continues as it was seeded
             torch.set_rng_state(generators[rank][0])
             if generators[rank][1] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(generators[rank][1], next(self.model.parameters()).device)

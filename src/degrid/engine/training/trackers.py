@@ -155,7 +155,7 @@ class MlflowTracker(Tracker):
     """A run of MLflow.
 
     The client's own variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...) are respected. If the store fails
-    during the run, the user is told and the run goes on without it.
+    during the run, the user is told and the run continues without it.
     """
 
     package = "mlflow"

@@ -50,7 +50,7 @@ def ade_pairs(base: Path) -> tuple[dict[str, list[Pair]], list[Path]]:
 
 
 def _reason(base: Path, names: list[str]) -> str:
-    """What tells the benchmark from other data that are laid out alike, whose id 0 is not void; "" if nothing does."""
+    """What distinguishes the benchmark from other data laid out alike, whose id 0 is not void; "" if nothing does."""
     if not names:
         return ""
     if base.name == _NAME:

@@ -62,7 +62,7 @@ class CocoStuff(DataFormat):
 
 
 def _rule(masks: list[str], year: str, folder: str) -> MaskRule | None:
-    """How masks of these names are read; None where nothing tells that they are COCO-Stuff's."""
+    """How masks of these names are read; None where nothing shows that they are COCO-Stuff's."""
     if all(name.endswith(_TRAIN_IDS) for name in masks):
         said = "COCO-Stuff"
         return MaskRule.plain(COCO_STUFF, said=said) if year == "2017" else from_one(len(COCO_STUFF), said)

@@ -38,7 +38,7 @@ def labels_of(rows: Iterable[LabelRow], file: Path, exact: bool = False) -> tupl
     """Classes in the order of the rows, and the rule for their masks; rows with a name of void are void.
 
     Where no row has a colour, the rows have VOC's colours in order, as the tools give them. A colour that two rows
-    share tells nothing in a colour mask, and is left out of the rule.
+    share says nothing in a colour mask, and is left out of the rule.
 
     Args:
         exact: the file lists the values of the pixels; see `MaskRule`.
