@@ -40,7 +40,7 @@ class AdaptSegNet(System):
             "output_stride": 8,
             "rates": (6, 12) if early else (6, 12, 18, 24),
             "resize": "align_corners",
-            **{**rules.CAFFE_INPUT, "mean": (104.00698793, 116.66876762, 122.67891434)},
+            **rules.PRECISE_CAFFE_INPUT,
         }
         note = (
             "the branches of the rates 18 and 24 are as they were before training, so the code that wrote this file "

@@ -6,7 +6,6 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors
-from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
@@ -42,8 +41,7 @@ class Bubbliiiing(System):
             **_encoder(tensors),
             "output_stride": 16,
             "rates": (6, 12, 18),
-            "head_resize": "align_corners",
-            "resize": "align_corners",
+            **rules.ALIGNED,
             "mean": (0.0, 0.0, 0.0),
             "std": (255.0, 255.0, 255.0),
             "bgr": False,
@@ -62,10 +60,8 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
         depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
         rates = (2, 2, 2) if depth == "101" else (1, 2, 1)
         return {"encoder": f"mmseg:resnet{depth}", "uniform_rates": True, "multi_grid": rates}
-    raise ConversionError(
-        "this model of bubbliiiing/deeplabv3-plus-pytorch or YudeWang/deeplabv3plus-pytorch has an encoder that degrid "
-        "cannot convert; it can convert those on MobileNet, Xception and ResNet"
-    )
+    projects = "bubbliiiing/deeplabv3-plus-pytorch or YudeWang/deeplabv3plus-pytorch"
+    raise rules.no_encoder(projects, "MobileNet, Xception and ResNet")
 
 
 def _rule(xception: bool) -> Rule:

@@ -13,7 +13,6 @@ from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, f
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name
 
-_INPUT = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5), "bgr": False}
 _EPSILON = 1e-3
 _MEAN_ALONE = {"mean": (123.15, 115.9, 103.06), "std": (1.0, 1.0, 1.0), "bgr": False}
 _UNIT = re.compile(r"(xception_\d+)/(entry|middle|exit)_flow/block(\d)/unit_(\d+)/xception_module/(.+)")
@@ -66,9 +65,8 @@ class GoogleDeepLab(System):
             "output_stride": 16 if len(branches) > 1 or not mobile else 8,
             "rates": (6, 12, 18)[: len(branches) - 1],
             "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
-            "head_resize": "align_corners",
-            "resize": "align_corners",
-            **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else _INPUT),
+            **rules.ALIGNED,
+            **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else rules.CENTRED_INPUT),
         }
         plan = rules.of_either_stride(settings)
         return plan.fill(tensors, rules.training_state, _averages, rule, _head(len(branches)))
@@ -234,7 +232,7 @@ class TransformersMobileNetV2(System):
             "output_stride": config.get("output_stride", 8),
             "rates": (),
             "resize": "half_pixel",
-            **_INPUT,
+            **rules.CENTRED_INPUT,
             **({} if bands == 3 else {"in_channels": bands}),
         }
         plan = Plan(settings).fill(tensors, rules.batch_counter, _transformers_rule)

@@ -8,7 +8,6 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
-from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
@@ -41,8 +40,7 @@ class Jfzhang95(System):
             "rates": (6, 12, 18),
             **_encoder(tensors),
             "dropout": 0.5,
-            "head_resize": "align_corners",
-            "resize": "align_corners",
+            **rules.ALIGNED,
             **rules.IMAGENET_INPUT,
         }
         drn = settings["encoder"] == "jfzhang95:drn_d_54"  # of one stride only
@@ -60,10 +58,7 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
         return {"encoder": "jfzhang95:xception"}
     if "backbone.layer0.0.weight" in tensors and "backbone.layer6.0.conv3.weight" in tensors:
         return {"encoder": "jfzhang95:drn_d_54", "output_stride": 8, "rates": (12, 24, 36)}
-    raise ConversionError(
-        "this model of jfzhang95/pytorch-deeplab-xception has an encoder that degrid cannot convert; it can convert "
-        "those on ResNet-101, MobileNet, Xception and DRN-D-54"
-    )
+    raise rules.no_encoder("jfzhang95/pytorch-deeplab-xception", "ResNet-101, MobileNet, Xception and DRN-D-54")
 
 
 def _rule(tensors: Tensors) -> Rule:

@@ -48,8 +48,7 @@ class MLearing(System):
             "uniform_rates": True,
             "multi_grid": (1, 2, 4),
             "rates": (6, 12, 18),
-            "head_resize": "align_corners",
-            "resize": "align_corners",
+            **rules.ALIGNED,
             **(_CITYSCAPES if len(tensors["last_conv.6.weight"]) == 19 else rules.IMAGENET_INPUT),
         }
         plan = Plan(

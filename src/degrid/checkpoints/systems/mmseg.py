@@ -118,7 +118,7 @@ def _of_configuration(own: dict[str, Any], mobile: bool) -> dict[str, Any]:
         "dropout": head.get("dropout_ratio", 0.1),
     }
     if head.get("align_corners", False):
-        found |= {"resize": "align_corners", "head_resize": "align_corners"}
+        found |= rules.ALIGNED
     return found | _normalisation(own)
 
 
@@ -158,10 +158,7 @@ def _encoder(tensors: Tensors) -> str:
         return f"mmseg:{_RESNESTS[variant]}"
     kernel = tensors.get("backbone.layer1.0.conv2.weight")
     if depth is None or kernel is None or kernel.shape[:2] != (64, 64):
-        raise ConversionError(
-            "this model of mmsegmentation has an encoder that degrid cannot convert; it can convert those on ResNet, "
-            "ResNeSt and MobileNetV2"
-        )
+        raise rules.no_encoder("mmsegmentation", "ResNet, ResNeSt and MobileNetV2")
     if "backbone.stem.0.weight" not in tensors:
         return f"mmseg:resnet{depth}"
     pools = first_match(tensors, r"backbone\.layer2\.0\.downsample\.2\.weight")

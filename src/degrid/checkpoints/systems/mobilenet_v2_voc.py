@@ -27,9 +27,7 @@ class MobileNetV2Voc(System):
             "output_stride": 8,
             "rates": (),
             "resize": "align_corners",
-            "mean": (127.5, 127.5, 127.5),
-            "std": (127.5, 127.5, 127.5),
-            "bgr": False,
+            **rules.CENTRED_INPUT,
         }
         return Plan(settings).fill(tensors, rules.batch_counter, _rule)
 

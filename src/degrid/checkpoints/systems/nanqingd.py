@@ -35,9 +35,7 @@ class NanqingD(System):
             "output_stride": 16,
             "multi_grid": (1, 2, 4),
             "rates": (6, 12, 18),
-            "mean": (104.00698793, 116.66876762, 122.67891434),
-            "std": (1.0, 1.0, 1.0),
-            "bgr": True,
+            **rules.PRECISE_CAFFE_INPUT,
             "legacy": True,
         }
         return Plan(settings).fill(tensors, rules.training_state, _rule)

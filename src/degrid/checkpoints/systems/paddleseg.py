@@ -8,7 +8,6 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
-from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
 _EPSILON = 1e-5
@@ -38,9 +37,7 @@ class PaddleSeg(System):
         units = num_units(tensors, r"backbone\.bb_(\d)_(\d+)\.")
         depth = next((depth for depth in ("18", "34", "50", "101", "152") if table.get(depth) == units), None)
         if depth is None or "backbone.conv1_1._conv.weight" not in tensors:
-            raise ConversionError(
-                "this model of PaddleSeg has an encoder that degrid cannot convert; it can convert those on ResNet_vd"
-            )
+            raise rules.no_encoder("PaddleSeg", "ResNet_vd")
         settings = {
             "network": "deeplabv3plus_paddleseg" if plus else "deeplabv3",
             "encoder": f"paddleseg:resnet{depth}d",
@@ -51,9 +48,7 @@ class PaddleSeg(System):
             "resize": "half_pixel",
             "head_resize": "half_pixel",
             "channels": len(tensors["head.aspp.aspp_blocks.0._conv.weight"]),
-            "mean": (127.5, 127.5, 127.5),
-            "std": (127.5, 127.5, 127.5),
-            "bgr": False,
+            **rules.CENTRED_INPUT,
         }
         plan = Plan(
             settings,

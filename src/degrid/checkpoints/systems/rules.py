@@ -17,6 +17,9 @@ Found = dict[str, np.ndarray]
 
 CAFFE_INPUT = {"mean": (104.008, 116.669, 122.675), "std": (1.0, 1.0, 1.0), "bgr": True}
 IMAGENET_INPUT = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "bgr": False}
+CENTRED_INPUT = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5), "bgr": False}
+PRECISE_CAFFE_INPUT = {**CAFFE_INPUT, "mean": (104.00698793, 116.66876762, 122.67891434)}
+ALIGNED = {"resize": "align_corners", "head_resize": "align_corners"}
 MULTI_SCALE = {"resize": "align_corners", "scales": MSC_SCALES}
 
 # --- every system
@@ -62,6 +65,13 @@ def aspp_places(branch: str, parts: tuple[str, str], first: int = 1) -> dict[str
         for index in range(4)
         for place, part in enumerate(parts)
     }
+
+
+def no_encoder(project: str, able: str) -> ConversionError:
+    """The error that a project's model has an encoder that cannot be converted; `able`: those that can."""
+    return ConversionError(
+        f"this model of {project} has an encoder that degrid cannot convert; it can convert those on {able}"
+    )
 
 
 def joined_in_order(value: np.ndarray, *widths: int, axis: int = 1) -> np.ndarray:

@@ -42,9 +42,7 @@ class Speedinghzl(System):
             "rates": (12, 24, 36),
             "uniform_rates": True,
             "resize": "align_corners",
-            "mean": (104.00698793, 116.66876762, 122.67891434),
-            "std": (1.0, 1.0, 1.0),
-            "bgr": True,
+            **rules.PRECISE_CAFFE_INPUT,
         }
         return Plan(settings).fill(tensors, rules.batch_counter, _rule)
 

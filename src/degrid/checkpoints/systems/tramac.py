@@ -54,8 +54,7 @@ class Tramac(System):
             "output_stride": 8,
             "rates": (12, 24, 36),
             "dropout": 0.5,
-            "head_resize": "align_corners",
-            "resize": "align_corners",
+            **rules.ALIGNED,
             **rules.IMAGENET_INPUT,
         }
         return Plan(settings).fill(tensors, rules.batch_counter, _plus_rule if plus else _rule)

@@ -10,7 +10,6 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import FILE_NAME, Plan, Rule, System, Tensors
-from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLUS = {
@@ -75,10 +74,7 @@ def _encoder(tensors: Tensors) -> str:
     if "backbone.layer4.0.conv3.weight" in tensors:
         depth, _ = rules.bottleneck_resnet(tensors, r"backbone\.layer([1-4])\.(\d+)\.")
         return f"timm:resnet{depth}"
-    raise ConversionError(
-        "this model of VainF/DeepLabV3Plus-Pytorch has an encoder that degrid cannot convert; it can convert those on "
-        "ResNet, MobileNet, Xception and HRNet"
-    )
+    raise rules.no_encoder("VainF/DeepLabV3Plus-Pytorch", "ResNet, MobileNet, Xception and HRNet")
 
 
 def _rule(plus: bool, separable: bool, xception: bool) -> Rule:
