@@ -13,7 +13,7 @@ import numpy as np
 from degrid.data.formats.benchmarks.voc import VOC
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.region import Thing, draw
-from degrid.files import parse_json
+from degrid.files import blaming, parse_json, read_text
 from degrid.lookup import unknown
 from degrid.types import LabelSpace, UserError, voc_palette
 
@@ -78,8 +78,11 @@ def read_instances(file: Path) -> Instances:
     Raises:
         UserError: the file is missing, is not JSON, or has another structure.
     """
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"), object_hook=_compact)
+    with blaming(
+        f"{file} is not valid JSON, or cut short, or holds no instance annotations of COCO (images, annotations, "
+        "categories):"
+    ):
+        content = parse_json(read_text(file), object_hook=_compact)
         images = {
             int(row["id"]): CocoImage(str(row["file_name"]), int(row["height"]), int(row["width"]))
             for row in content["images"]
@@ -87,14 +90,6 @@ def read_instances(file: Path) -> Instances:
         for row in content["annotations"]:
             images[row["image_id"]].annotations.append(row)
         categories = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON, or cut short: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} holds no instance annotations of COCO (images, annotations, categories): {error!r}"
-        ) from error
     return Instances(file, dict(sorted(categories.items())), list(images.values()))
 
 
@@ -119,13 +114,11 @@ def class_mask(image: CocoImage, ids: Mapping[int, int]) -> np.ndarray:
     """
     things: list[Thing] = []
     for row in image.annotations:
-        try:
+        with blaming(
+            f"{image.file_name}: annotation {row.get('id')} is neither polygons nor a run-length code of "
+            f"{image.width}x{image.height} pixels:"
+        ):
             if (train := ids.get(row["category_id"])) is not None:
                 region = segmentation_region(row["segmentation"], image.height, image.width)
                 things.append(Thing(train, region, bool(row.get("iscrowd", 0))))
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{image.file_name}: annotation {row.get('id')} is neither polygons nor a run-length code of "
-                f"{image.width}x{image.height} pixels: {error!r}"
-            ) from error
     return draw(things, image.height, image.width)

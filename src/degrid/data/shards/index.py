@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from degrid.data.shards.places import in_folder, read_part
-from degrid.files import parse_json, write_json
-from degrid.types import LabelSpace, UserError
+from degrid.files import blaming, parse_json, write_json
+from degrid.types import LabelSpace
 
 INDEX = "shards.json"
 """The name of the file that says which shards there are; it is written last."""
@@ -70,12 +71,10 @@ def read_members(folder: str, file: str) -> tuple[int, list[Member]]:
         UserError: the file beside it that says so is missing or no such file.
     """
     place = in_folder(folder, f"{file}.json")
-    try:
+    with _expected(place):
         found = parse_json(read_part(place))
         rows = [Member(row[0], row[1], Part(*row[2:5]), Part(*row[5:8])) for row in found["samples"]]
         return int(found["bytes"]), rows
-    except (LookupError, TypeError, ValueError) as error:
-        raise _no_index(place, error) from error
 
 
 def write_index(folder: str, index: Index) -> None:
@@ -93,7 +92,7 @@ def read_index(folder: str) -> Index:
         UserError: it is missing or no such file.
     """
     place = in_folder(folder, INDEX)
-    try:
+    with _expected(place):
         found = parse_json(read_part(place))
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']}")
@@ -101,11 +100,7 @@ def read_index(folder: str) -> Index:
         splits: dict[str, Any] = found["splits"]
         shards = {split: tuple(Shard(**row) for row in rows) for split, rows in splits.items()}
         return Index(LabelSpace(names, colors), shards)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _no_index(place, error) from error
 
 
-def _no_index(place: str, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    return UserError(f"{place} is not what degrid data shard writes ({error!r}); get it anew, or write the shards anew")
+def _expected(place: str) -> contextlib.AbstractContextManager[None]:
+    return blaming(f"{place} is not what degrid data shard writes; get it or write the shards anew")
