@@ -17,7 +17,7 @@ from degrid.config import ModelConfig
 from degrid.contracts import DressedConv
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_opener
-from degrid.files import atomic_write, check_utf8, read_json, write_json
+from degrid.files import atomic_write, blaming, check_utf8, read_json, write_json
 from degrid.lookup import file_meant, some
 from degrid.model_places import is_on_hub, place_of
 from degrid.models import ENCODERS, Segmenter
@@ -220,7 +220,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
     values = read_json(file, "model config")
     if not isinstance(values, dict) or values.get("format") != MODEL_FORMAT:
         raise UserError(f"{file} is not a model config of degrid")
-    try:
+    with blaming(f"{file} lacks or garbles a part of the model config:"):
         labels = LabelSpace(
             tuple(row["name"] for row in values["classes"]),
             tuple(tuple(row["color"]) for row in values["classes"]),
@@ -229,8 +229,6 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
         given = values["preprocess"]
         mean, std = (fitted(tuple[float, ...], given[key], f"{file}: {key}") for key in ("mean", "std"))
         preprocess = Preprocess(mean, std, fitted(bool, given["bgr"], f"{file}: bgr"))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{file} lacks or garbles a part of the model config: {error!r}") from error
     return config, preprocess, labels
 
 

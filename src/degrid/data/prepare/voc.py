@@ -13,7 +13,7 @@ import numpy as np
 from degrid.data.formats.benchmarks.voc import VOC, voc_base
 from degrid.data.formats.pair_lists import read_names
 from degrid.data.prepare.listing import WORK, ListWriter, folder_at, save_ids
-from degrid.files import atomic_write
+from degrid.files import atomic_write, blaming
 from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, UserError
 
@@ -121,7 +121,5 @@ def _mat_reader() -> Callable[[Path], Any] | None:
 
 def _read_mat(load: Callable[[Path], Any], file: Path) -> np.ndarray:
     """The class ids in one of SBD's files, uint8 [H,W]."""
-    try:
+    with blaming(f"{file} is damaged, or not one of SBD's class labels:", OSError):
         return np.asarray(load(file)["GTcls"][0, 0]["Segmentation"], np.uint8)
-    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{file} is damaged, or not one of SBD's class labels: {error}") from error

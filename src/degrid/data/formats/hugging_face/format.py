@@ -14,7 +14,7 @@ from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import divided
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
-from degrid.files import parse_json, read_text
+from degrid.files import blaming, parse_json, read_text
 from degrid.lookup import counted
 from degrid.types import LabelSpace, UserError
 
@@ -143,8 +143,6 @@ def _names_file(address: Address) -> Path | None:
 
 def _read_names(file: Path) -> list[LabelRow]:
     """id2label.json: {"0": "wall", "1": "floor", ..}, as the hub's own examples write it."""
-    try:
+    with blaming(f'{file}: expected names by id, such as {{"0": "wall", "1": "floor"}}'):
         names = {int(value): str(name) for value, name in parse_json(read_text(file)).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f'{file}: expected names by id, such as {{"0": "wall", "1": "floor"}} ({error})') from error
     return [LabelRow(names[value], None, value) for value in sorted(names)]
