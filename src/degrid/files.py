@@ -189,21 +189,24 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = 2)
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, kind: str = "") -> str:
     """Read a UTF-8 text file, with or without the byte order mark that Windows programs write.
 
+    Args:
+        kind: what the file is meant to be, for the message ("model config").
     Raises:
         UserError: the file is missing or has another encoding.
     """
+    said = f"the {kind} {file}" if kind else file
     try:
         text = file.read_text(encoding="utf-8-sig")
         if "\0" in text:
-            raise UserError(f"{file} is not UTF-8 text (it has null bytes); save it as UTF-8")
+            raise UserError(f"{said} is not UTF-8 text (it has null bytes); save it as UTF-8")
         return text
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise UserError(f"{said} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+        raise UserError(f"cannot read {said}: {error.strerror}") from error
 
 
 def parse_json(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -252,20 +255,20 @@ def _size(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def read_json(path: str | os.PathLike[str], kind: str) -> Any:
-    """Parse a JSON file.
+def read_json(path: str | os.PathLike[str], kind: str = "") -> Any:
+    """The content of a JSON file.
 
     Args:
-        kind: what the file is meant to be, for the message ("model config").
+        kind: see `read_text`.
     Raises:
-        UserError: missing, unreadable or not JSON.
+        UserError: it is missing, cut short, or no JSON.
     """
+    text = read_text(Path(path), kind)
     try:
-        return parse_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the {kind} {path}: {error.strerror}") from error
+        return parse_json(text)
     except ValueError as error:
-        raise UserError(f"the {kind} {path} is not valid JSON: {error}") from error
+        said = f"the {kind} {path}" if kind else path
+        raise UserError(f"{said} is not valid JSON, or cut short: {error}") from error
 
 
 def file_mask() -> int:

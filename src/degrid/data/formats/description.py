@@ -163,11 +163,10 @@ def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
 
 def _read(file: Path) -> dict[str, Any]:
     """The values by key, with the words of other toolkits translated."""
+    text = read_text(file)
     try:
-        values = parse_yaml(read_text(file))
+        values = parse_yaml(text)
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys such as path, train, val and classes")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +17,7 @@ from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
 from degrid.data.formats.pairs import Pair, divided, images_in, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
-from degrid.files import blaming, parse_json, read_text
+from degrid.files import blaming
 from degrid.image import open_image
 from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError
@@ -72,20 +71,6 @@ def shown_size(file: Path) -> tuple[int, int]:
         width, height = open_image(file).size  # which explains, or reads more kinds
         turned = False
     return (width, height) if turned else (height, width)
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file, with or without a byte order mark.
-
-    Raises:
-        UserError: it is missing, cut short, or no JSON.
-    """
-    try:
-        return parse_json(read_text(file))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is not valid JSON, or cut short: {error}") from error
 
 
 def read_xml(file: Path) -> ElementTree.Element:

@@ -15,13 +15,13 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import Color
-from degrid.data.formats.shapes.drawn import Drawn, Images, read_json, refuse_boxes, with_splits
+from degrid.data.formats.shapes.drawn import Drawn, Images, refuse_boxes, with_splits
 from degrid.data.formats.shapes.polygon import corners, ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.shapes.runs import runs_region
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import blaming
+from degrid.files import blaming, read_json
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import Pair, divided
-from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, read_json, refuse_boxes
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, refuse_boxes
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.shapes.runs import label_studio_pixels
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.data.formats.tools.label_studio import image_address
-from degrid.files import blaming
+from degrid.files import blaming, read_json
 from degrid.lookup import counted
 from degrid.types import UserError
 

@@ -21,12 +21,12 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, rgb_like
 from degrid.data.formats.pair_lists import read_names
 from degrid.data.formats.pairs import files_in, images_in
-from degrid.data.formats.shapes.drawn import Drawn, Images, read_json, refuse_boxes, split_of_folders, with_splits
+from degrid.data.formats.shapes.drawn import Drawn, Images, refuse_boxes, split_of_folders, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import blaming
+from degrid.files import blaming, read_json
 from degrid.image import oriented
 from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError

@@ -18,7 +18,6 @@ from degrid.data.formats.shapes.drawn import (
     OVERLAPS,
     Drawn,
     Images,
-    read_json,
     refuse_boxes,
     split_of_file,
     with_splits,
@@ -27,7 +26,7 @@ from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, r
 from degrid.data.formats.shapes.region import NOTHING, Region, Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import blaming
+from degrid.files import blaming, read_json
 from degrid.lookup import counted, grouped
 from degrid.types import IGNORE_INDEX, UserError
 
