@@ -127,6 +127,6 @@ def test_mistakes_with_formats(scenes):
     np.savez("set/train.npz", images=np.zeros((1, 4, 4), np.float32), labels=np.zeros((1, 4, 4), np.uint8))
     report = degrid.check_data("own_arrays:Arrays=set")
     assert report.problems == [
-        "1 sample that cannot be read (make or get them anew): train/0: an image must be uint8 [H,W,3], got float32 "
+        "1 sample that cannot be read (make or get them again): train/0: an image must be uint8 [H,W,3], got float32 "
         "[4, 4]"
     ]

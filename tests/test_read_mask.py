@@ -260,7 +260,7 @@ def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):
     problems = "\n".join(check_data(tmp_path).problems)
     assert "1 lossy WebP mask" in problems
     assert "1 mask that is no image of class ids" in problems
-    assert "1 mask that cannot be read (make them anew)" in problems
+    assert "1 mask that cannot be read (make them again)" in problems
 
 
 def test_check_notes_images_that_are_nearly_black(tmp_path):

@@ -112,7 +112,7 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None
     # Pillow would take the beginning of the file for the missing parts, and call the other kind damaged.
     if header and (header.sparse or header.compression == _WEBP_IN_TIFF):
         how = "leaves out its empty parts (SPARSE_OK of GDAL)" if header.sparse else "is a TIFF compressed as WebP"
-        raise UnreadKindError(f'{path} {how}, and is not read as a picture: write it anew with "gdal_translate"')
+        raise UnreadKindError(f'{path} {how}, and is not read as a picture: rewrite it with "gdal_translate"')
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         kinds = Image.ID[tried:]

@@ -96,7 +96,7 @@ def part_receptive_field(
     if not mean.max() > 0:
         raise UserError(
             f"with these weights {part.name} depends on nothing of where the part begins, as before training, where "
-            "batch norms begin at 0: draw the weights anew with --random 0 (random_weights=0)"
+            "batch norms begin at 0: draw random weights with --random 0 (random_weights=0)"
         )
     radii = [min(at, side - 1 - at) for at, side in zip(places, mean.shape, strict=True)]
     return mean[tuple(slice(at - radius, at + radius + 1) for at, radius in zip(places, radii, strict=True))]

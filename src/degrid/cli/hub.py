@@ -18,7 +18,9 @@ app = typer.Typer(
 
 _Model = Annotated[str, typer.Argument(help="A model folder or run folder.")]
 _Half = Annotated[bool, typer.Option("--half", help="Weights in float16, which takes half the space.")]
-_Data = Annotated[str, typer.Option(help="Score the model on this dataset; by default its validation is told.")]
+_Data = Annotated[
+    str, typer.Option(help="Score the model on this dataset; by default the card gives its last validation.")
+]
 _Split = Annotated[str, typer.Option(help="Split to score.")]
 _Purpose = Annotated[str, typer.Option(help='What it segments, such as "street scenes by day".')]
 _License = Annotated[str, typer.Option(help="Of the weights, as the hub spells it, such as apache-2.0.")]

@@ -51,7 +51,7 @@ InspectedImages = Annotated[
     list[str] | None, typer.Option("--images", help="An image, folder or pattern, in place of noise; repeatable.")
 ]
 RandomWeights = Annotated[
-    int | None, typer.Option("--random", metavar="SEED", help="Draw all weights anew by this seed.")
+    int | None, typer.Option("--random", metavar="SEED", help="Draw all weights at random, by this seed.")
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a dense CRF is told. Imports no torch."""
+"""The settings of a dense CRF. Imports no torch."""
 
 from __future__ import annotations
 

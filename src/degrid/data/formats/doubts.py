@@ -143,7 +143,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
         wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
         yield f"{text}; {wish} to divide them into background and object"
     else:
-        yield f"{text}, as if the masks had been scaled or smoothed; make them anew without (nearest neighbour)"
+        yield f"{text}, as if the masks had been scaled or smoothed; make them again without (nearest neighbour)"
 
 
 def _shades(look: _Look) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _ramps(found: Survey, solid: list[int]) -> Iterator[str]:
         yield (
             f"soft edges: where two classes meet, ids between theirs come as thin lines ({ramps} times in what was "
             f"looked at, {between} most often; such classes meet directly {found.far} times), as if the masks had been "
-            "scaled or smoothed; make them anew without (nearest neighbour)"
+            "scaled or smoothed; make them again without (nearest neighbour)"
         )
 
 

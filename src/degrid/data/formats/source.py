@@ -37,7 +37,7 @@ class Source(ABC):
 
     __slots__ = ()
     name: str
-    unreadable: ClassVar[str] = "samples that cannot be read (make or get them anew)"
+    unreadable: ClassVar[str] = "samples that cannot be read (make or get them again)"
 
     @abstractmethod
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
@@ -184,7 +184,7 @@ class BrokenSource(Source):
 
     name: str
     error: UserError
-    unreadable: ClassVar[str] = "files whose records are lost from some place on (get or write them anew)"
+    unreadable: ClassVar[str] = "files whose records are lost from some place on (get or write them again)"
 
     def missing(self) -> str:
         """Raises the error."""

@@ -131,7 +131,7 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
         elif isinstance(error, UnusableMaskError):
             faults.append(("masks that are no image of class ids", str(error)))
         else:
-            faults.append(("masks that cannot be read (make them anew)", str(error)))
+            faults.append(("masks that cannot be read (make them again)", str(error)))
         return None
 
 

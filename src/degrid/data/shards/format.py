@@ -16,7 +16,7 @@ from degrid.data.formats.source import BrokenSource, LazySources, Source
 from degrid.data.shards.index import INDEX, Member, Part, Shard, read_index, read_members
 from degrid.data.shards.names import mask_ending, member_name
 from degrid.data.shards.places import in_folder, in_threads, read_part, sizes
-from degrid.data.shards.source import ANEW, ShardSource
+from degrid.data.shards.source import MEND, ShardSource
 from degrid.data.tfrecord.format import called, splits_by_name
 from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
@@ -97,7 +97,7 @@ def _listed(folder: str, shards: Sequence[Shard]) -> Iterator[Source]:
         place = in_folder(folder, shard.file)
         if length != shard.bytes:
             came = "is missing" if length is None else f"has {length} bytes, where {INDEX} says {shard.bytes}"
-            members = UserError(f"{place} {came}: {ANEW}")
+            members = UserError(f"{place} {came}: {MEND}")
         if isinstance(members, UserError):
             yield BrokenShard(shard.file, members, place, shard.samples)
         else:
@@ -108,7 +108,7 @@ def _members_or_error(folder: str, shard: Shard) -> list[Member] | UserError:
     try:
         size, members = read_members(folder, shard.file)
         if size != shard.bytes or len(members) != shard.samples:
-            return UserError(f"{in_folder(folder, shard.file)}.json does not fit {INDEX}; get both anew")
+            return UserError(f"{in_folder(folder, shard.file)}.json does not fit {INDEX}; get both again")
         return members
     except UserError as error:
         return error
@@ -170,7 +170,7 @@ def _files_in(file: Path) -> Iterator[tuple[str, str, Part]]:
                     stem, _, ending = base.partition(".")
                     yield f"{folder}{slash}{stem}", ending.lower(), Part(entry.offset_data, entry.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{file} is no tar file, or a damaged or cut one: {error}; get or write it anew") from error
+        raise UserError(f"{file} is no tar file, or a damaged or cut one: {error}; get or write it again") from error
 
 
 def without_bad_shards(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
@@ -186,7 +186,7 @@ def without_bad_shards(sources: Sequence[Source]) -> tuple[list[Source], list[st
     if not lost:
         return list(sources), []
     if len(lost) == len(shards):
-        raise UserError(f"no shard of {len(lost)} is sound: {some(lost, 4)}; get or write them anew")
+        raise UserError(f"no shard of {len(lost)} is sound: {some(lost, 4)}; get or write them again")
     gone = {id(source) for samples in lost.values() for source in samples}
     images = sum(source.samples if isinstance(source, BrokenShard) else 1 for each in lost.values() for source in each)
     told = f"{counted(len(lost), 'damaged shard')} left out, with {counted(images, 'image')}: {some(sorted(lost), 4)}"

@@ -103,4 +103,4 @@ def read_index(folder: str) -> Index:
 
 
 def _expected(place: str) -> contextlib.AbstractContextManager[None]:
-    return blaming(f"{place} is not what degrid data shard writes; get it or write the shards anew")
+    return blaming(f"{place} is not what degrid data shard writes; get it or write the shards again")

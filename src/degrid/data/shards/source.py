@@ -21,7 +21,7 @@ from degrid.image import decode_jpeg
 from degrid.protobuf import Span
 from degrid.types import RGB, Bands, ConversionError, UserError
 
-ANEW = "get it or write the shards anew, or leave such shards out: --skip-bad-shards (data.skip_bad_shards=true)"
+MEND = "get it or write the shards again, or leave such shards out: --skip-bad-shards (data.skip_bad_shards=true)"
 """What to do about a damaged shard."""
 _PNG_BITS = 24
 """The byte of a PNG file with the bits of a value."""
@@ -41,7 +41,7 @@ class ShardSource(Source):
     member: Member
     label_suffix: str = ".png"
     how: MaskReading = AS_STORED
-    unreadable: ClassVar[str] = "samples of shards that cannot be read (get or write the shards anew)"
+    unreadable: ClassVar[str] = "samples of shards that cannot be read (get or write the shards again)"
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -151,7 +151,7 @@ class ShardSource(Source):
             if part.checksum is not None and zlib.crc32(found.data) != part.checksum:
                 found.fail(f"the sample {self.name} has changed since it was written (its checksum does not match),")
         except ConversionError as error:
-            raise ConversionError(f"{error}; {ANEW}") from error
+            raise ConversionError(f"{error}; {MEND}") from error
         return found
 
     @contextlib.contextmanager

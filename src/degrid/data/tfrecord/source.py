@@ -71,7 +71,7 @@ class RecordSource(Source):
 
     record: Record
     how: MaskReading = AS_STORED
-    unreadable: ClassVar[str] = "records that cannot be read (write the file anew)"
+    unreadable: ClassVar[str] = "records that cannot be read (write the file again)"
 
     @property
     def name(self) -> str:  # type: ignore[override]

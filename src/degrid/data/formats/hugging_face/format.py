@@ -43,7 +43,7 @@ def open_hugging_face(address: Address) -> Layout:
     """
     splits = _load(address)
     if not splits:
-        raise UserError(f"{address} has no split; save it again, or get it anew")
+        raise UserError(f"{address} has no split; save it again, or download it again")
     features = _features(next(iter(splits.values())), address)
     columns, note = find_columns(features, address.options, address)
     notes = [note] if note else []
