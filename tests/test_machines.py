@@ -95,7 +95,7 @@ def test_a_process_that_is_killed_is_told_of(tmp_path):
     environment = ENVIRONMENT | {"PYTHONPATH": places}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert "degrid: process 1 was ended by SIGKILL, as a system without free memory does it" in done.stderr
+    assert "degrid: process 1 was ended by SIGKILL, as happens when the system runs out of memory" in done.stderr
 
 
 @pytest.fixture

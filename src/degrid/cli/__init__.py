@@ -93,7 +93,7 @@ def run() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     quick_imports.install()
     settle_threads()
-    if "RANK" in os.environ:  # torchrun's process: PyTorch's C++ warns of what is meant so; it reads this once, early
+    if "RANK" in os.environ:  # torchrun's process: PyTorch's C++ warns of what is intended; it reads this once, early
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(

@@ -67,5 +67,5 @@ def in_processes(count: int, arguments: list[str]) -> int:
 def _killed(rank: int, number: int) -> str:
     """What became of a process that a signal ended."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    memory = ", as a system without free memory does it: take fewer --devices, or a smaller train.batch_size"
+    memory = ", as happens when the system runs out of memory: take fewer --devices, or a smaller train.batch_size"
     return f"process {rank} was ended by {name}{memory if number == signal.SIGKILL else ''}; all others were stopped"

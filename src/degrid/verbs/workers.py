@@ -26,7 +26,7 @@ LEAST_STORE = 200_000_000
 START_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError, AssertionError)
 """What `ray.init` raises if there is no Ray."""
 STARTS = 3
-"""How often Ray is started where it takes too long; on a busy machine its files are in memory the second time."""
+"""How many times Ray is started if it takes too long: on a busy machine its files are in memory the second time."""
 LOSSES_IN_A_ROW = 8
 """A worker that is lost this many times without a result in between will never work. It is called again after pauses of
 1, 2, 4, ... seconds, two minutes in total: Ray needs a minute to notice that a machine is gone, and until then answers

@@ -42,7 +42,7 @@ class Description(DataFormat):
     (raw ids or colours that are void), ids ({raw id: train id, or "void"}, or a list with the raw id of each class in
     order), threshold (a number: values below it are background), nearest_color (a distance: other colours become the
     nearest one of a class), palette (color or index: how palette images are read), accept (kinds of doubts that are
-    meant so), crowd (instance or void: what COCO's crowds are).
+    intended), crowd (instance or void: what COCO's crowds are).
     Without splits the folder is recognised, or read in the format.
     """
 

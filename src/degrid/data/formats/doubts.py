@@ -73,12 +73,12 @@ def stop_at_doubts(layout: Layout, accept: Iterable[str] = ()) -> None:
     if left:
         more = f" ({len(left) - 1} more: degrid data check)" if len(left) > 1 else ""
         raise UserError(
-            f"{layout.root}: {left[0].sentence}: if it is meant so, accept it with {how_to_accept(left[0].kind)}{more}"
+            f"{layout.root}: {left[0].sentence}: if it is intended, accept it with {how_to_accept(left[0].kind)}{more}"
         )
 
 
 def how_to_accept(kind: str) -> str:
-    """Where it is said that a kind of doubt is meant so."""
+    """Where to say that what caused a kind of doubt is intended."""
     return f"data.accept={kind}, or accept: [{kind}] in dataset.yaml"
 
 
