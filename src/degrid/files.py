@@ -88,7 +88,7 @@ def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
     """Say what was expected where the values read from a file have another form.
 
     Args:
-        what: the file, and what was expected.
+        what: the file, and what was expected; with a colon at its end where the reason follows as part of the sentence.
         more: what else the body raises for such values.
     Raises:
         UserError: `what`, and what was found wrong.
@@ -98,7 +98,7 @@ def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except DAMAGE + more as error:
-        raise UserError(f"{what} ({error!r})") from error
+        raise UserError(f"{what} {error!r}" if what.endswith(":") else f"{what} ({error!r})") from error
 
 
 @contextlib.contextmanager
