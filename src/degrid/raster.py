@@ -24,9 +24,11 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags of TIFF 6.0, and GDAL's own.
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _TEXT, _STRIPS, _ORIENTATION = 270, 273, 274
-_BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 34264, 42113
+_BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TIE_POINT, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 33922, 34264, 42113
 _ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
-_TAGS = frozenset((254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 339, 33550, 34264, 42113))
+_TAGS = frozenset(
+    (254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 339, 33550, 33922, 34264, 42113)
+)
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
@@ -57,6 +59,7 @@ class TiffHeader:
         no_data: the value of pixels without data (GDAL_NODATA, tag 42113), or None.
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
         on_map: it says where on a map its pixels lie (GeoTIFF).
+        corners: x and y on the map of its first and last corner; None where it lies askew, or does not say so.
         upright: its first row is the top one, from left to right (Orientation 1).
         complete: it lists as many strips or tiles as an image of its size has; of those that it does not list, GDAL
             reads zeros.
@@ -73,6 +76,7 @@ class TiffHeader:
     no_data: float | None
     sparse: bool
     on_map: bool = False
+    corners: tuple[float, float, float, float] | None = None
     upright: bool = True
     complete: bool = True
 
@@ -89,6 +93,11 @@ def tiff_header(path: str | os.PathLike[str]) -> TiffHeader | None:
             return _header(stream, "<" if mark[0] == 73 else ">", 43 in mark) if mark in TIFF_MARKS else None
     except (OSError, ValueError, IndexError, struct.error):
         return None
+
+
+def is_tiff(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as TIFFs are."""
+    return os.fspath(path).lower().endswith((".tif", ".tiff"))
 
 
 def png_in_rows(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -133,9 +142,24 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         no_data=no_data,
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
         on_map=_SCALE in first or _TRANSFORM in first,
+        corners=_corners(first),
         upright=first.get(_ORIENTATION, (1,))[0] == 1,
         complete=_is_complete(first),
     )
+
+
+def _corners(tags: dict[int, tuple[Any, ...]]) -> tuple[float, float, float, float] | None:
+    """See `TiffHeader`; GeoTIFF 1.1, B.6: a matrix; or a point of the image, and the size of a pixel (y goes up)."""
+    width, height = (tags.get(tag, (0,))[0] for tag in (_WIDTH, _HEIGHT))
+    scale, point, matrix = (tags.get(tag, ()) for tag in (_SCALE, _TIE_POINT, _TRANSFORM))
+    if len(matrix) == 16 and not matrix[1] and not matrix[4]:
+        left, top, right, down = matrix[3], matrix[7], matrix[0], matrix[5]
+    elif len(scale) >= 2 and len(point) == 6:
+        right, down = scale[0], -scale[1]
+        left, top = point[3] - point[0] * right, point[4] - point[1] * down
+    else:
+        return None
+    return left, top, left + width * right, top + height * down
 
 
 def _is_complete(tags: dict[int, tuple[Any, ...]]) -> bool:
@@ -169,7 +193,7 @@ def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dic
     (following,) = struct.unpack(order + word, stream.read(word_bytes))
     tags = {}
     for tag, kind, length, value in struct.iter_unpack(order + entry, table):
-        fitting = "c" if tag in (_TEXT, _NO_DATA) else "d" if tag in (_SCALE, _TRANSFORM) else "BHIQ"
+        fitting = "c" if tag in (_TEXT, _NO_DATA) else "d" if tag in (_SCALE, _TIE_POINT, _TRANSFORM) else "BHIQ"
         if tag not in _TAGS or _TYPES.get(kind, "-") not in fitting or (tag == _TEXT and length > _LONG_TEXT):
             continue
         form = f"{order}{length}{_TYPES[kind]}"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.copies import Seen, copied_masks, overlaps
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.matching import without_number
 from degrid.data.formats.source import LazySources
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import SOFT, Survey, Surveys, total
 from degrid.lookup import did_you_mean, some
+from degrid.raster import is_tiff, tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 
@@ -113,6 +116,8 @@ _MOSTLY_ALIKE = 0.2
 _NEARLY = 0.95
 # In COCO itself one annotation in eighty is a crowd.
 _MOST_CROWDS = 0.25
+# Maps of each split whose places are compared.
+_MAPS = 100
 # Values this close to the lowest and the highest are noise on black and white; but few values are rather classes.
 _NEAR, _FEW = 24, 4
 
@@ -386,7 +391,8 @@ def _two_kinds_of_white(look: _Look) -> Iterator[str]:
     """Masks of 0 and 1 among masks of 0 and 255, which would be void."""
     found, rule = look.whole, look.rule
     ones, whites = (found.sets[0, value] + found.sets[(value,)] for value in (1, IGNORE_INDEX))
-    plain = set(found.pixels) == {0, 1, IGNORE_INDEX} and rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX
+    plain = set(found.ids) == {0, 1, IGNORE_INDEX} and not found.colored
+    plain = plain and rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX
     if plain and not (rule.exact or rule.says_void) and ones and ones == found.found_in[1]:
         yield (
             f"{ones} masks hold 0 and 1, {whites} hold 0 and 255, and none holds 1 and 255, so that 255 is void in "
@@ -413,6 +419,48 @@ def _values_mixed_by_darwin(look: _Look) -> Iterator[str]:
             f"{look.rule.said} gives {names[first]} the value {grey[first]}, which no mask has; darwin-py up to 3.6.3 "
             f"writes {taken} in its place, the value of {names[grey.index(taken)]}; export ids or colours"
         )
+
+
+def _several_masks(look: _Look) -> Iterator[str]:
+    """Images with further masks, such as one for each object, of which the first is read."""
+    read = {}
+    for sources in look.layout.splits.values():
+        for source in () if isinstance(sources, LazySources) or not look.layout.orphans else sources:
+            image, mask = map(Path, source.places())
+            read[mask.parent, without_number(mask.stem)] = (image, mask)
+    for orphan in look.layout.orphans:
+        image, mask = read.get((orphan.parent, without_number(orphan.stem)), (None, orphan))
+        if image and mask.stem != orphan.stem:
+            yield (
+                f"{image.name} has several masks ({mask}, {orphan.name}), of which the first is read: join those of an "
+                "image into one, such as np.maximum(first, second)"
+            )
+            return
+
+
+def _other_places(look: _Look) -> Iterator[str]:
+    """Maps whose masks are of another place."""
+    for sources in look.layout.splits.values():
+        for source in () if isinstance(sources, LazySources) else sources[:_MAPS]:
+            image, mask = source.places()
+            if not (is_tiff(image) and is_tiff(mask)):
+                break
+            ours, theirs = (header and header.corners for header in map(tiff_header, (image, mask)))
+            if ours and theirs and any(abs(one - other) > _off(ours) for one, other in zip(ours, theirs, strict=True)):
+                yield (
+                    f"{image} and its mask {mask} are of other places on the map: {_shown(ours)} and {_shown(theirs)} "
+                    "(x and y of the first and of the last corner); cut them at the same lines"
+                )
+                return
+
+
+def _off(corners: tuple[float, ...]) -> float:
+    """How far corners of the same place may be from each other: a hundredth of the map's width."""
+    return abs(corners[2] - corners[0]) / 100
+
+
+def _shown(corners: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.10g}" for value in corners)
 
 
 def _splits_overlap(look: _Look) -> Iterator[str]:
@@ -496,6 +544,8 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "palette-order": (_palette_order, ("palettes-differ",)),
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
+    "several-masks": (_several_masks, ()),
+    "other-places": (_other_places, ()),
     "splits-overlap": (_splits_overlap, ()),
     "names-alike": (_names_alike, ()),
     "images-are-masks": (_images_are_masks, ()),

@@ -29,18 +29,32 @@ from degrid.types import LabelSpace, UserError
 
 IMAGE_FOLDERS = (
     *("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original"),
-    *("inputs", "input", "x"),
+    *("rgb_anon", "inputs", "input", "x"),
 )
 _MASK_FOLDERS = (
     "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
     "segmentations SegmentationClass"
 )
-MASK_FOLDERS = (*_MASK_FOLDERS.split(), "ground truth", "targets", "target", "y")
+# The first of several counts: where there are manual ones, "mask" is the field of view, as in HRF.
+MASK_FOLDERS = (
+    *(
+        "1st_manual",
+        "manual1",
+        "manual",
+        *_MASK_FOLDERS.split(),
+        "ground truth",
+        "targets",
+        "target",
+        "lab",
+        "labs",
+        "y",
+    ),
+)
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
 # What looks like a list of splits and is not read.
 _LIKE_SPLITS = re.compile(
-    r"(splits?|folds?|partitions?|(train|val|valid|validation|test)(_?(list|ids|split|set|files|images))?)"
+    r"((.*[-_. ])?(splits?|folds?|partitions?)|(train|val|valid|validation|test)(_?(list|ids|set|files|images))?)"
     r"\.(jsonl?|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
     re.IGNORECASE,
 )
@@ -76,7 +90,7 @@ class SplitFolders(DataFormat):
         notes += _left_out(path, {place for _, *both in found for place in both})
         notes = [*dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
-        return Layout(reason, path, splits, *_classes(path), orphans, notes)
+        return Layout(reason, path, splits, *classes_beside(path), orphans, notes)
 
 
 def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
@@ -87,7 +101,7 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
         named = (folders.get(f"{folder.name.lower()}{ending}") for ending in _FOLDER_ENDINGS)
         inside = (place for name in MASK_FOLDERS if (place := path / name / folder.name).is_dir())
         beside = next((place for place in (*filter(None, named), *inside) if any_mask(place)), None)
-        both = _image_and_mask_folders(folder) or (beside and (folder, beside))
+        both = image_and_mask_folders(folder) or (beside and (folder, beside))
         if both:
             found.append((split, *both))
     return found + (_split_by_name(path) if len(folders) > 1 else [])
@@ -108,7 +122,7 @@ def _split_by_name(path: Path) -> list[tuple[str, Path, Path]]:
     found = []
     for word, split in SPLIT_NAMES.items():
         for form in (f"{word}_{{}}", f"{word}-{{}}", f"{word}{{}}", f"{{}}_{word}", f"{{}}-{word}"):
-            both = _image_and_mask_folders(path, form)
+            both = image_and_mask_folders(path, form)
             if both:
                 found.append((split, *both))
     return found
@@ -121,7 +135,7 @@ class Folders(DataFormat):
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        folders = _image_and_mask_folders(path)
+        folders = image_and_mask_folders(path)
         return _of_folders(path, *folders) if folders else None
 
 
@@ -133,10 +147,10 @@ def with_masks(path: Path, masks: Path) -> Layout | None:
 
 def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
-    splits, notes = _divide(path, pairs, images)
+    splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
     notes += _several_note(pairs, orphans, masks)
-    return Layout(f"{images.name} and {masks.name}", path, splits, *_classes(path), orphans, notes)
+    return Layout(f"{images.name} and {masks.name}", path, splits, *classes_beside(path), orphans, notes)
 
 
 def _color_note(pairs: list[Pair]) -> list[str]:
@@ -186,16 +200,17 @@ class SideBySide(DataFormat):
         matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
         if not matched or 2 * len(matched) < len(pairs):
             return None  # a few names that happen to fit are no dataset
-        splits, notes = _divide(path, pairs, path)
-        labels, rule = _classes(path)
+        splits, notes = divide(path, pairs, path)
+        labels, rule = classes_beside(path)
         if labels is None:
-            labels, rule = _classes(path / _around(pairs))
+            labels, rule = classes_beside(path / _around(pairs))
         notes += [*_color_note(pairs), *unread_note(path)]
         return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
 
 
-def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
-    """The pairs by lists of names, else by folders named like splits, else by chance; and the notes on that.
+def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The pairs by lists of names, else by folders called as splits, by such words in all names, or by chance; and the
+    notes on that.
 
     Args:
         images: the folder of the images.
@@ -206,6 +221,10 @@ def _divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
+        splits = _by_word(pairs)
+        if splits:
+            shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
+            return splits, [f"the splits are those that the images' names say ({shown})"]
         unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
         but = (
             f"; {some(unread, 3)} is not read: train.txt and val.txt, with one name per line, name them"
@@ -260,16 +279,33 @@ def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
     return {}
 
 
+def _by_word(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    """The pairs by the word of their names that is a split in all of them, such as train_01 and val_02; none without
+    one."""
+    words = [re.findall(r"[^\W\d_]+", os.path.basename(pair.name).lower()) for pair in pairs]
+    for column in zip(*words, strict=False):
+        if (
+            "train" in (called := {SPLIT_NAMES.get(word, "") for word in column})
+            and "" not in called
+            and len(called) > 1
+        ):
+            splits: dict[str, list[Pair]] = {}
+            for word, pair in zip(column, pairs, strict=True):
+                splits.setdefault(SPLIT_NAMES[word], []).append(pair)
+            return splits
+    return {}
+
+
 def _around(pairs: list[Pair]) -> str:
     """The folder in which all pairs lie, as "export/", where an archive was unpacked into one; never one of a split."""
-    folders = [pair.name.split("/")[:-1] for pair in pairs]
+    folders = [pair.name.split("/")[:-1] for pair in pairs] or [[]]
     # What the first and the last in order share, all share.
     shared = itertools.takewhile(lambda both: both[0] == both[1], zip(min(folders), max(folders), strict=False))
     parts = itertools.takewhile(lambda part: not splits_of([part]), (part for part, _ in shared))
     return "".join(f"{part}/" for part in parts)
 
 
-def _classes(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+def classes_beside(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
     """The classes that a table in the folder names, or one in each folder of a split, as Roboflow's _classes.csv.
 
     Raises:
@@ -296,7 +332,7 @@ def holds_masks(path: Path) -> bool:
 
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
     """The pairs that a list of bare names selects from the image and mask folders of `root`; None without those."""
-    folders = _image_and_mask_folders(root)
+    folders = image_and_mask_folders(root)
     return select(read_names(file), pair_up(*folders)[0], folders[0], root) if folders else None
 
 
@@ -308,7 +344,7 @@ def _folders(root: Path) -> dict[str, Path]:
     return {name: root / name for name in names}
 
 
-def _image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:
+def image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:
     """The folder of images and the first that holds masks; their names have words of `form` around the usual ones."""
     images, masks = (_called(root, names, form) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
     with_masks = next(filter(any_mask, masks), None)

@@ -62,7 +62,8 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
 
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
     number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
-    ("tr", "validación") count beside each other, and so does "trainval" where there is no "train".
+    ("tr", "validación") count beside each other, and so does "trainval" where there is no "train". Where none is
+    called so, "city_train" and "city_val" are.
     """
     around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}
@@ -71,8 +72,21 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     others = {name: split for name, split in split_by_others if split and split not in found.values()}
     if "train" in (both := {*found.values(), *others.values()}) and len(both) > 1:
         found.update(others)
+    found = found or _behind_one_word(bare)
     years = Counter(split for name, split in found.items() if bare[name] != name.lower())
     return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
+
+
+def _behind_one_word(bare: Mapping[str, str]) -> dict[str, str]:
+    """The splits of names that begin alike and end in those of splits, as "uavid_train" and "uavid_val"; none where
+    several beginnings would do."""
+    found: dict[str, dict[str, str]] = {}
+    for name, word in bare.items():
+        start, _, end = re.sub(r"[-. ]", "_", word).rpartition("_")
+        if start and end in SPLIT_NAMES:
+            found.setdefault(start, {})[name] = SPLIT_NAMES[end]
+    several = [splits for splits in found.values() if "train" in splits.values() and len({*splits.values()}) > 1]
+    return several[0] if len(several) == 1 else {}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +200,8 @@ def said_of_turning(image: Path, size: tuple[int, ...]) -> str:
     return "images that EXIF turns, read as they are stored since that fits their masks" * (size == (height, width))
 
 
+# Ids in one channel of a colour are small.
+_HIGHEST_IN_CHANNEL = 63
 # More values than this are not classes, but what smoothing or compression leaves between them.
 _MANY_UNKNOWN = 3
 
@@ -234,6 +237,18 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     )
 
 
+def in_one_channel(colors: Collection[Color]) -> str:
+    """What to do with pictures of which one channel holds the ids, as those of CARLA's cameras do; empty for others."""
+    used = [channel for channel in range(3) if any(color[channel] for color in colors)]
+    if len(used) != 1 or len(colors) < 2 or max(color[used[0]] for color in colors) > _HIGHEST_IN_CHANNEL:
+        return ""
+    name = "RGB"[used[0]]
+    return (
+        f"all of them differ in {('red', 'green', 'blue')[used[0]]} alone: if that is the id, as CARLA writes it, save "
+        f'this channel: Image.open("a.png").getchannel("{name}").save("masks/a.png")'
+    )
+
+
 def _colors_message(what: str, unknown: dict[int | Color, int], rule: MaskRule) -> str:
     pixels = sum(unknown.values())
     if all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown):
@@ -241,6 +256,8 @@ def _colors_message(what: str, unknown: dict[int | Color, int], rule: MaskRule) 
             f"{what} ({pixels} pixels), which are those of classes with red and blue exchanged, as OpenCV writes an "
             "image that is taken for RGB: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
         )
+    if channel := in_one_channel([value for value in unknown if isinstance(value, tuple)]):
+        return f"{what} ({pixels} pixels), which belong to no class; {channel}"
     nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if len(unknown) > _MANY_UNKNOWN else ""
     return (
         f"{what}, which belong to no class ({pixels} pixels); give every class its colour in classes.csv "

@@ -14,15 +14,15 @@ from degrid.lookup import grouped
 _IN_COLOR = ("_train_color", "_label_color", "_mask_color", "_color_mask", "_color", "_colors", "_colour", "_colored")
 MASK_ENDINGS = (
     "",
-    *("_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L"),
-    *("_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
+    *("_mask", "_masks", "_label", "_labels", "_lab", "_gt", "_seg", "_segmentation", "-mask", "-label", "_L"),
+    *("_gt_labelTrainIds", "_gt_labelIds", "_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
     *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
     *("_manual1", "_1stHO", ".ah"),  # the first observer's in DRIVE, CHASE-DB1 and STARE
     *("_labelIds", "_label_id", "_label_ids", "_id", "_ids", "_semantic", "_sem", "_semseg"),
     *_IN_COLOR,  # where there are no ids beside
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
-_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_training", "_test")
+_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test")
 # Files beside masks that are not masks; nothing is said of them when their image has a mask.
 _COMPANIONS = (
     *_IN_COLOR,
@@ -40,8 +40,10 @@ _COMPANIONS = (
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
 _OF_IMAGES = "image images img imgs im rgb color colour sat photo photos pic frame input raw original"
-_OF_MASKS = "mask masks label labels lbl gt seg segmentation annotation anno annot target"
+_OF_MASKS = "mask masks label labels lbl gt seg segmentation semantic annotation anno annot target"
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
+_MASK_FOLDER_WORDS = _MASK_WORDS | {"groundtruth", "truth", "lab", "manual"}
+_AGAIN = re.compile(r"[-_ ]\(?\d+\)?$")  # what the names of further masks of an image end in
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
 _PHOTOGRAPHS = (".jpg", ".jpeg")
 
@@ -154,7 +156,11 @@ def masks_among(files: Iterable[str]) -> set[str]:
         stem = _stem(file)
         bare, whole = keys[file]
         return (
-            any(ending and stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in MASK_ENDINGS)
+            any(
+                ending and name.endswith(ending) and name.removesuffix(ending) in stems
+                for name in (stem, without_number(stem))
+                for ending in MASK_ENDINGS
+            )
             or stem in names
             or (stem in photographs and not file.lower().endswith(_PHOTOGRAPHS))
             or (bare != whole and bare in image_keys)
@@ -163,9 +169,14 @@ def masks_among(files: Iterable[str]) -> set[str]:
     return {file for file in files if is_mask(file)}
 
 
+def without_number(name: str) -> str:
+    """A name without a number at its end, as the further masks of an image have one: "a_mask" of "a_mask_1"."""
+    return _AGAIN.sub("", name)
+
+
 def is_for_masks(folder: str) -> bool:
     """Whether the name of a folder has a word for masks."""
-    return _has_word(folder, _MASK_WORDS)
+    return _has_word(folder, _MASK_FOLDER_WORDS)
 
 
 def is_for_images(folder: str) -> bool:

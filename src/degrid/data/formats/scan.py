@@ -7,7 +7,7 @@ from pathlib import Path
 
 from degrid.data.formats.classes import unread_tables
 from degrid.data.formats.layout import Layout
-from degrid.data.formats.masks import Color, MaskReading, MaskRule
+from degrid.data.formats.masks import Color, MaskReading, MaskRule, in_one_channel
 from degrid.data.formats.pairs import splits_or_divided
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
@@ -191,6 +191,8 @@ def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
     if len(colors) > _MOST_COLORS:
         said = ["So many are those of a picture: give the folder of the masks, and list images before masks"]
     beside = (note for note in layout.notes if note.startswith("the labels are those of "))
+    if channel := in_one_channel(colors):
+        said.append(channel[0].upper() + channel[1:])
     said += [f'{note}: "masks: FOLDER" in dataset.yaml chooses' for note in beside]
     return ". ".join(
         [

@@ -81,6 +81,7 @@ FORMATS = {
     "Label Studio JSON": Row("formats.tools.label_studio_json:LabelStudioJson", ".json"),
     "split folders": Row("formats.folder:SplitFolders"),
     "folder": Row("formats.folder:Folders"),
+    "scenes": Row("formats.scenes:Scenes"),
     "side by side": Row("formats.folder:SideBySide"),
     "TFRecord": Row("tfrecord.format:TFRecord", ".tfrecord -of-"),
     "WebDataset": Row("shards.format:WebDataset", ".tar"),
@@ -93,7 +94,7 @@ POLYGON_FORMATS = (
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
 _OWN_MASKS = ("Supervisely", "LabelMe XML")
 """Those that say themselves which masks lie beside them."""
-_OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "side by side", "TFRecord")
+_OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "scenes", "side by side", "TFRecord")
 """Layouts of users' own data, which a message explains; the others have names that their users know."""
 _TRIED = 20  # folders below one that holds no dataset
 
@@ -171,14 +172,17 @@ def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
 
 
 def _folders_that_pair(path: Path, folders: Sequence[Path]) -> str:
-    """How to say that one of the folders holds the masks of another one; empty where none does."""
-    called = [folder for folder in folders if is_for_masks(folder.name)]
-    for images, masks in itertools.product([folder for folder in folders if folder not in called], called):
-        if any(pair.mask for pair in pair_up(images, masks)[0]):
-            return (
-                f', but {images.name} and {masks.name} hold files of the same names: write "train: {images.name}" and '
-                f'"masks: {masks.name}" in {path / "dataset.yaml"} if these are images and masks'
-            )
+    """How to say that one of the folders holds the masks of another one beside it; empty where none does."""
+    inside = [[folder for folder in sorted(each.iterdir()) if folder.is_dir()][:_TRIED] for each in folders]
+    for beside in (folders, *inside):
+        called = [folder for folder in beside if is_for_masks(folder.name)]
+        for images, masks in itertools.product([folder for folder in beside if folder not in called], called):
+            if any(pair.mask for pair in pair_up(images, masks)[0]):
+                both = [folder.relative_to(path).as_posix() for folder in (images, masks)]
+                return (
+                    f', but {both[0]} and {both[1]} hold files of the same names: write "train: {both[0]}" and '
+                    f'"masks: {both[1]}" in {path / "dataset.yaml"} if these are images and masks'
+                )
     return ""
 
 

@@ -55,6 +55,18 @@ def _segment_anything(path: Path) -> str:
     )
 
 
+def _results_of_coco(path: Path) -> str:
+    for file in _files(path, "*.json"):
+        with file.open("rb") as stream:
+            start = stream.read(4096)
+        if start.lstrip()[:1] == b"[" and all(key in start for key in (b'"image_id"', b'"category_id"', b'"score"')):
+            return (
+                f"{file.name} holds COCO's results, which are predictions and name neither images nor categories: give "
+                "the file of the annotations"
+            )
+    return ""
+
+
 def _segments_vectors(path: Path) -> str:
     for file in _files(path, "*.json"):
         content = file.read_bytes()
@@ -114,6 +126,7 @@ def _archives(path: Path) -> str:
 
 _KNOWN: tuple[Callable[[Path], str], ...] = (
     _segment_anything,
+    _results_of_coco,
     _segments_vectors,
     _open_images,
     _boxes_of_voc,

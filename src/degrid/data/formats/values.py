@@ -148,7 +148,7 @@ class Survey:
             four neighbours have the same id, and those between a lower and a higher neighbour, of any two and of those
             in a row.
         steps, far: of neighbours in a row how many differ, and how many of these by more than 1 with nothing between.
-        sets: how many masks hold these one or two values and no others.
+        sets: how many masks hold these one or two values and no others; greys in colour pictures count as ids.
         up_to: how many masks hold all ids from 1 to this one and no others, but for 0, and 255 at the end.
         shown, shown_in: of each id and the colour that the palette of its mask gives it, the pixels and the masks.
         beyond: pixels of values beyond the most that are kept apart.
@@ -187,8 +187,9 @@ class Survey:
             else:
                 self.beyond += count
         self._add_edges(label, values)
-        if len(values) <= 2 and (tuple(values) in self.sets or len(self.sets) < MOST_VALUES):
-            self.sets[tuple(values)] += 1
+        held = tuple(map(_as_id, values[:3]))
+        if len(held) <= 2 and (held in self.sets or len(self.sets) < MOST_VALUES):
+            self.sets[held] += 1
         objects = values[values[:1] == [0] : len(values) - (values[-1:] == [IGNORE_INDEX])]
         if objects and objects[0] == 1 and objects[-1] == len(objects):
             self.up_to[len(objects)] += 1
@@ -283,6 +284,10 @@ def _as_values(values: np.ndarray) -> list[Value]:
 
 def _grey(value: Value) -> int:
     return value if isinstance(value, int) else value[0]
+
+
+def _as_id(value: Value) -> Value:
+    return value if isinstance(value, tuple) and len(set(value)) > 1 else _grey(value)
 
 
 Surveys = Mapping[str, Survey]

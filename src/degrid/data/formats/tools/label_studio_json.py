@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import Pair, divided
-from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, refuse_boxes
+from degrid.data.formats.pairs import Pair
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, refuse_boxes, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
 from degrid.data.formats.shapes.runs import label_studio_pixels
@@ -29,7 +29,7 @@ _MOST_FILES = 20
 
 
 class LabelStudioJson(DataFormat):
-    """One JSON (or JSON-MIN) file, and the images anywhere below its folder.
+    """JSON (or JSON-MIN) files, one for each project, and the images anywhere below their folder.
 
     Of several annotations of one image, the last one that was not cancelled counts. Predictions are read where no task
     has an annotation, as in a file that a model made.
@@ -41,28 +41,47 @@ class LabelStudioJson(DataFormat):
         """See `DataFormat`.
 
         Raises:
-            UserError: the file is damaged, or holds rectangles only.
+            UserError: a file is damaged, two have the same image, or they hold rectangles only.
         """
-        file, tasks = _tasks(path)
-        if file is None:
-            return None
-        root = path if path.is_dir() else path.parent
-        tasks, said = _or_predictions(tasks)
-        found = _shapes(tasks, file)
-        kinds = Counter(kind for results in found for result in results if (kind := _kind(result)))
+        tasks, said = _or_predictions(_tasks(path))
+        found = {file: _shapes(rows, file) for file, rows in tasks.items()}
+        shapes = [result for rows in found.values() for results in rows for result in results]
+        kinds = Counter(kind for result in shapes if (kind := _kind(result)))
         if not kinds:
             return None
-        notes = [*said, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(file))]
-        names = sorted({_label(result) for results in found for result in results if _kind(result)})
-        labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, file.name)
-        with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
-            pairs = list(_sources(file, zip(tasks, found, strict=True), Images(root), ids))
-        if left := len(tasks) - len(pairs):
+        first, root = next(iter(tasks)), path if path.is_dir() else path.parent
+        notes = [*said, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(first))]
+        names = sorted({_label(result) for result in shapes if _kind(result)})
+        labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, first.name)
+        splits: dict[str, list[Pair]] = {}
+        images = Images(root)
+        for file, rows in tasks.items():
+            with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
+                pairs = _sources(file, zip(rows, found[file], strict=True), images, ids)
+                splits.setdefault(split_of_file(file, root), []).extend(pairs)
+        _refuse_twice(pair for pairs in splits.values() for pair in pairs)
+        if left := sum(map(len, tasks.values())) - sum(map(len, splits.values())):
             notes.append(f"{counted(left, 'image', 'have')} no annotation yet: left out")
-        if without := sum(not _kind(result) for results in found for result in results):
+        if without := sum(not _kind(result) for result in shapes):
             notes.append(f"{without:,} results without an area or a label are left out")
-        splits, of_division = divided(pairs)
-        return Layout(file.name, root, splits, labels, rule, notes=[*of_division, *notes])
+        both, of_division = with_splits(splits)
+        return Layout(", ".join(file.name for file in tasks), root, both, labels, rule, notes=[*of_division, *notes])
+
+
+def _refuse_twice(pairs: Iterable[Pair]) -> None:
+    """Refuse an image in two files, as in two exports of one project.
+
+    Raises:
+        UserError: there is one.
+    """
+    first: dict[Path, Pair] = {}
+    for pair in pairs:
+        other = first.setdefault(pair.image, pair)
+        if other.mask != pair.mask:
+            raise UserError(
+                f"{other.mask} and {pair.mask} both have {pair.image.name}, as if they were two exports of one "
+                "project: keep the one that counts"
+            )
 
 
 def _sources(
@@ -95,8 +114,9 @@ def _shapes(tasks: Sequence[Mapping[str, Any]], file: Path) -> list[list[dict[st
     return found
 
 
-def _tasks(path: Path) -> tuple[Path | None, list[dict[str, Any]]]:
-    """The export and its tasks."""
+def _tasks(path: Path) -> dict[Path, list[dict[str, Any]]]:
+    """The exports and their tasks."""
+    found = {}
     files = [path] if path.suffix.lower() == ".json" else sorted(path.glob("*.json")) if path.is_dir() else []
     for file in files[:_MOST_FILES]:
         if file.is_file() and file.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
@@ -106,18 +126,24 @@ def _tasks(path: Path) -> tuple[Path | None, list[dict[str, Any]]]:
                 and all(isinstance(task, dict) and "id" in task for task in tasks)
                 and any(map(image_address, tasks))
             ):
-                return file, tasks
-    return None, []
+                found[file] = tasks
+    return found
 
 
-def _or_predictions(tasks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+def _or_predictions(
+    tasks: Mapping[Path, list[dict[str, Any]]],
+) -> tuple[Mapping[Path, list[dict[str, Any]]], list[str]]:
     """The tasks; or, where none has annotations, with the last of their predictions instead, and a note."""
-    if any(task.get("annotations") for task in tasks) or not any(task.get("predictions") for task in tasks):
+    rows = [task for each in tasks.values() for task in each]
+    if any(task.get("annotations") for task in rows) or not any(task.get("predictions") for task in rows):
         return tasks, []
-    found = [
-        {**task, "annotations": [{**each, "id": place} for place, each in enumerate(task.get("predictions") or ())]}
-        for task in tasks
-    ]
+    found = {
+        file: [
+            {**task, "annotations": [{**each, "id": place} for place, each in enumerate(task.get("predictions") or ())]}
+            for task in each
+        ]
+        for file, each in tasks.items()
+    }
     return found, ["no task has an annotation: the predictions are read"]
 
 

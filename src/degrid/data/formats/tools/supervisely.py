@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, divided, images_in, pair_up
+from degrid.data.formats.shapes.drawn import refuse_boxes
 from degrid.data.formats.shapes.polygon import polygon_region, rectangle
 from degrid.data.formats.shapes.region import NOTHING, Region, window, without
 from degrid.data.formats.tools.joined import named_classes
@@ -26,6 +30,9 @@ from degrid.types import LabelSpace, UserError, voc_palette
 
 _META = "meta.json"
 _VALUES = "obj_class_to_machine_color.json"
+_AREAS = ("bitmap", "polygon", "rectangle")
+_LOOKED_AT = 200
+"""Files, spread over all, in which shapes without an area are looked for."""
 
 
 class Supervisely(DataFormat):
@@ -63,6 +70,7 @@ class Supervisely(DataFormat):
             pairs = _masks(dataset, path) if machine else _shapes(dataset, path, ids)
             splits.setdefault(split_of(dataset.name), []).extend(pairs)
         notes = ["pixels without an object are background"]
+        notes += [] if machine else _without_area([pair for pairs in splits.values() for pair in pairs])
         if not set(splits).intersection(SPLIT_NAMES.values()):
             splits, of_division = divided([pair for pairs in splits.values() for pair in pairs])
             notes = [*of_division, *notes]
@@ -97,6 +105,23 @@ def _shapes(dataset: Path, path: Path, ids: dict[str, int]) -> list[Pair]:
         mask = file if file.is_file() else None
         pairs.append(ShapeFile((dataset.relative_to(path) / name).as_posix(), image, mask, ids))
     return pairs
+
+
+def _without_area(pairs: Sequence[Pair]) -> list[str]:
+    """A sentence on lines and points in some of the files, which are left out.
+
+    Raises:
+        UserError: there is nothing else.
+    """
+    kinds: Counter[str] = Counter()
+    files = [pair.mask for pair in pairs if pair.mask]
+    for file in files[:: len(files) // _LOOKED_AT + 1]:
+        with contextlib.suppress(
+            AttributeError, KeyError, TypeError, ValueError
+        ):  # reading the sample says what is wrong
+            drawn = parse_json(read_text(file))["objects"]
+            kinds.update("bitmap" if "bitmap" in each else str(each["geometryType"]) for each in drawn)
+    return refuse_boxes(kinds, _AREAS, (), f"{files[0]} and others of Supervisely" if files else "")
 
 
 def _class_rows(file: Path) -> list[LabelRow]:

@@ -60,6 +60,7 @@ class Yolo(DataFormat):
         Raises:
             UserError: the files hold boxes or key points only.
         """
+        _refuse_key_points(path)
         found = _by_yaml(path) or _by_folders(path)
         if found is None:
             return None
@@ -139,11 +140,25 @@ def _yaml_files(path: Path) -> list[Path]:
     return sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
 
 
+def _refuse_key_points(path: Path) -> None:
+    """Refuse poses, whose lines hold boxes and points and look like outlines.
+
+    Raises:
+        UserError: data.yaml says so.
+    """
+    for file in _yaml_files(path):
+        if "kpt_shape" in (values := _yaml(file)) and "names" in values:
+            raise UserError(
+                f"{file} is of key points (kpt_shape), which cannot train a segmentation; export polygons (YOLO "
+                "segmentation)"
+            )
+
+
 def _names(values: dict[str, Any]) -> dict[int, str]:
-    """The names of the classes by number; none where data.yaml is about something else, such as key points."""
+    """The names of the classes by number; none where data.yaml is about something else."""
     given = values.get("names")
     named = dict(enumerate(given)) if isinstance(given, list) else given
-    if not isinstance(named, dict) or "kpt_shape" in values or {type(key) for key in named} != {int}:
+    if not isinstance(named, dict) or {type(key) for key in named} != {int}:
         return {}
     return {number: str(name) for number, name in named.items()}
 
@@ -253,7 +268,8 @@ def _named_beside(path: Path) -> tuple[dict[int, str], str]:
         if names := _names(values := _yaml(file)):
             _refuse_other_names(values, names, file)
             return names, file.name
-    said = next((name for name in _NAME_FILES if (path / name).is_file()), "")
+    places = (f"{folder}{name}" for folder in ("", "labels/") for name in _NAME_FILES)
+    said = next((place for place in places if (path / place).is_file()), "")
     return dict(enumerate(read_names(path / said))) if said else {}, said
 
 
@@ -294,11 +310,23 @@ def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Dr
     return Drawn(place.relative(image), image, file, partial(_things, file, ids), rest=rest)
 
 
+def _from_one(number: str, ids: Mapping[int, int]) -> str:
+    """What to do where the classes seem to be counted from 1 on; empty for other numbers."""
+    if number != str(len(ids)) or [*ids] != [*range(len(ids))]:
+        return ""
+    return (
+        ", which YOLO counts from 0 on; if these files count from 1, write the numbers in data.yaml: names: {1: .., "
+        "2: ..}"
+    )
+
+
 def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iterator[Thing]:
     for row, line in enumerate(read_names(file), 1):
         values = _values(line)
         if not values[0].isdecimal() or int(values[0]) not in ids:
-            raise UserError(f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes")
+            raise UserError(
+                f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes{_from_one(values[0], ids)}"
+            )
         numbers = np.array(values[1:], np.float64)
         if numbers.max(initial=0) > _MOST:
             raise UserError(

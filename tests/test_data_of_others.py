@@ -1,0 +1,324 @@
+"""Data as other people have them: what was read in silence as something else, or ended without a way on."""
+
+import json
+
+import numpy as np
+import pytest
+from mask_writers import tiff
+from PIL import Image
+
+from degrid.data import check_data, notes_of, open_dataset
+from degrid.data.formats.layout import splits_of
+from degrid.data.formats.matching import masks_among
+from degrid.raster import tiff_header
+from degrid.types import UserError
+
+IDS = np.repeat(np.arange(48, dtype=np.uint8).reshape(6, 8) % 2, 4, axis=0).repeat(4, axis=1)
+
+
+def put(file, values):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(file)
+
+
+def put_image(file, seed):
+    put(file, np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8))
+
+
+def pair(image, mask, seed, ids=IDS):
+    put_image(image, seed)
+    put(mask, np.roll(ids, seed, axis=1))
+
+
+def problems(root):
+    return " | ".join(check_data(root).problems)
+
+
+# ---- values -------------------------------------------------------------------------------------------------
+
+
+def test_white_in_colour_pictures_beside_ids(tmp_path):
+    """Masks of 0 and 1 among pictures in black and white, whose white would be void."""
+    for k in range(6):
+        grey = IDS if k % 2 else np.dstack([IDS * 255] * 3)
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, grey)
+    assert "3 masks hold 0 and 1, 3 hold 0 and 255, and none holds 1 and 255" in problems(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("threshold: 1")
+    assert not problems(tmp_path)
+    assert open_dataset(tmp_path)[0].label.tolist() == IDS.tolist()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_ids_in_one_channel(tmp_path, named):
+    """As CARLA's cameras write them."""
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, np.dstack([IDS + 4, 0 * IDS, 0 * IDS]))
+    said = r'differ in red alone: if that is the id.*getchannel\("R"\)'
+    if named:
+        (tmp_path / "classes.txt").write_text("road\ncar\n")
+        assert "all of them differ in red alone" in problems(tmp_path)
+    else:
+        with pytest.raises(UserError, match=f"All of them {said}"):
+            open_dataset(tmp_path)
+
+
+def test_colours_in_one_channel_are_colours(tmp_path):
+    """Massachusetts' buildings are red."""
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, np.dstack([IDS * 255, 0 * IDS, 0 * IDS]))
+    with pytest.raises(UserError, match="nothing says which colour") as refused:
+        open_dataset(tmp_path)
+    assert "getchannel" not in str(refused.value)
+
+
+# ---- which mask is whose ------------------------------------------------------------------------------------
+
+
+def test_the_field_of_view_beside_manual_labels(tmp_path):
+    """HRF: manual1 is the label, mask is the same for all."""
+    for k in range(4):
+        pair(tmp_path / f"images/0{k}_dr.png", tmp_path / f"manual1/0{k}_dr.tif", k, IDS * 255)
+        put(tmp_path / f"mask/0{k}_dr_mask.tif", np.full_like(IDS, 255))
+    train = open_dataset(tmp_path)
+    assert {source.mask.parent.name for source in train.sources} == {"manual1"}
+    assert "the labels are those of manual1; mask is not read" in notes_of(train)
+
+
+def test_further_masks_of_an_image(tmp_path):
+    """BUSI has a mask for each tumour: the second one is no image, and no background either."""
+    assert masks_among(["a (1).png", "a (1)_mask.png", "a (1)_mask_1.png", "b_2.png"]) == {
+        "a (1)_mask.png",
+        "a (1)_mask_1.png",
+    }
+    for k in range(4):
+        pair(tmp_path / f"benign ({k}).png", tmp_path / f"benign ({k})_mask.png", k, IDS * 255)
+    assert not problems(tmp_path)
+    put(tmp_path / "benign (2)_mask_1.png", IDS[::-1] * 255)
+    assert "benign (2).png has several masks" in problems(tmp_path)
+    assert "images without mask" not in problems(tmp_path)
+
+
+def test_folders_of_benchmarks_by_words(tmp_path):
+    """DeepCrack's train_lab; ACDC's gt for rgb_anon, below the weather."""
+    for split, first in (("train", 0), ("test", 9)):
+        for k in range(first, first + 2):
+            pair(tmp_path / f"crack/{split}_img/{k}.jpg", tmp_path / f"crack/{split}_lab/{k}.png", k, IDS * 255)
+            place = f"{'train' if split == 'train' else 'val'}/x/{k}_frame_1"
+            pair(
+                tmp_path / f"acdc/rgb_anon/fog/{place}_rgb_anon.png",
+                tmp_path / f"acdc/gt/fog/{place}_gt_labelTrainIds.png",
+                k,
+            )
+    assert len(open_dataset(tmp_path / "crack", "test")) == 2
+    assert len(open_dataset(tmp_path / "acdc", "val")) == 2
+    assert not problems(tmp_path / "acdc")
+
+
+# ---- scenes and splits --------------------------------------------------------------------------------------
+
+
+def test_scenes_with_folders_of_their_own(tmp_path):
+    """UAVid: uavid_train/seq1/Images; names come again in every scene."""
+    for split, count in (("train", 3), ("val", 2)):
+        for scene in range(count):
+            for k in range(2):
+                base = tmp_path / f"uavid_{split}/seq{scene}"
+                pair(base / f"Images/{k}.png", base / f"Labels/{k}.png", scene + 5 * k + 50 * (split == "val"))
+    train, val = open_dataset(tmp_path), open_dataset(tmp_path, "val")
+    assert (len(train), len(val)) == (6, 4)
+    for dataset in (train, val):
+        for k, source in enumerate(dataset.sources):
+            assert source.mask.parent.parent == source.image.parent.parent
+            assert dataset[k].label.tolist() == np.asarray(Image.open(source.mask)).tolist()
+    assert check_data(tmp_path).kind == "scenes"
+
+
+def test_datasets_beside_each_other_are_no_scenes(tmp_path):
+    for k, name in enumerate("ab"):
+        for number in range(2):
+            pair(tmp_path / name / f"images/{number}.png", tmp_path / name / f"masks/{number}.png", 2 * k + number)
+    assert check_data(tmp_path).kind == "scenes"
+    (tmp_path / "b/classes.txt").write_text("road\ncar\n")
+    with pytest.raises(UserError, match=r"but there are some in .*a: give that folder"):
+        open_dataset(tmp_path)
+
+
+def test_a_mask_for_each_object_in_the_folder_of_an_image(tmp_path):
+    """The Data Science Bowl's nuclei."""
+    for k in range(3):
+        put_image(tmp_path / f"stage1_train/{k}/images/{k}.png", k)
+        for each in range(3):
+            put(tmp_path / f"stage1_train/{k}/masks/nucleus{each}.png", IDS * 255)
+    with pytest.raises(UserError, match=r"masks holds 3 masks for one image .*: join them into one mask of ids"):
+        open_dataset(tmp_path)
+
+
+def test_splits_in_the_names_of_images(tmp_path):
+    for k, name in enumerate(["train_1", "train_2", "train_3", "val_1", "test_1"]):
+        pair(tmp_path / f"images/{name}.png", tmp_path / f"masks/{name}.png", k)
+    report = check_data(tmp_path)
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 3, "val": 1, "test": 1}
+    assert any(note.startswith("the splits are those that the images' names say") for note in report.notes)
+    pair(tmp_path / "images/other.png", tmp_path / "masks/other.png", 9)  # of which no name says it
+    assert set(check_data(tmp_path).splits) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["uavid_train", "uavid_val"], {"uavid_train": "train", "uavid_val": "val"}),
+        (["uavid-train", "uavid-valid", "maps"], {"uavid-train": "train", "uavid-valid": "val"}),
+        (["img_train", "img_val", "ann_train", "ann_val"], {}),  # which of both?
+        (["road_train", "roof_train"], {}),
+        (["train", "road_val"], {"train": "train"}),
+    ],
+)
+def test_splits_behind_one_word(names, found):
+    assert splits_of(names) == found
+
+
+def test_a_list_of_splits_in_a_file_that_is_not_read_is_named(tmp_path):
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    (tmp_path / "train_val_split.json").write_text("{}")
+    assert any("train_val_split.json is not read" in note for note in check_data(tmp_path).notes)
+
+
+def test_folders_below_that_pair_are_offered(tmp_path):
+    """FloodNet: train/train-org-img and train/train-label-img."""
+    for k in range(2):
+        pair(tmp_path / f"train/train-org-img/{k}.jpg", tmp_path / f"train/train-label-img/{k}_lab.png", k)
+    with pytest.raises(UserError, match=r'write "train: .*" and "masks: .*" in .*dataset\.yaml') as refused:
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("\n".join(str(refused.value).split('"')[1:4:2]))
+    assert len(open_dataset(tmp_path)) == 2
+
+
+def test_images_of_kinds_that_are_not_read_alone(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    put(tmp_path / "masks/a.png", IDS)
+    with pytest.raises(UserError, match=r"no images with masks found.*1 \.dcm"):
+        open_dataset(tmp_path)
+
+
+# ---- maps ---------------------------------------------------------------------------------------------------
+
+
+def with_place(content, left, top):
+    """A TIFF of `tiff` with pixels of one metre, whose first corner lies there; tags of its own at the end."""
+    import struct
+
+    data = bytearray(content + bytes(len(content) % 2))
+    (place,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, place)
+    fields = bytes(data[place + 2 : place + 2 + 12 * count])
+    for tag, values in ((33550, (1.0, 1.0, 0.0)), (33922, (0.0, 0.0, 0.0, left, top, 0.0))):
+        fields += struct.pack("<HHII", tag, 12, len(values), len(data))
+        data += struct.pack(f"<{len(values)}d", *values)
+    struct.pack_into("<I", data, 4, len(data))
+    return bytes(data) + struct.pack("<H", count + 2) + fields + bytes(4)
+
+
+def test_a_mask_of_another_place_on_the_map(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for k in range(4):
+        picture = np.random.default_rng(k).integers(0, 256, (24, 32), np.uint8)
+        (tmp_path / f"images/{k}.tif").write_bytes(with_place(tiff(picture), 100.0, 50.0))
+        (tmp_path / f"masks/{k}.tif").write_bytes(with_place(tiff(np.roll(IDS, k, 1)), 100.0, 50.0))
+    assert tiff_header(tmp_path / "images/0.tif").corners == (100.0, 50.0, 132.0, 26.0)
+    assert not problems(tmp_path)
+    (tmp_path / "masks/2.tif").write_bytes(with_place(tiff(IDS), 132.0, 50.0))
+    assert "masks/2.tif are of other places on the map: 100, 50, 132, 26 and 132, 50, 164, 26" in problems(tmp_path)
+
+
+# ---- tools --------------------------------------------------------------------------------------------------
+
+
+def label_studio(file, names):
+    """An export with a polygon in each image."""
+    shape = {"points": [[0, 0], [50, 0], [50, 100], [0, 100]], "polygonlabels": ["car"]}
+    row = {"id": "s", "type": "polygonlabels", "original_width": 32, "original_height": 24, "value": shape}
+    tasks = [
+        {"id": k, "data": {"image": f"/data/upload/1/{name}"}, "annotations": [{"id": 1, "result": [row]}]}
+        for k, name in enumerate(names)
+    ]
+    file.write_text(json.dumps(tasks))
+
+
+def test_two_exports_of_label_studio_are_joined(tmp_path):
+    for k in range(6):
+        put_image(tmp_path / f"images/{k}.png", k)
+    label_studio(tmp_path / "a.json", ["0.png", "1.png", "2.png"])
+    label_studio(tmp_path / "b.json", ["3.png", "4.png", "5.png"])
+    report = check_data(tmp_path)
+    assert report.reason == "a.json, b.json"
+    assert sum(split.num_images for split in report.splits.values()) == 6
+    for old, new in (("a", "train"), ("b", "val")):
+        (tmp_path / f"{old}.json").rename(tmp_path / f"{new}.json")
+    assert [source.name for source in open_dataset(tmp_path, "val").sources] == [f"images/{k}" for k in (3, 4, 5)]
+    label_studio(tmp_path / "val.json", ["2.png", "3.png"])
+    with pytest.raises(UserError, match=r"train\.json and .*val\.json both have 2\.png, as if they were two exports"):
+        open_dataset(tmp_path)
+
+
+def yolo(root, lines, yaml=""):
+    for k in range(3):
+        put_image(root / f"images/{k}.png", k)
+        (root / "labels").mkdir(exist_ok=True)
+        (root / f"labels/{k}.txt").write_text(lines)
+    if yaml:
+        (root / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\n{yaml}")
+
+
+LEFT, RIGHT = "0 0 .5 0 .5 1 0 1", ".5 0 1 0 1 1 .5 1"
+
+
+def test_yolo_that_counts_classes_from_1(tmp_path):
+    yolo(tmp_path, f"1 {LEFT}\n2 {RIGHT}\n", "names: [car, tree]")
+    assert "class 2 is not among the 2 classes, which YOLO counts from 0 on; if these files count" in problems(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: {1: car, 2: tree}\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.names == ("background", "car", "tree")
+    assert dataset[0].label.tolist() == [[1] * 16 + [2] * 16] * 24
+
+
+def test_names_of_yolo_beside_its_texts(tmp_path):
+    yolo(tmp_path, f"0 {LEFT}\n1 {RIGHT}\n")
+    (tmp_path / "labels/classes.txt").write_text("car\ntree\n")
+    assert open_dataset(tmp_path).labels.names == ("background", "car", "tree")
+
+
+def test_key_points_are_no_polygons(tmp_path):
+    yolo(tmp_path, "0 .5 .5 .2 .2 .4 .4 2 .5 .5 2\n", "kpt_shape: [2, 3]\nnames: [person]")
+    with pytest.raises(UserError, match=r"data\.yaml is of key points \(kpt_shape\), which cannot train"):
+        open_dataset(tmp_path)
+
+
+def test_lines_of_supervisely(tmp_path):
+    (tmp_path / "ds/ann").mkdir(parents=True)
+    classes = [{"title": "crack", "shape": "any", "color": "#FF0000"}]
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": classes, "tags": []}))
+    points = {"exterior": [[1, 1], [9, 1], [9, 9]], "interior": []}
+    line, polygon = ({"classTitle": "crack", "geometryType": kind, "points": points} for kind in ("line", "polygon"))
+
+    def write(objects):
+        for k in range(3):
+            put_image(tmp_path / f"ds/img/{k}.png", k)
+            content = {"size": {"height": 24, "width": 32}, "objects": objects}
+            (tmp_path / f"ds/ann/{k}.png.json").write_text(json.dumps(content))
+
+    write([line, polygon])
+    assert "shapes without an area are left out: 3 of the kind line" in notes_of(open_dataset(tmp_path))
+    write([line])
+    with pytest.raises(UserError, match="the shapes are 3 of the kind line, and no outlines"):
+        open_dataset(tmp_path)
+
+
+def test_results_of_coco_are_named(tmp_path):
+    put_image(tmp_path / "a.png", 0)
+    rows = [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]], "score": 0.5}]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"results\.json holds COCO's results, which are predictions"):
+        open_dataset(tmp_path)
