@@ -121,6 +121,15 @@ def split_folders(world, root, encoding):
     return root
 
 
+def scenes(world, root, encoding):
+    for k, name in enumerate(world.masks):
+        scene = root / ("train" if k else "val") / f"scene{k}"
+        world.image(scene / "images" / f"{name}.png")
+        world.write(scene / "masks" / f"{name}{encoding.suffix}", encoding)
+    class_rows(world, root)
+    return root
+
+
 def side_by_side(world, root, encoding):
     for name in world.masks:
         world.image(root / "here" / f"{name}.jpg")
@@ -285,6 +294,7 @@ class Format(NamedTuple):
 FORMATS = {
     "folders": Format(folders, lambda e: True),
     "split folders": Format(split_folders, lambda e: True),
+    "scenes": Format(scenes, lambda e: True),
     "side by side": Format(side_by_side, lambda e: True),
     "lists": Format(lists, lambda e: True),
     "VOC with labelmap.txt": Format(voc, lambda e: True),
