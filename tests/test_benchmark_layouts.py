@@ -491,6 +491,15 @@ def test_coco_panoptic(tmp_path, where, images):
     assert hash(dataset.sources[0]) == hash(open_dataset(tmp_path, "val").sources[0])  # what was found is kept by it
 
 
+def test_a_category_of_void_in_coco_panoptic(tmp_path):
+    """As Datumaro writes a label that is called so."""
+    values = panoptic(tmp_path, "train")
+    values["categories"][0]["name"] = "Void"
+    (tmp_path / "annotations/panoptic_train2017.json").write_text(json.dumps(values))
+    dataset = check(tmp_path, "train", "000000000005", [[V, 0, V, V]], kind="COCO panoptic")
+    assert dataset.labels.names == ("car",)
+
+
 def test_coco_panoptic_of_which_one_split_is_unpacked(tmp_path):
     for split in ("train", "val"):
         panoptic(tmp_path, split)

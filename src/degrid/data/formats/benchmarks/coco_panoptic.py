@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from degrid.data.formats.benchmarks.coco import prepared_folders
+from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.layout import DataFormat, Layout, split_of
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pairs import Pair
@@ -114,7 +115,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _categories(files: list[Path]) -> tuple[LabelSpace, dict[int, int]]:
-    """The classes in the order of their ids, after the smallest file, and the train id of each category."""
+    """The classes in the order of their ids, after the smallest file, and the train id of each category; that of one
+    called void is void."""
     file = min(files, key=lambda each: each.stat().st_size)
     values = _read(file)
     with blaming(f"{file}: expected categories, each with id and name"):
@@ -124,8 +126,10 @@ def _categories(files: list[Path]) -> tuple[LabelSpace, dict[int, int]]:
         for row, default in zip(rows, palette, strict=True):
             color = row.get("color")
             colors.append((int(color[0]), int(color[1]), int(color[2])) if color else default)
-        labels = LabelSpace(tuple(str(row["name"]) for row in rows), tuple(colors))
-        return labels, {int(row["id"]): train for train, row in enumerate(rows)}
+        kept = [k for k, row in enumerate(rows) if str(row["name"]).lower() not in VOID_NAMES]
+        labels = LabelSpace(tuple(str(rows[k]["name"]) for k in kept), tuple(colors[k] for k in kept))
+        trains = {int(rows[k]["id"]): train for train, k in enumerate(kept)}
+        return labels, {**{int(row["id"]): IGNORE_INDEX for row in rows}, **trains}
 
 
 def _segmented(file: Path, images: Path, masks: Path, trains: dict[int, int]) -> Iterator[Source]:
