@@ -226,3 +226,22 @@ def test_the_command_says_it_too(tmp_path):
     Path("none").mkdir(), Path("none/b.heic").write_bytes(b"other")
     with pytest.raises(UserError, match=r'"none": the folder holds no image, but \.heic \(1\); known kinds'):
         degrid.predict(Red(), "none", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["a" * 243, "\u00e9" * 121])
+def test_names_as_long_as_names_can_be(name):
+    """243 bytes and ".overlay.jpg" are 255; what is written first has a shorter name."""
+    picture(Path("in/x.png")).rename(Path("in", f"{name}.png"))
+    assert degrid.predict(Red(), "in", "out", device="cpu").images == 1
+    assert {file.name for file in Path("out").iterdir()} == {f"{name}.png", f"{name}.overlay.jpg", "summary.json"}
+    longer = f"{name}bb"[: 255 - len(name.encode()) + len(name)]
+    picture(Path("more/x.png")).rename(Path("more", f"{longer}.png"))
+    with pytest.raises(UserError, match=r"has 24[45] bytes, and its results \(\.overlay\.jpg\) may have 255: call the"):
+        degrid.predict(Red(), "more", "out", device="cpu")
+
+
+def test_links_to_nothing_are_counted():
+    picture(Path("in/a.png"))
+    Path("in/b.png").symlink_to("gone.png")
+    found = find_images(["in"])
+    assert (list(found.images), found.left_out) == (["a"], {"links to files that are not there": 1})

@@ -64,7 +64,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     make_folder(target.parent)
     with explained(target):
         try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+            start = os.fsdecode(os.fsencode(target.name)[:_MOST_OF_NAME])  # a name may be as long as names can be
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{start}.", suffix=".tmp")
             os.close(handle)
             temporary = Path(name)
             yield temporary
@@ -278,7 +279,9 @@ def file_mask() -> int:
     return current
 
 
+_MOST_OF_NAME = 100  # bytes of the name of a temporary file
 _REASONS = {
+    errno.ENAMETOOLONG: "its name is too long",
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "permission denied",

@@ -19,6 +19,8 @@ from degrid.video import VIDEO_SUFFIXES, is_result_video, is_video, reads_videos
 IMAGE, RESULTS = "image", "results of earlier runs"
 RESULT_ENDINGS = (".logits.npy", "summary.json", "results.tgz")
 """Endings of what is written beside pictures."""
+_LONGEST_ENDING = ".overlay.jpg"
+_LONGEST_NAME = 255  # bytes, on most systems
 RESULT_MARK = "result of degrid predict"
 """Written into pictures, so that they are not taken for images when their folder is predicted again."""
 KINDS = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -86,7 +88,7 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
     path = Path(pattern)
     if path.is_dir():
         entries = (entry for _, files in walk(path, hidden=True) for entry in files)
-        return path, sorted(Path(entry.path) for entry in entries if entry.is_file())
+        return path, sorted(Path(entry.path) for entry in entries)
     if path.is_file():
         return path.parent, [path]
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
@@ -111,6 +113,8 @@ def _kind(file: Path, below: Path, results: Path | None, wanted: frozenset[str])
     """
     if any(part.startswith(".") for part in below.parts):
         return "hidden"
+    if not file.is_file():
+        return "links to files that are not there"
     if file.name.endswith(RESULT_ENDINGS):
         return RESULTS
     if file.suffix.lower() not in wanted:
@@ -118,6 +122,21 @@ def _kind(file: Path, below: Path, results: Path | None, wanted: frozenset[str])
     if is_result(file):
         return RESULTS
     return "in the folder for the results" if results is not None and results in below.parents else IMAGE
+
+
+def _refuse_long(names: Iterable[Path]) -> None:
+    """Refuse images whose results would have longer names than files can have.
+
+    Raises:
+        UserError: there is one.
+    """
+    most = _LONGEST_NAME - len(_LONGEST_ENDING)
+    for name in names:
+        if (length := len(os.fsencode(name.name))) > most:
+            raise UserError(
+                f"the name {name.name} has {length} bytes, and its results ({_LONGEST_ENDING}) may have "
+                f"{_LONGEST_NAME}: call the image by {most} bytes at most"
+            )
 
 
 def _within(folder: Path, base: Path) -> Path | None:
@@ -138,6 +157,7 @@ def _named(found: Iterable[tuple[Path, Path]]) -> dict[str, Path]:
         if len(stems) == len(places):
             break
     names = [path if stems[path.with_suffix("")] > 1 else path.with_suffix("") for path in paths]
+    _refuse_long(names)
     if len(set(names)) < len(names):  # such as a.jpg, which a.jpg, a.png and a.jpg.png give
         names = paths
     return {name.as_posix(): file for name, (_, file) in zip(names, files.values(), strict=True)}

@@ -429,8 +429,8 @@ def _several_masks(look: _Look) -> Iterator[str]:
             image, mask = map(Path, source.places())
             read[mask.parent, without_number(mask.stem)] = (image, mask)
     for orphan in look.layout.orphans:
-        image, mask = read.get((orphan.parent, without_number(orphan.stem)), (None, orphan))
-        if image and mask.stem != orphan.stem:
+        image, mask = read.get((orphan.parent, without_number(orphan.stem)), (orphan, orphan))
+        if mask.stem != orphan.stem:
             yield (
                 f"{image.name} has several masks ({mask}, {orphan.name}), of which the first is read: join those of an "
                 "image into one, such as np.maximum(first, second)"
