@@ -221,23 +221,24 @@ def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
-        splits = _by_word(pairs)
-        if splits:
-            shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
-            return splits, [f"the splits are those that the images' names say ({shown})"]
-        unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
-        but = (
-            f"; {some(unread, 3)} is not read: train.txt and val.txt, with one name per line, name them"
-            if unread
-            else ""
-        )
-        splits, notes = divided(pairs)
-        return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]
+        return _by_word_or_chance(path, pairs)
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
     said = [f"the splits are those of {table}"] if table else []
     return splits, [*of_val, *said, *elsewhere_note(lists), *([none] if left_out else [])]
+
+
+def _by_word_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """As `divide`, where nothing but the names of the images may say what the splits are."""
+    splits = _by_word(pairs)
+    if splits:
+        shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
+        return splits, [f"the splits are those that the images' names say ({shown})"]
+    unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
+    but = f"; {some(unread, 3)} is not read: train.txt and val.txt, with one name per line, name them" if unread else ""
+    splits, notes = divided(pairs)
+    return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]
 
 
 _MOST_SPLITS = 5

@@ -67,14 +67,19 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     """
     around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}
+    found = _by_whole_names(bare) or _behind_one_word(bare)
+    years = Counter(split for name, split in found.items() if bare[name] != name.lower())
+    return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
+
+
+def _by_whole_names(bare: Mapping[str, str]) -> dict[str, str]:
+    """The splits of names without years and the like; short and foreign ones count beside each other."""
     found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
     split_by_others = ((name, _OTHER_NAMES.get(_plain(word))) for name, word in bare.items())
     others = {name: split for name, split in split_by_others if split and split not in found.values()}
     if "train" in (both := {*found.values(), *others.values()}) and len(both) > 1:
         found.update(others)
-    found = found or _behind_one_word(bare)
-    years = Counter(split for name, split in found.items() if bare[name] != name.lower())
-    return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
+    return found
 
 
 def _behind_one_word(bare: Mapping[str, str]) -> dict[str, str]:

@@ -28,10 +28,7 @@ class Scenes(DataFormat):
         Raises:
             UserError: each object has a mask of its own.
         """
-        inside = (folder.parent for folder, _ in walk(path) if folder != path and folder.name.lower() in IMAGE_FOLDERS)
-        scenes = {scene: both for scene in sorted({*inside}) if (both := image_and_mask_folders(scene))}
-        if len(scenes) < 2 or any(table_of(scene) or (scene / "dataset.yaml").is_file() for scene in scenes):
-            return None
+        scenes = _scenes(path)
         pairs: list[Pair] = []
         orphans: list[Path] = []
         for scene, both in scenes.items():
@@ -48,6 +45,14 @@ class Scenes(DataFormat):
         more = f" and {counted(len(scenes) - 1, 'folder')} more"
         notes += unread_note(*(images for images, _ in scenes.values()))
         return Layout(f"{reason}{more}", path, splits, *classes_beside(path), orphans, notes)
+
+
+def _scenes(path: Path) -> dict[Path, tuple[Path, Path]]:
+    """The folders of images and of masks in each scene's folder; none where these are no scenes of one dataset."""
+    inside = (folder.parent for folder, _ in walk(path) if folder != path and folder.name.lower() in IMAGE_FOLDERS)
+    scenes = {scene: both for scene in sorted({*inside}) if (both := image_and_mask_folders(scene))}
+    own = any(table_of(scene) or (scene / "dataset.yaml").is_file() for scene in scenes)
+    return {} if own or len(scenes) < 2 else scenes
 
 
 def _refuse_objects(scenes: dict[Path, tuple[Path, Path]]) -> None:

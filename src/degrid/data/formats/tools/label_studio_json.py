@@ -53,19 +53,30 @@ class LabelStudioJson(DataFormat):
         notes = [*said, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(first))]
         names = sorted({_label(result) for result in shapes if _kind(result)})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, first.name)
-        splits: dict[str, list[Pair]] = {}
-        images = Images(root)
-        for file, rows in tasks.items():
-            with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
-                pairs = _sources(file, zip(rows, found[file], strict=True), images, ids)
-                splits.setdefault(split_of_file(file, root), []).extend(pairs)
-        _refuse_twice(pair for pairs in splits.values() for pair in pairs)
+        splits = _splits(tasks, found, root, ids)
         if left := sum(map(len, tasks.values())) - sum(map(len, splits.values())):
             notes.append(f"{counted(left, 'image', 'have')} no annotation yet: left out")
-        if without := sum(not _kind(result) for result in shapes):
+        if without := len(shapes) - kinds.total():
             notes.append(f"{without:,} results without an area or a label are left out")
         both, of_division = with_splits(splits)
         return Layout(", ".join(file.name for file in tasks), root, both, labels, rule, notes=[*of_division, *notes])
+
+
+def _splits(
+    tasks: Mapping[Path, list[dict[str, Any]]],
+    shapes: Mapping[Path, list[list[dict[str, Any]]]],
+    root: Path,
+    ids: Mapping[str, int],
+) -> dict[str, list[Pair]]:
+    """The samples of all files, by the splits that these are called."""
+    splits: dict[str, list[Pair]] = {}
+    images = Images(root)
+    for file, rows in tasks.items():
+        with blaming(f"{file}: expected Label Studio's tasks with their annotations"):
+            pairs = _sources(file, zip(rows, shapes[file], strict=True), images, ids)
+            splits.setdefault(split_of_file(file, root), []).extend(pairs)
+    _refuse_twice(pair for pairs in splits.values() for pair in pairs)
+    return splits
 
 
 def _refuse_twice(pairs: Iterable[Pair]) -> None:

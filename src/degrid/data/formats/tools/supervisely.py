@@ -7,7 +7,7 @@ import contextlib
 import io
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,22 +59,23 @@ class Supervisely(DataFormat):
         datasets = sorted(dataset for dataset in named if (dataset / folder).is_dir())
         if not datasets:
             return None
-        rows = _class_rows(base / _META)
-        ids: dict[str, int] = {}
-        if machine:
-            labels, rule = _machine_classes(base, rows)
-        else:
-            labels, rule, ids = named_classes(rows, base, _META)
+        labels, rule, ids = _classes(base, machine)
         splits: dict[str, list[Pair]] = {}
+        notes = ["pixels without an object are background"]
         for dataset in datasets:
             pairs = _masks(dataset, path) if machine else _shapes(dataset, path, ids)
             splits.setdefault(split_of(dataset.name), []).extend(pairs)
-        notes = ["pixels without an object are background"]
-        notes += [] if machine else _without_area([pair for pairs in splits.values() for pair in pairs])
+        notes += _without_area(splits)
         if not set(splits).intersection(SPLIT_NAMES.values()):
             splits, of_division = divided([pair for pairs in splits.values() for pair in pairs])
             notes = [*of_division, *notes]
         return Layout(f"{_VALUES if machine else _META}, img and {folder}", path, splits, labels, rule, [], notes)
+
+
+def _classes(base: Path, machine: bool) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
+    """The classes and the rule, and the train id of each name where shapes are drawn."""
+    rows = _class_rows(base / _META)
+    return (*_machine_classes(base, rows), {}) if machine else named_classes(rows, base, _META)
 
 
 def _project(path: Path) -> Path | None:
@@ -107,14 +108,14 @@ def _shapes(dataset: Path, path: Path, ids: dict[str, int]) -> list[Pair]:
     return pairs
 
 
-def _without_area(pairs: Sequence[Pair]) -> list[str]:
+def _without_area(splits: Mapping[str, Sequence[Pair]]) -> list[str]:
     """A sentence on lines and points in some of the files, which are left out.
 
     Raises:
         UserError: there is nothing else.
     """
     kinds: Counter[str] = Counter()
-    files = [pair.mask for pair in pairs if pair.mask]
+    files = [pair.mask for pairs in splits.values() for pair in pairs if isinstance(pair, ShapeFile) and pair.mask]
     for file in files[:: len(files) // _LOOKED_AT + 1]:
         with contextlib.suppress(
             AttributeError, KeyError, TypeError, ValueError
