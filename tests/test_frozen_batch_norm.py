@@ -295,6 +295,19 @@ def test_subclasses_that_compute_something_else_keep_their_batch_norm(kind):
     torch.testing.assert_close(fold_batch_norm(model).model(image), model(image))
 
 
+def test_hooks_on_all_modules_leave_every_batch_norm():
+    model = randomised(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval()
+    frozen, image = copy.deepcopy(model), torch.randn(2, 3, 9, 9)
+
+    def doubled(module, args, output):
+        return 2 * output if isinstance(module, nn.Conv2d) else None
+
+    with nn.modules.module.register_module_forward_hook(doubled):
+        freeze_batch_norm(frozen)
+        torch.testing.assert_close(frozen(image), model(image))
+        torch.testing.assert_close(fold_batch_norm(model).model(image), model(image))
+
+
 def test_a_network_that_cannot_run_on_the_example():
     model = nn.Sequential(nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4))
     with pytest.raises(UserError, match=r"could not run Sequential on an image of \(1, 3, 64, 64\).*fold=False"):

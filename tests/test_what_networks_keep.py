@@ -2,6 +2,7 @@
 
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,10 +90,50 @@ class Counts(Net):
         return y * 2 if count % 5 == 0 else y
 
 
+class Slots:
+    __slots__ = ("mean",)
+
+    def __init__(self):
+        self.mean = 0.0
+
+
+class Remembers(Net):
+    """The image before counts; how it is kept is no attribute of the network's own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.slots, self.sizes = how, Slots(), set()
+        self.other, self.random = nn.Conv2d(8, 4, 1), np.random.default_rng(0)
+        means = [0.0]
+
+        def last_mean(y):
+            before, means[0] = means[0], float(y.mean())
+            return before
+
+        self.last_mean = last_mean
+
+    def middle(self, y):
+        size = tuple(y.shape[-2:])
+        if self.how == "slots":
+            before, self.slots.mean = self.slots.mean, float(y.mean())
+        elif self.how == "closure":
+            before = self.last_mean(y)
+        elif self.how == "sizes":
+            before = float(size in self.sizes)
+            self.sizes.add(size)
+        elif self.how == "generator":
+            before = float(self.random.random())
+        else:
+            before, self.head, self.other = 0.0, self.other, self.head
+        return y * (1 + before)
+
+
+HOWS = ("slots", "closure", "sizes", "generator", "layers")
 MAKES = [RawStrides, Flat, SeededNoise, DescendsItsEnergy]
 MAKES += [
     pytest.param(lambda place=place: Counts(place), id=place) for place in ("object", "class", "module", "buffer")
 ]
+MAKES += [pytest.param(lambda how=how: Remembers(how), id=how) for how in HOWS]
 
 
 def images():
@@ -115,8 +156,30 @@ def test_each_image_is_seen_as_by_the_network_alone(make, precision, caplog):
     for pixels, exact in zip(images(), expected, strict=True):
         error = (predictor.scores(pixels) - exact).abs().mean() / exact.abs().mean()
         assert float(error) <= allowed
-    words = ["keeps state from one image to the next"] if isinstance(alone, Counts) else [" that does not compute "]
+    keeps = isinstance(alone, Counts | Remembers)
+    words = ["keeps state from one image to the next"] if keeps else [" that does not compute "]
     assert [word for word in words if word in caplog.text] == (words if make is not DescendsItsEnergy else [])
+
+
+class OneResult(Net):
+    """All results of a size are in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.results = {}
+
+    def forward(self, x):
+        y = super().forward(x)
+        return self.results.setdefault(y.shape, torch.empty_like(y)).copy_(y)
+
+
+def test_results_that_share_memory_are_kept_and_fused():
+    options = degrid.InferenceOptions(scales=(1.0, 0.75), flip=True, fusion="max")
+    for each in (None, options):
+        one, fresh = (Predictor(make().eval(), "cpu", "float32", each) for make in (OneResult, Net))
+        found, expected = ([predictor.predict(pixels).logits for pixels in images()] for predictor in (one, fresh))
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 class KeepsItsGrid(Net):

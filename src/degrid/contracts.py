@@ -318,7 +318,7 @@ def _own(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _OF_EVERY_MODULE}
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_modules"}
 
 
 def _restore(values: list[tuple[Tensor, Tensor]]) -> None:

@@ -284,7 +284,8 @@ def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) ->
 def has_hooks(module: nn.Module) -> bool:
     """Whether functions of the user run before, after or in place of a module's forward, or in its backward pass."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds) or has_own_forward(module)
+    everywhere = any(getattr(nn.modules.module, f"_global{kind}") for kind in kinds)
+    return everywhere or any(getattr(module, kind) for kind in kinds) or has_own_forward(module)
 
 
 def computes_plainly(kind: type[nn.Conv2d]) -> bool:

@@ -35,7 +35,8 @@ class Adapted(nn.Module):
         Raises:
             UserError: the network gives no logits in any of these forms.
         """
-        return logits_of(self.network, self._output(image))
+        # A copy, as some write every result into the same memory.
+        return logits_of(self.network, self._output(image)).clone()
 
     def _output(self, image: Tensor) -> Any:
         if not self.wants_floats:

@@ -254,11 +254,12 @@ class FastNetwork:
             with autocast(self.device, "float32"):
                 twin(255 - batch)
                 after_another, before = twin(batch).float(), counters(twin)
-                twin(batch)
+                again = twin(batch).float()
         except Exception:  # a user's network may fail in any way
             return True
         # What is counted may decide at the fifth image only, as where every fifth one is looked at more closely.
-        return before != counters(twin) or _error(after_another, exact, "float32") > _STATE
+        errors = (_error(found, exact, "float32") for found in (after_another, again))
+        return before != counters(twin) or max(errors) > _STATE
 
     def _reads_what_hooks_write(self, batch: Tensor) -> bool:
         """Whether a copy of the network would read what an earlier image left, as its hooks write into the original."""

@@ -42,21 +42,31 @@ def counters(model: nn.Module) -> list[object]:
 
 
 def numbers_outside(model: nn.Module) -> list[object]:
-    """The single numbers and words that the classes of a network hold, or the modules that these are written in.
+    """The single numbers and words that the classes of a network hold, the modules that these are written in, or the
+    functions that it has.
 
     No copy of the network has its own.
     """
-    held: list[object] = []
+    held = _in_closures(model)
     for kind in {every: None for module in model.modules() for every in type(module).__mro__}:
-        if kind.__module__.partition(".")[0] in _WITHOUT_COUNTS:
-            continue
-        own = list(vars(kind).values())
-        functions = [value for value in own if isinstance(value, FunctionType)]
-        held += own
-        held += [each.__globals__.get(name) for each in functions for name in each.__code__.co_names]
+        if kind.__module__.partition(".")[0] not in _WITHOUT_COUNTS:
+            held += _around(kind)
     kinds = *_SINGLE, dict, list, deque
     found = [inner for value in held if isinstance(value, kinds) for inner, _ in _inside(value, 1)]
     return [value for value in found if isinstance(value, _SINGLE)]
+
+
+def _in_closures(model: nn.Module) -> list[object]:
+    """What the functions hold that modules have as attributes."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    return [each for value in values if isinstance(value, FunctionType) for each in _enclosed(value)]
+
+
+def _around(kind: type) -> list[object]:
+    """What a class holds, and what its methods may read of the module that it is written in."""
+    own = list(vars(kind).values())
+    functions = [value for value in own if isinstance(value, FunctionType)]
+    return own + [each.__globals__.get(name) for each in functions for name in each.__code__.co_names]
 
 
 _SINGLE = (bool, int, float, str)
@@ -70,13 +80,37 @@ def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
     held: Iterable[object] = ()
     if isinstance(value, dict):
         held = value.values()
-    elif isinstance(value, list | tuple | deque):
+    elif isinstance(value, list | tuple | deque | set):
         held = value
+    elif isinstance(value, FunctionType):
+        held = _enclosed(value)
     elif not isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
-        held = getattr(value, "__dict__", {}).values()
+        held = [*getattr(value, "__dict__", {}).values(), *_in_slots(value)]
     if depth:
         for each in list(itertools.islice(held, _ENTRIES)):
             yield from _inside(each, depth - 1)
+
+
+def _enclosed(function: FunctionType) -> list[object]:
+    """What the closure of a function holds."""
+    found: list[object] = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            found.append(cell.cell_contents)
+    return found
+
+
+def _in_slots(value: object) -> list[object]:
+    """What an object holds that has no dictionary of its own."""
+    names = [name for kind in type(value).__mro__ for name in _names_of_slots(kind)]
+    return [getattr(value, name) for name in names if hasattr(value, name)]
+
+
+def _names_of_slots(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ())
+    if kind.__module__.partition(".")[0] in _WITHOUT_COUNTS:
+        return ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def shares_functions(model: nn.Module) -> bool:
@@ -99,9 +133,7 @@ def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
     """Whether a function can get at one of these objects, by its closure, its defaults or the names of its module."""
     values: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     values += [function.__globals__.get(name) for name in function.__code__.co_names]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # it is empty
-            values.append(cell.cell_contents)
+    values += _enclosed(function)
     if any(id(value) in held for value in values):
         return True
     inner = (value for value in values if isinstance(value, FunctionType))
@@ -123,7 +155,11 @@ def _version(value: object) -> object:
         return None if value.is_inference() else value._version
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    return len(value) if isinstance(value, list | dict | deque) else None
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    return len(value) if isinstance(value, list | dict | deque | set) else None
 
 
 def differ(before: list[tuple[object, object]], after: list[tuple[object, object]]) -> bool:
