@@ -91,7 +91,8 @@ def test_a_process_that_is_killed_is_told_of(tmp_path):
     code = "import os\ndef loss(logits, labels):\n    os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else None\n"
     (tmp_path / "deadly.py").write_text(code + "    return logits.mean()\n")
     places = os.pathsep.join([str(tmp_path), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
-    command = [*DEGRID, *SMALL, "--devices", "2", "--set", "train.loss=deadly:loss", "-o", str(tmp_path / "run")]
+    own = ["--data", "synthetic:8", "--set", "train.class_weights=none", "--set", "train.loss=deadly:loss"]
+    command = [*DEGRID, *SMALL, *own, "--devices", "2", "-o", str(tmp_path / "run")]
     environment = ENVIRONMENT | {"PYTHONPATH": places}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
