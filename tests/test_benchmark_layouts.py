@@ -553,3 +553,17 @@ def test_segments_can_be_a_key():
     """Surveys of masks are kept by the sources that they read."""
     made = [Segments("a", Path("a.jpg"), Path("a.png"), segments={1: 2}) for _ in range(2)]
     assert len(set(made)) == 1
+
+
+def test_a_table_beside_cityscapes_and_camvid_wins(tmp_path):
+    for split in ("train", "val"):
+        put_image(tmp_path / f"city/leftImg8bit/{split}/x/x_1_leftImg8bit.png")
+        put(tmp_path / f"city/gtFine/{split}/x/x_1_gtFine_labelIds.png", [[0, 1, 2, V]])
+        put_image(tmp_path / f"cam/{split}/1.png")
+        put(tmp_path / f"cam/{split}annot/1.png", [[0, 1, 2, V]])
+    for root, name in ((tmp_path / "city", "train/x/x_1"), (tmp_path / "cam", "1")):
+        (root / "classes.txt").write_text("road\ncrack\nhole\n")
+        dataset = open_dataset(root)
+        assert dataset.labels.names == ("road", "crack", "hole")
+        assert dataset[0].name == name
+        assert dataset[0].label.tolist() == [[0, 1, 2, V]]

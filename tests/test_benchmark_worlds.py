@@ -33,7 +33,6 @@ class Bench(NamedTuple):
     count: of classes. image, mask: the places of image k of a split, below the root.
     raw: the value of each class and of void in the files, ids or colours; None for void where it cannot be written.
     also: writes what else belongs to it, called with root, names and the ids of each image by its number.
-    fixed: its classes have the names of the benchmark, whatever lies beside.
     """
 
     count: int
@@ -42,7 +41,6 @@ class Bench(NamedTuple):
     raw: object
     splits: tuple[str, str] = ("train", "val")
     also: object = None
-    fixed: bool = False
     suffix: str = ".png"
 
     @property
@@ -126,9 +124,9 @@ BENCHMARKS = {
     "ADE20K": Bench(150, "images/{}/x{}.jpg", "annotations/{}/x{}.png", [*range(1, 151), 0], ("training", "validation"),
                     objects_of_ade),
     "BDD100K": Bench(19, "images/10k/{}/x{}.jpg", "labels/sem_seg/masks/{}/x{}.png", plain(19)),
-    "CamVid": Bench(11, "{}/x{}.png", "{}annot/x{}.png", plain(11, 11), fixed=True),
+    "CamVid": Bench(11, "{}/x{}.png", "{}annot/x{}.png", plain(11, 11)),
     "Cityscapes": Bench(19, "leftImg8bit/{}/ulm/x{}_leftImg8bit.png", "gtFine/{}/ulm/x{}_gtFine_labelIds.png",
-                        [*CITYSCAPES_LABEL_IDS, 4], fixed=True),
+                        [*CITYSCAPES_LABEL_IDS, 4]),
     "COCO": Bench(5, "{}2017/x{}.png", "coco81/masks/{}2017/x{}.png", plain(5), also=prepared_coco),
     "COCO panoptic": Bench(5, "{}2017/x{}.png", "", plain(5), also=panoptic),
     "COCO-Stuff": Bench(171, "{}2017/x{}.jpg", "stuffthingmaps/{}2017/x{}.png",
@@ -241,12 +239,11 @@ def test_every_benchmark(name, data):
             mvtec(root, names, masks)
         else:
             write(root, bench, names, masks, data)
-        if not bench.fixed and bench.also not in NAMING and name != "MVTec AD":
+        if bench.also not in NAMING and name != "MVTec AD":
             (root / "classes.txt").write_text("\n".join(names))  # as many names as the benchmark has classes
         layout = open_layout(root)
         assert layout.kind == name
-        if not bench.fixed:
-            assert layout.labels.names == names
+        assert layout.labels.names == names
         read = set()
         for sources in layout.splits.values():
             for source in sources:

@@ -322,3 +322,9 @@ def test_results_of_coco_are_named(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"results\.json holds COCO's results, which are predictions"):
         open_dataset(tmp_path)
+
+
+def test_an_export_that_is_not_unpacked(tmp_path):
+    (tmp_path / "task_1.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"task_1\.zip is packed: unpack it there"):
+        open_dataset(tmp_path)

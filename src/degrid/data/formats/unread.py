@@ -107,6 +107,11 @@ def _hugging_face(path: Path) -> str:
     return ""
 
 
+def _packed(path: Path) -> str:
+    archives = [file.name for file in _files(path, "*") if file.suffix.lower() in (".zip", ".rar", ".7z", ".gz")]
+    return f"{some(archives, 3)} is packed: unpack it there" if archives else ""
+
+
 def _cutouts(path: Path) -> str:
     below = [file for suffix in sorted(_TRANSPARENT) for file in _files(path, f"*{suffix}")]
     return next((sentence for file in below if (sentence := cutout_sentence(file))), "")
@@ -132,5 +137,6 @@ _KNOWN: tuple[Callable[[Path], str], ...] = (
     _boxes_of_voc,
     _hugging_face,
     _archives,
+    _packed,
     _cutouts,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from degrid.data.formats.benchmarks.common import with_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import pair_up
@@ -37,4 +38,4 @@ class CamVid(DataFormat):
         orphans = [mask for _, lost in found.values() for mask in lost]
         splits = {split: pairs for split, (pairs, _) in found.items()}
         reason = ", ".join(f"{split} and {split}annot" for split in splits)
-        return Layout(reason, path, splits, CAMVID, MaskRule.plain(CAMVID, void=(11,)), orphans)
+        return Layout(reason, path, splits, *with_table(path, CAMVID, MaskRule.plain(CAMVID, void=(11,))), orphans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from degrid.data.formats.benchmarks.common import with_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, divided, images_in
@@ -67,7 +68,7 @@ class Cityscapes(DataFormat):
             )
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
-        return Layout(reason, path, splits, CITYSCAPES, rule, notes=notes)
+        return Layout(reason, path, splits, *with_table(path, CITYSCAPES, rule), notes=notes)
 
 
 def _masks_in(path: Path) -> Path | None:

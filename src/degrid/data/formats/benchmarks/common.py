@@ -35,12 +35,17 @@ def benchmark(
     if left_out:
         notes = [*notes, f"{counted(left_out, 'image', 'have')} no label: left out"]
     kept, of_val = with_val({split: pairs for split, pairs in kept.items() if pairs})
-    named, own_rule = class_table(path)
-    if named is not None and len(named) == len(labels):
-        labels = named
-    elif named is not None and own_rule is not None:
-        labels, rule = named, own_rule
+    labels, rule = with_table(path, labels, rule)
     return Layout(reason, path, kept, labels, rule, [*orphans], [*notes, *of_val]) if kept else None
+
+
+def with_table(path: Path, labels: LabelSpace, rule: MaskRule) -> tuple[LabelSpace, MaskRule]:
+    """The classes and the rule of a benchmark, or what a table in the folder says: names for as many classes, or
+    everything."""
+    named, own_rule = class_table(path)
+    if named is None or own_rule is None:
+        return labels, rule
+    return (named, rule) if len(named) == len(labels) else (named, own_rule)
 
 
 def from_one(classes: int, said: str) -> MaskRule:
