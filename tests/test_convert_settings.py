@@ -173,3 +173,11 @@ def test_resizing_of_nvidias_code_is_that_of_its_version(prefix, resize):
         plan.tensors
     )
     assert not plan.unexpected
+
+
+def test_no_rates_are_advised_for_a_head_without_any():
+    plan = SYSTEMS["google_deeplab"].plan(peers.tensors("tf_deeplab_mobilenet_v2_os8"))
+    assert plan.assumption(plan.model, []) == [
+        "the file does not say these settings, which are assumed: output_stride=8 (for a network of the other stride "
+        "--set output_stride=16, settings=...)"
+    ]

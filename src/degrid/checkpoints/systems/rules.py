@@ -131,10 +131,11 @@ def with_epsilon(plan: Plan, theirs: float, ours: float) -> Plan:
 
 def of_either_stride(settings: dict[str, Any], *others: str) -> Plan:
     """A plan for a file that does not say its output stride, its rates, and the settings `others`."""
-    other = "8 --set rates=12,24,36" if settings["output_stride"] == 16 else "16 --set rates=6,12,18"
+    stride, rates = (8, "12,24,36") if settings["output_stride"] == 16 else (16, "6,12,18")
+    other = f"{stride} --set rates={rates}" if settings["rates"] else str(stride)  # some have a 1x1 branch alone
     return Plan(
         settings,
-        assumed=("output_stride", "rates", *others),
+        assumed=("output_stride", *(["rates"] if settings["rates"] else []), *others),
         otherwise=f"for a network of the other stride --set output_stride={other}",
     )
 
