@@ -55,7 +55,8 @@ class TransformersMobileViT(System):
         width = len(tensors["mobilevit.encoder.layer.2.layernorm.weight"])
         if width not in _SIZES:
             raise ConversionError(f"a MobileViT whose first transformer has {width} channels; known: {list(_SIZES)}")
-        bands = tensors["mobilevit.conv_stem.convolution.weight"].shape[1]
+        stem = tensors.get("mobilevit.conv_stem.convolution.weight")  # without it the file is told to lack it
+        bands = 3 if stem is None else stem.shape[1]
         settings = {
             "network": "deeplabv3",
             "encoder": f"transformers:mobilevit_{_SIZES[width]}",
