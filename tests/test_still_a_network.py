@@ -154,6 +154,18 @@ def test_fx_takes_it_as_before(model):
         assert torch.equal(create_feature_extractor(model, {node: "map"})(IMAGES)["map"], found[0])
 
 
+def test_fx_takes_networks_in_training_mode():
+    torch.manual_seed(0)
+    model = degrid.deeplabv3("timm:resnet10t", 3, output_stride=16, channels=16).train()
+    twin = copy.deepcopy(model)
+    graph, image = torch.fx.symbolic_trace(twin), 255 * torch.rand(2, 3, 33, 40)
+    torch.manual_seed(1)
+    expected = model(image)
+    torch.manual_seed(1)
+    assert torch.equal(graph(image), expected)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(twin.buffers(), model.buffers(), strict=True))
+
+
 def test_fx_takes_networks_whose_poolings_timm_pads_by_the_size_of_the_map():
     """timm's own network at output stride 8 cannot be recorded."""
     torch.manual_seed(0)

@@ -119,15 +119,15 @@ class ImagePooling(nn.Module):
                 return resize(cast(Tensor, self.project(means)), x.shape[-2:], self.convention)
         conv, norm, relu = self.project
         pooled: Tensor = conv(x.mean((2, 3), keepdim=True))
-        if norm.training and len(x) == 1:
+        recorded = isinstance(x, torch.fx.Proxy)  # which has no number of images; one alone then fails, as in PyTorch
+        if norm.training and not recorded and len(x) == 1:
             of = cast(nn.BatchNorm2d, norm)
             pooled = F.batch_norm(pooled, of.running_mean, of.running_var, of.weight, of.bias, eps=of.eps)
         else:
             pooled = norm(pooled)
         # Broadcast rather than interpolate: runtimes differ in how they enlarge a single pixel.
         spread = cast(Tensor, relu(pooled)).expand(-1, -1, x.shape[-2], x.shape[-1])
-        recorded = torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
-        if not recorded and x.is_contiguous(memory_format=torch.channels_last):
+        if not (recorded or torch.compiler.is_compiling()) and x.is_contiguous(memory_format=torch.channels_last):
             # Concatenating an expanded map with channels_last ones is slow, and the result would not be channels_last.
             return spread.contiguous(memory_format=torch.channels_last)
         return spread
