@@ -222,6 +222,23 @@ def test_another_input_can_be_given():
     assert len(found.pairs) == 1
 
 
+def test_a_network_may_give_class_ids_and_truth_values():
+    class Ids(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = shaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+
+        def forward(self, x):
+            logits = self.body(x)
+            return {"ids": logits.argmax(1).byte(), "sure": logits.amax(1) > 0, "number": len(logits)}
+
+    net = Ids().eval()
+    found, image = fold_batch_norm(net), torch.rand(1, 3, 9, 9)
+    assert len(found.pairs) == 1
+    for name in ("ids", "sure"):
+        assert torch.equal(found.model(image)[name], net(image)[name])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "densenet121", "mobilenetv3_large_100"])
 def test_networks_of_timm(name):

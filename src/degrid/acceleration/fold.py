@@ -141,6 +141,8 @@ def _distance(ours: Any, theirs: Any) -> float:
         return math.inf
     if not both.any():
         return 0.0
+    if not (theirs.is_floating_point() or theirs.is_complex()):
+        ours, theirs = ours.double(), theirs.double()  # class ids and truth values
     difference = (ours - theirs)[both].abs().max().item()
     return difference and float(difference / theirs[both].abs().max().item() if theirs[both].any() else math.inf)
 
