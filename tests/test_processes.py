@@ -51,6 +51,10 @@ def talk(x):
     print("words among the answers", flush=True)
     return x + 1
 
+def told(name):
+    wait_for_a_helper()
+    return os.getpid(), os.environ.get(name)
+
 def refuse(x):
     if x == 5:
         raise UserError(f"{{x}} cannot be used")
@@ -79,6 +83,16 @@ def test_helpers_take_part_and_load_no_torch(parts):
     helpers = {(process, torch) for process, torch in seen if process != os.getpid()}
     assert 1 <= len(helpers) <= 2
     assert not any(torch for _, torch in helpers)
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_helpers_let_pillow_keep_its_memory(parts, own, monkeypatch):
+    """The user's own setting wins."""
+    monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
+    if own:
+        monkeypatch.setenv("PILLOW_BLOCKS_MAX", own)
+    seen = {value for process, value in in_order(parts.told, ["PILLOW_BLOCKS_MAX"] * 40, 2) if process != os.getpid()}
+    assert seen == {own or "1"}
 
 
 def test_little_work_starts_no_process(parts, monkeypatch):

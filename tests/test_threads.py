@@ -1,6 +1,9 @@
 """How many threads are used, in containers and beside other programs, and that they let others work."""
 
+import ast
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 import degrid
 from degrid import threads
 from degrid.kernels.support import can_import_numba, use_torch_threads
-from degrid.threads import limited_threads, num_threads, settle_threads, usable_cores
+from degrid.threads import PILLOW, limited_threads, num_threads, settle_threads, usable_cores
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_who_asks_for_threads_gets_them(two_threads_for_one_core, monkeypatch):
             {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "5", "OPENBLAS_THREAD_TIMEOUT": "26"},
             {"OMP_NUM_THREADS": "3", "DEGRID_THREADS": "3"},
         ),
-        ((1.5,), {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "active"}, {}),
+        ((1.5,), {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "active", "PILLOW_BLOCKS_MAX": "0"}, {}),
     ],
 )
 def test_a_program_settles_before_pytorch_is_loaded(quotas, given, expected, monkeypatch):
@@ -111,7 +114,20 @@ def test_a_program_settles_before_pytorch_is_loaded(quotas, given, expected, mon
     monkeypatch.setattr(threads, "cores_of_groups", lambda: iter(quotas))
     monkeypatch.setattr(threads, "usable_cores", lambda: 3)
     settle_threads()
-    assert os.environ == given | expected
+    assert os.environ == PILLOW | given | expected
+
+
+def test_pillow_keeps_the_memory_of_a_picture():
+    """As its own counters say, of what it asked the system for."""
+    code = (
+        "from PIL import Image; Image.new('L', (640, 480)); Image.core.reset_stats()\n"
+        "for _ in range(5): Image.new('L', (640, 480))\n"
+        "print({name: Image.core.get_stats()[name] for name in ('new_count', 'allocated_blocks', 'reused_blocks')})"
+    )
+    for settings, expected in (({}, (5, 5, 0)), (PILLOW, (5, 0, 5))):
+        given = {name: value for name, value in os.environ.items() if name not in PILLOW} | settings
+        done = subprocess.run([sys.executable, "-c", code], env=given, stdout=subprocess.PIPE, text=True, check=True)
+        assert tuple(ast.literal_eval(done.stdout).values()) == expected
 
 
 @pytest.mark.parametrize(

@@ -155,12 +155,13 @@ class Reader:
         self._kept: dict[int, tuple[Source, Reading]] = {}
         self._done = 0
 
-    def values(self, sources: Sequence[Source]) -> list[LabelValues | None]:
+    def values(self, sources: Sequence[Source]) -> Iterator[LabelValues | None]:
         """As `degrid.data.formats.survey.read_values`; the samples are read as a whole, and kept."""
-        new = [source for source in sources if id(source) not in self._kept]
-        for source, reading in zip(new, self._each(new), strict=True):
-            self._kept[id(source)] = source, reading  # with the source, so that its id is not given to another
-        return [self._kept[id(source)][1].label for source in sources]
+        new = self._each(list({id(source): source for source in sources if id(source) not in self._kept}.values()))
+        for source in sources:
+            if id(source) not in self._kept:  # with the source, so that its id is not given to another
+                self._kept[id(source)] = source, next(new)
+            yield self._kept[id(source)][1].label
 
     def readings(self, sources: Sequence[Source]) -> Iterator[Reading]:
         """All samples, in order."""
