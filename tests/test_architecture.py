@@ -218,7 +218,7 @@ def test_no_module_is_hidden_by_a_name_that_its_package_hands_on():
         assert getattr(package, parts[-1]) is module, f"{'.'.join(parts)} is hidden by a name of its package"
 
 
-HEAVY = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard"}
+HEAVY = {"torch", "timm", "torchvision", "numpy", "PIL", "matplotlib", "pydantic", "tensorboard"}
 
 
 @pytest.mark.parametrize("code", ["import degrid", "import degrid.cli", "import degrid.recipes"])

@@ -16,7 +16,7 @@ from degrid.model_folder import open_model
 from degrid.threads import num_threads, usable_cores
 
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
-HEAVY = {*COMPILER, "torchvision", "timm", "matplotlib"}
+HEAVY = {*COMPILER, "torchvision", "timm", "matplotlib", "pydantic"}
 
 
 def modules_after(*commands: tuple[object, ...]) -> list[set[str]]:

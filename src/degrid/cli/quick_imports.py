@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,7 @@ _NAMES_FROM_TORCHVISION = {
 
 
 def install() -> None:
-    """Let later imports of `SLOW` packages in this process be quick; and pydantic, which reads the options, not search
-    the installed packages for plugins.
-    """
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    """Let later imports of `SLOW` packages in this process be quick."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
