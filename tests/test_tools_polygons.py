@@ -12,6 +12,7 @@ from test_benchmark_files import cli
 
 from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.dataset import open_layout
+from degrid.data.formats.shapes.polygon import is_upright_rectangle
 from degrid.types import IGNORE_INDEX, UserError
 
 HEIGHT, WIDTH = 6, 8
@@ -446,6 +447,37 @@ def test_yolo_boxes(tmp_path):
     put_text(tmp_path / "labels" / "a.txt", f"7 {fractions(CAR)}\n")
     with pytest.raises(UserError, match=r"a\.txt, line 1: class 7 is not among the 2 classes"):
         open_dataset(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_box"),
+    [
+        (CAR, True),
+        ([*CAR, 1, 1], True),  # closed
+        (CAR[2:] + CAR[:2], True),
+        (CAR[::-1], True),  # the other way round, and x and y exchanged
+        ([1, 1, 5, 4, 5, 1, 1, 4], False),  # crosses itself
+        ([1, 1, 5, 1, 5, 4, 1.5, 4], False),
+        ([1, 1, 3, 1, 5, 1, 5, 4, 1, 4], False),
+        ([1, 1, 5, 1, 1, 1, 5, 1], False),
+        ([1, 1, 5, 1, 5, 4], False),
+        ([], False),
+    ],
+)
+def test_upright_rectangles(numbers, is_box):
+    assert is_upright_rectangle(numbers) == is_box
+
+
+@pytest.mark.parametrize(("boxes", "others", "said"), [(10, 9, True), (10, 10, False), (9, 0, False), (10, 0, True)])
+def test_outlines_that_are_boxes_are_said(tmp_path, boxes, others, said):
+    """Some programs write four corners where they have only a box."""
+    shapes = [CAR] * boxes + [[0, 0, 3, 0, 3, 3]] * others
+    put_image(tmp_path / "coco" / "a.png")
+    coco(tmp_path / "coco" / "train.json", ["a.png"], shapes=[(1, [shape]) for shape in shapes])
+    yolo(tmp_path / "yolo", ["images/a.png"], "".join(f"0 {fractions(shape)}\n" for shape in shapes))
+    for kind in ("coco", "yolo"):
+        found = [note for note in open_layout(tmp_path / kind).notes if "upright rectangles" in note]
+        assert [note.split(" are ")[0] for note in found] == [f"{boxes} of {boxes + others} outlines"] * said
 
 
 # ---- labelme ------------------------------------------------------------------------------------------------

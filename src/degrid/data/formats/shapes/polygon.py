@@ -110,6 +110,17 @@ def _passed(x: np.ndarray, slope: np.ndarray, point: np.ndarray, step: np.ndarra
     return passed
 
 
+def is_upright_rectangle(numbers: Sequence[float]) -> bool:
+    """Whether a polygon x, y, x, y, ... is a box: four corners in turn, perhaps with the first one again."""
+    points = list(zip(numbers[::2], numbers[1::2], strict=False))
+    points = points[:-1] if points[:1] == points[-1:] else points
+    if len(points) != 4 or len(set(points)) != 4:
+        return False
+    (left, top), _, (right, bottom), _ = points
+    # Four places with two different x and two different y are all corners of a box; in turn, if the third is opposite.
+    return {x for x, _ in points} == {left, right} and {y for _, y in points} == {top, bottom}
+
+
 def rectangle(left: float, top: float, width: float, height: float) -> np.ndarray:
     """The corners of a rectangle, float64 [4,2]."""
     right, bottom = left + width, top + height

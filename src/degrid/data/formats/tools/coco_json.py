@@ -15,8 +15,8 @@ from typing import Any
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.shapes.coco import segmentation_region
-from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, split_of_file, with_splits
-from degrid.data.formats.shapes.polygon import polygon_region, rectangle
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, said_of_boxes, split_of_file, with_splits
+from degrid.data.formats.shapes.polygon import is_upright_rectangle, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
@@ -193,14 +193,19 @@ def _refuse_fractions(contents: list[CocoFile]) -> None:
     Raises:
         UserError: all coordinates lie between 0 and 1.
     """
-    shapes = [row.get("segmentation") for content in contents for row in content.all()]
-    polygons = [polygon for shape in shapes if isinstance(shape, list) for polygon in shape]
+    polygons = _polygons(contents)
     numbers = [polygon for polygon in polygons if isinstance(polygon, array.array) and len(polygon)]
     if numbers and len(numbers) == len(polygons) and all(min(each) >= 0 and max(each) <= 1 for each in numbers):
         raise UserError(
             f"{contents[0].file}: all corners of its polygons lie between 0 and 1, as if they were fractions of width "
             "and height; COCO counts pixels: multiply by the image's width and height"
         )
+
+
+def _polygons(contents: list[CocoFile]) -> list[Any]:
+    """All polygons: arrays of numbers, or what is wrongly in their place."""
+    shapes = [row.get("segmentation") for content in contents for row in content.all()]
+    return [polygon for shape in shapes if isinstance(shape, list) for polygon in shape]
 
 
 def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
@@ -266,6 +271,8 @@ def _count(contents: list[CocoFile], notes: list[str]) -> None:
     empty = sum(len(content.rows) - len(content.annotations) for content in contents)
     boxes = sum(not row.get("segmentation") for content in contents for row in content.all())
     lost = sum(content.lost for content in contents)
+    outlines = [polygon for polygon in _polygons(contents) if isinstance(polygon, array.array)]
+    notes += said_of_boxes(len(outlines), sum(map(is_upright_rectangle, outlines)))
     if empty:
         notes.append(f"{counted(empty, 'image', 'have')} no annotation: background all over")
     if boxes:

@@ -18,8 +18,8 @@ from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, split_of
 from degrid.data.formats.matching import masks_among
 from degrid.data.formats.pair_lists import read_names
 from degrid.data.formats.pairs import images_in
-from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, with_splits
-from degrid.data.formats.shapes.polygon import corners, polygon_region, rectangle
+from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, said_of_boxes, with_splits
+from degrid.data.formats.shapes.polygon import corners, is_upright_rectangle, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
@@ -66,7 +66,7 @@ class Yolo(DataFormat):
             return None
         images = [image for files in found.splits.values() for image in files]
         there = [file for image in images if (file := label_file(image)).is_file()]
-        polygons, boxes = _kinds(there[:: len(there) // _LOOKED_AT + 1])
+        polygons, boxes, upright = _kinds(there[:: len(there) // _LOOKED_AT + 1])
         if not polygons and not boxes:
             return None
         if not polygons:
@@ -74,7 +74,7 @@ class Yolo(DataFormat):
                 f"{found.root} holds labels of YOLO with boxes only ({there[0].name} and others: 5 numbers per line): "
                 "boxes cannot train a segmentation; export polygons (YOLO segmentation)"
             )
-        notes = [OVERLAPS]
+        notes = [OVERLAPS, *said_of_boxes(polygons, upright)]
         if not found.names:
             notes.append("no data.yaml or classes.txt names the classes: they are numbered")
         if boxes:
@@ -273,17 +273,18 @@ def _named_beside(path: Path) -> tuple[dict[int, str], str]:
     return dict(enumerate(read_names(path / said))) if said else {}, said
 
 
-def _kinds(files: list[Path]) -> tuple[int, int]:
-    """How many lines are polygons, and how many are boxes; none where the files hold something else."""
-    polygons = boxes = 0
+def _kinds(files: list[Path]) -> tuple[int, int, int]:
+    """How many lines are polygons, how many are boxes, and how many polygons are; none of what is something else."""
+    polygons = boxes = upright = 0
     for file in files:
         for line in read_names(file):
             numbers = _values(line)
             if not all(_is_number(number) for number in numbers) or not numbers[0].isdecimal():
-                return 0, 0
+                return 0, 0, 0
             polygons += len(numbers) >= 7
             boxes += len(numbers) in (5, 6)
-    return polygons, boxes
+            upright += len(numbers) >= 7 and is_upright_rectangle([float(number) for number in numbers[1:]])
+    return polygons, boxes, upright
 
 
 def _values(line: str) -> list[str]:
