@@ -598,3 +598,100 @@ def test_an_example_shows_padding_and_functions():
     assert torch.allclose(model.padded(F.pad(x, (2, 2, 2, 2))), inside(x), atol=1e-6)
     with pytest.raises(UserError, match=r"could not run ByHand on the example of \(1, 4, 5, 5\) \(RuntimeError"):
         smooth_dilated_convs(ByHand(), "tent", example=torch.rand(1, 4, 5, 5))
+
+
+def changed(**attributes):
+    def change(layer):
+        for name, value in attributes.items():
+            setattr(layer, name, value)
+
+    return change
+
+
+CHANGES = {
+    "rate": (changed(dilation=(4, 4), padding=(4, 4)), r"dilation \(2, 2\), then \(4, 4\)"),
+    "stride": (changed(stride=2), r"stride \(1, 1\), then \(2, 2\)"),
+    "padding": (changed(padding=(0, 0)), r"padding \(2, 2\), then \(0, 0\)"),
+    "mode": (changed(padding_mode="reflect"), "padding_mode zeros, then reflect"),
+    "weight": (changed(weight=nn.Parameter(torch.zeros(2, 2, 5, 5))), r"sides of the weight \(3, 3\), then \(5, 5\)"),
+}
+
+
+@pytest.mark.parametrize(
+    "operator", ["regular", "decompose", "average", "gaussian", "tent", "ssc", "aggregation", "gi"]
+)
+@pytest.mark.parametrize("kind", CHANGES)
+def test_layers_that_change_after_smoothing_are_refused(operator, kind):
+    change, said = CHANGES[kind]
+    model = nn.Sequential(dilated())
+    smooth_dilated_convs(model, operator)
+    model(torch.rand(1, 2, 9, 9))
+    change(model[0])
+    with pytest.raises(UserError, match=f"changed after it was smoothed by {operator} .*{said}"):
+        model(torch.rand(1, 2, 9, 9))
+
+
+def test_layers_with_a_forward_of_their_own_are_refused_after_a_change_of_rate():
+    model = nn.Sequential(Standardised(3, 4, 3, **SAME))
+    smooth_dilated_convs(model, "tent")
+    model[0].dilation = 4, 4
+    with pytest.raises(UserError, match=r"smoothed by tent \(dilation \(2, 2\), then \(4, 4\)\)"):
+        model(torch.rand(1, 3, 9, 9))
+
+
+def test_what_stays_the_same_in_another_form_is_no_change():
+    model, x = nn.Sequential(dilated()), torch.rand(1, 2, 9, 9)
+    smooth_dilated_convs(model, "tent")
+    expected = model(x)
+    model[0].dilation, model[0].padding, model[0].stride = [2, 2], 2, 1
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    assert torch.equal(model(x), expected)
+
+
+class OneForAllRates(nn.Module):
+    """One kernel at several rates, as networks with switchable rates have it."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.conv, self.other = dilated(rate=rate), dilated()
+
+    def forward(self, x):
+        total = self.other(x)
+        for rate in (1, 2, 4):
+            self.conv.dilation = self.conv.padding = rate, rate
+            total = total + self.conv(x)
+        return total
+
+
+@pytest.mark.parametrize("rate", [1, 2, 4])
+def test_an_example_shows_layers_whose_rate_the_network_sets(rate):
+    model, x = OneForAllRates(rate), torch.rand(1, 2, 12, 13)
+    expected = model(x)
+    model.conv.dilation = model.conv.padding = rate, rate
+    report = smooth_dilated_convs(model, "ssc", example=x)
+    assert report.replaced == (("other", 2),)
+    [(name, reason)] = report.skipped
+    assert name == "conv"
+    assert reason.startswith("the network changes it as it runs (")
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+class DropsInTraining(nn.Conv2d):
+    """Half of its weights in training, all otherwise."""
+
+    def forward(self, x):
+        weight = self.weight * self.kept if self.training else self.weight
+        return F.conv2d(x, weight, self.bias, 1, self.padding, self.dilation)
+
+
+@pytest.mark.parametrize("operator", ["regular", "ssc", "gi"])
+def test_what_a_layer_does_in_training_alone_stays(operator):
+    model, x = nn.Sequential(DropsInTraining(3, 4, 3, **SAME)), torch.rand(1, 3, 9, 9)
+    model[0].kept = (torch.rand(4, 3, 3, 3) < 0.5).float()
+    expected = [model.train(mode)(x) for mode in (True, False)]
+    assert not torch.allclose(*expected)
+    smooth_dilated_convs(model, operator)
+    for mode, value in zip((True, False), expected, strict=True):
+        assert torch.allclose(model.train(mode)(x), value, atol=1e-6)
+    with pytest.raises(UserError, match="DropsInTraining computes its weights itself, and decompose needs"):
+        smooth_dilated_convs(nn.Sequential(copy.deepcopy(DropsInTraining(3, 4, 3, **SAME))), "decompose")

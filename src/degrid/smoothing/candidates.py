@@ -55,12 +55,17 @@ def candidates(
 ) -> Iterator[tuple[str, Candidate | str]]:
     """Every dilated layer of a model by name: as one to smooth, or the reason why not; see `smooth_dilated_convs`."""
     rims = _rims(model)
+    changing: dict[nn.Module, str] = {}
     if example is not None:
         run = ExampleRun(model, example)
         rims |= run.rims
+        changing = run.changing
         for name, rates in dict.fromkeys(run.functions):
             yield name, f"a function, not a layer, convolves at rate {rate_text(shortest(rates))}"
     for name, module in model.named_modules():
+        if module in changing:
+            yield name, changing[module]
+            continue
         rim = rims.get(module) or (_same(module) if padded_outside and isinstance(module, _CONVOLUTIONS) else None)
         found = _candidate(name, module, where, rim)
         if found is not None:
@@ -145,8 +150,7 @@ def _plan(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str:
     if isinstance(found, str):
         return f"{type(conv).__name__} has a forward of its own, which {found}"
     if found.same or max(conv.stride) > 1:
-        stored = found.bias is conv.bias
-        return Candidate(name, conv, found.same and stored and found.weight is conv.weight, found.same, stored)
+        return Candidate(name, conv, found.same and found.stored, found.same, found.bias is conv.bias)
     return f'{type(conv).__name__} has a forward of its own, whose padding is not zero "same" padding'
 
 

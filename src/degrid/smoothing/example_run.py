@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from degrid.contracts import unchanged
-from degrid.smoothing.own_forward import called_convolution, per_axis
+from degrid.smoothing.own_forward import called_convolution, change_of, geometry_of, per_axis
 from degrid.types import UserError
 
 
@@ -21,6 +21,8 @@ class ExampleRun(TorchFunctionMode):
     Attributes:
         rims: by layer, how wide `F.pad` or a padding layer put zeros around its map along each axis, every time.
         functions: name of each module that convolves by a function, not by a layer, and at which rates.
+        changing: layers that the network gives other rates, strides or padding than they have before the run, and what
+            to say of each.
 
     Raises:
         UserError: the network cannot run on the example.
@@ -30,12 +32,14 @@ class ExampleRun(TorchFunctionMode):
         super().__init__()
         self.rims: dict[nn.Module, tuple[int, ...]] = {}
         self.functions: list[tuple[str, tuple[int, ...]]] = []
+        self.changing: dict[nn.Module, str] = {}
         self._padded: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # the maps are kept, so that no id is used twice
         self._inside: list[tuple[str, nn.Module]] = []
         hooks = []
         for name, module in model.named_modules():
             hooks.append(module.register_forward_pre_hook(lambda *_, it=(name, module): self._inside.append(it)))
             hooks.append(module.register_forward_hook(lambda *_: _dropped(self._inside), always_call=True))
+        self._before = {module: geometry_of(module) for module in model.modules() if _is_layer(module)}
         try:
             with unchanged(model), torch.no_grad(), self:
                 model(example)
@@ -64,11 +68,19 @@ class ExampleRun(TorchFunctionMode):
     def _saw(self, call: dict[str, Any]) -> None:
         name, module = self._inside[-1]
         rates = tuple(per_axis(call["dilation"], call["weight"].shape[2:]))
-        if hasattr(module, "dilation") and not list(module.children()):
+        if _is_layer(module):
+            change = change_of(module, self._before[module])
+            if change and max(*rates, *per_axis(self._before[module]["dilation"], rates)) > 1:
+                self.changing[module] = f"the network changes it as it runs ({change})"
             _, rim = self._padded.get(id(call["input"]), (None, ()))
             self.rims[module] = rim if self.rims.get(module, rim) == rim else ()
         elif any(rate > 1 and side > 1 for rate, side in zip(rates, call["weight"].shape[2:], strict=True)):
             self.functions.append((name, rates))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has a rate, and no parts."""
+    return hasattr(module, "dilation") and not list(module.children())
 
 
 def _dropped(inside: list[Any]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from degrid.contracts import (
     same_geometry,
 )
 from degrid.smoothing.operators import Operator
-from degrid.smoothing.own_forward import OwnConvolution, tried
+from degrid.smoothing.own_forward import OwnConvolution, change_of, geometry_of, tried
 from degrid.smoothing.plain_layers import Inside, constant_conv, without_rim
 from degrid.types import UserError
 
@@ -33,10 +33,28 @@ class SmoothedLayer(MadeClass, DressedConv):
 
     Attributes:
         rim: how wide a rim of zeros the network puts around the map before this layer, along each axis; None: none.
+        fitted: the kernel, steps, padding and rate that it had when the operator was made for them.
     """
 
     smoothing: Operator
     rim: tuple[int, ...] | None = None
+    fitted: Mapping[str, Any] | None = None  # networks pickled by earlier versions have none
+    _free: ClassVar[Container[str]] = ()
+
+    def check_fit(self) -> None:
+        """Make sure that the operator still fits.
+
+        Raises:
+            UserError: the kernel, steps, padding or rate were changed since.
+        """
+        if self.fitted is None or torch._C._get_tracing_state():  # which has tensors as shapes
+            return
+        change = change_of(self, self.fitted, self._free)
+        if change:
+            raise UserError(
+                f"a convolution was changed after it was smoothed by {self.operator_name} ({change}); change it "
+                "before, or leave it out (where=...) if the network changes it as it runs"
+            )
 
     @property
     def operator_name(self) -> str:
@@ -74,6 +92,7 @@ class _Direct(SmoothedLayer):
         axes = self.weight.ndim - 2
         if x.ndim == axes + 1:
             return self.forward(x[None])[0]
+        self.check_fit()
         if self.rim is not None:
             x = without_rim(x, self.rim)
         y: Tensor = self.smoothing(x, self.convolve)
@@ -106,6 +125,8 @@ class _Indirect(SmoothedLayer):
     The operator convolves at the layer's own rate only.
     """
 
+    _free = ("padding",)  # which some set at every image
+
     def forward(self, input: Tensor, *more: Any, **named: Any) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. What else is given goes to the layer."""
         x = input
@@ -116,6 +137,7 @@ class _Indirect(SmoothedLayer):
         axes = len(layer.kernel_size)
         if x.ndim == axes + 1:
             return self.forward(x[None], *more, **named)[0]
+        self.check_fit()
         # Operators that mix outputs want them without bias; for filters it makes no difference.
         bias = None
         if not self.smoothing.keeps_constants and layer.bias is not None:
@@ -175,6 +197,7 @@ def dress(layer: nn.Module, operator: Operator, direct: bool, rim: tuple[int, ..
     dressed: Any = layer
     dressed.__dict__["__module__"] = nn.Conv2d.__module__  # torch.fx does not look into layers of PyTorch's own
     dressed.smoothing = operator
+    dressed.fitted = geometry_of(layer)
     if rim is not None:
         dressed.rim = rim
 

@@ -6,16 +6,17 @@ forward ends in a call of the convolution function, which shows everything, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from degrid.contracts import CONVOLUTIONS
+from degrid.contracts import CONVOLUTIONS, unchanged
 
 _ARGUMENTS = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 """The arguments of a convolution, in their order, with their defaults."""
@@ -29,42 +30,49 @@ class OwnConvolution:
 
     same: it keeps the size, with stride 1 and zeros outside, whatever the size.
     weight, bias: what it convolves with; the layer's own, or computed.
+    stored: these are the layer's own, in training mode, too.
     """
 
     same: bool
     weight: Tensor
     bias: Tensor | None
+    stored: bool
 
 
 def tried(conv: Any, forward: Callable[[Tensor], Tensor]) -> OwnConvolution | str:
     """What a layer's forward computes, without gradients and in evaluation mode; or why that is not one convolution.
 
     Args:
-        conv: a layer of one of PyTorch's classes of convolutions, of which only the flag `training` changes meanwhile.
+        conv: a layer of one of PyTorch's classes of convolutions, which is as before afterwards.
         forward: its forward pass, without hooks.
     """
-    modes = [(module, module.training) for module in conv.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = [_once(conv, forward, sides[: len(conv.kernel_size)]) for sides in _SIDES]
-    except Exception as error:  # a forward may fail in any way
-        return f"cannot be tried ({type(error).__name__}: {str(error)[:80]})"
-    finally:
-        for module, training in modes:
-            module.training = training
+    found = [_in_mode(conv, forward, sides[: len(conv.kernel_size)], False) for sides in _SIDES]
     for each in found:
         if isinstance(each, str):
             return each
     first, second = found
     assert isinstance(first, OwnConvolution)
     assert isinstance(second, OwnConvolution)
-    return OwnConvolution(first.same and second.same, first.weight, first.bias)
+    # Some drop or add something in training alone.
+    training = _in_mode(conv, forward, _SIDES[0][: len(conv.kernel_size)], True)
+    stored = first.stored and isinstance(training, OwnConvolution) and training.stored and training.same == first.same
+    return OwnConvolution(first.same and second.same, first.weight, first.bias, stored)
+
+
+def _in_mode(
+    conv: Any, forward: Callable[[Tensor], Tensor], sides: Sequence[int], training: bool
+) -> OwnConvolution | str:
+    try:
+        with unchanged(conv), torch.no_grad():
+            for module in conv.modules():
+                module.training = training
+            return _once(conv, forward, sides)
+    except Exception as error:  # a forward may fail in any way
+        return f"cannot be tried ({type(error).__name__}: {str(error)[:80]})"
 
 
 def _once(conv: Any, forward: Callable[[Tensor], Tensor], sides: Sequence[int]) -> OwnConvolution | str:
-    weight = next(conv.parameters())
+    weight, rates = next(conv.parameters()), list(conv.dilation)
     x = torch.randn(1, conv.in_channels, *sides).to(weight.device, weight.dtype)
     with _Watch() as watch:
         result = forward(x)
@@ -76,14 +84,15 @@ def _once(conv: Any, forward: Callable[[Tensor], Tensor], sides: Sequence[int]) 
         return "cannot be tried without data: build the network on a device first"
     if not torch.equal(result, again):
         return "is more than one convolution"
-    if per_axis(call["dilation"], sides) != list(conv.dilation) or call["weight"].shape[2:] != conv.kernel_size:
+    if per_axis(call["dilation"], sides) != rates or call["weight"].shape[2:] != conv.kernel_size:
         return "has another rate or kernel than it says"
     added = [now - before for now, before in zip(call["input"].shape[2:], sides, strict=True)]
     padded = F.pad(x, [rim for each in reversed(added) for rim in (each // 2, each - each // 2)])
     if not torch.equal(call["input"], padded):
         return "convolves something else than its padded input"
     same = _keeps_size(conv, added, call) and set(per_axis(call["stride"], sides)) == {1}
-    return OwnConvolution(same, call["weight"], call["bias"])
+    stored = call["weight"] is conv.weight and call["bias"] is conv.bias
+    return OwnConvolution(same, call["weight"], call["bias"], stored)
 
 
 def _keeps_size(conv: Any, added: Sequence[int], call: Mapping[str, Any]) -> bool:
@@ -98,6 +107,34 @@ def _keeps_size(conv: Any, added: Sequence[int], call: Mapping[str, Any]) -> boo
 def per_axis(value: Any, axes: Sequence[int]) -> list[int]:
     """One number per axis."""
     return [value] * len(axes) if isinstance(value, int) else list(value)
+
+
+_NAMES = ("kernel_size", "stride", "padding", "padding_mode", "dilation")
+
+
+def geometry_of(layer: Any) -> dict[str, Any]:
+    """What a layer says of its kernel, steps, padding and rate, and which sides its weight has."""
+    found = {name: _as_tuple(getattr(layer, name, None), layer) for name in _NAMES}
+    weight = layer._parameters.get("weight")
+    if weight is not None and not is_lazy(weight):
+        found["sides of the weight"] = tuple(weight.shape[2:])
+    return found
+
+
+def _as_tuple(value: Any, layer: Any) -> Any:
+    """One number per axis as a tuple, which may also be given as a list, or as one number for all."""
+    if isinstance(value, int):
+        return (value,) * len(per_axis(layer.kernel_size, (0, 0)))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def change_of(layer: Any, before: Mapping[str, Any], whatever: Container[str] = ()) -> str:
+    """What is no longer as it was, but for these names; "" where nothing is."""
+    now = geometry_of(layer)
+    if now == before:
+        return ""
+    found = ((name, was, now.get(name)) for name, was in before.items() if name not in whatever)
+    return ", ".join(f"{name} {was}, then {given}" for name, was, given in found if was != given)
 
 
 class _Watch(TorchFunctionMode):
