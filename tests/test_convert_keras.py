@@ -1,6 +1,7 @@
 """Keras: HDF5 files that h5py wrote, and the network of bonlime/keras-deeplab-v3-plus."""
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from degrid.checkpoints.systems.plan import planned
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
-from degrid.types import ConversionError, LabelSpace
+from degrid.types import ConversionError, LabelSpace, UserError
 from degrid.verbs.convert import fill
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -107,11 +108,76 @@ def test_an_archive_of_two_weights_is_refused(tmp_path):
         read_tensors(tmp_path / "x.keras")
 
 
-def test_deeplab_of_keras_hub_is_refused_by_name():
-    """The names are those of a file that keras-hub wrote, of the whole model and of its backbone alone."""
-    pooling = "layers/spatial_pyramid_pooling/aspp_parallel_channels/sequential/layers/conv2d/vars/0"
-    for root in ("layers/deep_lab_v3_backbone/", ""):
-        tensors = {f"{root}layers/conv2d/vars/0": np.ones(1), f"{root}{pooling}": np.ones(1)}
-        system, *_ = find_system(tensors, None, "x.weights.h5")
-        with pytest.raises(ConversionError, match="^keras-hub's DeepLab cannot be converted: .*drop their names"):
-            planned(system, tensors, {}, "x.weights.h5")
+KERAS_HUB = SYSTEMS["keras_hub"]
+
+
+def in_keras_hub(backbone=None, encoder=None, **segmenter):
+    """What keras-hub writes of a network's settings."""
+    image_encoder = {"class_name": "ResNetBackbone", "config": {}} | (encoder or {})
+    return {"config": {"backbone": {"config": {"image_encoder": image_encoder} | (backbone or {})}} | segmenter}
+
+
+def test_whole_networks_and_presets_of_keras_hub_hold_the_same():
+    """A preset has the backbone in one file, and the classifier in another."""
+    root, classifier = "layers/deep_lab_v3_backbone/", "layers/conv2d/vars/0"
+    tensors = peers.tensors("keras_hub_deeplabv3plus_resnet18")
+    whole = KERAS_HUB.plan({**tensors, "optimizer/vars/0": np.ones(())})
+    backbone = {name.removeprefix(root): value for name, value in tensors.items() if name.startswith(root)}
+    preset = KERAS_HUB.plan({**backbone, f"task/{classifier}": tensors[classifier]})
+    assert whole.dropped == {"optimizer/vars/0": "optimiser state"}
+    assert whole.model == preset.model
+    assert whole.tensors.keys() == preset.tensors.keys()
+    assert all(np.array_equal(value, preset.tensors[name]) for name, value in whole.tensors.items())
+    with pytest.raises(ConversionError, match="without its classifier.*put that file beside model.weights.h5"):
+        KERAS_HUB.plan(backbone)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (in_keras_hub(encoder={"class_name": "EfficientNetBackbone"}), "its ResNets, and not EfficientNetBackbone$"),
+        (in_keras_hub({"spatial_pyramid_pooling_key": "P4"}), "spatial_pyramid_pooling_key is 'P4'.*'P5'"),
+        (in_keras_hub({"low_level_feature_key": "P3"}), "low_level_feature_key is 'P3'.*'P2'"),
+        (in_keras_hub({"upsampling_size": [4, 4]}), "upsampling_size is"),
+        (in_keras_hub(encoder={"config": {"stackwise_num_strides": [1, 2, 2, 1]}}), "stackwise_num_strides is"),
+        (in_keras_hub({"dilation_rates": 3}), "another tensor or setting"),
+    ],
+)
+def test_networks_of_keras_hub_that_degrid_does_not_have_are_refused(config, message):
+    with pytest.raises(ConversionError, match=message):
+        planned(KERAS_HUB, peers.tensors("keras_hub_deeplabv3plus_resnet18"), config, "x.keras")
+
+
+def test_what_keras_hub_does_to_images_becomes_mean_and_deviation():
+    converter = {"config": {"scale": [0.02, 0.01, 0.05], "offset": [-2, -1, 0.5]}}
+    config = in_keras_hub(preprocessor={"config": {"image_converter": converter}})
+    plan = KERAS_HUB.plan_beside(peers.tensors("keras_hub_deeplabv3plus_resnet18"), config)
+    assert plan.model["mean"] == pytest.approx((100, 100, -10))
+    assert plan.model["std"] == pytest.approx((50, 100, 20))
+    assert plan.assumed == ("rates",)
+
+
+def test_the_two_files_of_a_preset_are_read_together_with_its_settings(tmp_path):
+    shutil.copy(GOLDEN / "earliest.h5", tmp_path / "model.weights.h5")
+    shutil.copy(GOLDEN / "latest.h5", tmp_path / "task.weights.h5")
+    (tmp_path / "config.json").write_text('{"config": 1, "class_name": "Backbone"}')
+    (tmp_path / "task.json").write_text('{"config": 2}')
+    for place in (tmp_path, tmp_path / "model.weights.h5", tmp_path / "task.weights.h5"):
+        source = read_tensors(place)
+        assert source.path == tmp_path / "model.weights.h5"
+        assert source.config == {"config": 2, "class_name": "Backbone"}
+        np.testing.assert_array_equal(source.tensors["task/layer2/layer2/kernel:0"].ravel(), np.arange(12))
+        assert len([name for name in source.tensors if not name.startswith("task/")]) == 12 + len(TYPES) + 2
+    (tmp_path / "other.weights.h5").touch()
+    with pytest.raises(UserError, match="found 3"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"), [('{"config": {"a": [1]}}', {"config": {"a": [1]}}), ("[1", {}), ("7", {})]
+)
+def test_settings_of_a_keras_archive(tmp_path, text, settings):
+    with zipfile.ZipFile(tmp_path / "net.keras", "w") as out:
+        out.writestr("config.json", text)
+        out.write(GOLDEN / "earliest.h5", "model.weights.h5")
+    assert read_tensors(tmp_path / "net.keras").config == settings

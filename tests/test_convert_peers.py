@@ -17,6 +17,12 @@ CONFIGS = {  # what the program's config.json says
     "smp_DeepLabV3_resnet18_os16": {"encoder_output_stride": 16, "decoder_atrous_rates": [2, 3, 5]},
     "smp_DeepLabV3Plus_tu-resnet50": {"encoder_name": "tu-resnet50"},
     "smp_DeepLabV3Plus_tu-gernet_s": {"encoder_name": "tu-gernet_s"},
+    "keras_hub_deeplabv3_resnetv2_18": {
+        "config": {
+            "backbone": {"config": {"dilation_rates": [2, 3, 5], "upsampling_size": [8, 8]}},
+            "preprocessor": {"config": {"image_converter": {"config": {"scale": 1 / 127.5, "offset": -1}}}},
+        }
+    },
 }
 SET = {"tf_deeplab_resnet_v1_50_beta_os8": {"output_stride": 8, "rates": (12, 24, 36)}}  # what no file says
 
@@ -103,6 +109,9 @@ def test_rates_of_mmsegmentations_resnest():
         pytest.param("detectron2_deeplabv3plus_R103_separable", "detectron2", [2, 4, 8], [6, 12, 18], marks=slow),
         pytest.param("NVIDIA_se_resnext50", "nvidia", [*[2] * 6, *[4] * 3], [12, 24, 36], marks=slow),
         ("fregu856_resnet18_os8", "fregu856", [*[2] * 4, *[4] * 4], [6, 12, 18]),
+        ("keras_hub_deeplabv3plus_resnet18", "keras_hub", [], [6, 12, 18]),
+        ("keras_hub_deeplabv3_resnetv2_18", "keras_hub", [], [2, 3, 5]),
+        pytest.param("keras_hub_deeplabv3plus_resnet50", "keras_hub", [], [6, 12, 18], marks=slow),
         ("paddleseg_deeplabv3p_resnet50", "paddleseg", [*[2] * 6, 4, 8, 16], [12, 24, 36]),
     ],
 )

@@ -240,6 +240,25 @@ class DeepLabV3Head(nn.Module):
         return cast(Tensor, self.classifier(self.refine(self.aspp(features[-1]))))
 
 
+class EnlargedHead(DeepLabV3Head):
+    """As `DeepLabV3Head`, with ASPP's output enlarged to the size of a finer feature before what follows.
+
+    Args:
+        low_level: index of that feature. resize: how ASPP's output is enlarged; a name in `degrid.types.RESIZES`.
+        aspp, channels, num_classes: as in `DeepLabV3Head`; a 1x1 convolution stands before the classifier.
+    """
+
+    def __init__(self, aspp: ASPP, channels: int, num_classes: int, low_level: int, resize: str) -> None:
+        super().__init__(aspp, channels, num_classes)
+        self.refine = conv_norm_relu(channels, channels, 1)
+        self.low_level, self.convention = low_level, resize
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features, fine to coarse -> logits [N,C,h,w]."""
+        wide = resize(self.aspp(features[-1]), features[self.low_level].shape[-2:], self.convention)
+        return cast(Tensor, self.classifier(self.refine(wide)))
+
+
 class DeepLabV3PlusHead(nn.Module):
     """ASPP, and a decoder that joins its output with a fine feature; logits at the stride of that feature, 4.
 
@@ -355,6 +374,13 @@ def v3_head(
     return DeepLabV3Head(aspp, settings.channels, num_classes, refine), encoder.reductions[-1]
 
 
+def enlarged_v3_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """ASPP enlarged to stride 4, a 1x1 convolution and the classifier; see `EnlargedHead`."""
+    convention, channels = settings.resize or "half_pixel", settings.channels
+    aspp, fine = _aspp(encoder, settings, convention), _fine(encoder, "deeplabv3_keras_hub")
+    return EnlargedHead(aspp, channels, num_classes, fine, convention), 4
+
+
 def leaky_v3_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
     """ASPP whose projection has twice as many channels, with leaky ReLUs of slope 0.01 in the place of ReLUs."""
     aspp, channels = _aspp(encoder, settings, settings.resize or "half_pixel"), settings.channels
@@ -389,10 +415,7 @@ def v3plus_head(
     Raises:
         UserError: the encoder has no feature at stride 4.
     """
-    if 4 not in encoder.reductions:
-        strides = ", ".join(map(str, encoder.reductions))
-        raise UserError(f"deeplabv3plus needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
-    fine = encoder.reductions.index(4)
+    fine = _fine(encoder, "deeplabv3plus")
     convention = settings.resize or ("align_corners" if smp else "half_pixel")
     aspp = _aspp(encoder, settings, convention, plain_separable if plain and not dense else None, project=project)
 
@@ -428,6 +451,14 @@ def nvidia_head(
     return head, encoder.reductions[low_level]
 
 
+def _fine(encoder: Encoder, network: str) -> int:
+    """The index of the encoder's feature at stride 4."""
+    if 4 not in encoder.reductions:
+        strides = ", ".join(map(str, encoder.reductions))
+        raise UserError(f"{network} needs a feature at stride 4; this encoder has strides {strides}; use deeplabv3")
+    return encoder.reductions.index(4)
+
+
 def _aspp(
     encoder: Encoder,
     settings: HeadSettings,
@@ -453,6 +484,9 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3_linear": partial(v3_head, relu=False),
     # As in mmsegmentation: the projection after ASPP is 3x3.
     "deeplabv3_mmseg": partial(v3_head, project=3),
+    # As in keras-hub: a 1x1 after the enlarging to stride 4, in both.
+    "deeplabv3_keras_hub": enlarged_v3_head,
+    "deeplabv3plus_keras_hub": partial(v3plus_head, convs=1, joining=1),
     # As in speedinghzl/pytorch-segmentation-toolbox.
     "deeplabv3_speedinghzl": leaky_v3_head,
     "deeplabv3plus": v3plus_head,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from degrid.protobuf import Span
 from degrid.types import ConversionError, UserError
 
 _MAX_CONFIG = 1 << 20  # bytes
+_SETTINGS = ("config.json", "task.json")
 
 # Asked in this order; a caffemodel has no mark at its beginning.
 READERS: dict[str, Reader] = {
@@ -48,7 +49,7 @@ class Source(Contents):
     Attributes:
         path: the file that was read; the prefix of a TensorFlow checkpoint of several files.
         format: a row of READERS, or "module:Class".
-        config: `settings`, and the content of config.json beside the file, which prevails.
+        config: `settings`, and the content of config.json and task.json (keras-hub's) beside the file, which prevail.
     """
 
     path: Path = Path()
@@ -80,16 +81,24 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not contents.tensors:
         raise ConversionError(f"{shown}: holds no tensors by name")
-    config = {**contents.settings, **_config(main.with_name("config.json"))}
+    beside = {key: value for name in _SETTINGS for key, value in _config(main.with_name(name)).items()}
+    config = {**contents.settings, **beside}
     return Source(contents.tensors, contents.skipped, contents.settings, shown, name, config)
 
 
 def _config(path: Path) -> dict[str, Any]:
     """What a file of JSON holds; nothing where it is missing, damaged, absurdly long or no dictionary."""
     try:
-        text = path.read_text("utf-8") if path.is_file() and path.stat().st_size < _MAX_CONFIG else ""
-        found = json.loads(text or "{}")
-    except (OSError, ValueError, RecursionError):
+        return _parsed(path.read_bytes() if path.is_file() and path.stat().st_size < _MAX_CONFIG else b"")
+    except OSError:
+        return {}
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The dictionary that a text of JSON is, or none."""
+    try:
+        found = json.loads(text or b"{}") if len(text) < _MAX_CONFIG else {}
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -99,9 +108,10 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
     if reader is None and (other := what_else(file, main)):
         raise ConversionError(f"{shown} is {other}")
     name = reader or next((name for name, row in READERS.items() if row.recognise(file, main)), None)
-    if name == "numpy" and (inner := _only_part(file)) is not None:
+    if name == "numpy" and (parts := _only_part(file)) is not None:
+        inner, settings = parts
         contents, name = _contents(inner, Path(inner.file), inner.file, None)
-        return contents, f"zip, {name}"
+        return replace(contents, settings={**contents.settings, **settings}), f"zip, {name}"
     if name is None:
         raise ConversionError(
             f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras, "
@@ -110,8 +120,8 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
     return _named(name).read(file, main), name
 
 
-def _only_part(file: Span) -> Span | None:
-    """The checkpoint that an archive is around; None where it holds arrays of numpy.
+def _only_part(file: Span) -> tuple[Span, dict[str, Any]] | None:
+    """The checkpoint that an archive is around, and the settings that Keras keeps there; None for arrays of numpy.
 
     Raises:
         ConversionError: it holds none, or several, or would unpack to far more than its size.
@@ -122,12 +132,13 @@ def _only_part(file: Span) -> Span | None:
     if all(name.endswith(".npy") for name in names):
         return None
     weights = [name for name in names if name.endswith(".weights.h5")]  # of Keras, beside its settings
-    found = [part for name, part in unpacked(file).items() if name in (weights or names)]
+    parts = unpacked(file)
+    found = [parts[name] for name in (weights or names) if name in parts]
     if len(found) != 1:
         raise ConversionError(
             f"{file.file} is an archive of {len(found)} files, {some(sorted(names))}; unpack it, and give one"
         )
-    return found[0]
+    return found[0], _parsed(bytes(parts["config.json"].data)) if weights and "config.json" in parts else {}
 
 
 def _named(name: str) -> Reader:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from degrid.checkpoints.readers.hdf5 import PRESET
 from degrid.checkpoints.readers.leveldb import is_table
 from degrid.checkpoints.readers.values import map_file
 from degrid.lookup import some
@@ -30,6 +31,8 @@ def find_checkpoint(path: Path, suffixes: Collection[str]) -> tuple[Path, Path]:
         path = _in_folder(path, suffixes)
     elif path.name == "checkpoint" and path.is_file():
         path = _listed(path) or path
+    if path.name == PRESET[1] and path.with_name(PRESET[0]).is_file():
+        path = path.with_name(PRESET[0])
     parts = _PARTS_OF_V2.fullmatch(path.name)
     if parts or not path.is_file():
         prefix = path.with_name(parts[1]) if parts else path
@@ -85,6 +88,8 @@ def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
         if file.is_file() and (file.suffix in suffixes or is_table(map_file(file))):
             parts = _PARTS_OF_V2.fullmatch(file.name) or _SHARD_OF_V1.fullmatch(file.name)
             found.add(file.with_name(parts[1]) if parts else file)
+    if {file.name for file in found} == set(PRESET):
+        return folder / PRESET[0]
     if len(found) != 1:
         if (folder / "Manifest.json").is_file() and folder.suffix == ".mlpackage":
             raise UserError(f"{folder} is a model of Core ML; convert the checkpoint it was made from")

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from degrid.checkpoints.readers.reader import Contents, Reader
-from degrid.checkpoints.readers.values import MAX_TENSORS, Cursor, check_shape, native, raw_values, shaped
+from degrid.checkpoints.readers.values import MAX_TENSORS, Cursor, check_shape, map_file, native, raw_values, shaped
 from degrid.protobuf import Span
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DATASPACE, _LINK_INFO, _DATATYPE, _LINK, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOLS = 1, 2, 3, 6, 8, 11, 16, 17
+PRESET = ("model.weights.h5", "task.weights.h5")
+"""The files of a preset of keras-hub: its backbone and its head."""
+
 _ADDRESS, _LENGTH = 8, 8  # bytes of each; the specification allows others, which no library writes
 _NOWHERE = (1 << 64) - 1
 _DEEPEST = 32  # groups within groups, and levels of a tree of names
@@ -27,7 +30,10 @@ Messages = list[tuple[int, Span]]
 
 
 class Hdf5(Reader):
-    """Tensors are named by their groups and their own name: "aspp0/aspp0/kernel:0"."""
+    """Tensors are named by their groups and their own name: "aspp0/aspp0/kernel:0".
+
+    keras-hub writes a preset's head into a file beside that of its backbone; its names then follow "task/".
+    """
 
     suffixes = (".h5", ".hdf5")
 
@@ -37,7 +43,12 @@ class Hdf5(Reader):
 
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
-        return _File(file).contents()
+        contents, head = _File(file).contents(), path.with_name(PRESET[1])
+        if path.name != PRESET[0] or not head.is_file():
+            return contents
+        beside = _File(map_file(head)).contents()
+        tensors = {f"task/{name}": value for name, value in beside.tensors.items()}
+        return Contents(contents.tensors | tensors, (*contents.skipped, *beside.skipped))
 
 
 class _File:

@@ -115,8 +115,11 @@ def only(config: Mapping[str, Any], **known: object) -> None:
             )
 
 
-def with_epsilon(plan: Plan, theirs: float, ours: float) -> Plan:
+def with_epsilon(plan: Plan, theirs: float, ours: float, part: str = "encoder.") -> Plan:
     """Keep the batch norm epsilon of the file's encoder: what it has more than ours is added to the variances.
+
+    Args:
+        part: what our names begin with, for another part of the network.
 
     Returns the plan itself.
     """
@@ -124,7 +127,7 @@ def with_epsilon(plan: Plan, theirs: float, ours: float) -> Plan:
         plan.tensors |= {
             name: value + np.float32(theirs - ours)
             for name, value in plan.tensors.items()
-            if name.startswith("encoder.") and name.endswith(".running_var")
+            if name.startswith(part) and name.endswith(".running_var")
         }
     return plan
 
