@@ -763,8 +763,8 @@ def test_the_mend_that_fits_sparse_values(tmp_path, values, mend):
 
 def test_tables_that_contradict_each_other_or_are_not_read(tmp_path):
     put(tmp_path, [stripes(0, 1)] * 2)
-    (tmp_path / "classes.json").write_text('["a", "b"]')
-    assert any("classes.json is not read" in note for note in notes_of(open_dataset(tmp_path)))
+    (tmp_path / "classes.xml").write_text("<classes/>")
+    assert any("classes.xml is not read" in note for note in notes_of(open_dataset(tmp_path)))
     (tmp_path / "Classes.CSV").write_text("id,name\n0,a\n1,b\n")
     assert open_dataset(tmp_path).labels.names == ("a", "b")
     (tmp_path / "classes.txt").write_text("a\nc\n")

@@ -130,7 +130,7 @@ def test_scenes_with_folders_of_their_own(tmp_path):
         for k, source in enumerate(dataset.sources):
             assert source.mask.parent.parent == source.image.parent.parent
             assert dataset[k].label.tolist() == np.asarray(Image.open(source.mask)).tolist()
-    assert check_data(tmp_path).kind == "scenes"
+    assert check_data(tmp_path).kind == "split folders"
 
 
 def test_datasets_beside_each_other_are_no_scenes(tmp_path):
@@ -185,9 +185,10 @@ def test_a_list_of_splits_in_a_file_that_is_not_read_is_named(tmp_path):
 
 
 def test_folders_below_that_pair_are_offered(tmp_path):
-    """FloodNet: train/train-org-img and train/train-label-img."""
+    """Pictures before and after: nothing says which are the images."""
     for k in range(2):
-        pair(tmp_path / f"train/train-org-img/{k}.jpg", tmp_path / f"train/train-label-img/{k}_lab.png", k)
+        for folder in ("before", "after"):
+            pair(tmp_path / f"train/{folder}/{k}.jpg", tmp_path / f"train/label/{k}.png", k)
     with pytest.raises(UserError, match=r'write "train: .*" and "masks: .*" in .*dataset\.yaml') as refused:
         open_dataset(tmp_path)
     (tmp_path / "dataset.yaml").write_text("\n".join(str(refused.value).split('"')[1:4:2]))

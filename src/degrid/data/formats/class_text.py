@@ -16,11 +16,11 @@ _FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1)
 
 
 def written_color(written: str) -> Color | None:
-    """A colour such as "#FA3253", "250 50 83" or "(250, 50, 83)"; None where it is written in another way."""
+    """A colour such as "#FA3253", "250 50 83", "(250, 50, 83)" or "rgb(250, 50, 83)"; None for other texts."""
     found = re.fullmatch(r"\s*#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})\s*", written)
     if found:
         return int(found[1], 16), int(found[2], 16), int(found[3], 16)
-    numbers = re.fullmatch(r"[\s(\[]*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s)\]]*", written)
+    numbers = re.fullmatch(r"(?:rgb)?[\s(\[]*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s)\]]*", written)
     if numbers is None or any(int(number) > 255 for number in numbers.groups()):
         return None
     return int(numbers[1]), int(numbers[2]), int(numbers[3])
@@ -72,36 +72,55 @@ def _row_of(name: str, numbers: Sequence[str], place: int) -> tuple[ClassRow, bo
 
 
 # What people call the columns, in lower case without "value", the likeliest first.
-_NAMES = "name|class name|classname|label name|category name|category|class|label"
-_IDS = "id|class id|category id|label id|index|value|pixel|mask|class|label|category"
+_NAMES = (
+    "name|class name|classname|label name|category name|category|class|label|"
+    "bezeichnung|klasse|nombre|clase|nom|classe|nome|名称|类别|名稱|類別|名前|クラス|название|класс"
+)
+_IDS = (
+    "id|class id|category id|label id|index|value|pixel|mask|class|label|category|nr|nummer|wert|valor|valeur|编号|值"
+)
 _COLORS = "color|colour|rgb|hex|rgb color|color hex|hex color"
-_RGB = ("r|red", "g|green", "b|blue")
+_RGB = ("r|red|rot|rouge|rojo", "g|green|grün|vert|verde", "b|blue|blau|bleu|azul")
 
 
 def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     """The rows of a table with a header, in columns divided by commas, semicolons or tabs.
 
-    Without ids, rows named void have the id 255, and the others are numbered from 0.
+    Without ids, all rows are numbered from 0, those of void, too, as programs number them; 255 is void besides.
+    Empty rows, as spreadsheets leave them below a table, are passed over.
 
     Returns:
         See `rows_of_lines`.
     Raises:
         ValueError: there is no column of names, or a value is not a whole number or no colour.
     """
-    rows: list[ClassRow] = []
-    cells = list(_cells(lines))
+    cells = [row for row in _cells(lines) if any(value.strip() for value in row.values())]
     columns = list(cells[0]) if cells else []
     name = _column(_NAMES, columns)
     if cells and not name:
         raise ValueError(f"no column of names among {', '.join(columns)}")
     number = _column(_IDS, [column for column in columns if column != name])
+    rows: list[ClassRow] = []
     for row in cells:
         color = _color_in(row)
-        value = _whole(row[number]) if number else sum(not known.void for known in rows)
-        new = ClassRow(value, row[name].strip(), (color,) if color else ())
-        # Without ids, only the colours of void are said.
-        rows.append(new if number or not new.void else ClassRow(IGNORE_INDEX, new.name, new.colors))
-    return rows, not number
+        value = _whole(row[number]) if number else len(rows)
+        rows.append(ClassRow(value, row[name].strip(), (color,) if color else ()))
+    return (rows, False) if number else ([*rows, *_also_void(rows)], True)
+
+
+def is_header(line: str) -> bool:
+    """Whether a line names the columns of a table of classes."""
+    columns = [*next(_cells([line, re.sub(r"[^,;\t]+", "x", line)]), {})]
+    name = _column(_NAMES, columns)
+    return (
+        len(columns) > 1 and bool(name) and bool(_column(f"{_IDS}|{_COLORS}|{'|'.join(_RGB)}", [*{*columns} - {name}]))
+    )
+
+
+def _also_void(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """A row by which 255 is void, where another row is."""
+    void = next((row for row in rows if row.void), None)
+    return [ClassRow(IGNORE_INDEX, void.name)] if void and len(rows) <= IGNORE_INDEX else []
 
 
 def _cells(lines: Sequence[str]) -> Iterator[dict[str, str]]:

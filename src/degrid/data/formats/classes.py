@@ -10,15 +10,16 @@ import re
 from pathlib import Path
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
-from degrid.data.formats.class_text import rows_of_lines, rows_of_table
+from degrid.data.formats.class_text import is_header, rows_of_lines, rows_of_table
+from degrid.data.formats.class_values import VALUE_FILES, read_values_table
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
 from degrid.files import read_text, walk, write_text
 from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 
-_TABLES = ("classes.csv", "classes.tsv", "class_dict.csv")
-_NAME_FILES = ("classes.txt", "class_names.txt", "codes.txt")
+_TABLES = ("classes.csv", "classes.tsv", "class_dict.csv", "class_dict_seg.csv", "label_class_dict.csv")
+_NAME_FILES = ("classes.txt", "class.txt", "class_names.txt", "classnames.txt", "codes.txt", "obj.names")
 # What else looks like a list of classes.
 _LIKE_TABLES = re.compile(
     r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|(class_?|label_?)?colou?rs)"
@@ -32,12 +33,12 @@ _MOST_FOLDERS = 50
 
 
 def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule | None]:
-    """Read classes from classes.csv or class_dict.csv (id,name,r,g,b), or from a text file with one name per line.
+    """Read classes from classes.csv, class_dict.csv (id,name,r,g,b) and the like, or from a text file of names.
 
     Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
     column, the other rows are numbered from 0. Ids with gaps, or from 1 on, are those in the masks, and the classes are
     numbered anew. Columns r,g,b may be missing. Without such a file, the one that an
-    annotation tool wrote counts, such as labelmap.txt.
+    annotation tool wrote counts, such as labelmap.txt, and then one in JSON or YAML, such as id2label.json.
 
     Args:
         but: a file of this name does not count, since an annotation tool wrote it for its own numbers.
@@ -54,7 +55,16 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
             raise UserError(f"{files[0]} and {other.name} beside it name other classes; keep the one that is right")
         return found[0]
     tools_file = label_file(root)
-    return tool_classes(tools_file) if tools_file else (None, None)
+    return tool_classes(tools_file) if tools_file else _values_in(root, but)
+
+
+def _values_in(root: Path, but: str) -> tuple[LabelSpace | None, MaskRule | None]:
+    """The classes that a JSON or YAML file names."""
+    for file in (root / name for name in VALUE_FILES if name != but):
+        found = read_values_table(file) if file.is_file() else None
+        if found:
+            return labels_and_rule(found[0], file.name, file, found[1])
+    return None, None
 
 
 def _own_tables(root: Path) -> list[Path]:
@@ -80,7 +90,7 @@ def unread_tables(root: Path) -> str:
     """What to do with files that look like lists of classes, where no table is read; empty where there are none."""
     names = sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
     if names:
-        return f"{some(names, 3)} is not read: classes.csv (id,name,r,g,b) or classes.txt name them"
+        return f"{some(names, 3)} is not read: classes.csv (id,name,r,g,b), classes.txt or classes.json name them"
     folders = [root.absolute().parent, *(folder for folder, _ in itertools.islice(walk(root), _MOST_FOLDERS))]
     elsewhere = [folder / name for folder in folders for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()]
     return f"{elsewhere[0]} is not read: it belongs in {root}" if elsewhere else ""
@@ -90,7 +100,7 @@ def _read_names(file: Path) -> tuple[list[ClassRow], bool]:
     lines = named_lines(file)
     if not lines:
         raise UserError(f"{file} is empty; expected one class name per line")
-    return rows_of_lines(lines)
+    return _read_table(file) if is_header(lines[0]) and len(lines) > 1 else rows_of_lines(lines)
 
 
 def _read_table(file: Path) -> tuple[list[ClassRow], bool]:

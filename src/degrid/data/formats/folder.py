@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table, table_of
+from degrid.data.formats.folder_names import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    by_split_words,
+    called,
+    folders_in,
+    image_and_mask_folders,
+)
+from degrid.data.formats.json_splits import json_splits
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among, picture_beside
@@ -27,29 +39,6 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import counted, some
 from degrid.types import LabelSpace, UserError
 
-IMAGE_FOLDERS = (
-    *("images", "image", "imgs", "img", "img_dir", "JPEGImages", "photos", "original"),
-    *("rgb_anon", "inputs", "input", "x"),
-)
-_MASK_FOLDERS = (
-    "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
-    "segmentations SegmentationClass"
-)
-# The first of several counts: where there are manual ones, "mask" is the field of view, as in HRF.
-MASK_FOLDERS = (
-    *(
-        "1st_manual",
-        "manual1",
-        "manual",
-        *_MASK_FOLDERS.split(),
-        "ground truth",
-        "targets",
-        "target",
-        "lab",
-        "labs",
-        "y",
-    ),
-)
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
 # What looks like a list of splits and is not read.
@@ -73,13 +62,8 @@ class SplitFolders(DataFormat):
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        splits: dict[str, list[Pair]] = {}
-        orphans: list[Path] = []
         found = _split_folders(path)
-        for split, images, masks in found:
-            pairs, lost = pair_up(images, masks)
-            splits.setdefault(split, []).extend(pairs)
-            orphans += lost
+        splits, orphans = _pairs_of_splits(found)
         if not any(splits.values()):
             return None
         lists = _lists(path)
@@ -93,24 +77,44 @@ class SplitFolders(DataFormat):
         return Layout(reason, path, splits, *classes_beside(path), orphans, notes)
 
 
+def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
+    """The pairs of each split, and the masks left over; names begin with a folder's where a split has several."""
+    splits: dict[str, list[Pair]] = {}
+    orphans: list[Path] = []
+    count = Counter(split for split, *_ in found)
+    for split, images, masks in found:
+        pairs, lost = pair_up(images, masks)
+        if count[split] > 1:
+            pairs = [dataclasses.replace(pair, name=f"{images.parent.name}/{pair.name}") for pair in pairs]
+        splits.setdefault(split, []).extend(pairs)
+        orphans += lost
+    return splits, orphans
+
+
 def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
     """Splits, each with its folder of images and its folder of masks."""
-    folders = {name.lower(): folder for name, folder in _folders(path).items()}
+    folders = {name.lower(): folder for name, folder in folders_in(path).items()}
     found = []
     for folder, split in [(folders[name], split) for name, split in splits_of(folders).items()]:
-        named = (folders.get(f"{folder.name.lower()}{ending}") for ending in _FOLDER_ENDINGS)
-        inside = (place for name in MASK_FOLDERS if (place := path / name / folder.name).is_dir())
-        beside = next((place for place in (*filter(None, named), *inside) if any_mask(place)), None)
+        beside = _masks_beside(folder, folders)
         both = image_and_mask_folders(folder) or (beside and (folder, beside))
-        if both:
-            found.append((split, *both))
-    return found + (_split_by_name(path) if len(folders) > 1 else [])
+        parts = [both] if both else map(image_and_mask_folders, folders_in(folder).values())  # test/easy and test/hard
+        found += [(split, *part) for part in parts if part]
+    found += _split_by_name(path) if len(folders) > 1 else []
+    return found or by_split_words(path)
+
+
+def _masks_beside(folder: Path, folders: Mapping[str, Path]) -> Path | None:
+    """The folder of masks for a split's folder of images: train_labels beside train, or labels/train."""
+    named = (folders.get(f"{folder.name.lower()}{ending}") for ending in _FOLDER_ENDINGS)
+    inside = (place for name in MASK_FOLDERS if (place := folder.parent / name / folder.name).is_dir())
+    return next((place for place in (*filter(None, named), *inside) if any_mask(place)), None)
 
 
 def _left_out(path: Path, read: set[Path]) -> list[str]:
     """A sentence on the folders beside those of the splits that hold images; none where there are none."""
-    used = {*read, *(place.parent for place in read)}
-    others = [folder for folder in _folders(path).values() if folder not in used and not folder.name.startswith(".")]
+    used = {*read, *(above for place in read for above in place.parents)}
+    others = [folder for folder in folders_in(path).values() if folder not in used and not folder.name.startswith(".")]
     # Folders of masks for all splits hold those that are read.
     others = [folder for folder in others if folder.name.lower() not in MASK_FOLDERS and folder.name != DRAWN]
     names = [folder.name for folder in others if images_in(folder)]
@@ -120,8 +124,8 @@ def _left_out(path: Path, read: set[Path]) -> list[str]:
 def _split_by_name(path: Path) -> list[tuple[str, Path, Path]]:
     """train_images and train_masks, and the like."""
     found = []
-    for word, split in SPLIT_NAMES.items():
-        for form in (f"{word}_{{}}", f"{word}-{{}}", f"{word}{{}}", f"{{}}_{word}", f"{{}}-{word}"):
+    for word, split in (*SPLIT_NAMES.items(), ("tr", "train"), ("ts", "test")):  # the last two are nnU-Net's
+        for form in (f"{word}_{{}}", f"{word}-{{}}", f"{word}{{}}", f"{{}}_{word}", f"{{}}-{word}", f"{{}}{word}"):
             both = image_and_mask_folders(path, form)
             if both:
                 found.append((split, *both))
@@ -136,16 +140,16 @@ class Folders(DataFormat):
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         folders = image_and_mask_folders(path)
-        return _of_folders(path, *folders) if folders else None
+        return _offolders_in(path, *folders) if folders else None
 
 
 def with_masks(path: Path, masks: Path) -> Layout | None:
     """What `Folders` finds, with masks in a folder of another name; None where there is no folder of images."""
-    images = _called(path, IMAGE_FOLDERS)
-    return _of_folders(path, images[0], masks) if images else None
+    images = called(path, IMAGE_FOLDERS)
+    return _offolders_in(path, images[0], masks) if images else None
 
 
-def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
+def _offolders_in(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
     splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
@@ -170,6 +174,7 @@ def _several_note(pairs: list[Pair], orphans: list[Path], masks: Path) -> list[s
     several: dict[str, list[str]] = {}
     for orphan in orphans if left else ():
         starts = [orphan.stem, *(orphan.stem[: cut.start()] for cut in re.finditer(r"[-_. ]", orphan.stem))]
+        starts.append(orphan.parent.name)  # masks/IMAGE/CLASS.png
         image = next((start for start in starts if start in left), None)
         if image is not None:
             several.setdefault(image, []).append(orphan.relative_to(masks).as_posix())
@@ -215,9 +220,11 @@ def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[
     Args:
         images: the folder of the images.
     """
-    lists = _lists(path)
-    table = "" if lists else split_table(path)[1]
-    lists = lists or split_table(path)[0]
+    lists, table = _lists(path), ""
+    if not lists:
+        lists, table = split_table(path)
+    if not lists:
+        lists, table = json_splits(path)
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
@@ -256,7 +263,8 @@ def _folders_note(pairs: list[Pair]) -> str:
 
 def _lists(path: Path) -> dict[str, list[str]]:
     """The names in each list; those of the first folder that holds any."""
-    others = (folder for folder in _folders(path).values() if any((folder / name).is_file() for name in _LISTS))
+    below = [*folders_in(path).values(), *folders_in(path / "ImageSets").values()]
+    others = (folder for folder in below if any((folder / name).is_file() for name in _LISTS))
     folders = [*(path / name for name in _LIST_FOLDERS), *others]
     return next((found for folder in folders if (found := split_files(folder))), {})
 
@@ -285,16 +293,17 @@ def _by_word(pairs: list[Pair]) -> dict[str, list[Pair]]:
     one."""
     words = [re.findall(r"[^\W\d_]+", os.path.basename(pair.name).lower()) for pair in pairs]
     for column in zip(*words, strict=False):
-        if (
-            "train" in (called := {SPLIT_NAMES.get(word, "") for word in column})
-            and "" not in called
-            and len(called) > 1
-        ):
+        if "train" in (called := {_split_word(word) for word in column}) and "" not in called and len(called) > 1:
             splits: dict[str, list[Pair]] = {}
             for word, pair in zip(column, pairs, strict=True):
-                splits.setdefault(SPLIT_NAMES[word], []).append(pair)
+                splits.setdefault(_split_word(word), []).append(pair)
             return splits
     return {}
+
+
+def _split_word(word: str) -> str:
+    """The split that a word names, also with a letter behind it, as "testa" and "testb" of GlaS; empty for others."""
+    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(word[:-1], "")
 
 
 def _around(pairs: list[Pair]) -> str:
@@ -313,7 +322,7 @@ def classes_beside(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
         UserError: see `class_table`; or the splits' tables name other classes.
     """
     labels, rule = class_table(path)
-    below = _folders(path)
+    below = folders_in(path)
     tables = [place for name in splits_of(below) if (place := table_of(below[name]))]
     if labels is not None or not tables:
         return labels, rule
@@ -326,8 +335,8 @@ def classes_beside(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
 
 def holds_masks(path: Path) -> bool:
     """Whether a folder, or one in it, has a folder of masks; those that were drawn of polygons do not count."""
-    places = [path, *_folders(path).values()]
-    folders = [folder for place in places for name, folder in _folders(place).items() if name in MASK_FOLDERS]
+    places = [path, *folders_in(path).values()]
+    folders = [folder for place in places for name, folder in folders_in(place).items() if name in MASK_FOLDERS]
     return any(any_mask(folder) for folder in folders if folder.parent.name != DRAWN)
 
 
@@ -337,27 +346,7 @@ def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
     return select(read_names(file), pair_up(*folders)[0], folders[0], root) if folders else None
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        return {}
-    with os.scandir(root) as entries:  # unlike Path.iterdir, this does not stat each of many files
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    return {name: root / name for name in names}
-
-
-def image_and_mask_folders(root: Path, form: str = "{}") -> tuple[Path, Path] | None:
-    """The folder of images and the first that holds masks; their names have words of `form` around the usual ones."""
-    images, masks = (_called(root, names, form) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
-    with_masks = next(filter(any_mask, masks), None)
-    return (images[0], with_masks) if images and with_masks else None
-
-
-def _called(root: Path, names: tuple[str, ...], form: str = "{}") -> list[Path]:
-    folders = {name.lower(): folder for name, folder in _folders(root).items()}
-    return [folders[called] for name in names if (called := form.format(name.lower())) in folders]
-
-
 def _not_read(root: Path, masks: Path) -> list[str]:
     """A sentence on the other folders of masks; none where there are none."""
-    others = [folder.name for folder in _called(root, MASK_FOLDERS) if folder != masks and any_mask(folder)]
+    others = [folder.name for folder in called(root, MASK_FOLDERS) if folder != masks and any_mask(folder)]
     return [f"the labels are those of {masks.name}; {', '.join(others)} is not read"] if others else []

@@ -63,11 +63,11 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
     number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
     ("tr", "validación") count beside each other, and so does "trainval" where there is no "train". Where none is
-    called so, "city_train" and "city_val" are.
+    called so, "city_train" and "city_val" are, or "traincrop" and "valcrop".
     """
-    around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|集)$")
+    around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|s?daten|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}
-    found = _by_whole_names(bare) or _behind_one_word(bare)
+    found = _by_whole_names(bare) or _behind_one_word(bare) or _before_one_ending(bare)
     years = Counter(split for name, split in found.items() if bare[name] != name.lower())
     return {name: split if bare[name] == name.lower() or years[split] == 1 else name for name, split in found.items()}
 
@@ -90,6 +90,18 @@ def _behind_one_word(bare: Mapping[str, str]) -> dict[str, str]:
         start, _, end = re.sub(r"[-. ]", "_", word).rpartition("_")
         if start and end in SPLIT_NAMES:
             found.setdefault(start, {})[name] = SPLIT_NAMES[end]
+    several = [splits for splits in found.values() if "train" in splits.values() and len({*splits.values()}) > 1]
+    return several[0] if len(several) == 1 else {}
+
+
+def _before_one_ending(bare: Mapping[str, str]) -> dict[str, str]:
+    """The splits of names that begin with those of splits and end alike, as "traincrop" and "valcrop"; none where
+    several endings would do, as in "train_images" and "train_masks"."""
+    begins = re.compile(f"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(.+)")
+    found: dict[str, dict[str, str]] = {}
+    for name, word in bare.items():
+        if parts := begins.fullmatch(word):
+            found.setdefault(parts[2], {})[name] = SPLIT_NAMES[parts[1]]
     several = [splits for splits in found.values() if "train" in splits.values() and len({*splits.values()}) > 1]
     return several[0] if len(several) == 1 else {}
 

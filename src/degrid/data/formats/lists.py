@@ -6,7 +6,15 @@ from pathlib import Path
 
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout, split_of, splits_of
-from degrid.data.formats.pair_lists import LIST_SUFFIXES, is_pair_list, list_files, list_word, read_list, read_names
+from degrid.data.formats.pair_lists import (
+    LIST_SUFFIXES,
+    is_pair_list,
+    list_files,
+    list_word,
+    pair_table,
+    read_list,
+    read_names,
+)
 
 
 class Lists(DataFormat):
@@ -26,6 +34,9 @@ class Lists(DataFormat):
         files = _lists_in(path) if path.is_dir() else _lists_beside(path)
         folder = path if path.is_dir() else path.parent
         notes: list[str] = []
+        table, name = ({}, "") if files or not path.is_dir() else pair_table(path, self.root, notes)
+        if table:
+            return Layout(name, folder, table, *class_table(self.root or folder), notes=notes)
         splits = {split: read_list(file, self.root, notes) for split, file in files.items()}
         reason = ", ".join(file.name for file in files.values())
         return Layout(reason, folder, splits, *class_table(self.root or folder), notes=notes) if files else None

@@ -18,11 +18,13 @@ MASK_ENDINGS = (
     *("_gt_labelTrainIds", "_gt_labelIds", "_labelTrainIds", "_gtFine_labelTrainIds", "_gtCoarse_labelTrainIds"),
     *("_train_id", "_gtFine_labelIds", "_gtCoarse_labelIds"),
     *("_manual1", "_1stHO", ".ah"),  # the first observer's in DRIVE, CHASE-DB1 and STARE
-    *("_labelIds", "_label_id", "_label_ids", "_id", "_ids", "_semantic", "_sem", "_semseg"),
+    *("_labelIds", "_label_id", "_label_ids", "_id", "_ids", "_semantic", "_sem", "_semseg", "-labelled", "_labelled"),
+    # ApolloScape's, PH2's, SuperAnnotate's, ilastik's and Cellpose's.
+    *("_bin", "_lesion", "___fuse", "_Simple Segmentation", "_cp_masks"),
     *_IN_COLOR,  # where there are no ids beside
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
-_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test")
+_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test", "_0000")
 # Files beside masks that are not masks; nothing is said of them when their image has a mask.
 _COMPANIONS = (
     *_IN_COLOR,
@@ -36,13 +38,23 @@ _COMPANIONS = (
     "_manual2",
     "_2ndHO",
     ".vk",
+    "___save",
 )
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
-_OF_IMAGES = "image images img imgs im rgb color colour sat photo photos pic frame input raw original"
-_OF_MASKS = "mask masks label labels lbl gt seg segmentation semantic annotation anno annot target"
+_OF_IMAGES = (
+    "image images img imgs im rgb color colour sat photo photos pic pics picture pictures frame frames input inputs "
+    "raw original originals org orig origin src source bild bilder foto fotos imagen imagenes imágenes imagem imagens "
+    "immagine immagini afbeelding afbeeldingen 图像 图片 影像 原图 画像 изображение изображения снимки 이미지"
+)
+_OF_MASKS = (
+    "mask masks label labels labelled labeled lbl gt seg segm segmentation segmentations semantic semantics "
+    "annotation annotations anno annot target trimap trimaps maske masken masque masques mascara mascaras máscara "
+    "máscaras maschera maschere masker maskers etiqueta etiquetas 标签 标注 掩码 掩膜 マスク ラベル маска маски "
+    "разметка 마스크 라벨"
+)
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
-_MASK_FOLDER_WORDS = _MASK_WORDS | {"groundtruth", "truth", "lab", "manual"}
+_MASK_FOLDER_WORDS = _MASK_WORDS | {"groundtruth", "truth", "lab", "manual", "lesion", "parsing"}
 _AGAIN = re.compile(r"[-_ ]\(?\d+\)?$")  # what the names of further masks of an image end in
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
 _PHOTOGRAPHS = (".jpg", ".jpeg")
@@ -102,6 +114,10 @@ def _nearly_matched(images: list[str], masks: list[str]) -> dict[str, str]:
     by_words = _by_words([mask for mask in masks if mask not in used], _MASK_WORDS)
     of_images = _by_words([image for image in images if image not in found], _IMAGE_WORDS)
     found.update((image, by_words[key]) for key, image in of_images.items() if key in by_words)
+    used = set(found.values())
+    as_they_are = _by_words([image for image in images if image not in found], frozenset())  # frame_1 and gt_frame_1
+    whole = ((image, by_words[key]) for key, image in as_they_are.items() if key in by_words)
+    found.update((image, mask) for image, mask in whole if mask not in used)
     return found
 
 
@@ -147,7 +163,8 @@ def masks_among(files: Iterable[str]) -> set[str]:
         files: paths below the folder, with "/" and with suffix.
     """
     files = list(files)
-    names, stems = set(files), {_stem(file) for file in files}
+    names = set(files)
+    both = names | {_stem(file) for file in files}
     photographs = {_stem(file) for file in files if file.lower().endswith(_PHOTOGRAPHS)}
     keys = {file: (_key(file, _MASK_WORDS), _key(file, frozenset())) for file in files}
     image_keys = {_key(file, _IMAGE_WORDS) for file, (bare, whole) in keys.items() if bare == whole}
@@ -157,7 +174,7 @@ def masks_among(files: Iterable[str]) -> set[str]:
         bare, whole = keys[file]
         return (
             any(
-                ending and name.endswith(ending) and name.removesuffix(ending) in stems
+                ending and name.endswith(ending) and name.removesuffix(ending) in both
                 for name in (stem, without_number(stem))
                 for ending in MASK_ENDINGS
             )
@@ -184,8 +201,13 @@ def is_for_images(folder: str) -> bool:
     return _has_word(folder, _IMAGE_WORDS) and not is_for_masks(folder)
 
 
+def is_called_images(folder: str) -> bool:
+    """Whether the name of a folder is nothing but a word for images."""
+    return folder.lower() in _IMAGE_WORDS
+
+
 def _has_word(name: str, words: frozenset[str]) -> bool:
-    return any(part.lower() in words for part in _PARTS.findall(name.replace("_", " ")))
+    return any(part.lower() in words for part in _PARTS.findall(unicodedata.normalize("NFC", name).replace("_", " ")))
 
 
 def _stem(path: str) -> str:

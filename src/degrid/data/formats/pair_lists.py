@@ -48,8 +48,13 @@ def read_list(file: Path, root: Path | None = None, notes: list[str] | None = No
     lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
     entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
     _refuse_masks_first(*entries[0], file)
+    return _pairs_of(entries, file, root, [] if notes is None else notes)
+
+
+def _pairs_of(entries: list[tuple[str, str | None]], file: Path, root: Path | None, notes: list[str]) -> list[Pair]:
+    """The pairs of images and masks that a list names; see `read_list`."""
     entries = _with_slashes(entries, [root] if root else file.resolve().parents)
-    root, entries = _placed(entries, file, root, [] if notes is None else notes)
+    root, entries = _placed(entries, file, root, notes)
     return [
         # The test lists of the original code name each image as its own mask.
         Pair(
@@ -178,7 +183,7 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         split = splits.get(word, word)
         if split in found:  # train.txt comes before train_ids.txt
             continue
-        found[split] = read_names(file)
+        found[split] = _without_header(read_names(file), file)
         if not found[split]:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
         first = found[split][0]
@@ -187,7 +192,13 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
     return found
 
 
-_SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+def _without_header(names: list[str], file: Path) -> list[str]:
+    """The names in a table of one column without what that is called."""
+    headed = file.suffix.lower() != ".txt" and len(names) > 1 and names[0].strip('"').lower() in _IMAGE_COLUMNS
+    return [name.strip('"') for name in names[1:]] if headed else names
+
+
+_SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold", "phase", "usage")
 _IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path", "img", "name", "image_id", "id")
 
 
@@ -197,20 +208,68 @@ def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     Nothing where there is none, or its splits have other names than train, val and test.
     """
     for file in list_files(folder):
-        if file.suffix.lower() not in (".csv", ".tsv"):
-            continue
-        lines = read_text(file).splitlines()
-        head = [cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", lines[0])] if lines else []
-        split, image = (next((n for n in names if n in head), "") for names in (_SPLIT_COLUMNS, _IMAGE_COLUMNS))
+        rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
+        split, image = (_column_of(rows, names) for names in (_SPLIT_COLUMNS, _IMAGE_COLUMNS))
         if split and image:
             found: dict[str, list[str]] = {}
-            for row in csv.reader(lines[1:], delimiter=max(",;\t", key=lines[0].count)):
-                cells = dict(zip(head, map(str.strip, row), strict=False))
-                if cells.get(image):
-                    found.setdefault(split_of(cells.get(split, "")), []).append(cells[image])
+            for row in rows:
+                if row.get(image):
+                    found.setdefault(split_of(row.get(split, "")), []).append(row[image])
             if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
                 return found, file.name
     return {}, ""
+
+
+_MASK_COLUMNS = (
+    "mask",
+    "mask_path",
+    "mask_file",
+    "label",
+    "label_path",
+    "annotation",
+    "annotation_path",
+    "segmentation",
+)
+
+
+def pair_table(
+    folder: Path, root: Path | None = None, notes: list[str] | None = None
+) -> tuple[dict[str, list[Pair]], str]:
+    """The pairs of each split in a table with columns of images, masks and splits; and its name.
+
+    Nothing where there is none, its splits have other names than train, val and test, or its first image or mask is
+    not there.
+    """
+    for file in list_files(folder):
+        rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
+        columns = [_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS, _SPLIT_COLUMNS)]
+        if not all(columns):
+            continue
+        image, mask, split = columns
+        found: dict[str, list[tuple[str, str | None]]] = {}
+        for row in rows:
+            if row.get(image) and row.get(mask):
+                found.setdefault(split_of(row.get(split, "")), []).append((_relative(row[image]), _relative(row[mask])))
+        places = [root] if root else file.resolve().parents
+        first = next(iter(found.get("train", [])), ("", None))
+        if set(found) <= {*SPLIT_NAMES.values()} and all(name and _by_end(name, places) for name in first):
+            said = [] if notes is None else notes
+            return {part: _pairs_of(entries, file, root, said) for part, entries in found.items()}, file.name
+    return {}, ""
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a table by column, in small letters."""
+    lines = read_text(file).splitlines()
+    if not lines:
+        return []
+    reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count), skipinitialspace=True)
+    head = [cell.strip().lower() for cell in next(reader, [])]
+    return [dict(zip(head, map(str.strip, row), strict=False)) for row in reader]
+
+
+def _column_of(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
+    return next((name for name in names if rows and name in rows[0]), "")
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -237,14 +296,16 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
     """The pairs named by a list, in the order of the list.
 
     Args:
-        names: as in Pair.name, or as paths, with or without suffix and the folder in front.
+        names: as in Pair.name, or as paths, with or without suffix and the folder in front; or the names of their
+            masks, or of the folders, such as videos, in which they lie. Numbers may follow, as in VOC's lists of a
+            class.
         folder: the folder of the images. A name without an image gives a pair whose image is missing from it.
         root: names may be paths below this folder, too.
     """
     known = {pair.image.relative_to(root).with_suffix("").as_posix(): pair for pair in pairs} if root else {}
     known.update((str(pair.image.absolute()), pair) for pair in pairs)
     known.update((pair.name, pair) for pair in pairs)
-    alike: dict[str, Pair] | None = None
+    further: _Further | None = None
     chosen: list[Pair] = []
     for written in names:
         name = written if "/" in written else written.replace("\\", "/")
@@ -255,12 +316,37 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
         tried = [name, bare, stem, below, Path(below).with_suffix("").as_posix()]
         found = next((known[each] for each in tried if each in known), None)
         if found is None:
-            alike = _alike(known) if alike is None else alike
+            further = further or _Further(known, pairs)
             forward = Path(name.replace("\\", "/")).with_suffix("").as_posix()  # C:/photos\a.jpg, of Python on Windows
-            ends = map(folded, [*tried, *_ends(name), forward, *_ends(forward)])
-            found = next((alike[each] for each in ends if each in alike), None)
-        chosen.append(found or Pair(stem, folder / file, None))
+            ends = [*tried, *_ends(name), forward, *_ends(forward), re.sub(r"(\s+-?\d+)+$", "", name)]
+            chosen += further.find(ends) or [Pair(stem, folder / file, None)]
+        else:
+            chosen.append(found)
     return chosen
+
+
+class _Further:
+    """The pairs by what else than their names lists may hold."""
+
+    def __init__(self, known: Mapping[str, Pair], pairs: Sequence[Pair]) -> None:
+        self._names = _alike(known)
+        self._masks = _alike({pair.mask.stem: pair for pair in reversed(pairs) if pair.mask})
+        if len(self._masks) < len(pairs):  # masks of one name in several folders
+            self._masks = {}
+        self._folders: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            parts = pair.name.split("/")[:-1]
+            for end in range(len(parts)):
+                for start in range(end + 1):
+                    self._folders.setdefault("/".join(parts[start : end + 1]), []).append(pair)
+
+    def find(self, tried: Sequence[str]) -> list[Pair]:
+        """The pair of one of these names, or those of the folder that is called so; none where there are none."""
+        file_names = [Path(each).stem for each in tried]
+        for names, all_tried in ((self._names, tried), (self._masks, file_names)):
+            if found := next((names[name] for each in all_tried if (name := folded(each)) in names), None):
+                return [found]
+        return next((self._folders[each] for each in tried if each in self._folders), [])
 
 
 def elsewhere_note(lists: Mapping[str, Sequence[str]]) -> list[str]:

@@ -110,9 +110,21 @@ class Pair(Source):
 
 
 def pair_up(image_folder: Path, mask_folder: Path) -> tuple[list[Pair], list[Path]]:
-    """Pair the images of one folder with the masks of another by name; also returns the masks left over."""
-    images = images_in(image_folder) or files_in(image_folder, ".npy")
-    return match_names(images, image_folder, masks_in(mask_folder), mask_folder)
+    """Pair the images of one folder with the masks of another by name; also returns the masks left over.
+
+    Where none fit, folders that all images, or all masks, lie in are passed over, as in annotations/trimaps/a.png.
+    """
+    images, masks = images_in(image_folder) or files_in(image_folder, ".npy"), masks_in(mask_folder)
+    found = match_names(images, image_folder, masks, mask_folder)
+    if not images or not masks or any(pair.mask for pair in found[0]):
+        return found
+    inside = match_names(images, _around(images), masks, _around(masks))
+    return inside if any(pair.mask for pair in inside[0]) else found
+
+
+def _around(files: Sequence[Path]) -> Path:
+    """The folder that all files are in."""
+    return Path(os.path.commonpath([file.parent for file in files]))
 
 
 def pair_folders(folders: Mapping[str, tuple[Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from degrid.data.formats.classes import table_of
-from degrid.data.formats.folder import IMAGE_FOLDERS, classes_beside, divide, image_and_mask_folders
+from degrid.data.formats.folder import classes_beside, divide
+from degrid.data.formats.folder_names import image_and_mask_folders
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import Pair, images_in, masks_in, pair_up, unread_note
 from degrid.files import walk
@@ -49,7 +50,7 @@ class Scenes(DataFormat):
 
 def _scenes(path: Path) -> dict[Path, tuple[Path, Path]]:
     """The folders of images and of masks in each scene's folder; none where these are no scenes of one dataset."""
-    inside = (folder.parent for folder, _ in walk(path) if folder != path and folder.name.lower() in IMAGE_FOLDERS)
+    inside = (folder.parent for folder, _ in walk(path) if folder != path)
     scenes = {scene: both for scene in sorted({*inside}) if (both := image_and_mask_folders(scene))}
     own = any(table_of(scene) or (scene / "dataset.yaml").is_file() for scene in scenes)
     return {} if own or len(scenes) < 2 else scenes

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.folder import holds_masks
+from degrid.data.formats.folder_names import folders_in
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.matching import is_for_masks
 from degrid.data.formats.pairs import pair_up
 from degrid.data.formats.unread import what_is_known
 from degrid.files import walk
-from degrid.lookup import counted, lookup
+from degrid.lookup import counted, lookup, some
 from degrid.types import UserError
 
 
@@ -158,7 +159,8 @@ def _wanted(rows: Mapping[str, Row]) -> str:
 def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
     """What a folder holds instead of a dataset: the folder to give in its place, or the kinds of its files."""
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    for folder in below[:_TRIED]:
+    further = [*folders_in(below[0]).values()] if len(below) == 1 else []
+    for folder in [*below, *further][:_TRIED]:
         for kind, made in _may_fit(rows, folder):
             with contextlib.suppress(UserError):
                 if _read(kind, made(), folder):
@@ -176,14 +178,34 @@ def _folders_that_pair(path: Path, folders: Sequence[Path]) -> str:
     inside = [[folder for folder in sorted(each.iterdir()) if folder.is_dir()][:_TRIED] for each in folders]
     for beside in (folders, *inside):
         called = [folder for folder in beside if is_for_masks(folder.name)]
-        for images, masks in itertools.product([folder for folder in beside if folder not in called], called):
-            if any(pair.mask for pair in pair_up(images, masks)[0]):
-                both = [folder.relative_to(path).as_posix() for folder in (images, masks)]
-                return (
-                    f', but {both[0]} and {both[1]} hold files of the same names: write "train: {both[0]}" and '
-                    f'"masks: {both[1]}" in {path / "dataset.yaml"} if these are images and masks'
-                )
+        both = itertools.product([folder for folder in beside if folder not in called], called)
+        found = [pair for pair in both if any(found.mask for found in pair_up(*pair)[0])]
+        if found:
+            images, masks = (
+                [*dict.fromkeys(place.relative_to(path).as_posix() for place in all_)]
+                for all_ in zip(*found, strict=True)
+            )
+            return _said_of_pairs(images, masks, path / "dataset.yaml")
     return ""
+
+
+def _said_of_pairs(images: Sequence[str], masks: Sequence[str], file: Path) -> str:
+    """How to say which of these folders are images and masks."""
+    if len(masks) > 1:
+        return (
+            f", but {some(masks)} hold files of the same names as {images[0]}: if each is a class, join those of an "
+            "image into one mask of ids, such as ids[mask_of_crack > 127] = 1; if one of them is meant, write "
+            f'"train: {images[0]}" and "masks: {masks[0]}" (or another) in {file}'
+        )
+    if len(images) > 1:
+        return (
+            f", but {some(images)} hold files of the same names as {masks[0]}: if one of them is the images, write "
+            f'"train: {images[0]}" (or another) and "masks: {masks[0]}" in {file}'
+        )
+    return (
+        f', but {images[0]} and {masks[0]} hold files of the same names: write "train: {images[0]}" and '
+        f'"masks: {masks[0]}" in {file} if these are images and masks'
+    )
 
 
 def read_as(kind: str, path: Path) -> Layout:

@@ -16,6 +16,13 @@ _TRIED = 5
 MASK_OF_CUTOUT = 'Image.open("a.png").getchannel("A").point(lambda v: 255 * (v >= 128)).save("masks/a.png")'
 
 
+DRAW_RUNS = (
+    "runs = np.array(codes.split(), int).reshape(-1, 2); ids = np.zeros(width * height, np.uint8); "
+    "for start, length in runs: ids[start - 1 : start - 1 + length] = 1; "
+    'Image.fromarray(ids.reshape(width, height).T).save("masks/a.png")'
+)
+
+
 def is_cutout(file: Path) -> bool:
     """Whether parts of an image are transparent and others are not."""
     try:
@@ -107,6 +114,56 @@ def _hugging_face(path: Path) -> str:
     return ""
 
 
+def _run_lengths(path: Path) -> str:
+    for file in _files(path, "*.csv"):
+        with file.open("rb") as stream:
+            head = stream.readline(4096).lower()
+        if b"encodedpixels" in head or b"rle" in head:
+            return (
+                f"{file.name} holds the masks as run-length codes, as Kaggle's competitions do: draw them as files of "
+                f"ids, such as {DRAW_RUNS}"
+            )
+    return ""
+
+
+_WAYS = {
+    "dcm": 'np.save("images/a.npy", pydicom.dcmread("a.dcm").pixel_array)',
+    "nii": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii").get_fdata()[:, :, 10])',
+    "nii.gz": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii.gz").get_fdata()[:, :, 10])',
+    "h5": 'one file for each image: Image.fromarray(h5py.File("a.h5")["images"][0]).save("images/0.png")',
+    "hdf5": 'one file for each image: Image.fromarray(h5py.File("a.hdf5")["images"][0]).save("images/0.png")',
+}
+
+
+def _kinds_with_a_way(path: Path) -> str:
+    for suffix, way in _WAYS.items():
+        if files := _files(path, f"*.{suffix}"):
+            return (
+                f"{files[0].name} and the like are no images to degrid: save them as PNG, TIFF or arrays, such as {way}"
+            )
+    return ""
+
+
+def _labels_of_matlab(path: Path) -> str:
+    if not _files(path, "PixelLabelData/Label_1.png"):
+        return ""
+    return (
+        "PixelLabelData is that of MATLAB's Image Labeler, whose masks are numbered and not named as the images: call "
+        "them as gTruth.DataSource lists the images, in a folder masks"
+    )
+
+
+def _labelbox(path: Path) -> str:
+    for file in _files(path, "*.ndjson"):
+        with file.open("rb") as stream:
+            if b'"data_row"' in stream.read(65536):
+                return (
+                    f"{file.name} is Labelbox', whose masks lie on its server: fetch them with labelbox, or export "
+                    "COCO's JSON with it"
+                )
+    return ""
+
+
 def _packed(path: Path) -> str:
     archives = [file.name for file in _files(path, "*") if file.suffix.lower() in (".zip", ".rar", ".7z", ".gz")]
     return f"{some(archives, 3)} is packed: unpack it there" if archives else ""
@@ -136,6 +193,10 @@ _KNOWN: tuple[Callable[[Path], str], ...] = (
     _open_images,
     _boxes_of_voc,
     _hugging_face,
+    _run_lengths,
+    _labels_of_matlab,
+    _labelbox,
+    _kinds_with_a_way,
     _archives,
     _packed,
     _cutouts,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table
-from degrid.data.formats.folder import IMAGE_FOLDERS
+from degrid.data.formats.folder_names import IMAGE_FOLDERS
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pair_lists import select, split_files
@@ -26,6 +26,7 @@ VOC_RULE = MaskRule(_PLAIN.ids, {**_PLAIN.colors, (224, 224, 192): IGNORE_INDEX}
 # The best first; labelme exports the last.
 _MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 
+_LISTS = "ImageSets/Segmentation"
 _FOLDER = re.compile(r"VOC20(0[5-9]|1[0-2])")
 _IMAGE = re.compile(r"20(0[5-9]|1[0-2])_\d+")
 
@@ -62,7 +63,7 @@ class Voc(DataFormat):
         splits = _splits(base, images, masks)
         if splits:
             # Tools list images on which nothing was drawn, too.
-            splits, left_out = labelled(splits) if label_file(base) else (splits, [])
+            splits, left_out = labelled(splits) if label_file(base) or not _has_own_lists(base) else (splits, [])
             splits, notes = splits_or_divided(splits)
             notes += left_out
         else:
@@ -98,8 +99,16 @@ def _mask_folders(base: Path | None) -> list[Path]:
     return [base / name for name in _MASKS if (base / name).is_dir()] if base else []
 
 
+def _has_own_lists(base: Path) -> bool:
+    """Whether there are lists of images with a segmentation; others list all images."""
+    return bool(split_files(base / _LISTS, any_name=True))
+
+
 def _splits(base: Path, images: dict[str, Path], masks: dict[str, Path]) -> dict[str, list[Pair]]:
-    """The pairs that each list of ImageSets/Segmentation names; empty without lists."""
+    """The pairs that each list of ImageSets/Segmentation names, or train.txt and the like elsewhere; empty without
+    lists."""
     pairs = [Pair(name, image, masks.get(name)) for name, image in images.items()]
-    lists = split_files(base / "ImageSets" / "Segmentation", any_name=True)
+    lists = split_files(base / _LISTS, any_name=True)
+    others = (base / "ImageSets", base / "ImageSets" / "Main", base)
+    lists = lists or next((found for folder in others if (found := split_files(folder))), {})
     return {split: select(names, pairs, base / "JPEGImages") for split, names in lists.items()}

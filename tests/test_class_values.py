@@ -1,0 +1,136 @@
+"""Tables of classes in JSON and YAML, and tables as spreadsheets and people write them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from degrid.data import check_data, class_table, notes_of, open_dataset
+
+NAMES = ("soil", "road", "tree")
+COLORS = ((90, 60, 30), (128, 64, 128), (0, 128, 0))
+HEX = tuple("#{:02X}{:02X}{:02X}".format(*color) for color in COLORS)
+IDS = np.repeat(np.arange(48, dtype=np.uint8).reshape(6, 8) % 4, 4, axis=0).repeat(4, axis=1)
+
+
+def pairs(root, mask, count=4):
+    for k in range(count):
+        for folder, values in (
+            ("images", np.random.default_rng(k).integers(0, 256, (24, 32, 3), np.uint8)),
+            ("masks", mask),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / folder / f"{k}.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("id2label.json", {"2": "tree", "0": "soil", "1": "road"}),
+        ("label2id.json", {"tree": 2, "soil": 0, "road": 1}),
+        ("classes.json", [*NAMES]),
+        ("classes.json", {"classes": [{"id": k, "name": name} for k, name in enumerate(NAMES)]}),
+        ("class_names.json", {"0": {"name": "soil"}, "1": {"name": "road"}, "2": {"name": "tree"}}),
+        ("dataset.json", {"channel_names": {"0": "R"}, "labels": {"soil": 0, "road": 1, "tree": 2}}),
+        ("labels.json", {"soil": {"id": 0}, "tree": {"id": 2}, "road": {"id": 1}}),
+    ],
+)
+def test_ids(tmp_path, name, table):
+    (tmp_path / name).write_text(json.dumps(table))
+    labels, rule = class_table(tmp_path)
+    assert labels.names == NAMES
+    assert [rule.ids[value] for value in (0, 1, 2, 255)] == [0, 1, 2, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("classes.json", dict(zip(NAMES, COLORS, strict=True))),
+        ("classes.json", dict(zip(HEX, NAMES, strict=True))),
+        # Supervisely and Dubai's aerial images; SuperAnnotate and CVAT, whose numbers are those of their own store.
+        ("classes.json", {"classes": [{"title": NAMES[k], "color": HEX[k]} for k in range(3)]}),
+        ("labels.json", [{"id": 4711 + k, "name": NAMES[k], "color": [*COLORS[k]]} for k in range(3)]),
+    ],
+)
+def test_colors(tmp_path, name, table):
+    (tmp_path / name).write_text(json.dumps(table))
+    pairs(tmp_path, np.array([*COLORS, COLORS[0]], np.uint8)[IDS])
+    found = open_dataset(tmp_path)
+    assert (found.labels.names, found.labels.colors) == (NAMES, COLORS)
+    assert found[0].label.tolist() == np.array([0, 1, 2, 0])[IDS].tolist()
+
+
+def test_yaml_and_void(tmp_path):
+    (tmp_path / "classes.yaml").write_text("names:\n  0: void\n  1: road\n  3: tree\n")
+    labels, rule = class_table(tmp_path)
+    assert labels.names == ("road", "tree")
+    assert [rule.ids[value] for value in (0, 1, 3, 255)] == [255, 0, 1, 255]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"images": [], "annotations": [], "categories": [{"id": 1, "name": "road"}]},
+        {"version": "5.0", "shapes": [], "labels": ["road"]},
+        {"road": [1, 2]},
+        [{"file": "a.png"}],
+        [1, 2],
+        "road",
+        {"0": "road", "1": 5},
+        {"labels": {"road": 0, "tree": 0}},
+        {"labels": {"road": 0, "tree": 1000}},
+    ],
+)
+def test_what_is_no_table_is_passed_over(tmp_path, table):
+    (tmp_path / "labels.json").write_text(json.dumps(table))
+    assert class_table(tmp_path) == (None, None)
+
+
+def test_tables_in_rows_win(tmp_path):
+    (tmp_path / "classes.json").write_text('["a", "b", "c"]')
+    (tmp_path / "classes.txt").write_text("soil\nroad\ntree\n")
+    assert class_table(tmp_path)[0].names == NAMES
+
+
+@pytest.mark.parametrize("where", [0, 1, 3])
+def test_rows_of_void_count_where_nothing_gives_ids(tmp_path, where):
+    """Kaggle's Semantic Drone Dataset: class_dict.csv begins with unlabeled, which is 0 in the masks."""
+    rows = [f"{name},{r},{g},{b}" for name, (r, g, b) in zip(NAMES, COLORS, strict=True)]
+    rows.insert(where, "unlabeled,0,0,0")
+    (tmp_path / "class_dict.csv").write_text("\n".join(["name,r,g,b", *rows, ""]))
+    pairs(tmp_path, IDS)
+    assert not check_data(tmp_path).problems
+    expected = [*range(where), 255, *range(where, 3)]
+    assert open_dataset(tmp_path)[0].label.tolist() == np.array(expected)[IDS].tolist()
+    assert any(f"{where} (unlabeled) is void" in note for note in notes_of(open_dataset(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffID;Bezeichnung;R;G;B\r\n0;soil;90;60;30\r\n1;road;128;64;128\r\n2;tree;0;128;0\r\n",
+        "Class;Name;Red;Green;Blue;;\r\n0;soil;90;60;30;;\r\n1;road;128;64;128;;\r\n2;tree;0;128;0;;\r\n;;;;;;\r\n",
+        'name,color\nsoil,"rgb(90,60,30)"\nroad,"rgb(128, 64, 128)"\ntree,"rgb(0,128,0)"\n',
+        "clase,rojo,verde,azul\nsoil,90,60,30\nroad,128,64,128\ntree,0,128,0\n",
+    ],
+)
+def test_tables_of_spreadsheets(tmp_path, text):
+    (tmp_path / "classes.csv").write_text(text, encoding="utf-8")
+    labels, rule = class_table(tmp_path)
+    assert (labels.names, labels.colors) == (NAMES, COLORS)
+    assert rule.colors[COLORS[2]] == rule.ids[2] == 2
+
+
+@pytest.mark.parametrize("text", ["id\tname\n0\tsoil\n1\troad\n2\ttree\n", "name,id\nsoil,0\nroad,1\ntree,2\n"])
+@pytest.mark.parametrize("file", ["classes.txt", "class.txt"])
+def test_headers_in_lists_of_names_are_no_class(tmp_path, file, text):
+    (tmp_path / file).write_text(text)
+    labels, rule = class_table(tmp_path)
+    assert labels.names == NAMES
+    assert [rule.ids[value] for value in (0, 1, 2)] == [0, 1, 2]
+
+
+def test_names_that_look_like_a_header_but_stand_alone(tmp_path):
+    (tmp_path / "classes.txt").write_text("label\nvalue\nname\n")
+    assert class_table(tmp_path)[0].names == ("label", "value", "name")

@@ -1,0 +1,246 @@
+"""Folders, lists and splits under the names that people give them: which mask is whose, and what is trained on."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from degrid.data import check_data, notes_of, open_dataset
+from degrid.types import UserError
+
+
+def ids_of(k):
+    return np.roll(
+        np.repeat(np.repeat(np.arange(48, dtype=np.uint8).reshape(6, 8) % 3, 4, axis=0), 4, axis=1), k, axis=1
+    )
+
+
+def pair(image, mask, k):
+    """An image and its mask, both of which k tells from others."""
+    for file, values in (
+        (image, np.random.default_rng(k).integers(0, 256, (24, 32, 3), np.uint8)),
+        (mask, ids_of(k)),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(file)
+
+
+def found(root):
+    """The images of each split, by the numbers that they were made of, which are those of their masks."""
+    splits = {}
+    report = check_data(root)
+    assert not report.problems
+    for split in report.splits:
+        dataset = open_dataset(root, split)
+        for sample in (dataset[k] for k in range(len(dataset))):
+            k = next(k for k in range(40) if np.array_equal(sample.label, ids_of(k)))
+            image = np.random.default_rng(k).integers(0, 256, (24, 32, 3), np.uint8)
+            assert np.array_equal(sample.image.permute(1, 2, 0), image)
+            splits.setdefault(split, []).append(k)
+    return splits
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("original_images/{}.png", "label_images_semantic/{}.png"),
+        ("src/{}.png", "gt/{}.png"),
+        ("CXR_png/{}.png", "mask/{}_mask.png"),
+        ("Bilder/{}.png", "Masken/{}.png"),
+        ("imágenes/{}.png", "máscaras/{}.png"),
+        ("imagens/{}.png", "mascaras/{}.png"),
+        ("图像/{}.png", "标签/{}.png"),
+        ("изображения/{}.png", "маски/{}.png"),
+        ("images/{}.png", "annotations/trimaps/{}.png"),
+        ("ColorImage/Record001/{}.png", "Label/Record001/{}_bin.png"),
+        ("images/frame_{}.png", "groundtruth/gt_frame_{}.png"),
+        ("imagesTr/img{}_0000.png", "labelsTr/img{}.png"),
+        ("tiles/s [x={},y=0].png", "tiles/s [x={},y=0]-labelled.png"),
+        ("s{}.png", "s{}_Simple Segmentation.png"),
+        ("a{}.png", "a{}.png___fuse.png"),
+    ],
+)
+def test_folders_and_endings(tmp_path, images, masks):
+    for k in range(6):
+        pair(tmp_path / images.format(k), tmp_path / masks.format(k), k)
+    assert sorted(k for split in found(tmp_path).values() for k in split) == [*range(6)]
+
+
+def test_a_word_for_images_wins_over_other_folders(tmp_path):
+    """ScanNet and Freiburg's forest: depth and near infrared lie beside the colours."""
+    for k in range(4):
+        place = tmp_path / f"scene{k}"
+        pair(place / "color/0.png", place / "label/0.png", k)
+        pair(place / "depth/0.png", place / "other/0.png", k + 20)
+    assert sorted(k for split in found(tmp_path).values() for k in split) == [*range(4)]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [("images", "masks_road"), ("images", "masks_car")],  # one for each class
+        [("A", "label"), ("B", "label")],  # before and after
+    ],
+)
+def test_what_several_folders_could_be_is_asked(tmp_path, folders):
+    for place, (images, masks) in enumerate(folders):
+        for k in range(4):
+            pair(tmp_path / f"{images}/{k}.png", tmp_path / f"{masks}/{k}.png", k + 10 * place)
+    with pytest.raises(UserError, match="no images with masks found.*hold files of the same names"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "splits"),
+    [
+        ("{0}/{0}-org-img/{1}.png", "{0}/{0}-label-img/{1}_lab.png", ("train", "val", "test")),  # FloodNet
+        (
+            "X_Task1-2_{0}_Input/{1}.png",
+            "X_Task1_{0}_GroundTruth/{1}_segmentation.png",
+            ("Training", "Validation", "Test"),
+        ),
+        ("{0}crop/{1}.png", "{0}crop/{1}_mask.png", ("train", "val", "test")),  # Crack500
+        ("{0}/Bilder/{1}.png", "{0}/Masken/{1}.png", ("Trainingsdaten", "Validierungsdaten", "Testdaten")),
+        ("{0}/easy/images/{1}.png", "{0}/easy/masks/{1}_mask.png", ("train", "validation", "test")),  # Trans10K
+        ("{0}_{1}.png", "{0}_{1}_anno.png", ("train", "valA", "testA")),  # GlaS
+        ("images{0}/{1}.png", "labels{0}/{1}.png", ("Tr", "Val", "Ts")),
+    ],
+)
+def test_splits(tmp_path, images, masks, splits):
+    for k, split in enumerate([splits[0]] * 3 + [splits[1]] * 2 + [splits[2]]):
+        pair(tmp_path / images.format(split, k), tmp_path / masks.format(split, k), k)
+    assert {split: sorted(numbers) for split, numbers in found(tmp_path).items()} == {
+        "train": [0, 1, 2],
+        "val": [3, 4],
+        "test": [5],
+    }
+
+
+def test_the_folder_of_images_without_masks_is_not_passed_over(tmp_path):
+    for k in range(4):
+        pair(tmp_path / f"rgb/shot{k}.png", tmp_path / f"elsewhere/{k}.png", k)
+        pair(tmp_path / f"nir_color/{k}.png", tmp_path / f"GT_color/{k}.png", k)
+    with pytest.raises(UserError, match="elsewhere, nir_color hold files of the same names as GT_color"):
+        open_dataset(tmp_path)
+
+
+NAMES = [f"v{k // 2}/{k}" for k in range(8)]
+
+
+def lines(names, form="{}"):
+    return "".join(form.format(name) + "\n" for name in names)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train.txt": lines(NAMES[:6], "{} 1 1 1"), "val.txt": lines(NAMES[6:], "{}  -1")},
+        {"train.csv": lines(["filename", *NAMES[:6]]), "val.csv": lines(["filename", *NAMES[6:]])},
+        {"train.txt": lines(NAMES[:6], "masks/{}_mask.png"), "val.txt": lines(NAMES[6:], "masks/{}_mask.png")},
+        {"split.csv": ",image,fold\n" + lines(f"{k},{n},{'train' if k < 6 else 'val'}" for k, n in enumerate(NAMES))},
+        {"train.txt": "v0\nv1\nv2\n", "val.txt": "v3\n"},
+        {"ImageSets/2017/train.txt": "v0\nv1\nv2\n", "ImageSets/2017/val.txt": "v3\n"},
+        {"splits.json": json.dumps({"train": NAMES[:6], "val": [f"{name}.png" for name in NAMES[6:]]})},
+        {
+            "dataset.json": json.dumps(
+                {
+                    "training": [{"image": f"./images/{name}.png", "label": "x.png"} for name in NAMES[:6]],
+                    "validation": [{"image": f"./images/{name}.png"} for name in NAMES[6:]],
+                }
+            )
+        },
+        {
+            "training.odgt": lines(json.dumps({"fpath_img": f"images/{name}.png"}) for name in NAMES[:6]),
+            "validation.odgt": lines(json.dumps({"fpath_img": f"images/{name}.png"}) for name in NAMES[6:]),
+        },
+        {
+            "dataset.csv": "image_path;mask_path;split\n"
+            + lines(
+                f"images/{name}.png;masks/{name}_mask.png;{'train' if k < 6 else 'val'}" for k, name in enumerate(NAMES)
+            )
+        },
+    ],
+)
+def test_lists(tmp_path, files):
+    for k, name in enumerate(NAMES):
+        pair(tmp_path / f"images/{name}.png", tmp_path / f"masks/{name}_mask.png", k)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert found(tmp_path) == {"train": [0, 1, 2, 3, 4, 5], "val": [6, 7]}
+
+
+def test_lists_beside_vocs_folders(tmp_path):
+    """AeroScapes has ImageSets/trn.txt; labelImg's users have ImageSets/Main, which lists images without masks, too."""
+    for k in range(5):
+        pair(tmp_path / f"JPEGImages/{k}.png", tmp_path / f"SegmentationClass/{k}.png", k)
+    pair(tmp_path / "JPEGImages/x.png", tmp_path / "elsewhere/x.png", 9)
+    for place in ("ImageSets/trn.txt", "ImageSets/Main/train.txt"):
+        file = tmp_path / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("0\n1\n2\nx\n")
+        file.with_name("val.txt").write_text("3\n4\n")
+        assert found(tmp_path) == {"train": [0, 1, 2], "val": [3, 4]}
+        file.unlink()
+        file.with_name("val.txt").unlink()
+
+
+def test_masks_in_a_folder_for_each_image(tmp_path):
+    for k in range(3):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}/road.png", k)
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}/car.png", k)
+    assert any(
+        "0 has several masks (0/car.png, 0/road.png), perhaps one for each class" in n
+        for n in check_data(tmp_path).notes
+    )
+
+
+def test_the_folder_two_levels_below_is_named(tmp_path):
+    for k in range(4):
+        pair(tmp_path / f"archive/data/images/{k}.png", tmp_path / f"archive/data/masks/{k}.png", k)
+        pair(tmp_path / f"archive/other/{k}.png", tmp_path / f"archive/more/{k}.png", k)
+    with pytest.raises(UserError, match=r"but there are some in .*archive/data: give that folder"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.csv", "ImageId,EncodedPixels\n0.png,1 3 10 2\n", "holds the masks as run-length codes"),
+        ("scan.dcm", "DICM", r"np.save\(.*pydicom.dcmread"),
+        ("scan.nii.gz", "x", r"one file for each slice: np.save\(.*nibabel.load"),
+        ("train.h5", "x", "h5py.File"),
+        ("PixelLabelData/Label_1.png", "x", "MATLAB's Image Labeler"),
+        ("export.ndjson", '{"data_row": {}}\n', "is Labelbox'"),
+    ],
+)
+def test_what_lies_there_instead(tmp_path, name, content, said):
+    pair(tmp_path / "photos/0.png", tmp_path / "x.png", 0)
+    (tmp_path / "x.png").unlink()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        open_dataset(tmp_path)
+
+
+def test_the_line_that_draws_run_lengths():
+    """The one in the message, by hand: pixels count from 1, down the columns."""
+    from degrid.data.formats import unread
+
+    width, height, codes = 3, 2, "1 1 4 2"
+    runs = np.array(codes.split(), int).reshape(-1, 2)
+    ids = np.zeros(width * height, np.uint8)
+    for start, length in runs:
+        ids[start - 1 : start - 1 + length] = 1
+    assert ids.reshape(width, height).T.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert "ids.reshape(width, height).T" in unread.DRAW_RUNS
+
+
+def test_splits_of_a_table_are_said(tmp_path):
+    for k, name in enumerate(NAMES):
+        pair(tmp_path / f"images/{name}.png", tmp_path / f"masks/{name}.png", k)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": NAMES[:6], "val": NAMES[6:]}))
+    assert "the splits are those of splits.json" in notes_of(open_dataset(tmp_path))
+    (tmp_path / "splits.json").write_text(json.dumps({"train": 5, "val": [1]}))
+    assert any("splits.json is not read" in note for note in notes_of(open_dataset(tmp_path)))
