@@ -245,3 +245,21 @@ def test_links_to_nothing_are_counted():
     Path("in/b.png").symlink_to("gone.png")
     found = find_images(["in"])
     assert (list(found.images), found.left_out) == (["a"], {"links to files that are not there": 1})
+
+
+def test_arrays_are_predicted_as_pictures_of_the_same_values():
+    """A model that was trained on .npy files reads them again; beside pictures, arrays are labels or the like."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Path("in").mkdir()
+    np.save("in/a.npy", pixels)
+    np.save("in/a.logits.npy", pixels)
+    assert names("in") == {"a": "in/a.npy"}
+    picture(Path("b.png"))
+    Image.fromarray(pixels).save("b.png")
+    degrid.predict(Red(), ["in/a.npy", "b.png"], "out")
+    assert np.array_equal(ids("out/a.png"), ids("out/b.png"))
+    assert {0, 1} <= {*ids("out/a.png").ravel().tolist()}
+    picture(Path("in/c.png"))
+    found = find_images(["in"])
+    assert (list(found.images), found.left_out) == (["c"], {".npy": 1, "results of earlier runs": 1})
+    assert list(names("in/a.npy", "in/c.png")) == ["a", "c"]

@@ -23,7 +23,9 @@ _LONGEST_ENDING = ".overlay.jpg"
 _LONGEST_NAME = 255  # bytes, on most systems
 RESULT_MARK = "result of degrid predict"
 """Written into pictures, so that they are not taken for images when their folder is predicted again."""
-KINDS = ", ".join(sorted(IMAGE_SUFFIXES))
+ARRAYS = frozenset({".npy"})
+"""Images where nothing else in a folder is one, as for training."""
+KINDS = ", ".join(sorted(IMAGE_SUFFIXES | ARRAYS))
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ def find_images(patterns: Iterable[str], out: Path | None = None, videos: bool =
     for pattern in patterns:
         base, files = _expand(pattern)
         results = _within(out, base) if out is not None else None
-        wanted = IMAGE_SUFFIXES
+        wanted = IMAGE_SUFFIXES | ARRAYS
         if videos and (reads_videos() or Path(pattern).is_file()):
             wanted |= VIDEO_SUFFIXES
         kinds = {file: _kind(file, file.relative_to(base), results, wanted) for file in files}
+        if not Path(pattern).is_file():
+            kinds = _without_arrays(kinds)
         images = [(base, file) for file, kind in kinds.items() if kind == IMAGE]
         others = Counter(kind for kind in kinds.values() if kind != IMAGE)
         if not images and not Path(pattern).is_file():
@@ -69,6 +73,15 @@ def find_images(patterns: Iterable[str], out: Path | None = None, videos: bool =
         came = f"got {said(left_out) or 'none'}"
         raise UserError(f"no images: expected files, folders or glob patterns, {came}; name those to segment ({KINDS})")
     return FoundImages(_named(found), dict(sorted(left_out.items())))
+
+
+def _without_arrays(kinds: Mapping[Path, str]) -> dict[Path, str]:
+    """The kinds of files, where arrays are no images beside others."""
+    others = any(kind == IMAGE and file.suffix.lower() not in ARRAYS for file, kind in kinds.items())
+    return {
+        file: file.suffix.lower() if others and kind == IMAGE and file.suffix.lower() in ARRAYS else kind
+        for file, kind in kinds.items()
+    }
 
 
 def said(left_out: Mapping[str, int]) -> str:

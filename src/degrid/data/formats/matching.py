@@ -39,6 +39,7 @@ _COMPANIONS = (
     "_2ndHO",
     ".vk",
     "___save",
+    *("_overlay", "_vis", "_preview"),
 )
 _CITYSCAPES = ("_gtFine", "_gtCoarse")
 
