@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -861,12 +862,13 @@ def test_what_lies_beside_colour_masks_is_said(tmp_path):
 
 def test_folders_under_other_names_are_offered(tmp_path):
     put(tmp_path, [stripes(0, 1)] * 2)
-    (tmp_path / "images").rename(tmp_path / "original_images")
+    (tmp_path / "images").rename(tmp_path / "before")
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
     (tmp_path / "masks").rename(tmp_path / "label_images_semantic")
     with pytest.raises(UserError) as caught:
         open_dataset(tmp_path)
-    assert '"train: original_images" and "masks: label_images_semantic"' in str(caught.value)
-    (tmp_path / "dataset.yaml").write_text("train: original_images\nmasks: label_images_semantic\n")
+    assert '"train: after" (or another) and "masks: label_images_semantic"' in str(caught.value)
+    (tmp_path / "dataset.yaml").write_text("train: after\nmasks: label_images_semantic\n")
     assert len(open_dataset(tmp_path)) == 2
 
 

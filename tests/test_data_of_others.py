@@ -189,7 +189,7 @@ def test_folders_below_that_pair_are_offered(tmp_path):
     for k in range(2):
         for folder in ("before", "after"):
             pair(tmp_path / f"train/{folder}/{k}.jpg", tmp_path / f"train/label/{k}.png", k)
-    with pytest.raises(UserError, match=r'write "train: .*" and "masks: .*" in .*dataset\.yaml') as refused:
+    with pytest.raises(UserError, match=r'write "train: .*" .*and "masks: .*" in .*dataset\.yaml') as refused:
         open_dataset(tmp_path)
     (tmp_path / "dataset.yaml").write_text("\n".join(str(refused.value).split('"')[1:4:2]))
     assert len(open_dataset(tmp_path)) == 2

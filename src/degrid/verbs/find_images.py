@@ -60,9 +60,7 @@ def find_images(patterns: Iterable[str], out: Path | None = None, videos: bool =
         wanted = IMAGE_SUFFIXES | ARRAYS
         if videos and (reads_videos() or Path(pattern).is_file()):
             wanted |= VIDEO_SUFFIXES
-        kinds = {file: _kind(file, file.relative_to(base), results, wanted) for file in files}
-        if not Path(pattern).is_file():
-            kinds = _without_arrays(kinds)
+        kinds = _without_arrays({file: _kind(file, file.relative_to(base), results, wanted) for file in files})
         images = [(base, file) for file, kind in kinds.items() if kind == IMAGE]
         others = Counter(kind for kind in kinds.values() if kind != IMAGE)
         if not images and not Path(pattern).is_file():
@@ -76,7 +74,7 @@ def find_images(patterns: Iterable[str], out: Path | None = None, videos: bool =
 
 
 def _without_arrays(kinds: Mapping[Path, str]) -> dict[Path, str]:
-    """The kinds of files, where arrays are no images beside others."""
+    """The kinds of the files of one folder or pattern, where arrays are no images beside others."""
     others = any(kind == IMAGE and file.suffix.lower() not in ARRAYS for file, kind in kinds.items())
     return {
         file: file.suffix.lower() if others and kind == IMAGE and file.suffix.lower() in ARRAYS else kind
