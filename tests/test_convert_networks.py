@@ -1,18 +1,22 @@
 """Whole networks of the original systems: their variables through the converter, and the logits their code computed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import originals
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 import degrid
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
+from degrid.config import ModelConfig
 from degrid.exporters.runtime import ExportedModel
 from degrid.models import describe, stated_input
+from degrid.networks import build_model
 from degrid.resize import resize
 from degrid.types import ConversionError, LabelSpace, Preprocess
 from degrid.verbs.convert import convert, fill
@@ -325,13 +329,32 @@ def test_kazuto1011_heads_of_other_versions():
     assert {name for name in plan.tensors if name.startswith("head")} == {f"head.{name}" for name in names}
     plus = {**three, "fc1.conv.weight": np.ones(1), "fc2.conv3.weight": np.ones(1), "fc2.conv2.bn.bias": np.ones(1)}
     plan = system.plan({f"base.{name}": value for name, value in plus.items()})
-    assert (plan.model["network"], plan.model["output_stride"]) == ("deeplabv3plus", 16)
-    assert "the logits are not the same (--set scales=none keeps those of one scale, exactly)" in plan.notes[-1]
+    assert (plan.model["network"], plan.model["output_stride"]) == ("deeplabv3plus_kazuto1011", 16)
+    assert system.plan(plus).model["network"] == "deeplabv3plus"  # of one scale
     assert {"head.refine.1.1.bias", "head.classifier.weight"} <= plan.tensors.keys()
     assert not plan.unexpected
     assert system.recognise({**trunk, "fc.weight": np.ones((1000, 2048))}) is None  # trained on ImageNet
     two = system.plan({**trunk, "aspp.c0.weight": np.ones(1), "aspp.c1.weight": np.ones(1)})
     assert (two.model["network"], two.model["rates"]) == ("deeplabv2", (6, 12))
+
+
+def test_multi_scale_v3plus_of_kazuto1011_takes_the_maximum_at_the_size_of_the_image():
+    config = ModelConfig("deeplabv3plus", "timm:resnet18", pretrained=False)
+    labels = LabelSpace.of_size(3)
+    one = build_model(config, labels).eval()
+    many = replace(config, network="deeplabv3plus_kazuto1011", scales=(0.75, 0.5))
+    all_scales = build_model(many, labels).eval()
+    all_scales.load_state_dict(one.state_dict())
+    image = 255 * torch.rand(1, 3, 52, 68, generator=torch.Generator().manual_seed(1))
+    enlarged = []
+    with torch.inference_mode():
+        for size in ((52, 68), (39, 51), (26, 34)):
+            scaled = F.interpolate(image, size, mode="bilinear")
+            logits = F.interpolate(one(scaled), size, mode="bilinear")
+            enlarged.append(F.interpolate(logits, (52, 68), mode="bilinear"))
+        found = all_scales(image)
+    torch.testing.assert_close(found, torch.stack(enlarged).amax(0), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, enlarged[0])
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])

@@ -46,13 +46,13 @@ class ModelConfig:
 
     network: str = "deeplabv3plus"
     """The head: `deeplabv2` (summed ASPP), `deeplabv2_largefov` (one rate), `deeplabv3`, `deeplabv3plus` (with a
-    decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3);
-    `deeplabv3_keras_hub`, `deeplabv3_mmseg`, `deeplabv3_smp_separable`, `deeplabv3_speedinghzl`,
-    `deeplabv3plus_detectron2_separable`, `deeplabv3plus_keras_hub`, `deeplabv3plus_mmseg`, `deeplabv3plus_nvidia`,
+    decoder); `deeplabv3_refined` (as torchvision and segmentation_models.pytorch build v3); `deeplabv3_keras_hub`,
+    `deeplabv3_mmseg`, `deeplabv3_smp_separable`, `deeplabv3_speedinghzl`, `deeplabv3plus_detectron2_separable`,
+    `deeplabv3plus_kazuto1011`, `deeplabv3plus_keras_hub`, `deeplabv3plus_mmseg`, `deeplabv3plus_nvidia`,
     `deeplabv3plus_nvidia_resnet`, `deeplabv3plus_paddleseg`, `deeplabv3plus_smp`, `deeplabv3plus_smp_dense`,
     `deeplabv3plus_tramac`, `deeplabv3plus_vainf` and `deeplabv3plus_vainf_separable` (as the projects of those names
-    build them); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a
-    function of your own, `my_module:my_head`."""
+    build them); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a function of your own,
+    `my_module:my_head`."""
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the

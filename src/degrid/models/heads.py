@@ -428,6 +428,11 @@ def v3plus_head(
     return DeepLabV3PlusHead(aspp, settings.channels, num_classes, fine, reduced, joined, convs, smp, convention), 4
 
 
+def full_size_v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
+    """As `v3plus_head`, for logits at the size of the image: of several scales, the maximum is taken there."""
+    return v3plus_head(encoder, num_classes, settings)[0], 1
+
+
 def nvidia_head(
     encoder: Encoder, num_classes: int, settings: HeadSettings, low_level: int = 0
 ) -> tuple[nn.Module, int]:
@@ -484,6 +489,8 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv3_linear": partial(v3_head, relu=False),
     # As in mmsegmentation: the projection after ASPP is 3x3.
     "deeplabv3_mmseg": partial(v3_head, project=3),
+    # As in kazuto1011/deeplab-pytorch, multi-scale.
+    "deeplabv3plus_kazuto1011": full_size_v3plus_head,
     # As in keras-hub: a 1x1 after the enlarging to stride 4, in both.
     "deeplabv3_keras_hub": enlarged_v3_head,
     "deeplabv3plus_keras_hub": partial(v3plus_head, convs=1, joining=1),

@@ -36,7 +36,7 @@ class Segmenter(MultiScaleNetwork):
         encoder: an `Encoder`.
         head: from the encoder's features to logits.
         labels: the classes of the logits.
-        logit_stride: image size over logit size.
+        logit_stride: image size over logit size; with 1 the head's logits are enlarged to the image, of every scale.
         resize: how logits are enlarged, to the image's size and between scales; a name in `degrid.types.RESIZES`.
         scales: further scales of multi-scale input, such as (0.75, 0.5); the logits are the maximum over all scales.
     Raises:
@@ -115,7 +115,8 @@ class Segmenter(MultiScaleNetwork):
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
     def _logits(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.encoder(x)))
+        logits = cast(Tensor, self.head(self.encoder(x)))
+        return resize(logits, x.shape[-2:], self.resize) if self.logit_stride == 1 else logits
 
 
 def build_network(

@@ -49,6 +49,8 @@ class Kazuto1011(System):
             "resize": "half_pixel",
             "scales": MSC_SCALES if first_match(tensors, r"(base|scale)\..*") else (),
         }
+        if settings["scales"] and settings["network"] == "deeplabv3plus":  # the maximum is taken at the image's size
+            settings["network"] = "deeplabv3plus_kazuto1011"
         plan = rules.of_either_stride(settings, "multi_grid") if "multi_grid" in settings else Plan(settings)
         plan.fill(tensors, rules.batch_counter, _rule(_branches(tensors)))
         if settings["scales"]:
@@ -56,12 +58,6 @@ class Kazuto1011(System):
                 "the scaled inputs are those of torch up to 1.5; later ones take positions from the factor, which "
                 "differs where 0.75 or 0.5 of a side is no whole number"
             )
-            if settings["network"] == "deeplabv3plus":
-                plan.notes.append(
-                    "of v3+ the original enlarges the logits of each scale to the image and then takes the maximum; "
-                    "here it is taken at stride 4, so the logits are not the same (--set scales=none keeps those of "
-                    "one scale, exactly)"
-                )
         return plan
 
 
