@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
 import random
+import signal
 import sys
 import threading
 from collections import Counter
@@ -22,7 +24,8 @@ from degrid.cli import app
 from degrid.config import AsynchronousConfig, RunConfig, TrainConfig
 from degrid.data import Share, batches_by_number, training_batches
 from degrid.engine.training.asynchronous import Answer, Copy, Result, Server, Task, Worker, copy_of, pieces_of
-from degrid.engine.training.loop import Plan, Training, in_this_process
+from degrid.engine.training.log import RunLog
+from degrid.engine.training.loop import Plan, Stopped, Training, in_this_process, train
 from degrid.engine.training.losses import make_losses
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import moving_average, set_learning_rate
@@ -68,7 +71,7 @@ class Crew:
         self.tasks[number] = task, shared
         self.given.append((number, task))
 
-    def wait(self):
+    def wait(self, stop):
         number = next(self.order)
         if number < 0:
             return Answer(-1 - number, None) if self.tasks.pop(-1 - number, None) else None
@@ -184,6 +187,39 @@ def test_gradients_are_computed_where_the_weights_will_be():
     handed = [float(shared.tensors["weight"][0]) for _, shared in crew.tasks.values()]
     assert handed == pytest.approx([0.44])
     assert state.model.weight.item() == pytest.approx(0.595 - 0.1 * (0.6 + 0.5 * 1.55))
+
+
+@pytest.mark.parametrize(("pieces", "average_every"), [(1, 0), (2, 0), (1, 3)])
+def test_what_workers_have_is_given_up_when_training_is_to_stop(tmp_path, pieces, average_every):
+    """Here the signal arrives while the third step, or the second round, waits for workers that never answer."""
+
+    class Stopping(Crew):
+        def wait(self, stop):
+            self.left -= 1
+            if self.left < 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return None
+            return super().wait(stop)
+
+        left = 3 if average_every else 2 * pieces + pieces - 1
+
+    class Steady:
+        def __call__(self, task, shared):
+            return Result((1.0,), 1, shared if task.alone else Copy({}), (np.ones(1, np.float32),))
+
+    state, plan, stop = number_state(), Plan(100, lambda step: 1.0, eval_every=100), threading.Event()
+    crew = Stopping([Steady()] * 2, itertools.cycle([0, 1]))
+    server = Server(crew, plan, 8, average_every, pieces=pieces, stop=stop)
+    with RunLog(tmp_path, 100) as log, pytest.raises(Stopped):
+        train(state, server, tmp_path, log, plan, stop=stop)
+    steps = 3 if average_every else 2
+    saved = number_state()
+    saved.turns = Turns()
+    saved.restore(tmp_path / "last.ckpt")
+    assert (saved.step, saved.model.weight.item()) == (steps, 0 if average_every else -steps)
+    numbers = saved.turns.state()
+    learned = set(range(numbers["following"])) - set(numbers["left"])
+    assert len(learned) == (2 * 3 if average_every else 2 * pieces)  # and all others are handed out again
 
 
 class Plain(nn.Module):
@@ -365,8 +401,12 @@ def test_a_state_keeps_which_images_are_left(tmp_path):
     other.turns.divide(2)  # of an older version, which knew whole steps only
     assert [other.turns.take() for _ in range(8)] == [0, 1, 4, 5, 6, 7, 8, 9]
     assert Turns(**other.turns.state()).state() == {"following": 10, "left": [0, 1, *range(4, 10)], "pieces": 2}
-    with pytest.raises(UserError, match="divides its steps into 2 parts, and would into 4 with as many workers"):
-        other.turns.divide(4)
+    halves = Turns(10, [0, 9], 2)
+    assert halves.divide(4) == 4  # each becomes two quarters
+    assert [halves.take() for _ in range(5)] == [0, 1, 18, 19, 20]
+    kept = Turns(20, [3, 8], 4)
+    assert (kept.divide(2), kept.divide(6), kept.divide(1)) == (4, 4, 4)  # a quarter is no whole number of others
+    assert kept.state() == {"following": 20, "left": [3, 8], "pieces": 4}
 
 
 @pytest.mark.parametrize(

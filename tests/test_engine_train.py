@@ -1,9 +1,11 @@
 """The loop on a small network and random images: resume, accumulation, faults."""
 
+import itertools
 import json
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -282,6 +284,27 @@ def test_non_finite_loss_stops_with_the_step_named_and_keeps_the_checkpoint(tmp_
     good = load_state(tmp_path / "last.ckpt")
     assert good["step"] == 3
     assert all(torch.isfinite(value).all() for value in good["model"].values())
+
+
+@pytest.mark.parametrize(("apart", "step"), [(0.0, 5), (9.0, None)])
+def test_two_signals_at_once_are_one(tmp_path, monkeypatch, apart, step):
+    """As `timeout` sends them, to a process and to its group; a second one later stops at once, without saving."""
+    state, now = new_state(), itertools.count(step=apart)
+    monkeypatch.setattr("degrid.engine.training.loop.time.monotonic", lambda: next(now))
+
+    def interrupted():
+        for k in range(100):
+            if k == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0)  # where Python calls the handler, so that the two are not one already
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch(k)
+
+    with pytest.raises(KeyboardInterrupt if step is None else Stopped):
+        go(state, tmp_path, 10, source=lambda start: interrupted())
+    assert (tmp_path / "last.ckpt").exists() == (step is not None)
+    if step:
+        assert load_state(tmp_path / "last.ckpt")["step"] == step
 
 
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path):

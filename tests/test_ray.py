@@ -105,7 +105,7 @@ def test_a_worker_is_killed_and_the_run_stopped_and_resumed(cluster, tmp_path):
     told = parse_json((folder / "run.json").read_text())["asynchronous"]
     assert (told["steps"], told["lost"], told["dropped"]) == (60, 1, 0)
     assert told["staleness_max"] <= 8  # four times the workers
-    degrid.train(resume=folder)
+    degrid.train(resume=folder, settings={"train.asynchronous.workers": 1})  # parts of steps stay halves
     state = load_state(folder / "last.ckpt")
     assert state["turns"]["following"] - len(state["turns"]["left"]) == 2 * 100
     assert state["step"] == 100
@@ -166,6 +166,31 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     assert sum(found[-10:]) < sum(found[:10])
     staleness = [record["staleness"] for record in read_metrics(folder) if "staleness" in record]
     assert max(staleness[-100:]) >= 1  # two at work again
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_saves_the_run_which_goes_on_with_other_workers(tmp_path):
+    """As `timeout` and job systems send it: Ray is ended by it as well, and would end degrid after a minute."""
+    folder, steps = tmp_path / "run", ["--set", "train.steps=30", "--set", "train.eval_every=30"]
+    halves = ["--set", "train.batch_size=2", "--set", "train.accumulate=2", "--set", "data.val="]
+    words = [*DEGRID, *OPTIONS, *steps, *halves, "--set", "train.class_weights=none", "-o", str(folder)]
+    asynchronous = ["--async", "--workers", "2"]
+    with subprocess.Popen(
+        [*words, *asynchronous], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
+        wait_for_step(folder, 4, server)
+        os.killpg(server.pid, signal.SIGTERM)
+        _, errors = server.communicate(timeout=300)
+    assert server.returncode == 130, errors
+    assert f"stopped and saved; continue with: degrid train --resume {folder}" in errors
+    assert load_state(folder / "last.ckpt")["step"] >= 4
+    again = [*DEGRID, "--resume", str(folder), "--quiet", *asynchronous[:2], "1", "--max-staleness", "9"]
+    done = subprocess.run(again, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    state = load_state(folder / "last.ckpt")
+    assert state["turns"]["following"] - len(state["turns"]["left"]) == 2 * 30  # halves, as before
+    assert "by 1 worker, not waiting for one another" in (folder / "log.txt").read_text()
+    assert [record["step"] for record in read_metrics(folder) if "loss" in record] == list(range(1, 31))
 
 
 @pytest.mark.slow

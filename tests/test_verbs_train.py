@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from claims import another
 from PIL import Image
 from test_run import TINY, cli, options, same, weights
 
@@ -144,9 +146,27 @@ def test_a_stopped_run_is_resumed_from_python(runs, tmp_path):
         degrid.train(data="synthetic:6", operator="ssc", settings=SMALL, out=out, progress=interrupt)
     assert stopped.value.folder == out
     assert str(stopped.value) == f"stopped and saved; continue with: degrid train --resume {out} (resume=...)"
-    result = degrid.train(resume=out)
+    with pytest.raises(UserError, match=r"\(--async\): this run was begun without it"):
+        degrid.train(resume=out, settings={"train.asynchronous.workers": 2})
+    result = degrid.train(resume=out, settings={"data.workers": 0, "train.timeout": 99, "train.device": "cpu"})
     assert same(weights(result.folder), weights(folder / "python"))
     assert losses(result.folder) == losses(folder / "python")
+
+
+def test_a_folder_is_trained_in_by_one_run_at_a_time(runs, tmp_path):
+    """While another process has it, neither is its run continued nor a new one begun, and nothing is written."""
+    shutil.copytree(runs[0] / "python", tmp_path / "old")
+    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    for arguments, folder in (
+        ({"resume": tmp_path / "old"}, tmp_path / "old"),
+        ({"data": "synthetic:6", "settings": SMALL, "out": tmp_path / "new"}, tmp_path / "new"),
+    ):
+        with another(folder) as process:
+            with pytest.raises(UserError, match=f"{folder} is being trained by process {process.pid} on "):
+                degrid.train(**arguments)
+            (folder / "running").unlink()
+    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_mistakes(tmp_path):

@@ -30,7 +30,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any setting, as in --set train.steps=2000; repeatable.")
 ]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; by default runs/NAME.")]
-Resume = Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Continue the run in this folder, exactly; --devices, --workers and --device may be others."),
+]
 Init = Annotated[
     Path | None,
     typer.Option(help="Start from this model or run folder: its weights and, without a recipe, its network."),
@@ -82,13 +85,18 @@ def parsed(settings: list[str] | None) -> dict[str, Any]:
     return parse_settings(settings or [])
 
 
-def _asynchronous(chosen: bool, workers: int | None, address: str | None, staleness: int | None) -> dict[str, Any]:
+def _asynchronous(
+    chosen: bool, resume: Path | None, workers: int | None, address: str | None, staleness: int | None
+) -> dict[str, Any]:
     """The settings of --async and of the options that need it."""
     given = {"workers": workers, "address": address, "max_staleness": staleness}
     if not chosen and any(value is not None for value in given.values()):
         raise UserError("--workers, --address and --max-staleness are those of asynchronous training; add --async")
     if chosen and workers is None:
-        given["workers"] = 2
+        from degrid.verbs.train import config_in
+
+        given["workers"] = config_in(resume).train.asynchronous.workers if resume else 0
+        given["workers"] = given["workers"] or 2
     return {f"train.asynchronous.{name}": value for name, value in given.items()}
 
 
@@ -145,7 +153,7 @@ def train(
         "train.checkpoint_activations": checkpoint or None,
         "train.device": device,
         "data.skip_bad_shards": skip_bad_shards or None,
-        **_asynchronous(asynchronous, workers, address, max_staleness),
+        **_asynchronous(asynchronous, resume, workers, address, max_staleness),
     }
     given = {path: value for path, value in short.items() if value is not None} | parsed(settings)
     chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}

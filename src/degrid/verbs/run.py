@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from degrid.engine.device import arithmetic, on_device, pick_device
 from degrid.engine.memory import enough_memory
 from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
 from degrid.engine.training.asynchronous import Server
+from degrid.engine.training.claim import claimed
 from degrid.engine.training.cycles import Cycles, TrainingScore
 from degrid.engine.training.log import RunLog
 from degrid.engine.training.loop import Advance, Plan, Training, in_this_process, kept
@@ -96,7 +97,7 @@ def run(
 
     Args:
         folder: the run folder; must not hold a run yet, unless `resume` is set or this job began the run.
-        resume: continue the run in `folder` with its own settings; `config` is ignored.
+        resume: continue the run in `folder`; `config` has its own settings but for those of where it is continued.
         start_iteration: with `resume`, continue from the kept state of this validation, counted from 1; the best model
             is then that of the validations after it.
         progress, tell: see `degrid.train`.
@@ -105,19 +106,34 @@ def run(
         OtherProcessError: another process failed.
         Stopped: the user stopped the run; it is saved.
     """
-    resume = resume or _began(folder)
-    config = recipes.load(str(folder / "run.json")) if resume else config
-    with joined(pick_device(config.train.device), config.train.timeout) as device, in_contact(), enough_memory():
+    again = _began(folder)  # whose processes of before are gone
+    if again and not resume:
+        resume, config = True, recipes.load(str(folder / "run.json"))
+    with (
+        joined(pick_device(config.train.device), config.train.timeout) as device,
+        in_contact(),
+        enough_memory(),
+        ExitStack() as held,
+    ):
         if not is_first():
             progress = tell = None
+        claim: AbstractContextManager[None] = nullcontext()
+        if is_first():
+            claim = claimed(folder, tell or (lambda _: None), again)
         with together():
             check_settings(config)
             check_fixed_crops(config)
             if not resume:
                 _check_new(folder)
             check_same({"degrid": VERSION, "torch": torch.__version__, **_of_all(config)})
+            if resume:
+                held.enter_context(claim)
             work = _prepare(config, folder, device, resume, start_iteration)
         with arithmetic(device, config.train.deterministic), work.server(progress) as server:
+            with together():
+                if not resume:  # only now, as mistakes until here leave no folder
+                    held.enter_context(claim)
+                    _check_new(folder)
             return work.train(resume, progress, tell, server)
 
 
@@ -159,7 +175,8 @@ class _Work:
         )
         config = dataclasses.replace(self.config, train=settings, data=dataclasses.replace(self.config.data, val=""))
         size = sum(value.nbytes for value in model.state_dict().values())
-        with hired(config, len(self.data.train), size, self.device.type == "cuda") as crew:
+        pieces = turn_pieces(settings, cast(Turns, self.state.turns))
+        with hired(config, len(self.data.train), pieces, size, self.device.type == "cuda") as crew:
             most = 4 * own.workers if own.max_staleness is None else own.max_staleness
             yield Server(
                 crew,
@@ -168,7 +185,7 @@ class _Work:
                 own.average_every,
                 objective.names,
                 predict=own.predict,
-                pieces=turn_pieces(self.settings),
+                pieces=pieces,
             )
 
     def train(
@@ -199,6 +216,7 @@ class _Work:
                     plan,
                     validate=_validation(data.val, self.settings, self.device, log) if data.val is not None else None,
                     publish=lambda network: save(cast(Segmenter, network), folder / "model") if first else None,
+                    stop=server.stop if server else None,
                 )
             finally:
                 if server:

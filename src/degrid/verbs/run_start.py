@@ -26,6 +26,7 @@ from degrid.data.inspection.counting import class_counts
 from degrid.engine.device import pick_device, to_channels_last
 from degrid.engine.training.asynchronous import Worker, pieces_of
 from degrid.engine.training.cycles import Cycles
+from degrid.engine.training.turns import Turns
 from degrid.lookup import some
 from degrid.model_folder import initialise_from, other_classes
 from degrid.models import (
@@ -156,18 +157,19 @@ def _repeats(data: DataConfig, dataset: Dataset, progress: OnProgress) -> np.nda
     return repeat_factors(class_counts(dataset, progress)[:, :-1] > 0, rare) if rare else None
 
 
-def make_worker(config: RunConfig) -> tuple[Worker, int]:
+def make_worker(config: RunConfig, pieces: int) -> tuple[Worker, int]:
     """A worker of asynchronous training, and the number of training images.
 
     Args:
         config: the server's, with steps instead of epochs.
+        pieces: into how many parts the server divides a step.
     Raises:
         UserError: the data cannot be opened here.
     """
     data, config = open_data(config)
     settings, device = config.train, pick_device(config.train.device)
     model, _ = start_network(config, data, device, interrupted=True)
-    share = Share.of(settings.batch_size * settings.accumulate // turn_pieces(settings), settings.batch_size)
+    share = Share.of(settings.batch_size * settings.accumulate // pieces, settings.batch_size)
     repeats = _repeats(config.data, data.train, lambda _: None)
     batch = batches_by_number(
         data.train, transform_of(config.data), share, settings.seed, repeats, config.data.shuffle_buffer
@@ -182,7 +184,7 @@ def make_worker(config: RunConfig) -> tuple[Worker, int]:
     return worker, len(data.train)
 
 
-def turn_pieces(settings: TrainConfig) -> int:
-    """Into how many parts the micro-batches of an asynchronous step are divided."""
+def turn_pieces(settings: TrainConfig, turns: Turns) -> int:
+    """Into how many parts the micro-batches of an asynchronous step are divided, where those of some may be left."""
     own = settings.asynchronous
-    return 1 if own.average_every else pieces_of(settings.accumulate, own.workers)
+    return turns.divide(1 if own.average_every else pieces_of(settings.accumulate, own.workers))

@@ -20,6 +20,11 @@ from degrid.model_places import is_named
 from degrid.types import OnProgress, Tell, UserError
 from degrid.verbs.run import RunResult, run
 
+ANYWHERE = (
+    *("data.workers", "train.device", "train.timeout", "train.asynchronous.workers", "train.asynchronous.cores"),
+    *("train.asynchronous.address", "train.asynchronous.max_staleness"),
+)
+"""Settings that a run may be continued with others of: they say where, and by how many."""
 Settings = Iterable[str] | Mapping[str, object]
 """Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"; see `degrid.config`."""
 
@@ -53,10 +58,11 @@ def train(
         data: a folder of images and masks or of shards, a dataset.yaml, a list file, the address of a folder of shards,
             "synthetic" (the built-in scenes), or "module:Dataset"; by default the recipe's.
         operator: smoothing operator for the dilated convolutions, such as "ssc"; by default the recipe's.
-        settings: any others, for every stage; they win over the arguments before.
+        settings: any others, for every stage; they win over the arguments before. With `resume` those of `ANYWHERE`.
         init: start from this model or run folder: its weights and, without a recipe, its network.
         out: the run folder; by default runs/NAME.
-        resume: continue the run in this folder with its own settings, in whichever stage it was stopped.
+        resume: continue the run in this folder with its own settings, in whichever stage it was stopped. Where it is
+            continued, and by how many workers, may be set; see `ANYWHERE`.
         start_iteration: with `resume`, continue from this validation of the first stage, counted from 1;
             `train.keep_checkpoints` keeps their states.
         progress: called after every step and every validated image.
@@ -68,10 +74,13 @@ def train(
     """
     given = configs.parse_settings(settings)
     if resume is not None:
-        if given or any(each is not None for each in (recipe, data, operator, init, out)):
-            raise UserError("--resume (resume=...) continues a run with its own settings; give no others beside it")
+        if given.keys() - set(ANYWHERE) or any(each is not None for each in (recipe, data, operator, init, out)):
+            raise UserError(
+                "--resume (resume=...) continues a run with its own settings; give no others beside it but "
+                + ", ".join(ANYWHERE)
+            )
         folder = Path(resume)
-        config = _config_in(folder)
+        config = _elsewhere(config_in(folder), given)
     else:
         if start_iteration is not None:
             raise UserError("--start-iteration (start_iteration=...) needs a run; give it beside --resume (resume=...)")
@@ -80,6 +89,8 @@ def train(
     try:
         for stage, place in _stages(config, folder, given, resume is not None):
             goes_on = resume is not None and (place / "run.json").exists()
+            if goes_on:  # a later stage, too, has its own run.json
+                stage = _elsewhere(config_in(place), given)
             iteration = start_iteration if place == folder else None
             result = run(stage, place, resume=goes_on, start_iteration=iteration, progress=progress, tell=tell)
     except Stopped:
@@ -128,7 +139,29 @@ def _name_or_absolute(model: str | Path) -> str:
     return str(model if is_named(model) else Path(model).absolute())
 
 
-def _config_in(folder: Path) -> RunConfig:
+def _elsewhere(config: RunConfig, given: Mapping[str, object]) -> RunConfig:
+    """The settings of a run with those of where it is continued.
+
+    Raises:
+        UserError: a value of a wrong type, or a run by workers that wait for one another would not do so any more, or
+            the other way round: which images were learned from is kept differently.
+    """
+    changed = configs.override(config, given)
+    before, now = (bool(each.train.asynchronous.workers) for each in (config, changed))
+    if before != now:
+        raise UserError(
+            "setting train.asynchronous.workers (--async): this run was begun "
+            + ("with it; continue it with 1 or more" if before else "without it; continue it without, or begin another")
+        )
+    return changed
+
+
+def config_in(folder: Path) -> RunConfig:
+    """The settings of the run in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder} to resume (resume=...).{file_meant(folder)}")
     return recipes.load(str(folder / "run.json"))

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ START_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError, AssertionErr
 """What `ray.init` raises if there is no Ray."""
 STARTS = 3
 """How many times Ray is started if it takes too long: on a busy machine its files are in memory the second time."""
+LOOK_UP = 0.5
+"""Seconds after which whoever waits for workers sees whether it is to stop: a signal may have ended Ray as well, which
+then does not answer, and ends this process after a minute."""
 LOSSES_IN_A_ROW = 8
 """A worker that is lost this many times without a result in between will never work. It is called again after pauses of
 1, 2, 4, ... seconds, two minutes in total: Ray needs a minute to notice that a machine is gone, and until then answers
@@ -36,11 +40,12 @@ every call to its workers at once, saying that they are not there."""
 class _Actor:
     """A worker in a process of its own. Ray starts it again if it is lost; it then knows nothing until `begin`."""
 
-    def begin(self, settings: dict[str, Any], expected: dict[str, object]) -> None:
+    def begin(self, settings: dict[str, Any], pieces: int, expected: dict[str, object]) -> None:
         """Open the data and build the network.
 
         Args:
             settings: a `RunConfig`.
+            pieces: see `degrid.verbs.run_start.make_worker`.
             expected: what the server has, see `_facts`.
         Raises:
             UserError: this machine has another version, or not the data.
@@ -48,7 +53,7 @@ class _Actor:
         self._check(expected, _facts())
         from degrid.verbs.run_start import make_worker
 
-        self._work, images = make_worker(configs.from_dict(RunConfig, settings))
+        self._work, images = make_worker(configs.from_dict(RunConfig, settings), pieces)
         self._check(expected, {"training images": images})
 
     def _check(self, expected: dict[str, object], found: dict[str, object]) -> None:
@@ -80,15 +85,16 @@ class RayCrew:
     Args:
         config: what workers train; its data are read from all machines.
         images: that the server sees in the training data.
+        pieces: see `degrid.verbs.run_start.make_worker`.
         on_gpu: each worker has a GPU.
     """
 
-    def __init__(self, config: RunConfig, images: int, on_gpu: bool) -> None:
+    def __init__(self, config: RunConfig, images: int, pieces: int, on_gpu: bool) -> None:
         import ray
 
         self._ray, self._timeout = ray, config.train.timeout
         own = config.train.asynchronous
-        self._begin = configs.to_dict(config), {**_facts(), "training images": images}
+        self._begin = configs.to_dict(config), pieces, {**_facts(), "training images": images}
         make = ray.remote(num_cpus=own.cores, num_gpus=int(on_gpu), max_restarts=-1)(_Actor)
         self._actors: list[Any] = [make.remote() for _ in range(own.workers)]
         self._at: dict[Any, int] = {actor.begin.remote(*self._begin): n for n, actor in enumerate(self._actors)}
@@ -110,15 +116,17 @@ class RayCrew:
         self._free.remove(worker)
         self._at[self._actors[worker].work.remote(task, copy)] = worker
 
-    def wait(self) -> Answer | None:
-        """The next answer; None if instead another worker has become free, or was lost before it began.
+    def wait(self, stop: threading.Event) -> Answer | None:
+        """The next answer; None if instead another worker has become free or was lost before it began, or on `stop`.
 
         Raises:
             UserError: none came within `train.timeout`, or a worker cannot begin.
         """
         from degrid.engine.training.asynchronous import Answer
 
-        done = self._first()
+        done = self._first(stop)
+        if done is None:
+            return None
         worker = self._at.pop(done)
         began = worker not in self._beginning
         try:
@@ -144,16 +152,18 @@ class RayCrew:
         self._losses[worker] = 0
         return Answer(worker, result)
 
-    def _first(self) -> Any:
-        """What stands for the first result that is there."""
+    def _first(self, stop: threading.Event) -> Any:
+        """What stands for the first result that is there; None if the event is set before."""
         until = time.monotonic() + self._timeout
         while (now := time.monotonic()) < until:
+            if stop.is_set():
+                return None
             for worker in [worker for worker, when in self._calls.items() if when <= now]:
                 del self._calls[worker]
                 self._at[self._actors[worker].begin.remote(*self._begin)] = worker
-            pause = min([until, *self._calls.values()]) - now
+            pause = min(LOOK_UP, *(when - now for when in [until, *self._calls.values()]))
             if not self._at:
-                time.sleep(pause)
+                stop.wait(pause)
             elif done := self._ray.wait(list(self._at), num_returns=1, timeout=pause)[0]:
                 return done[0]
         raise UserError(
@@ -163,11 +173,11 @@ class RayCrew:
 
 
 @contextmanager
-def hired(config: RunConfig, images: int, weight_bytes: int, on_gpu: bool) -> Iterator[RayCrew]:
+def hired(config: RunConfig, images: int, pieces: int, weight_bytes: int, on_gpu: bool) -> Iterator[RayCrew]:
     """Workers for as long as the context lasts.
 
     Args:
-        config, images, on_gpu: see `RayCrew`.
+        config, images, pieces, on_gpu: see `RayCrew`.
         weight_bytes: size of the network's weights.
     Raises:
         UserError: Ray's cluster cannot be reached.
@@ -176,11 +186,11 @@ def hired(config: RunConfig, images: int, weight_bytes: int, on_gpu: bool) -> It
     import ray
 
     if ray.is_initialized():  # by the caller, who also ends it
-        yield RayCrew(config, images, on_gpu)
+        yield RayCrew(config, images, pieces, on_gpu)
         return
     _connect(config.train.asynchronous, weight_bytes, config.train.timeout)
     try:
-        yield RayCrew(config, images, on_gpu)
+        yield RayCrew(config, images, pieces, on_gpu)
     finally:
         ray.shutdown()
 

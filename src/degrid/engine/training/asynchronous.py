@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -104,8 +105,8 @@ class Crew(Protocol):
     def give(self, worker: int, task: Task, copy: Any) -> None:
         """Have a free worker do something."""
 
-    def wait(self) -> Answer | None:
-        """The next answer; None if instead another worker has become free.
+    def wait(self, stop: threading.Event) -> Answer | None:
+        """The next answer; None if instead another worker has become free, or the event has been set.
 
         Raises:
             UserError: none came in time, or a worker can do nothing.
@@ -223,6 +224,7 @@ class Server:
         predict: gradients are computed at the weights that are expected when they are used: as if the last step were
             repeated as often as the gradients of other workers will make a step before.
         pieces: how many gradients make a step; each is that of some of its micro-batches, from any worker.
+        stop: when it is set, what the workers are computing is given up: they may be about to be stopped, too.
     """
 
     crew: Crew
@@ -233,6 +235,7 @@ class Server:
     tell: Tell = lambda _: None
     predict: bool = False
     pieces: int = 1
+    stop: threading.Event = field(default_factory=threading.Event)
     figures: Figures = field(default_factory=Figures)
     _out: dict[int, Task] = field(default_factory=dict)
     """Tasks by the number of the worker that has it."""
@@ -245,19 +248,23 @@ class Server:
     _since: float = 0.0
     """When the time began that counts as spent on the next step."""
 
-    def __call__(self, state: Training) -> Done:
-        """One step, or those until the next average."""
+    def __call__(self, state: Training) -> Done | None:
+        """One step, or those until the next average; None if it was given up."""
         self._since = time.monotonic()
         state.turns = state.turns or Turns(state.step)
         state.turns.divide(self.pieces)
         done = self._averaged(state, state.turns) if self.average_every else self._stepped(state, state.turns)
+        if done is None:
+            return None
         self.figures.seconds += time.monotonic() - self._since
         self.figures.steps += done.steps
         return dataclasses.replace(done, figures=done.figures | {"steps per second": self.figures.steps_per_second})
 
-    def _stepped(self, state: Training, turns: Turns) -> Done:
+    def _stepped(self, state: Training, turns: Turns) -> Done | None:
         """A step by the first gradients that are new enough."""
         while len(self._arrived) < self.pieces:
+            if self.stop.is_set():
+                return None
             self._hand_out(state, turns)
             if found := self._next(turns):
                 self._take_in(state, turns, *found)
@@ -306,17 +313,21 @@ class Server:
         moved = {name: now.tensors[name] + steps * _array(value) for name, value in self._moved.items()}
         return Copy(now.tensors | moved)
 
-    def _averaged(self, state: Training, turns: Turns) -> Done:
+    def _averaged(self, state: Training, turns: Turns) -> Done | None:
         """The steps of all workers until they are averaged, which they are before the plan saves."""
         ahead = range(1, self.average_every + 1)
         steps = next((n for n in ahead if self.plan.saves_at(state.step + n)), self.average_every)
-        results: list[Result] = []
-        while self._out or not results:
+        found: list[tuple[Task, Result]] = []
+        while self._out or not found:
+            if self.stop.is_set():
+                return None
             if not self._out:  # who joins while others are at work waits for the next round
                 self._hand_out(state, turns, steps)
-            if found := self._next(turns):
-                turns.finish(found[0].turns)
-                results.append(found[1])
+            if one := self._next(turns):
+                found.append(one)
+        for task, _ in found:
+            turns.finish(task.turns)
+        results = [result for _, result in found]
         parts = tuple(np.mean([result.parts for result in results], 0).tolist())
         loss = sum(parts)
         if math.isfinite(loss):
@@ -350,7 +361,7 @@ class Server:
 
     def _next(self, turns: Turns) -> tuple[Task, Result] | None:
         """The next result and its task; None if instead a worker was lost or has become free."""
-        answer = self.crew.wait()
+        answer = self.crew.wait(self.stop)
         if answer is None:
             return None
         task = self._out.pop(answer.worker)

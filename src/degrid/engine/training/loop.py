@@ -38,6 +38,8 @@ from degrid.types import Batch, Scores, Tell, UserError
 from degrid.weight_names import load_weights
 
 FORMAT = "degrid training state 1"
+AT_ONCE = 1.0
+"""Seconds within which several signals to stop are one."""
 
 
 @dataclass
@@ -257,8 +259,11 @@ class _Coming(Done):
         return Done(sum(losses), self.images, dict(zip(self.names, losses, strict=False)))  # without names no parts
 
 
-Advance = Callable[[Training], Done]
-"""Takes the next step of a training, or several, with the learning rate that the optimiser has; `step` stays."""
+Advance = Callable[[Training], Done | None]
+"""Takes the next step of a training, or several, with the learning rate that the optimiser has; `step` stays.
+
+None: the training is to stop, and the step was given up; the state is that before it.
+"""
 
 
 def in_this_process(batches: Iterator[Batch], objective: Objective, plan: Plan) -> Advance:
@@ -293,6 +298,7 @@ def train(
     *,
     validate: Callable[[nn.Module, int], Scores] | None = None,
     publish: Callable[[nn.Module], None] = lambda model: None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Train until `plan.steps` or `plan.patience` is over, saving `last.ckpt`, and `best.ckpt` with the published model
     at the best mIoU.
@@ -303,17 +309,23 @@ def train(
             none before it.
         validate: (model, step) -> scores; without it the newest model counts as the best.
         publish: writes the model for use.
+        stop: is set when the training is to stop, for an `advance` that may give its step up.
     Raises:
         UserError: the loss is not finite; the message names the step.
         Stopped: on Ctrl-C or SIGTERM, after the state was saved.
     """
     unseen = _Unseen(plan.lag, folder, log)
-    with _stop_requested(log.tell) as stop:
+    stop = threading.Event() if stop is None else stop
+    with _stop_requested(stop, log.tell):
         while state.step < plan.steps and not plan.is_over(state):
             unseen.begin()
             lr = plan.lr_at(state.step)
             set_learning_rate(state.optimizer, lr)
             done = advance(state)
+            if done is None:
+                unseen.look()
+                state.save(folder / "last.ckpt")
+                raise Stopped(folder)
             state.step += done.steps
             miou = state.score.miou if state.score else None
             unseen.add(StepRecord(state.step, math.nan, lr, math.nan, miou), done)
@@ -535,23 +547,30 @@ def _validate_and_publish(
 
 
 @contextmanager
-def _stop_requested(tell: Tell) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the current step is finished first; a second signal kills."""
-    stop = threading.Event()
+def _stop_requested(stop: threading.Event, tell: Tell) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set the event, so that the state is saved first; a second signal kills.
+
+    Signals within `AT_ONCE` are one: `timeout` and job systems send them to a process and to its group.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals can only be caught in the main thread
+        yield  # signals can only be caught in the main thread
         return
+    first: list[float] = []
 
     def request(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, previous[number])
-        tell("stopping after this step, and saving; once more stops at once, without saving")
+        first.append(time.monotonic())
+        if len(first) == 1:
+            stop.set()
+            tell("stopping after this step, and saving; once more stops at once, without saving")
+        elif first[-1] - first[0] > AT_ONCE:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, request)
     try:
-        yield stop
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -6,8 +6,6 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
-from degrid.types import UserError
-
 
 class Turns:
     """Hands out the numbers of batches, from 0, each until something was learned from it.
@@ -21,22 +19,20 @@ class Turns:
     def __init__(self, following: int = 0, left: Iterable[int] = (), pieces: int = 1) -> None:
         self._following, self._waiting, self._out, self._pieces = following, sorted(left), set[int](), pieces
 
-    def divide(self, pieces: int) -> None:
-        """Number the parts of steps, where whole ones were numbered until now; while nobody has any.
+    def divide(self, pieces: int) -> int:
+        """Number smaller parts of steps than until now; while nobody has any.
 
-        Raises:
-            UserError: they are the numbers of other parts.
+        Parts that are not a whole number of those asked for stay as they are: of some, a half may be left.
+
+        Returns:
+            Into how many parts a step is divided.
         """
-        if self._pieces == pieces:
-            return
-        if self._pieces != 1:
-            raise UserError(
-                f"this run divides its steps into {self._pieces} parts, and would into {pieces} with as many workers "
-                "as it now has; set train.asynchronous.workers in its run.json back to what it was"
-            )
-        self._following *= pieces
-        self._waiting = [pieces * number + part for number in self._waiting for part in range(pieces)]
-        self._pieces = pieces
+        finer, rest = divmod(pieces, self._pieces)
+        if rest == 0:
+            self._following *= finer
+            self._waiting = [finer * number + part for number in self._waiting for part in range(finer)]
+            self._pieces = pieces
+        return self._pieces
 
     def take(self) -> int:
         """The lowest number that nobody has."""
