@@ -67,7 +67,7 @@ def test_what_a_job_of_lsf_asks_for(tmp_path):
         "-W": "24:00",
         "-q": "gpu",
         "-o": f"{tmp_path}/run/job_%J.txt",
-        "-wa": "USR1",
+        "-wa": "URG",
         "-wt": "5",
         "-Q": "99",
         "-u": "me",
@@ -135,20 +135,31 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, monkeypatch):
         degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "run")
 
 
-# Job systems of one machine with two hosts of one name: they run the script, and again if it says so.
+# Job systems of one machine with two hosts of one name: they run the script, and again if it says so. As in Slurm, srun
+# turns SIGTERM into SIGKILL for what it runs, and to scancel and scontrol the number of an array means all of its jobs.
+# LSF sends its warning to all processes of the job.
 FAKES = {
-    "sbatch": """for job in 1 2 3 4; do
-    grep -q "array=1-[$job-9]" "$1" || [ $job = 1 ] || continue
-    rm -f again
-    SLURM_JOB_ID=3001 SLURM_ARRAY_TASK_ID=$job SLURM_JOB_NODELIST=nodes bash "$1" & echo $! > pid
-    wait $! || true
-    while [ -e again ]; do rm again; SLURM_JOB_ID=3001 SLURM_JOB_NODELIST=nodes bash "$1"; done
+    "sbatch": """asked() { sed -n "s/^#SBATCH --$1=//p" "$2"; }
+export SLURM_JOB_NODELIST=nodes SLURM_CPUS_PER_TASK=$(asked cpus-per-task "$1") number=3001
+jobs=$(asked array "$1" | sed 's/^1-//'); [ -z "$jobs" ] || export SLURM_ARRAY_JOB_ID=3001
+for job in $(seq "${jobs:-1}"); do
+    [ -z "$jobs" ] || { export SLURM_ARRAY_TASK_ID=$job; number=3001_$job; }
+    again=yes; while [ -n "$again" ]; do
+        rm -f again; SLURM_JOB_ID=$((3000 + job)) bash "$1" & echo $! > pid; wait $! || true
+        again=$(cat again 2>/dev/null || true); [ "${again:-$number}" = "$number" ] || exit 7
+    done
 done""",
-    "scontrol": '[ "$1" = show ] && echo localhost || touch again',
-    "srun": '"$@" & one=$!; "$@" & two=$!; trap "kill $one $two" TERM; wait $one; wait $one; wait $two',
-    "bsub": """cat > script; echo localhost > hosts
-code=99; while [ $code = 99 ]; do
-    code=0; LSB_JOBID=3002 LSB_DJOB_HOSTFILE=hosts bash script & echo $! > pid; wait $! || code=$?
+    "scontrol": '[ "$1" = show ] && echo localhost || echo "$2" > again',
+    "scancel": 'echo "$*" >> cancelled; kill -TERM $(cat step)',
+    "srun": """[ "$1" = "--cpus-per-task=$SLURM_CPUS_PER_TASK" ] || exit 9; shift
+"$@" & one=$!; "$@" & two=$!; echo $one $two > step; trap "kill -KILL $one $two" TERM; wait $one; wait $two""",
+    "bsub": """cat > script; echo localhost > hosts; export LSB_DJOB_HOSTFILE=hosts LSB_JOBID=3002
+jobs=$(sed -n 's/^#BSUB -J .*\\[1-\\([0-9]*\\)\\].*/\\1/p' script)
+for job in $(seq "${jobs:-1}"); do
+    [ -z "$jobs" ] || export LSB_JOBINDEX=$job
+    code=99; while [ $code = 99 ]; do
+        code=0; setsid bash script & echo -$! > pid; wait $! || code=$?
+    done
 done""",
     "blaunch": 'shift 2; "$@" & one=$!; "$@" & two=$!; trap "kill $one $two" TERM; wait $one; wait $one; wait $two',
 }
@@ -176,10 +187,55 @@ def test_a_job_runs_on_two_hosts_and_goes_on_after_its_time_is_over(tmp_path, st
     metrics = Path("run/metrics.jsonl")
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()) and started.poll() is None:
         time.sleep(0.05)
-    os.kill(int(Path("pid").read_text()), signal.SIGUSR1)
+    warning = signal.SIGUSR1 if system == "slurm" else signal.SIGURG
+    os.kill(int(Path("pid").read_text()), warning)
     output, errors = started.communicate(timeout=300)
     assert started.returncode == 0, errors
     assert output.startswith("submitted: ")
     assert load_state(Path("run/last.ckpt"))["step"] == 40
     assert [record["step"] for record in read_metrics(Path("run")) if "loss" in record] == list(range(1, 41))
     assert "in 2 processes, from step" in Path("run/log.txt").read_text()
+    if system == "slurm":
+        assert Path("cancelled").read_text() == "--signal=TERM 3001\n"
+
+
+PYTHON = """#!/usr/bin/env bash
+words=; for word; do case $word in --rdzv-endpoint=*|--rdzv-id=*|optim.lr=*) words="$words ${word#*=}";; esac; done
+echo $words >> seen
+[ -e saved ] || [ "${words##* }" != 0.1 ] || {
+    trap 'kill $!; touch saved; exit 130' TERM
+    sleep 60 & echo >> ready; wait
+}
+"""
+
+
+@pytest.mark.parametrize("system", ["slurm", "lsf"])
+def test_jobs_of_an_array_meet_apart_and_only_one_that_was_stopped_queues_again(
+    tmp_path, stand_ins, system, monkeypatch
+):
+    """The first of three is stopped; in place of PyTorch there is what waits for it. Modules use what is not set."""
+    fake = tmp_path / "a python"
+    fake.write_text(PYTHON)
+    fake.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(fake))
+    monkeypatch.delenv("LOADEDMODULES", raising=False)
+    cluster = Cluster(system, gpus=0, environment=('echo "module $LOADEDMODULES" > loaded',))
+    grid = {"optim.lr": [0.1, 0.2, 0.3]}
+    script = degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / "an 'array'", cluster=cluster, grid=grid)
+    with script.open() as text:
+        words = ["sbatch", str(script)] if system == "slurm" else ["bsub"]
+        started = subprocess.Popen(words, stdin=text, stderr=subprocess.PIPE, text=True)
+    ready = Path("ready")
+    with started:
+        while not (ready.exists() and ready.read_text() == "\n\n") and started.poll() is None:
+            time.sleep(0.05)
+        os.kill(int(Path("pid").read_text()), signal.SIGUSR1 if system == "slurm" else signal.SIGURG)
+        _, errors = started.communicate(timeout=60)
+    assert (started.returncode, errors) == (0, "")
+    assert Path("loaded").read_text() == "module \n"
+    meetings = {
+        "slurm": ["localhost:13001 3001_1 0.1", "localhost:13002 3001_2 0.2", "localhost:13003 3001_3 0.3"],
+        "lsf": ["localhost:13103 3002_1 0.1", "localhost:13204 3002_2 0.2", "localhost:13305 3002_3 0.3"],
+    }[system]
+    seen = Path("seen").read_text().splitlines()  # by two hosts each
+    assert seen == [meetings[0]] * 4 + [meetings[1]] * 2 + [meetings[2]] * 2

@@ -170,24 +170,30 @@ def job_script(
     """
     system = _SYSTEMS[cluster.system]
     train, out = shlex.join(words), shlex.quote(str(folder))
-    lines = ["#!/usr/bin/env bash", *system.asks(name, folder, cluster, len(variants)), "set -euo pipefail"]
-    lines += cluster.environment
+    lines = ["#!/usr/bin/env bash", *system.asks(name, folder, cluster, len(variants)), "set -eo pipefail"]
+    lines += [
+        *cluster.environment,
+        "set -u  # only now, as what modules and conda run reads variables that are not set",
+    ]
     if variants:
         lines += ["", "# What the jobs of the array change.", "variants=("]
         lines += [shlex.quote(shlex.join(_as_options(variant))) for variant in variants]
         lines += [")", f'eval "variant=(${{variants[{system.index} - 1]}})"']
         train, out = f'{train} "${{variant[@]}}"', f"{out}/{system.index}"
+    own = f"{system.job}_{system.index}" if variants else system.job
     return "\n".join(lines) + _BODY.format(
         hosts=system.hosts,
-        job=system.job,
-        id=f"{system.job}_{system.index}" if variants else system.job,
+        port=system.port if variants else system.job,
+        own=own,
         start=system.start,
+        signal=system.signal,
+        save=system.save.format(own=own),
         python=shlex.quote(sys.executable),
         nodes=cluster.nodes,
         processes=cluster.processes,
         train=train,
         out=out,
-        again=system.again,
+        again=system.again.format(own=own),
     )
 
 
@@ -197,13 +203,13 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240  # seconds for finishing a step and sa
 # The processes meet on the first machine. The name of their meeting stays when the job is queued again, so that the
 # run in the folder is continued.
 {hosts}
-port=$((20000 + {job} % 20000))
+port=$((10000 + ({port}) % 20000))
 
 # Shortly before the time limit: save, then queue again.
 again=
-trap 'again=yes; kill -TERM "$work"' USR1
+trap 'again=yes; {save}' {signal}
 {start} {python} -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes} \\
-    --rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id={id} \\
+    --rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id={own} \\
     -m degrid train {train} -o {out} &
 work=$!
 code=0
@@ -221,16 +227,22 @@ class _System:
     """The words of a job system.
 
     Attributes:
-        job, index: what stands for the numbers of the job and of the job in an array.
+        job, index: what stands for the numbers of the job, or array, and of the job in an array.
+        port: a number that no other job of the array has, which may be on the same machine.
         hosts: sets `host`, the first machine.
         start: runs a command once on every machine.
-        again: queues the job again.
+        signal: tells the script that its time is nearly over.
+        save: has `work`, of the job {own}, saved.
+        again: queues it again.
     """
 
     job: str
     index: str
+    port: str
     hosts: str
     start: str
+    signal: str
+    save: str
     again: str
 
     def asks(self, name: str, folder: Path, cluster: Cluster, jobs: int) -> list[str]:
@@ -259,7 +271,7 @@ class _Slurm(_System):
             "partition": cluster.queue,
             "output": shlex.quote(f"{folder}/job_{'%A_%a' if jobs else '%j'}.txt"),
             "open-mode": "append",
-            "signal": f"B:USR1@{60 * GRACE}",
+            "signal": f"B:{self.signal}@{60 * GRACE}",
             "mail-type": "END,FAIL" if cluster.mail else "",
             "mail-user": cluster.mail,
         }
@@ -284,7 +296,7 @@ class _Lsf(_System):
             "-W": f"{cluster.minutes // 60}:{cluster.minutes % 60:02d}",
             "-q": cluster.queue,
             "-o": shlex.quote(f"{folder}/job_%J{'_%I' if jobs else ''}.txt"),
-            "-wa": "USR1",
+            "-wa": self.signal,
             "-wt": GRACE,
             "-Q": _AGAIN,
             "-u": cluster.mail,
@@ -303,15 +315,21 @@ _SYSTEMS = {
     "slurm": _Slurm(
         job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}",
         index="$SLURM_ARRAY_TASK_ID",
+        port="$SLURM_JOB_ID",  # in an array, too, each has its own
         hosts='host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        start="srun",
-        again='scontrol requeue "$SLURM_JOB_ID"',
+        start='srun --cpus-per-task="$SLURM_CPUS_PER_TASK"',  # which srun does not read itself since Slurm 22.05
+        signal="USR1",
+        save='scancel --signal=TERM "{own}"',  # sent to srun, it would be SIGKILL for what runs there
+        again='scontrol requeue "{own}"',
     ),
     "lsf": _Lsf(
-        job="$LSB_JOBID",
+        job="${LSB_JOBID}",
         index="$LSB_JOBINDEX",
+        port="LSB_JOBID + 101 * LSB_JOBINDEX",
         hosts="hosts=$(sort -u \"$LSB_DJOB_HOSTFILE\")\nhost=${hosts%%$'\\n'*}",
         start='blaunch -z "$(echo $hosts)"',
+        signal="URG",  # goes to all processes of the job; others than the script ignore it
+        save='kill -TERM "$work"',
         again=f"exit {_AGAIN}",
     ),
 }
