@@ -342,9 +342,39 @@ def test_faulty_indices(five):
         open_dataset("memory://nowhere")
     with pytest.raises(UserError, match="cannot open nothing://x/shards.json"):
         open_dataset("nothing://x")
+    for name, words in (
+        ("../train-0.tar", "which is not beside it"),
+        ("a\\\\b.tar", "not beside"),
+        ("x.tar", "x.tar occurs twice"),
+    ):
+        shard = {"file": name, "samples": 1, "bytes": 1}
+        index = {
+            "format": "degrid shards 1",
+            "classes": [{"name": "a", "color": [0, 0, 0]}],
+            "splits": {"train": [shard] * 2},
+        }
+        (five / "shards.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match=rf"shards.json is not what degrid data shard writes; .*{words}"):
+            open_dataset(five)
     for given_kind, message in ((("zip", 1), 'unknown kind of shards "zip"'), (("tar", 0), "at least 1 byte")):
         with pytest.raises(UserError, match=message):
             degrid.write_shards(five, five / "x", kind=given_kind[0], size=given_kind[1])
+
+
+def test_a_server_that_sends_whole_files_only(shards, monkeypatch):
+    """As Python's http.server does, whatever part is asked for."""
+    import fsspec
+
+    class Server:
+        def cat_file(self, path, start, end):
+            return (shards / path).read_bytes()
+
+        def size(self, path):
+            return (shards / path).stat().st_size
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda address: (Server(), address.rpartition("/")[2]))
+    with pytest.raises(UserError, match=r"the server sends \d+; it must answer requests for parts of files"):
+        open_dataset("https://here/shards")[0]
 
 
 def test_a_server_that_fails_now_and_then(monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from degrid.data.shards.places import in_folder, read_part
@@ -99,6 +100,12 @@ def read_index(folder: str) -> Index:
         names, colors = zip(*((row["name"], tuple(row["color"])) for row in found["classes"]), strict=True)
         splits: dict[str, Any] = found["splits"]
         shards = {split: tuple(Shard(**row) for row in rows) for split, rows in splits.items()}
+        files = [shard.file for each in shards.values() for shard in each]
+        for file in files:
+            if PurePosixPath(file).name != file or "\\" in file:
+                raise ValueError(f"{file}, which is not beside it")
+            if files.count(file) > 1:
+                raise ValueError(f"{file} occurs twice")
         return Index(LabelSpace(names, colors), shards)
 
 
