@@ -169,6 +169,21 @@ def test_a_folder_is_trained_in_by_one_run_at_a_time(runs, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_processes_that_read_other_data_are_refused(tmp_path, monkeypatch):
+    """Here the second of two processes finds an image more, as where a copy is not complete."""
+
+    def gathered(value):
+        other = {**value, "training images": 7} if isinstance(value, dict) and "training images" in value else value
+        return [value, other]
+
+    monkeypatch.setattr("degrid.engine.ranks.gathered", gathered)
+    with pytest.raises(
+        UserError, match=r"training images differ: training images is 6 in process 0 and 7 in process 1"
+    ):
+        degrid.train(data="synthetic:6", settings=SMALL, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes(tmp_path):
     for arguments, message in (
         ({}, "say what to train"),

@@ -197,7 +197,7 @@ def check_same(values: Mapping[str, object]) -> None:
         if differ:
             first = differ[0]
             raise UserError(
-                f"all processes need the same version and settings, but {some(differ, 4)} differ: {first} is "
+                f"all processes need the same version, settings and data, but {some(differ, 4)} differ: {first} is "
                 f"{every[0].get(first)!r} in process 0 and {other.get(first)!r} in process {rank}"
             )
 

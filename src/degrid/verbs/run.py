@@ -8,10 +8,11 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,6 +130,8 @@ def run(
             if resume:
                 held.enter_context(claim)
             work = _prepare(config, folder, device, resume, start_iteration)
+            read = {"training": work.data.train, "validation": work.data.val}
+            check_same({f"{part} images": None if data is None else len(data) for part, data in read.items()})
         with arithmetic(device, config.train.deterministic), work.server(progress) as server:
             with together():
                 if not resume:  # only now, as mistakes until here leave no folder
@@ -153,6 +156,8 @@ class _Work:
     device: torch.device
     notes: tuple[str, ...]
     """Where the weights are from."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the run is to stop."""
 
     @contextmanager
     def server(self, progress: OnProgress | None) -> Iterator[Server | None]:
@@ -186,6 +191,7 @@ class _Work:
                 objective.names,
                 predict=own.predict,
                 pieces=pieces,
+                stop=self.stop,
             )
 
     def train(
@@ -216,7 +222,7 @@ class _Work:
                     plan,
                     validate=_validation(data.val, self.settings, self.device, log) if data.val is not None else None,
                     publish=lambda network: save(cast(Segmenter, network), folder / "model") if first else None,
-                    stop=server.stop if server else None,
+                    stop=self.stop,
                 )
             finally:
                 if server:

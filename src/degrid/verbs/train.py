@@ -61,8 +61,7 @@ def train(
         settings: any others, for every stage; they win over the arguments before. With `resume` those of `ANYWHERE`.
         init: start from this model or run folder: its weights and, without a recipe, its network.
         out: the run folder; by default runs/NAME.
-        resume: continue the run in this folder with its own settings, in whichever stage it was stopped. Where it is
-            continued, and by how many workers, may be set; see `ANYWHERE`.
+        resume: continue the run in this folder with its own settings, whichever stage was stopped; see `ANYWHERE`.
         start_iteration: with `resume`, continue from this validation of the first stage, counted from 1;
             `train.keep_checkpoints` keeps their states.
         progress: called after every step and every validated image.
@@ -74,11 +73,7 @@ def train(
     """
     given = configs.parse_settings(settings)
     if resume is not None:
-        if given.keys() - set(ANYWHERE) or any(each is not None for each in (recipe, data, operator, init, out)):
-            raise UserError(
-                "--resume (resume=...) continues a run with its own settings; give no others beside it but "
-                + ", ".join(ANYWHERE)
-            )
+        _check_own_settings(given, recipe, data, operator, init, out)
         folder = Path(resume)
         config = _elsewhere(config_in(folder), given)
     else:
@@ -89,8 +84,7 @@ def train(
     try:
         for stage, place in _stages(config, folder, given, resume is not None):
             goes_on = resume is not None and (place / "run.json").exists()
-            if goes_on:  # a later stage, too, has its own run.json
-                stage = _elsewhere(config_in(place), given)
+            stage = _elsewhere(config_in(place), given) if goes_on else stage
             iteration = start_iteration if place == folder else None
             result = run(stage, place, resume=goes_on, start_iteration=iteration, progress=progress, tell=tell)
     except Stopped:
@@ -154,6 +148,19 @@ def _elsewhere(config: RunConfig, given: Mapping[str, object]) -> RunConfig:
             + ("with it; continue it with 1 or more" if before else "without it; continue it without, or begin another")
         )
     return changed
+
+
+def _check_own_settings(given: Mapping[str, object], *others: object) -> None:
+    """Refuse what would make another run of one that is continued.
+
+    Raises:
+        UserError: there is such a setting, or another argument.
+    """
+    if given.keys() - set(ANYWHERE) or any(each is not None for each in others):
+        raise UserError(
+            "--resume (resume=...) continues a run with its own settings; give no others beside it but "
+            + ", ".join(ANYWHERE)
+        )
 
 
 def config_in(folder: Path) -> RunConfig:

@@ -317,6 +317,21 @@ class Server:
         """The steps of all workers until they are averaged, which they are before the plan saves."""
         ahead = range(1, self.average_every + 1)
         steps = next((n for n in ahead if self.plan.saves_at(state.step + n)), self.average_every)
+        found = self._round(state, turns, steps)
+        if found is None:
+            return None
+        results = [result for _, result in found]
+        parts = tuple(np.mean([result.parts for result in results], 0).tolist())
+        loss = sum(parts)
+        if math.isfinite(loss):
+            _load(state, _mean([result.copy for result in results]))
+            for _ in range(steps if state.average else 0):  # as far as these steps would have taken it
+                cast(AveragedModel, state.average).update_parameters(state.model)
+        images = sum(result.images for result in results)
+        return Done(loss, images, self._named(parts), steps, {"averaged workers": len(results)})
+
+    def _round(self, state: Training, turns: Turns, steps: int) -> list[tuple[Task, Result]] | None:
+        """What all workers reached in as many steps each; None if they are given up."""
         found: list[tuple[Task, Result]] = []
         while self._out or not found:
             if self.stop.is_set():
@@ -327,15 +342,7 @@ class Server:
                 found.append(one)
         for task, _ in found:
             turns.finish(task.turns)
-        results = [result for _, result in found]
-        parts = tuple(np.mean([result.parts for result in results], 0).tolist())
-        loss = sum(parts)
-        if math.isfinite(loss):
-            _load(state, _mean([result.copy for result in results]))
-            for _ in range(steps if state.average else 0):  # as far as these steps would have taken it
-                cast(AveragedModel, state.average).update_parameters(state.model)
-        images = sum(result.images for result in results)
-        return Done(loss, images, self._named(parts), steps, {"averaged workers": len(results)})
+        return found
 
     def _named(self, parts: tuple[float, ...]) -> dict[str, float]:
         return dict(zip(self.names, parts, strict=False))
