@@ -1,12 +1,14 @@
 """Tables of classes in JSON and YAML, and tables as spreadsheets and people write them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from degrid.data import check_data, class_table, notes_of, open_dataset
+from degrid.types import UserError
 
 NAMES = ("soil", "road", "tree")
 COLORS = ((90, 60, 30), (128, 64, 128), (0, 128, 0))
@@ -134,3 +136,27 @@ def test_headers_in_lists_of_names_are_no_class(tmp_path, file, text):
 def test_names_that_look_like_a_header_but_stand_alone(tmp_path):
     (tmp_path / "classes.txt").write_text("label\nvalue\nname\n")
     assert class_table(tmp_path)[0].names == ("label", "value", "name")
+
+
+def test_masks_that_count_without_the_row_of_void_are_asked(tmp_path):
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nvoid,0,0,0\nsoil,1,0,0\nroad,2,0,0\ntree,3,0,0\n")
+    ids = np.where(IDS == 3, np.uint8(255), IDS)
+    pairs(tmp_path, ids)
+    report = check_data(tmp_path)
+    assert [problem[-20:] for problem in report.problems] == ["[table-contradicted]"]
+    assert 'write "ids: [0, 1, 2]"' in report.problems[0]
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 1, 2]\n")
+    assert not check_data(tmp_path).problems
+    assert open_dataset(tmp_path)[0].label.tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("base", [1000, 256])
+def test_classes_times_a_number_and_objects(tmp_path, base):
+    """Cityscapes' instanceIds: 26001 is the second car."""
+    pairs(tmp_path, np.array([2 * base, 2 * base + 1, 3 * base, 3 * base + 1], np.uint16)[IDS])
+    with pytest.raises(UserError, match=rf"the class times {base} .*np.where\(ids < {base}, ids, ids // {base}\)"):
+        open_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "masks")
+    pairs(tmp_path, np.array([0, base, 2 * base, 3 * base], np.uint16)[IDS])
+    with pytest.raises(UserError, match=r'write "ids: \[0, '):
+        open_dataset(tmp_path)

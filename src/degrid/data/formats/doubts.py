@@ -319,6 +319,8 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
     if rule.exact:
         return
     if set(look.whole.ids) != {0, IGNORE_INDEX}:
+        if rule.in_order:
+            yield from _void_counted(look)
         if rule.in_order and rule.default_colors:
             yield from _order_contradicted(look)
             yield from _last_is_white(look)
@@ -362,6 +364,20 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
                 f"it is {names[0]}"
             )
             return
+
+
+def _void_counted(look: _Look) -> Iterator[str]:
+    """Names without ids, one of which is void and counts as a row, where the masks seem to number the others alone."""
+    names, found, rule = look.labels.names, look.whole.ids, look.rule
+    ids = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
+    void = [value for value, train in rule.ids.items() if train == IGNORE_INDEX and value < ids[-1]]
+    if void and len(ids) == len(names) and {void[0], IGNORE_INDEX} <= {*found} and ids[-1] not in found:
+        alone = _write(look.layout, f"ids: {[*range(len(names))]}")
+        yield (
+            f"{rule.said} lists what is void in row {void[0]}, so that {void[0]} is void and {ids[-1]} is {names[-1]}; "
+            f"but masks hold 255, too, which is void as a rule, and none holds {ids[-1]}: {alone} if they number the "
+            f"other classes alone, or ids: {ids}"
+        )
 
 
 def _last_is_white(look: _Look) -> Iterator[str]:

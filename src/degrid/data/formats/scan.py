@@ -178,11 +178,26 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     where = layout.wishes.file or layout.root / "dataset.yaml"
     if found.numbers_objects:
         mend = f'write "threshold: 1" in {where} if they number objects, which makes one class of all'
+    elif not low and (base := _base_of_objects(values)):
+        mend = (
+            f"if they are the class times {base} and the number of the object, as in Cityscapes' instanceIds, save "
+            f"np.where(ids < {base}, ids, ids // {base})"
+        )
     elif not low and len(values) <= _MOST_LISTED:
         mend = f'write "ids: {values}" in {where} if these are the classes, without those that are void'
     elif 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
         mend = f'write "void: {low}" in {where} if that means nothing'
     return f"{place} holds ids from {values[0]} to {values[-1]}; degrid has at most 255 classes, from 0 on: {mend}"
+
+
+def _base_of_objects(values: list[int]) -> int:
+    """The number by which the class is multiplied in ids of classes and objects; 0 where they are no such ids."""
+    for base in (1000, 256):
+        above = [value for value in values if value >= base]
+        classes = {value // base for value in above}
+        if len(above) >= 2 * len(classes) and len(classes) > 1 and max(classes) < IGNORE_INDEX:
+            return base
+    return 0
 
 
 def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
