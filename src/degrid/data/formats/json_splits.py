@@ -37,7 +37,7 @@ def json_splits(folder: Path) -> tuple[dict[str, list[str]], str]:
 
 
 def _of_lines(folder: Path) -> tuple[dict[str, list[str]], str]:
-    files = {file.stem: file for file in sorted(folder.glob("*")) if file.suffix.lower() in (".jsonl", ".odgt")}
+    files = {file.stem: file for file in sorted([*folder.glob("*.jsonl"), *folder.glob("*.odgt")])}
     found: dict[str, list[str]] = {}
     for stem, split in splits_of(files).items():
         with contextlib.suppress(ValueError):
