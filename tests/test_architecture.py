@@ -20,6 +20,7 @@ LEAVES = {
     "resize",
     "weight_names",
     "version",
+    "chance",
     "contracts",
     "dispatch",
     "threads",
@@ -46,7 +47,7 @@ ROOMS = {
 JOINTS = {"config", "recipes", "networks", "model_folder"}
 ALLOWED = {
     **{leaf: {"types"} for leaf in LEAVES},
-    "contracts": {"types", "lookup"},
+    "contracts": {"types", "lookup", "chance"},
     "image": {"types", "raster"},
     "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},

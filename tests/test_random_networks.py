@@ -1,6 +1,6 @@
 """Random small networks: inference, evaluation and frozen training compute what PyTorch computes.
 
-`DEGRID_NETWORKS=2000` runs more of them than the 100 of the usual suite.
+`DEGRID_NETWORKS=2000` runs more of them than the 100 of the usual suite, `DEGRID_NETWORKS_FROM=2000` others.
 """
 
 import copy
@@ -18,6 +18,8 @@ from degrid.engine.inference.adapted import adapted
 from degrid.models import freeze_batch_norm
 
 NUMBER = int(os.environ.get("DEGRID_NETWORKS", "100"))
+FIRST = int(os.environ.get("DEGRID_NETWORKS_FROM", "0"))
+SEEDS = range(FIRST, FIRST + NUMBER)
 CLASSES = 3
 
 
@@ -105,7 +107,7 @@ def pictures(seed):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("seed", range(NUMBER))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_inference_and_evaluation(seed):
     model = Random(seed).eval()
     images = pictures(seed)
@@ -129,7 +131,7 @@ def test_inference_and_evaluation(seed):
     assert degrid.evaluate(model, Data(), device="cpu").pixel_accuracy > 0.999
 
 
-@pytest.mark.parametrize("seed", range(NUMBER))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_step_of_frozen_training(seed):
     plain, frozen = Random(seed), Random(seed)
     plain.floats = frozen.floats = True

@@ -695,3 +695,11 @@ def test_what_a_layer_does_in_training_alone_stays(operator):
         assert torch.allclose(model.train(mode)(x), value, atol=1e-6)
     with pytest.raises(UserError, match="DropsInTraining computes its weights itself, and decompose needs"):
         smooth_dilated_convs(nn.Sequential(copy.deepcopy(DropsInTraining(3, 4, 3, **SAME))), "decompose")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")
+def test_an_example_runs_through_parts_that_torchscript_compiled():
+    model, x = nn.Sequential(dilated(), torch.jit.script(dilated())), torch.rand(1, 2, 9, 9)
+    report = smooth_dilated_convs(model, "tent", example=x)
+    assert report.replaced == (("0", 2),)
+    assert report.skipped == (("1", "compiled by TorchScript: smooth the network before"),)

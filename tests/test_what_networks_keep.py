@@ -1,5 +1,8 @@
 """Networks that count, keep maps, ask for gradients or depend on the layout predict, and train on, as by themselves."""
 
+import io
+import itertools
+import random
 from collections import deque
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import nn
 import degrid
 from degrid import Predictor
 from degrid.acceleration.fold import fold_batch_norm
+from degrid.models import freeze_batch_norm
 
 COUNTS = {"images": 0}
 
@@ -265,3 +269,139 @@ def test_what_is_folded_computes_the_same_and_has_not_run_before(make, pairs):
     for network in (model, found.model):
         kept = [len(value) for name, value in vars(network).items() if name in ("grids", "sizes")]
         assert kept == ([] if not pairs else [0, 0] if network is model else [1, 1])
+
+
+CYCLE, DRAWN = itertools.cycle([0.0, 0.003, 0.001]), random.Random(0)
+
+
+def from_outside():
+    return next(CYCLE) + DRAWN.random() * 0.001
+
+
+def numbers():
+    count = 0
+    while True:
+        count += 1
+        yield count % 3 * 0.002
+
+
+class DrawsFrom(Net):
+    """A number from somewhere at each image, within the rounding of bfloat16."""
+
+    everybody = itertools.count()
+
+    def __init__(self, source):
+        super().__init__()
+        inside = itertools.cycle([0.0, 0.003])
+        self.source = source
+        self.held = {
+            "cycle": itertools.cycle([0.0, 0.003]),
+            "zip": zip(itertools.count(), itertools.cycle([0.0, 0.003]), strict=False),
+            "list": iter([0.001 * number for number in range(40)]),
+            "function": numbers(),
+            "called": iter(lambda: next(inside), -1),
+            "file": io.StringIO("0.0\n0.003\n0.001\n" * 20),
+            "Python": random.Random(0),
+            "NumPy": np.random.RandomState(0),
+        }.get(source)
+        self.inside = lambda: next(inside)
+
+    def drawn(self):
+        if self.source == "outside":
+            return from_outside()
+        if self.source == "closure":
+            return self.inside()
+        if self.source == "class":
+            return next(type(self).everybody) * 0.002 % 0.005
+        if self.source in ("Python", "NumPy"):
+            return float(self.held.random_sample() if self.source == "NumPy" else self.held.random()) * 0.005
+        if self.source == "zip":
+            return next(self.held)[1]
+        if self.source == "random":
+            return random.random() * 0.005
+        if self.source == "numpy.random":
+            return np.random.rand() * 0.005
+        if self.source == "torch":
+            return float(torch.rand(())) * 0.005
+        return float(next(self.held))
+
+    def middle(self, y):
+        return y + self.drawn()
+
+    @classmethod
+    def begin(cls):
+        global CYCLE
+        cls.everybody, CYCLE = itertools.count(), itertools.cycle([0.0, 0.003, 0.001])
+        for seed in (DRAWN.seed, random.seed, np.random.seed, torch.manual_seed):
+            seed(5)
+
+
+CHANCE = ("random", "numpy.random", "torch")
+SOURCES = ("cycle", "zip", "list", "function", "called", "file", "Python", "NumPy", "closure", "class", "outside")
+SOURCES += CHANCE
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_is_drawn_at_each_image_is_drawn_once(source, precision, caplog, monkeypatch):
+    monkeypatch.setattr("degrid.engine.device._multiplies_bfloat16", lambda device: True)
+    model = DrawsFrom(source).eval()
+    DrawsFrom.begin()
+    with torch.no_grad():
+        expected = [model(pixels[None]) for pixels in images()]
+    model = DrawsFrom(source).eval()
+    DrawsFrom.begin()
+    predictor = Predictor(model, "cpu", precision)
+    for pixels, exact in zip(images(), expected, strict=True):
+        torch.testing.assert_close(predictor.scores(pixels), exact, rtol=1e-5, atol=1e-5)
+    reason = "draws random numbers" if source in CHANCE else "keeps state from one image to the next"
+    assert caplog.messages == [f"DrawsFrom {reason}; it now runs as it is"]
+
+
+def test_choosing_a_precision_for_an_evaluation_counts_no_image(monkeypatch):
+    monkeypatch.setattr("degrid.engine.device._multiplies_bfloat16", lambda device: True)
+
+    class Data:
+        labels = degrid.LabelSpace.of_size(4)
+
+        def __len__(self):
+            return len(images())
+
+        def __getitem__(self, index):
+            return degrid.Sample(images()[index], torch.zeros(images()[index].shape[1:], dtype=torch.uint8), str(index))
+
+    model = DrawsFrom("cycle").eval()
+    predictor = Predictor(model, "cpu", "auto")
+    predictor.settle(Data())
+    assert predictor.network.counts_runs
+    assert model.drawn() == 0
+
+
+@pytest.mark.parametrize("source", ["cycle", "zip", "list", "file", "Python", "NumPy", *CHANCE])
+def test_freezing_and_folding_draw_nothing(source):
+    """A generator function cannot be put back, nor what functions and classes hold."""
+    drawn = []
+    for freeze in (False, True):
+        model = DrawsFrom(source).eval()
+        DrawsFrom.begin()
+        if freeze:
+            fold_batch_norm(model)
+            freeze_batch_norm(model)
+        drawn.append([model.drawn() for _ in range(4)])
+    assert drawn[0] == drawn[1]
+
+
+class DrawsItsWeights(Net):
+    """Random numbers at the first image alone."""
+
+    def middle(self, y):
+        if not hasattr(self, "drawn"):
+            self.drawn = nn.Conv2d(8, 8, 1)
+        return self.drawn(y)
+
+
+def test_layers_made_at_the_first_image_are_no_chance(caplog):
+    predictor = Predictor(DrawsItsWeights().eval(), "cpu", "float32")
+    for pixels in images():
+        predictor.scores(pixels)
+    assert caplog.messages == []

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from degrid.chance import GENERATORS, drawing_nothing, of_everybody
 from degrid.lookup import loaded
 from degrid.types import RGB, Bands, LabelSpace, UserError
 
@@ -287,7 +289,7 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode, for a run that it must not remember.
 
     Afterwards its modes, attributes and buffers are as they were, also where its forward changes them, and random
-    generators continue from where they were.
+    generators and iterators continue from where they were.
     """
     # A module whose sizes are not yet known takes them from the run; what is compiled keeps its attributes elsewhere.
     kinds = LazyModuleMixin, torch.jit.ScriptModule
@@ -297,10 +299,14 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     held = [
         (each, copy.copy(each)) for _, own, _ in kept for each in _own(own).values() if isinstance(each, kinds_held)
     ]
+    attributes = [value for _, own, _ in kept for value in _own(own).values()]
+    generators = [value for value in attributes if isinstance(value, GENERATORS)] + of_everybody()
     tensors = [buffer for buffer in model.buffers() if not (buffer.is_meta or is_lazy(buffer))]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
-        with torch.random.fork_rng(), evaluating(model):
+        with torch.random.fork_rng(), drawing_nothing(generators), evaluating(model):
+            for module, own, _ in kept:
+                module.update(_iterators_apart(model, _own(own)))
             yield model
     finally:
         for now, own, buffers in kept:
@@ -316,6 +322,19 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:
     """Those that not every module has."""
     return {name: value for name, value in attributes.items() if name not in _OF_EVERY_MODULE}
+
+
+def _iterators_apart(model: nn.Module, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copies of the iterators among a module's attributes, over the same objects; without those that have no copies."""
+    found: dict[str, Any] = {}
+    shared: dict[int, Any] = {}
+    for name, value in attributes.items():
+        if isinstance(value, Iterator) and not isinstance(value, nn.Module):
+            shared = shared or {id(each): each for each in (*model.modules(), *model.parameters(), *model.buffers())}
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python 3.12 announces that those of itertools will have none
+                found[name] = copy.deepcopy(value, dict(shared))
+    return found
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_modules"}

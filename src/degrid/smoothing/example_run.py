@@ -37,6 +37,8 @@ class ExampleRun(TorchFunctionMode):
         self._inside: list[tuple[str, nn.Module]] = []
         hooks = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks, and shows no calls
             hooks.append(module.register_forward_pre_hook(lambda *_, it=(name, module): self._inside.append(it)))
             hooks.append(module.register_forward_hook(lambda *_: _dropped(self._inside), always_call=True))
         self._before = {module: geometry_of(module) for module in model.modules() if _is_layer(module)}
@@ -79,8 +81,10 @@ class ExampleRun(TorchFunctionMode):
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module has a rate, and no parts."""
-    return hasattr(module, "dilation") and not list(module.children())
+    """Whether a module has a rate, and no parts; not what TorchScript compiled, which says neither."""
+    return (
+        not isinstance(module, torch.jit.ScriptModule) and hasattr(module, "dilation") and not list(module.children())
+    )
 
 
 def _dropped(inside: list[Any]) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, reach_onednn, use_taps
 from degrid.acceleration.winograd_layer import use_winograd, winograd_bytes
+from degrid.chance import drawing_nothing, of_everybody, state_of
 from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import Adapted, adapted
 from degrid.engine.inference.prediction import PRECISION_OF_FILE
-from degrid.engine.inference.state import counters, differ, kept, numbers_outside, shares_functions, weights
+from degrid.engine.inference.state import counters, differ, kept, numbers_outside, places, shares_functions, weights
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import UserError
 
@@ -108,6 +109,8 @@ class FastNetwork:
         """Whether it does without Winograd's algorithm, whose weights take up to four times the memory of the plain."""
         self.uses_compiled = True
         """Whether compiled kernels may be loaded to find classes, see `degrid.kernels.support.code_bytes`."""
+        self.counts_runs = False
+        """Whether what it gives depends on how often it has run, so that it must see each image once."""
         self._once = self._is_settled = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
@@ -183,16 +186,19 @@ class FastNetwork:
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
-        values, held, outside = weights(self._model), kept(self._model), numbers_outside(self._model)
+        values, held, outside = weights(self._model), kept(self._model), _numbers(self._model)
+        chance = of_everybody(self.device)
+        drawn = [state_of(each) for each in chance]
         with autocast(self.device, "float32"), self._evaluation:
             exact: Tensor = self._model(batch).float()
-        changes_weights, counts = differ(values, weights(self._model)), outside != numbers_outside(self._model)
+        if drawn != [state_of(each) for each in chance] and self._draws(batch, chance):
+            self._stay_as_it_is("draws random numbers")
+            return exact
+        changes_weights, counts = differ(values, weights(self._model)), outside != _numbers(self._model)
         if counts or changes_weights or differ(held, kept(self._model)):
             shares = not counts and self._reads_what_hooks_write(batch)
             if counts or shares or self._keeps_state(exact, batch):
-                self._become("float32" if self._may_change else self.precision)
-                self._way, self._is_settled = len(_WAYS) - 1, True
-                self._warn(
+                self._stay_as_it_is(
                     "has hooks that write where a copy of it does not read"
                     if shares
                     else "keeps state from one image to the next"
@@ -246,6 +252,23 @@ class FastNetwork:
                 ) from error
             return None
         return logits if last or self._agrees(logits, exact, batch) else None
+
+    def _stay_as_it_is(self, reason: str) -> None:
+        """Run the network itself from now on, once per image."""
+        self._become("float32" if self._may_change else self.precision)
+        self._way, self._is_settled, self.counts_runs = len(_WAYS) - 1, True, True
+        self._warn(reason)
+
+    def _draws(self, batch: Tensor, chance: list[Any]) -> bool:
+        """Whether the network draws random numbers at every image, not at the first alone, as for its weights."""
+        before = [state_of(each) for each in chance]
+        with drawing_nothing(chance):
+            try:
+                with autocast(self.device, "float32"):
+                    in_evaluation_mode(copy.deepcopy(self._model))(batch)
+            except Exception:  # a user's network may fail in any way
+                return True
+            return before != [state_of(each) for each in chance]
 
     def _keeps_state(self, exact: Tensor, batch: Tensor) -> bool:
         """Whether the logits of an image depend on which one came before, or on how many did."""
@@ -330,6 +353,11 @@ class FastNetwork:
             if isinstance(network, Adapted):
                 network.layout = torch.channels_last
         return cast(nn.Module, torch.compile(network)) if self.compiled else network
+
+
+def _numbers(model: nn.Module) -> list[object]:
+    """What no copy of a network has of its own, and what is in another place after each image."""
+    return [*numbers_outside(model), *places(model)]
 
 
 class _Evaluation:

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from degrid.arguments import checked
 from degrid.bands import PART, LargeScene, Scene, read_scene, to_bytes, values_of
-from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared, evaluating, in_evaluation_mode
+from degrid.contracts import (
+    ExportedNetwork,
+    bands_of,
+    convention_of,
+    declared,
+    evaluating,
+    in_evaluation_mode,
+    unchanged,
+)
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device, used_bytes
 from degrid.engine.inference.confidence import confidence_bands
@@ -160,7 +168,7 @@ class Predictor:
     def settle(self, dataset: Dataset) -> None:
         """Choose a precision on the first images of a dataset, if it is "auto"; the same one in all processes."""
         windowed = self.windowed
-        with together():
+        with together(), unchanged(self.model):  # which may count its images
             for index in range(len(dataset)):
                 if self.network.is_decided:
                     break
@@ -367,10 +375,10 @@ class Predictor:
             self.windows.add(options.window)
 
     def _in_one_precision(self, compute: Callable[[], T]) -> T:
-        """The result; computed once more if the network turned to another precision meanwhile."""
+        """The result; computed once more if the network turned to another precision meanwhile, and can run again."""
         before = self.network.precision
         result = compute()
-        return result if self.network.precision == before else compute()
+        return result if self.network.precision == before or self.network.counts_runs else compute()
 
     def _prepared(self, image: Tensor) -> tuple[Tensor, InferenceOptions]:
         """The image on the device, [1,3,H,W], and its options."""

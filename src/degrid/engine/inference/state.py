@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from degrid.chance import GENERATORS, state_of
 from degrid.engine.inference.adapted import Adapted
 
 _DEPTH = 3
@@ -37,6 +40,7 @@ def counters(model: nn.Module) -> list[object]:
     own = [module for module in model.modules() if not isinstance(module, Adapted | _BatchNorm)]
     values = [value for module in own for held in vars(module).values() for value, _ in _inside(held, _DEPTH)]
     found: list[object] = [value for value in values if isinstance(value, _SINGLE)]
+    found += [state_of(value) for value in values if isinstance(value, GENERATORS)]
     tensors = [value for value in values if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta]
     return found + [value.item() for value in tensors]
 
@@ -47,13 +51,63 @@ def numbers_outside(model: nn.Module) -> list[object]:
 
     No copy of the network has its own.
     """
-    held = _in_closures(model)
-    for kind in {every: None for module in model.modules() for every in type(module).__mro__}:
-        if kind.__module__.partition(".")[0] not in _WITHOUT_COUNTS:
-            held += _around(kind)
+    held = _outside(model)
     kinds = *_SINGLE, dict, list, deque
     found = [inner for value in held if isinstance(value, kinds) for inner, _ in _inside(value, 1)]
-    return [value for value in found if isinstance(value, _SINGLE)]
+    drawn = [state_of(value) for value in held if isinstance(value, GENERATORS)]
+    return [value for value in found if isinstance(value, _SINGLE)] + drawn
+
+
+def places(model: nn.Module) -> list[object]:
+    """Where the iterators and files are that a network could read on from at every image.
+
+    What cannot be looked into, as a generator function, is in another place every time.
+    """
+    values = [value for pair in kept(model) for value in pair[:1]] + _outside(model)
+    return [_place(value) for value in values if isinstance(value, Iterator | io.IOBase)]
+
+
+def _place(value: Iterator[object] | io.IOBase, depth: int = _DEPTH) -> object:
+    if isinstance(value, io.IOBase):
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or a pipe
+            return value.tell()
+        return None
+    if hasattr(value, "__dict__"):
+        return None  # what it holds is examined for itself
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 announces that itertools will have no such thing
+            parts = value.__reduce__()
+    except TypeError:
+        return object()
+    if depth == 0 or isinstance(value, _CALLING):
+        return object()
+    return [_place(each, depth - 1) if isinstance(each, Iterator) else _size(each) for each in _flat(parts)]
+
+
+_CALLING = type(iter(int, 1))
+"""An iterator over what a function gives, which may get it from anywhere."""
+
+
+def _flat(parts: object) -> Iterator[object]:
+    if isinstance(parts, tuple):
+        for each in parts:
+            yield from _flat(each)
+    else:
+        yield parts
+
+
+def _size(value: object) -> object:
+    return value if isinstance(value, _SINGLE) else len(value) if isinstance(value, list) else id(value)
+
+
+def _outside(model: nn.Module) -> list[object]:
+    """What functions, classes and the modules that these are written in hold."""
+    held = _in_closures(model)
+    for kind in {every: None for module in model.modules() for every in type(module).__mro__}:
+        if _counts(kind):
+            held += _around(kind)
+    return held
 
 
 def _in_closures(model: nn.Module) -> list[object]:
@@ -64,9 +118,31 @@ def _in_closures(model: nn.Module) -> list[object]:
 
 def _around(kind: type) -> list[object]:
     """What a class holds, and what its methods may read of the module that it is written in."""
-    own = list(vars(kind).values())
-    functions = [value for value in own if isinstance(value, FunctionType)]
-    return own + [each.__globals__.get(name) for each in functions for name in each.__code__.co_names]
+    found = list(vars(kind).values())
+    seen: set[FunctionType] = set()
+    functions = [value for value in found if isinstance(value, FunctionType)]
+    for _ in range(_DEPTH):  # what its methods read, what the functions read that these call, ..
+        seen.update(functions)
+        read = [value for each in functions for value in _read_by(each)]
+        found += read
+        functions = [each for each in read if isinstance(each, FunctionType) and each not in seen and _counts(each)]
+    return found
+
+
+def _read_by(function: FunctionType) -> list[object]:
+    """What a function finds by names in the module that it is written in, and in its closure."""
+    return [function.__globals__.get(name) for name in _names_in(function.__code__)] + _enclosed(function)
+
+
+def _names_in(code: CodeType) -> list[str]:
+    """Also those in the functions that it makes."""
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return [*code.co_names, *(name for each in inner for name in _names_in(each))]
+
+
+def _counts(kind: type | FunctionType) -> bool:
+    """Whether it is not of a library that is known to count no images."""
+    return (kind.__module__ or "").partition(".")[0] not in _WITHOUT_COUNTS
 
 
 _SINGLE = (bool, int, float, str)
@@ -107,9 +183,7 @@ def _in_slots(value: object) -> list[object]:
 
 
 def _names_of_slots(kind: type) -> tuple[str, ...]:
-    names = vars(kind).get("__slots__", ())
-    if kind.__module__.partition(".")[0] in _WITHOUT_COUNTS:
-        return ()
+    names = vars(kind).get("__slots__", ()) if _counts(kind) else ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -132,8 +206,7 @@ _SHARED = (type(None), bool, int, float, str, tuple, type, FunctionType, ModuleT
 def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
     """Whether a function can get at one of these objects, by its closure, its defaults or the names of its module."""
     values: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    values += [function.__globals__.get(name) for name in function.__code__.co_names]
-    values += _enclosed(function)
+    values += _read_by(function)
     if any(id(value) in held for value in values):
         return True
     inner = (value for value in values if isinstance(value, FunctionType))
@@ -155,10 +228,8 @@ def _version(value: object) -> object:
         return None if value.is_inference() else value._version
     if isinstance(value, np.ndarray):
         return value.tobytes()
-    if isinstance(value, torch.Generator):
-        return value.get_state().numpy().tobytes()
-    if isinstance(value, np.random.Generator):
-        return str(value.bit_generator.state)
+    if isinstance(value, GENERATORS):
+        return state_of(value)
     return len(value) if isinstance(value, list | dict | deque | set) else None
 
 
