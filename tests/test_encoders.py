@@ -242,6 +242,8 @@ def test_multi_grid_multiplies_the_rates_that_a_network_has():
     assert rates("efficientnet_b0", 16, multi_grid=(2,))["blocks.6"] == [4]
     with pytest.raises(UserError, match="multi_grid=1,2,4 needs a last stage of 3 units; efficientnet_b0 has 1"):
         rates("efficientnet_b0", 16, multi_grid=(1, 2, 4))
+    with pytest.raises(UserError, match="needs a last stage that consists of units; the last .* its layer final_conv,"):
+        rates("repvgg_a0", 8, multi_grid=(1, 2, 4))
 
 
 @slow

@@ -133,6 +133,11 @@ def _grid_factors(net: Any, made: TimmPlan, multi_grid: tuple[int, ...]) -> dict
     given = f"multi_grid={','.join(map(str, multi_grid))}"
     stage = _last_stage(net)
     units = {} if stage is None else dict(getattr(stage, "blocks", stage).named_children())
+    if not units:
+        raise UserError(
+            f"{given} needs a last stage that consists of units; the last feature of {made.name} comes from its layer "
+            f"{net.feature_info.module_name(-1)}, which has none: leave multi_grid out, or take another encoder"
+        )
     if len(units) != len(multi_grid):
         raise UserError(f"{given} needs a last stage of {len(multi_grid)} units; {made.name} has {len(units)}")
     names = {module: name for name, module in net.named_modules()}
