@@ -205,12 +205,22 @@ class OneSize(nn.Module):
         return x + x.new_zeros(7, 7)
 
 
+def smoothed(channels):
+    layer = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
+    degrid.smooth_dilated_convs(layer, "tent")
+    return layer
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
         ([conv(6, 6, 3, 2), Attention()], "to output stride 4: its features would not keep their values, since a posi"),
         ([Sliced(), conv(6, 6)], "a feature of a 64x128 image is 8x16 for 16x32, so it does not only lower the resol"),
         ([Twice()], "features would not keep their values"),
+        (
+            [conv(6, 6, 3, 2), smoothed(6)],
+            "convolutions of it are smoothed for the rates that they have; dilate it before",
+        ),
         ([conv(6, 6, 3, 2), nn.ConvTranspose2d(6, 6, 2, 2)], "stage.1 is a ConvTranspose2d, which it cannot dilate"),
         ([OneSize()], r"it does not run on an image of 3x128x192 \(RuntimeError: The size of tensor a"),
     ],
