@@ -217,7 +217,7 @@ def smoothed(channels):
         ([conv(6, 6, 3, 2), Attention()], "to output stride 4: its features would not keep their values, since a posi"),
         ([Sliced(), conv(6, 6)], "a feature of a 64x128 image is 8x16 for 16x32, so it does not only lower the resol"),
         ([Twice()], "features would not keep their values"),
-        (
+        ([conv(6, 6, 3, 2), smoothed(6)], "convolutions of it are smoothed for the rates that they have; dilate it"),
             [conv(6, 6, 3, 2), smoothed(6)],
             "convolutions of it are smoothed for the rates that they have; dilate it before",
         ),
