@@ -646,6 +646,8 @@ def test_what_stays_the_same_in_another_form_is_no_change():
     model[0].dilation, model[0].padding, model[0].stride = [2, 2], 2, 1
     model[0].weight = nn.Parameter(model[0].weight.detach().clone())
     assert torch.equal(model(x), expected)
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    assert torch.allclose(model(x), expected, atol=1e-6)
 
 
 class OneForAllRates(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,7 +39,7 @@ class SmoothedLayer(MadeClass, DressedConv):
     smoothing: Operator
     rim: tuple[int, ...] | None = None
     fitted: Mapping[str, Any] | None = None  # networks pickled by earlier versions have none
-    _free: ClassVar[Container[str]] = ()
+    _free: ClassVar[Sequence[str]] = ()
 
     def check_fit(self) -> None:
         """Make sure that the operator still fits.

@@ -6,7 +6,7 @@ forward ends in a call of the convolution function, which shows everything, what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,12 +128,13 @@ def _as_tuple(value: Any, layer: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def change_of(layer: Any, before: Mapping[str, Any], whatever: Container[str] = ()) -> str:
+def change_of(layer: Any, before: Mapping[str, Any], whatever: Sequence[str] = ()) -> str:
     """What is no longer as it was, but for these names; "" where nothing is."""
     now = geometry_of(layer)
     if now == before:
         return ""
-    found = ((name, was, now.get(name)) for name, was in before.items() if name not in whatever)
+    both = now.keys() & before.keys() - set(whatever)  # a weight that is computed by now has no sides
+    found = ((name, was, now[name]) for name, was in before.items() if name in both)
     return ", ".join(f"{name} {was}, then {given}" for name, was, given in found if was != given)
 
 
