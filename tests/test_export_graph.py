@@ -311,3 +311,26 @@ def test_a_damaged_table_of_contents_holds_no_compiled_code(tmp_path):
     (tmp_path / "m.pt2").write_bytes(whole.replace(b"PK\1\2", b"PK\1\3"))
     assert zipfile.is_zipfile(tmp_path / "m.pt2")
     assert not holds_compiled_code(tmp_path / "m.pt2")
+
+
+class FiltersOfItsOwn(torch.nn.Module):
+    """Each image is convolved with filters of its own, by as many groups as there are images."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters = torch.nn.Parameter(torch.rand(4, 3, 3, 3))
+
+    def forward(self, image):
+        x = image.float() / 255
+        count, _, height, width = x.shape
+        filters = self.filters * x.mean((1, 2, 3)).reshape(-1, 1, 1, 1, 1)
+        y = torch.conv2d(x.reshape(1, -1, height, width), filters.reshape(-1, 3, 3, 3), padding=1, groups=count)
+        return y.reshape(count, 4, height, width)
+
+
+def test_what_onnx_cannot_hold_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"ONNX cannot hold this network at its operation aten.conv2d.* \(TypeError: "):
+        degrid.export(
+            FiltersOfItsOwn().eval(), tmp_path / "model.onnx", output="logits", labels=degrid.LabelSpace.of_size(4)
+        )
+    assert not list(tmp_path.iterdir())

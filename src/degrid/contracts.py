@@ -295,11 +295,8 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     kinds = LazyModuleMixin, torch.jit.ScriptModule
     modules = [module for module in model.modules() if not isinstance(module, kinds)]
     kept = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in modules]
-    kinds_held = list, dict, deque
-    held = [
-        (each, copy.copy(each)) for _, own, _ in kept for each in _own(own).values() if isinstance(each, kinds_held)
-    ]
     attributes = [value for _, own, _ in kept for value in _own(own).values()]
+    held = _copies(attributes)
     generators = [value for value in attributes if isinstance(value, GENERATORS)] + of_everybody()
     tensors = [buffer for buffer in model.buffers() if not (buffer.is_meta or is_lazy(buffer))]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -313,10 +310,19 @@ def unchanged(model: nn.Module) -> Iterator[nn.Module]:
             now["_buffers"].update(buffers)
             now.clear()
             now.update(own)
-        for filled, items in held:
-            filled.clear()
-            (filled.update if isinstance(filled, dict) else filled.extend)(items)
+        _refill(held)
         _restore(values)
+
+
+def _copies(attributes: list[Any]) -> list[tuple[Any, Any]]:
+    """The lists, dictionaries and queues among them, with what they hold."""
+    return [(each, copy.copy(each)) for each in attributes if isinstance(each, list | dict | deque)]
+
+
+def _refill(held: list[tuple[Any, Any]]) -> None:
+    for filled, items in held:
+        filled.clear()
+        (filled.update if isinstance(filled, dict) else filled.extend)(items)
 
 
 def _own(attributes: dict[str, Any]) -> dict[str, Any]:

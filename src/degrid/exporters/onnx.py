@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -61,8 +62,14 @@ class Onnx(Exporter):
             raise UserError(f"an ONNX file holds at most 2 GB, this network has {gigabytes}; export to openvino")
         how: Any = {"optimize": True, "verbose": False, "custom_translation_table": _SIZES}
         how["opset_version"] = self.opset
-        with quiet():
-            made: Any = torch.onnx.export(source.program, dynamo=True, **how)
+        try:
+            with quiet():
+                made: Any = torch.onnx.export(source.program, dynamo=True, **how)
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(
+                f"ONNX cannot hold this network {_where(error)}; a fixed number of images and a fixed size (--batch, "
+                "--size; takes=ImageInput(...)) may help, or another format, such as openvino or torch-export"
+            ) from error
         _name_sizes(made.model.graph, source.graph.output)
         _name_convolutions(made.model.graph)
         made.model.metadata_props[KEY] = facts
@@ -97,6 +104,17 @@ class Onnx(Exporter):
         inputs = [{"image": image} for image in images]
         made = quantized(nncf, model, inputs, kept, advanced_parameters=how)
         onnx.save(made, str(path))
+
+
+def _where(error: BaseException) -> str:
+    """At which operation of PyTorch the writing failed, and the reason that its causes end in."""
+    operation, last = "", error
+    while last.__cause__ is not None:
+        last = last.__cause__
+        found = re.search(r"target=torch\.ops\.([\w.]+)", str(last))
+        operation = operation or (f"at its operation {found[1]} " if found else "")
+    reason = str(last).strip().splitlines() or [""]
+    return f"{operation}({type(last).__name__}: {reason[0][:120]})"
 
 
 def stored_facts(path: Path) -> str | None:

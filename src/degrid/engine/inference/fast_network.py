@@ -186,26 +186,10 @@ class FastNetwork:
 
     def _checked(self, batch: Tensor) -> Tensor:
         """The logits, after a comparison with those of the network itself."""
-        values, held, outside = weights(self._model), kept(self._model), _numbers(self._model)
-        chance = of_everybody(self.device)
-        drawn = [state_of(each) for each in chance]
-        with autocast(self.device, "float32"), self._evaluation:
-            exact: Tensor = self._model(batch).float()
-        if drawn != [state_of(each) for each in chance] and self._draws(batch, chance):
-            self._stay_as_it_is("draws random numbers")
+        exact, reason = self._alone(batch)
+        if reason:
+            self._stay_as_it_is(reason)
             return exact
-        changes_weights, counts = differ(values, weights(self._model)), outside != _numbers(self._model)
-        if counts or changes_weights or differ(held, kept(self._model)):
-            shares = not counts and self._reads_what_hooks_write(batch)
-            if counts or shares or self._keeps_state(exact, batch):
-                self._stay_as_it_is(
-                    "has hooks that write where a copy of it does not read"
-                    if shares
-                    else "keeps state from one image to the next"
-                )
-                return exact
-            if changes_weights and not self._changes:
-                self._changes, self._network = True, None
         logits = self._close_to(exact, batch)
         if self._views:
             self._views -= 1
@@ -252,6 +236,26 @@ class FastNetwork:
                 ) from error
             return None
         return logits if last or self._agrees(logits, exact, batch) else None
+
+    def _alone(self, batch: Tensor) -> tuple[Tensor, str | None]:
+        """The logits of the network itself, and why it must run as it is; None where a copy may take its place."""
+        values, held, outside = weights(self._model), kept(self._model), _numbers(self._model)
+        chance = of_everybody(self.device)
+        drawn = [state_of(each) for each in chance]
+        with autocast(self.device, "float32"), self._evaluation:
+            exact: Tensor = self._model(batch).float()
+        if drawn != [state_of(each) for each in chance] and self._draws(batch, chance):
+            return exact, "draws random numbers"
+        changes_weights, counts = differ(values, weights(self._model)), outside != _numbers(self._model)
+        if not (counts or changes_weights or differ(held, kept(self._model))):
+            return exact, None
+        if not counts and self._reads_what_hooks_write(batch):
+            return exact, "has hooks that write where a copy of it does not read"
+        if counts or self._keeps_state(exact, batch):
+            return exact, "keeps state from one image to the next"
+        if changes_weights and not self._changes:
+            self._changes, self._network = True, None
+        return exact, None
 
     def _stay_as_it_is(self, reason: str) -> None:
         """Run the network itself from now on, once per image."""
