@@ -47,7 +47,7 @@ class SmoothedLayer(MadeClass, DressedConv):
         Raises:
             UserError: the kernel, steps, padding or rate were changed since.
         """
-        if self.fitted is None or torch._C._get_tracing_state():  # which has tensors as shapes
+        if self.fitted is None or torch._C._get_tracing_state() or torch.compiler.is_compiling():
             return
         change = change_of(self, self.fitted, self._free)
         if change:
