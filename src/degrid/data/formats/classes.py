@@ -36,9 +36,9 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     """Read classes from classes.csv, class_dict.csv (id,name,r,g,b) and the like, or from a text file of names.
 
     Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
-    column, the other rows are numbered from 0. Ids with gaps, or from 1 on, are those in the masks, and the classes are
-    numbered anew. Columns r,g,b may be missing. Without such a file, the one that an
-    annotation tool wrote counts, such as labelmap.txt, and then one in JSON or YAML, such as id2label.json.
+    column, all rows are numbered from 0, those of void, too. Ids with gaps, or from 1 on, are those in the masks, and
+    the classes are numbered anew. Columns r,g,b may be missing. Without such a file, the one that an annotation tool
+    wrote counts, such as labelmap.txt, and then one in JSON or YAML, such as id2label.json.
 
     Args:
         but: a file of this name does not count, since an annotation tool wrote it for its own numbers.

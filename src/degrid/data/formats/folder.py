@@ -140,16 +140,16 @@ class Folders(DataFormat):
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         folders = image_and_mask_folders(path)
-        return _offolders_in(path, *folders) if folders else None
+        return _of_folders(path, *folders) if folders else None
 
 
 def with_masks(path: Path, masks: Path) -> Layout | None:
     """What `Folders` finds, with masks in a folder of another name; None where there is no folder of images."""
     images = called(path, IMAGE_FOLDERS)
-    return _offolders_in(path, images[0], masks) if images else None
+    return _of_folders(path, images[0], masks) if images else None
 
 
-def _offolders_in(path: Path, images: Path, masks: Path) -> Layout:
+def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
     splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
