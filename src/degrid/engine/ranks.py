@@ -10,6 +10,8 @@ import os
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from degrid.types import OtherProcessError, UserError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -67,10 +70,12 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    limit = datetime.timedelta(seconds=seconds)
     try:
         with _held_back():
-            _check_answers(seconds)
-            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+            rank, count = (int(_from_torchrun(name)) for name in ("RANK", "WORLD_SIZE"))
+            store = met(_store(rank, seconds), rank, count, seconds)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=limit)
     except (RuntimeError, ValueError) as error:  # PyTorch's own errors of connections are RuntimeErrors
         why = str(error).splitlines()[0].rstrip(".")
         raise UserError(
@@ -83,32 +88,76 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _check_answers(seconds: float) -> None:
-    """Ask the first machine for an answer: PyTorch would wait for ever for one that takes a connection and is silent.
+def _from_torchrun(name: str) -> str:
+    """An environment variable that it sets."""
+    if not os.environ.get(name):
+        raise RuntimeError(f"the environment variable {name}, which torchrun sets, is missing")
+    return os.environ[name]
+
+
+def _store(rank: int, seconds: float) -> Store:
+    """What torchrun, or the first process without it, keeps for all.
 
     Raises:
-        RuntimeError, ValueError: there is none within so many seconds.
+        RuntimeError, ValueError: nobody answers within so many seconds. PyTorch alone would wait for ever for one that
+            takes a connection and is silent.
     """
     import torch.distributed as dist
 
-    serves = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if serves or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():  # PyTorch says what is missing
-        return
-    place, limit = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), datetime.timedelta(seconds=seconds)
-    answers: Future[object] = Future()
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    place, limit = (_from_torchrun("MASTER_ADDR"), int(_from_torchrun("MASTER_PORT"))), datetime.timedelta(0, seconds)
+    answers: Future[Store] = Future()
 
     def ask() -> None:
         try:
-            store = dist.TCPStore  # type: ignore[attr-defined]
-            answers.set_result(store(*place, is_master=False, timeout=limit, wait_for_workers=False))
+            make = dist.TCPStore  # type: ignore[attr-defined]
+            found = make(*place, is_master=serves, timeout=limit, wait_for_workers=False, multi_tenant=True)
+            answers.set_result(found)
         except Exception as error:
             answers.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()  # it cannot be stopped, and must not keep this process
     try:
-        answers.result(seconds + 5)  # PyTorch's own error, where there is one, comes first
+        return answers.result(seconds + 5)  # PyTorch's own error, where there is one, comes first
     except TimeoutError:
         raise RuntimeError("it takes connections, but does not answer") from None
+
+
+def met(store: Store, rank: int, count: int, seconds: float) -> Store:
+    """A part of a store that only the processes started together use, all of which are there.
+
+    torchrun keeps the store when it starts processes again, and those of before have left addresses in it at which
+    nobody listens any more. Its numbers of the attempts differ among machines. So each process leaves a name that is
+    its own this time, and the first one answers to it with its own, which becomes that of the part.
+
+    Raises:
+        RuntimeError: others did not come within so many seconds.
+    """
+    import torch.distributed as dist
+
+    part = dist.PrefixStore  # type: ignore[attr-defined]
+    own, until = uuid.uuid4().hex, time.monotonic() + seconds
+    if rank:
+        store.set(f"degrid/name/{rank}", own)
+        answer = f"degrid/answer/{own}"
+        while not store.check([answer]):
+            _pause(until, "the first process did not come")
+        name = store.get(answer).decode()
+        store.set(f"degrid/heard/{name}/{rank}", "yes")
+        return part(name, store)
+    missing = list(range(1, count))
+    while missing := [other for other in missing if not store.check([f"degrid/heard/{own}/{other}"])]:
+        for name in [name for other in missing if store.check([name := f"degrid/name/{other}"])]:
+            store.set(f"degrid/answer/{store.get(name).decode()}", own)
+        _pause(until, f"of {count} processes, counted from 0, some did not come: {some(missing)}")
+    return part(own, store)
+
+
+def _pause(until: float, complaint: str) -> None:
+    """Wait a moment, if there is time left."""
+    if time.monotonic() > until:
+        raise RuntimeError(complaint)
+    time.sleep(0.05)
 
 
 @contextmanager
