@@ -168,12 +168,9 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     assert max(staleness[-100:]) >= 1  # two at work again
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_signal_to_all_processes_saves_the_run_which_goes_on_with_other_workers(tmp_path):
-    """As `timeout` and job systems send it: Ray is ended by it as well, and would end degrid after a minute.
-
-    By hand: beside much other work Ray may end degrid before it has saved, see docs/log.md.
-    """
+    """As `timeout` and job systems send it; Ray's processes must not end by it, or the server would with them."""
     folder, steps = tmp_path / "run", ["--set", "train.steps=30", "--set", "train.eval_every=30"]
     halves = ["--set", "train.batch_size=2", "--set", "train.accumulate=2", "--set", "data.val="]
     words = [*DEGRID, *OPTIONS, *steps, *halves, "--set", "train.class_weights=none", "-o", str(folder)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -217,8 +218,8 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
         }
     for tries_left in range(STARTS - 1, -1, -1):
         try:
-            with warnings.catch_warnings():  # of what then is an error
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(), _sigterm_blocked():
+                warnings.simplefilter("ignore")  # of what then is an error
                 ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:
@@ -229,6 +230,23 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
             if not slow and not isinstance(error, START_ERRORS):
                 raise
             raise _unreachable(address, str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile never get SIGTERM, and this one gets it at the end.
+
+    `timeout` and job systems send it to all processes of a run. Ray's would end at once, and Ray then ends the server
+    before it has saved. Ray blocks SIGINT in the same way, and sends SIGKILL to those that are to end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which has neither
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_reachable(address: str, seconds: float) -> None:
