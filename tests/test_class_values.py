@@ -63,6 +63,70 @@ def test_colors(tmp_path, name, table):
     assert found[0].label.tolist() == np.array([0, 1, 2, 0])[IDS].tolist()
 
 
+TABLE = "id,name,r,g,b\n" + "".join(
+    f"{k},{name},{r},{g},{b}\n" for k, (name, (r, g, b)) in enumerate(zip(NAMES, COLORS, strict=True))
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("labels.csv", TABLE),
+        ("label_map.csv", "label,index\n" + "".join(f"{name},{k}\n" for k, name in enumerate(NAMES))),
+        ("colors.txt", "".join(f"{r} {g} {b} {name}\n" for name, (r, g, b) in zip(NAMES, COLORS, strict=True))),
+        ("categories.tsv", "id\tcategory\n" + "".join(f"{k}\t{name}\n" for k, name in enumerate(NAMES))),
+        ("masks/classes.csv", TABLE),
+        ("masks/classes.txt", "\n".join(NAMES)),
+    ],
+)
+def test_tables_that_are_called_otherwise_or_lie_beside_the_masks(tmp_path, file, text):
+    pairs(tmp_path, IDS % 3)
+    (tmp_path / file).write_text(text)
+    assert open_dataset(tmp_path).labels.names == NAMES
+    assert f"the classes are those of {file}" in check_data(tmp_path).notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,label\n0.png,cat\n1.png,dog\n",
+        "id,label\n0,cat\n1,dog\n2,cat\n3,cat\n",
+        "id,name\n0,0.png\n1,1.png\n2,2.png\n",
+    ],
+)
+def test_labels_of_whole_images_are_no_table(tmp_path, text):
+    pairs(tmp_path, IDS % 3)
+    (tmp_path / "labels.csv").write_text(text)
+    assert open_dataset(tmp_path).labels.names == ("class 0", "class 1", "class 2")
+    assert any("labels.csv is not read" in note for note in check_data(tmp_path).notes)
+
+
+def test_a_table_far_above_is_named(tmp_path):
+    pairs(tmp_path / "of_mine/v2", IDS % 3)
+    (tmp_path / "classes.csv").write_text(TABLE)
+    assert any(f"{tmp_path / 'classes.csv'} is not read" in note for note in check_data(tmp_path / "of_mine/v2").notes)
+
+
+def test_ids_are_not_called_renumbered_where_masks_hold_colours(tmp_path):
+    table = "name,r,g,b\nvoid,90,60,30\nroad,128,64,128\ntree,0,128,0\n"
+    for folder, masks, renumbered in (("c", np.array(COLORS, np.uint8)[IDS % 3], False), ("i", IDS % 3, True)):
+        pairs(tmp_path / folder, masks)
+        (tmp_path / folder / "classes.csv").write_text(table)
+        notes = check_data(tmp_path / folder).notes
+        assert "classes.csv: 0 (void) is void, which is no class" in notes
+        assert ("classes.csv: the ids 1, 2 become 0 to 1" in notes) == renumbered
+
+
+def test_masks_without_an_image_stop_neither_check_nor_training(tmp_path):
+    pairs(tmp_path, IDS % 3)
+    (tmp_path / "images/3.png").unlink()
+    report = check_data(tmp_path)
+    note = f"1 mask without an image, from which nothing is learnt: {tmp_path}/masks/3.png"
+    assert report.ok
+    assert note in report.notes
+    assert note in notes_of(open_dataset(tmp_path, accept=()))
+
+
 def test_yaml_and_void(tmp_path):
     (tmp_path / "classes.yaml").write_text("names:\n  0: void\n  1: road\n  3: tree\n")
     labels, rule = class_table(tmp_path)

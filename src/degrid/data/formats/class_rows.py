@@ -96,7 +96,8 @@ def labels_and_rule(
         exact=any(row.ids is not None for row in rows),
         says_void=any(row.number == IGNORE_INDEX for row in rows),
         default_colors=default,
-        notes=tuple(_notes(rows, classes, said)),
+        notes=tuple(_void_note(rows, said)),
+        renumbered=said_of_gaps([row.number for row in classes], said),
         in_order=in_order,
     )
     return labels, rule
@@ -130,10 +131,17 @@ def _colors(rows: Sequence[ClassRow], train: dict[int, int]) -> dict[Color, int]
     return {color: min(meant) for color, meant in found.items() if len(meant) == 1}
 
 
-def _notes(rows: Sequence[ClassRow], classes: Sequence[ClassRow], said: str) -> list[str]:
+def _void_note(rows: Sequence[ClassRow], said: str) -> list[str]:
     void = [f"{row.number} ({row.name})" for row in rows if row.void and row.number != IGNORE_INDEX]
-    notes = [f"{said}: {', '.join(void)} is void, which is no class"] if void else []
-    numbers = [row.number for row in classes]
-    if numbers != list(range(len(numbers))):
-        notes.append(f"{said}: the ids {', '.join(map(str, numbers))} become 0 to {len(numbers) - 1}")
-    return notes
+    return [f"{said}: {', '.join(void)} is void, which is no class"] if void else []
+
+
+def said_of_gaps(ids: Sequence[int], said: str) -> str:
+    """A sentence on classes whose ids are not 0, 1, 2, ..; empty where they are.
+
+    Args:
+        said: the table, for the sentence.
+    """
+    if [*ids] == [*range(len(ids))]:
+        return ""
+    return f"{said}: the ids {', '.join(map(str, ids))} become 0 to {len(ids) - 1}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
@@ -15,6 +17,7 @@ from degrid.data.formats.class_values import VALUE_FILES, read_values_table
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.tools.label_files import label_file, named_lines, tool_classes
 from degrid.files import read_text, walk, write_text
+from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import some
 from degrid.types import LabelSpace, UserError
 
@@ -38,7 +41,8 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
     Rows with the id 255 list the colours of void, and rows named void, ignore or unlabelled are void. Without an id
     column, all rows are numbered from 0, those of void, too. Ids with gaps, or from 1 on, are those in the masks, and
     the classes are numbered anew. Columns r,g,b may be missing. Without such a file, the one that an annotation tool
-    wrote counts, such as labelmap.txt, and then one in JSON or YAML, such as id2label.json.
+    wrote counts, such as labelmap.txt, then one in JSON or YAML, such as id2label.json, and then one such as
+    labels.csv or colors.txt, if it holds names with ids or colours.
 
     Args:
         but: a file of this name does not count, since an annotation tool wrote it for its own numbers.
@@ -55,7 +59,10 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
             raise UserError(f"{files[0]} and {other.name} beside it name other classes; keep the one that is right")
         return found[0]
     tools_file = label_file(root)
-    return tool_classes(tools_file) if tools_file else _values_in(root, but)
+    if tools_file:
+        return tool_classes(tools_file)
+    values = _values_in(root, but)
+    return _by_content(root) if values[0] is None else values
 
 
 def _values_in(root: Path, but: str) -> tuple[LabelSpace | None, MaskRule | None]:
@@ -65,6 +72,32 @@ def _values_in(root: Path, but: str) -> tuple[LabelSpace | None, MaskRule | None
         if found:
             return labels_and_rule(found[0], file.name, file, found[1])
     return None, None
+
+
+def _by_content(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+    """The classes of a file that is called like a table of them, and holds names with ids or colours.
+
+    Nothing where several such files name different classes.
+    """
+    names = sorted(file for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
+    files = [file for file in names if file.suffix.lower() in (".csv", ".tsv", ".txt")]
+    found = [classes for file in files if (classes := _classes_by_content(file))]
+    if not found or any(labels != found[0][0] for labels, _ in found):
+        return None, None
+    labels, rule = found[0]
+    return labels, replace(rule, notes=(f"the classes are those of {rule.said}", *rule.notes))
+
+
+def _classes_by_content(file: Path) -> tuple[LabelSpace, MaskRule] | None:
+    """The classes in a file that may well hold something else, such as the labels of whole images."""
+    with contextlib.suppress(UserError):
+        lines = named_lines(file)
+        headed = bool(lines) and is_header(lines[0])
+        rows, in_order = _read_table(file) if headed else rows_of_lines(lines)
+        of_images = any(Path(row.name).suffix.lower() in IMAGE_SUFFIXES for row in rows)
+        if rows and not of_images and (not in_order or all(row.colors or row.void for row in rows)):
+            return labels_and_rule(rows, file.name, file, in_order)
+    return None
 
 
 def _own_tables(root: Path) -> list[Path]:
@@ -91,7 +124,7 @@ def unread_tables(root: Path) -> str:
     names = sorted(file.name for file in _files_in(root) if _LIKE_TABLES.fullmatch(file.name))
     if names:
         return f"{some(names, 3)} is not read: classes.csv (id,name,r,g,b), classes.txt or classes.json name them"
-    folders = [root.absolute().parent, *(folder for folder, _ in itertools.islice(walk(root), _MOST_FOLDERS))]
+    folders = [*root.absolute().parents[:2], *(folder for folder, _ in itertools.islice(walk(root), _MOST_FOLDERS))]
     elsewhere = [folder / name for folder in folders for name in (*_TABLES, *_NAME_FILES) if (folder / name).is_file()]
     return f"{elsewhere[0]} is not read: it belongs in {root}" if elsewhere else ""
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table, table_of
@@ -19,6 +19,7 @@ from degrid.data.formats.folder_names import (
     folders_in,
     image_and_mask_folders,
 )
+from degrid.data.formats.folds import folds_of_folders, named_folds
 from degrid.data.formats.json_splits import json_splits
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
@@ -66,15 +67,21 @@ class SplitFolders(DataFormat):
         splits, orphans = _pairs_of_splits(found)
         if not any(splits.values()):
             return None
-        lists = _lists(path)
+        lists, of_folder = _lists(path)
         splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits
         splits, notes = with_val(splits) if set(splits) == {"train"} and not lists else (splits, [])
         for _, images, masks in found:
             notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
         notes += _left_out(path, {place for _, *both in found for place in both})
-        notes = [*dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
+        notes = [*of_folder, *dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
-        return Layout(reason, path, splits, *classes_beside(path), orphans, notes)
+        return Layout(reason, path, splits, *classes_beside(path, _near(path, found)), orphans, notes)
+
+
+def _near(path: Path, found: list[tuple[str, Path, Path]]) -> Iterator[Path]:
+    """The folders of masks, and those around them below the folder of the data."""
+    for _, _, masks in found:
+        yield from (place for place in (masks, masks.parent) if path in place.parents)
 
 
 def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
@@ -154,7 +161,8 @@ def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
     notes += _several_note(pairs, orphans, masks)
-    return Layout(f"{images.name} and {masks.name}", path, splits, *classes_beside(path), orphans, notes)
+    near = classes_beside(path, _near(path, [("", images, masks)]))
+    return Layout(f"{images.name} and {masks.name}", path, splits, *near, orphans, notes)
 
 
 def _color_note(pairs: list[Pair]) -> list[str]:
@@ -220,24 +228,30 @@ def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[
     Args:
         images: the folder of the images.
     """
-    lists, table = _lists(path), ""
+    (lists, said), table = _lists(path), ""
     if not lists:
         lists, table = split_table(path)
     if not lists:
         lists, table = json_splits(path)
+    if not lists:
+        lists, sentence = named_folds(path)
+        said = [sentence] if sentence else []
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
-        return _by_word_or_chance(path, pairs)
+        return _by_names_or_chance(path, pairs)
     used = {pair.name for split in splits.values() for pair in split}
     left_out = sum(pair.name not in used for pair in pairs)
     none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
-    said = [f"the splits are those of {table}"] if table else []
+    said = [f"the splits are those of {table}"] if table else said
     return splits, [*of_val, *said, *elsewhere_note(lists), *([none] if left_out else [])]
 
 
-def _by_word_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
-    """As `divide`, where nothing but the names of the images may say what the splits are."""
+def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """As `divide`, where nothing but numbered folders or the names of the images may say what the splits are."""
+    splits, said = folds_of_folders(pairs, _around(pairs))
+    if splits:
+        return splits, [said]
     splits = _by_word(pairs)
     if splits:
         shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
@@ -261,12 +275,16 @@ def _folders_note(pairs: list[Pair]) -> str:
     return f"; if the folders {some(sorted(folders))} are splits, call them train, val and test"
 
 
-def _lists(path: Path) -> dict[str, list[str]]:
-    """The names in each list; those of the first folder that holds any."""
+def _lists(path: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The names in each list, those of the first folder that holds any; and a sentence on the others."""
     below = [*folders_in(path).values(), *folders_in(path / "ImageSets").values()]
-    others = (folder for folder in below if any((folder / name).is_file() for name in _LISTS))
-    folders = [*(path / name for name in _LIST_FOLDERS), *others]
-    return next((found for folder in folders if (found := split_files(folder))), {})
+    others = [folder for folder in below if any((folder / name).is_file() for name in _LISTS)]
+    for folder in [*(path / name for name in _LIST_FOLDERS), *others]:
+        if found := split_files(folder):
+            several = [place.relative_to(path).as_posix() for place in others] if folder in others else []
+            said = f"the lists are those of {folder.name}, not of {some(several[1:])}" if several[1:] else ""
+            return found, [f"{said}: dataset.yaml can name them (train: .., val: ..)"] if said else []
+    return {}, []
 
 
 def _by_top_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
@@ -315,22 +333,33 @@ def _around(pairs: list[Pair]) -> str:
     return "".join(f"{part}/" for part in parts)
 
 
-def classes_beside(path: Path) -> tuple[LabelSpace | None, MaskRule | None]:
+def classes_beside(path: Path, folders: Iterable[Path] = ()) -> tuple[LabelSpace | None, MaskRule | None]:
     """The classes that a table in the folder names, or one in each folder of a split, as Roboflow's _classes.csv.
 
+    Args:
+        folders: those of masks, in which a table may lie, too.
     Raises:
         UserError: see `class_table`; or the splits' tables name other classes.
     """
     labels, rule = class_table(path)
     below = folders_in(path)
-    tables = [place for name in splits_of(below) if (place := table_of(below[name]))]
-    if labels is not None or not tables:
-        return labels, rule
+    places = [] if labels else [place for name in splits_of(below) if (place := table_of(below[name]))]
+    if places or labels:
+        return _that_agree(places) if places else (labels, rule)
+    return _that_agree([place for folder in dict.fromkeys(folders) if (place := table_of(folder))], path)
+
+
+def _that_agree(tables: list[Path], path: Path | None = None) -> tuple[LabelSpace | None, MaskRule | None]:
+    """The classes that all tables name; a note says so where they lie in unusual places below `path`."""
     found = [class_table(place.parent) for place in tables]
     other = next((place for place, classes in zip(tables, found, strict=True) if classes != found[0]), None)
     if other:
         raise UserError(f"{tables[0]} and {other} name other classes; the splits of one dataset need the same")
-    return found[0]
+    labels, rule = found[0] if found else (None, None)
+    if rule and path:
+        said = f"the classes are those of {tables[0].relative_to(path).as_posix()}"
+        rule = dataclasses.replace(rule, notes=(said, *rule.notes))
+    return labels, rule
 
 
 def holds_masks(path: Path) -> bool:

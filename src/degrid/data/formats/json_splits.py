@@ -12,7 +12,8 @@ from degrid.data.formats.layout import splits_of
 from degrid.files import parse_json, read_text
 
 _FILES = re.compile(
-    r"(.*[-_. ])?(splits?|dataset|datasets|datalist|data|lists?|partitions?|train_?val(_?test)?)\d*\.json", re.I
+    r"(.*[-_. ])?(splits?|datasets?|datalist|data|lists?|partitions?|train_?val(_?test)?|folds?)(_final)?\d*\.json",
+    re.I,
 )
 _LARGEST = 1 << 26
 """Bytes."""
@@ -22,8 +23,9 @@ _IMAGE_KEYS = ("image", "img", "image_path", "file_name", "filename", "file", "p
 def json_splits(folder: Path) -> tuple[dict[str, list[str]], str]:
     """The image names of each split in a file such as splits.json, or MONAI's dataset.json; and the file's name.
 
-    The file holds a table from splits to lists of names, or of tables with the image's. Or there is a file for each
-    split with such a table in each line, as train.jsonl and training.odgt. Nothing where there is none.
+    The file holds a table from splits to lists of names, or of tables with the image's; or a list of such tables, one
+    for each fold, as nnU-Net's splits_final.json. Or there is a file for each split with such a table in each line, as
+    train.jsonl and training.odgt. Nothing where there is none.
     """
     by_line, name = _of_lines(folder)
     if by_line:
@@ -31,8 +33,12 @@ def json_splits(folder: Path) -> tuple[dict[str, list[str]], str]:
     for file in sorted(folder.glob("*.json")):
         if _FILES.fullmatch(file.name) and file.stat().st_size <= _LARGEST:
             with contextlib.suppress(ValueError):
-                if found := _splits(parse_json(read_text(file))):
-                    return found, file.name
+                value = parse_json(read_text(file))
+                folds = value if isinstance(value, list) else [value]
+                if found := _splits(folds[0]):
+                    return found, file.name + (
+                        f", of which the first of {len(folds)} folds counts" if folds[1:] else ""
+                    )
     return {}, ""
 
 

@@ -56,6 +56,7 @@ class MaskRule:
     threshold: values below it become 0 and all others 255, before anything else; of colours, their brightness counts.
     nearest: values in neither table become the nearest one that is, up to this distance (Euclidean in RGB).
     notes: what was decided when the file was read, one sentence each.
+    renumbered: a sentence on ids that the classes do not keep, which matters where masks hold ids.
     in_order: the file gives names alone, so that their order is all that says which id is which.
     """
 
@@ -68,6 +69,7 @@ class MaskRule:
     threshold: float | None = None
     nearest: float | None = None
     notes: tuple[str, ...] = ()
+    renumbered: str = ""
     in_order: bool = False
 
     @classmethod

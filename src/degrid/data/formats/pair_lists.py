@@ -15,6 +15,7 @@ from degrid.data.formats.matching import folded, is_for_images, is_for_masks
 from degrid.data.formats.pairs import MASK_SUFFIXES, Pair
 from degrid.files import read_text
 from degrid.image import IMAGE_SUFFIXES
+from degrid.lookup import grouped
 from degrid.types import UserError
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
@@ -208,16 +209,19 @@ def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     Nothing where there is none, or its splits have other names than train, val and test.
     """
     for file in list_files(folder):
-        rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
-        split, image = (_column_of(rows, names) for names in (_SPLIT_COLUMNS, _IMAGE_COLUMNS))
-        if split and image:
-            found: dict[str, list[str]] = {}
-            for row in rows:
-                if row.get(image):
-                    found.setdefault(split_of(row.get(split, "")), []).append(row[image])
-            if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
-                return found, file.name
+        found: dict[str, list[str]] = {}
+        for value, names in named_in_column(file, _SPLIT_COLUMNS).items():
+            found.setdefault(split_of(value), []).extend(names)
+        if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
+            return found, file.name
     return {}, ""
+
+
+def named_in_column(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The image names of a table by the values of the first of these columns; nothing for other files."""
+    rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
+    value, image = (_column_of(rows, names) for names in (columns, _IMAGE_COLUMNS))
+    return grouped((row.get(value, ""), row[image]) for row in rows if value and image and row.get(image))
 
 
 _MASK_COLUMNS = (

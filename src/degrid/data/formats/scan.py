@@ -40,10 +40,10 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     if not any(isinstance(sources, LazySources) for sources in layout.splits.values()):
         layout.splits, notes = splits_or_divided(layout.splits)
         layout.notes += notes
-    if layout.rule:
-        layout.notes += layout.rule.notes
+    layout.notes += _said_of_orphans(layout)
     layout.surveys = _look(layout, read)
     whole = total(layout.surveys)
+    layout.notes += _said_of_rule(layout.rule, whole)
     if layout.wishes.threshold is not None:
         _set_threshold(layout)
     elif layout.wishes.ids:
@@ -59,6 +59,22 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     if _grey_ids(layout.rule, whole):
         layout.rule = dataclasses.replace(layout.rule, colors={})
     return layout
+
+
+def _said_of_orphans(layout: Layout) -> list[str]:
+    """A sentence on the masks without an image; none where there are none."""
+    masks = [str(mask) for mask in layout.orphans]
+    return [f"{counted(len(masks), 'mask')} without an image, from which nothing is learnt: {some(masks, 3)}"] * bool(
+        masks
+    )
+
+
+def _said_of_rule(rule: MaskRule | None, found: Survey) -> list[str]:
+    """What was decided when the table of classes was read; new numbers matter only to masks of ids."""
+    if rule is None:
+        return []
+    of_ids = rule.renumbered and any(isinstance(value, int) for value in found.pixels)
+    return [*rule.notes, *([rule.renumbered] if of_ids else [])]
 
 
 def read_crowds(layout: Layout) -> None:

@@ -228,8 +228,6 @@ def _check_files(
             tally.findings.add("splits without an image (add images, or take the split away)", split)
         for reading in itertools.islice(readings, len(found)):
             tally.add(reading, split)
-    for orphan in layout.orphans:
-        tally.findings.add("masks without an image (remove them, or add the images)", str(orphan))
     report = _report(str(path), layout, tally.splits, tally.findings)
     left = [doubt for doubt in doubts(layout, tally.surveys, tally.seen) if doubt.kind not in accept]
     report.problems += [doubt.sentence for doubt in left]

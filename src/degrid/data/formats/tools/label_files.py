@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from degrid.data.formats.class_rows import VOID_NAMES, ClassRow
+from degrid.data.formats.class_rows import VOID_NAMES, ClassRow, said_of_gaps
 from degrid.data.formats.class_text import rows_of_lines
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.pair_lists import read_names
@@ -199,15 +199,13 @@ def tool_classes(file: Path) -> tuple[LabelSpace, MaskRule]:
     # Darwin lists either values or colours.
     labels, rule = labels_of(rows, file, exact=file.name in _VALUES and any(row.color is None for row in rows))
     in_order = file.name == "labels.txt" and _numbered_names(file)[1]
-    return labels, dataclasses.replace(rule, in_order=in_order, notes=_numbered_anew(rows, file))
+    return labels, dataclasses.replace(rule, in_order=in_order, renumbered=_numbered_anew(rows, file))
 
 
-def _numbered_anew(rows: Iterable[LabelRow], file: Path) -> tuple[str, ...]:
-    """A sentence on values with gaps, as PaddleX leaves them where a label was deleted; none where there are none."""
+def _numbered_anew(rows: Iterable[LabelRow], file: Path) -> str:
+    """A sentence on values with gaps, as PaddleX leaves them where a label was deleted; empty where there are none."""
     values = [row.value for row in rows if row.name.lower() not in VOID_NAMES]
-    if file.name not in _NUMBERED or values == list(range(len(values))):
-        return ()
-    return (f"{file.name}: the ids {', '.join(map(str, values))} become 0 to {len(values) - 1}",)
+    return said_of_gaps(values, file.name) if file.name in _NUMBERED else ""
 
 
 def _lines(file: Path) -> list[str]:
