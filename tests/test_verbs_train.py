@@ -1,6 +1,7 @@
 """degrid.train and degrid.collect from Python, without a shell, with the results of their commands."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,12 +13,17 @@ import pytest
 from claims import another
 from PIL import Image
 from test_run import TINY, cli, options, same, weights
+from torch import nn
 
 import degrid
 from degrid import config, recipes
 from degrid.engine.training.log import read_metrics
+from degrid.engine.training.losses import make_losses
+from degrid.engine.training.optimizers import make_optimizer, parameter_groups, schedule
+from degrid.smoothing.table import operator_factory
 from degrid.types import UserError
 from degrid.verbs.run import RunResult
+from degrid.verbs.run_settings import check_settings, idle_settings
 from degrid.verbs.train import run_config
 
 SMALL = config.parse_settings([*TINY, "train.steps=4", "train.eval_every=2"])
@@ -288,5 +294,65 @@ def test_the_momentum_of_batch_norm_is_that_of_the_settings(tmp_path):
         means = [value for name, value in state.items() if name.endswith("running_mean")]
         assert len(means) > 3
         assert all(bool((value == 0).all()) == stays for value in means)
-    with pytest.raises(UserError, match="a momentum of at most 1; got 0, 0 and 1.5"):
+    with pytest.raises(UserError, match="expected 0 to 1, or none, got 1.5"):
         degrid.train(data="synthetic:4", settings={"train.batch_norm_momentum": 1.5}, out=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "expected"),
+    [
+        ("optim.lr", (-1, math.nan, math.inf), "at least 0"),
+        ("optim.warmup", (-5,), "at least 0"),
+        ("optim.smoothing_factor", (-1.0, math.nan), "at least 0"),
+        ("optim.clip_norm", (-1.0, math.nan), "at least 0"),
+        ("optim.momentum", (-0.1, 1, 5, math.nan), "0 .off. or a number below 1"),
+        ("train.ema", (1, math.nan), "0 .off. or a number below 1"),
+        ("train.epochs", (-1, math.nan, math.inf), "at least 0"),
+        ("train.timeout", (0, math.nan, math.inf), "at least 1"),
+        ("train.seed", (-1,), "at least 0"),
+        ("train.save_every", (-1,), "at least 0"),
+        ("train.batch_norm_momentum", (-0.1, 1.1, math.nan), "0 to 1, or none"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused_before_anything_is_done(path, values, expected):
+    """A negative warm-up made the learning rate negative; others ended in a traceback or in weights of NaN."""
+    for value in values:
+        with pytest.raises(UserError, match=f'"{path}": expected {expected}, got '):
+            check_settings(config.override(config.RunConfig(), {path: value}))
+    with pytest.raises(UserError, match="expected 0 < smallest <= largest"):
+        check_settings(config.override(config.RunConfig(), {"data.scale": (0.5, math.inf)}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda one: make_optimizer("adamw", one, 0.1, 0.9, {"betas": [2, 3]}), 'optimiser "adamw" does not accept .*'),
+        (lambda one: make_optimizer("torch.optim:LBFGS", one, 0.1, 0.9), 'optimiser "torch.optim:LBFGS" does not .*'),
+        (lambda one: schedule("cosine_restarts", 0.1, 9, options={"period": "x"}), "period='x': could not convert"),
+        (lambda one: schedule("cosine_restarts", 0.1, 9, options={"growth": "x"}), "growth='x': unsupported operand"),
+        (lambda one: make_losses("generalised_cross_entropy", options={"q": "x"}), "q='x': '<' not supported"),
+        (lambda one: operator_factory("gaussian", sigma=[1]), 'sigma must be a number, "shared" or "layer", got .1.'),
+        (lambda one: operator_factory("gaussian", sigma=math.inf)(2), "a positive number of pixels, got inf"),
+        (lambda one: operator_factory("average", size=1.5)(2), "odd and positive, so that it is centred; got 1.5"),
+    ],
+)
+def test_values_that_a_part_does_not_accept_are_named(make, message):
+    groups = parameter_groups(nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1)), 0.1)
+    with pytest.raises(UserError, match=message):
+        make(groups)
+
+
+def test_settings_that_do_nothing_are_told():
+    recipe = recipes.load("folder")
+    assert idle_settings(recipe) == []
+    for given, told in (
+        ({"train.init_head": False}, "train.init_head has no effect without train.init"),
+        (
+            {"train.batch_norm": "frozen", "train.batch_norm_momentum": 0.1},
+            "train.batch_norm_momentum has no effect with train.batch_norm=frozen",
+        ),
+        ({"train.focal_gamma": 1.0}, "train.focal_gamma has no effect without focal in train.loss"),
+        ({"optim.schedule": "cosine", "optim.power": 0.5}, "optim.power has no effect with another schedule than poly"),
+    ):
+        assert idle_settings(config.override(recipe, given)) == [told]
+    assert idle_settings(config.override(recipe, {"train.loss": "focal+dice", "train.focal_gamma": 1.0})) == []

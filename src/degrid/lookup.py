@@ -121,6 +121,24 @@ def settings_for(
     return {**{key: value for key, value in settings.items() if key in known}, **options}
 
 
+def make_part(make: Callable[..., T], settings: Mapping[str, object], options: Mapping[str, object], what: str) -> T:
+    """What a part's function or class makes of `settings_for` it.
+
+    Raises:
+        UserError: an option that the part does not take, or a value that it does not accept.
+    """
+    given = settings_for(make, settings, options, what)
+    try:
+        return make(**given)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and not options:  # no wrong type of the user's, but a mistake in the part
+            raise
+        values = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise UserError(f"{what} does not accept {values}: {error}") from error
+
+
 def _import(name: str, kind: str) -> object:
     module_name, _, attribute = name.partition(":")
     here = os.getcwd()

@@ -330,7 +330,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
             raise UserError(f"crop: expected a height and width of at least 1 pixel, got {self.crop}")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise UserError(f"scale: expected 0 < smallest <= largest, got {self.scale}")
         if self.void_border < 0:
             raise UserError(f"void_border: expected 0 (none) or a number of pixels, got {self.void_border}")

@@ -306,7 +306,7 @@ class Gaussian(PreFilter):
         self.sides = _sides(rate, size)
         if isinstance(sigma, nn.Parameter):
             self.log_sigma: Tensor = sigma
-        elif sigma > 0:
+        elif 0 < sigma < math.inf:
             self.register_buffer("log_sigma", torch.tensor(math.log(sigma)), persistent=False)
         else:
             raise UserError(f"sigma must be a positive number of pixels, got {sigma}")
@@ -388,8 +388,8 @@ def _side_of_shared(rate: Rate) -> tuple[int, ...]:
 
 def _sides(rate: Rate, size: int | None) -> tuple[int, ...]:
     """Sides of the box or the Gaussian: those that were asked for, or as published; 1 without dilation."""
-    if size is not None and (size < 1 or size % 2 == 0):
-        raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size}")
+    if size is not None and not (isinstance(size, int) and size > 0 and size % 2):
+        raise UserError(f"a filter's size must be odd and positive, so that it is centred; got {size!r}")
     if isinstance(rate, int) and size is not None:
         return size, size
     return tuple(filters.default_size(r) if size is None or r == 1 else size for r in filters.axes(rate))

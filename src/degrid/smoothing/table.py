@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from degrid.lookup import lookup, settings_for
+from degrid.lookup import lookup, make_part, settings_for
 from degrid.smoothing import legacy as originals
 from degrid.smoothing import operators
 from degrid.smoothing.operators import Operator
@@ -30,8 +30,8 @@ def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parame
         return lambda: shared
     if sigma == "layer":
         return lambda: nn.Parameter(start.clone())
-    if isinstance(sigma, str):
-        raise UserError(f'sigma must be a number, "shared" or "layer", got "{sigma}"')
+    if not isinstance(sigma, int | float):
+        raise UserError(f'sigma must be a number, "shared" or "layer", got {sigma!r}')
     return lambda: sigma
 
 
@@ -115,4 +115,4 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
         given = settings_for(own, {}, options, f'operator "{name}"')
         return lambda rate: own(rate, **given)
     make = lookup(LEGACY_OPERATORS if legacy else OPERATORS, name, "smoothing operator")
-    return make(**settings_for(make, {}, options, f'operator "{name}"'))
+    return make_part(make, {}, options, f'operator "{name}"')

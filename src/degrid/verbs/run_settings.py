@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from degrid.acceleration.training import FastConvolutions
-from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig, flat, to_dict
 from degrid.data import Loaders, TrainTransform
 from degrid.data.inspection.counting import class_counts
 from degrid.data.shards.places import is_address
@@ -42,16 +42,7 @@ def check_settings(config: RunConfig) -> None:
         UserError: names the first such setting.
     """
     settings = config.train
-    for path, value in (
-        ("train.steps", settings.steps),
-        ("train.batch_size", settings.batch_size),
-        ("train.accumulate", settings.accumulate),
-        ("train.eval_every", settings.eval_every),
-        ("train.timeout", settings.timeout),
-        ("optim.step_every", config.optim.step_every),
-    ):
-        if value < 1:
-            raise UserError(f'setting "{path}": expected at least 1, got {value}')
+    _check_numbers(config)
     for path, choice, known in (
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen", "synchronised")),
@@ -62,20 +53,10 @@ def check_settings(config: RunConfig) -> None:
     transform_of(config.data)
     _schedule(config.optim, settings.steps)
     check_trackers(settings.trackers)
-    if settings.epochs < 0:
-        raise UserError(f'setting "train.epochs": expected 0 (off) or more, got {settings.epochs}')
     if settings.cyclic and (settings.epochs or settings.steps % settings.eval_every):
         raise UserError(
             'setting "train.cyclic": a cycle is train.eval_every steps, so train.steps must be a multiple of it and '
             f"train.epochs 0; got {settings.steps}, {settings.eval_every} and {settings.epochs:g}"
-        )
-    if not 0 <= settings.ema < 1:
-        raise UserError(f'setting "train.ema": expected 0 (off) or a decay below 1, got {settings.ema}')
-    momentum = settings.batch_norm_momentum
-    if min(config.optim.clip_norm, settings.patience) < 0 or not 0 <= (momentum or 0) <= 1:
-        raise UserError(
-            "settings optim.clip_norm, train.patience and train.batch_norm_momentum: expected 0 (off) or more, and a "
-            f"momentum of at most 1; got {config.optim.clip_norm:g}, {settings.patience} and {momentum}"
         )
     _check_order(config.data)
     _check_sharding(settings)
@@ -86,6 +67,54 @@ def check_settings(config: RunConfig) -> None:
             f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
             "train.class_weights=none, or add a loss of pixels, as in train.loss=cross_entropy+dice"
         )
+
+
+_AT_LEAST = {
+    1: ("train.steps", "train.batch_size", "train.accumulate", "train.eval_every", "train.timeout", "optim.step_every"),
+    0: (
+        *("train.epochs", "train.patience", "train.save_every", "train.seed", "optim.lr", "optim.warmup"),
+        *("optim.weight_decay", "optim.power", "optim.step_factor", "optim.clip_norm"),
+        *("optim.head_factor", "optim.head_bias_factor", "optim.smoothing_factor"),
+    ),
+}
+
+
+def _check_numbers(config: RunConfig) -> None:
+    """Refuse numbers outside their range, NaN and infinity."""
+    given = flat(to_dict(config))
+    for least, paths in _AT_LEAST.items():
+        for path in paths:
+            if not least <= given[path] < math.inf:
+                raise UserError(f'setting "{path}": expected at least {least}, got {given[path]}')
+    for path in ("train.ema", "optim.momentum"):
+        if not 0 <= given[path] < 1:
+            raise UserError(f'setting "{path}": expected 0 (off) or a number below 1, got {given[path]}')
+    if not 0 <= (config.train.batch_norm_momentum or 0) <= 1:
+        raise UserError(
+            f'setting "train.batch_norm_momentum": expected 0 to 1, or none, got {config.train.batch_norm_momentum}'
+        )
+
+
+_IDLE: tuple[tuple[str, Callable[[RunConfig], object], str], ...] = (
+    ("train.init_head", lambda c: c.train.init, "without train.init"),
+    ("train.batch_norm_momentum", lambda c: c.train.batch_norm != "frozen", "with train.batch_norm=frozen"),
+    ("train.scales_in_turn", lambda c: c.model.scales, "without model.scales"),
+    ("train.focal_gamma", lambda c: "focal" in c.train.loss, "without focal in train.loss"),
+    ("train.ohem_share", lambda c: "ohem" in c.train.loss, "without ohem in train.loss"),
+    ("optim.power", lambda c: c.optim.schedule == "poly" or ":" in c.optim.schedule, "with another schedule than poly"),
+    ("optim.step_every", lambda c: c.optim.schedule == "step" or ":" in c.optim.schedule, "with another than step"),
+    ("train.sharding", lambda c: rank_and_count()[1] > 1, "in one process"),
+    ("train.asynchronous.average_every", lambda c: c.train.asynchronous.workers, "without workers (--async)"),
+    ("train.asynchronous.max_staleness", lambda c: c.train.asynchronous.workers, "without workers (--async)"),
+)
+
+
+def idle_settings(config: RunConfig) -> list[str]:
+    """A sentence on each setting that was changed, but does nothing beside the others."""
+    given, usual = flat(to_dict(config)), flat(to_dict(RunConfig()))
+    return [
+        f"{path} has no effect {why}" for path, works, why in _IDLE if given[path] != usual[path] and not works(config)
+    ]
 
 
 def transform_of(data: DataConfig) -> TrainTransform:

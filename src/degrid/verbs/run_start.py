@@ -41,7 +41,7 @@ from degrid.models import (
 from degrid.networks import bands_of, build_model
 from degrid.types import Batch, Dataset, OnProgress, UserError
 from degrid.verbs.fixed_crops import freeze_stages
-from degrid.verbs.run_settings import loaders_of, make_objective, make_plan, make_state, transform_of
+from degrid.verbs.run_settings import idle_settings, loaders_of, make_objective, make_plan, make_state, transform_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def open_data(config: RunConfig) -> tuple[RunData, RunConfig]:
     elif data.val:
         val = open_dataset(data.path, data.val, train.labels, bands=bands, skip_bad_shards=skip)
         notes += notes_of(val)
+    notes += idle_settings(config)
     if val is None and config.train.patience:
         notes.append("train.patience has no effect, as nothing is validated: training goes on to its last step")
     if bands.count != 3:

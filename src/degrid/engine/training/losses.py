@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from degrid.engine.ranks import rank_and_count, rows_of_all, summed_over_ranks
-from degrid.lookup import keywords, lookup, settings_for
+from degrid.lookup import keywords, lookup, make_part, settings_for
 from degrid.types import IGNORE_INDEX, UserError
 
 
@@ -507,8 +507,12 @@ def _share(part: str) -> tuple[float, str, Callable[..., object]]:
 def _made(name: str, found: object, settings: Mapping[str, object], options: Mapping[str, object]) -> Loss:
     if callable(found):
         own = {key: value for key, value in options.items() if {key, "**"} & set(keywords(found))}
-        given = settings_for(found, settings, own, f'loss "{name}"')
-        made = found(**given) if isinstance(found, type) else partial(found, **given) if given else found
+        what = f'loss "{name}"'
+        if isinstance(found, type):
+            made: object = make_part(found, settings, own, what)
+        else:
+            given = settings_for(found, settings, own, what)
+            made = partial(found, **given) if given else found
         if isinstance(made, Loss):
             return made
         if callable(made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from degrid.contracts import DressedConv
 from degrid.engine.training.sharding import is_part, own_part
-from degrid.lookup import lookup, settings_for
+from degrid.lookup import lookup, make_part
 from degrid.types import UserError
 
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -101,7 +102,8 @@ def make_optimizer(
         groups: see `parameter_groups`.
         options: further arguments, such as {"nesterov": True}.
     Raises:
-        UserError: an unknown optimiser or option, or something that makes no optimiser.
+        UserError: an unknown optimiser or option, a value that it does not accept, or something that makes no
+            optimiser.
     """
     make = lookup(OPTIMIZERS, name, "optimiser")
     given: dict[str, object] = {"lr": lr, "momentum": momentum}
@@ -110,7 +112,7 @@ def make_optimizer(
     if name in OPTIMIZERS and whole and not {"fused", "foreach", "differentiable"} & {*(options or {})}:
         # One pass over the parameters: 2 to 5 times as fast, on a CPU, too. SGD has none for sharded ones.
         given["fused"] = True
-    made = make(groups, **settings_for(make, given, options or {}, f'optimiser "{name}"'))
+    made = make_part(partial(make, groups), given, options or {}, f'optimiser "{name}"')
     if not isinstance(made, torch.optim.Optimizer):
         raise UserError(f'optimiser "{name}": expected a torch.optim.Optimizer, got {type(made).__name__}')
     return made
@@ -201,11 +203,12 @@ def schedule(
         power: of poly. step_every, step_factor: of step.
         options: further arguments.
     Raises:
-        UserError: an unknown schedule or option, or a function that returns no function.
+        UserError: an unknown schedule or option, a value that it does not accept, or a function that returns no
+            function.
     """
     make = lookup(SCHEDULES, name, "schedule")
     settings = {"lr": lr, "steps": steps, "power": power, "step_every": step_every, "step_factor": step_factor}
-    at = make(**settings_for(make, settings, options or {}, f'schedule "{name}"'))
+    at = make_part(make, settings, options or {}, f'schedule "{name}"')
     if not callable(at):
         raise UserError(f'schedule "{name}": expected a function from the step to its learning rate, got {at!r}')
     return lambda step: at(step) * min(1.0, (step + 1) / (warmup + 1))
