@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,6 +73,26 @@ def test_what_a_job_of_lsf_asks_for(tmp_path):
         "-Q": "99",
         "-u": "me",
     }
+
+
+def test_names_that_job_systems_read_in_their_own_way(tmp_path):
+    """Slurm's pattern for a percent sign is two; LSF takes few characters in the name of a job, and [1] as an array."""
+    for system, mark, output, name in (
+        ("slurm", "SBATCH", "--output", "--job-name"),
+        ("lsf", "BSUB", "-o", "-J"),
+    ):
+        out = tmp_path / system / "50% of \u00e9t\u00e9 #1, $HOME & 'it'"
+        settings = {**SMALL, "name": "my photos[1] \u00e9 #2"}
+        script = degrid.launch(data="synthetic", settings=settings, out=out, cluster=Cluster(system))
+        lines = asked(script, mark)
+        place = f"{out}/".replace("%", "%%" if system == "slurm" else "%")
+        assert shlex.split(lines[output]) == [f"{place}job_{'%j' if system == 'slurm' else '%J'}.txt"]
+        assert lines[name] == "my_photos_1_____2"
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+    for system, name in (("slurm", "a\\b"), ("lsf", "a\nb"), ("lsf", "100%Iron")):
+        with pytest.raises(UserError, match="the name of a job's folder cannot have '.{1,4}' in it"):
+            degrid.launch(data="synthetic", settings=SMALL, out=tmp_path / name, cluster=Cluster(system))
+        assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("system", ["slurm", "lsf"])

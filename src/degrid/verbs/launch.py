@@ -126,7 +126,7 @@ def launch(
         config = run_config(recipe, data=data, operator=operator, settings={**given, **variant}, init=init)
         _check(config, cluster)
     folder = (Path(out) if out is not None else Path("runs") / config.name).absolute()
-    check_utf8(folder)
+    _check_folder(folder, cluster.system)
     if (folder / "run.json").exists():
         raise UserError(f"{folder} holds a run already; choose another -o (out=...)")
     words = [] if recipe is None else [str(Path(recipe).absolute()) if Path(recipe).is_file() else str(recipe)]
@@ -140,6 +140,21 @@ def launch(
     if submit:
         _SYSTEMS[cluster.system].submit(script)
     return script
+
+
+def _check_folder(folder: Path, system: str) -> None:
+    """Refuse a folder that the system would understand as another one, where it names the job's output.
+
+    Raises:
+        UserError: says why.
+    """
+    check_utf8(folder)
+    wrong = re.search(r"[\\\x00-\x1f\x7f]" + "|%[IJ]" * (system == "lsf"), str(folder))
+    if wrong:
+        raise UserError(
+            f"the name of a job's folder cannot have {wrong[0]!r} in it, which {system} reads in its own way: "
+            f"{str(folder)!r}; choose another -o (out=...)"
+        )
 
 
 def _check(config: RunConfig, cluster: Cluster) -> None:
@@ -169,6 +184,7 @@ def job_script(
         variants: further settings, for each job of an array.
     """
     system = _SYSTEMS[cluster.system]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # all that LSF takes
     train, out = shlex.join(words), shlex.quote(str(folder))
     lines = ["#!/usr/bin/env bash", *system.asks(name, folder, cluster, len(variants)), "set -eo pipefail"]
     lines += [
@@ -260,7 +276,7 @@ class _Slurm(_System):
         gpus = f"{cluster.gpu_model}:{cluster.gpus}" if cluster.gpu_model else str(cluster.gpus)
         days, hours = divmod(cluster.minutes // 60, 24)
         asked = {
-            "job-name": shlex.quote(name),
+            "job-name": name,
             "array": f"1-{jobs}" if jobs else "",
             "nodes": cluster.nodes,
             "ntasks-per-node": 1,
@@ -269,7 +285,7 @@ class _Slurm(_System):
             "mem": cluster.memory,
             "time": f"{days}-{hours:02d}:{cluster.minutes % 60:02d}:00",
             "partition": cluster.queue,
-            "output": shlex.quote(f"{folder}/job_{'%A_%a' if jobs else '%j'}.txt"),
+            "output": shlex.quote(f"{folder}/".replace("%", "%%") + f"job_{'%A_%a' if jobs else '%j'}.txt"),
             "open-mode": "append",
             "signal": f"B:{self.signal}@{60 * GRACE}",
             "mail-type": "END,FAIL" if cluster.mail else "",
