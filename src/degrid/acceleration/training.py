@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from degrid.kernels.support import numba_installed, traced
+from degrid.kernels.support import multiplies_fast, numba_installed, traced
 from degrid.kernels.winograd import NARROWEST, PAIRS, Tile, best_tile, convolve_tiles, products_of, winograd_weight
 
 TOLERANCE = 1e-4
@@ -25,9 +25,10 @@ MARGIN = 0.9
 REACHED = 0.75
 """Most of the taps that lie inside the map for the filter's gradient to be worked out tap by tap."""
 WIDE = 256
-"""Fewest channels for which the library's gradient of a filter is faster with the channels first, copies included."""
+"""Fewest channels for which the library's gradient of a filter is slower than with the channels first, copies included,
+or, where matrix products are fast and the filter is dilated, than as nine of these."""
 PIXELS = 2000
-"""The same: fewest pixels of all maps of a batch."""
+"""Fewest pixels of all maps of a batch for it with the channels first."""
 
 Compute = Callable[[], Tensor]
 Part = tuple[slice, ...]
@@ -51,18 +52,20 @@ class FastConvolutions(TorchFunctionMode):
     """Within it PyTorch's convolutions are computed, and differentiated, by the fastest algorithm that is known.
 
     That is done for float32 on the CPU, outside autocast, where something is trained, for every layer or function that
-    calls `torch.conv2d` with stride 1:
+    calls `torch.conv2d` with stride 1 on a map in channels_last:
 
-    - 3x3 convolutions of maps in channels_last, and their gradient for the input, by Winograd's algorithm where
-      `best_tile` says so;
-    - the filter's gradient of 3x3 convolutions tap by tap, where many taps lie outside the map, or with channels first;
+    - 3x3 convolutions, and their gradient for the input, by Winograd's algorithm where `best_tile` says so;
+    - the filter's gradient of 3x3 convolutions tap by tap, where many taps lie outside the map or matrix products are
+      fast, or with channels first;
     - dilated 3x3 depthwise convolutions tap by tap, where many taps lie outside the map, and their filter's gradient
       at any rate; their gradient for the input as a convolution, which the library computes faster;
-    - 1x1 convolutions on one thread by oneDNN, where PyTorch takes a slower library.
+    - the gradients of 1x1 convolutions as matrix products, where these are fast; where not, the convolution and its
+      gradients on one thread by oneDNN, where PyTorch takes a slower library.
 
     The first time that a kind of call comes (a pass, a size and a rate), its result is compared with the direct one. If
     they differ by more than TOLERANCE, calls of this kind are computed directly from then on, and a warning says so.
-    Which algorithm runs depends on nothing but sizes and the number of threads, so that runs can be repeated.
+    Which algorithm runs depends on nothing but sizes, the number of threads and the processor's maker (see
+    `multiplies_fast`), so that runs can be repeated.
     """
 
     def __init__(self) -> None:
@@ -91,9 +94,7 @@ class FastConvolutions(TorchFunctionMode):
         """As `torch.conv2d`."""
         if _is_trained(input, weight):
             rate = fast_rate(input, weight, stride, padding, dilation, groups)
-            if rate == 0:
-                return torch.conv2d(input, weight, bias, dilation=2)
-            if rate:
+            if rate is not None:
                 return cast(Tensor, _Convolution.apply(input, weight, bias, rate, self))
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
@@ -126,11 +127,11 @@ class FastConvolutions(TorchFunctionMode):
 
 
 class _Convolution(torch.autograd.Function):
-    """A 3x3 convolution of stride 1 that keeps the size of the map, of all channels or depthwise."""
+    """A convolution of stride 1 that keeps the size of the map: 1x1, or 3x3 of all channels or depthwise."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: FastConvolutions) -> Tensor:
-        """[N,C,H,W], [K,C or 1,3,3], [K] -> [N,K,H,W], channels_last."""
+        """[N,C,H,W], [K,C or 1,k,k], [K] -> [N,K,H,W], channels_last."""
         ctx.save_for_backward(x, weight)
         ctx.rate, ctx.mode = rate, mode
         return convolved(x, weight, bias, rate, mode)
@@ -145,13 +146,13 @@ class _Convolution(torch.autograd.Function):
 def fast_rate(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> int | None:
     """The rate of a convolution that `convolved` and `gradients` compute faster than the library; None for any other.
 
-    0: a single tap, for one thread. It has no rate; but with a dilation of 2 PyTorch computes it by oneDNN.
+    0: a single tap, which has no rate.
     """
     if _pair(stride) != (1, 1) or groups != _groups(x, weight) or not _is_plain(x, weight):
         return None
     if weight.shape[2:] == (1, 1):
-        single = groups == 1 and padding in (0, (0, 0), [0, 0]) and torch.get_num_threads() == 1
-        return 0 if single else None
+        faster = groups == 1 and (multiplies_fast() or torch.get_num_threads() == 1)
+        return 0 if faster and padding in (0, (0, 0), [0, 0]) else None
     rate = _rate(padding, dilation) if weight.shape[2:] == (3, 3) else None
     return rate if rate and _is_faster(x, weight, rate) else None
 
@@ -162,7 +163,7 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, mode: F
     way = _way(tuple(x.shape), len(weight), rate, groups)
     fast = None if way is None else functools.partial(way, x, weight, bias, rate)
     kind = "forward", tuple(x.shape), len(weight), rate, groups
-    return mode.checked(kind, fast, lambda: torch.conv2d(x, weight, bias, 1, rate, rate, groups))
+    return mode.checked(kind, fast, lambda: torch.conv2d(x, weight, bias, 1, rate, _dilation(rate), groups))
 
 
 def gradients(
@@ -180,7 +181,7 @@ def gradients(
     sizes = shape, x.shape[1], rate, groups
     of_x = of_weight = None
     if wanted[0]:
-        way = _way(*sizes) or (_forward_of_library if groups > 1 else None)
+        way = _input_way(*sizes)
         turned = weight.flip(2, 3) if groups > 1 else weight.flip(2, 3).transpose(0, 1)
         fast = None if way is None else functools.partial(way, grad, turned, None, rate)
         kind = "gradient of the input", *sizes
@@ -212,11 +213,16 @@ def _groups(x: Tensor, weight: Tensor) -> int:
 def _of_library(
     grad: Tensor, x: Tensor, weight: Tensor, rate: int, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    around, groups = [rate, rate], _groups(x, weight)
+    around, dilation, groups = [rate] * 2, [_dilation(rate)] * 2, _groups(x, weight)
     found = torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], [1, 1], around, around, False, [0, 0], groups, list(wanted)
+        grad, x, weight, [len(weight)], [1, 1], around, dilation, False, [0, 0], groups, list(wanted)
     )
     return cast(tuple[Tensor | None, ...], tuple(found))
+
+
+def _dilation(rate: int) -> int:
+    """The rate; that of a single tap has no meaning, but with 2 PyTorch computes it by oneDNN on one thread, too."""
+    return rate or (1 if multiplies_fast() else 2)
 
 
 def _some(found: tuple[Tensor | None, ...]) -> Tensor:
@@ -228,18 +234,27 @@ def _way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> W
     """A faster way to a convolution than the library's with the channels last; None if there is none."""
     if groups > 1:
         return _depthwise if _inside(shape, rate) <= REACHED else None
-    tile = _tile(shape, out_channels, rate)
+    tile = _tile(shape, out_channels, rate) if rate else None
     return None if tile is None else functools.partial(_by_winograd, tile=tile)
+
+
+def _input_way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> Way | None:
+    """A faster way to the input's gradient, as a convolution of the output's, [N,K,H,W], with the filter turned."""
+    if not rate:
+        return _by_product if multiplies_fast() else None
+    return _way(shape, out_channels, rate, groups) or (_forward_of_library if groups > 1 else None)
 
 
 def _filter_way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> Way | None:
     """A faster way to the filter's gradient."""
     if groups > 1:
         return _depthwise_filter
-    if _inside(shape, rate) <= REACHED:
+    if not rate:
+        return _of_tap if multiplies_fast() else None
+    wide, pixels = min(shape[1], out_channels) >= WIDE, shape[0] * shape[2] * shape[3]
+    if _inside(shape, rate) <= REACHED or (wide and rate > 1 and multiplies_fast()):
         return _by_taps
-    pixels = shape[0] * shape[2] * shape[3]
-    return _channels_first if min(shape[1], out_channels) >= WIDE and pixels >= PIXELS else None
+    return _channels_first if wide and pixels >= PIXELS and not multiplies_fast() else None
 
 
 def _inside(shape: tuple[int, ...], rate: int) -> float:
@@ -288,16 +303,25 @@ def _by_taps(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
     """Each of the nine numbers per pair of channels from the pixels alone whose tap lies inside the map."""
     found = torch.zeros_like(weight)
     for i, j, part, place in _taps(x.shape, rate):
-        found[:, :, i, j] = _of_tap(grad[place], x[part], weight[:, :, :1, :1])[:, :, 0, 0]
+        found[:, :, i, j] = _of_tap(grad[place], x[part], weight[:, :, :1, :1], 0)[:, :, 0, 0]
     return found
 
 
-def _of_tap(grad: Tensor, x: Tensor, tap: Tensor) -> Tensor:
-    """The gradient of a 1x1 filter [K,C,1,1], of whatever values; dilated for oneDNN's sake."""
-    found = torch.ops.aten.convolution_backward(
-        grad, x, tap, [len(tap)], [1, 1], [0, 0], [2, 2], False, [0, 0], 1, [False, True, False]
-    )
-    return cast(Tensor, found[1])
+def _of_tap(grad: Tensor, x: Tensor, tap: Tensor, rate: int) -> Tensor:
+    """The gradient of a 1x1 filter [K,C,1,1], of whatever values and rate."""
+    if multiplies_fast():
+        return (_rows(grad).T @ _rows(x))[:, :, None, None]
+    return _some(_of_library(grad, x, tap, 0, (False, True, False)))
+
+
+def _by_product(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
+    found = F.linear(_rows(x), weight[:, :, 0, 0], bias)
+    return found.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N,C,H,W] -> [NHW,C]."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def _taps(shape: Sequence[int], rate: int) -> Iterator[tuple[int, int, Part, Part]]:
@@ -327,15 +351,16 @@ def _is_trained(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether they are maps and weights in float32 on the CPU, and stay so."""
+    """Whether they are maps in channels_last and weights, in float32 on the CPU, and stay so."""
     plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in (x, weight))
-    return x.ndim == 4 and plain and not torch.is_autocast_enabled("cpu") and _has_library()
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return last and plain and not torch.is_autocast_enabled("cpu") and _has_library()
 
 
 def _is_faster(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether there is a faster way for one of a 3x3 convolution's three passes."""
     shape, count, groups = tuple(x.shape), len(weight), _groups(x, weight)
-    if min(count, shape[1]) < NARROWEST or not x.is_contiguous(memory_format=torch.channels_last):
+    if min(count, shape[1]) < NARROWEST:
         return False
     if groups > 1:
         return rate > 1

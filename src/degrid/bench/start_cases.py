@@ -62,21 +62,21 @@ def _commands(scope: Scope) -> list[Case]:
     folder = Path(held.name)
     photo, model, out, data = folder / "photo.jpg", folder / "model", folder / "out", folder / "data"
     Image.fromarray(scope.picture(scope.sizes(SIZE)[0])).save(photo, quality=90)
-    write_photos(data / "train", 8)
-    write_photos(data / "val", 4, 8)
+    write_photos(data / "train", 11)
+    write_photos(data / "val", 1, 11)
     save(deeplabv3plus("timm:mobilenetv2_100", len(LABELS)).eval(), model)
     ways: dict[str, list[str | Path]] = {
         "degrid predict, a model folder": ["predict", model, photo, "-o", out],
         "degrid info, a model folder": ["info", model],
         "degrid data check, 12 photographs": ["data", "check", data],
-        "degrid eval, a model folder, 4 photographs": ["eval", model, "--data", data],
+        "degrid eval, a model folder, one photograph": ["eval", model, "--data", data],
     }
     for format, (package, name) in FORMATS.items():
         if find_spec(package) and find_spec("onnxscript"):
             export(model, folder / name, format=format)
             ways[f"degrid predict, {name}"] = ["predict", folder / name, photo, "-o", out]
             ways[f"degrid info, {name}"] = ["info", folder / name]
-            ways[f"degrid eval, {name}, 4 photographs"] = ["eval", folder / name, "--data", data]
+            ways[f"degrid eval, {name}, one photograph"] = ["eval", folder / name, "--data", data]
             export(model, folder / f"logits.{name}", format=format, output="logits")
             ways[f"degrid predict, {name} of logits"] = ["predict", folder / f"logits.{name}", photo, "-o", out]
     run = partial(_run, held)

@@ -200,10 +200,10 @@ class _ScaledConvolution(torch.autograd.Function):
         ctx.bias_type = None if bias is None else bias.dtype
         ctx.fast = active()
         ctx.rate = fast_rate(x, weight, *geometry) if ctx.fast else None
-        ctx.geometry = ([1, 1], [0, 0], [2, 2], 1) if ctx.rate == 0 else geometry
-        if ctx.rate:
+        ctx.geometry = geometry
+        if ctx.rate is not None:
             return convolved(x, weight * scale, bias, ctx.rate, ctx.fast)
-        return _convolved(x, weight, scale, bias, ctx.geometry)
+        return _convolved(x, weight, scale, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,7 +213,7 @@ class _ScaledConvolution(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
         scaled = (weight * scale).to(x.dtype)
         found: Any
-        if ctx.rate:
+        if ctx.rate is not None:
             found = gradients(grad, x, scaled, ctx.rate, wanted, ctx.fast)
         else:
             found = torch.ops.aten.convolution_backward(
