@@ -177,8 +177,10 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
         (["aspp.bn_conv_1x1_2.weight", "resnet.layer5.0.conv1.weight"], "fregu856/deeplabv3 is on no known ResNet"),
         (["aspp1.atrous_convolution.weight", "conv1.weight"], "MLearing.*ResNet-101 only"),
         (["aspp1.atrous_convolution.weight", "image_pool.1.weight"], "doiken23.*maximum over the image.*no ReLU"),
-        (["backbone.conv1.weight", "classifier.0.weight", "classifier.4.weight"], "torchvision's fcn, and no DeepLab"),
-        (["backbone.0.0.weight", "classifier.cbr.0.weight"], "torchvision's lraspp, and no DeepLab"),
+        (
+            ["backbone.conv1.weight", "classifier.cbr.0.weight"],
+            "torchvision.*MobileNetV3-Large, where its head",
+        ),
         (["MobilenetV3/Conv/weights", "logits/semantic/weights"], "mobilenet_v3 of research/deeplab has another head"),
     ],
 )

@@ -20,7 +20,7 @@ from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_paddin
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.torch_export import holds_compiled_code
 from degrid.model_folder import open_model
-from degrid.models.heads import ASPP, SummedASPP
+from degrid.models.aspp import ASPP, SummedASPP
 from degrid.types import UserError
 
 

@@ -27,7 +27,8 @@ from degrid.models import (
     freeze_batch_norm,
     read_weights,
 )
-from degrid.models.heads import ImagePooling, v3_rates
+from degrid.models.aspp import ImagePooling
+from degrid.models.heads import v3_rates
 from degrid.types import LabelSpace, Preprocess, UserError
 
 VOC = LabelSpace.of_size(21)

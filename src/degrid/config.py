@@ -51,17 +51,17 @@ class ModelConfig:
     `deeplabv3plus_kazuto1011`, `deeplabv3plus_keras_hub`, `deeplabv3plus_mmseg`, `deeplabv3plus_nvidia`,
     `deeplabv3plus_nvidia_resnet`, `deeplabv3plus_paddleseg`, `deeplabv3plus_smp`, `deeplabv3plus_smp_dense`,
     `deeplabv3plus_tramac`, `deeplabv3plus_vainf` and `deeplabv3plus_vainf_separable` (as the projects of those names
-    build them); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); or a function of your own,
-    `my_module:my_head`."""
+    build them); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); `fcn` and `lraspp` of torchvision,
+    and `lraspp_google`, none of which has dilated branches; or a function of your own, `my_module:my_head`."""
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the
-    ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`; networks as other projects changed them
-    (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`, `bubbliiiing:xception`,
-    `tramac:xception`, `gluoncv:xception`, `mmseg:resnet50c`, `paddleseg:resnet50d`, `speedinghzl:resnet101s`,
-    `nvidia:wider_resnet38`, `google:xception65`, `google:mobilenetv2_100`, `bonlime:xception65`,
-    `smp:efficientnet-b0`, `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of your own,
-    `my_module:MyEncoder`."""
+    ResNets of the original DeepLabs; `torchvision:mobilenet_v3_large`, or `..._lraspp`; networks as other projects
+    changed them (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`,
+    `bubbliiiing:xception`, `tramac:xception`, `gluoncv:xception`, `mmseg:resnet50c`, `paddleseg:resnet50d`,
+    `speedinghzl:resnet101s`, `nvidia:wider_resnet38`, `google:xception65`, `google:mobilenetv2_100`,
+    `bonlime:xception65`, `smp:efficientnet-b0`, `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of
+    your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local file of any kind that `degrid convert` reads, or a
     folder made by it; `false`: random weights. What input a file's weights expect is what the `config.json` beside it

@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from degrid.models.activation_checkpointing import checkpoint_activations
+from degrid.models.aspp import ASPP
 from degrid.models.batch_norm import freeze_batch_norm
 from degrid.models.encoder import ENCODERS, Encoder, EncoderSettings, build_encoder
-from degrid.models.heads import ASPP, NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
+from degrid.models.heads import NETWORKS, DeepLabV2Head, DeepLabV3Head, DeepLabV3PlusHead, HeadSettings
 from degrid.models.info import ModelInfo, describe
 from degrid.models.input_statistics import USUAL_INPUTS, as_settings, likely_input
 from degrid.models.resnet import RESNETS, ResNet

@@ -166,7 +166,8 @@ class TorchvisionEncoder(OwnRates):
     """MobileNetV3-Large as torchvision dilates it, with the names in torchvision's checkpoints.
 
     Args:
-        name: "torchvision:mobilenet_v3_large".
+        name: "torchvision:mobilenet_v3_large"; of "torchvision:mobilenet_v3_large_lraspp" the feature at stride 8 is
+            that of the first block there.
         output_stride: 16 or 32.
         pretrained: a local file; False for random weights.
         settings: see `OwnRates`.
@@ -196,6 +197,8 @@ class TorchvisionEncoder(OwnRates):
 
         self.net = torchvision.models.mobilenet_v3_large(dilated=output_stride == 16).features
         self.taps = _last_blocks(self.net)
+        if name.endswith("_lraspp"):
+            self.taps[2] = self.taps[1] + 1
         self.channels = tuple(int(self.net[index].out_channels) for index in self.taps)
         self.reductions = (2, 4, 8, 16, output_stride)
         if in_channels != 3:
@@ -216,7 +219,7 @@ class TorchvisionEncoder(OwnRates):
         return features
 
 
-TORCHVISION_ENCODERS = {"torchvision:mobilenet_v3_large": TorchvisionEncoder}
+TORCHVISION_ENCODERS = {f"torchvision:mobilenet_v3_large{head}": TorchvisionEncoder for head in ("", "_lraspp")}
 
 
 def _last_blocks(net: nn.Sequential) -> list[int]:
