@@ -57,8 +57,9 @@ class FastConvolutions(TorchFunctionMode):
     - 3x3 convolutions, and their gradient for the input, by Winograd's algorithm where `best_tile` says so;
     - the filter's gradient of 3x3 convolutions tap by tap, where many taps lie outside the map or matrix products are
       fast, or with channels first;
-    - dilated 3x3 depthwise convolutions tap by tap, where many taps lie outside the map, and their filter's gradient
-      at any rate; their gradient for the input as a convolution, which the library computes faster;
+    - dilated 3x3 depthwise convolutions tap by tap, where many taps lie outside the map, and their filter's gradient,
+      or otherwise that one from periodic subsamples of the maps, whose filter is not dilated; their gradient for the
+      input as a convolution, which the library computes faster;
     - the gradients of 1x1 convolutions as matrix products, where these are fast; where not, the convolution and its
       gradients on one thread by oneDNN, where PyTorch takes a slower library.
 
@@ -197,9 +198,9 @@ def gradients(
 def filter_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor | None:
-    """The gradient of a depthwise 3x3 filter where many of its taps lie outside the map; None for any other."""
+    """The gradient of a dilated depthwise 3x3 filter; None for any other."""
     rate = _rate(padding, dilation) if weight.shape[2:] == (3, 3) and _pair(stride) == (1, 1) else None
-    if rate is None or groups == 1 or groups != _groups(x, weight) or _inside(tuple(x.shape), rate) > REACHED:
+    if rate is None or groups == 1 or groups != _groups(x, weight):
         return None
     return _depthwise_filter(grad, x, weight, rate)
 
@@ -293,10 +294,25 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Ten
 
 
 def _depthwise_filter(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
+    if _inside(tuple(x.shape), rate) > REACHED:
+        parts = _subsamples(grad, rate), _subsamples(x, rate)
+        return _some(_of_library(*parts, weight, 1, (False, True, False)))
     found = torch.zeros_like(weight)
     for i, j, part, place in _taps(x.shape, rate):
         found[:, 0, i, j] = (grad[place] * x[part]).sum((0, 2, 3))
     return found
+
+
+def _subsamples(x: Tensor, rate: int) -> Tensor:
+    """Pixels that are multiples of the rate apart, as maps of their own; [N,C,H,W] -> [N r r,C,h,w], channels_last.
+
+    They are padded with zeros where the rate does not divide a side.
+    """
+    more = (0, -x.shape[3] % rate, 0, -x.shape[2] % rate)
+    x = (F.pad(x, more) if any(more) else x).permute(0, 2, 3, 1)
+    count, height, width, channels = x.shape
+    blocks = x.reshape(count, height // rate, rate, width // rate, rate, channels).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(-1, height // rate, width // rate, channels).permute(0, 3, 1, 2)
 
 
 def _by_taps(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
