@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.copies import Seen, copied_masks, overlaps
-from degrid.data.formats.layout import Layout
+from degrid.data.formats.layout import Crowds, Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.matching import without_number
 from degrid.data.formats.source import LazySources
@@ -190,12 +190,14 @@ def _many_crowds(look: _Look) -> Iterator[str]:
 
 def many_crowds(layout: Layout) -> str:
     """A sentence on data whose annotations are crowds more often than in COCO, if nothing says what they are."""
-    crowds, drawn = layout.crowds or (0, 0)
-    if layout.wishes.crowd or crowds <= _MOST_CROWDS * drawn:
+    crowds, drawn, classes = layout.crowds or Crowds(0, 0)
+    if layout.wishes.crowd or (crowds <= _MOST_CROWDS * drawn and not classes):
         return ""
+    of_classes = f", all of {some(classes)} among them" if classes else ""
     return (
-        f"{layout.reason} calls {crowds:,} of {drawn:,} annotations crowds (iscrowd 1), which are void: several tools "
-        f"mark all masks from a brush so; {_write(layout, 'crowd: instance')} if they are objects, or crowd: void"
+        f"{layout.reason} calls {crowds:,} of {drawn:,} annotations crowds (iscrowd 1), which are void{of_classes}: "
+        f"several tools mark all masks from a brush so; {_write(layout, 'crowd: instance')} if they are objects, or "
+        "crowd: void"
     )
 
 

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+from degrid.data.formats.class_rows import VOID_NAMES
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.source import Source
 from degrid.data.formats.values import Survey
@@ -130,6 +131,27 @@ class Wishes:
     file: str = ""
 
 
+class Crowds(NamedTuple):
+    """How many annotations are called crowds, how many there are, and the classes that have no others."""
+
+    number: int
+    drawn: int
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, annotations: Iterable[tuple[str, bool]]) -> Crowds:
+        """Count them.
+
+        Args:
+            annotations: the class of each, and whether it is called a crowd. A class of few says nothing.
+        """
+        count = Counter(annotations)
+        number = sum(found for (_, crowd), found in count.items() if crowd)
+        alone = (name for (name, crowd), found in count.items() if crowd and not count[name, False] and found >= _FEW)
+        return cls(number, count.total(), tuple(name for name in alone if name.lower() not in VOID_NAMES))
+
+
+_FEW = 3
 BY_NAME = "a folder {split}/ or a list {split}.txt"
 """How data in folders get another split, if it has the name of a split."""
 
@@ -150,7 +172,7 @@ class Layout:
         kind: the format's name, filled in by `degrid.data.formats.table`.
         wishes: how the user wants masks to be read.
         guessed: the classes were found by looking at the masks.
-        crowds: how many of COCO's annotations are called crowds, and how many there are; None where none can be.
+        crowds: what COCO's annotations call crowds; None where they cannot.
         surveys: of each split, what values a sample of its masks holds; filled in by `degrid.data.formats.scan`.
     """
 
@@ -165,7 +187,7 @@ class Layout:
     kind: str = ""
     wishes: Wishes = field(default_factory=Wishes)
     guessed: bool = False
-    crowds: tuple[int, int] | None = None
+    crowds: Crowds | None = None
     surveys: Mapping[str, Survey] = field(default_factory=dict)
 
 

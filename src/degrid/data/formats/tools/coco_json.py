@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.layout import Crowds, DataFormat, Layout
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, said_of_boxes, split_of_file, with_splits
 from degrid.data.formats.shapes.polygon import is_upright_rectangle, polygon_region, rectangle
@@ -169,22 +169,22 @@ def _numbers(values: list[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
-def _crowds(contents: list[CocoFile]) -> tuple[int, int]:
-    """How many annotations with an outline are crowds, and how many there are.
+def _crowds(contents: list[CocoFile]) -> Crowds:
+    """What the annotations with an outline call crowds.
 
     Raises:
         UserError: there are no annotations, or only boxes.
     """
-    rows = [row for content in contents for row in content.all()]
+    rows = [(content.categories[row["category_id"]], row) for content in contents for row in content.all()]
     if not rows:
         raise UserError(f"{contents[0].file} lists images without a single annotation; export the annotations, too")
-    drawn = [row for row in rows if row.get("segmentation")]
+    drawn = [(name, row) for name, row in rows if row.get("segmentation")]
     if rows and not drawn:
         raise UserError(
             f"{contents[0].file} holds {len(rows):,} boxes and no polygon or run-length code: boxes cannot train a "
             "segmentation; draw polygons or masks in the tool that wrote the file, and export them"
         )
-    return sum(bool(row.get("iscrowd", 0)) for row in drawn), len(drawn)
+    return Crowds.of((name, bool(row.get("iscrowd", 0))) for name, row in drawn)
 
 
 def _refuse_fractions(contents: list[CocoFile]) -> None:

@@ -6,14 +6,15 @@ Source: the exporters of Datumaro 1.13.12 and of the copy in CVAT ("Datumaro 1.0
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.class_rows import VOID_NAMES
+from degrid.data.formats.layout import Crowds, DataFormat, Layout, split_of
 from degrid.data.formats.masks import Color
 from degrid.data.formats.shapes.drawn import Drawn, Images, refuse_boxes, with_splits
 from degrid.data.formats.shapes.polygon import corners, ellipse_region, polygon_region, rectangle
@@ -67,11 +68,10 @@ class DatumaroJson(DataFormat):
         splits: dict[str, list[Drawn]] = {}
         for file, content in contents.items():
             trains = {number: ids[row.name] for number, row in enumerate(content.rows)}
-            splits[file.stem] = list(_sources(file, content.items, images, trains, ids[""]))
+            splits.setdefault(split_of(file.stem), []).extend(_sources(file, content.items, images, trains, ids[""]))
         divided, said = with_splits(splits)
         reason = ", ".join(file.relative_to(root).as_posix() for file in files)
-        crowds = sum(map(_is_crowd, shapes)), len(shapes)
-        return Layout(reason, root, divided, labels, rule, notes=[*said, *notes], crowds=crowds)
+        return Layout(reason, root, divided, labels, rule, notes=[*said, *notes], crowds=_crowds(contents.values()))
 
 
 def _notes(items: Sequence[Mapping[str, Any]], shapes: Sequence[Mapping[str, Any]], file: Path) -> list[str]:
@@ -124,6 +124,17 @@ def _sources(
             image = images.find(str(named.get("path") or f"{item['id']}.jpg"), *near)
             size = (int(named["size"][0]), int(named["size"][1])) if named.get("size") else None
             yield Drawn(images.relative(image), image, file, partial(_things, item["annotations"], ids), size, rest)
+
+
+def _crowds(contents: Iterable[_Content]) -> Crowds:
+    """What the shapes are called, by class; a shape without one is void in any case."""
+    return Crowds.of(
+        (content.rows[row["label_id"]].name if row.get("label_id") is not None else VOID_NAMES[0], _is_crowd(row))
+        for content in contents
+        for item in content.items
+        for row in item["annotations"]
+        if row["type"] not in _OF_IMAGES
+    )
 
 
 def _is_crowd(row: Mapping[str, Any]) -> bool:

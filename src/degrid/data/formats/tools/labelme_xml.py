@@ -143,13 +143,19 @@ def _things(file: Path, content: _File, ids: Mapping[str, int], root: Path, heig
         if each.kind in _KINDS:
             train = ids[each.name] if each.name else IGNORE_INDEX
             if each.kind == "mask":
-                places = (root / "Masks" / content.folder, _beside(file, "Masks"), root / "Masks", file.parent)
-                found = (place / each.mask for place in places if (place / each.mask).is_file())
-                mask = next(found, places[0] / each.mask)
+                mask = _mask_file(each.mask, content.folder, file, root)
                 yield Thing(train, Region(0, 0, _painted(mask, height, width)))
             else:
                 box = each.kind == "box"
                 yield Thing(IGNORE_INDEX if box else train, polygon_region(each.corners, height, width), box)
+
+
+def _mask_file(written: str, folder: str, file: Path, root: Path) -> Path:
+    """The mask that a file names: below Masks in the root or, as CVAT has it, in the folder of the split."""
+    above = [place / "Masks" for place in file.parents if place.is_relative_to(root)]
+    places = [root / "Masks" / folder, _beside(file, "Masks"), *(at for mask in above for at in (mask / folder, mask))]
+    found = (place / written for place in (*places, file.parent) if (place / written).is_file())
+    return next(found, places[0] / written)
 
 
 def _painted(mask: Path, height: int, width: int) -> np.ndarray:

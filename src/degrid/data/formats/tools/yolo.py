@@ -124,8 +124,10 @@ def _by_yaml(path: Path) -> _Found | None:
             continue
         _refuse_other_names(values, names, file)
         splits: dict[str, list[Path]] = {}
-        for key, split in _KEYS.items():
-            given = values.get(key)
+        for key, given in values.items():
+            split = _KEYS.get(str(key).lower())  # CVAT's subsets are called Train, Validation, Test
+            if split is None:
+                continue
             for value in given if isinstance(given, list) else [given]:
                 splits.setdefault(split, []).extend(_images(str(value or ""), file, str(values.get("path") or ".")))
         splits = {split: images for split, images in splits.items() if images}
@@ -205,10 +207,14 @@ def _images(value: str, file: Path, root: str) -> list[Path]:
     if place.is_dir():
         return images_in(place)
     lines = [line.removeprefix("./") for line in read_names(place)] if place.suffix == ".txt" else []
-    return [
-        next((at for at in (place.parent / line, file.parent / root / line) if at.is_file()), place.parent / line)
-        for line in lines
-    ]
+    return [_listed(line, (place.parent, file.parent / root)) for line in lines]
+
+
+def _listed(line: str, folders: tuple[Path, Path]) -> Path:
+    """The image in a line of a list, whose first folders may be another computer's, or "data", as CVAT writes it."""
+    parts = Path(line).parts
+    ends = [line, *(str(Path(*parts[cut:])) for cut in range(1, len(parts) - 1))]
+    return next((at for end in ends for folder in folders if (at := folder / end).is_file()), folders[0] / line)
 
 
 def _by_folders(path: Path) -> _Found | None:
