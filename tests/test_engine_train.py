@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -487,8 +488,8 @@ def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     state.save(tmp_path / "last.ckpt")
     before = (tmp_path / "last.ckpt").read_bytes()
 
-    def full(value, path):
-        path.write_bytes(b"half")
+    def full(value, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
@@ -497,6 +498,63 @@ def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         state.save(tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, and a function that leaves so many bytes of it free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+
+    def leave(free):
+        (disk / "filler").unlink(missing_ok=True)
+        room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(room - free))
+
+    yield disk, leave
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_checkpoint_on_a_really_full_disk(small_disk):
+    """Wherever in the file it ends; when there is room again, the next one is written."""
+    (disk, leave), state = small_disk, new_state()
+    state.save(disk / "last.ckpt")
+    size = (disk / "last.ckpt").stat().st_size
+    state.step = 5
+    for free in (0, size // 2):
+        leave(free // 4096 * 4096)
+        with pytest.raises(UserError, match=r"could not write .*last.ckpt: the disk is full; what was there before is"):
+            state.save(disk / "last.ckpt")
+        assert load_state(disk / "last.ckpt")["step"] == 0
+    leave(2 * size // 4096 * 4096)
+    state.save(disk / "last.ckpt")
+    assert load_state(disk / "last.ckpt")["step"] == 5
+
+
+def record(log, steps):
+    for step in steps:
+        log.step(StepRecord(step, 1.0, 0.1, 1.0))
+        log.image(step, "train/preview", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("free", [0, 4096, 16384])
+def test_the_log_on_a_really_full_disk(small_disk, free):
+    """Whoever finds no room first, the record or TensorBoard; it says what to do, and can be closed."""
+    disk, leave = small_disk
+    message = rf"could not write {disk}: the disk is full; .* go on with: degrid train --resume {disk}"
+    log = RunLog(disk, 100)
+    log.say("begun")
+    leave(free)
+    with pytest.raises(UserError, match=message), log:
+        record(log, range(1, 300))
+    assert len(read_metrics(disk)) < 299
+    leave(204800)
+    with RunLog(disk, 100, start=0) as log:
+        record(log, [1])
+    assert [each["step"] for each in read_metrics(disk)] == [1]
 
 
 class Evil:

@@ -103,9 +103,11 @@ def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(target: Path) -> Iterator[None]:
+def explained(target: Path, kept: str = "what was there before is unchanged") -> Iterator[None]:
     """Say in one sentence why a file could not be written; the body leaves what was there before as it is.
 
+    Args:
+        kept: what is not lost, for the end of the sentence.
     Raises:
         UserError: the disk is full, or the place cannot be written to.
     """
@@ -117,7 +119,7 @@ def explained(target: Path) -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        raise UserError(f"could not write {target}: {reason}; what was there before is unchanged") from error
+        raise UserError(f"could not write {target}: {reason}; {kept}") from error
 
 
 def kept_on_disk(key: Sequence[str], make: Callable[[], Any]) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ import torch
 
 from degrid.contracts import unchanged
 from degrid.engine.training.cycles import Cycles
-from degrid.files import make_folder, parse_json, write_text
+from degrid.files import explained, make_folder, parse_json, write_text
 from degrid.lookup import counted
 from degrid.types import OnProgress, Progress, Scores, Tell
 
@@ -102,10 +105,12 @@ class RunLog:
         writes: bool = True,
     ) -> None:
         self._text, self._recorders = Recorder(), tuple(trackers)
+        self._folder = folder
         if writes:
             make_folder(folder)
-            self._text = _TextLog(folder, cycles)
-            self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
+            with self._room():
+                self._text = _TextLog(folder, cycles)
+                self._recorders = (_MetricsFile(folder, start), self._text, _TensorBoard(folder, start), *trackers)
         self.progress: OnProgress = progress or (lambda _: None)
         self.tell: Tell = tell or (lambda _: None)
         self._steps, self._miou, self._last_line = steps, "", time.monotonic()
@@ -116,13 +121,29 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for recorder in self._recorders:
-            recorder.close(failed=error is not None)
+        with ExitStack() as stack:  # all are closed, also where one of them cannot be
+            stack.enter_context(self._room() if error is None else suppress(OSError))
+            for recorder in reversed(self._recorders):
+                stack.callback(recorder.close, failed=error is not None)
+
+    def _room(self) -> AbstractContextManager[None]:
+        """Say in a sentence that the record could not be written, as on a full disk."""
+        again = f"the last checkpoint is whole; go on with: degrid train --resume {shlex.quote(str(self._folder))}"
+        return explained(self._folder, again)
+
+    def _each(self, act: Callable[[Recorder], None]) -> None:
+        """Have every recorder do something.
+
+        Raises:
+            UserError: the disk is full, or the place cannot be written to.
+        """
+        with self._room():
+            for recorder in self._recorders:
+                act(recorder)
 
     def step(self, record: StepRecord) -> None:
         """Record an optimiser step."""
-        for recorder in self._recorders:
-            recorder.step(record)
+        self._each(lambda recorder: recorder.step(record))
         if record.step == 1 or record.step % SCALAR_STEPS == 0:
             values = {"loss": record.loss, "learning rate": record.lr, "mIoU": record.train_miou}
             values |= {f"loss {name}": value for name, value in record.parts.items()} | record.figures
@@ -131,13 +152,13 @@ class RunLog:
         self.progress(now)
         if time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._text.say(str(now))
+            with self._room():
+                self._text.say(str(now))
 
     def validation(self, step: int, scores: Scores) -> None:
         """Record a validation."""
         self._miou = f" mIoU {100 * scores.miou:.1f} %"
-        for recorder in self._recorders:
-            recorder.validation(step, scores)
+        self._each(lambda recorder: recorder.validation(step, scores))
         means = {"mIoU": scores.miou, "pixel accuracy": scores.pixel_accuracy, "mean accuracy": scores.mean_accuracy}
         classes = zip(scores.class_names, scores.class_iou, strict=True)
         self._scalars("val", step, {**means, **{f"IoU class {name}": iou for name, iou in classes}})
@@ -148,24 +169,20 @@ class RunLog:
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
         """Record a picture, uint8 [H,W,3], such as an image beside its label and its prediction."""
-        for recorder in self._recorders:
-            recorder.image(step, tag, picture)
+        self._each(lambda recorder: recorder.image(step, tag, picture))
 
     def graph(self, model: nn.Module, image: Tensor) -> None:
         """Record the network's graph, traced on RGB images [N,3,H,W]."""
-        for recorder in self._recorders:
-            recorder.graph(model, image)
+        self._each(lambda recorder: recorder.graph(model, image))
 
     def say(self, line: str) -> None:
         """Record a sentence for people, and tell it."""
-        for recorder in self._recorders:
-            recorder.say(line)
+        self._each(lambda recorder: recorder.say(line))
         self.tell(line)
 
     def _scalars(self, part: str, step: int, values: dict[str, float | None]) -> None:
         known = {f"{part}/{tag}": value for tag, value in values.items() if value is not None}
-        for recorder in self._recorders:
-            recorder.scalars(step, known)
+        self._each(lambda recorder: recorder.scalars(step, known))
 
 
 class _MetricsFile(Recorder):
@@ -232,6 +249,12 @@ class _TensorBoard(Recorder):
         from torch.utils.tensorboard import SummaryWriter
 
         self._boards = {part: SummaryWriter(str(folder / "log" / part), purge_step=start + 1) for part in PARTS}
+        self._hook, threading.excepthook = threading.excepthook, self._in_thread
+
+    def _in_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Let TensorBoard's threads end quietly: what is written next, or the end, raises their errors again."""
+        if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            self._hook(failed)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
@@ -259,8 +282,11 @@ class _TensorBoard(Recorder):
             self._boards["train"].add_graph(traced, image)
 
     def close(self, failed: bool = False) -> None:
-        for board in self._boards.values():
-            board.close()
+        try:
+            for board in self._boards.values():
+                board.close()
+        finally:
+            threading.excepthook = self._hook
 
 
 def _keep_until(path: Path, step: int) -> None:

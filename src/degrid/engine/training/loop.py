@@ -99,8 +99,9 @@ class Training:
             "other_generators": generators[1:],
             "turns": self.turns.state() if self.turns else None,
         }
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
+        # Given a path, PyTorch 2.15 says only "unexpected pos" where the disk is full.
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def restore(self, path: Path) -> None:
         """Continue from a state, with as many processes as wrote it or with others.
