@@ -79,6 +79,17 @@ def test_an_empty_list_is_a_mistake(root):
         open_dataset(root)
 
 
+@pytest.mark.parametrize("form", ["{0}", "images/{0}.png masks/{0}.png"])
+def test_an_empty_list_of_the_test_is_none(root, form):
+    """PaddleSeg's split_dataset_list.py writes one where nothing is left for the test, as by default."""
+    names = sorted(file.stem for file in (root / "images").iterdir())
+    for split, listed in (("train", names[1:]), ("val", names[:1]), ("test", [])):
+        (root / f"{split}.txt").write_text("".join(f"{form.format(name)}\n" for name in listed))
+    report = check_data(root)
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": len(names) - 1, "val": 1}
+    assert len(open_dataset(root / "train.txt" if "/" in form else root)) == len(names) - 1
+
+
 def test_list_with_spaces_in_names(tmp_path):
     put_pair(tmp_path, "my photo", images="JPEG", masks="Seg")
     (tmp_path / "train.txt").write_text("/JPEG/my photo.png /Seg/my photo.png\n")

@@ -171,6 +171,16 @@ def test_lists(tmp_path, files):
     assert found(tmp_path) == {"train": [0, 1, 2, 3, 4, 5], "val": [6, 7]}
 
 
+@pytest.mark.parametrize("folder", ["lists", "splits", "file_lists"])
+def test_lists_of_pairs_in_a_folder_of_their_own(tmp_path, folder):
+    for k in range(6):
+        pair(tmp_path / f"imgs/{k}.png", tmp_path / f"lab/{k}.png", k)
+    (tmp_path / folder).mkdir()
+    for split, numbers in (("train", (0, 1, 2, 5)), ("val", (3, 4))):
+        (tmp_path / folder / f"{split}.txt").write_text("".join(f"imgs/{k}.png lab/{k}.png\n" for k in numbers))
+    assert found(tmp_path) == {"train": [0, 1, 2, 5], "val": [3, 4]}
+
+
 def test_lists_beside_vocs_folders(tmp_path):
     """AeroScapes has ImageSets/trn.txt; labelImg's users have ImageSets/Main, which lists images without masks, too."""
     for k in range(5):

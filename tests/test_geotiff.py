@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 import degrid
-from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_scene, without_data
+from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_picture, read_scene, without_data
 from degrid.data import check_data, open_dataset
 from degrid.engine.inference.options import InferenceOptions
 from degrid.raster import is_on_map, read_bands, tiff_header
@@ -264,3 +264,31 @@ def test_other_large_images_need_memory(tmp_path, small_limit):
         open_scene(tmp_path / "a.bmp", Bands(), 50_000)
     result = degrid.predict(network(), tmp_path / "a.bmp", tmp_path / "out", device="cpu")
     assert result.images == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "high"), [("uint16", 3, 65535), ("float32", 3, 1), ("float64", 1, 1), ("float32", 1, 1)]
+)
+def test_values_that_fill_their_range_stay_as_they_are(tmp_path, kind, bands, high):
+    """They need no range found in the data, and are no picture to Pillow either."""
+    made = {}
+    for k in range(3):
+        values = np.random.default_rng(k).permutation(np.linspace(0, high, 2000 * bands)).astype(kind)
+        made[str(k)] = values.reshape(bands, 40, 50)
+        write(tmp_path / f"images/{k}.tif", made[str(k)])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray((np.arange(2000).reshape(40, 50) % 2).astype(np.uint8)).save(tmp_path / f"masks/{k}.png")
+    assert check_data(tmp_path).ok
+    found = open_dataset(tmp_path, accept=())
+    expected = np.rint(made[found.sources[0].name] * (255 / high)).astype(int)
+    assert np.abs(found.arrays(0).image.astype(int) - expected).max() <= 1
+    place = tmp_path / f"images/{found.sources[0].name}.tif"
+    assert (read_picture(place).transpose(2, 0, 1) == found.arrays(0).image).all()
+
+
+def test_arrays_with_their_channels_first_are_told(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 40, 50), np.uint8))
+    with pytest.raises(UserError, match=r"\[3, 40, 50\], which seems to have its channels first: save array.transpose"):
+        read_picture(tmp_path / "a.npy", Bands(50, "bytes"))
+    np.save(tmp_path / "a.npy", np.zeros((40, 50, 3), np.uint8))
+    assert read_picture(tmp_path / "a.npy").shape == (40, 50, 3)

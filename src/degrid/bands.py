@@ -33,6 +33,10 @@ _DIRECT = ("uint16", "int16", "int32", "float32")
 """Types of a single band that Pillow reads without loss."""
 
 
+_BANDS_FIRST = 16
+"""An array of at most so many rows, and of more columns and bands, has its bands first."""
+
+
 def read_picture(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> np.ndarray:
     """An image file as a network reads it, uint8 [H,W,bands.count].
 
@@ -57,7 +61,7 @@ class Scene(NamedTuple):
 def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> Scene:
     """What `read_picture` gives, and what a TIFF calls "no data" (GDAL_NODATA)."""
     no_data = no_data_of(path)
-    if bands == RGB and no_data is None and not is_array(path):
+    if bands == RGB and no_data is None and not is_by_values(path):
         return Scene(read_image(path))
     return scene_of(read_values(path, size), bands, no_data, path)
 
@@ -118,7 +122,7 @@ def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows:
     """
     if rasterio_or_none() is not None and _is_for_parts(path, bands, windows):
         return LargeScene(path, bands)
-    if bands == RGB and no_data_of(path) is None and not is_array(path):
+    if bands == RGB and no_data_of(path) is None and not is_by_values(path):
         return Scene(read_image(path, memory))
     return read_scene(path, bands)
 
@@ -177,6 +181,20 @@ def is_array(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() == ".npy"
 
 
+def is_by_values(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is no picture to Pillow, whatever its values are: an array, or a TIFF as of 3 bands of uint16."""
+    if is_array(path):
+        return True
+    header = tiff_header(path) if Path(path).suffix.lower() in (".tif", ".tiff") else None
+    return header is not None and header.pages == 1 and _has_other_bands(header)
+
+
+def _has_other_bands(header: TiffHeader) -> bool:
+    """Whether a TIFF holds bands that only rasterio reads."""
+    many = header.bands > 1 and (header.bits > 8 or header.bands > 4)
+    return many or (header.bands == 1 and header.bits >= 8 and header.kind not in ("uint8", *_DIRECT))
+
+
 def is_plain(path: str | os.PathLike[str]) -> bool:
     """Whether a file holds grey or colours of 8 bits (with transparency, perhaps), so that `read_image` loses nothing.
 
@@ -229,10 +247,9 @@ def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = Non
         return _read_array(path)
     header, start = tiff_header(path), _start(path)
     refuse_pages(path, header.pages if header else 1)
-    many = header is not None and header.bands > 1 and (header.bits > 8 or header.bands > 4)
-    other = header is not None and header.bands == 1 and header.bits >= 8 and header.kind not in ("uint8", *_DIRECT)
+    other = header is not None and _has_other_bands(header)
     deep = start.startswith(_PNG_START) and start[_PNG_BITS] == 16 and start[_PNG_COLORS] in (2, 4, 6)
-    if many or other or deep:
+    if other or deep:
         found = np.moveaxis(read_bands(path), 0, -1)
         return found[..., : {4: 1}.get(start[_PNG_COLORS], 3)] if deep else found
     return values_of(oriented(open_image(path), size))
@@ -261,6 +278,11 @@ def _read_array(path: str | os.PathLike[str]) -> np.ndarray:
     if not isinstance(found, np.ndarray) or found.ndim not in (2, 3) or found.dtype.kind not in "buif":
         kind = f"{list(found.shape)} of {found.dtype}" if isinstance(found, np.ndarray) else "several arrays"
         raise UserError(f"{path} holds {kind}; expected numbers [H,W] or [H,W,C], channels last")
+    if found.ndim == 3 and found.shape[0] <= _BANDS_FIRST < min(found.shape[1:]):
+        raise UserError(
+            f"{path} is an array {list(found.shape)}, which seems to have its channels first: save "
+            "array.transpose(1, 2, 0), which is [H,W,C]"
+        )
     return found[..., None] if found.ndim == 2 else found
 
 

@@ -99,7 +99,8 @@ def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except DAMAGE + more as error:
-        raise UserError(f"{what} {error!r}" if what.endswith(":") else f"{what} ({error!r})") from error
+        found = str(error) if type(error) is ValueError and error.args else repr(error)  # which the reader has worded
+        raise UserError(f"{what} {found}" if what.endswith(":") else f"{what} ({found})") from error
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class Lists(DataFormat):
         Raises:
             UserError: a list is empty or malformed.
         """
-        files = _lists_in(path) if path.is_dir() else _lists_beside(path)
+        files = _lists_in_any(path) if path.is_dir() else _lists_beside(path)
         folder = path if path.is_dir() else path.parent
         notes: list[str] = []
         table, name = ({}, "") if files or not path.is_dir() else pair_table(path, self.root, notes)
@@ -43,6 +43,16 @@ class Lists(DataFormat):
 
 
 _MOST = 8  # files that are searched for a list of another name
+
+
+_FOLDERS = ("splits", "lists", "split", "list", "file_lists", "filelists", "data_list", "data_lists")
+"""Where lists may lie, below the folder of the data."""
+
+
+def _lists_in_any(path: Path) -> dict[str, Path]:
+    """`_lists_in` the folder of the data, or else in the first of `_FOLDERS` that holds lists of pairs."""
+    places = (path, *(path / name for name in _FOLDERS))
+    return next((found for place in places if (found := _lists_in(place))), {})
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:
@@ -63,8 +73,10 @@ def _lists_in(folder: Path) -> dict[str, Path]:
 
 
 def _of_splits(found: list[Path]) -> dict[str, Path]:
+    """The lists of splits; without an empty one of the test, as PaddleSeg writes where there is none."""
     called = splits_of(map(list_word, found))
-    return {called[word]: file for file in reversed(found) if (word := list_word(file)) in called}
+    files = {called[word]: file for file in reversed(found) if (word := list_word(file)) in called}
+    return {split: file for split, file in files.items() if split != "test" or read_names(file)}
 
 
 def _lists_beside(file: Path) -> dict[str, Path]:
@@ -74,7 +86,9 @@ def _lists_beside(file: Path) -> dict[str, Path]:
     beside = {
         split: other
         for other in list_files(file.parent)
-        if (split := split_of(list_word(other))) in splits and (other.suffix.lower() == ".txt" or is_pair_list(other))
+        if (split := split_of(list_word(other))) in splits
+        and (other.suffix.lower() == ".txt" or is_pair_list(other))
+        and (split != "test" or read_names(other))
     }
     # A list with another name, such as trainaug.txt, is taken as the one to train on.
     return {**beside, split_of(list_word(file)) if split_of(list_word(file)) in splits else "train": file}

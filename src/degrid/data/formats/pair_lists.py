@@ -184,8 +184,11 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         split = splits.get(word, word)
         if split in found:  # train.txt comes before train_ids.txt
             continue
-        found[split] = _without_header(read_names(file), file)
-        if not found[split]:
+        names = _without_header(read_names(file), file)
+        if split == "test" and not names:  # as programs write where there is no test
+            continue
+        found[split] = names
+        if not names:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
         first = found[split][0]
         if not _is_image_name(first) and _is_image_name(first.split()[0]):

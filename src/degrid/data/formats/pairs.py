@@ -13,7 +13,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from degrid.bands import is_array, is_plain, no_data_of, read_values, to_bytes
+from degrid.bands import is_by_values, is_plain, no_data_of, read_values, to_bytes
 from degrid.data.formats.layout import SPLIT_NAMES
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like, said_of_turning
 from degrid.data.formats.matching import matched, without_image
@@ -43,8 +43,8 @@ class Pair(Source):
 
     def read_image(self, size: tuple[int, ...] | None = None) -> np.ndarray:
         """See `Source`."""
-        if is_array(self.image):
-            return to_bytes(read_values(self.image), RGB, self.image)
+        if is_by_values(self.image):
+            return to_bytes(read_values(self.image, size), RGB, self.image)
         pixels = read_jpeg(self.image)
         return rgb_like(open_image(self.image), size or (0, 0)) if pixels is None else pixels
 
