@@ -1,5 +1,6 @@
 """What is the user's is afterwards as it was: modes, hooks, classes, weights, generators, threads, settings."""
 
+import contextlib
 import random
 import threading
 
@@ -123,3 +124,55 @@ def test_the_network_is_in_evaluation_mode_while_threads_run_it():
     assert all(np.array_equal(each, expected) for each in found)
     assert not any(model.seen)
     assert snapshot(model)["modes"] == modes
+
+
+def field(model, folder):
+    return degrid.erf(model, "deep", size=(33, 33), runs=1).field
+
+
+def grid(model, folder):
+    return degrid.gridding(model, size=(65, 65), runs=1, repairs=False).to_dict()
+
+
+def rates(model, folder):
+    settings = {"model.encoder": "timm:test_resnet", "model.pretrained": False, "model.channels": 8}
+    settings |= {"data.crop": (32, 32), "train.batch_size": 2, "data.workers": 0, "train.precision": "float32"}
+    return degrid.find_learning_rate(data="synthetic:4", settings=settings, out=folder, steps=10).losses
+
+
+def refined(model, folder):
+    options = degrid.InferenceOptions(crf=degrid.CRF(iterations=2))
+    return degrid.Predictor(model, "cpu", "float32", options=options)(np.zeros((24, 28, 3), np.uint8))
+
+
+@contextlib.contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES = [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), double]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=["no_grad", "inference_mode", "autocast", "float64"])
+@pytest.mark.parametrize("use", [field, grid, rates, refined], ids=lambda use: use.__name__)
+def test_what_a_verb_computes_does_not_depend_on_the_modes_of_its_caller(use, mode, tmp_path):
+    model = Net().eval()
+    expected = use(model, tmp_path)
+    if (use, mode) == (rates, double):
+        return  # the network itself is made of what the caller wants to have by default
+    with mode():
+        before = snapshot(model)
+        found = use(model, tmp_path)
+        assert snapshot(model) == before
+    np.testing.assert_equal(found, expected)
+
+
+def test_networks_that_are_built_without_gradients_can_be_trained(tmp_path):
+    with torch.inference_mode():
+        network = degrid.deeplabv3("timm:test_resnet", 3, output_stride=8, channels=8, operator="ssc", pretrained=False)
+    network.train()(torch.zeros(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())

@@ -8,9 +8,11 @@ import functools
 import inspect
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,7 +54,8 @@ _WORDS = {
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose arguments are fitted to their annotations, see `fitted`; for the verbs that notebooks call.
+    """A function whose arguments are fitted to their annotations, see `fitted`, and that runs in PyTorch's usual modes;
+    for the verbs that notebooks call.
 
     Raises:
         UserError: at a call with an argument of another type.
@@ -67,9 +70,25 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in bound.arguments.items():
             if name in hints and signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 bound.arguments[name] = fitted(hints[name], value, f"{verb}({name}=...)")
-        return function(*bound.args, **bound.kwargs)
+        with _usual_modes():
+            return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _usual_modes() -> ExitStack:
+    """A context in which PyTorch records gradients and casts nothing, whatever the caller's `no_grad`,
+    `inference_mode` or `autocast` say: receptive fields are gradients, and training needs them."""
+    usual = ExitStack()
+    torch: Any = sys.modules.get("torch")  # who has not loaded it is in none of these modes
+    if torch is not None:
+        if torch.is_inference_mode_enabled():
+            usual.enter_context(torch.inference_mode(False))
+        usual.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                usual.enter_context(torch.autocast(device, enabled=False))
+    return usual
 
 
 def check_fields(options: Any) -> None:

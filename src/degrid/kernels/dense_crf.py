@@ -40,9 +40,9 @@ def refine(probabilities: Tensor, image: Tensor, crf: CRF | None = None, room: i
     crf = crf or CRF()
     if len(image) != 3:
         raise UserError(f"CRF: expected an RGB image, got {len(image)} channels")
-    if runs_compiled(probabilities.device, crf) and numba_installed():
-        return compiled(probabilities, image, crf, room)
-    return with_torch(probabilities, image, crf, room)
+    run = compiled if runs_compiled(probabilities.device, crf) and numba_installed() else with_torch
+    with torch.autocast(probabilities.device.type, enabled=False):  # whatever the caller's is
+        return run(probabilities, image, crf, room)
 
 
 def runs_compiled(device: torch.device, crf: CRF) -> bool:
@@ -120,7 +120,10 @@ def compiled(probabilities: Tensor, image: Tensor, crf: CRF, room: int | None = 
     taps = np.zeros(-(-len(line) // 4) * 4, np.float32)
     first = len(taps) // 2 - len(line) // 2
     taps[first : first + len(line)] = line
-    rows, columns = (_blur(torch.ones(1, n, 1), crf.pos_xy_std)[0, :, 0].rsqrt().numpy() for n in (height, width))
+    rows, columns = (
+        _blur(torch.ones(1, n, 1, dtype=torch.float32), crf.pos_xy_std)[0, :, 0].rsqrt().numpy()
+        for n in (height, width)
+    )
     rows *= np.float32(math.sqrt(crf.pos_weight))  # on both sides of the kernel, so that it comes to the weight
     for _ in range(crf.iterations):
         values, spare = lattice.blurred(q.reshape(height * width, padded), values, spare)
