@@ -86,6 +86,19 @@ def test_tables_that_are_called_otherwise_or_lie_beside_the_masks(tmp_path, file
     assert f"the classes are those of {file}" in check_data(tmp_path).notes
 
 
+def test_superannotates_classes_lie_in_a_folder_and_lack_the_background(tmp_path):
+    rows = [{"id": 2190 + k, "name": NAMES[k], "color": HEX[k].lower()} for k in range(2)]
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes/classes.json").write_text(json.dumps(rows))
+    for k in range(4):
+        image = np.random.default_rng(k).integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{k}.jpg")
+        Image.fromarray(np.array([(0, 0, 0), *COLORS[:2]], np.uint8)[IDS % 3]).save(tmp_path / f"{k}.jpg___fuse.png")
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels.names == ("background", *NAMES[:2])
+    assert (dataset.arrays(0).label == IDS % 3).all()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -59,6 +59,7 @@ def found(root):
         ("tiles/s [x={},y=0].png", "tiles/s [x={},y=0]-labelled.png"),
         ("s{}.png", "s{}_Simple Segmentation.png"),
         ("a{}.png", "a{}.png___fuse.png"),
+        ("images/s{}_rgb.png", "masks/s{}_class.png"),
     ],
 )
 def test_folders_and_endings(tmp_path, images, masks):

@@ -206,9 +206,26 @@ def boxes_of_voc(folder):
     put_text(folder / "Annotations" / "a.xml", "<annotation><object><bndbox></bndbox></object></annotation>")
 
 
+def of_tool(name, content):
+    return lambda folder: put_json(folder / name, content)
+
+
+def ground_truth(folder):
+    put_text(folder / "output.manifest", '{"source-ref": "s3://a/b.jpg", "my-ref": "s3://a/b.png"}\n')
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (ground_truth, "output.manifest is that of SageMaker Ground Truth, whose lines name an image"),
+        (of_tool("b.png.json", {"instances": [{"className": "a"}]}), "b.png.json is SuperAnnotate's own form of JSON"),
+        (of_tool("a.json", [{"labels": [{"jsonResponse": {}}]}]), "a.json is Kili's own form of JSON, which is not"),
+        (of_tool("a.json", [{"data_units": {"featureHash": "x"}}]), "a.json is Encord's own form of JSON"),
+        (
+            of_tool("a.json", {"export_format_version": "1.1", "label_classes": []}),
+            "a.json is Hasty's own form of JSON",
+        ),
+        (of_tool("a.json", {"annotations": [], "datasetId": "x"}), "a.json is Dataloop's own form of JSON"),
         (boxes_of_voc, r"\. Its XML files are VOC's boxes"),
         (segment_anything, r"\. Its JSON files are Segment Anything's \(SA-1B\), whose masks have no classes"),
         (open_images, "object-segmentation.csv is Open Images', which has one mask for each object"),

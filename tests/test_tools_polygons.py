@@ -434,6 +434,21 @@ def test_yolo_that_contradicts_itself(tmp_path, beside, nc, message):
             open_dataset(tmp_path)
 
 
+def test_class_numbers_that_numpy_wrote(tmp_path):
+    text = f"1.0 {fractions(SIGN)}\n0.000e+00 {fractions(CAR)}\n"
+    yolo(tmp_path, [f"images/train/{name}.png" for name in "ab"], text)
+    yolo(tmp_path, ["images/val/c.png"], text)
+    put_text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [car, sign]\n")
+    check(tmp_path, kind="YOLO polygons")
+
+
+def test_yolos_texts_that_are_all_empty_are_told(tmp_path):
+    yolo(tmp_path, ["images/train/a.png", "images/val/b.png"], "\n")
+    put_text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [car, sign]\n")
+    with pytest.raises(UserError, match=r"2 text files of YOLO, a\.txt and others, and all of them are empty"):
+        open_dataset(tmp_path)
+
+
 def test_yolo_boxes(tmp_path):
     box = f"1 {5 / WIDTH} {3 / HEIGHT} {2 / WIDTH} {2 / HEIGHT}\n"  # middle and size
     yolo(tmp_path, ["images/a.png"], box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from degrid.types import IGNORE_INDEX
 VALUE_FILES = (
     *("classes.json", "classes.yaml", "classes.yml", "class_names.json", "class_names.yaml", "id2label.json"),
     *("label2id.json", "labels.json", "labels.yaml", "labels.yml", "categories.json", "label_map.json", "dataset.json"),
+    "classes/classes.json",
 )
-"""Files that may hold such a table; the first that does counts. The last is nnU-Net's."""
+"""Files that may hold such a table; the first that does counts. The last ones are nnU-Net's and SuperAnnotate's."""
 _LARGEST = 1 << 20
 """Bytes; annotations are larger."""
 _AROUND = ("classes", "names", "labels", "categories", "id2label", "label2id")
@@ -40,8 +42,17 @@ def read_values_table(file: Path) -> tuple[list[ClassRow], bool] | None:
     with contextlib.suppress(ValueError):
         text = read_text(file)
         value = parse_json(text) if file.suffix.lower() == ".json" else parse_yaml(text)
-        return rows_of_values(value)
+        found = rows_of_values(value)
+        return _on_black(found[0]) if found and file.parent.name == "classes" else found
     return None
+
+
+def _on_black(rows: Sequence[ClassRow]) -> tuple[list[ClassRow], bool]:
+    """SuperAnnotate's classes with the background, which is black in its masks and not in its file."""
+    if any((0, 0, 0) in row.colors for row in rows):
+        return [*rows], True
+    numbered = [dataclasses.replace(row, number=place) for place, row in enumerate(rows, 1)]
+    return [ClassRow(0, "background", ((0, 0, 0),)), *numbered], True
 
 
 def rows_of_values(value: Any) -> tuple[list[ClassRow], bool] | None:

@@ -21,10 +21,11 @@ MASK_ENDINGS = (
     *("_labelIds", "_label_id", "_label_ids", "_id", "_ids", "_semantic", "_sem", "_semseg", "-labelled", "_labelled"),
     # ApolloScape's, PH2's, SuperAnnotate's, ilastik's and Cellpose's.
     *("_bin", "_lesion", "___fuse", "_Simple Segmentation", "_cp_masks"),
+    *("_class", "_classes", "_annotation", "_annotated", "_truth", "_groundtruth"),
     *_IN_COLOR,  # where there are no ids beside
 )
 """What the name of a mask has more than that of its image; the first that is there counts."""
-_IMAGE_ENDINGS = ("_image", "_img", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test", "_0000")
+_IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_RGB", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test", "_0000")
 # Files beside masks that are not masks; nothing is said of them when their image has a mask.
 _COMPANIONS = (
     *_IN_COLOR,

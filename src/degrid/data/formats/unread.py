@@ -126,6 +126,39 @@ def _run_lengths(path: Path) -> str:
     return ""
 
 
+_OF_TOOLS = {
+    "SuperAnnotate": (b'"instances"', b'"className"'),
+    "Kili": (b'"jsonResponse"',),
+    "Encord": (b'"featureHash"',),
+    "Hasty": (b'"export_format_version"', b'"label_classes"'),
+    "Dataloop": (b'"annotations"', b'"datasetId"'),
+}
+"""What the JSON files of annotation tools hold that are not read, since their programs export COCO's, too."""
+
+
+def _other_tools(path: Path) -> str:
+    for file in _files(path, "*.json"):
+        content = file.read_bytes()
+        for tool, marks in _OF_TOOLS.items():
+            if all(mark in content for mark in marks):
+                return (
+                    f"{file.name} is {tool}'s own form of JSON, which is not read: export COCO's JSON with it, or masks"
+                )
+    return ""
+
+
+def _ground_truth(path: Path) -> str:
+    for file in _files(path, "*.manifest"):
+        with file.open("rb") as stream:
+            if b'"source-ref"' in stream.read(65536):
+                return (
+                    f"{file.name} is that of SageMaker Ground Truth, whose lines name an image (source-ref) and its "
+                    "mask (..-ref) in S3: copy them to images and masks under the same names, and write the classes "
+                    "of internal-color-map into classes.csv (id,name,r,g,b)"
+                )
+    return ""
+
+
 _WAYS = {
     "dcm": 'np.save("images/a.npy", pydicom.dcmread("a.dcm").pixel_array)',
     "nii": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii").get_fdata()[:, :, 10])',
@@ -196,6 +229,8 @@ _KNOWN: tuple[Callable[[Path], str], ...] = (
     _run_lengths,
     _labels_of_matlab,
     _labelbox,
+    _ground_truth,
+    _other_tools,
     _kinds_with_a_way,
     _archives,
     _packed,

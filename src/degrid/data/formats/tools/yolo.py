@@ -6,7 +6,7 @@ Source: the published description of the format (docs.ultralytics.com, "Instance
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +68,7 @@ class Yolo(DataFormat):
         there = [file for image in images if (file := label_file(image)).is_file()]
         polygons, boxes, upright = _kinds(there[:: len(there) // _LOOKED_AT + 1])
         if not polygons and not boxes:
+            _refuse_empty(found, there)
             return None
         if not polygons:
             raise UserError(
@@ -82,6 +83,19 @@ class Yolo(DataFormat):
         if len(there) < len(images):
             notes.append(f"{counted(len(images) - len(there), 'image', 'have')} no text file: background all over")
         return _layout(found, there, notes)
+
+
+def _refuse_empty(found: _Found, there: Sequence[Path]) -> None:
+    """Refuse labels without a single object.
+
+    Raises:
+        UserError: data.yaml names classes, and all text files are empty.
+    """
+    if found.names and there and not any(map(read_names, there)):
+        raise UserError(
+            f"{found.root} holds {counted(len(there), 'text file')} of YOLO, {there[0].name} and others, and all of "
+            "them are empty: nothing was drawn, or it was not exported"
+        )
 
 
 def _layout(found: _Found, there: list[Path], notes: list[str]) -> Layout:
@@ -285,7 +299,7 @@ def _kinds(files: list[Path]) -> tuple[int, int, int]:
     for file in files:
         for line in read_names(file):
             numbers = _values(line)
-            if not all(_is_number(number) for number in numbers) or not numbers[0].isdecimal():
+            if not all(_is_number(number) for number in numbers) or _class_of(numbers) is None:
                 return 0, 0, 0
             polygons += len(numbers) >= 7
             boxes += len(numbers) in (5, 6)
@@ -298,6 +312,12 @@ def _values(line: str) -> list[str]:
     return line.replace(",", " ").split()
 
 
+def _class_of(values: Sequence[str]) -> int | None:
+    """The class of a line, which NumPy writes as 3.0 or 3.000e+00; None where the first value is no whole number."""
+    number = float(values[0]) if _is_number(values[0]) else -1.0
+    return int(number) if number >= 0 and number.is_integer() else None
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -307,7 +327,8 @@ def _is_number(text: str) -> bool:
 
 
 def _highest(files: list[Path]) -> int:
-    return max((int(_values(line)[0]) for file in files for line in read_names(file)), default=0)
+    numbers = (_class_of(_values(line)) for file in files for line in read_names(file))
+    return max((number for number in numbers if number is not None), default=0)
 
 
 def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Drawn:
@@ -330,9 +351,11 @@ def _from_one(number: str, ids: Mapping[int, int]) -> str:
 def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iterator[Thing]:
     for row, line in enumerate(read_names(file), 1):
         values = _values(line)
-        if not values[0].isdecimal() or int(values[0]) not in ids:
+        number = _class_of(values)
+        if number is None or number not in ids:
             raise UserError(
-                f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes{_from_one(values[0], ids)}"
+                f"{file}, line {row}: class {values[0]} is not among the {len(ids)} classes"
+                f"{_from_one(str(number), ids)}"
             )
         numbers = np.array(values[1:], np.float64)
         if numbers.max(initial=0) > _MOST:
@@ -340,7 +363,7 @@ def _things(file: Path, ids: Mapping[int, int], height: int, width: int) -> Iter
                 f"{file}, line {row}: a coordinate of {numbers.max():g}; YOLO counts in fractions of the image's width "
                 "and height, 0 to 1: divide pixels by these"
             )
-        train = ids[int(values[0])]
+        train = ids[number]
         if len(numbers) in (4, 5):
             x, y, wide, high = numbers[:4] * (width, height, width, height)
             yield Thing(train, polygon_region(rectangle(x - wide / 2, y - high / 2, wide, high), height, width), True)
