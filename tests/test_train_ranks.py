@@ -16,7 +16,7 @@ from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.contracts import MultiScaleNetwork
 from degrid.data import Share, training_batches
 from degrid.engine.ranks import check_same, gathered, together
-from degrid.engine.training.loop import Training, load_state, train_step
+from degrid.engine.training.loop import FORMAT, Training, load_state, train_step
 from degrid.engine.training.losses import LOSSES, make_losses
 from degrid.engine.training.objective import Objective
 from degrid.engine.training.optimizers import OPTIMIZERS, set_learning_rate
@@ -184,6 +184,7 @@ def work(rank, folder):
             found[world, optimizer] = sharded(optimizer, rank, world, folder)
         found[world, "errors"] = errors(rank)
         state.save(folder / f"state{world}.ckpt")
+        found[world, "older"] = older(state, rank, folder / f"state{world}.ckpt")
         dist.destroy_process_group()
     torch.save(found, folder / f"rank{rank}.pt")
 
@@ -204,6 +205,17 @@ def errors(rank):
         except UserError as error:
             told.append((type(error).__name__, str(error)))
     return [*told, gathered(rank)]
+
+
+def older(state, rank, file):
+    """What is said where process 1 still sees the file that was there before."""
+    if rank == 1:
+        file = file.with_name("older.ckpt")
+        torch.save({"format": FORMAT, "step": 7}, file)
+    dist.barrier()
+    with pytest.raises(UserError) as told:
+        state.restore(file)
+    return str(told.value)
 
 
 def _one_fails(rank):
@@ -286,6 +298,14 @@ def test_a_failure_and_other_settings_are_told_to_all(found, world):
         assert whole[1].startswith("train.loss=cross_entropy+0.5*dice: ")
         assert "optim.lr differ: optim.lr is 0.1 in process 0 and 0.2 in process 1" in differ[1]
         assert order == list(range(world))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_checkpoint_that_is_older_for_one_process_is_refused_by_all(found, world):
+    """As on a network disk whose clients keep what they have seen."""
+    steps = ", ".join("7" if rank == 1 else "0" for rank in range(world))
+    for rank in range(world):
+        assert f".ckpt, {steps}: a network disk" in found[rank][world, "older"]
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -107,9 +107,14 @@ class Training:
         """Continue from a state, with as many processes as wrote it or with others.
 
         Raises:
-            UserError: no such file, a damaged one, or the state of another model.
+            UserError: no such file, a damaged one, or the state of another model; or processes see different files.
         """
         state = load_state(path)
+        if len(set(steps := gathered(state["step"]))) > 1:
+            raise UserError(
+                f"the processes find states of different steps in {path}, {', '.join(map(str, steps))}: a network disk "
+                "may show an older file for a while after it was replaced; start them again"
+            )
         load_weights(self.model, parts_for(self.model, state["model"]), path)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
