@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -227,6 +228,26 @@ def test_paths_that_a_later_image_takes(kind):
 class ByRange(Net):
     def middle(self, y, x):
         return self.norm(y) if 20 < x.shape[-1] < 200 else y
+
+
+class EvensOut(Net):
+    """Pads maps before the norm where a stride leaves odd sides, as decoders do to fit the maps of encoders."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def middle(self, y, x):
+        height, width = (-(-side // self.stride) % 2 for side in x.shape[-2:])
+        return self.norm(F.pad(y, (0, width, 0, height)) if height or width else y)
+
+
+@pytest.mark.parametrize("stride", [2, 8, 32])
+def test_maps_that_are_odd_at_some_stride_only(stride):
+    """The last sizes lie between those that the copy was compared at."""
+    model = shaken(EvensOut(stride))
+    assert_exact(model, image(64, 64), image(128, 192), image(128, 128), image(96, 120), image(113, 100))
+    assert conv_bn_pairs(model) == []
 
 
 def test_images_larger_or_smaller_than_all_before_are_compared_too():

@@ -4,6 +4,7 @@ import io
 import itertools
 import random
 from collections import deque
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ class DescendsItsEnergy(Net):
 
 
 class Counts(Net):
-    """Every fifth image is treated in another way; the number of images is kept in one of four places."""
+    """Every fifth image is treated in another way; the number of images is kept in one of several places."""
 
     images = 0
 
@@ -80,6 +81,8 @@ class Counts(Net):
         super().__init__()
         self.place = place
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("of_each_kind", torch.zeros(2, dtype=torch.long))
+        self.array, self.scalar, self.fraction = np.zeros(1, int), np.int64(0), Fraction(0)
 
     def middle(self, y):
         if self.place == "class":
@@ -89,6 +92,16 @@ class Counts(Net):
         elif self.place == "buffer":
             self.seen += 1
             count = int(self.seen)
+        elif self.place == "buffer of two":
+            self.of_each_kind[1] += 1
+            count = int(self.of_each_kind[1])
+        elif self.place == "array":
+            self.array[0] += 1
+            count = int(self.array[0])
+        elif self.place == "scalar":
+            count = self.scalar = self.scalar + np.int64(1)
+        elif self.place == "fraction":
+            count = self.fraction = self.fraction + 1
         else:
             count = self.images = self.images + 1
         return y * 2 if count % 5 == 0 else y
@@ -135,7 +148,8 @@ class Remembers(Net):
 HOWS = ("slots", "closure", "sizes", "generator", "layers")
 MAKES = [RawStrides, Flat, SeededNoise, DescendsItsEnergy]
 MAKES += [
-    pytest.param(lambda place=place: Counts(place), id=place) for place in ("object", "class", "module", "buffer")
+    pytest.param(lambda place=place: Counts(place), id=place)
+    for place in ("object", "class", "module", "buffer", "buffer of two", "array", "scalar", "fraction")
 ]
 MAKES += [pytest.param(lambda how=how: Remembers(how), id=how) for how in HOWS]
 

@@ -7,6 +7,7 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -56,13 +57,14 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     """Fold each batch norm into the convolution that it follows; the model itself stays as it was.
 
     With running statistics fixed a batch norm is a factor and a shift per channel: W' = W g / sqrt(v + eps) and
-    b' = (b - m) g / sqrt(v + eps) + beta, worked out in double precision. The model is run once, and a pair is folded
-    where the convolution's output goes to that batch norm and nowhere else, and the batch norm gets nothing else. This
-    needs no graph of the model, and works for networks that call a layer several times, or hold it in several places. A
-    subclass of nn.Conv2d with a forward of its own (smoothed, padded, ..) is folded if its output for the input it got
-    stays the same. The activation inside a batch norm of timm stays. Layers with hooks are left as they are, and so are
-    those whose weights the model reads elsewhere; where its path depends on values, or the folded copy does not give
-    what the model gives (it may ask what its layers are), nothing is folded.
+    b' = (b - m) g / sqrt(v + eps) + beta, worked out in double precision. The model is run, also on parts of the
+    example (see `of_other_sides`), and a pair is folded where the convolution's output goes to that batch norm and
+    nowhere else, and the batch norm gets nothing else. This needs no graph of the model, and works for networks that
+    call a layer several times, or hold it in several places. A subclass of nn.Conv2d with a forward of its own
+    (smoothed, padded, ..) is folded if its output for the input it got stays the same. The activation inside a batch
+    norm of timm stays. Layers with hooks are left as they are, and so are those whose weights the model reads
+    elsewhere; where its path depends on values, or the folded copy does not give what the model gives (it may ask what
+    its layers are), nothing is folded.
 
     Args:
         model: any module from one tensor to anything.
@@ -75,6 +77,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     given = example_image(copied, _SIDE) if example is None else example
     with unchanged(copied):
         wiring = wiring_of(copied, given)
+        output = wiring.output
+        for other in of_other_sides(given):
+            with suppress(Exception):  # it may take one size only
+                wiring = wiring_of(copied, other, wiring)
     pairs, left = [], []
     for name, norm in copied.named_modules():
         if not isinstance(norm, _BatchNorm):
@@ -86,7 +92,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
             left.append((name, reason))
         else:
             pairs.append((next(key for key, module in copied.named_modules() if module is conv), name))
-    if pairs and not _gives(copied, model, given, wiring.output):
+    if pairs and not _gives(copied, model, given, output):
         stay = tuple((norm, "the folded network computes something else") for _, norm in pairs)
         return Folding(_copied(model), (), (*left, *stay))
     return Folding(copied, tuple(pairs), tuple(left))
@@ -305,6 +311,19 @@ def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) ->
     if {conv, norm} & wiring.read_elsewhere:
         return "the network reads its numbers or its convolution's elsewhere too"
     return None
+
+
+def of_other_sides(example: Tensor) -> list[Tensor]:
+    """Parts of an image [N,C,H,W] whose maps have even sides at a stride where those of other parts have odd ones.
+
+    Networks pad or cut maps where sides are odd, so that they fit others, perhaps before a batch norm. Sides of 64
+    are even at every stride up to 32, those of 65 odd; of smaller images, those of 32 and 33.
+    """
+    if example.ndim != 4 or min(example.shape[-2:]) < 33:
+        return []
+    shape = example.shape[-2:]
+    sides = (32, 33) if min(shape) < 65 else (64, 65) if any(side % 64 for side in shape) else (65,)
+    return [example[..., :side, :side] for side in sides if shape != (side, side)]
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from degrid.acceleration.fold import (
     computes_plainly,
     example_image,
+    of_other_sides,
     reason_to_leave,
     timm_batch_norm,
     wiring_of,
@@ -38,9 +39,9 @@ def freeze_batch_norm(model: nn.Module, fold: bool = True, example: Tensor | Non
             Every forward pass takes both from the batch norm anew, and the gradient reaches the weight, so that
             training, loading and saving see two layers as before. The output between them is not kept for the backward
             pass. All other batch norms stay layers of their own.
-        example: an input of the network, to find those pairs; by default noise of two sizes, [1,3,64,64] and
-            [1,3,160,224], 0 to 255. One that takes other paths at larger sizes needs one of the size that it is trained
-            with.
+        example: an input of the network, to find those pairs, in which parts of it are looked at, too; by default noise
+            of two sizes, [1,3,64,64] and [1,3,160,224], 0 to 255. One that takes other paths at larger sizes needs one
+            of the size that it is trained with.
     Returns:
         The number of batch norms frozen.
     Raises:
@@ -253,9 +254,10 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
             for norm in norms:
                 norm.eval()
             wiring = wiring_of(model, first, wiring)
-            if example is None:
+            larger = example_image(model, 160, 224) if example is None else first
+            for other in (*of_other_sides(larger), *([larger] if example is None else [])):
                 with suppress(Exception):  # it may take one size only
-                    wiring = wiring_of(model, example_image(model, 160, 224), wiring)
+                    wiring = wiring_of(model, other, wiring)
             return [
                 (conv, norm)
                 for norm in norms

@@ -8,6 +8,8 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from enum import Enum
+from numbers import Number
 from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
@@ -36,13 +38,23 @@ def kept(model: nn.Module) -> list[tuple[object, object]]:
 
 
 def counters(model: nn.Module) -> list[object]:
-    """The single numbers and words that a network keeps, as counts of images are; not those of its batch norms."""
+    """The numbers and words that a network keeps, as counts of images are; not those of its batch norms, or of large
+    maps."""
     own = [module for module in model.modules() if not isinstance(module, Adapted | _BatchNorm)]
     values = [value for module in own for held in vars(module).values() for value, _ in _inside(held, _DEPTH)]
-    found: list[object] = [value for value in values if isinstance(value, _SINGLE)]
-    found += [state_of(value) for value in values if isinstance(value, GENERATORS)]
-    tensors = [value for value in values if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta]
-    return found + [value.item() for value in tensors]
+    return [each for value in values for each in _few(value)]
+
+
+def _few(value: object) -> list[object]:
+    """The value if it is a single one, the numbers of a small tensor or array, or the state of a generator."""
+    if isinstance(value, _SINGLE):
+        return [value]
+    if isinstance(value, GENERATORS):
+        return [state_of(value)]
+    if isinstance(value, Tensor):
+        plain = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
+        return [value.tolist()] if plain and value.numel() <= _FEW else []
+    return [value.tolist()] if isinstance(value, np.ndarray) and value.size <= _FEW else []
 
 
 def numbers_outside(model: nn.Module) -> list[object]:
@@ -145,7 +157,9 @@ def _counts(kind: type | FunctionType) -> bool:
     return (kind.__module__ or "").partition(".")[0] not in _WITHOUT_COUNTS
 
 
-_SINGLE = (bool, int, float, str)
+_SINGLE = (Number, np.generic, str, bytes, Enum)
+_FEW = 64
+"""Most numbers of a tensor or array that may be counts."""
 _WITHOUT_COUNTS = ("builtins", "torch", "degrid", "timm", "torchvision", "transformers", "segmentation_models_pytorch")
 """Libraries whose classes do not count images."""
 
