@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
+import peers
 import pytest
 import torch
 import torchvision
+from test_convert_peers import converted
 
 import degrid
 from degrid.checkpoints.systems.plan import planned
@@ -49,6 +51,30 @@ def test_same_logits_as_torchvision(name, settings):
             expected = theirs((image - model.mean) / model.std)["out"]
             found = resize(model(image), (height, width), model.resize)
         assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("tf_deeplab_mobilenet_v3_large", (33, 65)), ("tf_deeplab_mobilenet_v3_small_plus", None)]
+)
+def test_same_logits_as_research_deeplab_on_mobilenet_v3(name, size):
+    """The image pooling of the first sees two rows and three columns of the map of three and four."""
+    plan, model = converted(name, "google_deeplab", **({"pooling_size": size} if size else {"output_stride": 16}))
+    with torch.inference_mode():
+        logits = model(peers.image(name))[0].numpy()
+    expected = peers.logits(name)
+    assert logits.shape == expected.shape
+    assert abs(logits - expected).max() <= 2e-5 * abs(expected).max()
+    assert plan.assumed[0] == "output_stride"
+
+
+def test_gates_from_windows_at_every_fourth_row_and_fifth_column():
+    settings = {"pooling_size": (64, 96), "pretrained": False, "network": "lraspp_google", "output_stride": 32}
+    model = build_model(ModelConfig(encoder="google:mobilenetv3_small", **settings), LabelSpace.of_size(3)).eval()
+    x = torch.randn(1, 288, 7, 9)
+    with torch.inference_mode():
+        means = torch.stack([x[..., row : row + 2, col : col + 3].mean((2, 3)) for row in (0, 4) for col in (0, 5)], -1)
+        factors = resize(model.head.scale(means.reshape(1, 288, 2, 2)), (7, 9), "half_pixel")
+        torch.testing.assert_close(model.head._factors(x), factors)
 
 
 def test_a_head_that_needs_a_feature_at_stride_8_says_so():

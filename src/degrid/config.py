@@ -60,8 +60,8 @@ class ModelConfig:
     changed them (`jfzhang95:xception`, `mobilenet_v2` or `drn_d_54`, `vainf:xception` or `mobilenet_v2`,
     `bubbliiiing:xception`, `tramac:xception`, `gluoncv:xception`, `mmseg:resnet50c`, `paddleseg:resnet50d`,
     `speedinghzl:resnet101s`, `nvidia:wider_resnet38`, `google:xception65`, `google:mobilenetv2_100`,
-    `bonlime:xception65`, `smp:efficientnet-b0`, `smp:mobilenet_v2`, `transformers:mobilevit_s`, ...); or a class of
-    your own, `my_module:MyEncoder`."""
+    `google:mobilenetv3_large`, `bonlime:xception65`, `smp:efficientnet-b0`, `smp:mobilenet_v2`,
+    `transformers:mobilevit_s`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local file of any kind that `degrid convert` reads, or a
     folder made by it; `false`: random weights. What input a file's weights expect is what the `config.json` beside it

@@ -80,6 +80,59 @@ def _set_widths(net: Any, factor: float) -> tuple[int, ...]:
     return tuple(ends[stage] for stage in _FEATURES)
 
 
+class GoogleMobileNetV3(TimmEncoder):
+    """MobileNetV3 of research/deeplab, whose last stage has half the channels.
+
+    The features that heads may read at strides 4, 8 and 16 are those of the last depthwise convolutions there, before
+    squeeze and excitation.
+
+    Args:
+        name: "google:mobilenetv3_large" or "google:mobilenetv3_small".
+        settings: see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        large = name.endswith("large")
+        super().__init__(f"tf_{name.removeprefix('google:')}_100", **settings)
+        *stages, (last,) = self.net.blocks
+        out = last.conv.in_channels // 2
+        for index, block in enumerate(stages[-1]):
+            wide = block.conv_pw.out_channels // 2
+            _resize(block.conv_pw, block.bn1, block.conv_pw.in_channels if index == 0 else out, wide)
+            _resize(block.conv_dw, block.bn2, wide, wide)
+            _resize(block.conv_pwl, block.bn3, wide, out)
+            _set_gate(block.se, wide)
+            block.has_skip = pair(block.conv_dw.stride) == (1, 1) and block.conv_pw.in_channels == out
+        _resize(last.conv, last.bn1, out, last.conv.out_channels // 2)
+        self.taps = ((1, 1), (2, 2), (4, 1)) if large else ((0, 0), (1, 1), (3, 1))
+        tapped = (self.net.blocks[stage][unit].conv_dw.out_channels for stage, unit in self.taps)
+        self.channels = (self.net.conv_stem.out_channels, *tapped, last.conv.out_channels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N,C,H,W], normalised -> features, fine to coarse."""
+        x = self.net.act1(self.net.bn1(self.net.conv_stem(image)))
+        features = [x]
+        for index, stage in enumerate(self.net.blocks):
+            for unit, block in enumerate(stage):
+                if (index, unit) not in self.taps:
+                    x = block(x)
+                    continue
+                before, wide = x, hasattr(block, "conv_pwl")  # the other kind of block has no expansion
+                deep = block.bn2(block.conv_dw(block.bn1(block.conv_pw(x)))) if wide else block.bn1(block.conv_dw(x))
+                features.append(deep)
+                x = block.se(deep)
+                x = block.bn3(block.conv_pwl(x)) if wide else block.bn2(block.conv_pw(x))
+                x = x + before if block.has_skip else x
+        return [*features, x]
+
+
+def _set_gate(gate: Any, channels: int) -> None:
+    """Give squeeze and excitation another number of channels, and a quarter of it, to a multiple of 8, in between."""
+    between = make_divisible(channels / 4)  # type: ignore[no-untyped-call]
+    gate.conv_reduce = nn.Conv2d(channels, between, 1)
+    gate.conv_expand = nn.Conv2d(between, channels, 1)
+
+
 def _resize(conv: Any, norm: Any, before: int, out: int) -> None:
     """Another number of channels, with random weights."""
     conv.groups = out if conv.groups > 1 else 1
@@ -166,6 +219,7 @@ GOOGLE_ENCODERS: dict[str, type[nn.Module]] = {
     **{f"google:xception{depth}": GoogleXception for depth in (41, 65, 71)},
     "bonlime:xception65": GoogleXception,
     **{f"google:resnet_v1_{depth}{beta}": GoogleResNet for depth in (50, 101) for beta in ("", "_beta")},
+    **{f"google:mobilenetv3_{size}": GoogleMobileNetV3 for size in ("large", "small")},
     **{f"google:mobilenetv2_{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "100", "140")},
     **{f"google:mobilenetv2_dm{width}": GoogleMobileNetV2 for width in ("035", "050", "075", "140")},
 }

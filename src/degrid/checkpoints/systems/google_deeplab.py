@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
+from degrid.checkpoints.systems.google_mobilenet_v3 import STEM, encoder_of, is_lite, leaf_of, lite_plan, split
 from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name
@@ -35,19 +36,20 @@ class GoogleDeepLab(System):
         r"(MobilenetV[23]/Conv|xception_\d+/entry_flow/conv1_1|resnet_v1_\d+/conv1(_1)?)/weights",
     )
 
+    def recognise(self, tensors: Tensors) -> str | None:
+        """See `System`."""
+        return STEM if is_lite(tensors) else super().recognise(tensors)
+
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. The output stride is that of the project's own export, 8 where there are no rates."""
-        if first_match(tensors, r"MobilenetV3/.*"):
-            raise ConversionError(
-                "mobilenet_v3 of research/deeplab has another head (Lite R-ASPP), which degrid does not have; it "
-                "converts those on MobileNetV2, Xception and ResNet v1"
-            )
+        if is_lite(tensors):
+            return lite_plan(tensors)
         branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
         if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
             raise ConversionError(
                 "this model of research/deeplab has no image pooling or no ASPP; degrid converts those that have both"
             )
-        mobile = "MobilenetV2/Conv/weights" in tensors
+        mobile, third = "MobilenetV2/Conv/weights" in tensors, STEM in tensors
         plus = "decoder/feature_projection0/weights" in tensors
         if plus and not first_match(tensors, r"decoder/decoder_conv1(_pointwise)?/weights"):
             raise ConversionError("this model of research/deeplab has another decoder than the paper's two 3x3")
@@ -55,6 +57,8 @@ class GoogleDeepLab(System):
         rule: Rule
         if mobile:
             encoder, rule = _mobile(tensors), _mobile_rule
+        elif third:
+            encoder, rule = encoder_of(tensors)
         elif resnet:
             encoder, rule = _resnet(resnet), _resnet_rule
         else:
@@ -62,14 +66,14 @@ class GoogleDeepLab(System):
         settings = {
             "network": "deeplabv3plus" if plus else "deeplabv3",
             "encoder": encoder,
-            "output_stride": 16 if len(branches) > 1 or not mobile else 8,
+            "output_stride": 16 if len(branches) > 1 or not (mobile or third) else 8,
             "rates": (6, 12, 18)[: len(branches) - 1],
             "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
             **rules.ALIGNED,
             **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else rules.CENTRED_INPUT),
         }
         plan = rules.of_either_stride(settings)
-        return plan.fill(tensors, rules.training_state, _averages, rule, _head(len(branches)))
+        return plan.fill(tensors, rules.training_state, rules.moving_average, rule, _head(len(branches)))
 
 
 def mobile_encoder(last: int) -> str:
@@ -108,41 +112,24 @@ def _resnet(stem: str) -> str:
 
 
 def _resnet_rule(name: str, value: np.ndarray) -> rules.Found | None:
-    layer, leaf = _layer(name)
+    layer, leaf = split(name)
     match = re.fullmatch(r"resnet_v1_\d+/conv1_([123])", layer)
     if match is None:
         return rules.slim_v1(name, value)
     index = 3 * int(match[1]) - 3
     norm = "bn1" if match[1] == "3" else f"conv1.{index + 1}"
-    return _leaf(leaf, value, f"encoder.conv1.{index}", f"encoder.{norm}")
-
-
-def _averages(name: str, value: np.ndarray) -> Drop | None:
-    """The moving averages that its trainer may keep beside the weights."""
-    return Drop("moving average of a weight") if name.endswith("/ExponentialMovingAverage") else None
-
-
-def _layer(name: str) -> tuple[str, str]:
-    """The layer and the leaf of a variable, without what says that it is batch norm's."""
-    layer, _, leaf = name.replace("/BatchNorm/", "/").rpartition("/")
-    return layer, leaf
-
-
-def _leaf(leaf: str, value: np.ndarray, conv: str, norm: str) -> rules.Found | None:
-    if leaf == "depthwise_weights" and value.ndim == 4:  # [height, width, channels, 1]
-        return {f"{conv}.weight": value.transpose(2, 3, 0, 1)}
-    return rules.tensorflow_leaf(leaf, value, conv, norm)
+    return leaf_of(leaf, value, f"encoder.conv1.{index}", f"encoder.{norm}")
 
 
 def _mobile_rule(name: str, value: np.ndarray) -> rules.Found | None:
-    layer, leaf = _layer(name)
+    layer, leaf = split(name)
     if layer == "MobilenetV2/Conv":
-        return _leaf(leaf, value, "encoder.net.conv_stem", "encoder.net.bn1")
+        return leaf_of(leaf, value, "encoder.net.conv_stem", "encoder.net.bn1")
     match = re.fullmatch(r"MobilenetV2/expanded_conv(?:_(\d+))?/(expand|depthwise|project)", layer)
     if match is None:
         return None
     conv, norm = mobile_block(int(match[1] or 0), _MOBILE[match[2]])
-    return _leaf(leaf, value, conv, norm)
+    return leaf_of(leaf, value, conv, norm)
 
 
 def mobile_block(index: int, part: int) -> tuple[str, str]:
@@ -167,21 +154,21 @@ def _xception_rule(tensors: Tensors) -> Rule:
     places = {unit: index for index, unit in enumerate(sorted(units))}
 
     def rule(name: str, value: np.ndarray) -> rules.Found | None:
-        layer, leaf = _layer(name)
+        layer, leaf = split(name)
         if match := re.fullmatch(r"xception_\d+/entry_flow/conv1_([12])", layer):
             stem = f"encoder.net.stem_{int(match[1]) - 1}"
-            return _leaf(leaf, value, f"{stem}.conv", f"{stem}.bn")
+            return leaf_of(leaf, value, f"{stem}.conv", f"{stem}.bn")
         match = _UNIT.fullmatch(layer)
         if match is None:
             return None
         unit = f"encoder.net.blocks_{places[flows.index(match[2]), int(match[3]), int(match[4])]}"
         if match[5] == "shortcut":
-            return _leaf(leaf, value, f"{unit}.shortcut.conv", f"{unit}.shortcut.bn")
+            return leaf_of(leaf, value, f"{unit}.shortcut.conv", f"{unit}.shortcut.bn")
         part = re.fullmatch(r"separable_conv([123])_(depth|point)wise", match[5])
         if part is None:
             return None
         conv, kind = f"{unit}.stack.conv{part[1]}", "dw" if part[2] == "depth" else "pw"
-        return _leaf(leaf, value, f"{conv}.conv_{kind}", f"{conv}.bn_{kind}")
+        return leaf_of(leaf, value, f"{conv}.conv_{kind}", f"{conv}.bn_{kind}")
 
     return rule
 
@@ -190,22 +177,22 @@ def _head(branches: int) -> Rule:
     pooling = f"head.aspp.branches.{branches}.project"
 
     def rule(name: str, value: np.ndarray) -> rules.Found | None:
-        layer, leaf = _layer(name)
+        layer, leaf = split(name)
         if layer == "image_pooling":
-            return _leaf(leaf, value, f"{pooling}.0", f"{pooling}.1")
+            return leaf_of(leaf, value, f"{pooling}.0", f"{pooling}.1")
         if layer == "concat_projection" and leaf == "weights":
             value = rules.joined_in_order(value, value.shape[-1], axis=2)
         if layer in _HEAD:
             place = _HEAD[layer]
-            return _leaf(leaf, value, place if layer.startswith("logits") else f"{place}.0", f"{place}.1")
+            return leaf_of(leaf, value, place if layer.startswith("logits") else f"{place}.0", f"{place}.1")
         if layer == "decoder/feature_projection0":
-            return _leaf(leaf, value, "head.reduce.0", "head.reduce.1")
+            return leaf_of(leaf, value, "head.reduce.0", "head.reduce.1")
         match = re.fullmatch(r"(aspp|decoder/decoder_conv)(\d)(_depthwise|_pointwise)?", layer)
         if match is None:
             return None
         place = "head.aspp.branches" if match[1] == "aspp" else "head.refine"
         first = 3 if match[3] == "_pointwise" else 0  # after the depthwise convolution, its batch norm and its ReLU
-        return _leaf(leaf, value, f"{place}.{match[2]}.{first}", f"{place}.{match[2]}.{first + 1}")
+        return leaf_of(leaf, value, f"{place}.{match[2]}.{first}", f"{place}.{match[2]}.{first + 1}")
 
     return rule
 

@@ -157,6 +157,11 @@ def training_state(name: str, value: np.ndarray) -> Drop | None:
     return Drop("optimiser state") if _SLOTS.fullmatch(name) else None
 
 
+def moving_average(name: str, value: np.ndarray) -> Drop | None:
+    """The averages of weights that research/deeplab's trainer may keep beside them."""
+    return Drop("moving average of a weight") if name.endswith("/ExponentialMovingAverage") else None
+
+
 def tensorflow_leaf(leaf: str, value: np.ndarray, conv: str, norm: str) -> Found | None:
     """A variable of a convolution or of its batch norm.
 

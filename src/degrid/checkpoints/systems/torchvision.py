@@ -27,7 +27,7 @@ _PLACES = {
 class Torchvision(System):
     """deeplabv3_* and fcn_* on ResNets, deeplabv3_mobilenet_v3_large and lraspp_mobilenet_v3_large."""
 
-    title = "torchvision: DeepLab v3 (deeplabv3_*), fcn_*, lraspp_*"
+    title = "torchvision: deeplabv3_*, fcn_*, lraspp_*"
 
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
