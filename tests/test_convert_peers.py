@@ -160,6 +160,11 @@ def units_of_resnet_101():
     return [f"backbone.res{stage}.{unit}.conv1.weight" for stage, count in units for unit in range(count)]
 
 
+GOOGLE = [
+    *(f"{layer}/weights" for layer in ("MobilenetV2/Conv", "aspp0", "image_pooling", "logits/semantic")),
+    "decoder/feature_projection0/weights",
+]
+SEPARABLE = ["decoder/decoder_conv0_depthwise/depthwise_weights", "decoder/decoder_conv1_pointwise/weights"]
 NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
 
 
@@ -182,6 +187,11 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
             "torchvision.*MobileNetV3-Large, where its head",
         ),
         (["MobilenetV3/Conv/weights", "decoder/decoder_conv0/biases"], "mobilenet_v3 of research/deeplab has 0 units"),
+        ([*GOOGLE, "decoder/feature_projection0_1/weights"], "research/deeplab has a decoder of several steps"),
+        (
+            [*GOOGLE, "aspp1/weights", *SEPARABLE],
+            "research/deeplab has separable convolutions in ASPP or",
+        ),
     ],
 )
 def test_networks_that_are_recognised_and_cannot_be_converted(names, reason):

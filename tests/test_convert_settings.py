@@ -1,5 +1,7 @@
 """Settings that a checkpoint says beside its weights: in a configuration, in tensors, in the name of the file."""
 
+import re
+
 import numpy as np
 import peers
 import pytest
@@ -181,3 +183,29 @@ def test_no_rates_are_advised_for_a_head_without_any():
         "the file does not say these settings, which are assumed: output_stride=8 (for a network of the other stride "
         "--set output_stride=16, settings=...)"
     ]
+
+
+def test_multi_grid_of_research_deeplabs_resnets_is_assumed_and_said():
+    plan = SYSTEMS["google_deeplab"].plan(peers.tensors("tf_deeplab_resnet_v1_50_beta_os8"))
+    (words,) = plan.assumption(plan.model, [])
+    assert "output_stride=16 rates=6,12,18 multi_grid=none (" in words
+    assert "its instructions have --set multi_grid=1,2,4 for resnet_v1_*_beta" in words
+
+
+def test_dense_decoders_and_other_widths_of_research_deeplab():
+    """With --aspp_with_separable_conv=false and --decoder_use_separable_conv=false its names are others."""
+    tensors = dict(peers.tensors("tf_deeplab_mobilenet_v2_dm050_plus"))
+    width = tensors["concat_projection/weights"].shape[-1]
+    separable = [name for name in tensors if re.match(r"(aspp[1-3]|decoder/decoder_conv\d)_", name)]
+    kept = {name: value for name, value in tensors.items() if name not in separable}
+    layers = {f"aspp{branch}": 160 for branch in (1, 2, 3)}
+    layers |= {"decoder/decoder_conv0/decoder_conv0_1": width + 48, "decoder/decoder_conv0/decoder_conv0_2": width}
+    for layer, channels in layers.items():
+        kept[f"{layer}/weights"] = np.random.default_rng(channels).random((3, 3, channels, width), np.float32)
+        kept |= {f"{layer}/BatchNorm/{leaf}": np.ones(width, np.float32) for leaf in ("gamma", "beta")}
+    plan = SYSTEMS["google_deeplab"].plan(kept)
+    assert (plan.model["separable"], plan.model["channels"], plan.unexpected) == (False, width, [])
+    for place, (layer, _) in zip((0, 1), list(layers.items())[3:], strict=True):
+        expected = kept[f"{layer}/weights"].transpose(3, 2, 0, 1)
+        np.testing.assert_array_equal(plan.tensors[f"head.refine.{place}.0.weight"], expected)
+        assert f"head.refine.{place}.1.bias" in plan.tensors

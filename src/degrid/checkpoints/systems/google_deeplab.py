@@ -23,6 +23,7 @@ _HEAD = {
     "concat_projection": "head.aspp.project",
     "logits/semantic": "head.classifier",
 }
+_DENSE = "decoder/decoder_conv0/decoder_conv0_{}"  # without separable convolutions
 _WIDTHS = {112: "035", 160: "050", 240: "075", 320: "100", 448: "140"}
 _MOBILE = {"expand": 0, "depthwise": 1, "project": 2}
 
@@ -45,35 +46,61 @@ class GoogleDeepLab(System):
         if is_lite(tensors):
             return lite_plan(tensors)
         branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
-        if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
-            raise ConversionError(
-                "this model of research/deeplab has no image pooling or no ASPP; degrid converts those that have both"
-            )
-        mobile, third = "MobilenetV2/Conv/weights" in tensors, STEM in tensors
+        _check(tensors)
+        encoder, rule = _encoder(tensors)
         plus = "decoder/feature_projection0/weights" in tensors
-        if plus and not first_match(tensors, r"decoder/decoder_conv1(_pointwise)?/weights"):
-            raise ConversionError("this model of research/deeplab has another decoder than the paper's two 3x3")
-        resnet = first_match(tensors, r"resnet_v1_\d+/conv1(_1)?/weights")
-        rule: Rule
-        if mobile:
-            encoder, rule = _mobile(tensors), _mobile_rule
-        elif third:
-            encoder, rule = encoder_of(tensors)
-        elif resnet:
-            encoder, rule = _resnet(resnet), _resnet_rule
-        else:
-            encoder, rule = f"google:{_xception(tensors)}", _xception_rule(tensors)
+        mobile, resnet, beta = "mobilenet" in encoder, "resnet" in encoder, encoder.endswith("_beta")
         settings = {
             "network": "deeplabv3plus" if plus else "deeplabv3",
             "encoder": encoder,
-            "output_stride": 16 if len(branches) > 1 or not (mobile or third) else 8,
+            "output_stride": 16 if len(branches) > 1 or not mobile else 8,
             "rates": (6, 12, 18)[: len(branches) - 1],
+            "channels": tensors["concat_projection/weights"].shape[-1],
             "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
             **rules.ALIGNED,
-            **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else rules.CENTRED_INPUT),
+            **({"multi_grid": None} if resnet else {}),
+            **(_MEAN_ALONE if resnet and not beta else rules.CENTRED_INPUT),
         }
-        plan = rules.of_either_stride(settings)
+        plan = rules.of_either_stride(settings, *(["multi_grid"] if resnet else []))
+        if beta:
+            plan.otherwise += "; its instructions have --set multi_grid=1,2,4 for resnet_v1_*_beta"
         return plan.fill(tensors, rules.training_state, rules.moving_average, rule, _head(len(branches)))
+
+
+def _encoder(tensors: Tensors) -> tuple[str, Rule]:
+    """Our name of the encoder, and where its variables go."""
+    if "MobilenetV2/Conv/weights" in tensors:
+        return _mobile(tensors), _mobile_rule
+    if STEM in tensors:
+        return encoder_of(tensors)
+    if resnet := first_match(tensors, r"resnet_v1_\d+/conv1(_1)?/weights"):
+        return _resnet(resnet), _resnet_rule
+    return f"google:{_xception(tensors)}", _xception_rule(tensors)
+
+
+def _check(tensors: Tensors) -> None:
+    """Make sure that the head is one that degrid has.
+
+    Raises:
+        ConversionError: it is another.
+    """
+    start = "this model of research/deeplab has"
+    if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
+        raise ConversionError(f"{start} no image pooling or no ASPP; degrid converts those that have both")
+    if "decoder/feature_projection0/weights" not in tensors:
+        return
+    if "decoder/feature_projection0_1/weights" in tensors:
+        raise ConversionError(
+            f"{start} a decoder of several steps; degrid converts those with --decoder_output_stride=4"
+        )
+    if not first_match(tensors, rf"decoder/decoder_conv1(_pointwise)?/weights|{_DENSE.format(2)}/weights"):
+        raise ConversionError(f"{start} another decoder than the paper's two 3x3")
+    separable = {f"{part}_depthwise/depthwise_weights" in tensors for part in ("aspp1", "decoder/decoder_conv0")}
+    if len(separable) > 1 and first_match(tensors, r"aspp1(_pointwise)?/weights"):
+        raise ConversionError(
+            f"{start} separable convolutions in ASPP or in the decoder alone; degrid converts those with them in both "
+            "or in neither"
+        )
 
 
 def mobile_encoder(last: int) -> str:
@@ -187,6 +214,9 @@ def _head(branches: int) -> Rule:
             return leaf_of(leaf, value, place if layer.startswith("logits") else f"{place}.0", f"{place}.1")
         if layer == "decoder/feature_projection0":
             return leaf_of(leaf, value, "head.reduce.0", "head.reduce.1")
+        if dense := re.fullmatch(_DENSE.format("([12])"), layer):
+            place = f"head.refine.{int(dense[1]) - 1}"
+            return leaf_of(leaf, value, f"{place}.0", f"{place}.1")
         match = re.fullmatch(r"(aspp|decoder/decoder_conv)(\d)(_depthwise|_pointwise)?", layer)
         if match is None:
             return None
