@@ -79,6 +79,16 @@ def test_an_empty_list_is_a_mistake(root):
         open_dataset(root)
 
 
+def test_a_mask_of_several_images_is_told(root):
+    lines = [f"images/{name}.png masks/{name if name != 'x3' else 'x2'}.png\n" for name in ("x1", "x2", "x3")]
+    (root / "train.txt").write_text("".join(lines))
+    (root / "val.txt").write_text("images/x0.png masks/x0.png\n")
+    note = f"1 mask belongs to several images each: {root / 'masks/x2.png'} to x2.png, x3.png"
+    assert note in check_data(root).notes
+    (root / "train.txt").write_text("".join(lines[:2]))
+    assert not any("several images" in note for note in check_data(root).notes)
+
+
 @pytest.mark.parametrize("form", ["{0}", "images/{0}.png masks/{0}.png"])
 def test_an_empty_list_of_the_test_is_none(root, form):
     """PaddleSeg's split_dataset_list.py writes one where nothing is left for the test, as by default."""

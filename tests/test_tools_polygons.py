@@ -768,6 +768,31 @@ def test_label_studio_json_min_and_ellipses(tmp_path):
     check(tmp_path, truth=(((x - 4) / 2) ** 2 + ((y - 3) / 3) ** 2 <= 1).astype(np.uint8), names=("background", "car"))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_label_studio_json_min_of_several_annotators(tmp_path, order):
+    """A row for each annotation, the newest of which label-studio-sdk writes first."""
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    rows = [
+        {
+            "id": 1,
+            "image": "a.png",
+            "annotation_id": number,
+            "tag": [{**size, "format": "rle", "rle": brush(mask)} | name],
+        }
+        for number, mask, name in (
+            (7, TRUTH == 2, {"brushlabels": ["car"]}),
+            (9, TRUTH == 1, {"brushlabels": ["car"]}),
+        )
+    ]
+    put_json(tmp_path / "min.json", [*rows[::order], {**rows[0], "id": 2, "image": "b.png", "annotation_id": 8}])
+    for name in "ab":
+        put_image(tmp_path / f"{name}.png")
+    labels = {s.name: s.label for split in ("train", "val") for s in open_dataset(tmp_path, split)}
+    assert labels["a"].tolist() == (TRUTH == 1).astype(int).tolist()
+    assert labels["b"].tolist() == (TRUTH == 2).astype(int).tolist()
+    assert "1 task has several annotations: the last of each counts" in check_data(tmp_path).notes
+
+
 def test_label_studio_faults(tmp_path):
     put_image(tmp_path / "a.png")
     box = result("rectangle", {"x": 0, "y": 0, "width": 10, "height": 10}, "car")

@@ -8,7 +8,7 @@ from pathlib import Path
 from degrid.data.formats.classes import unread_tables
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule, in_one_channel
-from degrid.data.formats.pairs import splits_or_divided
+from degrid.data.formats.pairs import Pair, splits_or_divided
 from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
 from degrid.data.formats.tools.label_files import is_background
@@ -40,7 +40,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
     if not any(isinstance(sources, LazySources) for sources in layout.splits.values()):
         layout.splits, notes = splits_or_divided(layout.splits)
         layout.notes += notes
-    layout.notes += _said_of_orphans(layout)
+    layout.notes += [*_said_of_orphans(layout), *_said_of_shared(layout)]
     layout.surveys = _look(layout, read)
     whole = total(layout.surveys)
     layout.notes += _said_of_rule(layout.rule, whole)
@@ -67,6 +67,20 @@ def _said_of_orphans(layout: Layout) -> list[str]:
     return [f"{counted(len(masks), 'mask')} without an image, from which nothing is learnt: {some(masks, 3)}"] * bool(
         masks
     )
+
+
+def _said_of_shared(layout: Layout) -> list[str]:
+    """A sentence on masks that several images have, as by a slip in a list; none where there are none."""
+    images: dict[Path, set[Path]] = {}
+    for sources in layout.splits.values():
+        for source in () if isinstance(sources, LazySources) else sources:
+            if type(source) is Pair and source.mask:  # other kinds have one file for many images
+                images.setdefault(source.mask, set()).add(source.image)
+    shared = [mask for mask, its in images.items() if len(its) > 1]
+    if not shared:
+        return []
+    both = some(sorted(image.name for image in images[shared[0]]), 3)
+    return [f"{counted(len(shared), 'mask', 'belong')} to several images each: {shared[0]} to {both}"]
 
 
 def _said_of_rule(rule: MaskRule | None, found: Survey) -> list[str]:

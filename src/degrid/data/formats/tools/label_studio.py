@@ -14,7 +14,7 @@ from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
 from degrid.files import parse_json, read_text
 from degrid.image import IMAGE_SUFFIXES
-from degrid.lookup import grouped
+from degrid.lookup import counted, grouped
 from degrid.types import UserError
 
 # As label_studio_sdk's converter/brush.py writes it; of the address only letters, digits, "@" and "." are left.
@@ -50,7 +50,8 @@ class LabelStudio(DataFormat):
         if not masks:
             return None
         names, said = _image_names(path)
-        images = _by_name([file for file in images_in(path) if not _NAME.fullmatch(file.name)])
+        pictures = [file for file in images_in(path) if not _NAME.fullmatch(file.name)]
+        images = _by_name(pictures)
         rows = [LabelRow(name, None, value) for value, name in enumerate(sorted({mask.label for mask in masks}))]
         labels, rule, ids = named_classes(rows, path, said or masks[0].file.name)
         tasks = grouped((mask.task, mask) for mask in masks)
@@ -61,13 +62,22 @@ class LabelStudio(DataFormat):
             layers = tuple((ids[mask.label], mask.file) for mask in given[max(given)])
             name = image.relative_to(path).with_suffix("").as_posix()
             pairs.append(JoinedMasks(name, image, layers[0][1], layers, ids[""]))
-        several = sum(len({mask.annotation for mask in its_masks}) > 1 for its_masks in tasks.values())
         splits, notes = divided(pairs)
-        notes.append("pixels without a label are background; where labels overlap, the smaller one counts")
-        if several:
-            notes.append(f"{several} tasks have several annotations: the last of each counts")
+        several = sum(len({mask.annotation for mask in its_masks}) > 1 for its_masks in tasks.values())
+        notes += _notes(several, len({*pictures} - {pair.image for pair in pairs}))
         reason = f"{masks[0].file.name}, and {said or 'images called after the tasks'}"
         return Layout(reason, path, splits, labels, rule, notes=notes)
+
+
+def _notes(several: int, left: int) -> list[str]:
+    """What was decided, and how many images have no mask."""
+    notes = ["pixels without a label are background; where labels overlap, the smaller one counts"]
+    if several:
+        notes.append(f"{counted(several, 'task', 'have')} several annotations: the last of each counts")
+    if left:
+        none = "no mask, as Label Studio writes none where nothing was drawn: left out"
+        notes.append(f"{counted(left, 'image', 'have')} {none}")
+    return notes
 
 
 def _masks(path: Path) -> list[_Mask]:

@@ -31,8 +31,8 @@ _MOST_FILES = 20
 class LabelStudioJson(DataFormat):
     """JSON (or JSON-MIN) files, one for each project, and the images anywhere below their folder.
 
-    Of several annotations of one image, the last one that was not cancelled counts. Predictions are read where no task
-    has an annotation, as in a file that a model made.
+    Of several annotations of one task, the last one that was not cancelled counts, as a note says. Predictions are read
+    where no task has an annotation, as in a file that a model made.
     """
 
     wanted = "the JSON export of Label Studio, and the images"
@@ -43,14 +43,15 @@ class LabelStudioJson(DataFormat):
         Raises:
             UserError: a file is damaged, two have the same image, or they hold rectangles only.
         """
-        tasks, said = _or_predictions(_tasks(path))
+        given, of_several = _one_each(_tasks(path))
+        tasks, said = _or_predictions(given)
         found = {file: _shapes(rows, file) for file, rows in tasks.items()}
         shapes = [result for rows in found.values() for results in rows for result in results]
         kinds = Counter(kind for result in shapes if (kind := _kind(result)))
         if not kinds:
             return None
         first, root = next(iter(tasks)), path if path.is_dir() else path.parent
-        notes = [*said, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(first))]
+        notes = [*said, *of_several, OVERLAPS, *refuse_boxes(kinds, _KINDS, ("rectangle",), str(first))]
         names = sorted({_label(result) for result in shapes if _kind(result)})
         labels, rule, ids = named_classes([LabelRow(name, None, 0) for name in names], root, first.name)
         splits = _splits(tasks, found, root, ids)
@@ -139,6 +140,28 @@ def _tasks(path: Path) -> dict[Path, list[dict[str, Any]]]:
             ):
                 found[file] = tasks
     return found
+
+
+def _one_each(tasks: Mapping[Path, list[dict[str, Any]]]) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
+    """The tasks, of whose rows in JSON-MIN, one for each annotation, the last annotation's counts; and a note."""
+    found = {file: _last_rows(rows) for file, rows in tasks.items()}
+    several = sum(len(rows) - len(found[file]) for file, rows in tasks.items())
+    several += sum(_annotations(row) > 1 for rows in found.values() for row in rows)
+    note = f"{counted(several, 'task', 'have')} several annotations: the last of each counts"
+    return found, [note] if several else []
+
+
+def _annotations(task: Mapping[str, Any]) -> int:
+    """How many annotations a task has that were not cancelled."""
+    return sum(not each.get("was_cancelled") for each in task.get("annotations") or ())
+
+
+def _last_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows; of several of a task in JSON-MIN that with the last annotation."""
+    last: dict[Any, int] = {}
+    for row in rows:
+        last[row["id"]] = max(last.get(row["id"], -1), row.get("annotation_id") or 0)
+    return [row for row in rows if "annotations" in row or (row.get("annotation_id") or 0) == last[row["id"]]]
 
 
 def _or_predictions(
