@@ -168,7 +168,7 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     assert max(staleness[-100:]) >= 1  # two at work again
 
 
-@pytest.mark.slow
+@pytest.mark.long  # Ray's workers have the lowest priority: beside much other work they need more than the time-outs
 def test_a_signal_to_all_processes_saves_the_run_which_goes_on_with_other_workers(tmp_path):
     """As `timeout` and job systems send it; Ray's processes must not end by it, or the server would with them."""
     folder, steps = tmp_path / "run", ["--set", "train.steps=30", "--set", "train.eval_every=30"]
