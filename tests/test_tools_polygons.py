@@ -141,6 +141,19 @@ def test_polygons_of_segments_ai(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_an_image_that_is_listed_twice_is_told(tmp_path):
+    """label-studio-sdk's BRUSH_TO_COCO lists an image for each of its annotations."""
+    coco(tmp_path / "a.json", ["a.png", "b.png", "a.png"])
+    for name in "ab":
+        put_image(tmp_path / f"{name}.png")
+    with pytest.raises(
+        UserError, match=r"a\.json lists 1 image under several ids, a\.png under 2, as if several people"
+    ):
+        open_dataset(tmp_path)
+    with pytest.raises(UserError, match="under several ids"):
+        check_data(tmp_path)
+
+
 def test_categories_of_one_name_are_one_class_and_it_is_said(tmp_path):
     put_image(tmp_path / "0.png")
     coco(tmp_path / "a.json", ["0.png"], ((1, "car"), (2, "sign"), (7, "car")), [(1, [CAR]), (2, [SIGN]), (7, [CAR])])

@@ -73,6 +73,7 @@ class CocoJson(DataFormat):
         notes = [OVERLAPS, *_not_read(files)]
         crowds = _crowds(contents)
         _refuse_fractions(contents)
+        _refuse_twice(contents)
         names = _names(contents, notes)
         rows = [LabelRow(name, None, value) for value, name in enumerate(names)]
         labels, rule, ids = named_classes(rows, root, files[0].name)
@@ -185,6 +186,22 @@ def _crowds(contents: list[CocoFile]) -> Crowds:
             "segmentation; draw polygons or masks in the tool that wrote the file, and export them"
         )
     return Crowds.of((name, bool(row.get("iscrowd", 0))) for name, row in drawn)
+
+
+def _refuse_twice(contents: list[CocoFile]) -> None:
+    """Refuse files that list an image several times, as converters do for each of several annotators.
+
+    Raises:
+        UserError: there is one.
+    """
+    for content in contents:
+        count = Counter(str(row.get("file_name")) for row in content.rows.values())
+        twice = [name for name, number in count.items() if number > 1]
+        if twice:
+            raise UserError(
+                f"{content.file} lists {counted(len(twice), 'image')} under several ids, {twice[0]} under "
+                f"{count[twice[0]]}, as if several people had annotated them: keep the entry of each that counts"
+            )
 
 
 def _refuse_fractions(contents: list[CocoFile]) -> None:
