@@ -176,3 +176,15 @@ def test_networks_that_are_built_without_gradients_can_be_trained(tmp_path):
         network = degrid.deeplabv3("timm:test_resnet", 3, output_stride=8, channels=8, operator="ssc", pretrained=False)
     network.train()(torch.zeros(2, 3, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_training_leaves_the_random_numbers_of_its_caller(tmp_path):
+    settings = {"model.encoder": "timm:test_resnet", "model.pretrained": False, "model.channels": 8, "data.val": ""}
+    settings |= {"data.crop": (32, 32), "train.batch_size": 2, "data.workers": 0, "train.steps": 1}
+    model = Net()
+    torch.manual_seed(3)
+    before = snapshot(model)
+    degrid.train(data="synthetic:4", settings=settings, out=tmp_path / "run")
+    after = snapshot(model)
+    for what in ("torch generator", "numpy generator", "python generator", "threads", "gradients", "deterministic"):
+        assert after[what] == before[what], what

@@ -116,6 +116,8 @@ def run(
         enough_memory(),
         ExitStack() as held,
     ):
+        # Training begins from its seed; what the caller draws afterwards is as if it had not been.
+        held.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         if not is_first():
             progress = tell = None
         claim: AbstractContextManager[None] = nullcontext()
