@@ -855,9 +855,15 @@ def test_what_lies_beside_colour_masks_is_said(tmp_path):
     put(tmp_path, [Image.fromarray(colors)] * 2)
     put(tmp_path / "other", [stripes(0, 1)] * 2)
     (tmp_path / "other" / "masks").rename(tmp_path / "labels")
-    (tmp_path / "masks" / "classes.csv").write_text("id,name,r,g,b\n0,road,0,0,0\n1,crack,200,30,40\n")
-    with pytest.raises(UserError, match=r'labels is not read: "masks: FOLDER" .*masks/classes.csv is not read: it'):
+    with pytest.raises(UserError, match='labels is not read: "masks: FOLDER"'):
         open_dataset(tmp_path)
+    (tmp_path / "masks" / "classes.csv").write_text("id,name,r,g,b\n0,road,0,0,0\n1,crack,200,30,40\n")
+    checked = check_data(tmp_path)
+    assert checked.problems == []
+    assert checked.notes[1:] == [
+        "the labels are those of masks; labels is not read",
+        "the classes are those of masks/classes.csv",
+    ]
 
 
 def test_folders_under_other_names_are_offered(tmp_path):

@@ -288,8 +288,11 @@ def test_non_finite_loss_stops_with_the_step_named_and_keeps_the_checkpoint(tmp_
 
 
 @pytest.mark.parametrize(("apart", "step"), [(0.0, 5), (9.0, None)])
-def test_two_signals_at_once_are_one(tmp_path, monkeypatch, apart, step):
+def test_two_signals_at_once_are_one(tmp_path, monkeypatch, request, apart, step):
     """As `timeout` sends them, to a process and to its group; a second one later stops at once, without saving."""
+    # Shells start programs in the background with this signal ignored, which Python leaves so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     state, now = new_state(), itertools.count(step=apart)
     monkeypatch.setattr("degrid.engine.training.loop.time.monotonic", lambda: next(now))
 

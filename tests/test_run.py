@@ -389,7 +389,7 @@ def test_converted_models_are_models(photos, tmp_path):
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "old.pth")
     code, output = cli("convert", tmp_path / "old.pth", "-o", tmp_path / "model")
     assert code == 0, output
-    assert "torchvision: DeepLab v3" in output
+    assert "torchvision: deeplabv3_*" in output
     assert output.strip().splitlines()[-1].startswith(f"model: {tmp_path / 'model'}; try: degrid predict")
     assert "21: background, aeroplane" in cli("info", tmp_path / "model")[1]
     photo = photos / "images" / "p0.jpg"

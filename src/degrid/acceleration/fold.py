@@ -78,7 +78,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
     with unchanged(copied):
         wiring = wiring_of(copied, given)
         output = wiring.output
-        for other in of_other_sides(given):
+        for other in of_other_sides(given) if wiring.sources else ():
             with suppress(Exception):  # it may take one size only
                 wiring = wiring_of(copied, other, wiring)
     pairs, left = [], []

@@ -31,7 +31,8 @@ def _sigmas(sigma: float | str, start: Tensor) -> Callable[[], float | nn.Parame
     if sigma == "layer":
         return lambda: nn.Parameter(start.clone())
     if not isinstance(sigma, int | float):
-        raise UserError(f'sigma must be a number, "shared" or "layer", got {sigma!r}')
+        shown = f'"{sigma}"' if isinstance(sigma, str) else repr(sigma)
+        raise UserError(f'sigma must be a number, "shared" or "layer", got {shown}')
     return lambda: sigma
 
 
