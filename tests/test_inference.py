@@ -160,6 +160,9 @@ def test_crf_is_applied_to_the_fused_probabilities(image):
 def test_evaluation_and_predictor_use_them(image):
     from degrid.types import LabelSpace, Sample
 
+    # Made once, since making the network seeds what the threads that read samples share.
+    predictor = Predictor(Pointwise(), precision="float32")
+
     class Two:
         labels = LabelSpace.of_size(4)
 
@@ -168,7 +171,7 @@ def test_evaluation_and_predictor_use_them(image):
 
         def __getitem__(self, index):
             picture = image.roll(index, 2)
-            return Sample(picture, Predictor(Pointwise(), precision="float32").class_ids(picture), f"s{index}")
+            return Sample(picture, predictor.class_ids(picture), f"s{index}")
 
     for options in (None, InferenceOptions(flip=True), InferenceOptions(window=(20, 20))):
         assert degrid.evaluate(Pointwise(), Two(), options=options).miou == 1.0
