@@ -1,6 +1,8 @@
 """What several files of tests share."""
 
 import gc
+import os
+import subprocess
 
 import pytest
 
@@ -26,3 +28,21 @@ def limit_of_maps():
             patch.setattr(predictor, name, 0)
         patch.setattr(FastNetwork, "bytes_to_come", lambda network: (0, 0))
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, and a function that leaves so many bytes of it free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+
+    def leave(free):
+        (disk / "filler").unlink(missing_ok=True)
+        room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(room - free))
+
+    yield disk, leave
+    subprocess.run(["umount", disk], check=True)

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 
@@ -501,24 +500,6 @@ def test_disk_full_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         state.save(tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert os.listdir(tmp_path) == ["last.ckpt"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB, and a function that leaves so many bytes of it free."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-
-    def leave(free):
-        (disk / "filler").unlink(missing_ok=True)
-        room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        (disk / "filler").write_bytes(bytes(room - free))
-
-    yield disk, leave
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_checkpoint_on_a_really_full_disk(small_disk):

@@ -182,9 +182,10 @@ def gradients(
     sizes = shape, x.shape[1], rate, groups
     of_x = of_weight = None
     if wanted[0]:
-        way = _input_way(*sizes)
-        turned = weight.flip(2, 3) if groups > 1 else weight.flip(2, 3).transpose(0, 1)
-        fast = None if way is None else functools.partial(way, grad, turned, None, rate)
+        fast = None
+        if (way := _input_way(*sizes)) is not None:
+            turned = weight.flip(2, 3) if rate else weight
+            fast = functools.partial(way, grad, turned if groups > 1 else turned.transpose(0, 1), None, rate)
         kind = "gradient of the input", *sizes
         of_x = mode.checked(kind, fast, lambda: _some(_of_library(grad, x, weight, rate, (True, False, False))))
     if wanted[1]:

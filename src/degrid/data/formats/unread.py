@@ -148,14 +148,20 @@ def _other_tools(path: Path) -> str:
 
 
 def _ground_truth(path: Path) -> str:
-    for file in _files(path, "*.manifest"):
+    file = _beginning_with(path, "*.manifest", b'"source-ref"')
+    return file and (
+        f"{file} is that of SageMaker Ground Truth, whose lines name an image (source-ref) and its mask (..-ref) in "
+        "S3: copy them to images and masks under the same names, and write the classes of internal-color-map into "
+        "classes.csv (id,name,r,g,b)"
+    )
+
+
+def _beginning_with(path: Path, pattern: str, mark: bytes) -> str:
+    """The name of the first file of that pattern that has the mark near its start; empty for none."""
+    for file in _files(path, pattern):
         with file.open("rb") as stream:
-            if b'"source-ref"' in stream.read(65536):
-                return (
-                    f"{file.name} is that of SageMaker Ground Truth, whose lines name an image (source-ref) and its "
-                    "mask (..-ref) in S3: copy them to images and masks under the same names, and write the classes "
-                    "of internal-color-map into classes.csv (id,name,r,g,b)"
-                )
+            if mark in stream.read(65536):
+                return file.name
     return ""
 
 
@@ -187,14 +193,10 @@ def _labels_of_matlab(path: Path) -> str:
 
 
 def _labelbox(path: Path) -> str:
-    for file in _files(path, "*.ndjson"):
-        with file.open("rb") as stream:
-            if b'"data_row"' in stream.read(65536):
-                return (
-                    f"{file.name} is Labelbox', whose masks lie on its server: fetch them with labelbox, or export "
-                    "COCO's JSON with it"
-                )
-    return ""
+    file = _beginning_with(path, "*.ndjson", b'"data_row"')
+    return file and (
+        f"{file} is Labelbox', whose masks lie on its server: fetch them with labelbox, or export COCO's JSON with it"
+    )
 
 
 def _packed(path: Path) -> str:
