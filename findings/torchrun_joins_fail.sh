@@ -5,7 +5,8 @@
 # Behaviour: a running torchrun notices the newcomer and stops its workers to begin again with both, as documented. It then does not tell
 # the address of the first machine again, which it keeps from its first round (`_bootstrap_store_info`), so that the newcomer
 # waits for the key MASTER_ADDR of the new round, and the old machine for the newcomer; after 60 s both end with
-# DistStoreError. Machines that were there from the beginning remember the address: losing one works.
+# DistStoreError. Machines that were there from the beginning remember the address: losing one works,
+# unless it was that of process 0: another one takes its place at a new address, and the rest look for it at the old one.
 # What to do: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all machines; the address is then told in every round.
 set -euo pipefail
 python=$(command -v "${PYTHON:-python3}")

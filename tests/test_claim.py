@@ -41,6 +41,19 @@ def test_a_process_that_was_killed_leaves_nothing_behind_even_if_its_child_lives
             os.kill(int(child), signal.SIGKILL)
 
 
+def test_whoever_another_machine_names_is_told_of(tmp_path):
+    """Killed, or its lock is not to be seen here, as through sshfs, where each machine has locks of its own."""
+    for before, words in (
+        ("process 7 on elsewhere", f"{tmp_path}/running names process 7 on elsewhere, which may still train there"),
+        (f"process 7 on {platform.node()}", None),  # killed, as it would have the lock
+    ):
+        (tmp_path / "running").write_text(before)
+        told = []
+        with claimed(tmp_path, told.append):
+            assert (tmp_path / "running").read_text() == f"process {os.getpid()} on {platform.node()}"
+        assert [text.partition(":")[0] for text in told] == [words] * bool(words)
+
+
 def test_a_job_that_was_started_again_takes_its_folder_from_a_lost_machine(tmp_path):
     with another(tmp_path) as process, claimed(tmp_path, print, anyway=True):
         assert str(os.getpid()) in (tmp_path / "running").read_text()

@@ -15,7 +15,7 @@ from degrid import UserError
 from degrid.config import OptimConfig, RunConfig, TrainConfig
 from degrid.contracts import MultiScaleNetwork
 from degrid.data import Share, training_batches
-from degrid.engine.ranks import check_same, gathered, together
+from degrid.engine.ranks import as_any_sees, check_same, gathered, together
 from degrid.engine.training.loop import FORMAT, Training, load_state, train_step
 from degrid.engine.training.losses import LOSSES, make_losses
 from degrid.engine.training.objective import Objective
@@ -199,12 +199,16 @@ def errors(rank):
         lambda rank: _check_in_step(uneven, TrainConfig(batch_norm="synchronised")),
         lambda rank: _check_in_step(uneven, TrainConfig(loss="cross_entropy+0.5*dice")),
         lambda rank: check_same({"train.steps": 10, "optim.lr": 0.1 * (1 + rank)}),
+        _one_fails_before_an_exchange,
+        lambda rank: as_any_sees(lambda: rank != 1, "a file", 2),
     ):
         try:
             attempt(rank)
         except UserError as error:
             told.append((type(error).__name__, str(error)))
-    return [*told, gathered(rank)]
+    seen = iter([False, False, True])  # at first not by process 1
+    late = as_any_sees(lambda: rank != 1 or next(seen), "a file", 20)
+    return [*told, (late, as_any_sees(lambda: False, "a file", 20)), gathered(rank)]
 
 
 def older(state, rank, file):
@@ -219,9 +223,16 @@ def older(state, rank, file):
 
 
 def _one_fails(rank):
-    with together():
+    with together(), together():
         if rank == 1:
             raise UserError("image 1 is damaged")
+
+
+def _one_fails_before_an_exchange(rank):
+    with together(), together():
+        if rank == 1:
+            raise UserError("image 1 is damaged")
+        gathered(rank)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +299,8 @@ def test_processes_that_keep_parts_train_as_one(found, folder, optimizer, world)
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_failure_and_other_settings_are_told_to_all(found, world):
     for rank in range(world):
-        failed, uneven, whole, differ, order = found[rank][world, "errors"]
+        failed, uneven, whole, differ, earlier, *unseen, seen, order = found[rank][world, "errors"]
+        assert earlier == failed
         assert failed == (
             ("UserError", "image 1 is damaged")
             if rank == 1
@@ -297,6 +309,10 @@ def test_a_failure_and_other_settings_are_told_to_all(found, world):
         assert f"a step's {2 * world - 1} images into 1, 2" in uneven[1]
         assert whole[1].startswith("train.loss=cross_entropy+0.5*dice: ")
         assert "optim.lr differ: optim.lr is 0.1 in process 0 and 0.2 in process 1" in differ[1]
+        assert [text[: text.index(" was")] for _, text in unseen] == ["a file is there for another process, but"] * (
+            rank == 1
+        )
+        assert seen == (True, False)
         assert order == list(range(world))
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import platform
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.distributed import Store  # type: ignore[attr-defined]
+
+
+_LATE = 90.0
+"""Seconds for which a new file may be missing on other machines: NFS looks at a folder anew after 30 to 60."""
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -191,14 +197,15 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        own = str(error) if isinstance(error, UserError) else type(error).__name__
-        first = next(each for each in enumerate(gathered(own)) if each[1] is not None)
-        if rank_and_count()[0] != first[0] and own == first[1]:  # one of them says it
-            raise OtherProcessError("process {} failed: {}".format(*first)) from error
+        if isinstance(error, OtherProcessError) or "heard" in vars(error):  # by all, within this context
+            raise
+        vars(error)["heard"] = True
+        own = _Failure(str(error) if isinstance(error, UserError) else type(error).__name__)
+        rank, first = next(each for each in enumerate(gathered(own)) if isinstance(each[1], _Failure))
+        if rank_and_count()[0] != rank and own == first:  # one of them says it
+            raise OtherProcessError(f"process {rank} failed: {first.said}") from error
         raise
-    failed = [each for each in enumerate(gathered(None)) if each[1] is not None]
-    if failed:
-        raise OtherProcessError("process {} failed: {}".format(*failed[0]))
+    gathered(None)
 
 
 @contextmanager
@@ -220,8 +227,19 @@ def in_contact() -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What a process passes to the others that has failed, whatever they are about to exchange."""
+
+    said: str
+
+
 def gathered(value: Any) -> list[Any]:
-    """What every process passed, in their order; any value that can be pickled. Every process must call it."""
+    """What every process passed, in their order; any value that can be pickled. Every process must call it.
+
+    Raises:
+        OtherProcessError: one has failed meanwhile, see `together`.
+    """
     _, count = rank_and_count()
     if count == 1:
         return [value]
@@ -229,6 +247,34 @@ def gathered(value: Any) -> list[Any]:
 
     found: list[Any] = [None] * count
     dist.all_gather_object(found, value)
+    for rank, each in enumerate(found):
+        if isinstance(each, _Failure) and not isinstance(value, _Failure):
+            raise OtherProcessError(f"process {rank} failed: {each.said}")
+    return found
+
+
+def as_any_sees(look: Callable[[], bool], what: str, seconds: float) -> bool:
+    """Whether any process finds something; the others then look until they do, too.
+
+    A network disk may show a new file to other machines up to a minute late. Every process must call it.
+
+    Args:
+        look: whether it is there.
+        what: it is, for the message.
+        seconds: how long the processes wait for one another.
+    Raises:
+        UserError: it did not appear here.
+    """
+    found = any(gathered(look()))
+    limit = min(_LATE, seconds / 2)
+    until = time.monotonic() + limit
+    while found and not look():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{what} is there for another process, but was not seen on {platform.node()} within {limit:g} "
+                "seconds; all machines must see the same folder"
+            )
+        time.sleep(0.2)
     return found
 
 

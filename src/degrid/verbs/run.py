@@ -27,7 +27,16 @@ from degrid.data import Share
 from degrid.data.inspection.preview import preview_sheet, write_sheet
 from degrid.engine.device import arithmetic, on_device, pick_device
 from degrid.engine.memory import enough_memory
-from degrid.engine.ranks import check_same, gathered, in_contact, is_first, joined, rank_and_count, together
+from degrid.engine.ranks import (
+    as_any_sees,
+    check_same,
+    gathered,
+    in_contact,
+    is_first,
+    joined,
+    rank_and_count,
+    together,
+)
 from degrid.engine.training.asynchronous import Server
 from degrid.engine.training.claim import claimed
 from degrid.engine.training.cycles import Cycles, TrainingScore
@@ -107,11 +116,9 @@ def run(
         OtherProcessError: another process failed.
         Stopped: the user stopped the run; it is saved.
     """
-    again = _began(folder)  # whose processes of before are gone
-    if again and not resume:
-        resume, config = True, recipes.load(str(folder / "run.json"))
+    seconds = config.train.timeout
     with (
-        joined(pick_device(config.train.device), config.train.timeout) as device,
+        joined(pick_device(config.train.device), seconds) as device,
         in_contact(),
         enough_memory(),
         ExitStack() as held,
@@ -121,9 +128,13 @@ def run(
         if not is_first():
             progress = tell = None
         claim: AbstractContextManager[None] = nullcontext()
-        if is_first():
-            claim = claimed(folder, tell or (lambda _: None), again)
         with together():
+            # Whose processes of before are gone.
+            again = as_any_sees(lambda: _began(folder), str(folder / "run.json"), seconds)
+            if again and not resume:
+                resume, config = True, recipes.load(str(folder / "run.json"))
+            if is_first():
+                claim = claimed(folder, tell or (lambda _: None), again)
             check_settings(config)
             check_fixed_crops(config)
             if not resume:
@@ -263,7 +274,8 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     _check_in_step(share, settings)
     check_class_weights(settings.class_weights, data.train)
     torch.manual_seed(settings.seed)
-    interrupted = resume and (folder / "last.ckpt").exists()
+    last = folder / "last.ckpt"
+    interrupted = resume and as_any_sees(last.exists, str(last), settings.timeout)
     model, start = start_network(config, data, device, interrupted)
     if rank:  # all begin with the same weights; dropout is each process's own
         torch.manual_seed(int(np.random.SeedSequence([settings.seed, rank]).generate_state(1)[0]))

@@ -73,6 +73,10 @@ def _locked(path: Path, tell: Tell, anyway: bool) -> IO[str]:
                 ) from error
         # The one before may have removed what was opened here, just before it was locked.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.seek(0)
+            before = file.read()  # left by one that was killed, or by one whose lock is not seen here, as through sshfs
+            if before and not anyway and before.rpartition(" on ")[2] != platform.node():
+                tell(f"{path} names {before}, which may still train there: not every network disk passes on locks")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
