@@ -2,6 +2,8 @@
 
 import contextlib
 import random
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -188,3 +190,48 @@ def test_training_leaves_the_random_numbers_of_its_caller(tmp_path):
     after = snapshot(model)
     for what in ("torch generator", "numpy generator", "python generator", "threads", "gradients", "deterministic"):
         assert after[what] == before[what], what
+
+
+LEFT = """
+import multiprocessing, os, sys, threading, warnings
+import matplotlib, numpy, torch
+from PIL import Image
+import degrid
+
+def now():
+    return {
+        "environment": dict(os.environ),
+        "warnings": list(warnings.filters),
+        "threads": sorted(each.name for each in threading.enumerate()),
+        "start of processes": multiprocessing.get_start_method(allow_none=True),
+        "generator": torch.get_rng_state().tolist(),
+        "libraries": sorted({"rasterio", "torchvision"} & set(sys.modules)),
+    }
+
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 9, 3, padding=2, dilation=2))
+Image.fromarray(numpy.zeros((24, 32, 3), numpy.uint8)).save("image.png")
+uses = {
+    "erf": lambda: degrid.erf(network, size=(33, 33), runs=1),
+    "predict": lambda: degrid.predict(network, "image.png", "out", device="cpu"),
+    "evaluate": lambda: degrid.evaluate(network, "synthetic:1", device="cpu", precision="float32"),
+    "describe": lambda: degrid.describe("synthetic"),
+    "network by name": lambda: degrid.erf("synthetic", size=(65, 65), runs=1),
+    "network of its own": lambda: degrid.erf_of_operators(None, runs=1, operators=["ssc"]),
+    "export": lambda: degrid.export(network, "network.onnx", labels=degrid.LabelSpace.of_size(9)),
+}
+for name, use in uses.items():
+    before = now()
+    use()
+    after = now()
+    changed = [key for key in before if before[key] != after[key]]
+    # What timm, PyTorch's compiler and torchvision set when they are imported.
+    imports = {"environment", "warnings", "libraries"} if name in ("describe", "export") else set()
+    assert set(changed) <= imports, (name, {key: (before[key], after[key]) for key in changed})
+"""
+
+
+@pytest.mark.slow
+def test_what_python_and_libraries_share_is_left_as_it_was(tmp_path):
+    """In a process of its own: libraries start threads and decide things when they are first used."""
+    done = subprocess.run([sys.executable, "-c", LEFT], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

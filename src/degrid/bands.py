@@ -120,7 +120,7 @@ def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows:
     Raises:
         UserError: see `read_picture`; or an image that is no TIFF takes more memory.
     """
-    if rasterio_or_none() is not None and _is_for_parts(path, bands, windows):
+    if _is_for_parts(path, bands, windows) and rasterio_or_none() is not None:
         return LargeScene(path, bands)
     if bands == RGB and no_data_of(path) is None and not is_by_values(path):
         return Scene(read_image(path, memory))

@@ -78,3 +78,7 @@ def drawing_nothing(generators: list[Any]) -> Iterator[None]:
         for generator, state, kept in before:
             if state_of(generator) != state:
                 _put_back(generator, kept)
+
+
+drawing_for_itself = drawing_nothing(of_everybody())
+"""Decorates what builds or traces networks: what its caller draws afterwards is as if it had not run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -85,3 +86,15 @@ def settle_threads() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN))
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # milliseconds
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # 2^10 cycles; its own choice is 2^26
+
+
+@contextmanager
+def start_of_processes_left_open() -> Iterator[None]:
+    """Within it libraries may ask how `multiprocessing` starts processes; afterwards that can still be chosen, if it
+    could before."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    try:
+        yield
+    finally:
+        if not chosen:
+            multiprocessing.set_start_method(None, force=True)

@@ -9,12 +9,14 @@ import contextlib
 import importlib
 import io
 import logging
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
+from degrid.threads import start_of_processes_left_open
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -136,13 +138,19 @@ def appended_facts(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings of exporting libraries: the comparison afterwards decides."""
-    before = logging.root.manager.disable
+    """Silence the warnings of exporting libraries: the comparison afterwards decides.
+
+    Threads that watch over their progress bars, which nobody sees, end too.
+    """
+    before, threads = logging.root.manager.disable, threading.enumerate()
     logging.disable(logging.WARNING)
     try:
         # PyTorch prints the graph that it could not trace.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), start_of_processes_left_open():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        for thread in threading.enumerate():
+            if thread.name == "tqdm_monitor" and thread not in threads:
+                cast(Any, thread).exit()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from degrid.threads import num_threads
+from degrid.threads import num_threads, start_of_processes_left_open
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,8 @@ def use_torch_threads() -> None:
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(num_threads(), most))
+    with start_of_processes_left_open():
+        numba.set_num_threads(min(num_threads(), most))
     # At its first call numba starts its threads and sets how many OpenMP uses, which PyTorch shares.
     if torch and torch.get_num_threads() != before:
         torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from torch import nn
 
 from degrid import config as configs
 from degrid.arguments import checked
+from degrid.chance import drawing_for_itself
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import FILE_NAME, Plan, planned
 from degrid.checkpoints.systems.smp_encoders import UNSAID
@@ -90,6 +91,7 @@ class ConversionReport:
 
 
 @checked
+@drawing_for_itself
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,

@@ -65,6 +65,7 @@ def describe(
         if found and found[1].exists():
             return _of_file(model)
     from degrid import recipes
+    from degrid.chance import drawing_for_itself
     from degrid.model_folder import load
     from degrid.models import describe as describe_network
     from degrid.networks import build_model
@@ -74,7 +75,7 @@ def describe(
             model = load(model)
         else:
             untrained = dataclasses.replace(recipes.load(str(model)).model, pretrained=False)
-            model = build_model(untrained, LabelSpace.of_size(num_classes))
+            model = drawing_for_itself(build_model)(untrained, LabelSpace.of_size(num_classes))
     return describe_network(model, size)
 
 

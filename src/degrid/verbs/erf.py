@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from degrid.analysis.field_numbers import effective_size, gridding_score, hole_ratio, mass_side, score_of_width
 from degrid.analysis.field_plots import draw_field, draw_fields
@@ -22,6 +21,7 @@ from degrid.analysis.part import Part
 from degrid.analysis.reach import Following
 from degrid.analysis.receptive_field import part_receptive_field
 from degrid.arguments import checked
+from degrid.chance import drawing_for_itself
 from degrid.contracts import DressedConv, unchanged
 from degrid.files import atomic_write, write_bytes, write_json
 from degrid.smoothing import smooth_dilated_convs
@@ -135,6 +135,7 @@ def erf(
 
 
 @checked
+@drawing_for_itself
 def erf_of_operators(
     model: NetworkOrName | None = None,
     layer: str = "",
@@ -198,6 +199,8 @@ def _one_convolution() -> nn.Module:
 
 def _block() -> nn.Module:
     """Bottleneck units as in the last stage of DeepLab v2's ResNet, with few channels."""
+    from torchvision.models.resnet import Bottleneck  # torchvision loads PyTorch's compiler, which sets the environment
+
     units = [Bottleneck(64, 16, dilation=_RATE) for _ in range(3)]
     return with_random_weights(nn.Sequential(nn.Conv2d(3, 64, 1), *units), 0)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
+from degrid.chance import drawing_for_itself
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
@@ -108,6 +109,7 @@ class ExportResult:
 
 
 @checked
+@drawing_for_itself
 def export(
     model: AnyModel,
     out: str | os.PathLike[str] | None = None,

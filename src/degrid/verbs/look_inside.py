@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from degrid import recipes
 from degrid.bands import read_picture
+from degrid.chance import drawing_for_itself
 from degrid.config import RunConfig
 from degrid.contracts import bands_of, declared
 from degrid.exporters.table import find_opener
@@ -29,6 +30,7 @@ NetworkOrName = str | os.PathLike[str] | nn.Module
 of the user's own, which is called without arguments and returns a network, or the name of one."""
 
 
+@drawing_for_itself
 def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
     """The network to look into, as it is: what belongs to the caller is not copied.
 

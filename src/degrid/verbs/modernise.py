@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.arguments import checked
+from degrid.chance import drawing_for_itself
 from degrid.config import SmoothingConfig
 from degrid.files import check_place
 from degrid.lookup import counted, some
@@ -39,6 +40,7 @@ class ModernisationReport:
 
 
 @checked
+@drawing_for_itself
 def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> ModernisationReport:
     """Rewrite a legacy model folder as a default one that computes the same logits.
 

@@ -28,6 +28,7 @@ from degrid.analysis.curves import read_curves
 from degrid.analysis.field_numbers import gridding_score
 from degrid.analysis.receptive_field import dilated_stage_receptive_field
 from degrid.arguments import check_fields, checked
+from degrid.chance import drawing_for_itself
 from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
 from degrid.engine.training.log import read_metrics
@@ -106,6 +107,7 @@ class StudyProtocol:
 
 
 @checked
+@drawing_for_itself
 def study(
     protocol: str | os.PathLike[str] | StudyProtocol,
     out: str | Path | None = None,
