@@ -11,6 +11,7 @@ from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import FILE_NAME
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.types import ConversionError
+from degrid.verbs.convert import _settings
 
 UNITS = [(stage, unit) for stage, count in enumerate((3, 4, 6, 3), 1) for unit in range(count)]
 OPENMMLAB = """
@@ -175,6 +176,18 @@ def test_resizing_of_nvidias_code_is_that_of_its_version(prefix, resize):
         plan.tensors
     )
     assert not plan.unexpected
+
+
+def test_another_stride_of_nvidias_se_resnext_is_refused():
+    """Its last two stages have no stride, so that D16 halves the rates there, and no file says which it is."""
+    trunk = [f"layer{stage}.{unit}.conv1.weight" for stage, unit in UNITS] + ["layer0.conv1.weight"]
+    tensors = {name: np.ones(1) for name in trunk} | {"bot_fine.weight": np.ones((48, 256, 1, 1))}
+    plan = SYSTEMS["nvidia"].plan(tensors)
+    assert _settings(plan, ["dropout=0.2", "output_stride=8"], "x").output_stride == 8
+    with pytest.raises(
+        ConversionError, match=r"x: .* on timm:legacy_seresnext50_32x4d have output_stride=8, .* cannot"
+    ):
+        _settings(plan, ["output_stride=16"], "x")
 
 
 def test_no_rates_are_advised_for_a_head_without_any():

@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import enum
+import json
 import pathlib
 import pickle
 import zipfile
@@ -13,11 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.models import EncoderSettings, build_encoder
-from degrid.types import ConversionError
+from degrid.types import ConversionError, UserError
 from degrid.verbs.convert import convert
 
 UNITS = [(stage, unit) for stage, count in enumerate((3, 4, 6, 3), 1) for unit in range(count)]
@@ -75,6 +77,75 @@ def test_keys_above_the_weights(tmp_path, wrapper):
     assert_found(tmp_path / "x.pth")
     torch.save({"model": {"state_dict": network()}, "ema": None}, tmp_path / "x.pth")
     assert_found(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_only_network_in_a_list_is_read(tmp_path, zipped):
+    for values in (
+        (3, network()),
+        [network(), optimiser()],
+        (optimiser(), {"state_dict": prefixed("module.", network())}),
+    ):
+        torch.save(values, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        assert_found(tmp_path / "x.pth")
+    torch.save([network(), network()], tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConversionError, match="a list of 2 values without names"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def write_shards(folder, ending, save):
+    """A checkpoint in two files and their list, as transformers and accelerate write them."""
+    values = list(network().items())
+    parts = {f"{{}}-0000{number}-of-00002.{ending}": values[number - 1 :: 2] for number in (1, 2)}
+    name = "model" if ending == "safetensors" else "pytorch_model"
+    for file, part in parts.items():
+        save(dict(part), folder / file.format(name))
+    listed = {key: file.format(name) for file, part in parts.items() for key, _ in part}
+    (folder / f"{name}.{ending}.index.json").write_text(json.dumps({"weight_map": listed}))
+    return [folder / file.format(name) for file in parts]
+
+
+@pytest.mark.parametrize(("ending", "save"), [("safetensors", save_file), ("bin", torch.save)])
+def test_shards_are_read_from_their_list_one_of_them_or_their_folder(tmp_path, ending, save):
+    parts = write_shards(tmp_path, ending, save)
+    for path in (tmp_path, *tmp_path.glob("*.index.json"), *parts):
+        assert_found(path)
+    parts[1].unlink()
+    with pytest.raises(UserError, match=rf"no file .*{parts[1].name}"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"),
+        ("optimizer.pt", "rng_state.pth", "training_args.bin", "scaler.pt"),
+        ("zero_pp_rank_0_mp_rank_00_optim_states.pt",),
+    ],
+)
+def test_what_a_training_keeps_beside_the_weights_is_not_taken_for_them(tmp_path, beside):
+    torch.save(network(), tmp_path / "mp_rank_00_model_states.pt")
+    for name in beside:
+        torch.save(optimiser(), tmp_path / name)
+    assert_found(tmp_path)
+    torch.save(network(), tmp_path / "other.pt")
+    with pytest.raises(UserError, match="expected one checkpoint .* found 2: mp_rank_00_model_states.pt, other.pt"):
+        read_tensors(tmp_path)
+
+
+def test_weights_that_are_elsewhere_or_of_no_kind_that_is_read_are_told_of(tmp_path):
+    torch.save({"module": {name: torch.empty(0) for name in network()}}, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"holds 50 tensors without values.*ZeRO-3.*zero_to_fp32\.py"):
+        read_tensors(tmp_path / "x.pth")
+    (tmp_path / ".metadata").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "__0_0.distcp"):
+        with pytest.raises(UserError, match="a distributed checkpoint of PyTorch; join it .* dcp_to_torch"):
+            read_tensors(path)
+    for change in (lambda value: value.to(torch.float8_e4m3fn), torch.Tensor.to_sparse):
+        weights = {name: change(value) for name, value in network().items() if name.endswith("weight")}
+        torch.save(network() | weights, tmp_path / "x.pth")
+        with pytest.raises(ConversionError, match="holds 49 weights of a kind that degrid does not read .quantised"):
+            convert(tmp_path / "x.pth")
 
 
 BESIDE = ["optimizer", "epoch", "args", "rng", "best", "scheduler"]

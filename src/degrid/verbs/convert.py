@@ -126,7 +126,7 @@ def convert(
         check_place(Path(out) / "config.json")
     given = _given_classes(classes)
     read = read_tensors(source, reader)
-    writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path)
+    writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path, read.skipped)
     origin = f"{read.path} ({writer.title})"
     plan = planned(writer, tensors, {**read.config, FILE_NAME: read.path.name}, read.path)
     _refuse_unexpected(plan, origin, allow_unused)
@@ -160,6 +160,12 @@ def _settings(plan: Plan, given: Sequence[str], origin: str) -> ModelConfig:
             f"{origin}: the file does not say which network of timm its encoder is; name it with --set "
             "encoder=smp:tu-NAME (settings=...), or keep the program's config.json beside the file"
         )
+    for name in plan.fixed:
+        if getattr(chosen, name) != plan.model[name]:
+            raise ConversionError(
+                f"{origin}: the program's networks on {chosen.encoder} have {name}={plan.model[name]}, and degrid "
+                f"cannot convert others; leave out --set {name}={getattr(chosen, name)} (settings=...)"
+            )
     return chosen
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from degrid.checkpoints.readers.archives import members_of, unpacked
 from degrid.checkpoints.readers.caffe import Caffe
-from degrid.checkpoints.readers.find import find_checkpoint
+from degrid.checkpoints.readers.find import PARTS_LIST, find_checkpoint
 from degrid.checkpoints.readers.hdf5 import Hdf5
 from degrid.checkpoints.readers.mxnet import MXNet
 from degrid.checkpoints.readers.numpy_files import Numpy
@@ -66,7 +66,8 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
 
     Args:
         path: a file; of TensorFlow also the prefix, any one of several files, the list of checkpoints ("checkpoint"),
-            or a folder that holds such a list or one checkpoint.
+            or a folder that holds such a list or one checkpoint; of shards as transformers and accelerate write them
+            their list (.index.json), one of them, or their folder.
         reader: a row of READERS or "module:Class" of the user's own; None: whichever recognises the file.
     Raises:
         UserError: there is nothing at the path, or more than one checkpoint.
@@ -75,15 +76,24 @@ def read_tensors(path: str | os.PathLike[str], reader: str | None = None) -> Sou
     suffixes = {suffix for row in READERS.values() for suffix in row.suffixes}
     try:
         shown, main = find_checkpoint(Path(path), suffixes)
-        file = map_file(main)
-        contents, name = _contents(file, main, shown, reader)
+        found = [_contents(map_file(part), part, part if part != main else shown, reader) for part in _parts(main)]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    contents, name = found[0]
+    for more, _ in found[1:]:
+        contents = replace(contents, tensors=contents.tensors | more.tensors, skipped=contents.skipped + more.skipped)
     if not contents.tensors:
         raise ConversionError(f"{shown}: holds no tensors by name")
     beside = {key: value for name in _SETTINGS for key, value in _config(main.with_name(name)).items()}
     config = {**contents.settings, **beside}
     return Source(contents.tensors, contents.skipped, contents.settings, shown, name, config)
+
+
+def _parts(main: Path) -> list[Path]:
+    """The files of a checkpoint in several that a list names; else the file itself."""
+    listed = _config(main).get("weight_map") if main.name.endswith(PARTS_LIST) else None
+    names = listed.values() if isinstance(listed, dict) else ()
+    return sorted({main.with_name(Path(str(name)).name) for name in names}) or [main]
 
 
 def _config(path: Path) -> dict[str, Any]:

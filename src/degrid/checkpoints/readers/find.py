@@ -14,6 +14,10 @@ from degrid.types import UserError
 
 _PARTS_OF_V2 = re.compile(r"(.+)\.(?:index|meta|data-\d{5}-of-\d{5})")
 _SHARD_OF_V1 = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+_SHARD_OF_A_HUB = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+_BESIDE_WEIGHTS = re.compile(r"optim|sched|scaler|rng_state|random_states|training_args")
+PARTS_LIST = ".index.json"
+"""How a list of the files of a checkpoint ends, as transformers and accelerate write it."""
 _CHECKPOINT_LINE = re.compile(r'^model_checkpoint_path: *"([^"\x00-\x1f]+)"', re.MULTILINE)
 
 
@@ -27,6 +31,7 @@ def find_checkpoint(path: Path, suffixes: Collection[str]) -> tuple[Path, Path]:
     Raises:
         UserError: there is nothing at the path, or more than one checkpoint.
     """
+    path = _whole(path)
     if path.is_dir():
         path = _in_folder(path, suffixes)
     elif path.name == "checkpoint" and path.is_file():
@@ -78,6 +83,27 @@ def shards_of(path: Path) -> list[Path]:
     return shards
 
 
+def _whole(path: Path) -> Path:
+    """The list of the parts that a path is one or the folder of, as transformers and accelerate write them; or itself.
+
+    Raises:
+        UserError: it belongs to a distributed checkpoint of PyTorch.
+    """
+    if path.suffix == ".distcp" or (path / ".metadata").is_file():
+        raise UserError(
+            f"{path} is a distributed checkpoint of PyTorch; join it with python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
+    part = _SHARD_OF_A_HUB.fullmatch(path.name)
+    lists = [path.with_name(f"{part[1]}{part[2]}{PARTS_LIST}")] if part else sorted(path.glob(f"*{PARTS_LIST}"))
+    return lists[0] if lists and lists[0].is_file() else path
+
+
+def _without_state(files: set[Path]) -> set[Path]:
+    """Of several files those that are not called as what a training keeps beside the weights."""
+    return {file for file in files if len(files) == 1 or not _BESIDE_WEIGHTS.search(file.name)} or files
+
+
 def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
     """The checkpoint that a folder's list names, or the only one that is there."""
     listed = _listed(folder / "checkpoint")
@@ -90,6 +116,7 @@ def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
             found.add(file.with_name(parts[1]) if parts else file)
     if {file.name for file in found} == set(PRESET):
         return folder / PRESET[0]
+    found = _without_state(found)
     if len(found) != 1:
         if (folder / "Manifest.json").is_file() and folder.suffix == ".mlpackage":
             raise UserError(f"{folder} is a model of Core ML; convert the checkpoint it was made from")

@@ -239,6 +239,7 @@ def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str
         row: the bytes of a storage by its key.
         order: the order of bytes in the storages.
     """
+    described = _alone(described)
     named = unwrapped(described)
     if named is None:
         if isinstance(described, Opaque):
@@ -259,7 +260,21 @@ def _contents(described: Any, file: Span, row: Callable[[str], Span], order: str
             )
         what = f"no tensors by name, only {some(named)}" if named else "nothing"
         raise ConversionError(f"{file.file} holds {what}; expected a {_EXPECTED}")
+    if not any(value.size for value in tensors.values()):
+        raise ConversionError(
+            f"{file.file} holds {counted(len(tensors), 'tensor')} without values, which are elsewhere, as those of "
+            "DeepSpeed's ZeRO-3; join them first, there with zero_to_fp32.py"
+        )
     return Contents(tensors, (*skipped, *beside), _settings(described))
+
+
+def _alone(described: Any) -> Any:
+    """The one dictionary with tensors in a list, an optimiser's aside, as in (epoch, state_dict); else as it is."""
+    if not isinstance(described, list | tuple):
+        return described
+    found = [each for each in described if _holds(each, (_Tensor, Array)) and isinstance(each, dict)]
+    networks = [each for each in found if "param_groups" not in each]
+    return networks[0] if len(networks) == 1 else described
 
 
 def _kind(described: object) -> str:

@@ -52,7 +52,9 @@ class Nvidia(System):
             "resize": resize,
             **rules.IMAGENET_INPUT,
         }
-        return Plan(settings).fill(tensors, rules.batch_counter, _resnet_rule if resnet else _rule, _rule)
+        # Its SE-ResNeXt has no strides in the last two stages: D16 there is a network of stride 8 with half the rates.
+        fixed = ("output_stride",) if "seresnext" in str(resnet) else ()
+        return Plan(settings, fixed=fixed).fill(tensors, rules.batch_counter, _resnet_rule if resnet else _rule, _rule)
 
 
 def _resnet(tensors: Tensors) -> str | None:

@@ -42,6 +42,7 @@ class Plan:
         labels: the classes, where the file names them.
         assumed: fields of `model` that the file does not say and that networks of this program differ in.
         otherwise: the options that set them for other networks of the program.
+        fixed: fields of `model` that all networks of the program share, so that other values are refused.
     """
 
     model: dict[str, Any]
@@ -54,6 +55,7 @@ class Plan:
     labels: LabelSpace | None = None
     assumed: tuple[str, ...] = ()
     otherwise: str = ""
+    fixed: tuple[str, ...] = ()
 
     def assumption(self, model: Mapping[str, Any], given: Collection[str]) -> list[str]:
         """What to say of the settings that the file does not say: one sentence, or none where the user gave them all.

@@ -38,7 +38,7 @@ from degrid.checkpoints.systems.torchvision import Torchvision
 from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
 from degrid.checkpoints.systems.tramac import Tramac
 from degrid.checkpoints.systems.vainf import VainF
-from degrid.lookup import lookup, some
+from degrid.lookup import counted, lookup, some
 from degrid.types import ConversionError, UserError
 from degrid.weight_names import is_counter_beside
 
@@ -98,7 +98,7 @@ class Found(NamedTuple):
     beside: dict[str, str]
 
 
-def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
+def find_system(tensors: Tensors, name: str | None, file: object, skipped: Collection[str] = ()) -> Found:
     """The system that wrote a file, and the network's tensors in it.
 
     A network may be part of a larger program, such as Lightning's "model." beside a loss, or in several wrappers.
@@ -107,6 +107,7 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
         tensors: what the file holds.
         name: a row of SYSTEMS or one of its aliases; "module:Class" of the user's own; None: whichever recognises it.
         file: for messages.
+        skipped: names of what the file holds besides, in which weights may be that cannot be read.
     Raises:
         ConversionError: no known system's tensors, another's than asked for (the message says which it fits), or
             several networks.
@@ -121,11 +122,16 @@ def find_system(tensors: Tensors, name: str | None, file: object) -> Found:
             prefix = _one_of(fits, file)
             outside = {key: f'outside of "{prefix}"' for key in rest if not key.startswith(prefix)}
             return Found(*fits[prefix], parts[prefix], beside | outside)
-    raise ConversionError(f"{file} {_no_fit(rest, None if name is None else known[0])}")
+    raise ConversionError(f"{file} {_no_fit(rest, None if name is None else known[0], skipped)}")
 
 
-def _no_fit(tensors: Tensors, wanted: System | None) -> str:
+def _no_fit(tensors: Tensors, wanted: System | None, skipped: Collection[str]) -> str:
     """Why no system has tensors of these names, or not the one that was asked for."""
+    if unread := [name for name in skipped if name.endswith(".weight")]:
+        return (
+            f"holds {counted(len(unread), 'weight')} of a kind that degrid does not read (quantised, sparse or 8-bit "
+            f"numbers): {some(unread)}; save them in single precision"
+        )
     if wanted is None:
         return (
             f"is of no system that degrid can convert; its tensors are called {some(tensors) or 'none'}; "
