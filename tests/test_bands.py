@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 
+import mask_writers
 import numpy as np
 import pytest
 import torch
@@ -248,6 +249,20 @@ def test_five_bands_are_trained_on_and_predicted(tmp_path):
         data=data, init=run.folder, settings={**TINY, "model.encoder": "timm:test_resnet"}, out=tmp_path / "again"
     )
     assert degrid.load(again.folder).bands == model.bands
+
+
+def test_two_bands_of_bytes(tmp_path):
+    """As of radar, in two polarisations; Pillow takes the second for nothing, or refuses the file."""
+    values = np.random.default_rng(0).integers(0, 256, (2, 40, 48), np.uint8)
+    by_gdal, by_hand, transparent = (tmp_path / f"{name}.tif" for name in ("gdal", "hand", "transparent"))
+    tiff(by_gdal, values)
+    by_hand.write_bytes(mask_writers.tiff(values.transpose(1, 2, 0)))
+    Image.fromarray(values.transpose(1, 2, 0)).save(transparent)
+    for file in (by_gdal, by_hand):
+        assert not is_plain(file)
+        assert (read_picture(file, Bands(2, "bytes")) == values.transpose(1, 2, 0)).all()
+    assert is_plain(transparent)
+    assert (read_picture(transparent) == values[0][..., None]).all()
 
 
 def test_images_of_other_numbers_of_bands_are_refused(tmp_path):

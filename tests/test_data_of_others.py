@@ -48,6 +48,33 @@ def test_white_in_colour_pictures_beside_ids(tmp_path):
     assert open_dataset(tmp_path)[0].label.tolist() == IDS.tolist()
 
 
+def test_white_alone_beside_several_ids(tmp_path):
+    """255 that comes only in masks without any class is an object, or else they teach the background alone."""
+    for k in range(6):
+        values = [[0, 1], [0, 2], [0, 255]][k % 3]
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, np.array(values, np.uint8)[IDS])
+    assert "4 masks hold other ids, 2 hold 0 and 255 alone, and none holds both, so that 255 is void" in problems(
+        tmp_path
+    )
+    (tmp_path / "dataset.yaml").write_text("void: [255]")
+    assert not problems(tmp_path)
+    pair(tmp_path / "images/6.png", tmp_path / "masks/6.png", 6, np.where(IDS, np.uint8(255), np.uint8(1)))
+    (tmp_path / "dataset.yaml").unlink()
+    assert not problems(tmp_path)  # as void beside a class
+
+
+@pytest.mark.parametrize("off", [(1, 0, 0), (0, 2, 3)])
+def test_colours_near_those_of_the_classes(tmp_path, off):
+    (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,0,0,0\ncar,100,50,200\n")
+    colours = np.array([[0, 0, 0], np.add((100, 50, 200), off)], np.uint8)
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, colours[IDS])
+    assert "which are near those of classes and not the same" in problems(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("nearest_color: 30")
+    assert not problems(tmp_path)
+    assert open_dataset(tmp_path)[0].label.tolist() == IDS.tolist()
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_ids_in_one_channel(tmp_path, named):
     """As CARLA's cameras write them."""
@@ -171,6 +198,8 @@ def test_splits_in_the_names_of_images(tmp_path):
         (["img_train", "img_val", "ann_train", "ann_val"], {}),  # which of both?
         (["road_train", "roof_train"], {}),
         (["train", "road_val"], {"train": "train"}),
+        (["DUTS-TR", "DUTS-TE"], {"DUTS-TR": "train", "DUTS-TE": "test"}),
+        (["a_train", "a_trainval", "a_val"], {"a_train": "train", "a_val": "val"}),
     ],
 )
 def test_splits_behind_one_word(names, found):
@@ -329,3 +358,122 @@ def test_an_export_that_is_not_unpacked(tmp_path):
     (tmp_path / "task_1.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"task_1\.zip is packed: unpack it there"):
         open_dataset(tmp_path)
+
+
+# ---- names, lists and tables ----------------------------------------------------------------------------------
+
+
+def test_copies_of_one_photograph_stay_together(tmp_path):
+    """Roboflow turns and mirrors each image several times; its export of train alone is divided here."""
+    for k in range(30):
+        name = f"photo{k // 3}_jpg.rf.{k:032x}"
+        pair(tmp_path / f"train/{name}.jpg", tmp_path / f"train/{name}_mask.png", k)
+    found = {
+        split: {sample.name.split("/")[-1].partition("_")[0] for sample in open_dataset(tmp_path, split)}
+        for split in ("train", "val")
+    }
+    assert found["train"]
+    assert found["val"]
+    assert not found["train"] & found["val"]
+    assert found["train"] | found["val"] == {f"photo{k}" for k in range(10)}
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    """As git-annex and DVC leave them for files that were not fetched."""
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    (tmp_path / "images/9.png").symlink_to(tmp_path / "store/9.png")
+    assert any(note.startswith("1 link leads to files that are not here") for note in check_data(tmp_path).notes)
+
+
+def test_comments_and_quotes_in_lists(tmp_path):
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    (tmp_path / "classes.txt").write_text("#classes\n'road'\ncar\n")
+    (tmp_path / "train.txt").write_text('"0.png"\n"1.png"\n')
+    (tmp_path / "val.txt").write_text("'2.png'\n")
+    report = check_data(tmp_path)
+    assert report.ok
+    assert report.classes == ["road", "car"]
+    assert [split.num_images for split in report.splits.values()] == [2, 1]
+    (tmp_path / "classes.txt").write_text("#1\n#2\n")
+    assert check_data(tmp_path).classes == ["#1", "#2"]
+
+
+@pytest.mark.parametrize(("folder", "table"), [("a/b/train", "a"), ("a/b/train", "a/b/train"), ("x", "x")])
+def test_tables_in_a_folder_around_the_masks(tmp_path, folder, table):
+    for scene in ("one", "two"):
+        for k in range(3):
+            place = tmp_path / folder / scene
+            pair(place / f"images/{k}.png", place / f"masks/{k}.png", k + len(scene) * 10)
+    (tmp_path / table / "classes.txt").write_text("road\ncar\n")
+    report = check_data(tmp_path)
+    assert report.classes == ["road", "car"]
+    assert f"the classes are those of {table}/classes.txt" in report.notes
+
+
+def test_tables_of_pairs_with_numbers_of_rows(tmp_path):
+    """As pandas writes them, with other columns."""
+    for k in range(5):
+        pair(tmp_path / f"x/{k}.png", tmp_path / f"y/m{k}.png", k)
+    for split, of in (("train", range(4)), ("val", [4])):
+        rows = "".join(f"{k},32,x/{k}.png,y/m{k}.png\n" for k in of)
+        (tmp_path / f"{split}.csv").write_text(f",width,image,mask\n{rows}")
+    report = check_data(tmp_path)
+    assert report.ok
+    assert [split.num_images for split in report.splits.values()] == [4, 1]
+    assert open_dataset(tmp_path)[2].label.tolist() == np.roll(IDS, 2, axis=1).tolist()
+
+
+def test_keys_that_are_written_twice(tmp_path):
+    pair(tmp_path / "images/0.png", tmp_path / "masks/0.png", 0)
+    (tmp_path / "dataset.yaml").write_text("classes:\n  0: road\n  1: car\n  1: tree\n")
+    with pytest.raises(UserError, match='the key "1" is there twice'):
+        check_data(tmp_path)
+
+
+def test_folders_of_any_names_that_pair_are_offered(tmp_path):
+    for k in range(3):
+        pair(tmp_path / f"A/{k}.png", tmp_path / f"B/{k}.png", k)
+    with pytest.raises(UserError, match='A and B hold files of the same names: write "train: A" and "masks: B"'):
+        check_data(tmp_path)
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------
+
+
+def coco(root, polygons):
+    put_image(root / "a.png", 1)
+    rows = [{"id": k, "image_id": 1, "category_id": 5, "segmentation": parts} for k, parts in enumerate(polygons)]
+    images = [{"id": 1, "file_name": "a.png", "height": 24, "width": 32}]
+    content = {"images": images, "annotations": rows, "categories": [{"id": 5, "name": "car"}]}
+    (root / "a.json").write_text(json.dumps(content))
+    return " | ".join(check_data(root).notes)
+
+
+SQUARE, HOLE, BESIDE = [2, 2, 20, 2, 20, 20, 2, 20], [6, 6, 6, 10, 10, 10, 10, 6], [22, 2, 30, 2, 30, 9, 22, 9]
+
+
+def test_holes_that_are_written_as_parts(tmp_path):
+    assert "1 annotation has an outline inside another one" in coco(tmp_path, [[SQUARE, HOLE, BESIDE], [BESIDE]])
+    assert "inside another" not in coco(tmp_path, [[SQUARE, BESIDE], [HOLE]])
+
+
+def test_objects_outside_of_the_image(tmp_path):
+    outside = [value + 40 for value in SQUARE]
+    said = "masks with objects that cover no pixel: outside the image, or smaller than one"
+    assert said in coco(tmp_path, [[SQUARE], [outside]])
+    assert "cover no pixel" not in coco(tmp_path, [[SQUARE], [[value - 4 for value in SQUARE]]])
+
+
+def test_annotations_of_nothing_but_an_empty_list(tmp_path):
+    assert "1 annotation has only a box" in coco(tmp_path, [[SQUARE], [[]]])
+
+
+def test_cityscapes_with_polygons_alone(tmp_path):
+    """As Cityscapes' gtFine without labelIds, and as IDD comes."""
+    put_image(tmp_path / "leftImg8bit/train/0/1_leftImg8bit.png", 1)
+    (tmp_path / "gtFine/train/0").mkdir(parents=True)
+    (tmp_path / "gtFine/train/0/1_gtFine_polygons.json").write_text('{"objects": []}')
+    with pytest.raises(UserError, match="are polygons, and .*gtFine holds no masks: draw them with .*createLabels.py"):
+        check_data(tmp_path)

@@ -214,9 +214,15 @@ def ground_truth(folder):
     put_text(folder / "output.manifest", '{"source-ref": "s3://a/b.jpg", "my-ref": "s3://a/b.png"}\n')
 
 
+def via_table(folder):
+    put_text(folder / "via_region_data.csv", "filename,file_size,region_shape_attributes,region_attributes\n")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (via_table, "via_region_data.csv is VIA's table: export its annotations as JSON"),
+        (of_tool("a.geojson", {}), r"a.geojson and the like are no images .* such as rasterio.features.rasterize"),
         (ground_truth, "output.manifest is that of SageMaker Ground Truth, whose lines name an image"),
         (of_tool("b.png.json", {"instances": [{"className": "a"}]}), "b.png.json is SuperAnnotate's own form of JSON"),
         (of_tool("a.json", [{"labels": [{"jsonResponse": {}}]}]), "a.json is Kili's own form of JSON, which is not"),

@@ -191,7 +191,7 @@ def is_by_values(path: str | os.PathLike[str]) -> bool:
 
 def _has_other_bands(header: TiffHeader) -> bool:
     """Whether a TIFF holds bands that only rasterio reads."""
-    many = header.bands > 1 and (header.bits > 8 or header.bands > 4)
+    many = header.bands > 1 and (header.bits > 8 or header.bands > 4 or (header.bands == 2 and not header.alpha))
     return many or (header.bands == 1 and header.bits >= 8 and header.kind not in ("uint8", *_DIRECT))
 
 
@@ -207,7 +207,7 @@ def is_plain(path: str | os.PathLike[str]) -> bool:
         return False
     if suffix in (".tif", ".tiff"):
         header = tiff_header(path)
-        return header is None or (header.bits <= 8 and header.kind.startswith("uint") and header.bands <= 4)
+        return header is None or (header.kind.startswith("uint") and header.bits <= 8 and not _has_other_bands(header))
     start = _start(path)
     return not start.startswith(_PNG_START) or start[_PNG_BITS] <= 8
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,12 +232,20 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: it is not YAML, or it is nested too deep, or by its references (*name) larger than any real one.
+        ValueError: it is not YAML, a key is there twice, or it is nested too deep, or by its references (*name) larger
+            than any real one.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [key for key, number in keys.items() if number > 1 and key != "<<"]:
+                raise yaml.YAMLError(f'the key "{twice[0]}" is there twice')
+            return super().construct_mapping(node, deep)
+
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader)
         if _size(value, {}) > _MOST_VALUES:
             raise ValueError("its references stand for too much")
     except RecursionError as error:

@@ -25,9 +25,9 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _TEXT, _STRIPS, _ORIENTATION = 270, 273, 274
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TIE_POINT, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 33922, 34264, 42113
-_ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 278, 284, 322, 323
+_ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_BANDS = 278, 284, 322, 323, 338
 _TAGS = frozenset(
-    (254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 339, 33550, 33922, 34264, 42113)
+    (254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 338, 339, 33550, 33922, 34264, 42113)
 )
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
@@ -63,6 +63,7 @@ class TiffHeader:
         upright: its first row is the top one, from left to right (Orientation 1).
         complete: it lists as many strips or tiles as an image of its size has; of those that it does not list, GDAL
             reads zeros.
+        alpha: the band after those of grey or colours is transparency.
     """
 
     size: tuple[int, int]
@@ -79,6 +80,7 @@ class TiffHeader:
     corners: tuple[float, float, float, float] | None = None
     upright: bool = True
     complete: bool = True
+    alpha: bool = False
 
     def __str__(self) -> str:
         """Such as "3 bands of uint16"."""
@@ -145,6 +147,7 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         corners=_corners(first),
         upright=first.get(_ORIENTATION, (1,))[0] == 1,
         complete=_is_complete(first),
+        alpha=first.get(_EXTRA_BANDS, (0,))[0] in (1, 2),
     )
 
 

@@ -406,15 +406,21 @@ def _values_mixed(look: _Look) -> Iterator[str]:
 
 
 def _two_kinds_of_white(look: _Look) -> Iterator[str]:
-    """Masks of 0 and 1 among masks of 0 and 255, which would be void."""
-    found, rule = look.whole, look.rule
-    ones, whites = (found.sets[0, value] + found.sets[(value,)] for value in (1, IGNORE_INDEX))
-    plain = set(found.ids) == {0, 1, IGNORE_INDEX} and not found.colored
-    plain = plain and rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX
-    if plain and not (rule.exact or rule.says_void) and ones and ones == found.found_in[1]:
+    """Masks of 0 and 255 among masks of other ids without 255, which would be void."""
+    layout, found, rule = look.layout, look.whole, look.rule
+    said = rule.exact or rule.says_void or not (layout.guessed or rule.said) or IGNORE_INDEX in layout.wishes.void
+    whites = found.sets[0, IGNORE_INDEX] + found.sets[(IGNORE_INDEX,)]
+    alone = whites == found.found_in[IGNORE_INDEX] + found.found_in[(IGNORE_INDEX,) * 3]
+    others = found.masks - whites - found.sets[(0,)]
+    if said or found.colored or rule.ids.get(IGNORE_INDEX) != IGNORE_INDEX or not (alone and others):
+        return
+    if found.sets[0, IGNORE_INDEX]:
+        one = {*found.ids} == {0, 1, IGNORE_INDEX}
+        mend = _write(layout, "threshold: 1") if one else "make them anew with the ids of the others"
+        held, here, both = ("0 and 1", "0 and 255", "1 and 255") if one else ("other ids", "0 and 255 alone", "both")
         yield (
-            f"{ones} masks hold 0 and 1, {whites} hold 0 and 255, and none holds 1 and 255, so that 255 is void in "
-            f"these: {_write(look.layout, 'threshold: 1')} if both mean the object"
+            f"{others} masks hold {held}, {whites} hold {here}, and none holds {both}, so that 255 is void in these: "
+            f'{mend} if it means an object, or write "void: [255]"'
         )
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table, table_of
@@ -75,13 +75,8 @@ class SplitFolders(DataFormat):
         notes += _left_out(path, {place for _, *both in found for place in both})
         notes = [*of_folder, *dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
-        return Layout(reason, path, splits, *classes_beside(path, _near(path, found)), orphans, notes)
-
-
-def _near(path: Path, found: list[tuple[str, Path, Path]]) -> Iterator[Path]:
-    """The folders of masks, and those around them below the folder of the data."""
-    for _, _, masks in found:
-        yield from (place for place in (masks, masks.parent) if path in place.parents)
+        near = classes_beside(path, (masks for _, _, masks in found))
+        return Layout(reason, path, splits, *near, orphans, notes)
 
 
 def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
@@ -161,8 +156,8 @@ def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
     notes += _several_note(pairs, orphans, masks)
-    near = classes_beside(path, _near(path, [("", images, masks)]))
-    return Layout(f"{images.name} and {masks.name}", path, splits, *near, orphans, notes)
+    reason = f"{images.name} and {masks.name}"
+    return Layout(reason, path, splits, *classes_beside(path, [masks]), orphans, notes)
 
 
 def _color_note(pairs: list[Pair]) -> list[str]:
@@ -214,9 +209,9 @@ class SideBySide(DataFormat):
         if not matched or 2 * len(matched) < len(pairs):
             return None  # a few names that happen to fit are no dataset
         splits, notes = divide(path, pairs, path)
-        labels, rule = classes_beside(path)
+        labels, rule = classes_beside(path, [near := path / _around(pairs)])
         if labels is None:
-            labels, rule = classes_beside(path / _around(pairs))
+            labels, rule = classes_beside(near)
         notes += [*_color_note(pairs), *unread_note(path)]
         return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
 
@@ -337,7 +332,7 @@ def classes_beside(path: Path, folders: Iterable[Path] = ()) -> tuple[LabelSpace
     """The classes that a table in the folder names, or one in each folder of a split, as Roboflow's _classes.csv.
 
     Args:
-        folders: those of masks, in which a table may lie, too.
+        folders: those of masks. Tables in these, and in those around them below `path`, count where there is no other.
     Raises:
         UserError: see `class_table`; or the splits' tables name other classes.
     """
@@ -346,7 +341,8 @@ def classes_beside(path: Path, folders: Iterable[Path] = ()) -> tuple[LabelSpace
     places = [] if labels else [place for name in splits_of(below) if (place := table_of(below[name]))]
     if places or labels:
         return _that_agree(places) if places else (labels, rule)
-    return _that_agree([place for folder in dict.fromkeys(folders) if (place := table_of(folder))], path)
+    near = dict.fromkeys(place for folder in folders for place in (folder, *folder.parents) if path in place.parents)
+    return _that_agree([place for folder in near if (place := table_of(folder))], path)
 
 
 def _that_agree(tables: list[Path], path: Path | None = None) -> tuple[LabelSpace | None, MaskRule | None]:

@@ -87,10 +87,12 @@ def _behind_one_word(bare: Mapping[str, str]) -> dict[str, str]:
     """The splits of names that begin alike and end in those of splits, as "uavid_train" and "uavid_val"; none where
     several beginnings would do."""
     found: dict[str, dict[str, str]] = {}
-    for name, word in bare.items():
-        start, _, end = re.sub(r"[-. ]", "_", word).rpartition("_")
-        if start and end in SPLIT_NAMES:
-            found.setdefault(start, {})[name] = SPLIT_NAMES[end]
+    for names in (SPLIT_NAMES, _OTHER_NAMES):
+        for name, word in bare.items():
+            start, _, end = re.sub(r"[-. ]", "_", word).rpartition("_")
+            split = names.get(_plain(end))
+            if start and split and (names is SPLIT_NAMES or split not in found.get(start, {}).values()):
+                found.setdefault(start, {})[name] = split
     several = [splits for splits in found.values() if "train" in splits.values() and len({*splits.values()}) > 1]
     return several[0] if len(several) == 1 else {}
 

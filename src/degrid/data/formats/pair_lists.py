@@ -23,9 +23,9 @@ LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
 
 
 def read_names(file: Path) -> list[str]:
-    """The lines of a list, without empty ones and without comments, which begin with "# "."""
+    """The lines of a list, without empty ones, comments, which begin with "# ", and quotes around whole lines."""
     lines = (line.strip() for line in read_text(file).splitlines())
-    return [line for line in lines if line and not line.startswith("# ")]
+    return [re.sub(r"""^(["'])([^"']*)\1$""", r"\2", line) for line in lines if line and not line.startswith("# ")]
 
 
 def read_list(file: Path, root: Path | None = None, notes: list[str] | None = None) -> list[Pair]:
@@ -47,7 +47,7 @@ def read_list(file: Path, root: Path | None = None, notes: list[str] | None = No
     if not lines:
         raise UserError(f"the list {file} is empty")
     lines = lines[1:] if _HEADER.fullmatch(lines[0]) and len(lines) > 1 else lines
-    entries = [_entry(line, file, number) for number, line in enumerate(lines, 1)]
+    entries = _columns(file) or [_entry(line, file, number) for number, line in enumerate(lines, 1)]
     _refuse_masks_first(*entries[0], file)
     return _pairs_of(entries, file, root, [] if notes is None else notes)
 
@@ -65,6 +65,17 @@ def _pairs_of(entries: list[tuple[str, str | None]], file: Path, root: Path | No
         )
         for image, mask in entries
     ]
+
+
+def _columns(file: Path) -> list[tuple[str, str | None]]:
+    """The images and masks in a table whose header names both among other columns, such as pandas' numbers of rows."""
+    rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
+    if _column_of(rows, _SPLIT_COLUMNS) and split_of(list_word(file)) not in SPLIT_NAMES.values():
+        return []  # see `pair_table`
+    image, mask = (_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS))
+    found = [(row.get(image, ""), row.get(mask, "")) for row in rows] if image and mask else []
+    named = all(_is_image_name(image) and _is_mask_name(mask) for image, mask in found)
+    return [(_relative(image), _relative(mask)) for image, mask in found] if named else []
 
 
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
@@ -158,6 +169,8 @@ def _by_end(written: str, places: Sequence[Path]) -> tuple[Path, str] | None:
 def is_pair_list(file: Path) -> bool:
     """Whether a list begins with "/image /mask" rather than a bare name."""
     try:
+        if _columns(file):
+            return True
         lines = read_names(file)[:2]
         first = lines[-1:] if lines and _HEADER.fullmatch(lines[0]) else lines[:1]
         return any(_entry(line, file, 1)[1] is not None for line in first)

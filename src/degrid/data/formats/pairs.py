@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
 from degrid.files import walk
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
-from degrid.lookup import counted
+from degrid.lookup import counted, some
 from degrid.types import RGB, Bands, UserError
 
 AnySource = TypeVar("AnySource", bound=Source)
@@ -187,16 +188,20 @@ def _found_in(folder: Path, suffixes: Collection[str]) -> Iterator[str]:
 
 
 def unread_note(*folders: Path) -> list[str]:
-    """A sentence on the images in these folders, and below, of kinds that are not read; none where there are none."""
-    found = (files for folder in dict.fromkeys(folders) for _, files in walk(folder))
-    names = (entry.name.lower() for files in found for entry in files)
+    """Sentences on the images in these folders, and below, that are not read; none where there are none."""
+    found = [entry for folder in dict.fromkeys(folders) for _, files in walk(folder) for entry in files]
+    names = (entry.name.lower() for entry in found)
     suffixes = (".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1] for name in names)
     unread = frozenset(_UNREAD.split())
     count = Counter(suffix for suffix in suffixes if suffix in unread)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common())
-    return (
-        [f"files of kinds that are not read as images are left out: {shown}; save them as JPEG or PNG"] if count else []
-    )
+    lost = [entry.path for entry in found if entry.is_symlink() and not os.path.exists(entry.path)]
+    said = [f"files of kinds that are not read as images are left out: {shown}; save them as JPEG or PNG"] * bool(count)
+    if lost:
+        said.append(
+            f"{counted(len(lost), 'link', 'lead')} to files that are not here, and are left out: {some(lost, 3)}"
+        )
+    return said
 
 
 def divided(
@@ -209,13 +214,19 @@ def divided(
     """
     if len(sources) < 2:
         return {"train": [*sources], "val": [*sources]}, [f"{why}: the only image is trained on and validated with"]
-    val = [source for source in sources if zlib.crc32(os.fsencode(source.name)) % 5 == 0]
-    val = val[: max(1, len(sources) // 3)] or list(sources[-1:])  # of few images, chance may choose most, or none
-    chosen = {source.name for source in val}
-    train = [source for source in sources if source.name not in chosen] or val
+    names = list(dict.fromkeys(_photograph(source.name) for source in sources))
+    chosen = [name for name in names if zlib.crc32(os.fsencode(name)) % 5 == 0]
+    chosen = chosen[: max(1, len(names) // 3)] or names[-1:]  # of few images, chance may choose most, or none
+    val = [source for source in sources if _photograph(source.name) in {*chosen}]
+    train = [source for source in sources if _photograph(source.name) not in {*chosen}] or val
     which = "its name, is" if len(val) == 1 else "their names, are"
     note = f"{why}: {len(val):,} of {counted(len(sources), 'image')}, chosen by {which} kept for validation"
     return {"train": train, "val": val}, [note]
+
+
+def _photograph(name: str) -> str:
+    """The name of an image without what tells Roboflow's changed copies of it apart: "a_jpg" of "a_jpg.rf.0c4f.."."""
+    return re.sub(r"\.rf\.[0-9A-Za-z]{16,}", "", name)
 
 
 def no_images(masks: Path, images: Path) -> UserError:

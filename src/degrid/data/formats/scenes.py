@@ -43,9 +43,10 @@ class Scenes(DataFormat):
         splits, notes = divide(path, pairs, path)
         first = next(iter(scenes.values()))
         reason = " and ".join(folder.relative_to(path).as_posix() for folder in first)
+        masks = (masks for _, masks in scenes.values())
         more = f" and {counted(len(scenes) - 1, 'folder')} more"
         notes += unread_note(*(images for images, _ in scenes.values()))
-        return Layout(f"{reason}{more}", path, splits, *classes_beside(path), orphans, notes)
+        return Layout(f"{reason}{more}", path, splits, *classes_beside(path, masks), orphans, notes)
 
 
 def _scenes(path: Path) -> dict[Path, tuple[Path, Path]]:

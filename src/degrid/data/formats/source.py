@@ -137,6 +137,14 @@ class Source(ABC):
         """
         return ""
 
+    def said_of_label(self, size: tuple[int, ...]) -> str:
+        """What may surprise about the label, in words that follow "3 "; or nothing.
+
+        Args:
+            size: of the label, height and width.
+        """
+        return ""
+
     def image_length(self) -> int:
         """The bytes of the image's file, whose path `places` gives; 0 for an image that is no file, or missing."""
         return 0

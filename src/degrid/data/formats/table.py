@@ -97,6 +97,7 @@ _OWN_MASKS = ("Supervisely", "LabelMe XML")
 """Those that say themselves which masks lie beside them."""
 _OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "scenes", "side by side", "TFRecord")
 """Layouts of users' own data, which a message explains; the others have names that their users know."""
+_FEW = 4  # folders of any names that are compared with each other
 _TRIED = 20  # folders below one that holds no dataset
 
 
@@ -168,8 +169,14 @@ def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
     names = (entry.name for _, files in walk(path) for entry in files)
     count = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
-    return _folders_that_pair(path, below[:_TRIED]) or (
-        f", which holds {counted(len(below), 'folder')} and these files: {shown}" if count else ", which holds no file"
+    return (
+        _folders_that_pair(path, below[:_TRIED])
+        or _alike(path, below)
+        or (
+            f", which holds {counted(len(below), 'folder')} and these files: {shown}"
+            if count
+            else ", which holds no file"
+        )
     )
 
 
@@ -187,6 +194,19 @@ def _folders_that_pair(path: Path, folders: Sequence[Path]) -> str:
             )
             return _said_of_pairs(images, masks, path / "dataset.yaml")
     return ""
+
+
+def _alike(path: Path, folders: Sequence[Path]) -> str:
+    """How to say which of two folders with files of the same names are images and masks; empty where none are."""
+    pairs = itertools.combinations(folders, 2) if len(folders) <= _FEW else ()
+    alike = next((pair for pair in pairs if any(found.mask for found in pair_up(*pair)[0])), None)
+    if alike is None:
+        return ""
+    one, other = (place.relative_to(path).as_posix() for place in alike)
+    return (
+        f', but {one} and {other} hold files of the same names: write "train: {one}" and "masks: {other}" in '
+        f"{path / 'dataset.yaml'} if these are images and masks, or the other way round"
+    )
 
 
 def _said_of_pairs(images: Sequence[str], masks: Sequence[str], file: Path) -> str:

@@ -118,6 +118,8 @@ def _run_lengths(path: Path) -> str:
     for file in _files(path, "*.csv"):
         with file.open("rb") as stream:
             head = stream.readline(4096).lower()
+        if b"region_shape_attributes" in head:
+            return f"{file.name} is VIA's table: export its annotations as JSON"
         if b"encodedpixels" in head or b"rle" in head:
             return (
                 f"{file.name} holds the masks as run-length codes, as Kaggle's competitions do: draw them as files of "
@@ -170,6 +172,10 @@ _WAYS = {
     "nii": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii").get_fdata()[:, :, 10])',
     "nii.gz": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii.gz").get_fdata()[:, :, 10])',
     "h5": 'one file for each image: Image.fromarray(h5py.File("a.h5")["images"][0]).save("images/0.png")',
+    **dict.fromkeys(
+        ("geojson", "shp"),
+        "rasterio.features.rasterize([(polygon, class_id), ..], image.shape, transform=image.transform)",
+    ),
     "hdf5": 'one file for each image: Image.fromarray(h5py.File("a.hdf5")["images"][0]).save("images/0.png")',
 }
 

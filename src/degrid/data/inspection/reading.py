@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,10 @@ def read_sample(source: Source, bands: Bands = RGB) -> Reading:
     image_place, label_place = source.places()
     remarks = [(_NEARLY_BLACK, f"{image_place} (0 to {highest})")] if highest <= DIM else []
     remarks += [(remark, label_place) for remark in remarks_on(Path(label_place))]
-    if image.shape[2] != 1 and (turned := source.turned(label.shape[:2])):  # the brightness is that of an upright JPEG
-        remarks.append((turned, image_place))
+    # The brightness is that of an upright JPEG.
+    turned = source.turned(label.shape[:2]) if image.shape[2] != 1 else ""
+    said = ((turned, image_place), (source.said_of_label(label.shape[:2]), f"{label_place} ({name})"))
+    remarks += filter(operator.itemgetter(0), said)
     values = LabelValues.of(label, source.palette())
     if values.values.ndim == 1 and NO_DATA in values.values:
         by_image = empty is not None and bool(empty.any())

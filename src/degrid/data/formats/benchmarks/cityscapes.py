@@ -9,7 +9,7 @@ from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, divided, images_in
 from degrid.lookup import counted
-from degrid.types import IGNORE_INDEX, LabelSpace
+from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # The classes in order of their train ids, each with its label id; all other label ids are void.
 _CITYSCAPES = (
@@ -48,7 +48,11 @@ class Cityscapes(DataFormat):
     wanted = "leftImg8bit and gtFine (Cityscapes)"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`."""
+        """See `DataFormat`.
+
+        Raises:
+            UserError: the labels are polygons.
+        """
         folder = path / "leftImg8bit"
         masks = _masks_in(path)
         if masks is None or not folder.is_dir():
@@ -57,6 +61,7 @@ class Cityscapes(DataFormat):
         names = [city_name(file, folder) for file in images]
         have = [city_mask(name, masks, "labelTrainIds").exists() for name in names]
         splits: dict[str, list[Pair]] = {}
+        _refuse_polygons(masks)
         for name, image in zip(names, images, strict=True):
             mask = city_mask(name, masks, "labelTrainIds" if all(have) else "labelIds")
             splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
@@ -69,6 +74,20 @@ class Cityscapes(DataFormat):
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
         return Layout(reason, path, splits, *with_table(path, CITYSCAPES, rule), notes=notes)
+
+
+def _refuse_polygons(masks: Path) -> None:
+    """Refuse labels that nobody has drawn yet.
+
+    Raises:
+        UserError: there are polygons, and no masks.
+    """
+    polygons = next(masks.rglob("*_polygons.json"), None)
+    if polygons and not any(masks.rglob("*_label*.png")):
+        raise UserError(
+            f"{polygons} and the like are polygons, and {masks} holds no masks: draw them with the benchmark's own "
+            "program, such as createTrainIdLabelImgs.py of cityscapesScripts, or createLabels.py of IDD"
+        )
 
 
 def _masks_in(path: Path) -> Path | None:

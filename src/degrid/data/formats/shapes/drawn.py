@@ -52,6 +52,12 @@ class Drawn(Pair):
         with blaming(f"{self.mask}: the shapes of {self.name} cannot be drawn:"):
             return draw(self._objects(height, width), height, width, self.rest)
 
+    def said_of_label(self, size: tuple[int, ...]) -> str:
+        """See `Source`."""
+        height, width = size
+        nothing = any(not thing.region.inside(height, width).pixels.any() for thing in self.things(height, width))
+        return "masks with objects that cover no pixel: outside the image, or smaller than one" * nothing
+
     def _objects(self, height: int, width: int) -> Iterable[Thing]:
         for thing in self.things(height, width):
             # What is void in any case, such as boxes, stays below everything.
@@ -173,6 +179,8 @@ class Images:
         name = written.replace("\\", "/").partition("?")[0].removeprefix("file://").lstrip("/")
         places = [folder / name for folder in (near, *folders, self.root, self.root / "images")]
         found = next((place for place in places if os.path.isfile(place)), None)
+        if found and ".." in found.parts and os.path.isfile(plain := os.path.normpath(found)):
+            return Path(plain)
         return found or self._by_name(Path(name)) or places[0]
 
     def relative(self, image: Path) -> str:

@@ -121,6 +121,16 @@ def is_upright_rectangle(numbers: Sequence[float]) -> bool:
     return {x for x, _ in points} == {left, right} and {y for _, y in points} == {top, bottom}
 
 
+def lies_inside(inner: np.ndarray, outer: np.ndarray) -> bool:
+    """Whether all corners of a polygon, float64 [N,2], lie inside another one."""
+    if (inner.min(0) < outer.min(0)).any() or (inner.max(0) > outer.max(0)).any():
+        return False
+    (x, y), (x0, y0), (x1, y1) = inner.T[..., None], outer.T, np.roll(outer, -1, axis=0).T
+    passed = (y0 > y) != (y1 > y)
+    crossing = x0 + (y - y0) * np.divide(x1 - x0, y1 - y0, out=np.zeros(len(outer)), where=y1 != y0)
+    return bool(((passed & (x < crossing)).sum(axis=1) % 2 == 1).all())
+
+
 def rectangle(left: float, top: float, width: float, height: float) -> np.ndarray:
     """The corners of a rectangle, float64 [4,2]."""
     right, bottom = left + width, top + height

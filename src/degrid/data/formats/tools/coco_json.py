@@ -16,7 +16,7 @@ from typing import Any
 from degrid.data.formats.layout import Crowds, DataFormat, Layout
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.drawn import OVERLAPS, Drawn, Images, said_of_boxes, split_of_file, with_splits
-from degrid.data.formats.shapes.polygon import is_upright_rectangle, polygon_region, rectangle
+from degrid.data.formats.shapes.polygon import corners, is_upright_rectangle, lies_inside, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Thing
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow, is_background
@@ -153,6 +153,7 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
         row["segmentation"] = [
             array.array("d", polygon) if isinstance(polygon, list) and _numbers(polygon) else polygon
             for polygon in polygons
+            if polygon != []
         ]
     return row
 
@@ -283,15 +284,28 @@ def _things(rows: Iterable[Mapping[str, Any]], ids: Mapping[Any, int], height: i
             ) from error
 
 
+def _has_part_inside(segmentation: Any) -> bool:
+    """Whether a polygon of an annotation lies inside another one of it."""
+    parts = segmentation if isinstance(segmentation, list) and len(segmentation) > 1 else []
+    shapes = [corners(part) for part in parts if isinstance(part, array.array) and len(part) > 5 and not len(part) % 2]
+    return any(lies_inside(one, other) for one in shapes for other in shapes if one is not other)
+
+
 def _count(contents: list[CocoFile], notes: list[str]) -> None:
     """Note what is empty, left out or void."""
     empty = sum(len(content.rows) - len(content.annotations) for content in contents)
     boxes = sum(not row.get("segmentation") for content in contents for row in content.all())
     lost = sum(content.lost for content in contents)
     outlines = [polygon for polygon in _polygons(contents) if isinstance(polygon, array.array)]
+    filled = sum(_has_part_inside(row.get("segmentation")) for content in contents for row in content.all())
     notes += said_of_boxes(len(outlines), sum(map(is_upright_rectangle, outlines)))
     if empty:
         notes.append(f"{counted(empty, 'image', 'have')} no annotation: background all over")
+    if filled:
+        notes.append(
+            f"{counted(filled, 'annotation', 'have')} an outline inside another one, as some tools write holes: COCO's "
+            "rule fills them; export run-length codes where they are holes"
+        )
     if boxes:
         notes.append(f"{counted(boxes, 'annotation', 'have')} only a box: void, except where an object is drawn")
     if lost:

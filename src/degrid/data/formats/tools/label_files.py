@@ -142,11 +142,12 @@ def read_class_mapping(file: Path) -> list[LabelRow]:
 
 
 def named_lines(file: Path) -> list[str]:
-    """The lines of a list of names, without the "__ignore__" in front that labelme counts as -1.
+    """The lines of a list of names, without comments, and the "__ignore__" in front that labelme counts as -1.
 
     Further below it is a class of its own number to PaddleSeg's labelme2seg.py, and void here.
     """
-    lines = read_names(file)
+    written = read_names(file)
+    lines = [line for line in written if not re.match(r"#(?![0-9a-fA-F]{6}\b)", line)] or written
     return lines[1:] if lines[:1] == ["__ignore__"] else lines
 
 
