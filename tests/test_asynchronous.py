@@ -417,6 +417,10 @@ def test_a_state_keeps_which_images_are_left(tmp_path):
         ({"batch_norm": "synchronised"}, "set train.batch_norm=frozen"),
         ({"asynchronous": AsynchronousConfig(2, max_staleness=-1)}, "max_staleness of at least 0; got 1, 2, 0 and -1"),
         ({"asynchronous": AsynchronousConfig(2, cores=0)}, "expected cores of at least 1"),
+        *(
+            ({"asynchronous": AsynchronousConfig(2, address)}, rf'HOST:PORT, such as .*, got "{address}"')
+            for address in ("node1", ":6379", "node1:port", "http://node1:6379")
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(settings, words):
@@ -474,6 +478,19 @@ def test_what_a_step_is(average_every, words):
         config=RunConfig(), data=data, state=state, settings=settings, share=share, device=torch.device("cpu")
     )
     assert words in _greeting(work)
+
+
+@pytest.mark.parametrize("address", ["", "auto", "node1:6379", "10.0.0.1:1", "[::1]:6379", "ray://node1:10001"])
+def test_addresses_of_ray(address):
+    check_settings(RunConfig(train=TrainConfig(asynchronous=AsynchronousConfig(2, address))))
+
+
+def test_processes_without_a_gpu_of_their_own(monkeypatch):
+    """Said before they start, and so once."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    done = CliRunner().invoke(app, ["train", "camvid", "--devices", "3", "--device", "cuda"])
+    assert "process 2 of this machine, counted from 0, finds no GPU of its own, there are 2" in str(done.exception)
 
 
 def test_options_of_the_command():

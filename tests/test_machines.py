@@ -126,16 +126,18 @@ def talkative():
         thread.join()
 
 
-@pytest.mark.parametrize("master", ["nobody", "silent", "talkative"])
+@pytest.mark.parametrize("master", ["nobody", "silent", "talkative", "no-such-host.invalid"])
 def test_a_master_that_is_not_there_or_something_else(master, request, tmp_path):
-    port = 1 if master == "nobody" else request.getfixturevalue(master)
-    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    port = request.getfixturevalue(master) if master in ("silent", "talkative") else 1
+    host = master if "." in master else "localhost"
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port)}
     command = [*DEGRID, *SMALL, "--set", "train.timeout=3", "-o", str(tmp_path / "run")]
     done = subprocess.run(command, env=ENVIRONMENT | alone, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    words = f"degrid: could not join the other processes through localhost:{port} within 3 seconds (train.timeout)"
+    words = f"degrid: could not join the other processes through {host}:{port} within 3 seconds (train.timeout)"
     assert done.stderr.startswith(words)
     assert done.stderr.count("\n") == 1
+    assert ("is not the name of a machine that is known here" in done.stderr) == (host == master)
 
 
 MACHINES = (1, 2, 3)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from ranks import in_processes
 
+from degrid import UserError
 from degrid.engine.ranks import joined, met, summed_over_ranks
 
 
@@ -34,6 +35,14 @@ def test_who_did_not_come_is_named():
         meet(store, [0, 2], 4, seconds=2)
     with pytest.raises(RuntimeError, match="the first process did not come"):
         meet(store, [1], 4, seconds=0.2)
+
+
+@pytest.mark.parametrize("wrong", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": ""}])
+def test_variables_that_torchrun_would_not_set(wrong, monkeypatch):
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="could not join the other processes .*(RANK|two)"), joined(torch.device("cpu"), 1):
+        pass
 
 
 def join(rank, place):

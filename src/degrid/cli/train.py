@@ -100,6 +100,15 @@ def _asynchronous(
     return {f"train.asynchronous.{name}": value for name, value in given.items()}
 
 
+def _check_devices(config: RunConfig, processes: int) -> None:
+    """Refuse what every process would say."""
+    from degrid.engine.device import pick_device
+    from degrid.engine.ranks import check_gpus
+
+    if pick_device(config.train.device).type == "cuda":
+        check_gpus(processes)
+
+
 def _as_json(config: RunConfig) -> str:
     from degrid.config import to_dict
 
@@ -161,6 +170,8 @@ def train(
         from degrid.verbs.train import run_config
 
         config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
+        if not show:
+            _check_devices(config, devices)
         sys.exit(print(_as_json(config)) if show else in_processes(devices, sys.argv[1:]))
     _run(recipe, chosen | {"out": out, "resume": resume, "start_iteration": start_iteration}, quiet)
 

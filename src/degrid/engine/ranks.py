@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import socket
 import sys
 import tempfile
 import threading
@@ -62,16 +63,12 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
     import torch
     import torch.distributed as dist
 
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if dist.is_initialized() or _from_torchrun("WORLD_SIZE", "1") == "1":
         yield device
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"process {local} of this machine finds no GPU of its own, there are {torch.cuda.device_count()}; "
-                "start fewer processes (--devices, or torchrun's --nproc-per-node)"
-            )
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        check_gpus(local + 1)
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -94,11 +91,27 @@ def joined(device: torch.device, seconds: float) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _from_torchrun(name: str) -> str:
+def check_gpus(processes: int) -> None:
+    """Refuse more processes than GPUs on this machine.
+
+    Raises:
+        UserError: there are.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if processes > there:
+        raise UserError(
+            f"process {there} of this machine, counted from 0, finds no GPU of its own, there are {there}; start fewer "
+            "processes (--devices, or torchrun's --nproc-per-node)"
+        )
+
+
+def _from_torchrun(name: str, usual: str = "") -> str:
     """An environment variable that it sets."""
-    if not os.environ.get(name):
+    if not (value := os.environ.get(name, usual)):
         raise RuntimeError(f"the environment variable {name}, which torchrun sets, is missing")
-    return os.environ[name]
+    return value
 
 
 def _store(rank: int, seconds: float) -> Store:
@@ -110,6 +123,7 @@ def _store(rank: int, seconds: float) -> Store:
     """
     import torch.distributed as dist
 
+    _look_up(_from_torchrun("MASTER_ADDR"), seconds)
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place, limit = (_from_torchrun("MASTER_ADDR"), int(_from_torchrun("MASTER_PORT"))), datetime.timedelta(0, seconds)
     answers: Future[Store] = Future()
@@ -127,6 +141,21 @@ def _store(rank: int, seconds: float) -> Store:
         return answers.result(seconds + 5)  # PyTorch's own error, where there is one, comes first
     except TimeoutError:
         raise RuntimeError("it takes connections, but does not answer") from None
+
+
+def _look_up(host: str, seconds: float) -> None:
+    """Wait until the address of a machine is known, for which PyTorch would ask for ever.
+
+    Raises:
+        RuntimeError: it is not, within so many seconds.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            _pause(until, f"{host} is not the name of a machine that is known here ({error.strerror})", 1)
 
 
 def met(store: Store, rank: int, count: int, seconds: float) -> Store:
@@ -159,11 +188,11 @@ def met(store: Store, rank: int, count: int, seconds: float) -> Store:
     return part(own, store)
 
 
-def _pause(until: float, complaint: str) -> None:
+def _pause(until: float, complaint: str, seconds: float = 0.05) -> None:
     """Wait a moment, if there is time left."""
     if time.monotonic() > until:
         raise RuntimeError(complaint)
-    time.sleep(0.05)
+    time.sleep(seconds)
 
 
 @contextmanager

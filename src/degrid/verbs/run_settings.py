@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable
 
 import torch
@@ -141,6 +142,10 @@ def _check_sharding(settings: TrainConfig) -> None:
         raise UserError("setting train.sharding=fsdp2: not with train.compile=true; choose one of the two")
 
 
+_RAY = re.compile(r"auto|local|(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
+"""Addresses of Ray."""
+
+
 def _check_asynchronous(settings: TrainConfig) -> None:
     """Refuse what workers that do not wait for one another cannot do."""
     own = settings.asynchronous
@@ -158,6 +163,11 @@ def _check_asynchronous(settings: TrainConfig) -> None:
     ):
         if impossible:
             raise UserError(f"setting {path}: not with train.asynchronous (--async); {instead}")
+    if own.address and not _RAY.fullmatch(own.address):
+        raise UserError(
+            'setting "train.asynchronous.address" (--address): expected HOST:PORT, such as node1:6379, ray://HOST:PORT '
+            f'or auto, got "{own.address}"'
+        )
     if rank_and_count()[1] > 1:
         raise UserError(
             "asynchronous training (--async) has workers of its own; start it without torchrun or --devices"
