@@ -41,7 +41,8 @@ def test_who_did_not_come_is_named():
 def test_variables_that_torchrun_would_not_set(wrong, monkeypatch):
     for name, value in wrong.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="could not join the other processes .*(RANK|two)"), joined(torch.device("cpu"), 1):
+    words = "could not join the other processes .*(RANK|two)"
+    with pytest.raises(UserError, match=words), joined(torch.device("cpu"), 1):
         pass
 
 
