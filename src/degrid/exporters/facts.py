@@ -16,6 +16,10 @@ INPUTS = ("uint8", "float32")
 Classes = tuple[tuple[str, tuple[int, int, int]], ...]
 
 
+FIXED = "a fixed number of images and a fixed size (--batch, --size; takes=ImageInput(...)) may help"
+"""Advice for networks that cannot be written for all of them."""
+
+
 @dataclass(frozen=True)
 class ImageInput:
     """What a file takes: images [N,3,H,W] (or of other bands), 0-255.

@@ -22,7 +22,7 @@ from degrid.contracts import (
     logits_of,
 )
 from degrid.exporters.exporter import quiet
-from degrid.exporters.facts import ImageInput
+from degrid.exporters.facts import FIXED, ImageInput
 from degrid.exporters.rewrite import to_plain_layers, traceable_padding
 from degrid.lookup import unknown
 from degrid.resize import resize, scaled_size
@@ -181,6 +181,6 @@ class Source:
         except Exception as error:  # the tracer has exceptions of many kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise UserError(
-                f"this network cannot be exported: tracing it failed ({type(error).__name__}: {reason[:160]}); its "
-                "forward must use tensor operations only"
+                f"this network cannot be exported: tracing it failed ({type(error).__name__}: {reason[:160]})"
+                f"{'; ' + FIXED if free else ''}; its forward must use tensor operations only"
             ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
+from degrid.exporters.facts import FIXED
 from degrid.threads import num_threads
 from degrid.types import UserError
 
@@ -67,8 +68,8 @@ class Onnx(Exporter):
                 made: Any = torch.onnx.export(source.program, dynamo=True, **how)
         except torch.onnx.OnnxExporterError as error:
             raise UserError(
-                f"ONNX cannot hold this network {_where(error)}; a fixed number of images and a fixed size (--batch, "
-                "--size; takes=ImageInput(...)) may help, or another format, such as openvino or torch-export"
+                f"ONNX cannot hold this network {_where(error)}; {FIXED}, or another format, such as openvino or "
+                "torch-export"
             ) from error
         _name_sizes(made.model.graph, source.graph.output)
         _name_convolutions(made.model.graph)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
+from degrid.exporters.facts import FIXED
 from degrid.exporters.graph import example_image
 from degrid.exporters.opened import OpenedFile, reason_of
 from degrid.resize import resize
@@ -100,7 +101,9 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
             try:
                 made = exported(image)
             except Exception as error:  # the runtimes have exceptions of many kinds
-                raise UserError(f"the exported model fails on images of {shape}: {reason_of(error)}") from error
+                raise UserError(
+                    f"the exported model fails on images of {shape} ({reason_of(error)}); {FIXED}"
+                ) from error
             found.append(_compared(logits, made, shape, exported.output, convention_of(model)))
         wrong = found[-1].agreement < AGREEMENT or (found[-1].difference or 0) > exported.exporter.tolerance
         if exact and wrong:
