@@ -334,3 +334,26 @@ def test_what_onnx_cannot_hold_is_said_in_a_sentence(tmp_path):
             FiltersOfItsOwn().eval(), tmp_path / "model.onnx", output="logits", labels=degrid.LabelSpace.of_size(4)
         )
     assert not list(tmp_path.iterdir())
+
+
+class SeesBothWays(torch.nn.Module):
+    """Images and their mirror images go through it as one batch, which is parted again."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image):
+        x = image.float() / 255
+        straight, mirrored = self.conv(torch.cat([x, x.flip(-1)])).chunk(2)
+        return straight + mirrored.flip(-1)
+
+
+@pytest.mark.slow
+def test_what_a_library_fails_at_is_said_in_a_sentence_that_helps(tmp_path):
+    labels, message = degrid.LabelSpace.of_size(4), r"onnx cannot hold this network \(PassError: .*--batch"
+    with pytest.raises(UserError, match=message):
+        degrid.export(SeesBothWays().eval(), tmp_path / "model.onnx", labels=labels)
+    assert not list(tmp_path.iterdir())
+    degrid.export(SeesBothWays().eval(), tmp_path / "model.onnx", takes=ImageInput(batch=1), labels=labels)

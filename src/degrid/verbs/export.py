@@ -20,8 +20,9 @@ from degrid.chance import drawing_for_itself
 from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
 from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.facts import Facts, ImageInput
+from degrid.exporters.facts import FIXED, Facts, ImageInput
 from degrid.exporters.graph import TRACED, Source, example_image
+from degrid.exporters.opened import reason_of
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.sensitivity import LayerLoss, by_loss
 from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
@@ -261,7 +262,15 @@ class _Job:
         self.tell(f"{graph.folded} batch norms folded, {graph.fixed} smoothed convolutions with fixed filters")
         self.tell(f"tracing, and writing {path.name}")
         path.parent.mkdir()
-        self.exporter.write(self.source, path, self.facts.to_json())
+        try:
+            self.exporter.write(self.source, path, self.facts.to_json())
+        except (UserError, OSError, MemoryError):
+            raise
+        except Exception as error:  # the libraries have exceptions of many kinds
+            raise UserError(
+                f"{name_of(self.exporter)} cannot hold this network ({type(error).__name__}: {reason_of(error)}); "
+                f"{FIXED}, or another format"
+            ) from error
         if not self.exporter.runs_here:
             return []
         self.tell("comparing with PyTorch" + ("" if self.facts.size else " at sizes that were not traced"))
