@@ -187,6 +187,7 @@ NO_WEIGHTS = np.zeros((4, 4, 3, 3), np.float32)
             "torchvision.*MobileNetV3-Large, where its head",
         ),
         (["MobilenetV3/Conv/weights", "decoder/decoder_conv0/biases"], "mobilenet_v3 of research/deeplab has 0 units"),
+        ([*GOOGLE, "meta_architecture/branch0/weights"], "research/deeplab has a dense prediction cell"),
         ([*GOOGLE, "decoder/feature_projection0_1/weights"], "research/deeplab has a decoder of several steps"),
         (
             [*GOOGLE, "aspp1/weights", *SEPARABLE],

@@ -9,7 +9,7 @@ from PIL import Image
 from test_export import LABELS, ids_of, network
 
 import degrid
-from degrid.exporters import exporter, opencv
+from degrid.exporters import exporter, iree, opencv
 from degrid.exporters.core_ml import CoreMl
 from degrid.exporters.exporter import append_facts, appended_facts
 from degrid.exporters.graph import example_image
@@ -130,6 +130,21 @@ def test_opencv_4_reads_one_size(model, tmp_path, monkeypatch):
     monkeypatch.setattr(opencv.OpenCv, "library", lambda self, name: cv2 if name == "cv2" else library(self, name))
     with pytest.raises(UserError, match="OpenCV 4.13.0 reads files of one size only; say which: --size 512x1024"):
         degrid.export(model, tmp_path / "m.onnx", format="opencv")
+
+
+def test_the_error_of_irees_compiler_is_told_and_not_its_advice(tmp_path, monkeypatch):
+    class FaultError(Exception):
+        stderr = "a.mlir:3:1: error: 'memref.alloca' op is too large\n  ^\nNeed more information? Set IREE_SAVE_TEMPS"
+
+    def compile_file(*words, **options):
+        raise FaultError
+
+    compiler = types.SimpleNamespace(CompilerToolError=FaultError, compile_file=compile_file)
+    monkeypatch.setattr(iree.Iree, "library", lambda self, name: compiler)
+    monkeypatch.setattr(iree.Onnx, "write", lambda self, *words: None)
+    monkeypatch.setattr(iree.subprocess, "run", lambda *words, **options: None)
+    with pytest.raises(UserError, match=r"fails on this network: a\.mlir:3:1: error: .* too large$"):
+        iree.Iree().write(None, tmp_path / "m.vmfb", "")
 
 
 def test_facts_at_the_end_of_a_file(tmp_path):

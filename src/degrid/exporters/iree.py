@@ -48,7 +48,8 @@ class Iree(Exporter):
                     output_file=str(path),
                 )
         except (subprocess.CalledProcessError, compiler.CompilerToolError) as error:
-            reason = (str(getattr(error, "stderr", None) or error).strip().splitlines() or [""])[-1]
+            lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [""]
+            reason = next((line for line in lines if "error:" in line), lines[-1])
             raise UserError(f"IREE's compiler fails on this network: {reason[:200]}") from error
         finally:
             half.unlink(missing_ok=True)
