@@ -4,7 +4,10 @@ import gc
 import io
 import itertools
 import json
+import multiprocessing
+import os
 import tarfile
+import weakref
 import zlib
 
 import numpy as np
@@ -395,6 +398,30 @@ def test_a_server_that_fails_now_and_then(monkeypatch):
     answers = itertools.repeat(OSError("busy"))
     with pytest.raises(UserError, match="cannot read s3://bucket/x: busy"):
         places.read_part("s3://bucket/x", 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_loading_process_closes_nothing_of_the_one_that_started_it():
+    """fsspec forgets after a fork what it has opened; the connections of aiohttp would be closed for both."""
+    import fsspec
+
+    closed = []
+
+    class Far(fsspec.AbstractFileSystem):
+        protocol = "far"
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            weakref.finalize(self, closed.append, os.getpid())
+
+        def cat_file(self, path, start=None, end=None):
+            gc.collect()
+            return str(closed).encode()
+
+    fsspec.register_implementation("far", Far, clobber=True)
+    assert places.read_part("far://x") == b"[]"
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(places.read_part, ("far://x",)) == b"[]"
 
 
 # ---- training -----------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 _WAITS = (0.5, 2.0)
 """Seconds before a request that failed is made again: servers refuse now and then."""
+_KEPT: dict[int, Any] = {}
+"""What fsspec has opened, here or before this process was forked: in a forked process it would close the connections of
+the process before, which shares its epoll, and so would never hear of an answer again."""
 AT_ONCE = 16
 """Requests to a server that are under way at the same time."""
 
@@ -96,7 +99,9 @@ def _asked(address: str, ask: Callable[[Any, str], Any]) -> Any:
     for wait in (*_WAITS, None):
         try:
             # Looked up each time, since a process that was forked must not use the connections of another.
-            return ask(*fsspec.core.url_to_fs(address))
+            system, path = fsspec.core.url_to_fs(address)
+            _KEPT[id(system)] = system
+            return ask(system, path)
         except FileNotFoundError as error:
             raise _MissingError(f"cannot read {address}: there is no such file") from error
         except (ImportError, ValueError) as error:  # no library for this kind of address
