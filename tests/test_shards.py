@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import tarfile
 import weakref
+import zipfile
 import zlib
 
 import numpy as np
@@ -25,7 +26,7 @@ from degrid.data import Share, check_data, notes_of, open_dataset, training_batc
 from degrid.data import training as training_module
 from degrid.data.formats import table
 from degrid.data.shards import places
-from degrid.data.shards.index import read_members
+from degrid.data.shards.index import read_index, read_members
 from degrid.data.shards.names import key_of, mask_ending, member_name
 from degrid.data.training import through_buffer
 from degrid.types import Bands
@@ -97,6 +98,25 @@ def test_shards_give_what_was_written(plain, shards, split):
 
 def test_an_address_gives_what_the_folder_gives(plain, shards):
     same(open_dataset(f"file://{shards}", "val"), open_dataset(plain, "val"))
+    same(open_dataset(f"simplecache::file://{shards}/", "val"), open_dataset(plain, "val"))
+
+
+@pytest.mark.parametrize("inside", ["", "a/b"])
+def test_shards_in_an_archive(plain, shards, inside, tmp_path):
+    """An address may be a chain of fsspec's."""
+    files = sorted(shards.iterdir())
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"{inside}/{file.name}".lstrip("/"))
+        lost = {each.file for each in read_index(str(shards)).splits["train"][:1]}
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for file in files:
+            if file.name not in lost:
+                archive.write(file, f"{inside}/{file.name}".lstrip("/"))
+    same(open_dataset(f"zip://{inside}::file://{tmp_path}/all.zip", "val"), open_dataset(plain, "val"))
+    some = open_dataset(f"zip://{inside}::file://{tmp_path}/some.zip", skip_bad_shards=True)
+    assert "1 damaged shard left out" in notes_of(some)[-1]
+    assert all(name in notes_of(some)[-1] for name in lost)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

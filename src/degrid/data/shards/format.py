@@ -15,7 +15,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.source import BrokenSource, LazySources, Source
 from degrid.data.shards.index import INDEX, Member, Part, Shard, read_index, read_members
 from degrid.data.shards.names import mask_ending, member_name
-from degrid.data.shards.places import in_folder, in_threads, read_part, sizes
+from degrid.data.shards.places import in_folder, in_threads, read_part, sizes, split_chain
 from degrid.data.shards.source import MEND, ShardSource
 from degrid.data.tfrecord.format import called, splits_by_name
 from degrid.lookup import counted, grouped, some
@@ -182,7 +182,8 @@ def without_bad_shards(sources: Sequence[Source]) -> tuple[list[Source], list[st
         UserError: none is sound.
     """
     shards = grouped((source.store() or source.name, source) for source in sources)
-    lost = {PurePosixPath(shard).name: samples for shard, samples in shards.items() if not _is_sound(shard, samples)}
+    names = {shard: PurePosixPath(split_chain(shard)[0]).name for shard in shards}
+    lost = {names[shard]: samples for shard, samples in shards.items() if not _is_sound(shard, samples)}
     if not lost:
         return list(sources), []
     if len(lost) == len(shards):

@@ -30,7 +30,15 @@ def is_address(place: object) -> bool:
 
 def in_folder(folder: str, name: str) -> str:
     """The place of a file in a folder."""
-    return f"{folder.rstrip('/')}/{name}" if is_address(folder) else str(Path(folder, name))
+    own, rest = split_chain(folder)
+    slash = "" if own.endswith("/") else "/"
+    return f"{own}{slash}{name}{rest}" if is_address(folder) else str(Path(folder, name))
+
+
+def split_chain(place: str) -> tuple[str, str]:
+    """A place, and in what it lies: of fsspec's chain "zip://a::https://b/c.zip" the part before and from "::" on."""
+    own, chain, rest = place.partition("::")
+    return (own, chain + rest) if chain and is_address(own) else (place, "")
 
 
 def read_part(place: str, start: int = 0, length: int | None = None) -> bytes:
