@@ -425,6 +425,53 @@ def test_tables_of_pairs_with_numbers_of_rows(tmp_path):
     assert open_dataset(tmp_path)[2].label.tolist() == np.roll(IDS, 2, axis=1).tolist()
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "splits"),
+    [
+        ("split", ("train", "holdout"), {"train": 4, "holdout": 2}),
+        ("is_valid", ("False", "True"), {"train": 4, "val": 2}),
+        ("is_train", ("1", "0"), {"train": 4, "test": 2}),
+        ("split", ("a", "b"), None),
+    ],
+)
+def test_splits_that_a_column_says(tmp_path, column, values, splits):
+    for k in range(6):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    rows = "".join(f"{k}.png,{values[k > 3]}\n" for k in range(6))
+    (tmp_path / "metadata.csv").write_text(f"image,{column}\n{rows}")
+    report = check_data(tmp_path)
+    if splits is None:
+        assert set(report.splits) == {"train", "val"}
+    else:
+        assert {split: found.num_images for split, found in report.splits.items()} == splits
+
+
+def test_tables_of_pairs_with_a_column_of_splits(tmp_path):
+    for k in range(6):
+        pair(tmp_path / f"x/{k}.png", tmp_path / f"y/m{k}.png", k)
+    rows = "".join(f"x/{k}.png,y/m{k}.png,{k > 3}\n" for k in range(5))
+    (tmp_path / "data.csv").write_text(f"image,mask,is_valid\n{rows}x/5.png,y/m5.png,\n")
+    report = check_data(tmp_path)
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 4, "val": 1}
+    assert "data.csv: 1 row names no split: left out" in report.notes
+
+
+def test_a_list_of_images_to_test_without_masks(tmp_path):
+    """As PaddleX and `degrid data prepare cityscapes` write it."""
+    for k in range(5):
+        pair(tmp_path / f"x/{k}.png", tmp_path / f"y/{k}.png", k)
+    for split, of in (("train", range(4)), ("val", [4])):
+        (tmp_path / f"{split}_list.txt").write_text("".join(f"x/{k}.png y/{k}.png\n" for k in of))
+    put_image(tmp_path / "z/9.png", 9)
+    (tmp_path / "test_list.txt").write_text("z/9.png\n")
+    report = check_data(tmp_path)
+    assert report.ok
+    assert "1 image of test without masks: left out, since nothing can be scored" in report.notes
+    assert [*report.splits] == ["train", "val"]
+    (tmp_path / "test_list.txt").write_text("z/9.png\nx/0.png y/0.png\n")
+    assert "1 image without mask" in problems(tmp_path)
+
+
 def test_keys_that_are_written_twice(tmp_path):
     pair(tmp_path / "images/0.png", tmp_path / "masks/0.png", 0)
     (tmp_path / "dataset.yaml").write_text("classes:\n  0: road\n  1: car\n  1: tree\n")

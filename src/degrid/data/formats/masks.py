@@ -260,7 +260,8 @@ def _colors_message(what: str, unknown: dict[int | Color, int], rule: MaskRule) 
         )
     if channel := in_one_channel([value for value in unknown if isinstance(value, tuple)]):
         return f"{what} ({pixels} pixels), which belong to no class; {channel}"
-    if all(isinstance(value, tuple) and rule.nearly(value) is not None for value in unknown):
+    near = all(isinstance(value, tuple) and rule.nearly(value) is not None for value in unknown)
+    if near and not rule.default_colors:
         return (
             f"{what} ({pixels} pixels), which are near those of classes and not the same, as after compression or a "
             "conversion: write nearest_color: 30 in dataset.yaml, or give the classes these colours"

@@ -15,7 +15,7 @@ from degrid.data.formats.matching import folded, is_for_images, is_for_masks
 from degrid.data.formats.pairs import MASK_SUFFIXES, Pair
 from degrid.files import read_text
 from degrid.image import IMAGE_SUFFIXES
-from degrid.lookup import grouped
+from degrid.lookup import counted, grouped
 from degrid.types import UserError
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
@@ -69,13 +69,14 @@ def _pairs_of(entries: list[tuple[str, str | None]], file: Path, root: Path | No
 
 def _columns(file: Path) -> list[tuple[str, str | None]]:
     """The images and masks in a table whose header names both among other columns, such as pandas' numbers of rows."""
-    rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
-    if _column_of(rows, _SPLIT_COLUMNS) and split_of(list_word(file)) not in SPLIT_NAMES.values():
+    rows = _rows(file)
+    if any(map(_split_in, rows)) and split_of(list_word(file)) not in SPLIT_NAMES.values():
         return []  # see `pair_table`
-    image, mask = (_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS))
-    found = [(row.get(image, ""), row.get(mask, "")) for row in rows] if image and mask else []
-    named = all(_is_image_name(image) and _is_mask_name(mask) for image, mask in found)
-    return [(_relative(image), _relative(mask)) for image, mask in found] if named else []
+    found = [pair for _, pair in _paired(rows)]
+    named = len(found) == len(rows) and all(
+        _is_image_name(image) and _is_mask_name(mask or "") for image, mask in found
+    )
+    return found if named else []
 
 
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
@@ -222,20 +223,41 @@ _IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path"
 def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     """The image names of each split in a table with a column that says the split, such as metadata.csv; and its name.
 
-    Nothing where there is none, or its splits have other names than train, val and test.
+    Nothing where there is none, or no split is train. Others may have any name. A column such as is_valid (fastai's)
+    says yes or no.
     """
     for file in list_files(folder):
-        found: dict[str, list[str]] = {}
-        for value, names in named_in_column(file, _SPLIT_COLUMNS).items():
-            found.setdefault(split_of(value), []).extend(names)
-        if "train" in found and set(found) <= {*SPLIT_NAMES.values()}:
+        rows = _rows(file)
+        image = _column_of(rows, _IMAGE_COLUMNS)
+        found = grouped((split, row[image]) for row in rows if row.get(image) and (split := _split_in(row)))
+        if "train" in found and 1 < len(found) <= _MOST_SPLITS:
             return found, file.name
     return {}, ""
 
 
+def _answers(yes: str, no: str) -> dict[str, str]:
+    return {**dict.fromkeys(("1", "true", "yes"), yes), **dict.fromkeys(("0", "false", "no"), no)}
+
+
+_YES_OR_NO = {
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), _answers("val", "train")),
+    **dict.fromkeys(("is_train", "is_training", "is_training_image"), _answers("train", "test")),
+    "is_test": _answers("test", "train"),
+}
+_MOST_SPLITS = 6
+"""A column of more values says something else."""
+
+
+def _split_in(row: Mapping[str, str]) -> str:
+    """The split that a row of a table says; empty where none is said."""
+    said = [split_of(row[column]) for column in _SPLIT_COLUMNS if row.get(column)]
+    answers = (splits.get(row.get(column, "").lower(), "") for column, splits in _YES_OR_NO.items())
+    return next(filter(None, [*said, *answers]), "")
+
+
 def named_in_column(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """The image names of a table by the values of the first of these columns; nothing for other files."""
-    rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
+    rows = _rows(file)
     value, image = (_column_of(rows, names) for names in (columns, _IMAGE_COLUMNS))
     return grouped((row.get(value, ""), row[image]) for row in rows if value and image and row.get(image))
 
@@ -257,29 +279,32 @@ def pair_table(
 ) -> tuple[dict[str, list[Pair]], str]:
     """The pairs of each split in a table with columns of images, masks and splits; and its name.
 
-    Nothing where there is none, its splits have other names than train, val and test, or its first image or mask is
-    not there.
+    Nothing where there is none, or its first image or mask to train on is not there. See `split_table`.
     """
     for file in list_files(folder):
-        rows = _rows(file) if file.suffix.lower() in (".csv", ".tsv") else []
-        columns = [_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS, _SPLIT_COLUMNS)]
-        if not all(columns):
-            continue
-        image, mask, split = columns
-        found: dict[str, list[tuple[str, str | None]]] = {}
-        for row in rows:
-            if row.get(image) and row.get(mask):
-                found.setdefault(split_of(row.get(split, "")), []).append((_relative(row[image]), _relative(row[mask])))
+        every = _paired(_rows(file))
+        found = grouped((split, pair) for split, pair in every if split)
         places = [root] if root else file.resolve().parents
         first = next(iter(found.get("train", [])), ("", None))
-        if set(found) <= {*SPLIT_NAMES.values()} and all(name and _by_end(name, places) for name in first):
+        if len(found) <= _MOST_SPLITS and all(name and _by_end(name, places) for name in first):
             said = [] if notes is None else notes
+            if lost := sum(not split for split, _ in every):
+                said.append(f"{file.name}: {counted(lost, 'row', 'name')} no split: left out")
             return {part: _pairs_of(entries, file, root, said) for part, entries in found.items()}, file.name
     return {}, ""
 
 
+def _paired(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[str, str | None]]]:
+    """The split, the image and the mask of each row that names both."""
+    image, mask = (_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS))
+    named = [row for row in rows if image and mask and row.get(image) and row.get(mask)]
+    return [(_split_in(row), (_relative(row[image]), _relative(row[mask]))) for row in named]
+
+
 def _rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a table by column, in small letters."""
+    """The rows of a table by column, in small letters; none of other files."""
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return []
     lines = read_text(file).splitlines()
     if not lines:
         return []

@@ -19,8 +19,9 @@ from degrid.data.dataset import FOUND, bands_found, find_layout, is_by_name, ope
 from degrid.data.formats.doubts import check_kinds, doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, unknown_message
+from degrid.data.formats.pairs import Pair
 from degrid.data.formats.scan import resolve_classes
-from degrid.data.formats.source import BrokenSource, Source
+from degrid.data.formats.source import BrokenSource, LazySources, Source
 from degrid.data.formats.values import MOST_VALUES, LabelValues, Survey, total
 from degrid.data.inspection.reading import Reader, Reading
 from degrid.data.processes import kept_processes
@@ -206,6 +207,7 @@ def _check_files(
     path: str | Path, progress: OnProgress | None, processes: int | None, accept: Sequence[str]
 ) -> DataReport:
     layout = find_layout(path)
+    _leave_images_alone(layout)
     sources = _all_sources(layout)
     try:
         bands, notes = bands_found(sources, FOUND)
@@ -235,6 +237,18 @@ def _check_files(
         report.notes += tally.copies.sentences(problem=False)
     _report_unknown(report, tally)
     return report
+
+
+def _leave_images_alone(layout: Layout) -> None:
+    """Leave a split "test" out where it holds images without a single mask, as many lists do."""
+    found = layout.splits.get("test", [])
+    alone = [] if isinstance(found, LazySources) else found
+    without = [isinstance(each, Pair) and each.missing() == "label" for each in alone]
+    if len(layout.splits) > 1 and without and all(without):
+        layout.splits = {split: sources for split, sources in layout.splits.items() if split != "test"}
+        layout.notes.append(
+            f"{counted(len(alone), 'image')} of test without masks: left out, since nothing can be scored"
+        )
 
 
 def _all_sources(layout: Layout) -> list[Source]:
