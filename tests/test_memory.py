@@ -121,7 +121,7 @@ def test_a_memory_limit_is_that_of_the_process(monkeypatch):
     it."""
     net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 21, 1)).eval()
     copied = 4 * (64 * 27 + 64 + 64 * 64 * 9 + 64 + 64 * 21 + 21)
-    winograd = 3 * 4 * 4 * 64 * 64 * 9 + (64 << 20)  # 36 products in place of 9; tiles are 32 MiB in, and out
+    winograd = 3 * 4 * 64 * 64 * 64 + (64 << 20)  # 64 products in place of 9; tiles are 32 MiB in, and out
     assert winograd_bytes(net) == winograd
     code = 100 << 20
     monkeypatch.setattr(predictor_module, "used_bytes", lambda device: 300 << 20)

@@ -21,7 +21,7 @@ from degrid.types import UserError
 
 pytest.importorskip("numba")
 TOLERANCE = 1e-4  # of the largest output
-TILES = [(4, 4), (3, 3), (3, 4), (4, 3)]
+TILES = [(4, 4), (3, 3), (3, 4), (4, 3), (6, 6), (6, 3), (4, 6)]
 
 
 @pytest.fixture(params=["numba", "torch"])
@@ -181,9 +181,12 @@ def test_tiles_of_uneven_phases():
 
 
 def test_best_tile_by_hand():
-    """512 channels, rate 4, 65x65: 17² tiles of 36 (1 + 85/256), which is 13858, against 0.95 (65 + 122)² = 33221."""
-    assert (winograd.TRANSFORM, winograd.MARGIN) == (85, 0.95)
-    assert best_tile((1, 512, 65, 65), 512, 4) == (4, 4)
+    """512 channels, rate 4, 65x65: 12² tiles of 64 (1 + 85/256), which is 12276, against 0.95 (65 + 122)² = 33221."""
+    assert (winograd.TRANSFORM, winograd.MARGIN, winograd.LARGE) == (85, 0.95, 1.1)
+    assert best_tile((1, 512, 65, 65), 512, 4) == (6, 6)  # 17² of 36 would be 13858, more than 1.1 times as many
+    assert best_tile((1, 512, 129, 129), 512, 4) == (4, 4)  # 33² of 36, 39204; 24² of 64, 36864, are no tenth less
+    # rate 12: phases of 6 and 5 pixels are 12 tiles of six, or 24 of three
+    assert best_tile((1, 2048, 65, 65), 256, 12) == (6, 6)
     # rate 24: 24 tiles down and across, of either kind; those of three need (24 * 5)² (1 + 85/2048 + 85/256) = 19779,
     # the taps 0.95 (65 + 82)² = 20529; along 96 pixels 24 tiles of four are enough, and 32 of three too many
     assert best_tile((1, 2048, 65, 65), 256, 24) == (3, 3)

@@ -34,7 +34,7 @@ from degrid.types import UserError
 MARGIN_BFLOAT16 = 0.48
 """As MARGIN, beside a direct convolution in bfloat16 by vector units, which takes about half of float32's time."""
 PACKINGS = 3
-"""Most map sizes for which a layer keeps its weight packed, each up to four times the size of the weight."""
+"""Most map sizes for which a layer keeps its weight packed, each up to seven times the size of the weight."""
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -44,7 +44,7 @@ class WinogradConv2d(nn.Conv2d):
     `best_tile` has tiles for the input's size; for bfloat16, also under autocast, only where its float32 is still
     faster, on processors without matrix units. Made by `from_conv` or `use_winograd`.
 
-    The transformed weight takes up to four times the memory of the weight, for each kind of tile. For map sizes that
+    The transformed weight takes up to seven times the memory of the weight, for each kind of tile. For map sizes that
     occur more than once it is packed in the order that the library wants, of which few differ, and the plain one is
     given up. Neither is saved or copied; both are recomputed when the weight changes. A change that PyTorch does not
     count, as through `weight.data` or NumPy, is found by comparison with a copy of the weight.
@@ -138,7 +138,8 @@ def winograd_bytes(model: nn.Module) -> int:
     """
     convolutions = [each for each in model.modules() if isinstance(each, nn.Conv2d) and "weight" in each._parameters]
     plain = [_plain(each, 1) if isinstance(each, ExchangeableConv2d) else each for each in convolutions]
-    sizes = [4 * 4 * conv.weight.numel() for conv in plain if _eligible(conv)]
+    most = products_of((6, 6))
+    sizes = [4 * most * conv.weight.numel() // 9 for conv in plain if _eligible(conv)]
     return sum(sizes) + 2 * max(sizes, default=0) + (8 * LIMIT if sizes else 0)
 
 
@@ -196,7 +197,7 @@ def _can_win() -> bool:
 class _Prepared:
     """The transformed weights of a layer, for map sizes that recur packed.
 
-    Packing costs about ten products, so the first image of a size does without. Each is up to four times as large as
+    Packing costs about ten products, so the first image of a size does without. Each is up to seven times as large as
     the layer's own weight, so the plain one is given up when it is packed; for the next size it is unpacked again.
     """
 

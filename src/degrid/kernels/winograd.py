@@ -1,10 +1,11 @@
-"""Winograd's F(4x4,3x3) on the dilated grid: 3x3 convolutions in float32 with a quarter of the multiplications.
+"""Winograd's algorithm on the dilated grid: 3x3 convolutions in float32 with a quarter of the multiplications or less.
 
 A convolution of rate r is an ordinary 3x3 convolution on each of r² phase grids. Each grid is cut into tiles of 4x4
 outputs, gathered with stride r, so that the map itself is never rearranged. A tile needs 36 products per channel pair
 instead of 144. Tiles of 3 outputs along an axis, 5 products instead of 9, waste less where phases are short: 65
-pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind. Where the rate is at least half the map, no
-phase has more than 2 pixels; with nothing but zeros around, 3 products give both, instead of 4.
+pixels at rate 12 are phases of 5 and 6, which is two tiles of either kind. Tiles of 6 outputs, 8 products for 18, are
+the best on large maps. Where the rate is at least half the map, no phase has more than 2 pixels; with nothing but
+zeros around, 3 products give both, instead of 4.
 
 The largest error in float32 is 1e-5 to 2e-5 of the largest output of the same tile; the direct convolution's is 1e-6 of
 the output itself. So beside a pixel of 10,000 times the size of the others, outputs that it does not reach are off by
@@ -17,6 +18,7 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arX
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from degrid.kernels.support import numba_installed, use_torch_threads
 
 Matrix = tuple[tuple[float, ...], ...]
 Tile = tuple[int, int]
-"""Outputs of a tile down and across, each 3 or 4; or PAIRS."""
+"""Outputs of a tile down and across, each 3, 4 or 6; or PAIRS."""
 PAIRS: Tile = (2, 2)
 """Tiles of two outputs with zeros around, for rates from half the map on."""
 
@@ -60,10 +62,40 @@ MATRICES: dict[int, tuple[Matrix, Matrix, Matrix]] = {
         ),
         ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
     ),
+    6: (
+        (
+            (1, 0, -21 / 4, 0, 21 / 4, 0, -1, 0),
+            (0, 1, 1, -17 / 4, -17 / 4, 1, 1, 0),
+            (0, -1, 1, 17 / 4, -17 / 4, -1, 1, 0),
+            (0, 1 / 2, 1 / 4, -5 / 2, -5 / 4, 2, 1, 0),
+            (0, -1 / 2, 1 / 4, 5 / 2, -5 / 4, -2, 1, 0),
+            (0, 2, 4, -5 / 2, -5, 1 / 2, 1, 0),
+            (0, -2, 4, 5 / 2, -5, -1 / 2, 1, 0),
+            (0, -1, 0, 21 / 4, 0, -21 / 4, 0, 1),
+        ),
+        (
+            (1, 0, 0),
+            (-2 / 9, -2 / 9, -2 / 9),
+            (-2 / 9, 2 / 9, -2 / 9),
+            (1 / 90, 1 / 45, 2 / 45),
+            (1 / 90, -1 / 45, 2 / 45),
+            (32 / 45, 16 / 45, 8 / 45),
+            (32 / 45, -16 / 45, 8 / 45),
+            (0, 0, 1),
+        ),
+        (
+            (1, 1, 1, 1, 1, 1, 1, 0),
+            (0, 1, -1, 2, -2, 1 / 2, -1 / 2, 0),
+            (0, 1, 1, 4, 4, 1 / 4, 1 / 4, 0),
+            (0, 1, -1, 8, -8, 1 / 8, -1 / 8, 0),
+            (0, 1, 1, 16, 16, 1 / 16, 1 / 16, 0),
+            (0, 1, -1, 32, -32, 1 / 32, -1 / 32, 1),
+        ),
+    ),
 }
 """The matrices B^T, G and A^T for each number of outputs m: along an axis, m outputs are A^T [(G g) * (B^T d)] of a
-filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, and -2 for four outputs. For 2 outputs there are 2
-inputs, and 3 products by Karatsuba's method."""
+filter g and m + 2 inputs d; the points are 0, 1, -1, 2, infinity, -2 from four outputs on, and 1/2 and -1/2 for six.
+For 2 outputs there are 2 inputs, and 3 products by Karatsuba's method."""
 
 NARROWEST = 64
 """Fewest channels in and out: with fewer, the transforms cost what the products save."""
@@ -72,6 +104,9 @@ TRANSFORM = 85
 about 40 on a Zen 4."""
 MARGIN = 0.95
 """Largest cost, as a fraction of the direct convolution's, that is worth the lower exactness."""
+LARGE = 1.1
+"""How many times as much other tiles must cost than those with six outputs, whose weights take up to 1.8 times the
+memory of those of four."""
 LIMIT = 1 << 23
 """Most numbers of transformed tiles at once, 32 MiB; twice that is in memory, input and output."""
 _PART = 1 << 20
@@ -103,6 +138,7 @@ def winograd_weight(weight: Tensor, tile: Tile = (4, 4), exact: bool = True) -> 
     return transformed.view(-1, channels, 1, 1)
 
 
+@functools.lru_cache(maxsize=1024)
 def best_tile(
     shape: tuple[int, ...], out_channels: int, rate: int, margin: float = MARGIN, weight_cost: float = 0
 ) -> Tile | None:
@@ -119,19 +155,25 @@ def best_tile(
     batch, channels, height, width = shape
     if min(channels, out_channels) < NARROWEST or channels % 16 or out_channels % 16:
         return None
-    if all(rate < size <= 2 * rate for size in (height, width)):
-        tile, products = PAIRS, (2 * height - rate) * (2 * width - rate)
-    else:
+
+    def cost(tile: Tile) -> float:
         down, across = (
-            min((len(_corners(size, rate, outputs)) * (outputs + 2), outputs) for outputs in (3, 4))
-            for size in (height, width)
+            len(_corners(size, rate, outputs)) * (outputs + 2)
+            for size, outputs in zip((height, width), tile, strict=True)
         )
-        tile, products = (down[1], across[1]), down[0] * across[0]
+        products = batch * ((2 * height - rate) * (2 * width - rate) if tile == PAIRS else down * across)
+        parts = -(-products * max(channels, out_channels) // LIMIT)
+        transforms = products * (TRANSFORM / channels + TRANSFORM / out_channels)
+        return products + transforms + parts * products_of(tile) * weight_cost
+
+    def weighed(tile: Tile) -> float:
+        return cost(tile) * (LARGE if 6 in tile else 1)
+
+    in_pairs = all(rate < size <= 2 * rate for size in (height, width))
+    tiles = [PAIRS] if in_pairs else list(itertools.product((3, 4, 6), (3, 4, 6)))
+    tile = min(tiles, key=weighed)
     direct = (height + 2 * max(height - rate, 0)) * (width + 2 * max(width - rate, 0))
-    parts = -(-batch * products * max(channels, out_channels) // LIMIT)
-    cost = batch * products * (1 + TRANSFORM / channels + TRANSFORM / out_channels)
-    cost += parts * products_of(tile) * weight_cost
-    return tile if cost <= margin * batch * direct else None
+    return tile if cost(tile) <= margin * batch * direct else None
 
 
 def products_of(tile: Tile) -> int:
@@ -162,7 +204,7 @@ def convolve_tiles(
         count: K, output channels.
         rate: the dilation rate, from 1 on; the padding is zeros, `rate` wide, so that the size stays.
         bias: [K].
-        tile: outputs of a tile down and across, each 3 or 4.
+        tile: outputs of a tile down and across, each 3, 4 or 6.
     Returns:
         [N,K,H,W], channels_last.
     """
@@ -221,7 +263,7 @@ def _in_torch(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool
         [torch.tensor(matrix, dtype=x.dtype, device=x.device) for matrix in MATRICES[outputs]] for outputs in tile
     )
     down, across = (rate * torch.arange(outputs + 2, device=x.device) for outputs in tile)
-    padded = F.pad(x, (0, 0, rate, 5 * rate, rate, 5 * rate))
+    padded = F.pad(x, (0, 0, rate, (tile[1] + 1) * rate, rate, (tile[0] + 1) * rate))
     patches = padded[:, (rows[:, None] + down).flatten()][:, :, (columns[:, None] + across).flatten()]
     patches = patches.view(batch, len(rows), len(down), len(columns), len(across), channels)
     tiles = torch.einsum("iu,nyuxvc,jv->nyxijc", into_rows, patches, into_columns)

@@ -11,14 +11,28 @@ from numba import njit, prange
 
 BLOCK = 64
 """Channels at a time, and the fewest there can be; a last block that would be narrower overlaps the one before."""
-ROW = 6 * BLOCK
-TWO, THREE, FOUR, FIVE, EIGHT = (np.float32(value) for value in (2, 3, 4, 5, 8))
+ROW = 8 * BLOCK + 16  # a multiple of 2 KiB would put all rows into few sets of the cache
+HALF, TWO, THREE, FOUR, FIVE, EIGHT = (np.float32(value) for value in (0.5, 2, 3, 4, 5, 8))
+QUARTER, SIXTEEN, THIRTY_TWO = (np.float32(value) for value in (0.25, 16, 32))
+EIGHTH, SIXTEENTH, THIRTY_SECOND = (np.float32(1 / value) for value in (8, 16, 32))
+OUTER, MIDDLE, INNER, LAST = (np.float32(value) for value in (21 / 4, 17 / 4, 5 / 2, 5 / 4))
 
 
 @njit(inline="always", fastmath={"contract"})
 def _forward(points, d, start, step):  # type: ignore[no-untyped-def]
     """B^T on that many lines of a block, in place."""
-    if points == 6:
+    if points == 8:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2, a3 = d[c], d[c + step], d[c + 2 * step], d[c + 3 * step]
+            a4, a5, a6, a7 = d[c + 4 * step], d[c + 5 * step], d[c + 6 * step], d[c + 7 * step]
+            u, v = a2 + a6 - MIDDLE * a4, a1 + a5 - MIDDLE * a3
+            w, s = a6 + QUARTER * a2 - LAST * a4, HALF * a1 - INNER * a3 + TWO * a5
+            p, q = a6 + FOUR * a2 - FIVE * a4, TWO * a1 - INNER * a3 + HALF * a5
+            d[c], d[c + step], d[c + 2 * step] = a0 - a6 + OUTER * (a4 - a2), u + v, u - v
+            d[c + 3 * step], d[c + 4 * step] = w + s, w - s
+            d[c + 5 * step], d[c + 6 * step] = p + q, p - q
+            d[c + 7 * step] = a7 - a1 + OUTER * (a3 - a5)
+    elif points == 6:
         for c in range(start, start + BLOCK):
             a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
             a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
@@ -36,7 +50,16 @@ def _forward(points, d, start, step):  # type: ignore[no-untyped-def]
 @njit(inline="always", fastmath={"contract"})
 def _backward(points, d, start, step):  # type: ignore[no-untyped-def]
     """A^T on that many lines of a block, in place: all but the last two are the result."""
-    if points == 6:
+    if points == 8:
+        for c in range(start, start + BLOCK):
+            a0, a1, a2, a3 = d[c], d[c + step], d[c + 2 * step], d[c + 3 * step]
+            a4, a5, a6, a7 = d[c + 4 * step], d[c + 5 * step], d[c + 6 * step], d[c + 7 * step]
+            u, v, w, s, p, q = a1 + a2, a1 - a2, a3 + a4, a3 - a4, a5 + a6, a5 - a6
+            d[c], d[c + step] = a0 + u + w + p, v + TWO * s + HALF * q
+            d[c + 2 * step], d[c + 3 * step] = u + FOUR * w + QUARTER * p, v + EIGHT * s + EIGHTH * q
+            d[c + 4 * step] = u + SIXTEEN * w + SIXTEENTH * p
+            d[c + 5 * step] = v + THIRTY_TWO * s + THIRTY_SECOND * q + a7
+    elif points == 6:
         for c in range(start, start + BLOCK):
             a0, a1, a2 = d[c], d[c + step], d[c + 2 * step]
             a3, a4, a5 = d[c + 3 * step], d[c + 4 * step], d[c + 5 * step]
@@ -67,7 +90,7 @@ def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore
     channels = x.shape[3]
     down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
-        d = np.empty(6 * ROW, np.float32)
+        d = np.empty(8 * ROW, np.float32)
         number = first + n
         image = number // (rows.size * columns.size)
         top = rows[number // columns.size % rows.size] - rate
@@ -77,10 +100,10 @@ def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore
             for i in range(down):
                 for j in range(across):
                     _load(x, image, top + i * rate, left + j * rate, at, d, i * ROW + j * BLOCK)
-            for j in range(6):
+            for j in range(8):
                 if j < across:
                     _forward(down, d, j * BLOCK, ROW)
-            for i in range(6):
+            for i in range(8):
                 if i < down:
                     _forward(across, d, i * ROW, BLOCK)
             for i in range(down):
@@ -104,7 +127,7 @@ def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out): 
     height, channels = out.shape[1], out.shape[3]
     down, across = tile[0] + 2, tile[1] + 2
     for n in prange(len(tiles)):
-        d = np.empty(6 * ROW, np.float32)
+        d = np.empty(8 * ROW, np.float32)
         number = first + n
         image = number // (rows.size * columns.size)
         top = rows[number // columns.size % rows.size]
@@ -115,10 +138,10 @@ def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out): 
                 for j in range(across):
                     for c in range(BLOCK):
                         d[i * ROW + j * BLOCK + c] = tiles[n, i * across + j, at + c]
-            for j in range(6):
+            for j in range(8):
                 if j < across:
                     _backward(down, d, j * BLOCK, ROW)
-            for i in range(4):
+            for i in range(6):
                 y = top + i * rate
                 if i < tile[0] and y < height:
                     _backward(across, d, i * ROW, BLOCK)

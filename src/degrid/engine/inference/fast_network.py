@@ -106,7 +106,7 @@ class FastNetwork:
         self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
         self.spares_memory = False
-        """Whether it does without Winograd's algorithm, whose weights take up to four times the memory of the plain."""
+        """Whether it does without Winograd's algorithm, whose weights are up to seven times as large."""
         self.uses_compiled = True
         """Whether compiled kernels may be loaded to find classes, see `degrid.kernels.support.code_bytes`."""
         self.counts_runs = False
