@@ -278,8 +278,11 @@ class OneSize(OfUser):
 def test_what_cannot_be_copied_or_run_is_refused_in_one_sentence(tmp_path):
     locked, fixed = OfUser(""), OneSize("")
     locked.lock = threading.Lock()
-    for model, message in ((locked, "copying it failed .TypeError"), (fixed, "tracing it failed .*--size")):
-        with pytest.raises(UserError, match=f"this network cannot be exported: {message}"):
+    for model, message in (
+        (locked, "OfUser cannot be copied .TypeError"),
+        (fixed, "this network cannot be exported: tracing it failed .*--size"),
+    ):
+        with pytest.raises(UserError, match=message):
             degrid.export(model, tmp_path / "m.pt2", format="torch-export", labels=degrid.LabelSpace.of_size(2))
     assert not list(tmp_path.iterdir())
     takes = ImageInput(size=(64, 64))  # as the sentence says

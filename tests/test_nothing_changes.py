@@ -1,6 +1,7 @@
 """What is the user's is afterwards as it was: modes, hooks, classes, weights, generators, threads, settings."""
 
 import contextlib
+import copy
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import degrid
 from degrid.analysis.receptive_field import dilated_stage_receptive_field, effective_receptive_field
 from degrid.data.synthetic import SyntheticScenes
 from degrid.engine.training.log import RunLog
+from degrid.engine.training.optimizers import moving_average
 
 
 class Net(nn.Module):
@@ -171,6 +173,54 @@ def test_what_a_verb_computes_does_not_depend_on_the_modes_of_its_caller(use, mo
         found = use(model, tmp_path)
         assert snapshot(model) == before
     np.testing.assert_equal(found, expected)
+
+
+class Kept(nn.Sequential):
+    """Layers that copies of a network share with it, as for a teacher that need not be there twice."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Shallow(nn.Sequential):
+    """Copies are other modules with the same weights."""
+
+    def __deepcopy__(self, memo):
+        made = type(self)(*(copy.copy(each) for each in self))
+        return made.train(self.training)
+
+
+class Holds(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kept = kind(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3, 1, 2, 2))
+        nn.init.uniform_(self.kept[1].running_mean)
+        self.norm, self.head = nn.BatchNorm2d(64), nn.Conv2d(64, len(SyntheticScenes.labels), 1)
+        self.seen = []
+
+    def forward(self, x):
+        return self.head(self.norm(self.kept(x.float() / 255)).relu())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "auto"])
+@pytest.mark.parametrize("kind", [Kept, Shallow])
+def test_what_copies_of_a_network_share_with_it_is_not_changed(kind, precision, caplog):
+    model, image = Holds(kind), torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = Holds(kind).eval()(image[None])
+    before = snapshot(model)
+    found = degrid.Predictor(model, "cpu", precision).scores(image)
+    options = degrid.InferenceOptions(memory=1 << 40)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if precision == "float32" else 0.05)
+    assert "it now runs as it is" in caplog.text
+    with pytest.raises(degrid.UserError, match="Holds cannot be copied: its copy by copy.deepcopy shares a"):
+        degrid.Predictor(model, "cpu", "float32", options)(np.zeros((40, 56, 3), np.uint8))
+    with pytest.raises(degrid.UserError, match="cannot be copied: its copy by copy.deepcopy shares a"):
+        degrid.export(model, "n.onnx", labels=SyntheticScenes.labels)
+    with pytest.raises(degrid.UserError, match="cannot be copied: its copy by copy.deepcopy shares a"):
+        moving_average(model, 0.9)
+    assert snapshot(model) == before
 
 
 def test_networks_that_are_built_without_gradients_can_be_trained(tmp_path):

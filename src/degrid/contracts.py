@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, cast
 
@@ -268,6 +268,49 @@ def in_evaluation_mode(model: nn.Module) -> nn.Module:
         return model.eval()
     except NotImplementedError:
         return model
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, whose layers, weights and buffers may be changed without any change to the model.
+
+    Args:
+        memo: what the copy shares with the model, see copy.deepcopy.
+    Raises:
+        UserError: it cannot be copied, or a class in it copies itself such that copies share what they hold.
+    """
+    shared = set(memo or ())
+    try:
+        made = copy.deepcopy(model, memo)
+    except Exception as error:  # a user's network may hold anything
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}); it must be one "
+            "that copy.deepcopy takes"
+        ) from error
+    check_apart(model, made, shared)
+    return made
+
+
+def check_apart(model: nn.Module, made: nn.Module, shared: Collection[int] = ()) -> None:
+    """Refuse a copy that shares layers, weights or buffers with its model, but for those of the ids `shared`.
+
+    Raises:
+        UserError: it does, as classes with a `__deepcopy__` of their own may.
+    """
+    held = _held(model)  # as long as these exist, nothing else has their ids
+    own = {id(each) for each in held} - set(shared)
+    for each in _held(made):
+        if id(each) in own:
+            raise UserError(
+                f"{type(model).__name__} cannot be copied: its copy by copy.deepcopy shares a {type(each).__name__} "
+                "with it; see to the __deepcopy__ of its classes"
+            )
+
+
+def _held(model: nn.Module) -> list[object]:
+    """Modules, what holds their weights by names, and the weights."""
+    modules = [*model.modules()]
+    names = [vars(module).get(name) for module in modules for name in ("_parameters", "_buffers", "_modules")]
+    return [*modules, *(each for each in names if each is not None), *model.parameters(), *model.buffers()]
 
 
 @contextmanager

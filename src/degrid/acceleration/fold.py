@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections import defaultdict
@@ -18,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from degrid.contracts import FoldingConv2d, bands_of, has_own_forward, in_evaluation_mode, unchanged
+from degrid.contracts import FoldingConv2d, bands_of, copied, has_own_forward, in_evaluation_mode, unchanged
 from degrid.dispatch import DispatchMode
 from degrid.lookup import loaded
 
@@ -73,16 +72,16 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         The copy, without gradients for what was folded, and what was folded and left.
     Source: fixed batch norm is an affine map, Ioffe & Szegedy (arXiv 1502.03167) section 3.1.
     """
-    copied = _copied(model)
-    given = example_image(copied, _SIDE) if example is None else example
-    with unchanged(copied):
-        wiring = wiring_of(copied, given)
+    own = _copied(model)
+    given = example_image(own, _SIDE) if example is None else example
+    with unchanged(own):
+        wiring = wiring_of(own, given)
         output = wiring.output
         for other in of_other_sides(given) if wiring.sources else ():
             with suppress(Exception):  # it may take one size only
-                wiring = wiring_of(copied, other, wiring)
+                wiring = wiring_of(own, other, wiring)
     pairs, left = [], []
-    for name, norm in copied.named_modules():
+    for name, norm in own.named_modules():
         if not isinstance(norm, _BatchNorm):
             continue
         sources = wiring.sources.get(norm, set())
@@ -91,20 +90,20 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         if reason:
             left.append((name, reason))
         else:
-            pairs.append((next(key for key, module in copied.named_modules() if module is conv), name))
-    if pairs and not _gives(copied, model, given, output):
+            pairs.append((next(key for key, module in own.named_modules() if module is conv), name))
+    if pairs and not _gives(own, model, given, output):
         stay = tuple((norm, "the folded network computes something else") for _, norm in pairs)
         return Folding(_copied(model), (), (*left, *stay))
-    return Folding(copied, tuple(pairs), tuple(left))
+    return Folding(own, tuple(pairs), tuple(left))
 
 
 def _copied(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, of layers that can be folded."""
-    copied = in_evaluation_mode(copy.deepcopy(model))
-    for module in list(copied.modules()):
+    made = in_evaluation_mode(copied(model))
+    for module in list(made.modules()):
         if isinstance(module, FoldingConv2d):
             module.take_apart()
-    return copied
+    return made
 
 
 def _gives(folded: nn.Module, model: nn.Module, example: Tensor, output: Any) -> bool:
@@ -115,7 +114,7 @@ def _gives(folded: nn.Module, model: nn.Module, example: Tensor, output: Any) ->
     if error <= limit or error == math.inf or example.dtype == torch.float64:
         return error <= limit
     try:  # Some networks enlarge rounding 100,000 times, which leaves nothing of it in double precision.
-        return bool(fold_batch_norm(copy.deepcopy(model).double(), example.double()).pairs)
+        return bool(fold_batch_norm(copied(model).double(), example.double()).pairs)
     except Exception:  # a user's network may fail in any way
         return False
 

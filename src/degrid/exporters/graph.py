@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ from degrid.contracts import (
     MultiScaleNetwork,
     bands_of,
     convention_of,
+    copied,
     declared,
     in_evaluation_mode,
     logits_of,
@@ -93,7 +93,7 @@ def _folding(model: nn.Module) -> Folding:
     try:
         return fold_batch_norm(model)
     except Exception:  # a user's network may fail in any way; if it does always, tracing it says why
-        return Folding(in_evaluation_mode(copy.deepcopy(model)), (), ())
+        return Folding(in_evaluation_mode(copied(model)), (), ())
 
 
 def _given(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from degrid.arguments import checked
-from degrid.contracts import DressedConv
+from degrid.contracts import DressedConv, copied
 from degrid.models.strides import Layer, Strides, is_conv, maps_of, measure_strides, pair
 from degrid.types import UserError
 
@@ -142,7 +142,7 @@ def dilate(network: nn.Module, output_stride: int, *, in_channels: int = 3) -> D
         raise UserError(
             f"cannot dilate this {kind}: it does not run on an image of {in_channels}x128x192 ({in_words(error)})"
         ) from error
-    if reason := reason_against(copy.deepcopy(network), strides, output_stride, in_channels):
+    if reason := reason_against(copied(network), strides, output_stride, in_channels):
         if any(isinstance(module, DressedConv) for module in network.modules()):
             reason = "convolutions of it are smoothed for the rates that they have; dilate it before it is smoothed"
         raise UserError(f"cannot dilate this {kind} to output stride {output_stride}: {reason}")

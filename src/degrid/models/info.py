@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from degrid.contracts import DressedConv, bands_of
+from degrid.contracts import DressedConv, bands_of, copied
 from degrid.dispatch import DispatchMode
 from degrid.lookup import some
 from degrid.models.encoder import Encoder
@@ -136,7 +135,7 @@ def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """
     opaque = any(isinstance(module, DressedConv) for module in model.modules())
     device = "meta" if opaque or size[0] * size[1] > _LARGE else "cpu"
-    hollow, count = copy.deepcopy(model).to(device).eval(), _Count()
+    hollow, count = copied(model).to(device).eval(), _Count()
     with count, torch.no_grad():
         hollow(torch.zeros(1, bands_of(model).count, *size, device=device))
     return count.operations // 2

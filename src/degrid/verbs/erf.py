@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +21,7 @@ from degrid.analysis.reach import Following
 from degrid.analysis.receptive_field import part_receptive_field
 from degrid.arguments import checked
 from degrid.chance import drawing_for_itself
-from degrid.contracts import DressedConv, unchanged
+from degrid.contracts import DressedConv, copied, unchanged
 from degrid.files import atomic_write, write_bytes, write_json
 from degrid.smoothing import smooth_dilated_convs
 from degrid.smoothing.table import OPERATORS
@@ -207,7 +206,7 @@ def _block() -> nn.Module:
 
 def _smoothed(network: nn.Module, operator: str) -> nn.Module:
     """A copy with an operator, whose parameters are not at their start."""
-    changed = copy.deepcopy(network)
+    changed = copied(network)
     report = smooth_dilated_convs(changed, operator, lambda name, conv: True)
     random = torch.Generator().manual_seed(0)
     layers = dict(changed.named_modules())

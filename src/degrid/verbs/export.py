@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from degrid.arguments import check_fields, checked
 from degrid.chance import drawing_for_itself
-from degrid.contracts import ExportedNetwork, bands_of, convention_of, declared
+from degrid.contracts import ExportedNetwork, bands_of, convention_of, copied, declared
 from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import FIXED, Facts, ImageInput
@@ -221,14 +221,7 @@ def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, Lab
     labels = labels or (known.labels if known else None)
     if labels is None:
         raise UserError(f"{model_name(model)} does not declare its classes; give them as labels")
-    try:
-        own = copy.deepcopy(network)
-    except Exception as error:  # a user's network may hold anything
-        raise UserError(
-            f"this network cannot be exported: copying it failed ({type(error).__name__}: {str(error)[:160]}); it must "
-            "be one that copy.deepcopy takes"
-        ) from error
-    return _in_single_precision(own.cpu().eval()), labels
+    return _in_single_precision(copied(network).cpu().eval()), labels
 
 
 def _in_single_precision(network: nn.Module) -> nn.Module:

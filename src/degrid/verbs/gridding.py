@@ -19,7 +19,7 @@ from degrid.analysis.phases import independent_networks, phase_exchange
 from degrid.analysis.reach import Following, is_dilated, rates_of
 from degrid.analysis.receptive_field import effective_receptive_field, part_receptive_field
 from degrid.arguments import checked
-from degrid.contracts import DressedConv, unchanged
+from degrid.contracts import DressedConv, copied, unchanged
 from degrid.lookup import some
 from degrid.smoothing import rate_at_most, smooth_dilated_convs
 from degrid.types import OnProgress, Progress, UserError
@@ -409,7 +409,7 @@ def _repair(change: str, span: _Span, images: Sequence[Tensor], board: bool) -> 
     Args:
         board: whether to measure the checkerboard in logits, too.
     """
-    network = copy.deepcopy(span.network)
+    network = copied(span.network)
     layers = {name: conv for name, conv in network.named_modules() if name in span.between and is_dilated(conv)}
     if change == "rates":
         return _with_rates(network, layers, span, images, board)

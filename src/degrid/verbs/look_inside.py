@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from degrid import recipes
 from degrid.bands import read_picture
 from degrid.chance import drawing_for_itself
 from degrid.config import RunConfig
-from degrid.contracts import bands_of, declared
+from degrid.contracts import bands_of, copied, declared
 from degrid.exporters.table import find_opener
 from degrid.lookup import lookup
 from degrid.model_folder import load
@@ -75,7 +74,7 @@ def with_random_weights(network: nn.Module, seed: int) -> nn.Module:
     So every branch has a part in what is seen: training often begins with the last batch norm of a unit at 0, and
     PyTorch's own distribution makes deep branches faint.
     """
-    anew = copy.deepcopy(network)
+    anew = copied(network)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for layer in anew.modules():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -18,7 +17,7 @@ from degrid.acceleration.fold import folded
 from degrid.acceleration.taps import TapConv2d, reach_onednn, use_taps
 from degrid.acceleration.winograd_layer import use_winograd, winograd_bytes
 from degrid.chance import drawing_nothing, of_everybody, state_of
-from degrid.contracts import ExportedNetwork, evaluating, in_evaluation_mode
+from degrid.contracts import ExportedNetwork, copied, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import Adapted, adapted
 from degrid.engine.inference.prediction import PRECISION_OF_FILE
@@ -269,7 +268,7 @@ class FastNetwork:
         with drawing_nothing(chance):
             try:
                 with autocast(self.device, "float32"):
-                    in_evaluation_mode(copy.deepcopy(self._model))(batch)
+                    in_evaluation_mode(copied(self._model))(batch)
             except Exception:  # a user's network may fail in any way
                 return True
             return before != [state_of(each) for each in chance]
@@ -277,7 +276,7 @@ class FastNetwork:
     def _keeps_state(self, exact: Tensor, batch: Tensor) -> bool:
         """Whether the logits of an image depend on which one came before, or on how many did."""
         try:
-            twin = in_evaluation_mode(copy.deepcopy(self._model))
+            twin = in_evaluation_mode(copied(self._model))
             with autocast(self.device, "float32"):
                 twin(255 - batch)
                 after_another, before = twin(batch).float(), counters(twin)
@@ -295,7 +294,7 @@ class FastNetwork:
         found = []
         try:
             for image in (255 - batch, 255 - batch, batch):  # each copy has what the one before it wrote
-                twin = in_evaluation_mode(copy.deepcopy(self._model))
+                twin = in_evaluation_mode(copied(self._model))
                 with autocast(self.device, "float32"):
                     found.append(twin(image).float())
         except Exception:  # a user's network may fail in any way
@@ -341,7 +340,7 @@ class FastNetwork:
         if way.fold:
             network = _folded(network, batch)
         elif way.exchange:
-            network = in_evaluation_mode(copy.deepcopy(network))
+            network = in_evaluation_mode(copied(network))
         if way.exchange and self.device.type == "cpu":
             use_taps(network, kind)
             reach_onednn(network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
@@ -24,6 +23,7 @@ from degrid.contracts import (
     ExportedNetwork,
     bands_of,
     convention_of,
+    copied,
     declared,
     evaluating,
     in_evaluation_mode,
@@ -529,7 +529,7 @@ def activation_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     """
     # The parameters are shared until they move, so the copy costs no memory.
     memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    shadow = in_evaluation_mode(copy.deepcopy(model, memo).to("meta"))
+    shadow = in_evaluation_mode(copied(model, memo).to("meta"))
     count = _LiveBytes()
     try:
         with torch.inference_mode(False), torch.no_grad(), count:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from degrid.contracts import DressedConv
+from degrid.contracts import DressedConv, check_apart
 from degrid.engine.training.sharding import is_part, own_part
 from degrid.lookup import lookup, make_part
 from degrid.types import UserError
@@ -236,4 +236,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
             for average, value in zip(averages, current, strict=True):
                 average.copy_(value)
 
-    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)  # type: ignore[arg-type]
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)  # type: ignore[arg-type]
+    check_apart(model, average)
+    return average

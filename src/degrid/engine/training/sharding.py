@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from degrid.contracts import copied
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
@@ -38,7 +40,7 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 def skeleton(module: nn.Module) -> nn.Module:
     """A copy without values, to be made before `shard`; see `whole_copy`."""
-    return copy.deepcopy(module).to("meta")
+    return copied(module).to("meta")
 
 
 def whole_copy(bare: nn.Module, sharded: nn.Module) -> nn.Module:
