@@ -196,6 +196,8 @@ def test_no_rates_are_advised_for_a_head_without_any():
         "the file does not say these settings, which are assumed: output_stride=8 (for a network of the other stride "
         "--set output_stride=16, settings=...)"
     ]
+    assert "--image_pyramid" in plan.notes[0]
+    assert "--set scales=0.5,0.75" in plan.notes[0]
 
 
 def test_multi_grid_of_research_deeplabs_resnets_is_assumed_and_said():

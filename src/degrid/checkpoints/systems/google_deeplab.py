@@ -24,6 +24,11 @@ _HEAD = {
     "logits/semantic": "head.classifier",
 }
 _DENSE = "decoder/decoder_conv0/decoder_conv0_{}"  # without separable convolutions
+_UNSAID = (
+    "no file says whether its program ran with --image_pyramid, --image_pooling_crop_size or --use_bounded_activation; "
+    "none is assumed, the maximum over a pyramid of 0.5, 0.75 and 1 is --set scales=0.5,0.75 (settings=...), and "
+    "degrid has no bounded activations in the head"
+)
 _WIDTHS = {112: "035", 160: "050", 240: "075", 320: "100", 448: "140"}
 _MOBILE = {"expand": 0, "depthwise": 1, "project": 2}
 
@@ -64,6 +69,7 @@ class GoogleDeepLab(System):
         plan = rules.of_either_stride(settings, *(["multi_grid"] if resnet else []))
         if beta:
             plan.otherwise += "; its instructions have --set multi_grid=1,2,4 for resnet_v1_*_beta"
+        plan.notes.append(_UNSAID)
         return plan.fill(tensors, rules.training_state, rules.moving_average, rule, _head(len(branches)))
 
 
