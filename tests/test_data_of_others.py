@@ -320,6 +320,11 @@ def test_names_of_yolo_beside_its_texts(tmp_path):
     assert open_dataset(tmp_path).labels.names == ("background", "car", "tree")
 
 
+def test_numbers_of_yolo_in_quotes(tmp_path):
+    yolo(tmp_path, f"0 {LEFT}\n1 {RIGHT}\n", "names: {'1': tree, '0': car}\n")
+    assert check_data(tmp_path).classes == ["background", "car", "tree"]
+
+
 def test_key_points_are_no_polygons(tmp_path):
     yolo(tmp_path, "0 .5 .5 .2 .2 .4 .4 2 .5 .5 2\n", "kpt_shape: [2, 3]\nnames: [person]")
     with pytest.raises(UserError, match=r"data\.yaml is of key points \(kpt_shape\), which cannot train"):
@@ -454,6 +459,22 @@ def test_tables_of_pairs_with_a_column_of_splits(tmp_path):
     report = check_data(tmp_path)
     assert {split: found.num_images for split, found in report.splits.items()} == {"train": 4, "val": 1}
     assert "data.csv: 1 row names no split: left out" in report.notes
+
+
+@pytest.mark.parametrize("layout", ["CamVid", "KITTI"])
+def test_own_classes_in_the_layout_of_a_benchmark(tmp_path, layout):
+    """Three classes that number from 0 are no sky, building and pole."""
+    for k in range(12):
+        split = "val" if k > 8 else "train"
+        image, mask = (f"{split}/{k}.png", f"{split}annot/{k}.png")
+        if layout == "KITTI":
+            image, mask = f"training/image_2/{k}.png", f"training/semantic/{k}.png"
+        pair(tmp_path / image, tmp_path / mask, k, np.array([7, 8] if layout == "KITTI" else [0, 2], np.uint8)[IDS])
+    assert f"the data lie as those of {layout} and so have its" in (said := problems(tmp_path))
+    assert "12 masks hold 2 of them only" in said
+    assert check_data(tmp_path, accept=["sparse-ids"]).ok
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n" if layout == "CamVid" else "7 a\n8 b\n")
+    assert not problems(tmp_path)
 
 
 def test_a_list_of_images_to_test_without_masks(tmp_path):

@@ -116,6 +116,8 @@ _MOSTLY_ALIKE = 0.2
 _NEARLY = 0.95
 # In COCO itself one annotation in eighty is a crowd.
 _MOST_CROWDS = 0.25
+# Of a benchmark with at most so many classes, so many masks hold more than half of them.
+_MOST_CLASSES, _SOME_MASKS = 40, 10
 # Maps of each split whose places are compared.
 _MAPS = 100
 # Values this close to the lowest and the highest are noise on black and white; but few values are rather classes.
@@ -218,6 +220,7 @@ def _solid_and_soft(found: Survey) -> tuple[list[int], list[int]]:
 def _sparse_ids(look: _Look) -> Iterator[str]:
     """Numbers that leave most classes empty: brightness, or ids of another list."""
     layout, found = look.layout, look.whole
+    yield from _few_of_a_benchmark(look)
     values = sorted(value for value in found.ids if value not in (IGNORE_INDEX, *layout.wishes.void))
     if not layout.guessed or not values or 2 * len(values) >= values[-1] + 1:
         return
@@ -241,6 +244,20 @@ def _sparse_ids(look: _Look) -> Iterator[str]:
         yield f"{text}; {_write(layout, f'ids: {listed}')}{void}, or name all classes in classes.txt"
     else:
         yield f"{text}; name the classes in classes.txt, or give ids: {{value: class}} in dataset.yaml"
+
+
+def _few_of_a_benchmark(look: _Look) -> Iterator[str]:
+    """Few of the classes of a benchmark, in whose layout people store data of their own."""
+    found, names = look.whole, look.labels.names
+    counts, _ = found.by_class(look.rule)
+    present = [names[train] for train in sorted(counts) if train != IGNORE_INDEX and counts[train]]
+    few = 0 < 2 * len(present) < len(names) <= _MOST_CLASSES
+    if look.rule.assumed and few and found.masks >= _SOME_MASKS and not found.colored:
+        yield (
+            f"the data lie as those of {look.layout.kind} and so have its {len(names)} classes, but {found.masks} "
+            f"masks hold {len(present)} of them only ({some(present, 4)}): if they are classes of your own, name these "
+            "in classes.txt"
+        )
 
 
 def _instances(look: _Look) -> Iterator[str]:

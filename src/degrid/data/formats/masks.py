@@ -58,6 +58,7 @@ class MaskRule:
     notes: what was decided when the file was read, one sentence each.
     renumbered: a sentence on ids that the classes do not keep, which matters where masks hold ids.
     in_order: the file gives names alone, so that their order is all that says which id is which.
+    assumed: the classes are those of a benchmark, in whose layout the data are.
     """
 
     ids: dict[int, int]
@@ -71,6 +72,7 @@ class MaskRule:
     notes: tuple[str, ...] = ()
     renumbered: str = ""
     in_order: bool = False
+    assumed: bool = False
 
     @classmethod
     def plain(

@@ -44,7 +44,7 @@ def with_table(path: Path, labels: LabelSpace, rule: MaskRule) -> tuple[LabelSpa
     everything."""
     named, own_rule = class_table(path)
     if named is None or own_rule is None:
-        return labels, rule
+        return labels, replace(rule, assumed=True)
     return (named, rule) if len(named) == len(labels) else (named, own_rule)
 
 

@@ -174,9 +174,9 @@ def _names(values: dict[str, Any]) -> dict[int, str]:
     """The names of the classes by number; none where data.yaml is about something else."""
     given = values.get("names")
     named = dict(enumerate(given)) if isinstance(given, list) else given
-    if not isinstance(named, dict) or {type(key) for key in named} != {int}:
+    if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
         return {}
-    return {number: str(name) for number, name in named.items()}
+    return {int(number): str(name) for number, name in named.items()}
 
 
 def _refuse_other_names(values: dict[str, Any], names: dict[int, str], file: Path) -> None:
