@@ -532,6 +532,9 @@ def test_objects_outside_of_the_image(tmp_path):
     said = "masks with objects that cover no pixel: outside the image, or smaller than one"
     assert said in coco(tmp_path, [[SQUARE], [outside]])
     assert "cover no pixel" not in coco(tmp_path, [[SQUARE], [[value - 4 for value in SQUARE]]])
+    source = open_dataset(tmp_path).sources[0]
+    source.read_label()[:] = 9  # what a caller does with a label is its own affair
+    assert set(source.read_label().ravel()) == {0, 1}
 
 
 def test_annotations_of_nothing_but_an_empty_list(tmp_path):

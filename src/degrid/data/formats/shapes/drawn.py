@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -48,20 +48,27 @@ class Drawn(Pair):
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""
-        height, width = self.size or shown_size(self.image)
-        with blaming(f"{self.mask}: the shapes of {self.name} cannot be drawn:"):
-            return draw(self._objects(height, width), height, width, self.rest)
+        return _drawn(self, *(self.size or shown_size(self.image)))[0].copy()
 
     def said_of_label(self, size: tuple[int, ...]) -> str:
         """See `Source`."""
-        height, width = size
-        nothing = any(not thing.region.inside(height, width).pixels.any() for thing in self.things(height, width))
+        nothing = _drawn(self, *size)[1]
         return "masks with objects that cover no pixel: outside the image, or smaller than one" * nothing
 
-    def _objects(self, height: int, width: int) -> Iterable[Thing]:
+    def objects(self, height: int, width: int) -> Iterable[Thing]:
+        """The objects of an image of this size, as they are to be drawn."""
         for thing in self.things(height, width):
             # What is void in any case, such as boxes, stays below everything.
             yield thing._replace(crowd=False) if self.how.crowds and thing.value != IGNORE_INDEX else thing
+
+
+@lru_cache(maxsize=1)  # what is said of a label is asked after it was drawn
+def _drawn(source: Drawn, height: int, width: int) -> tuple[np.ndarray, bool]:
+    """The label, and whether an object covers no pixel of it."""
+    with blaming(f"{source.mask}: the shapes of {source.name} cannot be drawn:"):
+        things = list(source.objects(height, width))
+        nothing = any(not thing.region.inside(height, width).pixels.any() for thing in things)
+        return draw(things, height, width, source.rest), nothing
 
 
 def shown_size(file: Path) -> tuple[int, int]:
