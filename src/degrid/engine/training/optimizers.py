@@ -223,8 +223,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that follows it: average <- d * average + (1 - d) * model, buffers included.
 
-    d grows from 0.1 to `decay` as (1 + n) / (10 + n) with the number n of updates, so that the random initial weights
-    are soon forgotten.
+    The first update copies the model. Then d grows from 0.18 to `decay` as (1 + n) / (10 + n) with the number n of
+    updates before, so that the random initial weights are forgotten.
     """
 
     def follow(averages: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
