@@ -3,6 +3,8 @@
 import types
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -132,6 +134,21 @@ def test_opencv_4_reads_one_size(model, tmp_path, monkeypatch):
         degrid.export(model, tmp_path / "m.onnx", format="opencv")
 
 
+def test_pixel_shuffles_that_iree_gets_wrong_are_written_otherwise(tmp_path):
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    shuffle = helper.make_node("DepthToSpace", ["r"], ["y"], blocksize=2, mode="CRD")
+    ends = [[helper.make_tensor_value_info(name, number, ["n", c, "h", "w"])] for name, c in (("x", 12), ("y", 3))]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["r"]), shuffle], "main_graph", *ends)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    iree.deep_to_space(onnx, tmp_path / "m.onnx")
+    *_, last = onnx.load(tmp_path / "m.onnx").graph.node
+    (mode,) = [each.s for each in last.attribute if each.name == "mode"]
+    assert mode == b"DCR"
+    x = torch.rand(2, 12, 3, 5)
+    (y,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_array_equal(y, torch.pixel_shuffle(x, 2).numpy())
+
+
 def test_the_error_of_irees_compiler_is_told_and_not_its_advice(tmp_path, monkeypatch):
     class FaultError(Exception):
         stderr = "a.mlir:3:1: error: 'memref.alloca' op is too large\n  ^\nNeed more information? Set IREE_SAVE_TEMPS"
@@ -142,6 +159,7 @@ def test_the_error_of_irees_compiler_is_told_and_not_its_advice(tmp_path, monkey
     compiler = types.SimpleNamespace(CompilerToolError=FaultError, compile_file=compile_file)
     monkeypatch.setattr(iree.Iree, "library", lambda self, name: compiler)
     monkeypatch.setattr(iree.Onnx, "write", lambda self, *words: None)
+    monkeypatch.setattr(iree, "deep_to_space", lambda onnx, path: None)
     monkeypatch.setattr(iree.subprocess, "run", lambda *words, **options: None)
     with pytest.raises(UserError, match=r"fails on this network: a\.mlir:3:1: error: .* too large$"):
         iree.Iree().write(None, tmp_path / "m.vmfb", "")
