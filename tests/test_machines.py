@@ -36,7 +36,9 @@ def train(*arguments):
 
 def wait_for_step(folder, step, process):
     """Until a step is on record, or the process has ended."""
+    until = time.monotonic() + 300
     while process.poll() is None:
+        assert time.monotonic() < until, f"step {step} has not come within 5 minutes"
         with contextlib.suppress(OSError):
             if f'{{"step": {step},' in (folder / "metrics.jsonl").read_text():
                 return

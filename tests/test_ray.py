@@ -46,8 +46,8 @@ def cluster():
     ray.shutdown()
 
 
-def workers():
-    """The processes that Ray has for workers; their parent is a child of this process."""
+def workers(of=None):
+    """The processes that Ray has for workers; their parent is a child of the given process, by default this one."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -57,7 +57,7 @@ def workers():
                 parents.append(int((Path("/proc") / str(parents[-1]) / "stat").read_text().rsplit(")")[1].split()[1]))
         except (OSError, IndexError):
             continue  # it has ended meanwhile
-        if title.startswith(b"ray::_Actor") and os.getpid() in parents:
+        if title.startswith(b"ray::_Actor") and (of or os.getpid()) in parents:
             found.append(int(place.name))
     return found
 
@@ -159,7 +159,7 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     told = parse_json((folder / "run.json").read_text())["asynchronous"]
     assert told["steps"] == 500
     assert told["lost"] == 1
-    assert told["staleness_max"] <= 8  # four times the workers
+    assert told["staleness_max"] <= 12  # four times the workers
     turns = load_state(folder / "last.ckpt")["turns"]
     assert turns["following"] - len(turns["left"]) == 500
     found = losses(folder)
@@ -168,7 +168,7 @@ def test_machines_are_lost_and_join(machines, tmp_path):  # noqa: F811
     assert max(staleness[-100:]) >= 1  # two at work again
 
 
-@pytest.mark.long  # Ray's workers have the lowest priority: beside much other work they need more than the time-outs
+@pytest.mark.slow
 def test_a_signal_to_all_processes_saves_the_run_which_goes_on_with_other_workers(tmp_path):
     """As `timeout` and job systems send it; Ray's processes must not end by it, or the server would with them."""
     folder, steps = tmp_path / "run", ["--set", "train.steps=30", "--set", "train.eval_every=30"]
@@ -179,9 +179,11 @@ def test_a_signal_to_all_processes_saves_the_run_which_goes_on_with_other_worker
         [*words, *asynchronous], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as server:
         wait_for_step(folder, 4, server)
+        priorities = [os.getpriority(os.PRIO_PROCESS, each) for each in workers(server.pid)]
         os.killpg(server.pid, signal.SIGTERM)
         _, errors = server.communicate(timeout=300)
     assert server.returncode == 130, errors
+    assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2  # Ray's own default would let all else go first
     assert f"stopped and saved; continue with: degrid train --resume {folder}" in errors
     assert load_state(folder / "last.ckpt")["step"] >= 4
     again = [*DEGRID, "--resume", str(folder), "--quiet", *asynchronous[:2], "1", "--max-staleness", "9"]

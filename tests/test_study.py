@@ -211,6 +211,15 @@ def test_a_study_goes_on_from_what_came_of_its_runs(tmp_path, monkeypatch):
         degrid.study(protocol(), tmp_path, look=True)
 
 
+@pytest.mark.parametrize("why", ["could not write x/last.ckpt: the disk is full; ...", "cannot make the folder x: ..."])
+def test_a_full_disk_stops_a_study_and_is_no_outcome(tmp_path, monkeypatch, why):
+    """All runs that follow would fail, and stay so."""
+    monkeypatch.setattr("degrid.verbs.study._Work._command", lambda work, words, place: (2, f"a\ndegrid: {why}\n", 0))
+    with pytest.raises(UserError, match=f"{re.escape(why)}; the study goes on from here by the same command"):
+        degrid.study(protocol(), tmp_path)
+    assert not list(tmp_path.glob("*/seed_*.json"))
+
+
 # ---- whole studies --------------------------------------------------------------------------------------------
 
 

@@ -273,6 +273,22 @@ def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
             )
 
 
+_NO_OUTCOME = ("could not write", "cannot make the folder")
+"""How sentences begin that say nothing about a run, such as that of a full disk; see `degrid.files.explained`."""
+
+
+def _why(code: int, said: str) -> str:
+    """The reason for which a run failed, the last of what it said.
+
+    Raises:
+        UserError: it is none of the run's.
+    """
+    last = (said.strip().splitlines()[-1:] or [f"it ended with code {code}"])[0].removeprefix("degrid: ")
+    if last.startswith(_NO_OUTCOME):
+        raise UserError(f"{last}; the study goes on from here by the same command (the same call)")
+    return last
+
+
 class _Work:
     """The runs of a study that are to be made, by this program and perhaps others."""
 
@@ -396,8 +412,7 @@ class _Work:
             if self._stopped.is_set():
                 return
             if code:
-                last = said.strip().splitlines()[-1:] or [f"it ended with code {code}"]
-                write_json(self.outcome(*run), {"error": last[0].removeprefix("degrid: "), "command": command[0]})
+                write_json(self.outcome(*run), {"error": _why(code, said), "command": command[0]})
                 return
             if command is train:
                 seconds, memory = time.monotonic() - began, peak

@@ -215,6 +215,7 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
             "num_cpus": own.workers * own.cores,
             # Weights and gradients of every worker, and those that are being handed over.
             "object_store_memory": max(LEAST_STORE, 2 * weight_bytes * (own.workers + 1)),
+            "_system_config": {"worker_niceness": 0},  # workers are the run; Ray's 15 would let all else go first
         }
     for tries_left in range(STARTS - 1, -1, -1):
         try:
