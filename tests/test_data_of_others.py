@@ -206,11 +206,25 @@ def test_splits_behind_one_word(names, found):
     assert splits_of(names) == found
 
 
-def test_a_list_of_splits_in_a_file_that_is_not_read_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("files", "doubted"),
+    [
+        (["train_val_split.json"], True),
+        (["splits.yaml"], True),
+        (["train.npy", "val.npy"], True),
+        (["train.csv"], False),  # Kaggle's, of all images
+    ],
+)
+def test_splits_in_files_that_are_not_read(tmp_path, files, doubted):
     for k in range(4):
         pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
-    (tmp_path / "train_val_split.json").write_text("{}")
-    assert any("train_val_split.json is not read" in note for note in check_data(tmp_path).notes)
+    for file in files:
+        (tmp_path / file).write_text("{}" if file.endswith("json") else "id,rle\n0,1 5\n")
+    report = check_data(tmp_path)
+    assert any(f"{', '.join(files)} is not read: train.txt" in note for note in report.notes)
+    said = f"the images are divided by chance, though {', '.join(files)} seems to name the splits"
+    assert any(said in problem for problem in report.problems) == doubted
+    assert check_data(tmp_path, accept=["splits-unread"]).ok
 
 
 def test_folders_below_that_pair_are_offered(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from degrid.data.formats.copies import Seen, copied_masks, overlaps
+from degrid.data.formats.folder import UNREAD_SPLITS
 from degrid.data.formats.layout import Crowds, Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.matching import without_number
@@ -516,6 +517,15 @@ def _splits_overlap(look: _Look) -> Iterator[str]:
         )
 
 
+def _splits_unread(look: _Look) -> Iterator[str]:
+    """Files that seem to say what is for training and what is not, beside images that were divided by chance."""
+    for note in look.layout.notes:
+        files = note.partition(UNREAD_SPLITS)[0].rpartition("; ")[2] if UNREAD_SPLITS in note else ""
+        words = {*re.findall(r"split|fold|partition|train|val|test", files.lower())}
+        if words - {"train", "val", "test"} or len(words) > 1:
+            yield f"the images are divided by chance, though {files}seems to name the splits and {UNREAD_SPLITS}"
+
+
 def _names_alike(look: _Look) -> Iterator[str]:
     """Classes that differ only in capitals, spaces or hyphens, as labels that were typed do."""
     names: dict[str, str] = {}
@@ -588,6 +598,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "several-masks": (_several_masks, ()),
     "other-places": (_other_places, ()),
     "splits-overlap": (_splits_overlap, ()),
+    "splits-unread": (_splits_unread, ()),
     "names-alike": (_names_alike, ()),
     "images-are-masks": (_images_are_masks, ()),
     "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),

@@ -48,6 +48,8 @@ _LIKE_SPLITS = re.compile(
     r"\.(jsonl?|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
     re.IGNORECASE,
 )
+UNREAD_SPLITS = "is not read: train.txt and val.txt, with one name per line, name them"
+"""What a note says of files that seem to divide the images."""
 DRAWN = "drawn"
 """The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
@@ -252,7 +254,7 @@ def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[P
         shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
         return splits, [f"the splits are those that the images' names say ({shown})"]
     unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
-    but = f"; {some(unread, 3)} is not read: train.txt and val.txt, with one name per line, name them" if unread else ""
+    but = f"; {some(unread, 3)} {UNREAD_SPLITS}" if unread else ""
     splits, notes = divided(pairs)
     return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]
 
