@@ -1,6 +1,7 @@
 """GeoTIFFs: pixels without data, and predictions for the same place on the map."""
 
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -119,6 +120,17 @@ def test_a_map_is_predicted_as_a_map(tmp_path):
     # Palette images are ids to whoever reads them as labels, and results of degrid are no images.
     assert (np.asarray(Image.open(tmp_path / "out" / "a.tif")) == ids).all()
     assert is_result(tmp_path / "out" / "a.tif")
+
+
+def test_a_map_whose_file_says_no_more_than_its_coordinate_system(tmp_path):
+    """As after editing by a program that does not know the other tags."""
+    values = np.zeros((3, 40, 48), np.uint8)
+    with warnings.catch_warnings(action="ignore"):
+        file = write(tmp_path / "a.tif", values, transform=Affine.identity())
+    assert is_on_map(file)
+    degrid.predict(network(), file, tmp_path / "out", device="cpu")
+    with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "out" / "a.tif") as opened:
+        assert (opened.crs, opened.transform) == (PLACE["crs"], Affine.identity())
 
 
 def test_a_tiff_without_a_place_gives_a_png(tmp_path):

@@ -431,6 +431,7 @@ def check(*assignments):
         (["loss=dise"], 'unknown loss "dise". Did you mean "dice"? Known: cross_entropy, ohem, focal, dice, lovasz, '),
         (["loss=cross_entropy+lovas"], 'unknown loss "lovas". Did you mean "lovasz"?'),
         (["loss=math:pi"], 'loss "math:pi": expected a function of logits and label, got float'),
+        (["loss=torch.optim:RMSprop"], 'loss "torch.optim:RMSprop" needs params, which its options do not give'),
         (["label_smoothing=1"], 'setting "train.label_smoothing": expected 0 (off) or a share below 1, got 1.0'),
         (["loss=focal", "label_smoothing=0.1"], "acts on cross_entropy and ohem only"),
         (["focal_gamma=-1"], 'setting "train.focal_gamma": expected 0 or more'),

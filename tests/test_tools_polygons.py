@@ -283,6 +283,9 @@ def test_damaged_coco_files(tmp_path):
     put_image(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.json .*category_id 2, which is not among the categories"):
         open_dataset(tmp_path)
+    coco(tmp_path / "a.json", ["a.png"], ((1, "car"),), category_id=None)
+    with pytest.raises(UserError, match=r"a\.json .*category_id None, which is not among the categories"):
+        open_dataset(tmp_path)
     coco(tmp_path / "a.json", ["a.png"], shapes=((1, [[1, 2, 3, 4, 5, "x"]]),))
     with pytest.raises(UserError, match=r"a\.json: the shapes of a cannot be drawn: .*annotation 10 is neither"):
         open_dataset(tmp_path)[0]
@@ -562,6 +565,14 @@ def test_labelme(tmp_path):
     left_out = "1 image has no JSON file: left out, as not looked at by anybody"
     assert left_out in notes_of(train)
     assert left_out in notes_of(open_dataset(tmp_path))
+
+
+@pytest.mark.parametrize("size", [[40], {"x": 1}, "wide", float("inf")], ids=str)
+def test_labelme_with_a_size_that_is_none(tmp_path, size):
+    put_image(tmp_path / "a.png")
+    labelme(tmp_path / "a.json", [("car", pairs_of(CAR), "polygon", {})], imageHeight=size)
+    with pytest.raises(UserError, match=r"a\.json: expected labelme's shapes, .* and the image's path and size"):
+        open_dataset(tmp_path)
 
 
 def test_labelme_draws_later_shapes_over_earlier_ones(tmp_path):

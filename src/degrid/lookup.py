@@ -91,13 +91,22 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
 
 def keywords(make: Callable[..., object]) -> tuple[str, ...]:
     """The names of the arguments that a function or class has a parameter for; "**" if it takes any others too."""
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except ValueError:  # some built-in functions have no signature
-        return ()
+    parameters = _parameters(make)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = [parameter.name for parameter in parameters if parameter.kind in kinds]
     return (*named, *("**" for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD))
+
+
+def _parameters(make: Callable[..., object]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(make).parameters.values())
+    except ValueError:  # some built-in functions have no signature
+        return []
+
+
+def _required(make: Callable[..., object]) -> list[str]:
+    free = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [each.name for each in _parameters(make) if each.default is each.empty and each.kind not in free]
 
 
 def settings_for(
@@ -125,9 +134,12 @@ def make_part(make: Callable[..., T], settings: Mapping[str, object], options: M
     """What a part's function or class makes of `settings_for` it.
 
     Raises:
-        UserError: an option that the part does not take, or a value that it does not accept.
+        UserError: an option that the part does not take, a value that it does not accept, or an argument that it needs
+            and nobody gives.
     """
     given = settings_for(make, settings, options, what)
+    if missing := [name for name in _required(make) if name not in given]:
+        raise UserError(f"{what} needs {', '.join(missing)}, which its options do not give")
     try:
         return make(**given)
     except UserError:

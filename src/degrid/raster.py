@@ -278,6 +278,14 @@ def _as_shown(opened: Any, values: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
+def _placed_or_not(rasterio: Any) -> Iterator[None]:
+    """Files without a transform are no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A file opened by rasterio, whose errors become ours."""
     rasterio = rasterio_or_none()
@@ -286,8 +294,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             f"{path} holds {tiff_header(path) or '16-bit colours'}, which is read with rasterio: pip install "
             "degrid[geo], or save it as PNG of 8 bits"
         )
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    with _placed_or_not(rasterio), rasterio.Env(GDAL_CACHEMAX=CACHE):
         try:
             with rasterio.open(path) as opened:
                 yield opened
@@ -323,7 +330,8 @@ def write_map(path: str | os.PathLike[str], ids: np.ndarray, colors: np.ndarray,
     with _opened(str(place)) as model:
         profile = {"crs": model.crs, "transform": model.transform, "height": ids.shape[0], "width": ids.shape[1]}
     tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "bigtiff": "if_safer"}
-    with rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", nodata=255, **tiles, **profile) as opened:
+    kind = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255}
+    with _placed_or_not(rasterio), rasterio.open(path, "w", **kind, **tiles, **profile) as opened:
         opened.write_colormap(1, {value: (*map(int, color), 255) for value, color in enumerate(colors)})
         opened.update_tags(TIFFTAG_SOFTWARE=software)
         opened.write(ids, 1)

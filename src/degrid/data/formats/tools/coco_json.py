@@ -138,9 +138,8 @@ def _read(file: Path) -> CocoFile:
                 found.lost += 1
         if any(str(row["file_name"]) == "" for row in rows.values()):
             raise ValueError("an image without file_name")
-        unknown = next((row["category_id"] for row in found.all() if row["category_id"] not in names), None)
-        if unknown is not None:
-            raise ValueError(f"category_id {unknown}, which is not among the categories")
+        if unknown := [row["category_id"] for row in found.all() if row["category_id"] not in names]:
+            raise ValueError(f"category_id {unknown[0]}, which is not among the categories")
     return found
 
 

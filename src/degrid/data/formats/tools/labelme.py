@@ -128,10 +128,10 @@ def _files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     content = read_json(file)
-    with blaming(f"{file}: expected labelme's shapes, each with label and points"):
+    with blaming(f"{file}: expected labelme's shapes, each with label and points, and the image's path and size"):
         for shape in content["shapes"]:
             shape["label"], shape["points"]
-        content["imagePath"]
+        content["imagePath"], _size(content)
     # The pictures of all files would not fit into memory.
     return {**content, "imageData": bool(content.get("imageData"))}
 
