@@ -214,11 +214,12 @@ def divided(
     """
     if len(sources) < 2:
         return {"train": [*sources], "val": [*sources]}, [f"{why}: the only image is trained on and validated with"]
-    names = list(dict.fromkeys(_photograph(source.name) for source in sources))
+    photographs = [_photograph(source.name) for source in sources]
+    names = list(dict.fromkeys(photographs))
     chosen = [name for name in names if zlib.crc32(os.fsencode(name)) % 5 == 0]
-    chosen = chosen[: max(1, len(names) // 3)] or names[-1:]  # of few images, chance may choose most, or none
-    val = [source for source in sources if _photograph(source.name) in {*chosen}]
-    train = [source for source in sources if _photograph(source.name) not in {*chosen}] or val
+    kept = {*(chosen[: max(1, len(names) // 3)] or names[-1:])}  # of few images, chance may choose most, or none
+    val = [source for source, name in zip(sources, photographs, strict=True) if name in kept]
+    train = [source for source, name in zip(sources, photographs, strict=True) if name not in kept] or val
     which = "its name, is" if len(val) == 1 else "their names, are"
     note = f"{why}: {len(val):,} of {counted(len(sources), 'image')}, chosen by {which} kept for validation"
     return {"train": train, "val": val}, [note]
