@@ -124,7 +124,7 @@ BENCHMARKS = {
     "ADE20K": Bench(150, "images/{}/x{}.jpg", "annotations/{}/x{}.png", [*range(1, 151), 0], ("training", "validation"),
                     objects_of_ade),
     "BDD100K": Bench(19, "images/10k/{}/x{}.jpg", "labels/sem_seg/masks/{}/x{}.png", plain(19)),
-    "CamVid": Bench(11, "{}/x{}.png", "{}annot/x{}.png", plain(11, 11)),
+    "CamVid": Bench(11, "{}/0001TP_{}.png", "{}annot/0001TP_{}.png", plain(11, 11)),
     "Cityscapes": Bench(19, "leftImg8bit/{}/ulm/x{}_leftImg8bit.png", "gtFine/{}/ulm/x{}_gtFine_labelIds.png",
                         [*CITYSCAPES_LABEL_IDS, 4]),
     "COCO": Bench(5, "{}2017/x{}.png", "coco81/masks/{}2017/x{}.png", plain(5), also=prepared_coco),
@@ -247,7 +247,13 @@ def test_every_benchmark(name, data):
         read = set()
         for sources in layout.splits.values():
             for source in sources:
-                k = int(Path(source.name).stem.removeprefix("top_potsdam_2_").lstrip("x").partition("_")[0])
+                k = int(
+                    Path(source.name)
+                    .stem.removeprefix("top_potsdam_2_")
+                    .removeprefix("0001TP_")
+                    .lstrip("x")
+                    .partition("_")[0]
+                )
                 read.add(k)
                 ids, unknown = layout.rule.apply(source.read().label)
                 assert not unknown

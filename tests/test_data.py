@@ -196,10 +196,24 @@ def test_cityscapes(tmp_path, ending):
 
 def test_segnet_camvid(tmp_path):
     for split in ("train", "val", "test"):
+        put_image(tmp_path / "CamVid" / split / "0001.png")
+        label = np.full((6, 8), 11 if split == "val" else 10)
+        put_mask(tmp_path / "CamVid" / f"{split}annot" / "0001.png", label)
+    assert open_dataset(tmp_path / "CamVid", "train").labels == CAMVID
+    assert open_dataset(tmp_path / "CamVid", "val")[0].label.unique().tolist() == [IGNORE_INDEX]
+
+
+def test_own_classes_in_segnets_folders(tmp_path):
+    """Nothing says that they are CamVid's, so that 11 is a class as all others."""
+    for split in ("train", "val"):
         put_image(tmp_path / split / "0001.png")
-        put_mask(tmp_path / f"{split}annot" / "0001.png", np.full((6, 8), 11 if split == "val" else 10))
-    assert open_dataset(tmp_path, "train").labels == CAMVID
-    assert open_dataset(tmp_path, "val")[0].label.unique().tolist() == [IGNORE_INDEX]
+        put_mask(tmp_path / f"{split}annot" / "0001.png", np.arange(48).reshape(6, 8) // 4)
+    dataset = open_dataset(tmp_path, "val")
+    assert dataset.labels.names == tuple(f"class {k}" for k in range(12))
+    assert dataset[0].label.tolist() == (np.arange(48).reshape(6, 8) // 4).tolist()
+    put_image(tmp_path / "val" / "0016E5_07959.png")
+    put_mask(tmp_path / "valannot" / "0016E5_07959.png", np.full((6, 8), 11))
+    assert open_dataset(tmp_path, "val").labels == CAMVID
 
 
 # ---- dataset.yaml -------------------------------------------------------------------------------------------

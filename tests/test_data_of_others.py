@@ -480,7 +480,7 @@ def test_own_classes_in_the_layout_of_a_benchmark(tmp_path, layout):
     """Three classes that number from 0 are no sky, building and pole."""
     for k in range(12):
         split = "val" if k > 8 else "train"
-        image, mask = (f"{split}/{k}.png", f"{split}annot/{k}.png")
+        image, mask = (f"{split}/0001TP_{k}.png", f"{split}annot/0001TP_{k}.png")
         if layout == "KITTI":
             image, mask = f"training/image_2/{k}.png", f"training/semantic/{k}.png"
         pair(tmp_path / image, tmp_path / mask, k, np.array([7, 8] if layout == "KITTI" else [0, 2], np.uint8)[IDS])

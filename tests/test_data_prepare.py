@@ -144,18 +144,19 @@ def test_camvids_stray_colours(tmp_path):
 def test_copies_of_11_classes_are_counted_and_left_alone(tmp_path):
     for split, number in (("train", 2), ("val", 1)):
         for k in range(number):
-            put_image(tmp_path / split / f"{k}.png", (1, 3))
-            put(tmp_path / f"{split}annot" / f"{k}.png", [[0, 10, 11]])
-    (tmp_path / "val" / "more.png").write_bytes((tmp_path / "val" / "0.png").read_bytes())
+            put_image(tmp_path / "CamVid" / split / f"{k}.png", (1, 3))
+            put(tmp_path / "CamVid" / f"{split}annot" / f"{k}.png", [[0, 10, 11]])
+    root = tmp_path / "CamVid"
+    (root / "val" / "more.png").write_bytes((root / "val" / "0.png").read_bytes())
     before = files_below(tmp_path)
-    code, output = cli("data", "prepare", "camvid", tmp_path)
+    code, output = cli("data", "prepare", "camvid", root)
     assert code == 0
     assert output.splitlines() == [
         "warning: train: found 2 images, expected 367",
         "warning: val: found 2 images, expected 101",
-        f"warning: val: 1 image is not there, or the label: {tmp_path / 'val' / 'more.png'}",
+        f"warning: val: 1 image is not there, or the label: {root / 'val' / 'more.png'}",
         "warning: test: found 0 images, expected 233",
-        f"nothing to write, CamVid is read as it is; train on it: degrid train --data {tmp_path}",
+        f"nothing to write, CamVid is read as it is; train on it: degrid train --data {root}",
     ]
     assert files_below(tmp_path) == before
 

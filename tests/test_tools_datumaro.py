@@ -206,10 +206,10 @@ def test_camvid_images_that_nothing_was_drawn_on(tmp_path):
 
 def test_camvid_itself_keeps_its_eleven_classes(tmp_path):
     table = "128 128 128\tSky\n192 128 128 VegetationMisc\n192 0 64 LaneMkgsNonDriv\n0 0 0 Void\n"
-    root = camvid(tmp_path, TRUTH, {"train": ["a"], "val": ["b"]}, table)
+    root = camvid(tmp_path, TRUTH, {"train": ["0001TP_a"], "val": ["0001TP_b"]}, table)
     assert open_layout(root).kind == "CamVid"
     # Datumaro's export of CamVid has colours.
-    put(root / "trainannot" / "a.png", np.full((*TRUTH.shape, 3), (192, 0, 64), np.uint8))
+    put(root / "trainannot" / "0001TP_a.png", np.full((*TRUTH.shape, 3), (192, 0, 64), np.uint8))
     (root / "train.txt").unlink()
     (root / "val.txt").unlink()
     dataset = open_dataset(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.common import with_table
@@ -24,17 +25,26 @@ _CLASSES = (
     ("Bicyclist", (0, 128, 192)),
 )
 CAMVID = LabelSpace(tuple(row[0] for row in _CLASSES), tuple(row[1] for row in _CLASSES))
+_FRAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_.*")
 
 
 class CamVid(DataFormat):
-    """train and trainannot, and so on, as SegNet's authors laid it out: 11 classes; 11 is void."""
+    """train and trainannot, and so on, as SegNet's authors laid it out: 11 classes; 11 is void.
 
-    wanted = "train and trainannot (CamVid)"
+    Others store data of their own so, which count as split folders: CamVid's folder, or its frames, are called so.
+    """
+
+    wanted = "train and trainannot in a folder called CamVid, or with its frames (CamVid)"
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
         folders = {split: (path / split, path / f"{split}annot") for split in ("train", "val", "test")}
         found = {s: pair_up(*both) for s, both in folders.items() if all(folder.is_dir() for folder in both)}
+        is_camvid = "camvid" in path.resolve().name.lower() or any(
+            _FRAME.fullmatch(pair.image.name) for pairs, _ in found.values() for pair in pairs
+        )
+        if not is_camvid:
+            return None
         orphans = [mask for _, lost in found.values() for mask in lost]
         splits = {split: pairs for split, (pairs, _) in found.items()}
         reason = ", ".join(f"{split} and {split}annot" for split in splits)
