@@ -220,3 +220,26 @@ def test_a_setting_of_another_type_is_told_of():
     tensors = peers.tensors("smp_DeepLabV3Plus_mobilenet_v2")
     with pytest.raises(ConversionError, match="x has the names of segmentation_models.pytorch.*TypeError"):
         planned(SYSTEMS["smp"], tensors, {"decoder_atrous_rates": 5}, "x")
+
+
+def test_bounded_activations_of_research_deeplab_as_its_frozen_graphs_say():
+    """Its head runs relu6 in the place of relu (model.py), where its blocks stay as they are: not on Xception."""
+    name, system = "tf_deeplab_mobilenet_v2_dm050_plus", SYSTEMS["google_deeplab"]
+    frozen = {"Relu6": ["MobilenetV2/Conv/Relu6", "image_pooling/Relu6"]}
+    assert system.plan_beside(peers.tensors(name), frozen).model["network"] == "deeplabv3plus_bounded"
+    plan, expected = converted(name, "google_deeplab")
+    assert "--set network=deeplabv3plus_bounded" in plan.notes[0]
+    _, found = converted(name, "google_deeplab", network="deeplabv3plus_bounded")
+    with torch.inference_mode():
+        image = 4.0 * peers.image(name)  # so that activations exceed 6
+        unbounded = expected(image)
+        relus = [module for module in expected.head.modules() if isinstance(module, torch.nn.ReLU)]
+        for relu in relus:
+            relu.register_forward_hook(lambda module, args, output: output.clamp(max=6))
+        torch.testing.assert_close(found(image), expected(image), rtol=0, atol=0)
+    assert abs(unbounded - found(image)).max() > 0.1 * abs(unbounded).max()
+    assert len(relus) == 14
+    with pytest.raises(ConversionError, match="degrid has no bounded activations in Xception"):
+        system.plan_beside(peers.tensors("tf_deeplab_xception_65_os16"), frozen)
+    with pytest.raises(ConversionError, match="degrid has no bounded activations in Lite R-ASPP"):
+        system.plan_beside(peers.tensors("tf_deeplab_mobilenet_v3_large"), frozen)

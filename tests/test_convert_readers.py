@@ -76,7 +76,8 @@ def graph(values, reads=True, single=()):
             name, "Const", tf.message((1, b"dtype"), (2, b"")), tf.message((1, b"value"), (2, encode_field(8, tensor)))
         )
 
-    out = node("input", "Placeholder") + constant("Reshape/shape", np.array([1, -1], np.int32))
+    out = node("input", "Placeholder") + node("a/Relu6", "Relu6")
+    out += constant("Reshape/shape", np.array([1, -1], np.int32))
     for name, value in values.items():
         out += constant(name, value) + (node(f"{name}/read", "Identity") if reads else b"")
     return out
@@ -91,7 +92,7 @@ def test_frozen_graph(tmp_path):
     for reads, others in ((True, {"odd": np.arange(3)}), (False, {})):
         (tmp_path / "x.pb").write_bytes(graph(values | others, reads, single=["a/BatchNorm/gamma"]))
         source = read_tensors(tmp_path / "x.pb")
-        assert source.format == "tensorflow graph"
+        assert (source.format, source.settings) == ("tensorflow graph", {"Relu6": ["a/Relu6"]})
         assert_same(source.tensors, values | others)
     whole = graph(values)
     for end in (len(whole) - 5, 40):

@@ -51,8 +51,10 @@ class ModelConfig:
     `deeplabv3plus_kazuto1011`, `deeplabv3plus_keras_hub`, `deeplabv3plus_mmseg`, `deeplabv3plus_nvidia`,
     `deeplabv3plus_nvidia_resnet`, `deeplabv3plus_paddleseg`, `deeplabv3plus_smp`, `deeplabv3plus_smp_dense`,
     `deeplabv3plus_tramac`, `deeplabv3plus_vainf` and `deeplabv3plus_vainf_separable` (as the projects of those names
-    build them); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); `fcn` and `lraspp` of torchvision,
-    and `lraspp_google`, none of which has dilated branches; or a function of your own, `my_module:my_head`."""
+    build them); `deeplabv3_bounded` and `deeplabv3plus_bounded` (ReLU6, as research/deeplab with
+    `--use_bounded_activation`); `deeplabv3_linear` (without ReLU, as one TensorFlow implementation); `fcn` and `lraspp`
+    of torchvision, and `lraspp_google`, none of which has dilated branches; or a function of your own,
+    `my_module:my_head`."""
     encoder: str = "timm:resnet50"
     """The network below the head: `timm:NAME`, for any network of timm that has the output stride (docs/encoders.md);
     `caffe:resnet101` (or 50, 152), `slim:resnet_v1_101` (or 50, 152) and `slim:resnet_v2_101` (or 50, 152, 200), the

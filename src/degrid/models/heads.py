@@ -205,10 +205,23 @@ def leaky_v3_head(encoder: Encoder, num_classes: int, settings: HeadSettings) ->
     aspp, channels = _aspp(encoder, settings, settings.resize or "half_pixel"), settings.channels
     aspp.project = conv_norm_relu(channels * len(aspp.branches), 2 * channels, 1)
     head = DeepLabV3Head(aspp, 2 * channels, num_classes)
+    _replace_relus(head, lambda: nn.LeakyReLU(0.01, inplace=True))
+    return head, encoder.reductions[-1]
+
+
+def bounded_head(
+    encoder: Encoder, num_classes: int, settings: HeadSettings, make: MakeHead = v3_head
+) -> tuple[nn.Module, int]:
+    """The head that `make` makes, with min(x, 6) after every ReLU."""
+    head, stride = make(encoder, num_classes, settings)
+    _replace_relus(head, lambda: nn.ReLU6(inplace=True))
+    return head, stride
+
+
+def _replace_relus(head: nn.Module, activation: Callable[[], nn.Module]) -> None:
     for layers in [module for module in head.modules() if isinstance(module, nn.Sequential)]:
         for index, layer in enumerate(layers):
-            layers[index] = nn.LeakyReLU(0.01, inplace=True) if isinstance(layer, nn.ReLU) else layer
-    return head, encoder.reductions[-1]
+            layers[index] = activation() if isinstance(layer, nn.ReLU) else layer
 
 
 def fcn_head(encoder: Encoder, num_classes: int, settings: HeadSettings) -> tuple[nn.Module, int]:
@@ -332,6 +345,9 @@ NETWORKS: dict[str, MakeHead] = {
     "deeplabv2": v2_head,
     "deeplabv2_largefov": partial(v2_head, rates=(12,)),
     "deeplabv3": v3_head,
+    # As in research/deeplab with --use_bounded_activation, but on Xception.
+    "deeplabv3_bounded": bounded_head,
+    "deeplabv3plus_bounded": partial(bounded_head, make=v3plus_head),
     # As in torchvision and segmentation_models.pytorch.
     "deeplabv3_refined": partial(v3_head, refine=True),
     # As in sthalles/deeplab_v3.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 
 from degrid.checkpoints.readers.values import MAX_TENSORS
 from degrid.protobuf import Span
@@ -11,7 +13,9 @@ from degrid.types import ConversionError
 
 _MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant to exhaust the memory
 _LINE = 4096
+_ENCRYPTED = 1  # a bit of a member's flags
 _GRACE = 1 << 20  # bytes: small archives of zeros do compress further
+_LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of a member of an archive: lengths of what follows
 
 
 class Stream(io.RawIOBase):
@@ -63,8 +67,22 @@ def members_of(file: Span) -> list[zipfile.ZipInfo]:
         ) from error
 
 
+def stored(file: Span, member: zipfile.ZipInfo) -> Span:
+    """A part of an archive that is not packed: a view of the file; its checksum is not looked at.
+
+    Raises:
+        ConversionError: damaged.
+    """
+    head = file.part(member.header_offset, _LOCAL_HEADER.size, "the head of a part")
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(head.data)
+    if magic != _LOCAL_MAGIC:
+        head.fail(f"damaged: no part of the archive begins here, where {member.filename} should")
+    start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    return file.part(start, member.file_size, member.filename)
+
+
 def unpacked(file: Span) -> dict[str, Span]:
-    """The parts of an archive by name.
+    """The parts of an archive by name; of those that are not packed, views of the file.
 
     Raises:
         ConversionError: damaged, or made to unpack to far more than its size.
@@ -84,9 +102,17 @@ def unpacked(file: Span) -> dict[str, Span]:
             raise ConversionError(f"{file.file}: {name} is packed in a way that is not read; unpack the archive")
     try:
         with zipfile.ZipFile(Stream(file)) as archive:  # once for all: each opening reads the whole list of contents
-            return {
-                member.filename: Span(memoryview(archive.read(member)), f"{file.file}, {member.filename}")
-                for member in members
-            }
+            return {member.filename: _content(archive, member, file) for member in members}
     except Exception as error:
         raise ConversionError(f"{file.file}: a damaged archive ({str(error) or type(error).__name__})") from error
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Span) -> Span:
+    """A part of an archive, its checksum verified."""
+    if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & _ENCRYPTED:
+        data = stored(file, member).data
+        if zlib.crc32(data) != member.CRC:
+            raise zipfile.BadZipFile(f"Bad CRC-32 for file {member.filename!r}")
+    else:
+        data = memoryview(archive.read(member))
+    return Span(data, f"{file.file}, {member.filename}")

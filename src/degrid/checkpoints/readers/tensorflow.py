@@ -126,9 +126,13 @@ class GraphDef(Reader):
         return number == 1 and len(names) == 2 and re.fullmatch("[A-Z][A-Za-z0-9]*", names[1]) is not None
 
     def read(self, file: Span, path: Path) -> Contents:
-        """See `Reader`. Constants that were no variables are left out."""
+        """See `Reader`. Constants that were no variables are left out.
+
+        The setting "Relu6" names the nodes of that kind.
+        """
         constants: dict[str, Span] = {}
         read: set[str] = set()
+        bounded: list[str] = []
         for number, value in file.fields():
             if number != 1:
                 continue
@@ -138,10 +142,13 @@ class GraphDef(Reader):
                 constants[name] = node
             elif kind == "Identity" and name.endswith("/read"):
                 read.add(name.removesuffix("/read"))
+            elif kind == "Relu6":
+                bounded.append(name)
             if len(constants) > MAX_TENSORS:
                 node.fail(f"more than {MAX_TENSORS} constants")
         variables = [name for name in constants if name in read or name.rpartition("/")[2] in _LEAVES]
-        return Contents({name: _constant(constants[name], name, len(file)) for name in variables})
+        tensors = {name: _constant(constants[name], name, len(file)) for name in variables}
+        return Contents(tensors, settings={"Relu6": bounded})
 
 
 def _node(value: int | Span, file: Span) -> Span:

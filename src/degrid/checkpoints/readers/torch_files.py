@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from degrid.checkpoints.readers.archives import members_of
+from degrid.checkpoints.readers.archives import members_of, stored
 from degrid.checkpoints.readers.pickles import Array, Flattener, Name, Opaque, describe
 from degrid.checkpoints.readers.reader import Contents, Reader
 from degrid.checkpoints.readers.values import MAX_TENSORS, check_shape, native, raw_values, shaped, widened
@@ -26,7 +25,6 @@ from degrid.weight_names import unwrapped
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How the first pickle of a file from before PyTorch 1.6 ends."""
 _EXPECTED = "state dict, tensors by name: save its state_dict() with the program that wrote it"
-_LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of a member of an archive: lengths of what follows
 
 # Numpy's types by the names of PyTorch's storages and types; there are others, which numpy lacks.
 _TYPES = {
@@ -147,13 +145,7 @@ def _from_archive(file: Span) -> Contents:
     folder = pickled.removesuffix("data.pkl")
 
     def content(name: str) -> Span:
-        member = members[folder + name]
-        head = file.part(member.header_offset, _LOCAL_HEADER.size, "the head of a part")
-        magic, name_length, extra_length = _LOCAL_HEADER.unpack(head.data)
-        if magic != _LOCAL_MAGIC:
-            head.fail(f"damaged: no part of the archive begins here, where {name} should")
-        start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        return file.part(start, member.file_size, name)
+        return stored(file, members[folder + name])
 
     described, _ = describe(content("data.pkl"), len(file), _made, _storage)
     big = folder + "byteorder" in members and bytes(content("byteorder").data) == b"big"

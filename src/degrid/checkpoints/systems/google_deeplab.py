@@ -25,10 +25,12 @@ _HEAD = {
 }
 _DENSE = "decoder/decoder_conv0/decoder_conv0_{}"  # without separable convolutions
 _UNSAID = (
-    "no file says whether its program ran with --image_pyramid, --image_pooling_crop_size or --use_bounded_activation; "
-    "none is assumed, the maximum over a pyramid of 0.5, 0.75 and 1 is --set scales=0.5,0.75 (settings=...), and "
-    "degrid has no bounded activations in the head"
+    "no checkpoint says whether its program ran with --image_pyramid, --image_pooling_crop_size or "
+    "--use_bounded_activation; none is assumed; the maximum over a pyramid of 0.5, 0.75 and 1 is "
+    "--set scales=0.5,0.75 (settings=...); {}"
 )
+_BOUNDED = re.compile("(image_pooling|aspp0)/Relu6")
+_UNBOUNDED = "degrid has no bounded activations in {}, where they change more than the ReLUs of the head"
 _WIDTHS = {112: "035", 160: "050", 240: "075", 320: "100", 448: "140"}
 _MOBILE = {"expand": 0, "depthwise": 1, "project": 2}
 
@@ -47,30 +49,47 @@ class GoogleDeepLab(System):
         return STEM if is_lite(tensors) else super().recognise(tensors)
 
     def plan(self, tensors: Tensors) -> Plan:
-        """See `System`. The output stride is that of the project's own export, 8 where there are no rates."""
-        if is_lite(tensors):
+        """See `System`."""
+        return self.plan_beside(tensors, {})
+
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
+        """See `System`. The output stride is that of the project's own export, 8 where there are no rates.
+
+        A frozen graph has its activations, by which bounded ones are seen.
+        """
+        lite, bounded = is_lite(tensors), any(_BOUNDED.fullmatch(name) for name in config.get("Relu6", ()))
+        if bounded and (lite or first_match(tensors, r"xception_\d+/.*")):
+            raise ConversionError(_UNBOUNDED.format("Lite R-ASPP" if lite else "Xception"))
+        if lite:
             return lite_plan(tensors)
-        branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
         _check(tensors)
         encoder, rule = _encoder(tensors)
-        plus = "decoder/feature_projection0/weights" in tensors
-        mobile, resnet, beta = "mobilenet" in encoder, "resnet" in encoder, encoder.endswith("_beta")
-        settings = {
-            "network": "deeplabv3plus" if plus else "deeplabv3",
-            "encoder": encoder,
-            "output_stride": 16 if len(branches) > 1 or not mobile else 8,
-            "rates": (6, 12, 18)[: len(branches) - 1],
-            "channels": tensors["concat_projection/weights"].shape[-1],
-            "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
-            **rules.ALIGNED,
-            **({"multi_grid": None} if resnet else {}),
-            **(_MEAN_ALONE if resnet and not beta else rules.CENTRED_INPUT),
-        }
-        plan = rules.of_either_stride(settings, *(["multi_grid"] if resnet else []))
-        if beta:
+        settings = _settings(tensors, encoder, bounded)
+        plan = rules.of_either_stride(settings, *(["multi_grid"] if "resnet" in encoder else []))
+        if encoder.endswith("_beta"):
             plan.otherwise += "; its instructions have --set multi_grid=1,2,4 for resnet_v1_*_beta"
-        plan.notes.append(_UNSAID)
-        return plan.fill(tensors, rules.training_state, rules.moving_average, rule, _head(len(branches)))
+        if not bounded:
+            bounds = f"bounded activations are --set network={settings['network']}_bounded"
+            plan.notes.append(_UNSAID.format(_UNBOUNDED.format("Xception") if "xception" in encoder else bounds))
+        head = _head(len(settings["rates"]) + 1)
+        return plan.fill(tensors, rules.training_state, rules.moving_average, rule, head)
+
+
+def _settings(tensors: Tensors, encoder: str, bounded: bool) -> dict[str, Any]:
+    branches = [name for name in tensors if re.fullmatch(r"aspp\d(_pointwise)?/weights", name)]
+    plus = "decoder/feature_projection0/weights" in tensors
+    resnet = "resnet" in encoder
+    return {
+        "network": f"deeplabv3{'plus' if plus else ''}{'_bounded' if bounded else ''}",
+        "encoder": encoder,
+        "output_stride": 16 if len(branches) > 1 or "mobilenet" not in encoder else 8,
+        "rates": (6, 12, 18)[: len(branches) - 1],
+        "channels": tensors["concat_projection/weights"].shape[-1],
+        "separable": first_match(tensors, r"(aspp1|decoder/decoder_conv0)_depthwise/.*") is not None,
+        **rules.ALIGNED,
+        **({"multi_grid": None} if resnet else {}),
+        **(_MEAN_ALONE if resnet and not encoder.endswith("_beta") else rules.CENTRED_INPUT),
+    }
 
 
 def _encoder(tensors: Tensors) -> tuple[str, Rule]:
