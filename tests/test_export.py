@@ -19,8 +19,7 @@ from degrid.cli import app
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
 from degrid.exporters import graph, runtime
-from degrid.exporters.graph import ExportGraph, example_image
-from degrid.exporters.rewrite import to_plain_layers
+from degrid.exporters.graph import ExportGraph, example_image, to_plain_layers
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.table import find_exporter
 from degrid.model_folder import open_model

@@ -14,9 +14,8 @@ from timm.layers.padding import pad_same as timm_pad_same
 import degrid
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import ImageInput
-from degrid.exporters.graph import ExportGraph, Source, example_image
+from degrid.exporters.graph import ExportGraph, Source, example_image, pad_same, to_plain_layers, traceable_padding
 from degrid.exporters.onnx import Onnx
-from degrid.exporters.rewrite import pad_same, to_plain_layers, traceable_padding
 from degrid.exporters.runtime import ExportedModel
 from degrid.exporters.torch_export import holds_compiled_code
 from degrid.model_folder import open_model

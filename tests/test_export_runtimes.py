@@ -16,8 +16,7 @@ from degrid.exporters.core_ml import CoreMl
 from degrid.exporters.exporter import append_facts, appended_facts
 from degrid.exporters.graph import example_image
 from degrid.exporters.onnx import stored_facts
-from degrid.exporters.opened import OpenedFile
-from degrid.exporters.table import find_exporter, find_opener
+from degrid.exporters.table import OpenedFile, find_exporter, find_opener
 from degrid.model_folder import open_model
 from degrid.types import UserError
 

@@ -22,7 +22,7 @@ from degrid.acceleration.fold import fold_batch_norm
 from degrid.acceleration.winograd_layer import use_winograd
 from degrid.contracts import FoldingConv2d
 from degrid.engine.inference.fast_network import FastNetwork
-from degrid.exporters.rewrite import to_plain_layers
+from degrid.exporters.graph import to_plain_layers
 from degrid.exporters.runtime import AGREEMENT
 from degrid.exporters.table import find_exporter
 from degrid.models import freeze_batch_norm

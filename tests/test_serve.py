@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from torch import nn
 
 import degrid
-from degrid.analysis.influence import influence
+from degrid.analysis.receptive_field import influence
 from degrid.data.formats.shapes.coco import segmentation_region
 from degrid.data.formats.shapes.polygon import polygon_region
 from degrid.data.formats.shapes.region import Thing, draw, without

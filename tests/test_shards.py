@@ -26,8 +26,7 @@ from degrid.data import Share, check_data, notes_of, open_dataset, training_batc
 from degrid.data import training as training_module
 from degrid.data.formats import table
 from degrid.data.shards import places
-from degrid.data.shards.index import read_index, read_members
-from degrid.data.shards.names import key_of, mask_ending, member_name
+from degrid.data.shards.index import key_of, mask_ending, member_name, read_index, read_members
 from degrid.data.training import through_buffer
 from degrid.types import Bands
 from degrid.verbs.run_start import open_data

@@ -12,7 +12,7 @@ from PIL import Image
 import degrid
 from degrid.model_places import CARD, README, SHIPPED, shipped_folder
 from degrid.types import UserError
-from degrid.verbs.images_alone import are_images
+from degrid.verbs.find_images import are_images
 from degrid.verbs.model_card import readme
 
 FOLDER = shipped_folder()

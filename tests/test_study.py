@@ -21,7 +21,7 @@ import degrid
 from degrid import StudyProtocol, StudyResult, UserError
 from degrid.cli import app
 from degrid.data import open_dataset
-from degrid.engine.evaluation.effects import bootstrap_interval, corrected, smallest_difference
+from degrid.engine.evaluation.seeds import bootstrap_interval, corrected, smallest_difference
 from degrid.files import write_json
 from degrid.networks import build_model
 from degrid.types import LabelSpace

@@ -26,7 +26,6 @@ from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, save
 from degrid.bench.part_cases import interpolate_argmax, nudged, write_photos
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of
-from degrid.control_groups import fields_of
 from degrid.data import TrainTransform, open_dataset, training_batches
 from degrid.data.synthetic import scene
 from degrid.engine.device import autocast
@@ -37,6 +36,7 @@ from degrid.engine.training.objective import Objective
 from degrid.models import freeze_batch_norm
 from degrid.models.activation_checkpointing import CheckpointedBlock, checkpoint_activations
 from degrid.smoothing.table import OPERATORS
+from degrid.threads import fields_of
 from degrid.types import IGNORE_INDEX, Batch
 
 CLASSES = 21

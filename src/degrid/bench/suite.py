@@ -27,7 +27,7 @@ SETS = {
     "post": "degrid.bench.part_cases:post",
     "crf": "degrid.bench.part_cases:crf",
     "start": "degrid.bench.start_cases:start",
-    "throughput": "degrid.bench.throughput_cases:throughput",
+    "throughput": "degrid.bench.start_cases:throughput",
     "busy": "degrid.bench.busy_cases:busy",
     "memory": "degrid.bench.network_cases:memory",
     "large": "degrid.bench.network_cases:large",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from degrid.control_groups import fields_of, memory_of_groups, text_of
+from degrid.threads import fields_of, memory_of_groups, text_of
 from degrid.types import UserError
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")

@@ -28,7 +28,7 @@ class LiteRt(Exporter):
 
     def write(self, source: Source, path: Path, facts: str) -> None:
         """Write NAME.tflite."""
-        from degrid.exporters.rewrite import traceable_padding
+        from degrid.exporters.graph import traceable_padding
 
         litert_torch = self.library("litert_torch")
         # It prints each of its steps.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from degrid.contracts import ExportedNetwork, bands_of, convention_of
 from degrid.exporters.facts import FIXED
 from degrid.exporters.graph import example_image
-from degrid.exporters.opened import OpenedFile, reason_of
+from degrid.exporters.table import OpenedFile, reason_of
 from degrid.resize import resize
 from degrid.types import UserError
 

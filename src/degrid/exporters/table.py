@@ -1,14 +1,17 @@
-"""The formats by name, and the format of a file. Imports no torch."""
+"""The formats by name, the format of a file, and files opened by their runtimes. Imports no torch."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.aot_inductor import AotInductor
 from degrid.exporters.core_ml import CoreMl
 from degrid.exporters.executorch import ExecuTorch
 from degrid.exporters.exporter import Exporter
+from degrid.exporters.facts import Facts
 from degrid.exporters.iree import Iree
 from degrid.exporters.litert import LiteRt
 from degrid.exporters.mnn import Mnn
@@ -18,8 +21,11 @@ from degrid.exporters.opencv import OpenCv
 from degrid.exporters.openvino import OpenVino
 from degrid.exporters.tensorrt import TensorRt
 from degrid.exporters.torch_export import TorchExport
-from degrid.lookup import lookup
+from degrid.lookup import counted, lookup
 from degrid.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXPORTERS: dict[str, type[Exporter]] = {
     "onnx": Onnx,
@@ -84,3 +90,65 @@ def spelled(exporter: Exporter, path: Path) -> str:
 def formats_with_int8() -> list[str]:
     """The names of the formats that can be quantized."""
     return [name for name, each in EXPORTERS.items() if each().has_int8]
+
+
+class OpenedFile:
+    """A network in a file, made ready to run.
+
+    Args:
+        path: the file, such as NAME.onnx; for a format of your own "my_module:MyExporter=FILE".
+    Attributes:
+        exporter, path: its format, and the file.
+        facts: what the file says about its network.
+        needs_torch: whether `run` is a function of PyTorch's tensors rather than of arrays.
+        run: from images [N,3,H,W] as the file takes them to what it gives, unchecked; see `Exporter.open`.
+    Raises:
+        UserError: no such file, a damaged one, one that degrid did not write, or the runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        found = find_opener(path)
+        if found is None:
+            endings = dict.fromkeys(each.ending for each in EXPORTERS.values())
+            raise UserError(f"expected an exported model that ends in {', '.join(endings)}, got {path}")
+        exporter, file = found
+        if not file.exists():
+            raise UserError(f"no exported model {file}")
+        try:
+            run, text = exporter.open(file)
+        except UserError:
+            raise
+        except Exception as error:  # the runtimes have exceptions of many kinds
+            raise UserError(f"cannot read the exported model {file}: {reason_of(error)}") from error
+        self.facts = Facts.read(text, file)
+        self.exporter, self.path, self.needs_torch = exporter, file, exporter.needs_torch
+        self.run: Callable[[Any], Any] = run
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images [N,C,H,W] of a shape that the file does not take.
+
+        Raises:
+            UserError: the file is for images of another size, or another number of them.
+        """
+        takes = self.facts.takes
+        if takes.shape(shape) != shape:
+            many = f"{counted(shape[0], 'image')} of {shape[-2]}x{shape[-1]}"
+            raise UserError(f"this exported model takes {takes}, got {many}; resize, or export the model for that")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """RGB [N,3,H,W], 0-255 -> ids, uint8 [N,H,W], or logits, float32 [N,C,h,w]; for a runtime that takes arrays.
+
+        Raises:
+            UserError: see `check`.
+        """
+        import numpy as np
+
+        self.check(image.shape)
+        made: np.ndarray = self.run(np.ascontiguousarray(image, self.facts.input))
+        # A copy: the memory may be the runtime's, which writes its next result there.
+        return made.astype(np.uint8 if self.facts.output == "ids" else np.float32)
+
+
+def reason_of(error: Exception) -> str:
+    """What a runtime says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

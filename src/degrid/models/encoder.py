@@ -79,7 +79,7 @@ ENCODERS: dict[str, Callable[..., nn.Module] | str | Mapping[str, Callable[..., 
         "degrid.models.peers:PEERS",
     ),
     **dict.fromkeys(("google", "bonlime"), "degrid.models.google_encoders:GOOGLE_ENCODERS"),
-    "transformers": "degrid.models.mobilevit:TRANSFORMERS_ENCODERS",
+    "transformers": "degrid.models.peers:TRANSFORMERS_ENCODERS",
     "smp": "degrid.models.smp_encoders:smp_encoder",
 }
 """By the part of the name before the colon: the class or function, called with the whole name and the settings as

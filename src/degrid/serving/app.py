@@ -17,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from degrid.analysis.influence import influence
+from degrid.analysis.receptive_field import influence
 from degrid.bands import open_scene, read_scene
 from degrid.contracts import ExportedNetwork
 from degrid.engine.inference.adapted import adapted

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degrid.arguments import checked, later
-from degrid.exporters.opened import OpenedFile
-from degrid.exporters.table import find_opener, name_of
+from degrid.exporters.table import OpenedFile, find_opener, name_of
 from degrid.lookup import counted, some
 from degrid.model_places import is_named
 from degrid.types import LabelSpace

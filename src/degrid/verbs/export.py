@@ -22,10 +22,9 @@ from degrid.engine.inference.adapted import adapted
 from degrid.exporters.exporter import Exporter
 from degrid.exporters.facts import FIXED, Facts, ImageInput
 from degrid.exporters.graph import TRACED, Source, example_image
-from degrid.exporters.opened import reason_of
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.sensitivity import LayerLoss, by_loss
-from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
+from degrid.exporters.table import find_exporter, formats_with_int8, name_of, reason_of, spelled
 from degrid.files import check_utf8, explained, make_folder
 from degrid.lookup import counted
 from degrid.model_places import is_named

@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from degrid.analysis.field_numbers import checkerboard_energy, gridding_score, hole_ratio, score_of_width
+from degrid.analysis.field_numbers import (
+    checkerboard_energy,
+    gridding_score,
+    hole_ratio,
+    independent_networks,
+    phase_exchange,
+    score_of_width,
+)
 from degrid.analysis.part import Part, stride_between
-from degrid.analysis.phases import independent_networks, phase_exchange
 from degrid.analysis.reach import Following, is_dilated, rates_of
 from degrid.analysis.receptive_field import effective_receptive_field, part_receptive_field
 from degrid.arguments import checked

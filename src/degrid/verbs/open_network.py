@@ -24,8 +24,7 @@ from degrid.engine.inference.prediction import (
     no_limit_of_files,
 )
 from degrid.exporters.exporter import Exporter
-from degrid.exporters.opened import OpenedFile
-from degrid.exporters.table import find_opener
+from degrid.exporters.table import OpenedFile, find_opener
 from degrid.kernels.support import numba_installed
 from degrid.kernels.upsample_argmax_numpy import compiled_upsample_argmax, confidence, upsample_argmax
 from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, AnyDataset, UserError

@@ -22,8 +22,7 @@ from degrid.engine.memory import available_to_process
 from degrid.files import check_place
 from degrid.lookup import counted
 from degrid.types import Bands, OnProgress, Progress, UserError
-from degrid.verbs.find_images import FoundImages, find_images
-from degrid.verbs.images_alone import model_and_images
+from degrid.verbs.find_images import FoundImages, find_images, model_and_images
 from degrid.verbs.open_network import AnyModel, AnyPredictor, open_predictor
 from degrid.verbs.outputs import ResultFiles, ResultWriter, make_writer
 from degrid.verbs.predict_video import predict_videos, without_videos

@@ -11,8 +11,14 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from degrid.analysis.page import COLORS, png
-from degrid.engine.evaluation.effects import POWER, bootstrap_interval, corrected, smallest_difference
-from degrid.engine.evaluation.seeds import seed_difference, t_quantile
+from degrid.engine.evaluation.seeds import (
+    POWER,
+    bootstrap_interval,
+    corrected,
+    seed_difference,
+    smallest_difference,
+    t_quantile,
+)
 from degrid.files import write_bytes, write_json, write_text
 from degrid.lookup import counted
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from degrid.checkpoints.systems.plan import Tensors, first_match
-from degrid.checkpoints.systems.torchvision_imagenet import usual_resnet
+from degrid.checkpoints.systems.torchvision import usual_resnet
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
 

@@ -34,8 +34,7 @@ from degrid.checkpoints.systems.slim import Slim
 from degrid.checkpoints.systems.smp import Smp
 from degrid.checkpoints.systems.speedinghzl import Speedinghzl
 from degrid.checkpoints.systems.sthalles import Sthalles
-from degrid.checkpoints.systems.torchvision import Torchvision
-from degrid.checkpoints.systems.torchvision_imagenet import TorchvisionImageNet
+from degrid.checkpoints.systems.torchvision import Torchvision, TorchvisionImageNet
 from degrid.checkpoints.systems.tramac import Tramac
 from degrid.checkpoints.systems.vainf import VainF
 from degrid.lookup import counted, lookup, some

@@ -13,8 +13,7 @@ from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.source import BrokenSource, LazySources, Source
-from degrid.data.shards.index import INDEX, Member, Part, Shard, read_index, read_members
-from degrid.data.shards.names import mask_ending, member_name
+from degrid.data.shards.index import INDEX, Member, Part, Shard, mask_ending, member_name, read_index, read_members
 from degrid.data.shards.places import in_folder, in_threads, read_part, sizes, split_chain
 from degrid.data.shards.source import MEND, ShardSource
 from degrid.data.tfrecord.format import called, splits_by_name

@@ -1,16 +1,20 @@
-"""What lies where in shards: shards.json beside them, with the classes, and for each shard FILE a FILE.json."""
+"""What lies where in shards: shards.json beside them, with the classes, and for each shard FILE a FILE.json.
+
+Names in tar files of WebDataset: a sample's files share a name up to its first dot, and differ behind it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from degrid.data.shards.places import in_folder, read_part
 from degrid.files import blaming, parse_json, write_json
+from degrid.image import IMAGE_SUFFIXES
 from degrid.types import LabelSpace
 
 INDEX = "shards.json"
@@ -111,3 +115,30 @@ def read_index(folder: str) -> Index:
 
 def _expected(place: str) -> contextlib.AbstractContextManager[None]:
     return blaming(f"{place} is not what degrid data shard writes; get it or write the shards again")
+
+
+LABEL = "seg.png"
+"""What follows the name of a sample in that of its label."""
+_MASKS = ("seg", "mask", "label", "segmentation", "annotation", "gt", "labels", "semantic", "segmap", "target")
+
+
+def key_of(name: str) -> str:
+    """The name under which a sample is stored: without dots behind its last slash, which would end it."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.replace('%', '%25').replace('.', '%2E')}"
+
+
+def member_name(key: str) -> str:
+    """The name of the sample that is stored so."""
+    folder, slash, base = key.rpartition("/")
+    return f"{folder}{slash}{base.replace('%2E', '.').replace('%25', '%')}"
+
+
+def mask_ending(endings: Collection[str]) -> tuple[str, str]:
+    """Which endings of a sample's files are the image's and its mask's, such as "jpg" and "seg.png"; empty for none."""
+    pictures = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    masks = [ending for word in _MASKS for ending in pictures if ending.partition(".")[0] == word]
+    if not masks:  # a photograph in JPEG and one PNG beside it
+        masks = [ending for ending in pictures if ending == "png"] if len(pictures) == 2 else []
+    images = [ending for ending in pictures if "." not in ending and ending not in masks]
+    return (images[0], masks[0]) if len(images) == 1 and masks else ("", "")

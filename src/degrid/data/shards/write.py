@@ -17,8 +17,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.packed import npy, plain_kind, png
 from degrid.data.formats.source import Source
 from degrid.data.processes import in_order
-from degrid.data.shards.index import Member, Part, Shard, read_members, shard_name, write_members
-from degrid.data.shards.names import LABEL, key_of
+from degrid.data.shards.index import LABEL, Member, Part, Shard, key_of, read_members, shard_name, write_members
 from degrid.data.tfrecord.records import encode_example, framed
 from degrid.files import atomic_write
 from degrid.image import IMAGE_SUFFIXES
