@@ -176,12 +176,14 @@ class ReachMode(DispatchMode):
             if transfers is None:
                 self.opaque[str(func.overloadpacket).rpartition(".")[2]] += 1
                 transfers = _all(x, output)
-            whole = _is_whole(func.overloadpacket, x, output)
+            whole = func.overloadpacket in _AVERAGES and output.ndim != 3 and _places(x) > 1 == _places(output)
             for (name, averages), reach in self._of(x).items():
                 if averages or not whole:
                     made = _applied(transfers, reach)
                     before = found.get((name, averages))
-                    found[name, averages] = made if before is None else _either(before, made)
+                    found[name, averages] = (
+                        made if before is None else Reach(before.rows | made.rows, before.columns | made.columns)
+                    )
         self._known[output] = found
 
 
@@ -192,10 +194,6 @@ def _side(x: Tensor, axis: int) -> int:
 
 def _places(x: Tensor) -> int:
     return _side(x, -2) * _side(x, -1)
-
-
-def _either(first: Reach, second: Reach) -> Reach:
-    return Reach(first.rows | second.rows, first.columns | second.columns)
 
 
 def _applied(transfers: Any, reach: Reach) -> Reach:
@@ -254,11 +252,6 @@ _AVERAGES = {
     aten._adaptive_avg_pool2d,
     aten.adaptive_max_pool2d,
 }
-
-
-def _is_whole(packet: Any, x: Tensor, output: Tensor) -> bool:
-    """Whether an operation is an average or a maximum over the whole map."""
-    return packet in _AVERAGES and output.ndim != 3 and _places(x) > 1 == _places(output)
 
 
 def _transfers(func: Any, args: Any, named: Any, x: Tensor, output: Tensor) -> tuple[Transfer, Transfer] | None:

@@ -123,49 +123,29 @@ def print_notes(notes: Sequence[str]) -> None:
 
 def print_trimap(curve: Sequence[TrimapPoint]) -> None:
     """The mIoU per width of the band along the class borders."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("pixels from a class border", "mIoU %", "pixels counted")
-    for column in table.columns:
-        column.justify = "right"
-    for point in curve:
-        table.add_row(f"up to {point.width}", opt.percent(point.miou) if point.pixels else "-", f"{point.pixels:,}")
-    Console().print(table)
+    rows = [
+        (f"up to {each.width}", opt.percent(each.miou) if each.pixels else "-", f"{each.pixels:,}") for each in curve
+    ]
+    opt.print_table(("pixels from a class border", "mIoU %", "pixels counted"), rows, left=0)
 
 
 def print_worst(images: Sequence[ScoredImage]) -> None:
     """The images of lowest mIoU, the worst first."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("worst images", "mIoU %")
-    table.columns[0].overflow = "fold"
-    table.columns[1].justify = "right"
-    for image in images:
-        table.add_row(escape(image.name), opt.percent(image.miou))
-    Console().print(table)
+    opt.print_table(("worst images", "mIoU %"), [(image.name, opt.percent(image.miou)) for image in images])
 
 
 def print_scores(found: Scores) -> None:
     """The table per class and the totals, in percent."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("class", "IoU %", "accuracy %", "boundary IoU %", "pixels %")
-    for column in table.columns[1:]:
-        column.justify = "right"
     total = max(1, sum(found.class_pixels))
     boundary = found.class_boundary_iou or (None,) * len(found.class_names)
-    for name, iou, accuracy, edge, pixels in zip(
-        found.class_names, found.class_iou, found.class_accuracy, boundary, found.class_pixels, strict=True
-    ):
-        table.add_row(name, opt.percent(iou), opt.percent(accuracy), opt.percent(edge), opt.percent(pixels / total))
-    console = Console()
-    console.print(table)
+    shares = [pixels / total for pixels in found.class_pixels]
+    columns = [map(opt.percent, column) for column in (found.class_iou, found.class_accuracy, boundary, shares)]
+    heads = ("class", "IoU %", "accuracy %", "boundary IoU %", "pixels %")
+    opt.print_table(heads, zip(found.class_names, *columns, strict=True))
     calibration = "" if found.ece is None else f"expected calibration error {opt.percent(found.ece)} %   "
-    console.print(
+    Console().print(
         f"mIoU {opt.percent(found.miou)} %   pixel accuracy {opt.percent(found.pixel_accuracy)} %   "
         f"mean accuracy {opt.percent(found.mean_accuracy)} %   "
         f"frequency-weighted IoU {opt.percent(found.frequency_weighted_iou)} %   "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,6 +59,20 @@ RandomWeights = Annotated[
 def percent(value: float | None) -> str:
     """A fraction as percent with two decimals; a dash for None."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """A table on the console; but for so many columns at its left, numbers are at the right of theirs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def inference_options(

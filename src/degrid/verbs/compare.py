@@ -175,10 +175,10 @@ def compare(
         found = [scored(*pair, device, "float32", options, None) for pair in pairs]
     runs, stacks = grouped(recipes, found), [each.confusions for each in found]
     return Comparison(
-        tuple(map(_name, runs)),
+        tuple(",".join(run.model for run in recipe) for recipe in runs),
         tuple(mean_scores([run.scores for run in recipe]) for recipe in runs),
         tuple(to_first(runs, stacks, draws, seed)),
-        tuple(map(_precision, runs)),
+        tuple("; ".join(dict.fromkeys(run.precision for run in recipe)) for recipe in runs),
         runs,
         name_of_data(data),
         split,
@@ -254,19 +254,13 @@ def _seed_of(model: AnyModel) -> int | None:
 def grouped(recipes: Sequence[Sequence[AnyModel]], found: Iterable[Scored]) -> tuple[tuple[Run, ...], ...]:
     """The runs of each recipe, with what was found of them one after another."""
     rest = iter(found)
-    return tuple(tuple(_run(path, next(rest)) for path in recipe) for recipe in recipes)
-
-
-def _run(path: AnyModel, found: Scored) -> Run:
-    return Run(name_of(path), _seed_of(path), found.scores, found.precision, found.windowed)
-
-
-def _name(recipe: Sequence[Run]) -> str:
-    return ",".join(run.model for run in recipe)
-
-
-def _precision(recipe: Sequence[Run]) -> str:
-    return "; ".join(dict.fromkeys(run.precision for run in recipe))
+    return tuple(
+        tuple(
+            Run(name_of(path), _seed_of(path), each.scores, each.precision, each.windowed)
+            for path, each in zip(recipe, rest, strict=False)
+        )
+        for recipe in recipes
+    )
 
 
 def to_first(

@@ -27,7 +27,7 @@ from degrid.engine.evaluation.robustness import (
 )
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.ranks import own_items
-from degrid.files import atomic_write, write_json
+from degrid.files import atomic_write, write_bytes, write_json
 from degrid.image import as_rgb, overlay_classes
 from degrid.types import AnyDataset, Bands, ConfidenceBin, Dataset, LabelSpace, OnProgress, Progress, Scores
 from degrid.verbs.open_network import AnyModel, AnyPredictor, FilePredictor, name_of, open_predictor
@@ -286,6 +286,5 @@ def _write_reliability(bins: Sequence[ConfidenceBin], ece: float, out: Path) -> 
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     path = out.with_name(f"{out.stem}_reliability.png")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(png(figure))
+    write_bytes(path, png(figure))
     return path

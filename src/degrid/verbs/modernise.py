@@ -125,11 +125,19 @@ def _gaussian(
 def _average(
     layers: dict[str, SmoothedConv2d], state: dict[str, Tensor], config: SmoothingConfig
 ) -> tuple[SmoothingConfig, str]:
-    _absorb_boxes(layers, state)
-    return (
-        config,
-        f"average: the gains of the boxes of {counted(len(layers), 'layer')} moved into the convolutions' weights",
-    )
+    """A box times a number per channel: the number becomes a factor of the convolution's input channel."""
+    gains = {name: _gains(state[f"{name}.smoothing.weight"]) for name in layers}
+    lost = [name for name, gain in gains.items() if gain is None]
+    if lost:
+        raise ConversionError(f"the trained filters are no longer boxes: no exact equivalent for {some(lost)}")
+    for name, gain in gains.items():
+        assert gain is not None
+        conv = layers[name]
+        per_group = gain.reshape(conv.groups, -1).repeat_interleave(conv.out_channels // conv.groups, 0)
+        state[f"{name}.weight"] = state[f"{name}.weight"] * per_group[:, :, None, None]
+        state.pop(f"{name}.smoothing.weight")
+    said = f"average: the gains of the boxes of {counted(len(layers), 'layer')} moved into the convolutions' weights"
+    return config, said
 
 
 def _aggregation(
@@ -151,11 +159,10 @@ def _aggregation(
                 f"the aggregation weights {[round(value, 4) for value in mix.tolist()]} are not all positive, so no "
                 f"softmax gives them: no exact equivalent for {some(list(layers))}"
             )
-        gains = _gains(operator.weight.detach())
-        if gains is None or float(gains.max() - gains.min()) > _TOLERANCE:
-            lost = [key for key, layer in layers.items() if not _is_shared_box(layer)]
+        if (gain := _shared_gain(conv)) is None:
+            lost = [key for key, layer in layers.items() if _shared_gain(layer) is None]
             raise ConversionError(f"the trained filter is no longer a box: no exact equivalent for {some(lost)}")
-        mix = mix * torch.tensor([1, float(gains.mean()), 1, 1])
+        mix = mix * torch.tensor([1, gain, 1, 1])
         total = mix.sum()
         weights = mix / total
         rate = cast(int, operator.rate)  # legacy layers have one rate
@@ -172,20 +179,6 @@ def _aggregation(
     ), f"aggregation: the weights of {counted(len(layers), 'layer')} as a softmax"
 
 
-def _absorb_boxes(layers: dict[str, SmoothedConv2d], state: dict[str, Tensor]) -> None:
-    """A box times a number per channel: the number becomes a factor of the convolution's input channel."""
-    gains = {name: _gains(state[f"{name}.smoothing.weight"]) for name in layers}
-    lost = [name for name, gain in gains.items() if gain is None]
-    if lost:
-        raise ConversionError(f"the trained filters are no longer boxes: no exact equivalent for {some(lost)}")
-    for name, gain in gains.items():
-        assert gain is not None
-        conv = layers[name]
-        per_group = gain.reshape(conv.groups, -1).repeat_interleave(conv.out_channels // conv.groups, 0)
-        state[f"{name}.weight"] = state[f"{name}.weight"] * per_group[:, :, None, None]
-        state.pop(f"{name}.smoothing.weight")
-
-
 def _gains(kernels: Tensor) -> Tensor | None:
     """The sum of each channel's filter [C,1,k,k], if all of them are boxes; else None."""
     spread = kernels.amax((1, 2, 3)) - kernels.amin((1, 2, 3))
@@ -193,9 +186,10 @@ def _gains(kernels: Tensor) -> Tensor | None:
     return kernels.sum((1, 2, 3)) if flat else None
 
 
-def _is_shared_box(conv: SmoothedConv2d) -> bool:
+def _shared_gain(conv: SmoothedConv2d) -> float | None:
+    """The sum of the filter that all channels share, if it is a box; else None."""
     gains = _gains(conv.smoothing.get_parameter("weight").detach())
-    return gains is not None and float(gains.max() - gains.min()) <= _TOLERANCE
+    return None if gains is None or float(gains.max() - gains.min()) > _TOLERANCE else float(gains.mean())
 
 
 _REWRITES = {

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from degrid.verbs.find_images import FoundImages, is_result
 from degrid.verbs.open_network import AnyPredictor
 from degrid.verbs.outputs import IdFiles, ResultFiles, ResultWriter, save_picture
 from degrid.video import CONTAINERS, Frame, VideoReader, VideoWriter, is_result_video, is_video, reads_videos
+
+if TYPE_CHECKING:
+    from degrid.engine.inference.predictor import Predictor
 
 
 @dataclass
@@ -261,14 +264,8 @@ def _ids_of(predictor: AnyPredictor) -> Callable[[np.ndarray], np.ndarray]:
     if not weight:
         return lambda pixels: predictor.predict(Scene(pixels)).ids
     from degrid.engine.inference.over_time import OverTime
-    from degrid.engine.inference.predictor import Predictor
 
-    if isinstance(predictor, Predictor):
-        return OverTime(predictor, weight)
-    raise UserError(
-        "--smooth (InferenceOptions.smooth) averages probabilities, and this exported model gives class ids; export it "
-        "with --output logits (output=...)"
-    )
+    return OverTime(cast("Predictor", predictor), weight)  # a file's own is never opened for smoothing
 
 
 class _Writers:

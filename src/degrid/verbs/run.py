@@ -213,7 +213,10 @@ class _Work:
         """The rest of the run; with a server, its workers step."""
         config, folder, state, data, plan = self.config, self.folder, self.state, self.data, self.plan
         model, first = cast(Segmenter, state.model), is_first()
-        sheet = _preview(data, config, folder) if first and not state.step else None
+        sheet = None
+        if first and not state.step:  # what the training data were understood to be, the first that is written
+            sheet = preview_sheet(data.train, title=f"{config.data.path}, {config.data.train}")
+            write_sheet(sheet, folder / "preview.png")
         if first and not resume:
             write_json(folder / "run.json", _provenance(config, list(data.notes)))
         trackers = make_trackers(self.settings.trackers, folder, configs.to_dict(config), tell) if first else ()
@@ -326,13 +329,6 @@ def _check_new(folder: Path) -> None:
     if (folder / "run.json").exists():
         ways = f"continue it with --resume {shlex.quote(str(folder))} (resume=...), or choose another -o (out=...)"
         raise UserError(f"{folder} holds a run already; {ways}")
-
-
-def _preview(data: RunData, config: RunConfig, folder: Path) -> np.ndarray:
-    """What the training data were understood to be, uint8 [H,W,3]; the first that is written to the run folder."""
-    sheet = preview_sheet(data.train, title=f"{config.data.path}, {config.data.train}")
-    write_sheet(sheet, folder / "preview.png")
-    return sheet
 
 
 def _restore(state: Training, folder: Path, iteration: int | None, eval_every: int) -> None:

@@ -122,15 +122,10 @@ def run_config(
         # Absolute paths, so that run.json works from any folder.
         "data.path": absolute(data) if data is not None else None,
         "model.smoothing.operator": operator,
-        "train.init": _name_or_absolute(init) if init is not None else None,
+        "train.init": str(init if is_named(init) else Path(init).absolute()) if init is not None else None,
         "name": _name_of(absolute(data)) if recipe is None and data is not None else None,
     }
     return configs.override(config, {**{key: value for key, value in own.items() if value is not None}, **given})
-
-
-def _name_or_absolute(model: str | Path) -> str:
-    """A model as run.json keeps it: its name where it has one, else its absolute path."""
-    return str(model if is_named(model) else Path(model).absolute())
 
 
 def _elsewhere(config: RunConfig, given: Mapping[str, object]) -> RunConfig:
