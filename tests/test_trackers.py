@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from degrid.engine.training import trackers
-from degrid.engine.training.trackers import check_trackers, flattened, make_trackers, mlflow_name
+from degrid.engine.training.trackers import check_trackers, make_trackers, mlflow_name
+from degrid.lookup import flat
 from degrid.types import UserError
 
 CONFIG = {"name": "tiny", "optim": {"lr": 0.007, "head": {"factor": 10}}, "data": {"crop": (48, 64)}}
@@ -323,8 +324,8 @@ def test_a_client_that_is_not_installed(monkeypatch, tmp_path, name):
 
 
 def test_flattened_and_names():
-    assert flattened({"a": {"b": {"c": 1}, "d": 2}, "e": (3,)}) == {"a.b.c": 1, "a.d": 2, "e": (3,)}
-    assert flattened({}) == {}
+    assert flat({"a": {"b": {"c": 1}, "d": 2}, "e": (3,)}) == {"a.b.c": 1, "a.d": 2, "e": (3,)}
+    assert flat({}) == {}
     assert mlflow_name("val/IoU class traffic sign") == "val/IoU class traffic sign"
     assert mlflow_name("val/IoU class größe: a(b), //c") == "val/IoU class größe_ a_b__ /c"
 

@@ -397,15 +397,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Settings as plain values by their paths, such as "train.steps"; empty tables are left out."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        path = f"{where}.{name}".lstrip(".")
-        found |= flat(value, path) if isinstance(value, dict) else {path: value}
-    return found
-
-
 def from_dict(kind: type[C], values: object, where: str = "") -> C:
     """Build a config from plain values; settings that are not given keep their defaults.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from degrid.types import UserError
 
@@ -54,6 +55,15 @@ def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     return found
 
 
+def flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Settings as plain values by their paths, such as "train.steps"; empty tables are left out."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = f"{where}.{name}".lstrip(".")
+        found |= flat(value, path) if isinstance(value, dict) else {path: value}
+    return found
+
+
 def counted(number: int, noun: str, verb: str = "") -> str:
     """A number with its noun, and the verb that goes with it: "1 image has", "2,000 images have", "3 classes".
 
@@ -64,6 +74,16 @@ def counted(number: int, noun: str, verb: str = "") -> str:
         singular = {"have": "has", "are": "is"}.get(verb, f"{verb}s" if verb else "")
         return f"1 {noun} {singular}".rstrip()
     return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'} {verb}".rstrip()
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.5 as "50.0"; "-" for what is not known or not finite."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
+
+
+def markdown_table(*lines: Sequence[str]) -> str:
+    """A table of Markdown: the heads, how each column is aligned ("---"), and the rows."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def loaded(module: str, name: str) -> tuple[type, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -101,11 +100,6 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(stream, format="png", dpi=120)
     return stream.getvalue()
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.5 as "50.0"; "-" for what is not known or not finite."""
-    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
 
 
 _PAGE = """<!doctype html>

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from degrid.analysis.curves import Curves, distinct
-from degrid.analysis.page import COLORS, figure, image, page, percent, png, table
+from degrid.analysis.page import COLORS, figure, image, page, png, table
 from degrid.files import write_bytes, write_text
+from degrid.lookup import percent
 from degrid.types import UserError
 
 LINES = ("-", "--", "-.", ":")

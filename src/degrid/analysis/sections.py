@@ -21,7 +21,6 @@ from degrid.analysis.page import (
     image,
     lines,
     paragraph,
-    percent,
     png,
     side_by_side,
     swatch,
@@ -29,6 +28,7 @@ from degrid.analysis.page import (
 )
 from degrid.analysis.plots import curve_pictures
 from degrid.image import as_rgb, overlay_classes
+from degrid.lookup import percent
 from degrid.types import LabelSpace, Sample, Scores
 
 CURVES = ("loss", "miou", "learning_rate")

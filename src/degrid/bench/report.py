@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from degrid.analysis.page import COLORS, png
 from degrid.bench.measure import Row
 from degrid.files import write_bytes, write_json, write_text
-from degrid.lookup import grouped
+from degrid.lookup import grouped, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def write_markdown(path: str | Path, results: Results) -> None:
     for name, rows in [item for each in results.sets.values() for item in groups(each).items()]:
         heads, lines = cells(rows)
         rule = ["---", *["---:"] * (len(heads) - 1)]
-        parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines)))
+        parts.append(f"**{name}**\n\n{markdown_table(heads, rule, *lines)}")
     parts.append("\n".join(f"- {line}" for line in machine_lines(results)))
     write_text(path, "\n\n".join(parts) + "\n")
 

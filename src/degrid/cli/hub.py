@@ -100,7 +100,8 @@ def pull(
 
 def _text(purpose: str, license: str, about: Path | None) -> CardText | None:
     """What the user says of the model; None for nothing."""
-    from degrid.verbs.model_card import CardText, read_about
+    from degrid.files import read_text
+    from degrid.verbs.model_card import CardText
 
-    text = CardText(purpose, license, read_about(about))
+    text = CardText(purpose, license, read_text(about) if about else "")
     return None if text == CardText() else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from degrid import lookup
 from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
@@ -56,9 +58,8 @@ RandomWeights = Annotated[
 ]
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent with two decimals; a dash for None."""
-    return "-" if value is None else f"{100 * value:.2f}"
+percent = functools.partial(lookup.percent, digits=2)
+"""A fraction as percent with two decimals; a dash for None."""
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from torch import nn
 
 from degrid.arguments import checked
-from degrid.config import flat
 from degrid.contracts import bands_of, declared
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, paired_bootstrap
@@ -21,7 +20,7 @@ from degrid.engine.evaluation.seeds import mean_scores, seed_difference
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.ranks import own_items
 from degrid.files import parse_json
-from degrid.lookup import counted
+from degrid.lookup import counted, flat
 from degrid.types import Dataset, OnProgress, Scores, UserError
 from degrid.verbs.evaluate import AnyData, counting, name_of_data, opened
 from degrid.verbs.open_network import AnyModel, name_of, open_network
@@ -175,10 +174,10 @@ def compare(
         found = [scored(*pair, device, "float32", options, None) for pair in pairs]
     runs, stacks = grouped(recipes, found), [each.confusions for each in found]
     return Comparison(
-        tuple(",".join(run.model for run in recipe) for recipe in runs),
+        tuple(map(_name, runs)),
         tuple(mean_scores([run.scores for run in recipe]) for recipe in runs),
         tuple(to_first(runs, stacks, draws, seed)),
-        tuple("; ".join(dict.fromkeys(run.precision for run in recipe)) for recipe in runs),
+        tuple(map(_precision, runs)),
         runs,
         name_of_data(data),
         split,
@@ -261,6 +260,14 @@ def grouped(recipes: Sequence[Sequence[AnyModel]], found: Iterable[Scored]) -> t
         )
         for recipe in recipes
     )
+
+
+def _name(recipe: Sequence[Run]) -> str:
+    return ",".join(run.model for run in recipe)
+
+
+def _precision(recipe: Sequence[Run]) -> str:
+    return "; ".join(dict.fromkeys(run.precision for run in recipe))
 
 
 def to_first(

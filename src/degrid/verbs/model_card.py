@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import yaml
 
 from degrid.arguments import check_fields
 from degrid.files import parse_json, read_json, write_json, write_text
+from degrid.lookup import markdown_table, percent
 from degrid.model_places import CARD, README
-from degrid.types import Scores, UserError
+from degrid.types import Scores
 from degrid.version import VERSION
 
 CARD_FORMAT = "degrid card 1"
@@ -108,7 +108,11 @@ def scores_of(data: str, split: str, forms: Mapping[str, Scores]) -> dict[str, A
         "data": Path(data).name,
         "split": split,
         "images": next(iter(forms.values())).num_images,
-        "forms": {form: _figures(found) for form, found in forms.items()},
+        "forms": {
+            form: {key: getattr(found, key) for key in _FIGURES}
+            | {"class_iou": dict(zip(found.class_names, found.class_iou, strict=True))}
+            for form, found in forms.items()
+        },
     }
 
 
@@ -172,18 +176,17 @@ def _table(scores: Mapping[str, Any]) -> str:
     forms = scores["forms"]
     rows = [
         *(
-            [label, *(_percent(form[key]) for form in forms.values())]
+            [label, *(percent(form[key], 2) for form in forms.values())]
             for key, label in _FIGURES.items()
             if all(form.get(key) is not None for form in forms.values())
         ),
         *(
-            [f"IoU of {name}", *(_percent(form["class_iou"][name]) for form in forms.values())]
+            [f"IoU of {name}", *(percent(form["class_iou"][name], 2) for form in forms.values())]
             for name in next(iter(forms.values()))["class_iou"]
         ),
     ]
     images = f", {scores['images']:,} images, each whole and once" if scores["images"] else ", during training"
-    lines = [["%", *forms], ["---"] * (1 + len(forms)), *rows]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    table = markdown_table(["%", *forms], ["---"] * (1 + len(forms)), *rows)
     return f"## Scores\n\n{scores['data']}, {scores['split']}{images}:\n\n{table}"
 
 
@@ -202,30 +205,9 @@ def _listed(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items())
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _figures(found: Scores) -> dict[str, Any]:
-    own = {key: getattr(found, key) for key in _FIGURES}
-    return {**own, "class_iou": dict(zip(found.class_names, found.class_iou, strict=True))}
-
-
 def _last_date(log: Path) -> str | None:
     """The date of the last line of log.txt that has one."""
     with contextlib.suppress(OSError):
         found = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", log.read_text(encoding="utf-8"), re.M)
         return found[-1] if found else None
     return None
-
-
-def read_about(path: str | os.PathLike[str] | None) -> str:
-    """The text of a file; "" for None.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8") if path is not None else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; expected text in UTF-8") from error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from degrid import config as configs
 from degrid.analysis import sections
 from degrid.analysis.curves import Curves, distinct, read_curves
-from degrid.analysis.page import page, paragraph, percent, table
+from degrid.analysis.page import page, paragraph, table
 from degrid.analysis.sections import ReportedModel
 from degrid.arguments import checked
 from degrid.config import ModelConfig, RunConfig
@@ -28,10 +28,10 @@ from degrid.contracts import ExportedNetwork
 from degrid.data import notes_of
 from degrid.engine.evaluation.bootstrap import Difference, miou_interval
 from degrid.engine.evaluation.metrics import hits_and_unions, mean_iou
-from degrid.engine.evaluation.seeds import mean_scores, seed_interval
+from degrid.engine.evaluation.seeds import mean_and_reach, mean_scores
 from degrid.engine.inference.predictor import Predictor, activation_bytes, predictor_of
 from degrid.files import check_place, write_text
-from degrid.lookup import counted, some
+from degrid.lookup import counted, flat, percent, some
 from degrid.models import Segmenter
 from degrid.models import describe as describe_network
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, UserError
@@ -112,7 +112,7 @@ class Report:
             "Best images": sections.predictions(models, best, labels) if best else "",
             "Receptive field and gridding": sections.receptive_fields(models),
             "Speed and size": sections.facts(models),
-            "Settings": sections.settings(models, configs.flat(configs.to_dict(RunConfig()))),
+            "Settings": sections.settings(models, flat(configs.to_dict(RunConfig()))),
         }
         return [f"<h2>{title}</h2>\n{part}" for title, part in parts.items() if part]
 
@@ -268,7 +268,8 @@ def _short_name(recipe: Sequence[AnyModel]) -> str:
 def _score_of(runs: Sequence[Run], stack: np.ndarray) -> tuple[Any, tuple[float, float]]:
     """The scores of a recipe and the interval of its mIoU: over seeds, or of a single run over images."""
     if len(runs) > 1:
-        return mean_scores([run.scores for run in runs]), seed_interval([run.scores.miou for run in runs])
+        mean, reach = mean_and_reach([run.scores.miou for run in runs])
+        return mean_scores([run.scores for run in runs]), (mean - reach, mean + reach)
     return runs[0].scores, miou_interval(stack, DRAWS)
 
 
@@ -306,11 +307,11 @@ def _look(
     facts |= {"trained": str(made["date"])} if "date" in made else {}
     facts |= {"with": f"degrid {versions.get('degrid')}, torch {versions.get('torch')}"} if versions else {}
     if record is not None:
-        settings = configs.flat(record["config"])
+        settings = flat(record["config"])
     else:
         config = getattr(network, "config", None)
         values = configs.to_dict(config) if isinstance(config, ModelConfig) else {}
-        settings = {f"model.{name}": value for name, value in configs.flat(values).items()}
+        settings = {f"model.{name}": value for name, value in flat(values).items()}
     return {"settings": settings, "facts": facts, "predictions": predictions, **seen}
 
 

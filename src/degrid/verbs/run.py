@@ -47,7 +47,7 @@ from degrid.engine.training.trackers import make_trackers
 from degrid.engine.training.turns import Turns
 from degrid.files import check_utf8, parse_json, printable, read_json, write_json
 from degrid.image import as_rgb, overlay_classes
-from degrid.lookup import counted
+from degrid.lookup import counted, flat
 from degrid.model_folder import save
 from degrid.models import Segmenter
 from degrid.types import Dataset, OnProgress, Sample, Scores, Tell, UserError
@@ -313,7 +313,7 @@ def _check_in_step(share: Share, settings: TrainConfig) -> None:
 
 def _of_all(config: RunConfig) -> dict[str, object]:
     """The settings by their paths, without those in which machines may differ."""
-    found = configs.flat(configs.to_dict(config))
+    found = flat(configs.to_dict(config))
     return {path: value for path, value in found.items() if path not in ("data.path", "data.workers", "train.device")}
 
 

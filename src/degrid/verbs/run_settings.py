@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from degrid.acceleration.training import FastConvolutions
-from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig, flat, to_dict
+from degrid.config import DataConfig, OptimConfig, RunConfig, TrainConfig, to_dict
 from degrid.data import Loaders, TrainTransform
 from degrid.data.inspection.counting import class_counts
 from degrid.data.shards.places import is_address
@@ -30,6 +30,7 @@ from degrid.engine.training.objective import (
 from degrid.engine.training.optimizers import make_optimizer, moving_average, parameter_groups, schedule
 from degrid.engine.training.sharding import shard, skeleton
 from degrid.engine.training.trackers import check_trackers
+from degrid.lookup import flat
 from degrid.models import Segmenter
 from degrid.models.activation_checkpointing import blocks
 from degrid.threads import usable_cores

@@ -33,7 +33,7 @@ from degrid.config import RunConfig
 from degrid.data import absolute, open_dataset
 from degrid.engine.training.log import read_metrics
 from degrid.engine.training.loop import Stopped
-from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, read_json, write_json
+from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, read_json, read_text, write_json
 from degrid.lookup import counted, some
 from degrid.model_folder import initialise_from, load
 from degrid.networks import build_model
@@ -176,10 +176,7 @@ def _read(path: Path) -> StudyProtocol:
 
 def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
     """What a study's file says, with that of the file which it is like."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; expected a study's file, see docs/study.md") from error
+    text = read_text(path, "file of a study, see docs/study.md,")
     values = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected the fields of a study, such as name and cells; see docs/study.md")

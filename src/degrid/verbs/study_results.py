@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from degrid.engine.evaluation.seeds import (
     POWER,
     bootstrap_interval,
     corrected,
+    mean_and_reach,
     seed_difference,
     smallest_difference,
-    t_quantile,
 )
 from degrid.files import write_bytes, write_json, write_text
-from degrid.lookup import counted
+from degrid.lookup import counted, markdown_table
 
 MEASURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "miou": lambda scores: scores["miou"],
@@ -157,7 +156,7 @@ class StudyResult:
         parts = [f"# {self.name}", *([self.question] if self.question else [])]
         for variant in self.variants:
             parts += [f"## {variant}"] * bool(variant)
-            parts += [_markdown(_HEAD, list(self._rows(variant)))]
+            parts += [_markdown(_HEAD, self._rows(variant))]
         for measure in MEASURES:
             effects = self.effects(measure)
             if not effects:
@@ -210,7 +209,7 @@ def _picture(study: StudyResult) -> bytes:
         for index, cell in enumerate(study.cells):
             runs = study.of(variant, cell)
             if usual and (seconds := _step_seconds(runs)):
-                mean, reach = _mean_and_reach([run.scores["miou"] for run in runs.values()])
+                mean, reach = mean_and_reach([run.scores["miou"] for run in runs.values()])
                 look = {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)]}
                 axes.errorbar(seconds / usual, 100 * mean, 100 * reach, label=cell, capsize=3, linestyle="", **look)
         axes.set(xlabel=f"time of a step, relative to {first}", ylabel="mIoU, %", title=variant or study.name)
@@ -299,13 +298,5 @@ def _step_seconds(runs: Mapping[int, RunScores]) -> float | None:
     return median(found) if found else None
 
 
-def _mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
-    """A mean and half its 95 % interval by Student's t; 0 for a single value."""
-    if len(values) < 2:
-        return values[0], 0.0
-    return fmean(values), t_quantile(0.05, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return markdown_table(head, ["---", *["---:"] * (len(head) - 1)], *rows)

@@ -99,6 +99,11 @@ def _whole(path: Path) -> Path:
     return lists[0] if lists and lists[0].is_file() else path
 
 
+def _without_state(files: set[Path]) -> set[Path]:
+    """Of several files those that are not called as what a training keeps beside the weights."""
+    return {file for file in files if len(files) == 1 or not _BESIDE_WEIGHTS.search(file.name)} or files
+
+
 def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
     """The checkpoint that a folder's list names, or the only one that is there."""
     listed = _listed(folder / "checkpoint")
@@ -111,7 +116,7 @@ def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
             found.add(file.with_name(parts[1]) if parts else file)
     if {file.name for file in found} == set(PRESET):
         return folder / PRESET[0]
-    found = {file for file in found if len(found) == 1 or not _BESIDE_WEIGHTS.search(file.name)} or found
+    found = _without_state(found)
     if len(found) != 1:
         if (folder / "Manifest.json").is_file() and folder.suffix == ".mlpackage":
             raise UserError(f"{folder} is a model of Core ML; convert the checkpoint it was made from")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,11 @@ def seed_difference(a: Sequence[float], b: Sequence[float], paired: bool) -> Dif
     return Difference(miou_a, miou_b, difference, difference - reach, difference + reach, p, "seeds", paired)
 
 
-def seed_interval(mious: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a recipe's mean mIoU over other seeds, by Student's t; of two runs or more."""
-    reach = t_quantile(0.05, len(mious) - 1.0) * float(np.std(mious, ddof=1)) / math.sqrt(len(mious))
-    return float(np.mean(mious)) - reach, float(np.mean(mious)) + reach
+def mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds and half its 95 % interval over other seeds, by Student's t; 0 for a single value."""
+    if len(values) < 2:
+        return values[0], 0.0
+    return fmean(values), t_quantile(0.05, len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def t_two_sided(t: float, freedom: float) -> float:

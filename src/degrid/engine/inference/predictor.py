@@ -183,10 +183,7 @@ class Predictor:
 
         By default logits at the head's stride; with scales, flips, windows or a CRF see `tta.fused_scores`.
         """
-        if self.gives_ids:
-            raise UserError(
-                "this exported model gives class ids, no logits; export it with --output logits (output=...)"
-            )
+        self._check_gives_logits()
         return self._scores(*self._prepared(image))
 
     @limited_threads()
@@ -200,14 +197,17 @@ class Predictor:
     @limited_threads()
     def probabilities(self, image: Tensor) -> Tensor:
         """Probabilities at the image's size, [1,C,H,W], float32, of a uint8 image [3,H,W]; before any CRF."""
-        if self.gives_ids:
-            raise UserError(
-                "this exported model gives class ids, no logits; export it with --output logits (output=...)"
-            )
+        self._check_gives_logits()
         batch, options = self._prepared(image)
         options = dataclasses.replace(options, crf=None)
         with torch.inference_mode():
             return probabilities(self._scores(batch, options, fuse=True), options)
+
+    def _check_gives_logits(self) -> None:
+        if self.gives_ids:
+            raise UserError(
+                "this exported model gives class ids, no logits; export it with --output logits (output=...)"
+            )
 
     @limited_threads()
     def confidence(self, prediction: Prediction) -> np.ndarray | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from degrid.engine.training.log import Recorder
 from degrid.files import read_json, write_json
-from degrid.lookup import lookup
+from degrid.lookup import flat, lookup
 from degrid.types import Tell, UserError
 
 RUN_IDS = "trackers.json"
@@ -184,7 +184,7 @@ class MlflowTracker(Tracker):
         experiment = self._client.get_experiment_by_name(title)
         home = experiment.experiment_id if experiment else self._client.create_experiment(title)
         run_id: str = self._client.create_run(home, run_name=name).info.run_id
-        params = [self._entities.Param(key, str(value)[:MLFLOW_VALUE]) for key, value in flattened(config).items()]
+        params = [self._entities.Param(key, str(value)[:MLFLOW_VALUE]) for key, value in flat(config).items()]
         for first in range(0, len(params), MLFLOW_PARAMS):
             self._client.log_batch(run_id, params=params[first : first + MLFLOW_PARAMS])
         return run_id
@@ -218,14 +218,6 @@ TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTra
 
 MLFLOW_PARAMS, MLFLOW_VALUE = 100, 500
 """How many parameters MLflow accepts at a time, and how many characters of a value every version of it accepts."""
-
-
-def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"a.b": value}."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
 
 
 def mlflow_name(tag: str) -> str:
