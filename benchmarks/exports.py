@@ -22,9 +22,8 @@ from peers import NETWORKS, as_cases, inference
 from torch import nn
 
 import degrid
-from degrid.bench.apart import Apart, Made
 from degrid.bench.machine import machine_facts, machine_state, versions
-from degrid.bench.measure import Case, measure, merged
+from degrid.bench.measure import Apart, Case, Made, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.report import Results, write_markdown, write_results
 from degrid.data.synthetic import scene

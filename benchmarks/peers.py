@@ -26,9 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import degrid
-from degrid.bench.apart import Apart, Made
 from degrid.bench.machine import machine_facts, machine_state, versions
-from degrid.bench.measure import MIB, Case, Row, measure, merged, saved_activations
+from degrid.bench.measure import MIB, Apart, Case, Made, Row, measure, merged, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.bench.report import Results, write_markdown, write_pictures, write_results
 from degrid.data.synthetic import scene

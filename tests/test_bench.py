@@ -18,12 +18,12 @@ from test_run import cli
 from torch import nn
 
 from degrid.bench import network_cases
-from degrid.bench.apart import Apart
 from degrid.bench.busy_cases import _Load
 from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
 from degrid.bench.measure import (
     MIB,
     MOST_ROUNDS,
+    Apart,
     Case,
     Quartiles,
     Row,

@@ -15,7 +15,7 @@ from torch import nn
 
 import degrid
 from degrid import config as configs
-from degrid.analysis.field_plots import draw_field
+from degrid.analysis.plots import draw_field
 from degrid.analysis.sections import ReportedModel, confusions, facts, receptive_fields, settings
 from degrid.config import RunConfig, override
 from degrid.data.synthetic import SyntheticScenes

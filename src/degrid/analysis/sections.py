@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from degrid.analysis.curves import Curves
-from degrid.analysis.field_plots import draw_field
 from degrid.analysis.page import (
     Raw,
     figure,
@@ -26,7 +25,7 @@ from degrid.analysis.page import (
     swatch,
     table,
 )
-from degrid.analysis.plots import curve_pictures
+from degrid.analysis.plots import curve_pictures, draw_field
 from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import percent
 from degrid.types import LabelSpace, Sample, Scores

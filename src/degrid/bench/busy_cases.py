@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from degrid.bench.apart import Apart, Made
-from degrid.bench.measure import Case
+from degrid.bench.measure import Apart, Case, Made
 from degrid.bench.suite import Block, Scope
 from degrid.threads import settle_threads, usable_cores
 

@@ -9,7 +9,9 @@ quartiles are its spread.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import multiprocessing
 import os
 import threading
 import time
@@ -25,6 +27,7 @@ from degrid.types import UserError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
 
 MIB = 2**20
 MOST_ROUNDS = 200
@@ -270,3 +273,40 @@ def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
 def _resident() -> int:
     """Pages of this process in memory."""
     return int(_STATM.read_bytes().split()[1])
+
+
+Made = tuple[Callable[[], object], dict[str, float]]
+"""A job, and what is known of it: columns of the table by name and unit."""
+
+
+class Apart:
+    """A job that runs in a process of its own, which ends with this object.
+
+    Args:
+        make: makes the job there; a function of a module.
+        arguments: of `make`.
+    Attributes:
+        notes: what is known of the job.
+    """
+
+    def __init__(self, make: Callable[..., Made], *arguments: object) -> None:
+        start = multiprocessing.get_context("spawn")
+        self.pipe, theirs = start.Pipe()
+        start.Process(target=_serve, args=(theirs, make, arguments), daemon=True).start()
+        theirs.close()
+        self.notes: dict[str, float] = self.pipe.recv()
+
+    def __call__(self) -> None:
+        """Do the job once."""
+        self.pipe.send(None)
+        self.pipe.recv()
+
+
+def _serve(pipe: Any, make: Callable[..., Made], arguments: tuple[object, ...]) -> None:
+    call, notes = make(*arguments)
+    pipe.send(notes)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            call()
+            pipe.send(None)

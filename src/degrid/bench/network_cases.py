@@ -21,8 +21,7 @@ import degrid
 from degrid.acceleration.fold import folded
 from degrid.acceleration.training import FastConvolutions
 from degrid.acceleration.winograd_layer import use_winograd
-from degrid.bench.apart import Apart, Made
-from degrid.bench.measure import MIB, Case, can_sample_memory, peak_memory, saved_activations
+from degrid.bench.measure import MIB, Apart, Case, Made, can_sample_memory, peak_memory, saved_activations
 from degrid.bench.part_cases import interpolate_argmax, nudged, write_photos
 from degrid.bench.suite import Block, Scope
 from degrid.contracts import convention_of

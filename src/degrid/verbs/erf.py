@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from degrid.analysis.field_numbers import effective_size, gridding_score, hole_ratio, mass_side, score_of_width
-from degrid.analysis.field_plots import draw_field, draw_fields
 from degrid.analysis.page import png
 from degrid.analysis.part import Part
+from degrid.analysis.plots import draw_field, draw_fields
 from degrid.analysis.reach import Following
 from degrid.analysis.receptive_field import part_receptive_field
 from degrid.arguments import checked

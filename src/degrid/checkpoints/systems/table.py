@@ -13,8 +13,7 @@ from degrid.checkpoints.systems.bubbliiiing import Bubbliiiing
 from degrid.checkpoints.systems.caffe import Caffe
 from degrid.checkpoints.systems.chenxi116 import Chenxi116
 from degrid.checkpoints.systems.detectron2 import Detectron2
-from degrid.checkpoints.systems.eth import Eth
-from degrid.checkpoints.systems.eth_slim import EthSlim
+from degrid.checkpoints.systems.eth import Eth, EthSlim
 from degrid.checkpoints.systems.fregu856 import Fregu856
 from degrid.checkpoints.systems.gluoncv import GluonCV
 from degrid.checkpoints.systems.google_deeplab import GoogleDeepLab, TransformersMobileNetV2
