@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 import degrid
 from degrid.cli import app
 from degrid.engine.evaluation.calibration import UNIT, CalibrationCounts
-from degrid.engine.inference import confidence as confidence_module
-from degrid.engine.inference.confidence import row_bands
+from degrid.engine.inference import tta as confidence_module
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import Predictor
+from degrid.engine.inference.tta import row_bands
 from degrid.kernels.crf_settings import CRF
 from degrid.resize import RESIZES, resize
 from degrid.types import IGNORE_INDEX, ConfidenceBin, LabelSpace, Sample

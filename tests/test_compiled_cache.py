@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 
 CODE = """
 import numpy as np
-from degrid.kernels import group_mixing_numba as kernels
+from degrid.kernels import smoothing_numba as kernels
 out = np.empty((1, 2, 2, 1), np.float32)
 weight = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], np.float32)
 kernels.mix_groups(np.arange(1, 5, dtype=np.float32).reshape(1, 2, 2, 1), weight, 2, out)

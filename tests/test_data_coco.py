@@ -11,8 +11,7 @@ from test_benchmark_files import cli
 
 from degrid.data import check_data, open_dataset
 from degrid.data.formats.benchmarks.voc import VOC
-from degrid.data.prepare.coco import prepare_coco
-from degrid.data.prepare.coco_masks import CocoImage, class_mask, read_instances
+from degrid.data.prepare.coco import CocoImage, class_mask, prepare_coco, read_instances
 from degrid.types import IGNORE_INDEX, UserError, voc_palette
 
 # COCO's 80 categories, as in instances_val2017.json.

@@ -15,9 +15,8 @@ from degrid.engine.evaluation.metrics import BoundaryCounts
 from degrid.engine.inference.predictor import Predictor
 from degrid.kernels import support
 from degrid.kernels.dense_crf import refine
-from degrid.kernels.group_mixing import mix_groups
 from degrid.kernels.resample import nearest, resample
-from degrid.kernels.shared_filter import shared_filter_gradient
+from degrid.kernels.smoothing import mix_groups, shared_filter_gradient
 from degrid.kernels.upsample_argmax import upsample_argmax
 
 pytestmark = pytest.mark.skipif(not support.can_import_numba(), reason="without numba there are the twins alone")

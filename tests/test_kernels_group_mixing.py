@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degrid.kernels import group_mixing
-from degrid.kernels.group_mixing import _with_torch, mix_groups
+from degrid.kernels import smoothing
+from degrid.kernels.smoothing import _with_torch, mix_groups
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,7 +65,7 @@ def test_second_derivatives():
 def test_without_numba_and_in_half_precision(monkeypatch, dtype):
     y, weight = torch.randn(2, 3, 6, 6).to(dtype), torch.randn(9, 9)
     expected = _with_torch(y.double(), weight.double(), 3, (5, 6))
-    monkeypatch.setattr(group_mixing, "numba_installed", lambda: False)
+    monkeypatch.setattr(smoothing, "numba_installed", lambda: False)
     found = mix_groups(y, weight, 3, (5, 6))
     assert found.dtype == dtype
     close = 1e-5 if dtype == torch.float32 else 3e-2

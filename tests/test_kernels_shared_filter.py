@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degrid.kernels.shared_filter import _compiled, _with_torch, shared_filter_gradient
+from degrid.kernels.smoothing import _compiled_gradient, _gradient_with_torch, shared_filter_gradient
 
 
 def by_autograd(grad, x, size):
@@ -30,11 +30,11 @@ def test_equals_autograd(shape, size, channels_last, dtype, seed):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     grad, x = (torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=layout) for _ in range(2))
     expected = by_autograd(grad, x, size)
-    found = _compiled(grad, x, size)
+    found = _compiled_gradient(grad, x, size)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
     if dtype == torch.float32:
-        torch.testing.assert_close(_with_torch(grad, x, (size, size)).double(), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(_gradient_with_torch(grad, x, (size, size)).double(), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_by_hand():
@@ -62,9 +62,9 @@ def test_double_precision_and_second_derivatives_run_as_pytorch():
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_without_numba(monkeypatch, installed):
-    from degrid.kernels import shared_filter
+    from degrid.kernels import smoothing
 
-    monkeypatch.setattr(shared_filter, "numba_installed", lambda: installed)
+    monkeypatch.setattr(smoothing, "numba_installed", lambda: installed)
     grad, x = torch.randn(2, 8, 9, 7), torch.randn(2, 8, 9, 7)
     torch.testing.assert_close(
         shared_filter_gradient(grad, x, 7).double(), by_autograd(grad, x, 7), rtol=1e-4, atol=1e-4

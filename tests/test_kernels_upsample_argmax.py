@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degrid.engine.inference.confidence import confidence_bands
+from degrid.engine.inference.tta import confidence_bands
 from degrid.kernels import upsample_argmax as module
 from degrid.kernels import upsample_argmax_numpy
 from degrid.kernels.upsample_argmax import _by_bands, _compiled, upsample_argmax

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from degrid.acceleration import recompute
-from degrid.kernels import group_mixing
+from degrid.kernels import smoothing
 from degrid.smoothing import OPERATORS, PreFilter, filters, smooth_dilated_convs
 
 LEGACY = ("gi", "average", "gaussian", "aggregation")
@@ -111,7 +111,7 @@ def plain_pytorch(monkeypatch):
     """Autograd's own gradients from here on."""
     for module in (recompute, filters):
         monkeypatch.setattr(module, "gradients_wanted", lambda *tensors: False)
-    monkeypatch.setattr(group_mixing, "numba_installed", lambda: False)
+    monkeypatch.setattr(smoothing, "numba_installed", lambda: False)
 
 
 @pytest.mark.parametrize(("operator", "legacy"), KINDS)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from degrid.analysis.field_numbers import mass_side
 from degrid.data.formats.shapes.outlines import outlines
 from degrid.data.formats.shapes.runs import packed, runs_of
-from degrid.engine.inference.prediction import Prediction
+from degrid.engine.inference.options import Prediction
 from degrid.image import as_rgb, palette_image
 from degrid.serving.uploads import RefusedError
 from degrid.types import IGNORE_INDEX, LabelSpace

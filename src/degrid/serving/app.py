@@ -21,7 +21,7 @@ from degrid.analysis.receptive_field import influence
 from degrid.bands import open_scene, read_scene
 from degrid.contracts import ExportedNetwork
 from degrid.engine.inference.adapted import adapted
-from degrid.engine.inference.prediction import Prediction
+from degrid.engine.inference.options import Prediction
 from degrid.engine.inference.predictor import Predictor
 from degrid.engine.memory import available_to_process
 from degrid.files import printable

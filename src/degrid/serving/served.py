@@ -13,7 +13,7 @@ import numpy as np
 
 from degrid.arguments import check_fields
 from degrid.bands import LargeScene, Scene
-from degrid.engine.inference.prediction import Prediction
+from degrid.engine.inference.options import Prediction
 from degrid.types import Bands, LabelSpace, UserError
 
 T = TypeVar("T")

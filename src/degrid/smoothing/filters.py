@@ -16,7 +16,7 @@ from torch import Tensor
 
 from degrid.acceleration.recompute import apply_and_forget, as_convolved, gradients_wanted
 from degrid.contracts import CONVOLUTIONS, Rate
-from degrid.kernels.shared_filter import depthwise_gradient, shared_filter_gradient
+from degrid.kernels.smoothing import depthwise_gradient, shared_filter_gradient
 
 
 def default_size(rate: int) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from degrid.acceleration.recompute import apply_recomputed
 from degrid.contracts import Convolve, Rate
-from degrid.kernels.group_mixing import mix_groups
+from degrid.kernels.smoothing import mix_groups
 from degrid.smoothing import filters
 from degrid.smoothing.plain_layers import Filtered, MixedBlocks, cut, filter_conv, plain_conv
 from degrid.types import UserError

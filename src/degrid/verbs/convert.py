@@ -21,7 +21,7 @@ from degrid.arguments import checked
 from degrid.chance import drawing_for_itself
 from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import FILE_NAME, Plan, planned
-from degrid.checkpoints.systems.smp_encoders import UNSAID
+from degrid.checkpoints.systems.smp import UNSAID
 from degrid.checkpoints.systems.table import find_system
 from degrid.config import ModelConfig
 from degrid.data import CITYSCAPES, VOC, class_table

@@ -15,10 +15,10 @@ import numpy as np
 
 from degrid.arguments import later
 from degrid.bands import LargeScene, Scene
-from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.prediction import (
+from degrid.engine.inference.options import (
     PRECISION_OF_FILE,
     DimWarning,
+    InferenceOptions,
     Prediction,
     needs_the_whole,
     no_limit_of_files,

@@ -26,7 +26,7 @@ from degrid.types import LabelSpace, UserError, voc_palette
 from degrid.verbs.find_images import RESULT_MARK, FoundImages, is_result
 
 if TYPE_CHECKING:
-    from degrid.engine.inference.prediction import Prediction
+    from degrid.engine.inference.options import Prediction
 
 FORMATS = ("ids", "voc", "cityscapes", *TOOLS)
 VOC_COMPETITIONS = ("comp5", "comp6")

@@ -16,8 +16,7 @@ from degrid.arguments import checked
 from degrid.background import DEPTH, Background, ahead
 from degrid.bands import DIM_SENTENCE, LargeScene, Scene, is_dim, open_scene
 from degrid.camera import is_source
-from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.prediction import Prediction
+from degrid.engine.inference.options import InferenceOptions, Prediction
 from degrid.engine.memory import available_to_process
 from degrid.files import check_place
 from degrid.lookup import counted

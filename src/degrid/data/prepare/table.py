@@ -8,8 +8,7 @@ from pathlib import Path
 from degrid.data.prepare.ade20k import prepare_ade20k
 from degrid.data.prepare.camvid import prepare_camvid
 from degrid.data.prepare.cityscapes import prepare_cityscapes
-from degrid.data.prepare.coco import prepare_coco
-from degrid.data.prepare.coco_masks import COCO_CHOICES
+from degrid.data.prepare.coco import COCO_CHOICES, prepare_coco
 from degrid.data.prepare.polygons import prepare_polygons
 from degrid.data.prepare.voc import prepare_voc
 from degrid.lookup import unknown

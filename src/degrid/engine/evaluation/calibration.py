@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from degrid.engine.inference.confidence import confidence_bands
+from degrid.engine.inference.tta import confidence_bands
 from degrid.engine.ranks import summed_over_ranks
 from degrid.types import IGNORE_INDEX, ConfidenceBin
 

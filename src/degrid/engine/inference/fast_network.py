@@ -20,7 +20,7 @@ from degrid.chance import drawing_nothing, of_everybody, state_of
 from degrid.contracts import ExportedNetwork, copied, evaluating, in_evaluation_mode
 from degrid.engine.device import autocast, resolved_precision, to_channels_last
 from degrid.engine.inference.adapted import Adapted, adapted
-from degrid.engine.inference.prediction import PRECISION_OF_FILE
+from degrid.engine.inference.options import PRECISION_OF_FILE
 from degrid.engine.inference.state import counters, differ, kept, numbers_outside, places, shares_functions, weights
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.types import UserError

@@ -31,11 +31,9 @@ from degrid.contracts import (
 )
 from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device, used_bytes
-from degrid.engine.inference.confidence import confidence_bands
 from degrid.engine.inference.fast_network import FastNetwork
-from degrid.engine.inference.options import InferenceOptions
-from degrid.engine.inference.prediction import DimWarning, Prediction, needs_the_whole, no_limit_of_files
-from degrid.engine.inference.tta import fused_scores, probabilities, slide_in_bands
+from degrid.engine.inference.options import DimWarning, InferenceOptions, Prediction, needs_the_whole, no_limit_of_files
+from degrid.engine.inference.tta import confidence_bands, fused_scores, probabilities, slide_in_bands
 from degrid.engine.memory import give_back_freed_memory
 from degrid.engine.ranks import gathered, together
 from degrid.image import oriented, to_array

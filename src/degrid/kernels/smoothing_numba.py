@@ -1,4 +1,4 @@
-"""The compiled part of `mix_groups`. A pixel beyond a map's end counts as zero, and is not written."""
+"""The compiled parts of `mix_groups`, where a pixel beyond a map's end counts as zero, and `shared_filter_gradient`."""
 
 from __future__ import annotations
 
@@ -52,4 +52,27 @@ def group_products(y, grad, rate):  # type: ignore[no-untyped-def]
                     for c in range(channels):
                         total += g[c] * pixel[c]
                     parts[row, (a - top) * rate + b - left, place] += total
+    return parts.sum(0)
+
+
+@njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+def shared_filter_gradient(grad, x, size):  # type: ignore[no-untyped-def]
+    """Float64 [k,k] from two maps, float32 [N,H,W,C]; see `degrid.kernels.smoothing`.
+
+    Each place sums its channels in float32, with several running sums at once; places and rows add up in float64.
+    """
+    count, height, width, channels = x.shape
+    reach = size // 2
+    parts = np.zeros((count * height, size, size))
+    for row in prange(count * height):
+        n, h = row // height, row % height
+        for i in range(max(0, reach - h), min(size, height + reach - h)):
+            for w in range(width):
+                g = grad[n, h, w]
+                for j in range(max(0, reach - w), min(size, width + reach - w)):
+                    pixel = x[n, h + i - reach, w + j - reach]
+                    total = np.float32(0)
+                    for c in range(channels):
+                        total += g[c] * pixel[c]
+                    parts[row, i, j] += total
     return parts.sum(0)
