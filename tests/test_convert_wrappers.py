@@ -184,6 +184,17 @@ def test_prefixes(tmp_path, prefix):
     assert_found(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("inner", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module._orig_mod."])
+def test_names_of_wrapped_parts_of_a_network(tmp_path, inner):
+    parts = {
+        name.replace("backbone.layer1.", f"backbone.{inner}layer1.{inner}"): value for name, value in network().items()
+    }
+    assert len(parts.keys() - network().keys()) == 9
+    for prefix in ("", "model."):
+        torch.save(prefixed(prefix, parts), tmp_path / "x.pth")
+        assert_found(tmp_path / "x.pth")
+
+
 def test_what_modules_keep_beside_a_network(tmp_path):
     """Lightning's module with its own buffers; torch's AveragedModel; counters of thop."""
     beside = {"mean": torch.ones(1, 3, 1, 1), "loss.weight": torch.ones(2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ from degrid.weight_names import is_counter_beside
 
 _MOST_WRAPPERS = 8  # names of wrappers before a network's
 _FEWEST = 20  # a network has more tensors
+# Names that torch.compile, FSDP and activation checkpointing put before those of a part of a network.
+_INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
 
 # ImageNet weights come last: the networks that start from them have their names, too.
@@ -112,7 +115,7 @@ def find_system(tensors: Tensors, name: str | None, file: object, skipped: Colle
         UserError: an unknown name, or a class that is no System.
     """
     beside = {key: "counter of a program beside the network" for key in tensors if is_counter_beside(key)}
-    rest = {key: value for key, value in tensors.items() if key not in beside}
+    rest = {_INNER.sub("", key): value for key, value in tensors.items() if key not in beside}
     known = list(SYSTEMS.values()) if name is None else [_named(name)]
     for parts in _in_wrappers(rest):
         fits = {prefix: fit for prefix, part in parts.items() if (fit := _first_fit(known, part, len(rest), file))}
