@@ -963,7 +963,7 @@ def test_copies_of_images_that_are_no_files():
         train = [source(str(k), k % 100) for k in range(count)]
         return Layout("", Path(), {"train": train, "val": [source("0", 150), source("x", 1)]})
 
-    assert overlaps(layout(5)) == [("val", 1, 2, "x", "1", False)]
+    assert overlaps(layout(5)) == [("val", 1, 2, "x", "1", "")]
     assert overlaps(layout(2000)) == []
 
 

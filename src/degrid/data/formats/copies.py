@@ -1,4 +1,4 @@
-"""Images that are in two splits: the same file, a copy of it under another name, or one that was compressed anew."""
+"""Images that are in two splits: the same file, or a copy of it: under another name, compressed anew, or changed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.lookalikes import Looks, is_same_picture, look_of
 from degrid.data.formats.matching import folded
+from degrid.data.formats.photographs import photographs
 from degrid.data.formats.source import LazySources, Source
 from degrid.image import image_size, read_jpeg
 from degrid.lookup import grouped
@@ -35,7 +36,7 @@ _MOST_NAMES = 16
 class Overlap(NamedTuple):
     """Images of a split that are trained on: how many of how many, the first of them, and what it is a copy of.
 
-    compressed: that copy has other bytes, since it is stored in another format or was compressed once more.
+    changed: how that copy differs; empty where its bytes are the same.
     """
 
     split: str
@@ -43,9 +44,14 @@ class Overlap(NamedTuple):
     images: int
     first: str
     same_as: str
-    compressed: bool = False
+    changed: str = ""
 
 
+_COMPRESSED = "stored in another format or compressed once more"
+_TURNED = "turned or mirrored"
+_NAMED = "changed, as the names say"
+_Found = dict[int, tuple[str, Source]]
+"""How images differ from what they are copies of, and these, by the images' indices."""
 Seen = Mapping[str, Sequence[bytes]]
 """How each image of each split looks (`lookalikes.look_of`)."""
 
@@ -67,14 +73,20 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
     lengths = _lengths([*learnt, *(source for sources in splits.values() for source in sources)])
     known = _Images(learnt, lengths)
     seen = seen or _seen({"train": learnt, **splits}, lengths.values())
-    looks = Looks(learnt, seen.get("train", ())) if seen else None
+    looks = [(turned, Looks(learnt, seen.get("train", ()), turned)) for turned in (False, True) if seen]
     found = []
     for split, sources in splits.items():
-        same = [known.copy_of(source) for source in sources]
-        left = [(index, sources[index]) for index, copy in enumerate(same) if copy is None]
-        likely = _like(looks, seen[split], left) if seen and looks else _named_alike(learnt, left)
-        found += _overlap(split, sources, same, _anew(sources, likely))
+        copies: _Found = {k: ("", copy) for k, source in enumerate(sources) if (copy := known.copy_of(source))}
+        for turned, alike in looks:
+            copies |= _anew(sources, _like(alike, seen[split], _left(sources, copies)), turned)
+        if not looks:
+            copies |= _anew(sources, _named_alike(learnt, _left(sources, copies)))
+        found += _overlap(split, sources, _named_after(learnt, sources) | copies)
     return found
+
+
+def _left(sources: Sequence[Source], copies: _Found) -> list[tuple[int, Source]]:
+    return [(index, source) for index, source in enumerate(sources) if index not in copies]
 
 
 def _seen(splits: Mapping[str, Sequence[Source]], lengths: Collection[int]) -> Seen:
@@ -96,23 +108,23 @@ def _look(source: Source) -> bytes:
     return b""
 
 
-def _overlap(
-    split: str, sources: Sequence[Source], same: Sequence[Source | None], anew: Mapping[int, Source]
-) -> list[Overlap]:
-    """What is said of one split; nothing where there are no copies.
-
-    Args:
-        same, anew: what each image is a copy of, byte for byte, or compressed anew.
-    """
-    copies = [
-        (index in anew, sources[index].places()[0], copy.places()[0])
-        for index, exact in enumerate(same)
-        if (copy := exact or anew.get(index))
-    ]
+def _overlap(split: str, sources: Sequence[Source], copies: _Found) -> list[Overlap]:
+    """What is said of one split; nothing where there are no copies."""
     if not copies:
         return []
-    compressed, first, same_as = min(copies)
-    return [Overlap(split, len(copies), len(sources), first, same_as, compressed)]
+    said = ((changed, sources[index].places()[0], copy.places()[0]) for index, (changed, copy) in copies.items())
+    changed, first, same_as = min(said)
+    return [Overlap(split, len(copies), len(sources), first, same_as, changed)]
+
+
+def _named_after(learnt: Sequence[Source], sources: Sequence[Source]) -> _Found:
+    """Changed copies of images to train on, or what such copies were made of, by their names."""
+    ours, others = [source.name for source in sources], [source.name for source in learnt]
+    if not {*ours}.isdisjoint(others):  # what has one name in two splits may be two images
+        ours, others = [f"held out/{name}" for name in ours], [f"learnt/{name}" for name in others]
+    made_of = photographs([*others, *ours])
+    by_origin = dict(zip(made_of[: len(learnt)][::-1], learnt[::-1], strict=True))
+    return {k: (_NAMED, by_origin[name]) for k, name in enumerate(made_of[len(learnt) :]) if name in by_origin}
 
 
 def _like(
@@ -121,10 +133,14 @@ def _like(
     return ((index, looks.like(seen[index])) for index, _ in left)
 
 
-def _anew(sources: Sequence[Source], likely: Iterable[tuple[int, Iterable[Source]]]) -> dict[int, Source]:
-    """The copies of images, among those that are likely ones, by the images' indices."""
-    same = ((index, (other for other in others if is_same_picture(sources[index], other))) for index, others in likely)
-    return {index: copy for index, copies in same if (copy := next(copies, None))}
+def _anew(sources: Sequence[Source], likely: Iterable[tuple[int, Iterable[Source]]], turned: bool = False) -> _Found:
+    """The copies of images, among those that are likely ones."""
+    how = _TURNED if turned else _COMPRESSED
+    same = (
+        (index, (other for other in others if is_same_picture(sources[index], other, turned)))
+        for index, others in likely
+    )
+    return {index: (how, copy) for index, copies in same if (copy := next(copies, None))}
 
 
 def _named_alike(

@@ -507,13 +507,16 @@ def _shown(corners: tuple[float, ...]) -> str:
 
 def _splits_overlap(look: _Look) -> Iterator[str]:
     """Images that are trained on and validated or tested with."""
+    mend = "take them out of one of the two"
+    if any("kept for validation" in note for note in look.layout.notes):
+        mend = "take the copies away, or name the splits in train.txt and val.txt"
     for found in overlaps(look.layout, look.seen):
-        how = ", stored in another format or compressed once more" if found.compressed else ""
+        how = f", {found.changed}" if found.changed else ""
         copy = f" (a copy of {found.same_as}{how})" if found.same_as != found.first else ""
         are = "is" if found.both == 1 else "are"
         yield (
             f"{found.both} of {found.images} images of {found.split} {are} in train, too, such as {found.first}{copy}, "
-            "so that its scores would be too good; take them out of one of the two"
+            f"so that its scores would be too good; {mend}"
         )
 
 

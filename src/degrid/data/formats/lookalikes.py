@@ -1,4 +1,4 @@
-"""Pictures that are the same though their files differ: copies in another format, or compressed once more."""
+"""Pictures that are the same though their files differ: in another format, compressed once more, or turned."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 _STEP, _MARGIN = 4.0, 2.0
 _MOST_ALIKE = 500
 """Pictures that are compared with one, where very many look alike."""
+# By which of the quarters is the brightest: how often it takes 90 degrees to make it the first; and, by that, which
+# quarters are the second and the third then.
+_TURNS, _BESIDE = np.array((0, 1, 3, 2)), np.array(((1, 2), (3, 0), (2, 1), (0, 3)))
 
 
 def look_of(pixels: np.ndarray) -> bytes:
@@ -38,8 +41,13 @@ def look_of(pixels: np.ndarray) -> bytes:
         return b""
     some = pixels[:: max(1, height // _EXAMINED), :: max(1, width // _EXAMINED)]
     rows, columns = some.shape[0] // _SIDE, some.shape[1] // _SIDE
-    # A few rows and columns are cut off, alike in copies.
-    parts = some[: _SIDE * rows, : _SIDE * columns].reshape(_SIDE, rows, _SIDE, columns, -1).mean((1, 3), np.float32)
+    # A few rows and columns are cut off around it, alike in copies.
+    top, left = (some.shape[0] - _SIDE * rows) // 2, (some.shape[1] - _SIDE * columns) // 2
+    parts = (
+        some[top : top + _SIDE * rows, left : left + _SIDE * columns]
+        .reshape(_SIDE, rows, _SIDE, columns, -1)
+        .mean((1, 3), np.float32)
+    )
     grey = parts[..., :3] @ _LUMA if parts.shape[2] >= 3 else parts[..., 0]
     look = np.rint(grey).astype(np.uint8).tobytes()
     return look if max(look) - min(look) >= _LEAST_CONTRAST else b""
@@ -51,12 +59,14 @@ class Looks:
     Args:
         sources: the pictures.
         looks: of each, see `look_of`.
+        turned: those count that are turned by 90 degrees or mirrored, too.
     """
 
-    def __init__(self, sources: Sequence[Source], looks: Sequence[bytes]) -> None:
+    def __init__(self, sources: Sequence[Source], looks: Sequence[bytes], turned: bool = False) -> None:
         kept = [index for index, look in enumerate(looks) if look]
         self._sources = [sources[index] for index in kept]
-        self._looks = _array([looks[index] for index in kept])
+        self._turned = turned
+        self._looks = self._array([looks[index] for index in kept])
         places = np.floor(_quarters(self._looks) / _STEP).astype(int).tolist()
         self._places = grouped((tuple(place), index) for index, place in enumerate(places))
 
@@ -64,7 +74,7 @@ class Looks:
         """The pictures that look so, the most alike first."""
         if not look or not self._places:
             return
-        own = _array([look])
+        own = self._array([look])
         quarters = _quarters(own)[0]
         ends = [np.floor((quarters + margin) / _STEP).astype(int).tolist() for margin in (-_MARGIN, _MARGIN)]
         near = itertools.product(*(range(low, high + 1) for low, high in zip(*ends, strict=True)))
@@ -73,11 +83,19 @@ class Looks:
         apart = np.abs(self._looks[found].astype(np.int16) - own).max(axis=(1, 2))
         yield from (self._sources[found[index]] for index in np.argsort(apart) if apart[index] <= _CLOSE)
 
+    def _array(self, looks: Sequence[bytes]) -> np.ndarray:
+        found = np.frombuffer(b"".join(looks), np.uint8).reshape(-1, _SIDE, _SIDE)
+        return _upright(found) if self._turned else found
 
-def is_same_picture(one: Source, other: Source) -> bool:
-    """Whether two images are one picture, up to what compressing it changes; false where one cannot be read."""
+
+def is_same_picture(one: Source, other: Source, turned: bool = False) -> bool:
+    """Whether two images are one picture, up to what compressing it changes; false where one cannot be read.
+
+    Args:
+        turned: one of them may be turned by 90 degrees, or mirrored.
+    """
     try:
-        grey = [_brightness(source.read_values()) for source in (one, other)]
+        grey = [_brightness(source.read_values(), turned) for source in (one, other)]
     except (UserError, OSError):
         return False
     side = min(_FINE, min(grey[0].shape) // _LEAST_PIXELS)
@@ -95,11 +113,11 @@ def is_same_picture(one: Source, other: Source) -> bool:
     return bool(np.corrcoef(grain[0].ravel(), grain[1].ravel())[0, 1] >= _GRAIN)
 
 
-def _brightness(pixels: np.ndarray) -> np.ndarray:
-    """The brightness, float32 [H,W], of values [H,W,C]."""
+def _brightness(pixels: np.ndarray, turned: bool) -> np.ndarray:
+    """The brightness, float32 [H,W], of values [H,W,C]; as `_upright` turns it, or as it is."""
     values = pixels.astype(np.float32)
     weighed: np.ndarray = values[..., :3] @ _LUMA if values.shape[2] >= 3 else values[..., 0]
-    return np.ascontiguousarray(weighed)
+    return np.ascontiguousarray(_upright(weighed[None])[0] if turned else weighed)
 
 
 def _parts(grey: np.ndarray, side: int) -> np.ndarray:
@@ -109,12 +127,25 @@ def _parts(grey: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BOX))
 
 
-def _array(looks: Sequence[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(looks), np.uint8).reshape(-1, _SIDE, _SIDE)
+def _upright(images: np.ndarray) -> np.ndarray:
+    """Images [N,H,W], of which all lie alike that are turned by 90 degrees, or mirrored, copies of each other.
+
+    Of their quarters the first is the brightest then, and the second is brighter than the third.
+    """
+    quarters = _quarters(images)
+    turns = _TURNS[quarters.argmax(1)]
+    beside = np.take_along_axis(quarters, _BESIDE[turns], 1)
+    places = grouped(
+        ((int(turn), bool(two[0] < two[1])), k) for k, (turn, two) in enumerate(zip(turns, beside, strict=True))
+    )
+    parts = [np.rot90(images[chosen], turn, (1, 2)) for (turn, _), chosen in places.items()]
+    upright = [part.swapaxes(1, 2) if mirrored else part for part, (_, mirrored) in zip(parts, places, strict=True)]
+    order = np.argsort([index for chosen in places.values() for index in chosen])
+    return np.concatenate(upright)[order] if upright else images
 
 
-def _quarters(looks: np.ndarray) -> np.ndarray:
-    """The mean brightness of the four quarters of looks, [N,4]."""
-    half = _SIDE // 2
-    halves: np.ndarray = looks.reshape(-1, 2, half, 2, half).mean(axis=(2, 4)).reshape(-1, 4)
-    return halves
+def _quarters(images: np.ndarray) -> np.ndarray:
+    """The mean brightness of the four quarters of images [N,H,W], [N,4]."""
+    height, width = images.shape[1] // 2, images.shape[2] // 2
+    rows, columns = (slice(height), slice(-height, None)), (slice(width), slice(-width, None))
+    return np.stack([images[:, row, column].mean(axis=(1, 2)) for row in rows for column in columns], 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from degrid.bands import is_by_values, is_plain, no_data_of, read_values, to_byt
 from degrid.data.formats.layout import SPLIT_NAMES
 from degrid.data.formats.masks import AS_STORED, MaskReading, rgb_like, said_of_turning
 from degrid.data.formats.matching import matched, without_image
+from degrid.data.formats.photographs import photographs
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
@@ -214,20 +214,21 @@ def divided(
     """
     if len(sources) < 2:
         return {"train": [*sources], "val": [*sources]}, [f"{why}: the only image is trained on and validated with"]
-    photographs = [_photograph(source.name) for source in sources]
-    names = list(dict.fromkeys(photographs))
+    made_of = photographs([source.name for source in sources])
+    names = list(dict.fromkeys(made_of))
+    if len(names) < 2:
+        return {"train": [*sources], "val": [*sources]}, [
+            f"{why}: all images are changed copies of one by their names, which is trained on and validated with"
+        ]
     chosen = [name for name in names if zlib.crc32(os.fsencode(name)) % 5 == 0]
     kept = {*(chosen[: max(1, len(names) // 3)] or names[-1:])}  # of few images, chance may choose most, or none
-    val = [source for source, name in zip(sources, photographs, strict=True) if name in kept]
-    train = [source for source, name in zip(sources, photographs, strict=True) if name not in kept] or val
+    val = [source for source, name in zip(sources, made_of, strict=True) if name in kept]
+    train = [source for source, name in zip(sources, made_of, strict=True) if name not in kept] or val
     which = "its name, is" if len(val) == 1 else "their names, are"
     note = f"{why}: {len(val):,} of {counted(len(sources), 'image')}, chosen by {which} kept for validation"
+    if len(names) < len(sources):
+        note += "; changed copies of one image, as the names say, stay together"
     return {"train": train, "val": val}, [note]
-
-
-def _photograph(name: str) -> str:
-    """The name of an image without what tells Roboflow's changed copies of it apart: "a_jpg" of "a_jpg.rf.0c4f.."."""
-    return re.sub(r"\.rf\.[0-9A-Za-z]{16,}", "", name)
 
 
 def no_images(masks: Path, images: Path) -> UserError:
