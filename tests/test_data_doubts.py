@@ -737,9 +737,14 @@ def test_grey_colours_of_classes_are_the_values_of_grey_masks(tmp_path, order):
     assert shares(tmp_path) == {"a": 0.5, "b": 0.25, "c": 0.25, "void": 0}
 
 
-def test_a_class_with_the_id_of_void_is_refused(tmp_path):
-    put(tmp_path, [stripes(0, 1, 255)] * 2, "id,name\n0,soil\n1,stem\n255,leaf\n")
-    with pytest.raises(UserError, match='255 is void, but the table calls it "leaf"'):
+def test_a_class_with_the_id_of_void(tmp_path):
+    put(tmp_path, [stripes(0, 1, 255, 255)] * 2, "id,name\n0,soil\n1,stem\n255,leaf\n")
+    assert kinds(tmp_path) == []
+    assert shares(tmp_path) == {"soil": 0.25, "stem": 0.25, "leaf": 0.5, "void": 0}
+    put(tmp_path / "two", [stripes(0, 255, 255, 255)] * 2, "id,name\n0,soil\n255,leaf\n")
+    assert shares(tmp_path / "two") == {"soil": 0.25, "leaf": 0.75, "void": 0}
+    (tmp_path / "classes.csv").write_text("id,name\n0,soil\n1,stem\n255,background\n")
+    with pytest.raises(UserError, match='255 is void as a rule, but the table calls it "background"'):
         open_dataset(tmp_path)
 
 

@@ -562,3 +562,76 @@ def test_cityscapes_with_polygons_alone(tmp_path):
     (tmp_path / "gtFine/train/0/1_gtFine_polygons.json").write_text('{"objects": []}')
     with pytest.raises(UserError, match="are polygons, and .*gtFine holds no masks: draw them with .*createLabels.py"):
         check_data(tmp_path)
+
+
+# ---- what tables say ----------------------------------------------------------------------------------------
+
+
+def images_of(root, split):
+    return sorted(open_dataset(root, split)[k].name.rpartition("/")[2] for k in range(len(open_dataset(root, split))))
+
+
+def ten(root):
+    for k in range(10):
+        pair(root / f"images/{k}.png", root / f"masks/{k}.png", k)
+
+
+@pytest.mark.parametrize("column", ["group", "mode", "data_split", "belongs to"])
+def test_columns_of_words_for_splits_whatever_they_are_called(tmp_path, column):
+    ten(tmp_path)
+    words = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    rows = "".join(f"{k},train,{word}\n" for k, word in enumerate(words))  # the vehicle is no split
+    (tmp_path / "metadata.csv").write_text(f"ImageID,vehicle,{column}\n{rows}")
+    found = {split: images_of(tmp_path, split) for split in ("train", "val", "test")}
+    assert found == {"train": [*"012345"], "val": [*"67"], "test": [*"89"]}
+
+
+def test_columns_that_say_yes_or_no_together(tmp_path):
+    """What is neither for training nor for validation is for the test."""
+    ten(tmp_path)
+    rows = "".join(f"{k}.png,{int(k < 6)},{int(k in (6, 7))}\n" for k in range(10))
+    (tmp_path / "metadata.csv").write_text(f"image,is_train,is_val\n{rows}")
+    found = {split: images_of(tmp_path, split) for split in ("train", "val", "test")}
+    assert found == {"train": [*"012345"], "val": [*"67"], "test": [*"89"]}
+
+
+def test_a_column_of_splits_that_is_not_understood(tmp_path):
+    ten(tmp_path)
+    (tmp_path / "metadata.csv").write_text("image,split\n" + "".join(f"{k}.png,{k % 3}\n" for k in range(10)))
+    assert 'the column "split" of splits in metadata.csv seems to name the splits' in problems(tmp_path)
+
+
+def test_dev_and_eval_are_two_splits():
+    assert splits_of(["train", "dev", "eval"]) == {"train": "train", "dev": "val", "eval": "test"}
+    assert splits_of(["train", "eval", "test"]) == {"train": "train", "eval": "val", "test": "test"}
+
+
+def test_numbers_of_classes_in_columns_under_any_name(tmp_path):
+    """The order of the rows must not count where another column numbers them."""
+    ten(tmp_path)
+    (tmp_path / "classes.csv").write_text("name,grey value\nroad,1\nsky,0\n")
+    assert open_dataset(tmp_path).labels.names == ("sky", "road")
+    (tmp_path / "classes.csv").write_text("name,priority\nroad,1\nsky,0\n")
+    with pytest.raises(UserError, match='the numbers in the column "priority" the ids'):
+        open_dataset(tmp_path)
+    (tmp_path / "classes.csv").write_text("name,priority\nroad,0\nsky,1\n")
+    assert open_dataset(tmp_path).labels.names == ("road", "sky")
+
+
+def test_names_in_data_yaml_beside_masks(tmp_path):
+    ten(tmp_path)
+    (tmp_path / "data.yaml").write_text("nc: 2\nnames:\n  0: sky\n  1: road\n")
+    assert open_dataset(tmp_path).labels.names == ("sky", "road")
+
+
+@pytest.mark.parametrize("second", ["fond", "背景", "back-ground", "else", "background"])
+def test_the_mend_for_a_background_that_is_white(tmp_path, second):
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, IDS * 255)
+    (tmp_path / "classes.txt").write_text(f"leaf\n{second}\n", encoding="utf-8")
+    assert 'write "ids: [255, 0]"' in problems(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("ids: [255, 0]")
+    assert not problems(tmp_path)
+    assert (
+        open_dataset(tmp_path)[0].label.tolist() == (1 - np.roll(IDS, int(images_of(tmp_path, "train")[0]), 1)).tolist()
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
@@ -25,8 +25,7 @@ VOID_NAMES = (
 
 # What a row with the id 255 may be called.
 _MAY_BE_VOID = re.compile(
-    "void|ignor|label|unknown|undefined|border|boundar|edge|contour|outline|care|data|none|nan|outside|other|excl|unclass"
-    "|background|^$",
+    "void|ignor|label|unknown|undefined|border|boundar|edge|contour|outline|care|data|none|nan|outside|excl|unclass|^$",
     re.IGNORECASE,
 )
 
@@ -69,11 +68,11 @@ def labels_and_rule(
         said, in_order: see `MaskRule`.
         where: the table, for messages.
     Raises:
-        UserError: no class, too many, a name or an id twice, or 255 has the name of a class.
+        UserError: no class, too many, a name or an id twice, or 255 has a name that says neither class nor void.
     """
     rows = sorted(rows, key=lambda row: row.number)
     _refuse_ids_of_two(rows, where)
-    _refuse_names_of_void(rows, where)
+    rows = _with_white(rows, where)
     classes = [row for row in rows if not row.void]
     default = not any(row.colors for row in rows)
     palette = voc_palette(IGNORE_INDEX + 1)
@@ -113,13 +112,23 @@ def _refuse_ids_of_two(rows: Sequence[ClassRow], where: object) -> None:
                 raise UserError(f"{where}: the id {value} is that of both {both}; give each its own")
 
 
-def _refuse_names_of_void(rows: Sequence[ClassRow], where: object) -> None:
+def _with_white(rows: Sequence[ClassRow], where: object) -> list[ClassRow]:
+    """The rows, of which one with the id 255 is the last class if it has the name of one.
+
+    Raises:
+        UserError: its name may be that of a class or that of void.
+    """
+    found: list[ClassRow] = []
     for row in rows:
-        if row.number == IGNORE_INDEX and not _MAY_BE_VOID.search(row.name):
+        if row.number == IGNORE_INDEX and re.match("back|other", row.name, re.IGNORECASE):
             raise UserError(
-                f'{where}: 255 is void, but the table calls it "{row.name}"; call it void if it is no class, or else '
-                "give it the next id and list the values of all classes in dataset.yaml: ids: [0, .., 255]"
+                f'{where}: 255 is void as a rule, but the table calls it "{row.name}"; call it void if it is no class, '
+                "or else give it the next id and list the values of all classes in dataset.yaml: ids: [0, .., 255]"
             )
+        is_class = row.number == IGNORE_INDEX and not _MAY_BE_VOID.search(row.name)
+        last = found[-1].number + 1 if found else 0
+        found.append(replace(row, number=last, ids=(IGNORE_INDEX,)) if is_class and last < IGNORE_INDEX else row)
+    return found
 
 
 def _colors(rows: Sequence[ClassRow], train: dict[int, int]) -> dict[Color, int]:

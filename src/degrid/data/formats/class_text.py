@@ -77,7 +77,8 @@ _NAMES = (
     "bezeichnung|klasse|nombre|clase|nom|classe|nome|名称|类别|名稱|類別|名前|クラス|название|класс"
 )
 _IDS = (
-    "id|class id|category id|label id|index|value|pixel|mask|class|label|category|nr|nummer|wert|valor|valeur|编号|值"
+    "id|class id|classid|category id|label id|index|idx|value|pixel|mask|class|label|category|code|number|no|no.|nr|"
+    "nummer|gray|grey|grayscale|greyscale|train id|trainid|wert|valor|valeur|编号|值"
 )
 _COLORS = "color|colour|rgb|hex|rgb color|color hex|hex color"
 _RGB = ("r|red|rot|rouge|rojo", "g|green|grün|vert|verde", "b|blue|blau|bleu|azul")
@@ -100,12 +101,23 @@ def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     if cells and not name:
         raise ValueError(f"no column of names among {', '.join(columns)}")
     number = _column(_IDS, [column for column in columns if column != name])
+    if not number:
+        _refuse_other_numbers(cells, [column for column in columns if column != name])
     rows: list[ClassRow] = []
     for row in cells:
         color = _color_in(row)
         value = _whole(row[number]) if number else len(rows)
         rows.append(ClassRow(value, row[name].strip(), (color,) if color else ()))
     return (rows, False) if number else ([*rows, *_also_void(rows)], True)
+
+
+def _refuse_other_numbers(cells: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """Refuse a table whose order would count while another column numbers the rows in another order."""
+    for column in columns:
+        said = [row[column].strip() for row in cells]
+        numbered = all(re.fullmatch(r"\d{1,5}", each) for each in said) and len({*said}) == len(said) > 1
+        if numbered and column not in "|".join(_RGB).split("|") and [*map(int, said)] != [*range(len(said))]:
+            raise ValueError(f'are the numbers in the column "{column}" the ids? Call it id, or leave it out')
 
 
 def is_header(line: str) -> bool:

@@ -17,13 +17,17 @@ from degrid.types import IGNORE_INDEX
 VALUE_FILES = (
     *("classes.json", "classes.yaml", "classes.yml", "class_names.json", "class_names.yaml", "id2label.json"),
     *("label2id.json", "labels.json", "labels.yaml", "labels.yml", "categories.json", "label_map.json", "dataset.json"),
+    *("data.yaml", "data.yml"),
     "classes/classes.json",
 )
 """Files that may hold such a table; the first that does counts. The last ones are nnU-Net's and SuperAnnotate's."""
 _LARGEST = 1 << 20
 """Bytes; annotations are larger."""
 _AROUND = ("classes", "names", "labels", "categories", "id2label", "label2id")
-_NAME, _ID = ("name", "title", "class", "label", "class_name"), ("id", "value", "index", "class_id")
+_NAME, _ID = (
+    ("name", "title", "class", "label", "class_name"),
+    ("id", "value", "index", "class_id", "pixel_value", "gray", "grey", "idx", "code"),
+)
 _COLOR = ("color", "colour", "rgb", "hex")
 # Files of annotations hold categories, too, but their numbers are not those in masks.
 _ANNOTATIONS = ("images", "annotations", "shapes")

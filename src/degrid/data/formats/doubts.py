@@ -329,7 +329,7 @@ def _named(names: list[str], index: int) -> str:
 
 # Names of what is no object.
 _NO_OBJECT = re.compile(
-    r"(no|not|non)[-_ ]|(others?|rest|none|nothing|empty|negative|backgr.*|hintergrund)$", re.IGNORECASE
+    r"(no|not|non)[-_ ]|(others?|rest|else|none|nothing|empty|negative|clutter|backgr.*)$", re.IGNORECASE
 )
 
 
@@ -352,7 +352,7 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
     if (black, white) == (0, 1) and _is_no_object(second):
         yield (
             f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
-            f"{_write(layout, 'ids: {0: 1, 255: 0}')} if black is {second}, or ids: {{0: 0, 255: 1}} if it is {first}"
+            f"{_write(layout, 'ids: [255, 0]')} if black is {second}, or ids: [0, 255] if it is {first}"
         )
 
 

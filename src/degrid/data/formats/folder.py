@@ -24,7 +24,14 @@ from degrid.data.formats.json_splits import json_splits
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among, picture_beside
-from degrid.data.formats.pair_lists import elsewhere_note, read_names, select, split_files, split_table
+from degrid.data.formats.pair_lists import (
+    elsewhere_note,
+    read_names,
+    select,
+    split_files,
+    split_table,
+    tables_of_splits,
+)
 from degrid.data.formats.pairs import (
     Pair,
     any_mask,
@@ -253,7 +260,8 @@ def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[P
     if splits:
         shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
         return splits, [f"the splits are those that the images' names say ({shown})"]
-    unread = sorted(file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name))
+    like = [file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name)]
+    unread = sorted({*like, *tables_of_splits(path)})
     but = f"; {some(unread, 3)} {UNREAD_SPLITS}" if unread else ""
     splits, notes = divided(pairs)
     return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]

@@ -77,6 +77,8 @@ def _by_whole_names(bare: Mapping[str, str]) -> dict[str, str]:
     """The splits of names without years and the like; short and foreign ones count beside each other."""
     found = {name: SPLIT_NAMES[word] for name, word in bare.items() if word in SPLIT_NAMES}
     split_by_others = ((name, _OTHER_NAMES.get(_plain(word))) for name, word in bare.items())
+    if len({*found.values()}) < len(found) and "test" not in found.values():  # dev and eval are two splits
+        found.update((name, "test") for name in found if bare[name] in ("eval", "evaluation"))
     others = {name: split for name, split in split_by_others if split and split not in found.values()}
     if "train" in (both := {*found.values(), *others.values()}) and len(both) > 1:
         found.update(others)

@@ -70,7 +70,8 @@ def _pairs_of(entries: list[tuple[str, str | None]], file: Path, root: Path | No
 def _columns(file: Path) -> list[tuple[str, str | None]]:
     """The images and masks in a table whose header names both among other columns, such as pandas' numbers of rows."""
     rows = _rows(file)
-    if any(map(_split_in, rows)) and split_of(list_word(file)) not in SPLIT_NAMES.values():
+    columns = _columns_of_splits(rows)
+    if any(_split_in(row, columns) for row in rows) and split_of(list_word(file)) not in SPLIT_NAMES.values():
         return []  # see `pair_table`
     found = [pair for _, pair in _paired(rows)]
     named = len(found) == len(rows) and all(
@@ -217,42 +218,61 @@ def _without_header(names: list[str], file: Path) -> list[str]:
 
 
 _SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold", "phase", "usage")
-_IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "file", "path", "img", "name", "image_id", "id")
+_IMAGE_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "file", "path", "img", "image_name", "image_file", "img_path"),
+    *("img_name", "filepath", "file_path", "name", "image_id", "imageid", "id"),
+)
 
 
 def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     """The image names of each split in a table with a column that says the split, such as metadata.csv; and its name.
 
-    Nothing where there is none, or no split is train. Others may have any name. A column such as is_valid (fastai's)
-    says yes or no.
+    Nothing where there is none, or no split is train. Others may have any name in a column such as "split"; another
+    column counts where all its values are words for splits. A column such as is_valid (fastai's) says yes or no.
     """
     for file in list_files(folder):
         rows = _rows(file)
-        image = _column_of(rows, _IMAGE_COLUMNS)
-        found = grouped((split, row[image]) for row in rows if row.get(image) and (split := _split_in(row)))
+        image, columns = _column_of(rows, _IMAGE_COLUMNS), _columns_of_splits(rows)
+        found = grouped((split, row[image]) for row in rows if row.get(image) and (split := _split_in(row, columns)))
         if "train" in found and 1 < len(found) <= _MOST_SPLITS:
             return found, file.name
     return {}, ""
 
 
-def _answers(yes: str, no: str) -> dict[str, str]:
-    return {**dict.fromkeys(("1", "true", "yes"), yes), **dict.fromkeys(("0", "false", "no"), no)}
+def tables_of_splits(folder: Path) -> list[str]:
+    """The tables with a column of few values that is called as if it said the split."""
+    tables = ((file, rows, _column_of(rows, _SPLIT_COLUMNS)) for file in list_files(folder) if (rows := _rows(file)))
+    return [
+        f'the column "{column}" of splits in {file.name}'
+        for file, rows, column in tables
+        if column and 1 < len({row.get(column, "") for row in rows}) <= _MOST_SPLITS
+    ]
 
 
+_YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
 _YES_OR_NO = {
-    **dict.fromkeys(("is_valid", "is_val", "is_validation"), _answers("val", "train")),
-    **dict.fromkeys(("is_train", "is_training", "is_training_image"), _answers("train", "test")),
-    "is_test": _answers("test", "train"),
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), "val"),
+    **dict.fromkeys(("is_train", "is_training", "is_training_image"), "train"),
+    "is_test": "test",
 }
 _MOST_SPLITS = 6
 """A column of more values says something else."""
 
 
-def _split_in(row: Mapping[str, str]) -> str:
+def _columns_of_splits(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns that say the split, the likeliest first."""
+    values = {column: {row.get(column, "").lower() for row in rows} for column in (rows[0] if rows else ())}
+    by_words = [column for column, said in values.items() if len(said) > 1 and said <= {*SPLIT_NAMES}]
+    return [*_SPLIT_COLUMNS, *by_words]
+
+
+def _split_in(row: Mapping[str, str], columns: Sequence[str]) -> str:
     """The split that a row of a table says; empty where none is said."""
-    said = [split_of(row[column]) for column in _SPLIT_COLUMNS if row.get(column)]
-    answers = (splits.get(row.get(column, "").lower(), "") for column, splits in _YES_OR_NO.items())
-    return next(filter(None, [*said, *answers]), "")
+    said = next((split_of(row[column]) for column in columns if row.get(column)), "")
+    answers = {split: row[column].lower() for column, split in _YES_OR_NO.items() if row.get(column)}
+    answers = {split: answer for split, answer in answers.items() if answer in (*_YES, *_NO)}
+    left = [split for split in ("train", "test", "val") if answers and split not in answers]
+    return said or [*(split for split, answer in answers.items() if answer in _YES), *left, ""][0]
 
 
 def named_in_column(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -298,7 +318,8 @@ def _paired(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[str, str
     """The split, the image and the mask of each row that names both."""
     image, mask = (_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS))
     named = [row for row in rows if image and mask and row.get(image) and row.get(mask)]
-    return [(_split_in(row), (_relative(row[image]), _relative(row[mask]))) for row in named]
+    columns = _columns_of_splits(rows)
+    return [(_split_in(row, columns), (_relative(row[image]), _relative(row[mask]))) for row in named]
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

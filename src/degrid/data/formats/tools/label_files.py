@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +19,15 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
 BACKGROUND = "background"
-_BACKGROUND_NAMES = (BACKGROUND, "__background__", "_background_", "__bg__", "bg")
+_BACKGROUND_WORDS = re.compile(
+    "background|bg|bckg|bkg|hintergrund|fond|arrièreplan|fondo|fundo|sfondo|achtergrond|bakgrund|bakgrunn|baggrund|tausta"
+    "|tło|pozadí|pozadie|háttér|fundal|фон|背景|배경"
+)
 
 
 def is_background(name: str) -> bool:
     """Whether a class is what tools call pixels without a label."""
-    return name.lower() in _BACKGROUND_NAMES
+    return bool(_BACKGROUND_WORDS.fullmatch(re.sub(r"[\W_]+", "", unicodedata.normalize("NFC", name.lower()))))
 
 
 class LabelRow(NamedTuple):
