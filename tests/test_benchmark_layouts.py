@@ -483,7 +483,7 @@ def panoptic(root, split, where="annotations/", images="{}2017"):
 def test_coco_panoptic(tmp_path, where, images):
     for split in ("train", "val"):
         panoptic(tmp_path, split, where, images)
-    (tmp_path / "annotations/instances_train2017.json").write_text("{}")
+    (tmp_path / "annotations/instances_train2017.json").write_text('["hair drier"]')
     for split in ("train", "val"):
         dataset = check(tmp_path, split, "000000000005", [[1, 0, V, 1]], kind="COCO panoptic", names=("car", "sky"))
     assert dataset.labels.colors == ((4, 5, 6), (1, 2, 3))
@@ -509,7 +509,7 @@ def test_coco_panoptic_of_which_one_split_is_unpacked(tmp_path):
         "panoptic_train2017.json is there without its images or segments"
     ]
     (tmp_path / "annotations/panoptic_val2017/000000000005.png").unlink()
-    (tmp_path / "annotations/instances_train2017.json").write_text("{}")
+    (tmp_path / "annotations/instances_train2017.json").write_text('["hair drier"]')
     with pytest.raises(UserError, match="degrid data prepare coco"):
         open_dataset(tmp_path, "val")
 

@@ -327,6 +327,26 @@ def test_annotations_alone_are_no_masks(root, command, tmp_path):
     assert output.endswith(f"training needs masks made of them: degrid data prepare coco {root}")
 
 
+def test_own_categories_in_cocos_layout_are_drawn(tmp_path):
+    """Which `degrid data prepare coco` refuses."""
+    for split in ("train", "val"):
+        place = tmp_path / f"{split}2017"
+        place.mkdir()
+        images = [{"id": k, "file_name": f"{split}{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(3)]
+        for k, row in enumerate(images):
+            pixels = np.random.default_rng((k, len(split))).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+            Image.fromarray(pixels).save(place / row["file_name"])
+        marks = [dict(polygon((5, 5), (25, 5), (25, 25), (5, 25), category=4), id=k, image_id=k) for k in range(3)]
+        content = {"images": images, "annotations": marks, "categories": [{"id": 4, "name": "crack"}]}
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+    assert check_data(tmp_path).problems == []
+    for split in ("train", "val"):
+        found = open_dataset(tmp_path, split)
+        assert found.labels.names == ("background", "crack")
+        assert found[0].label.tolist() == box(5, 5, 25, 25).astype(int).tolist()
+
+
 def damage(file, change):
     content = json.loads(file.read_text())
     change(content)

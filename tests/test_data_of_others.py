@@ -635,3 +635,26 @@ def test_the_mend_for_a_background_that_is_white(tmp_path, second):
     assert (
         open_dataset(tmp_path)[0].label.tolist() == (1 - np.roll(IDS, int(images_of(tmp_path, "train")[0]), 1)).tolist()
     )
+
+
+def test_masks_of_one_unknown_ending(tmp_path):
+    """As fastai's CamVid."""
+    for k in range(5):
+        pair(tmp_path / f"images/a_{k}.png", tmp_path / f"labels/a_{k}_P.png", k)
+    assert not problems(tmp_path)
+    assert images_of(tmp_path, "train") + images_of(tmp_path, "val")
+    for k in range(5):  # two masks of each image
+        put(tmp_path / f"labels/a_{k}_Q.png", IDS)
+    assert "5 images without mask" in problems(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_not_finite(tmp_path):
+    for split, number in (("train", 4), ("val", 2)):
+        for k in range(number):
+            put(tmp_path / f"masks/{split}/{k}.png", IDS)
+            values = np.random.default_rng(k + 10 * number).random((24, 32), np.float32)
+            values[:2], values[2:4] = np.nan, np.inf
+            (tmp_path / f"images/{split}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / f"images/{split}/{k}.tif")
+    assert not problems(tmp_path)

@@ -100,9 +100,9 @@ def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     name = _column(_NAMES, columns)
     if cells and not name:
         raise ValueError(f"no column of names among {', '.join(columns)}")
-    number = _column(_IDS, [column for column in columns if column != name])
-    if not number:
-        _refuse_other_numbers(cells, [column for column in columns if column != name])
+    others = [column for column in columns if column != name]
+    number = _column(_IDS, others)
+    _refuse_other_numbers(cells, [] if number else others)
     rows: list[ClassRow] = []
     for row in cells:
         color = _color_in(row)

@@ -103,8 +103,9 @@ def _look(source: Source) -> bytes:
         if luma is not None or source.is_plain():
             return look_of(source.read_image() if luma is None else luma)
         values = source.read_values().astype(np.float32)
-        low, high = float(values.min()), float(values.max())
-        return look_of((values - low) * (255 / max(high - low, 1e-30)))
+        finite = np.isfinite(values)
+        low, high = (float(find(values, where=finite, initial=0)) for find in (np.min, np.max))
+        return look_of((np.where(finite, values, low) - low) * (255 / max(high - low, 1e-30)))
     return b""
 
 

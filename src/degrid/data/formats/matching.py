@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from degrid.lookup import grouped
@@ -82,12 +82,23 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
             left.append(image)
         else:
             found[image] = mask
-    if left and len(found) < len(masks):
+    if len(found) < len(masks):
         used = set(found.values())
         found.update(_nearly_matched(left, [mask for mask in masks if mask not in used]))
+    if not found:
+        found = _by_one_ending(left, by_name)
     if len(found) < min(len(left), len(masks)) and not any("/" in mask for mask in masks):
         found.update(_in_one_folder([image for image in left if image not in found], masks))
     return found
+
+
+def _by_one_ending(images: list[str], by_name: Mapping[str, str]) -> dict[str, str]:
+    """The masks where all have the same ending more than their images, whatever it is, as "_P"; none if several do."""
+    stems = [_stem(image) for image in images]
+    beyond = (name.removeprefix(stems[0]) for name in by_name if stems and name.startswith(stems[0]))
+    endings = {ending for ending in beyond if ending[:1] in (*"-_. ",)}
+    fitting = [ending for ending in endings if all(stem + ending in by_name for stem in stems)]
+    return {image: by_name[_stem(image) + fitting[0]] for image in images} if len(fitting) == 1 else {}
 
 
 def _in_one_folder(images: list[str], masks: list[str]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from degrid.types import UserError
 COCO_FOLDERS = {"voc": "voc21", "all": "coco81"}
 """Where `degrid.data.prepare.coco` puts its lists and masks, per choice of classes."""
 
+_ENDS = 1 << 16
+
 
 class Coco(DataFormat):
     """Instance annotations beside the class masks that were drawn from them."""
@@ -26,9 +28,9 @@ class Coco(DataFormat):
         """
         files = (path / "annotations" / f"instances_{split}2017.json" for split in ("train", "val"))
         file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            return None
         prepared = prepared_folders(path)
+        if file is None or not (prepared or _has_cocos_categories(file)):
+            return None
         if len(prepared) != 1:
             given = f"give one of {' and '.join(map(str, prepared))}"
             wanted = given if prepared else f"degrid data prepare coco {path}"
@@ -36,6 +38,14 @@ class Coco(DataFormat):
         folder = prepared[0]
         splits = {file.stem: read_list(file, path) for file in sorted(folder.glob("*.txt"))}
         return Layout(f"{file.name}, prepared in {folder.name}", folder, splits, *class_table(folder))
+
+
+def _has_cocos_categories(file: Path) -> bool:
+    """Whether one of COCO's last categories is near an end of the file; others call theirs as COCO does, too."""
+    with file.open("rb") as stream:
+        start = stream.read(_ENDS)
+        stream.seek(max(0, file.stat().st_size - _ENDS))
+        return b'"hair drier"' in start + stream.read()
 
 
 def prepared_folders(path: Path) -> list[Path]:
