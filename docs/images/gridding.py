@@ -9,12 +9,12 @@ from pathlib import Path
 
 import timm
 import torch
+from degrid.analysis.field_plots import draw_fields
 from PIL import Image
 from torch import nn
 
 from degrid import erf, erf_of_operators, smooth_dilated_convs
 from degrid.analysis import dilated_stage_receptive_field, gridding_score
-from degrid.analysis.field_plots import draw_fields
 from degrid.analysis.page import png
 
 FOLDER = Path(__file__).parent

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 
 _LAYERS = ("layer6", "layer5")  # the classifiers, the last one first
 _START = 0.01  # standard deviation of the weights before training
@@ -49,7 +50,7 @@ class AdaptSegNet(System):
             else "all four branches are summed; code that returns after the second, as AdaptSegNet's, leaves two of "
             "them untrained, and these are not"
         )
-        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, _rule(last, early))
+        return Plan(settings, notes=[note]).fill(tensors, rules.batch_counter, partial(_rule, last, early))
 
 
 def _is_untrained(tensors: Tensors, branch: str) -> bool:
@@ -62,14 +63,11 @@ def _is_untrained(tensors: Tensors, branch: str) -> bool:
     return bool(abs(spread / _START - 1) < _NEAR and np.abs(bias).max() <= largest)
 
 
-def _rule(last: str, early: bool) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if match := re.fullmatch(r"(layer[56])\.conv2d_list\.(\d)\.(weight|bias)", name):
-            if match[1] != last:
-                return Drop("second classifier, used for the training loss only")
-            if early and int(match[2]) > 1:
-                return Drop("untrained branch, which is not connected to the logits")
-            return {f"head.branches.{match[2]}.{match[3]}": value}
-        return {f"encoder.{name}": value} if re.match(r"(conv1|bn1|layer[1-4])\.", name) else None
-
-    return rule
+def _rule(last: str, early: bool, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if match := re.fullmatch(r"(layer[56])\.conv2d_list\.(\d)\.(weight|bias)", name):
+        if match[1] != last:
+            return Drop("second classifier, used for the training loss only")
+        if early and int(match[2]) > 1:
+            return Drop("untrained branch, which is not connected to the logits")
+        return {f"head.branches.{match[2]}.{match[3]}": value}
+    return {f"encoder.{name}": value} if re.match(r"(conv1|bn1|layer[1-4])\.", name) else None

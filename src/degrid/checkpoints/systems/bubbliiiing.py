@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import Plan, System, Tensors
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
@@ -48,7 +50,7 @@ class Bubbliiiing(System):
         }
         plan = rules.of_either_stride(settings)
         xception = settings["encoder"] == "bubbliiiing:xception"
-        return rules.fold_biases(plan.fill(tensors, rules.batch_counter, _rule(xception)))
+        return rules.fold_biases(plan.fill(tensors, rules.batch_counter, partial(_rule, xception)))
 
 
 def _encoder(tensors: Tensors) -> dict[str, object]:
@@ -64,17 +66,14 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
     raise rules.no_encoder(projects, "MobileNet, Xception and ResNet")
 
 
-def _rule(xception: bool) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | None:
-        if not name.startswith("backbone."):
-            return rules.placed(_PLACES, name, value)
-        inner = name.removeprefix("backbone.")
-        if inner.startswith("features."):
-            renamed = mobilenet_v2_name(inner, flat=True)
-            return {f"encoder.net.{renamed}": value} if renamed else None
-        if not xception:
-            return {f"encoder.net.{inner}": value}
-        renamed = xception_name(inner)
-        return {f"encoder.{renamed}": value} if renamed else None
-
-    return rule
+def _rule(xception: bool, name: str, value: np.ndarray) -> rules.Found | None:
+    if not name.startswith("backbone."):
+        return rules.placed(_PLACES, name, value)
+    inner = name.removeprefix("backbone.")
+    if inner.startswith("features."):
+        renamed = mobilenet_v2_name(inner, flat=True)
+        return {f"encoder.net.{renamed}": value} if renamed else None
+    if not xception:
+        return {f"encoder.net.{inner}": value}
+    renamed = xception_name(inner)
+    return {f"encoder.{renamed}": value} if renamed else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLACES = {
@@ -45,7 +46,7 @@ class Jfzhang95(System):
         }
         drn = settings["encoder"] == "jfzhang95:drn_d_54"  # of one stride only
         plan = Plan(settings) if drn else rules.of_either_stride(settings)
-        return plan.fill(tensors, rules.batch_counter, _rule(tensors))
+        return plan.fill(tensors, rules.batch_counter, partial(_rule, tensors))
 
 
 def _encoder(tensors: Tensors) -> dict[str, object]:
@@ -61,21 +62,18 @@ def _encoder(tensors: Tensors) -> dict[str, object]:
     raise rules.no_encoder("jfzhang95/pytorch-deeplab-xception", "ResNet-101, MobileNet, Xception and DRN-D-54")
 
 
-def _rule(tensors: Tensors) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if not name.startswith("backbone."):
-            return rules.placed(_PLACES, name, value)
-        inner = name.removeprefix("backbone.")
-        if first := re.match(r"(low|high)_level_features\.", inner):
-            renamed = mobilenet_v2_name(inner.replace(first[0], "features."), flat=True)
-            return {f"encoder.net.{renamed}": value} if renamed else None
-        if inner.startswith("features."):
-            return Drop("the same weights under a second name")
-        if "backbone.layer0.0.weight" in tensors:
-            return {f"encoder.{inner}": value}
-        if "backbone.block1.rep.0.conv1.weight" in tensors:
-            renamed = xception_name(inner)
-            return {f"encoder.{renamed}": value} if renamed else None
-        return {f"encoder.net.{inner}": value}
-
-    return rule
+def _rule(tensors: Tensors, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if not name.startswith("backbone."):
+        return rules.placed(_PLACES, name, value)
+    inner = name.removeprefix("backbone.")
+    if first := re.match(r"(low|high)_level_features\.", inner):
+        renamed = mobilenet_v2_name(inner.replace(first[0], "features."), flat=True)
+        return {f"encoder.net.{renamed}": value} if renamed else None
+    if inner.startswith("features."):
+        return Drop("the same weights under a second name")
+    if "backbone.layer0.0.weight" in tensors:
+        return {f"encoder.{inner}": value}
+    if "backbone.block1.rep.0.conv1.weight" in tensors:
+        renamed = xception_name(inner)
+        return {f"encoder.{renamed}": value} if renamed else None
+    return {f"encoder.net.{inner}": value}

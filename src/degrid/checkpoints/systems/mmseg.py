@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
 from degrid.types import ConversionError, LabelSpace, UserError, voc_palette
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
@@ -89,7 +90,7 @@ class Mmseg(System):
             if classifier[0] == 1:  # its own configurations of one logit name two classes
                 plan.labels = plan.labels or classes(config.get("meta"), 2)
                 plan.notes += _threshold(section(own, "model", "decode_head"))
-        return plan.fill(tensors, rules.batch_counter, _rule(channels))
+        return plan.fill(tensors, rules.batch_counter, partial(_rule, channels))
 
 
 def _of_configuration(own: dict[str, Any], mobile: bool) -> dict[str, Any]:
@@ -165,26 +166,23 @@ def _encoder(tensors: Tensors) -> str:
     return f"mmseg:resnet{depth}{'d' if pools else 'c'}"
 
 
-def _rule(channels: int) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if name.startswith("auxiliary_head."):
-            return Drop("second head, used for the training loss only")
-        if name.startswith("ema_"):  # of mmcv's hook, with _ in place of the dots
-            return Drop("moving average of a weight")
-        if name.startswith("backbone."):
-            renamed = _backbone(name.removeprefix("backbone."))
-            return {f"encoder.net.{renamed}": value} if renamed else None
-        if name.startswith("decode_head.conv_seg."):
-            return {name.replace("decode_head.conv_seg", "head.classifier"): value}
-        match = _NAME.fullmatch(name)
-        if match is None or match[1] not in _HEAD:
-            return None
-        if match[1] == "bottleneck" and match[3] == "conv":  # there image pooling comes first, here last
-            value = rules.joined_in_order(value, channels)
-        index = (3 if match[2] == ".pointwise_conv" else 0) + (match[3] == "bn")
-        return {f"head.{_HEAD[match[1]]}.{index}.{match[4]}": value}
-
-    return rule
+def _rule(channels: int, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if name.startswith("auxiliary_head."):
+        return Drop("second head, used for the training loss only")
+    if name.startswith("ema_"):  # of mmcv's hook, with _ in place of the dots
+        return Drop("moving average of a weight")
+    if name.startswith("backbone."):
+        renamed = _backbone(name.removeprefix("backbone."))
+        return {f"encoder.net.{renamed}": value} if renamed else None
+    if name.startswith("decode_head.conv_seg."):
+        return {name.replace("decode_head.conv_seg", "head.classifier"): value}
+    match = _NAME.fullmatch(name)
+    if match is None or match[1] not in _HEAD:
+        return None
+    if match[1] == "bottleneck" and match[3] == "conv":  # there image pooling comes first, here last
+        value = rules.joined_in_order(value, channels)
+    index = (3 if match[2] == ".pointwise_conv" else 0) + (match[3] == "bn")
+    return {f"head.{_HEAD[match[1]]}.{index}.{match[4]}": value}
 
 
 def _backbone(name: str) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 from degrid.types import ConversionError
 
 _SIZES = {144: "s", 96: "xs", 64: "xxs"}  # by the width of the first transformer
@@ -69,30 +70,23 @@ class TransformersMobileViT(System):
             **({} if bands == 3 else {"in_channels": bands}),
         }
         plan = Plan(settings) if "output_stride" in config else rules.of_either_stride(settings)
-        return plan.fill(tensors, rules.batch_counter, _rule(tensors))
+        return plan.fill(tensors, rules.batch_counter, partial(_rule, tensors))
 
 
-def _rule(tensors: Tensors) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if match := re.fullmatch(
-            r"(.+\.transformer\.layer\.\d+\.attention\.attention)\.(query|key|value)\.(\w+)", name
-        ):
-            if match[2] != "query":
-                return Drop("joined with its query")
-            parts = [tensors[f"{match[1]}.{part}.{match[3]}"] for part in ("query", "key", "value")]
-            return {f"{_block(match[1])}.attn.qkv.{match[3]}": np.concatenate(parts)}
-        if name.startswith("segmentation_head."):
-            return _head(name, value)
-        layer, _, leaf = name.rpartition(".")
-        if match := re.fullmatch(r"(.+\.transformer\.layer\.\d+)\.([a-z_.]+)", layer):
-            return {f"{_block(match[1])}.{_TRANSFORMER[match[2]]}.{leaf}": value} if match[2] in _TRANSFORMER else None
-        if match := re.fullmatch(r"mobilevit\.encoder\.layer\.(\d)\.(layernorm|conv_1x1\.convolution)", layer):
-            return {
-                f"encoder.net.stages_{match[1]}.1.{'norm' if match[2] == 'layernorm' else 'conv_1x1'}.{leaf}": value
-            }
-        return _conv(layer, leaf, value)
-
-    return rule
+def _rule(tensors: Tensors, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if match := re.fullmatch(r"(.+\.transformer\.layer\.\d+\.attention\.attention)\.(query|key|value)\.(\w+)", name):
+        if match[2] != "query":
+            return Drop("joined with its query")
+        parts = [tensors[f"{match[1]}.{part}.{match[3]}"] for part in ("query", "key", "value")]
+        return {f"{_block(match[1])}.attn.qkv.{match[3]}": np.concatenate(parts)}
+    if name.startswith("segmentation_head."):
+        return _head(name, value)
+    layer, _, leaf = name.rpartition(".")
+    if match := re.fullmatch(r"(.+\.transformer\.layer\.\d+)\.([a-z_.]+)", layer):
+        return {f"{_block(match[1])}.{_TRANSFORMER[match[2]]}.{leaf}": value} if match[2] in _TRANSFORMER else None
+    if match := re.fullmatch(r"mobilevit\.encoder\.layer\.(\d)\.(layernorm|conv_1x1\.convolution)", layer):
+        return {f"encoder.net.stages_{match[1]}.1.{'norm' if match[2] == 'layernorm' else 'conv_1x1'}.{leaf}": value}
+    return _conv(layer, leaf, value)
 
 
 def _block(name: str) -> str:

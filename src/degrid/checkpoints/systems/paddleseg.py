@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
 _EPSILON = 1e-5
@@ -55,35 +56,32 @@ class PaddleSeg(System):
             assumed=("output_stride", "rates", "multi_grid", "resize", "head_resize"),
             otherwise="as in the project's configurations; where those say align_corners: True --set "
             "resize=align_corners --set head_resize=align_corners",
-        ).fill(tensors, _rule(tensors))
+        ).fill(tensors, partial(_rule, tensors))
         return rules.fold_biases(plan)
 
 
-def _rule(tensors: Tensors) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if name.startswith("backbone."):
-            return _backbone(name.removeprefix("backbone."), value)
-        if match := re.fullmatch(r"head\.(?:decoder\.conv|cls)\.(weight|bias)", name):
-            return {f"head.classifier.{match[1]}": value}
-        match = _NAME.fullmatch(name)
-        if match is None or match[1] not in _HEAD:
-            return None
-        place, leaf = f"head.{_HEAD[match[1]]}", _LEAVES.get(match[4], match[4])
-        half, norm = match[2], match[3] == "_batch_norm"
-        if half is None:
-            return {f"{place}.{int(norm)}.{leaf}": value}
-        if half == "depthwise_conv":
-            if norm or leaf == "bias":
-                return Drop("batch norm between the halves of a separable convolution, folded into them")
-            factor, _ = _depthwise(tensors, f"head.{match[1]}.depthwise_conv")
-            return {f"{place}.0.weight": value * factor.reshape(-1, 1, 1, 1)}
-        if norm and leaf == "running_mean":
-            _, shift = _depthwise(tensors, f"head.{match[1]}.depthwise_conv")
-            weight = tensors[f"head.{match[1]}.piontwise_conv._conv.weight"]
-            value = value - (weight[:, :, 0, 0].astype(np.float64) @ shift).astype(np.float32)
-        return {f"{place}.{1 + norm}.{leaf}": value}
-
-    return rule
+def _rule(tensors: Tensors, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if name.startswith("backbone."):
+        return _backbone(name.removeprefix("backbone."), value)
+    if match := re.fullmatch(r"head\.(?:decoder\.conv|cls)\.(weight|bias)", name):
+        return {f"head.classifier.{match[1]}": value}
+    match = _NAME.fullmatch(name)
+    if match is None or match[1] not in _HEAD:
+        return None
+    place, leaf = f"head.{_HEAD[match[1]]}", _LEAVES.get(match[4], match[4])
+    half, norm = match[2], match[3] == "_batch_norm"
+    if half is None:
+        return {f"{place}.{int(norm)}.{leaf}": value}
+    if half == "depthwise_conv":
+        if norm or leaf == "bias":
+            return Drop("batch norm between the halves of a separable convolution, folded into them")
+        factor, _ = _depthwise(tensors, f"head.{match[1]}.depthwise_conv")
+        return {f"{place}.0.weight": value * factor.reshape(-1, 1, 1, 1)}
+    if norm and leaf == "running_mean":
+        _, shift = _depthwise(tensors, f"head.{match[1]}.depthwise_conv")
+        weight = tensors[f"head.{match[1]}.piontwise_conv._conv.weight"]
+        value = value - (weight[:, :, 0, 0].astype(np.float64) @ shift).astype(np.float32)
+    return {f"{place}.{1 + norm}.{leaf}": value}
 
 
 def _depthwise(tensors: Tensors, layer: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
 from degrid.checkpoints.systems.torchvision import usual_resnet
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
@@ -80,7 +81,7 @@ class Smp(System):
             assumed=() if "encoder_output_stride" in config else ("output_stride", "rates"),
             otherwise="the library's defaults; change them with --set, or keep its config.json beside the file",
         )
-        return plan.fill(values, rules.batch_counter, _rule(aspp, separable, rename)).called(new)
+        return plan.fill(values, rules.batch_counter, partial(_rule, aspp, separable, rename)).called(new)
 
 
 def _renamed(name: str) -> str:
@@ -88,20 +89,17 @@ def _renamed(name: str) -> str:
     return next((new + name[len(old) :] for old, new in _BEFORE_0_4 if name.startswith(old)), name)
 
 
-def _rule(aspp: str, separable: bool, rename: Rename) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if re.match(r"encoder\.(_conv_head|_bn1|conv_head|bn2)\.|classification_head\.", name):
-            return Drop("for classification, not connected to the logits")
-        if name.startswith("encoder."):
-            renamed = rename(name.removeprefix("encoder."))
-            return {renamed: value} if renamed else None
-        if name.startswith("segmentation_head.0."):
-            return {name.replace("segmentation_head.0", "head.classifier"): value}
-        if name.startswith(aspp):
-            return rules.torchvision_aspp(name.removeprefix(aspp), value, separable) or _decoder(name, value)
-        return _decoder(name, value)
-
-    return rule
+def _rule(aspp: str, separable: bool, rename: Rename, name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if re.match(r"encoder\.(_conv_head|_bn1|conv_head|bn2)\.|classification_head\.", name):
+        return Drop("for classification, not connected to the logits")
+    if name.startswith("encoder."):
+        renamed = rename(name.removeprefix("encoder."))
+        return {renamed: value} if renamed else None
+    if name.startswith("segmentation_head.0."):
+        return {name.replace("segmentation_head.0", "head.classifier"): value}
+    if name.startswith(aspp):
+        return rules.torchvision_aspp(name.removeprefix(aspp), value, separable) or _decoder(name, value)
+    return _decoder(name, value)
 
 
 def _decoder(name: str, value: np.ndarray) -> rules.Found | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Torchvision(System):
             settings |= {"rates": (12, 24, 36), "dropout": 0.5}
         elif network == "lraspp":
             settings["channels"] = len(tensors["classifier.cbr.0.weight"])
-        return Plan(settings).fill(tensors, rules.batch_counter, _rule(_PLACES[network]))
+        return Plan(settings).fill(tensors, rules.batch_counter, partial(_rule, _PLACES[network]))
 
 
 def _fcn(tensors: Tensors) -> str | None:
@@ -71,20 +72,17 @@ def _fcn(tensors: Tensors) -> str | None:
     return name if is_head else None
 
 
-def _rule(places: Mapping[str, str]) -> Rule:
-    def rule(name: str, value: np.ndarray) -> rules.Found | Drop | None:
-        if name.startswith("aux_classifier."):
-            return Drop("second head, used for the training loss only")
-        if name.startswith("backbone."):
-            return {name.replace("backbone.", "encoder.net.", 1): value}
-        if not name.startswith("classifier."):
-            return None
-        name = name.removeprefix("classifier.")
-        if "0" not in places and name.startswith("0."):
-            return rules.torchvision_aspp(name.removeprefix("0."), value)
-        return rules.placed(places, name, value)
-
-    return rule
+def _rule(places: Mapping[str, str], name: str, value: np.ndarray) -> rules.Found | Drop | None:
+    if name.startswith("aux_classifier."):
+        return Drop("second head, used for the training loss only")
+    if name.startswith("backbone."):
+        return {name.replace("backbone.", "encoder.net.", 1): value}
+    if not name.startswith("classifier."):
+        return None
+    name = name.removeprefix("classifier.")
+    if "0" not in places and name.startswith("0."):
+        return rules.torchvision_aspp(name.removeprefix("0."), value)
+    return rules.placed(places, name, value)
 
 
 class TorchvisionImageNet(System):
