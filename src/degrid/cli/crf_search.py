@@ -52,10 +52,6 @@ def crf_search(
         print(f"all that was tried: {out}")
     best = found.best
     values = {"bi_weight": best.bi_weight, "bi_xy_std": best.bi_xy_std, "bi_rgb_std": best.bi_rgb_std}
-    print("best:", *(f"--crf-set {name}={value:g}" for name, value in values.items()), *_others(crf_set))
-
-
-def _others(crf_set: list[str] | None) -> list[str]:
-    """What was set by hand belongs to the result."""
-    searched = ("bi_weight=", "bi_xy_std=", "bi_rgb_std=")
-    return [f"--crf-set {value}" for value in crf_set or [] if not value.startswith(searched)]
+    shown = [f"{name}={value:g}" for name, value in values.items()]
+    shown += [value for value in crf_set or [] if value.partition("=")[0] not in values]  # what was set by hand
+    print("best:", *(f"--crf-set {value}" for value in shown))

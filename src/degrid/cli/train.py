@@ -113,12 +113,6 @@ def _check_devices(config: RunConfig, processes: int) -> None:
         check_gpus(processes)
 
 
-def _as_json(config: RunConfig) -> str:
-    from degrid.config import to_dict
-
-    return json.dumps(to_dict(config), indent=2)
-
-
 def train(
     recipe: Recipe = None,
     data: Data = None,
@@ -171,12 +165,13 @@ def train(
     given = {path: value for path, value in short.items() if value is not None} | parsed(settings)
     chosen: dict[str, Any] = {"data": data, "operator": operator, "settings": given, "init": init}
     if show or starts(devices):
+        from degrid.config import to_dict
         from degrid.verbs.train import run_config
 
         config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
         if not show:
             _check_devices(config, devices)
-        sys.exit(print(_as_json(config)) if show else in_processes(devices, sys.argv[1:]))
+        sys.exit(print(json.dumps(to_dict(config), indent=2)) if show else in_processes(devices, sys.argv[1:]))
     _run(recipe, chosen | {"out": out, "resume": resume, "start_iteration": start_iteration}, quiet)
 
 

@@ -143,15 +143,10 @@ def _floor_division(dividend: Any, divisor: Any) -> tuple[Any, Any]:
     return op.Sub(quotient, below), op.Add(remainder, op.Mul(below, divisor))
 
 
-def _floordiv(dividend: Any, divisor: Any) -> Any:
-    return _floor_division(dividend, divisor)[0]
-
-
-def _mod(dividend: Any, divisor: Any) -> Any:
-    return _floor_division(dividend, divisor)[1]
-
-
-_SIZES: dict[Any, Any] = {operator.floordiv: _floordiv, operator.mod: _mod}
+_SIZES: dict[Any, Any] = {
+    operator.floordiv: lambda dividend, divisor: _floor_division(dividend, divisor)[0],
+    operator.mod: lambda dividend, divisor: _floor_division(dividend, divisor)[1],
+}
 """Arithmetic of sizes to what writes it."""
 
 

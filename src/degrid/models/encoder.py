@@ -88,11 +88,6 @@ keywords; or several, by the whole name. As a text: where to import it from when
 _NAMES = ("timm:NAME", "torchvision:mobilenet_v3_large", *RESNETS)
 
 
-def _check_stride(name: str, output_stride: int) -> None:
-    if output_stride not in ((4,) if ":hrnetv2" in name else OUTPUT_STRIDES):
-        raise UserError(f"output stride {output_stride}: expected 8, 16 or 32, and 4 for HRNet")
-
-
 def _ours(row: Any, name: str) -> Callable[..., nn.Module]:
     """The class or function that a row of ENCODERS has for a name."""
     found: Any = lookup({}, row, "encoder") if isinstance(row, str) else row
@@ -121,7 +116,8 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
         UserError: an unknown name, an unsupported stride or weights that do not fit; or the user's class makes no
             encoder, or does not take a setting that was given.
     """
-    _check_stride(name, settings.output_stride)
+    if settings.output_stride not in ((4,) if ":hrnetv2" in name else OUTPUT_STRIDES):
+        raise UserError(f"output stride {settings.output_stride}: expected 8, 16 or 32, and 4 for HRNet")
     settings = _with_stated_input(settings)
     name = ORIGINAL_NAMES.get(name, name)
     family = name.partition(":")[0]

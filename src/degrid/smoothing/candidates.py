@@ -198,11 +198,6 @@ def rates_of(conv: Any) -> tuple[int, ...]:
     return tuple(rate if size > 1 else 1 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
 
 
-def rate_of(conv: Any) -> Rate:
-    """What an operator is made for: one number for two equal axes."""
-    return shortest(rates_of(conv))
-
-
 def shortest(rates: tuple[int, ...]) -> Rate:
     """One number for two equal axes."""
     return rates[0] if len(rates) == 2 and rates[0] == rates[1] else rates

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from degrid.arguments import checked
 from degrid.contracts import Rate
 from degrid.lookup import grouped, some
-from degrid.smoothing.candidates import Candidate, Where, candidates, rate_of, rate_text, rates_of, shown_rate
+from degrid.smoothing.candidates import Candidate, Where, candidates, rate_text, rates_of, shortest, shown_rate
 from degrid.smoothing.layers import dress, name_of
 from degrid.smoothing.operators import Operator
 from degrid.smoothing.table import operator_factory
@@ -125,7 +125,7 @@ def _selected(
         if isinstance(found, str):
             skipped.append((name, found))
             continue
-        rate = rate_of(found.layer)
+        rate = shortest(rates_of(found.layer))
         if legacy and not isinstance(rate, int):
             skipped.append((name, "legacy operators are defined for one rate on two axes"))
             continue

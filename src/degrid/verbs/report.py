@@ -158,7 +158,7 @@ def report(
     """
     check_place(Path(out))
     found = gather(models, Path(out), data, split, device, precision, images, progress)
-    intro = [paragraph(f"{found.verdict}."), *_about_recipes(found)]
+    intro = [paragraph(f"{found.verdict}."), *([paragraph(_OF_RECIPES)] if found.over == "seeds" else [])]
     title = some((model.name for model in found.models), 4)
     write_text(found.path, page(title, [*intro, *found.sections()]))
     return found
@@ -387,9 +387,6 @@ def _speed(predictor: Predictor, image: Tensor) -> dict[str, str]:
     return {"time per image": f"{spread} at {image.shape[-2]}x{image.shape[-1]}", "measured on": where}
 
 
-def _about_recipes(found: Report) -> list[str]:
-    """What a page on recipes shows of their runs."""
-    text = (
-        "Scores are means over the runs of a recipe; images, receptive field, settings and speed are of its first run."
-    )
-    return [paragraph(text)] if found.over == "seeds" else []
+_OF_RECIPES = (
+    "Scores are means over the runs of a recipe; images, receptive field, settings and speed are of its first run."
+)

@@ -49,6 +49,7 @@ def check_settings(config: RunConfig) -> None:
         ("train.loss_size", settings.loss_size, LOSS_SIZES),
         ("train.batch_norm", settings.batch_norm, ("train", "frozen", "synchronised")),
         ("train.precision", settings.precision, PRECISIONS),
+        ("train.sharding", settings.sharding, ("none", "fsdp2")),
     ):
         if choice not in known:
             raise UserError(f'setting "{path}": expected {" or ".join(known)}, got "{choice}"')
@@ -61,7 +62,8 @@ def check_settings(config: RunConfig) -> None:
             f"train.epochs 0; got {settings.steps}, {settings.eval_every} and {settings.epochs:g}"
         )
     _check_order(config.data)
-    _check_sharding(settings)
+    if settings.sharding != "none" and settings.compile:
+        raise UserError("setting train.sharding=fsdp2: not with train.compile=true; choose one of the two")
     _check_asynchronous(settings)
     losses = losses_of(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
@@ -134,13 +136,6 @@ def _check_order(data: DataConfig) -> None:
     loaders_of(data, "cpu")
     if data.shuffle_buffer < 0:
         raise UserError(f'setting "data.shuffle_buffer": expected 0 (off) or more, got {data.shuffle_buffer}')
-
-
-def _check_sharding(settings: TrainConfig) -> None:
-    if settings.sharding not in ("none", "fsdp2"):
-        raise UserError(f'setting "train.sharding": expected none or fsdp2, got "{settings.sharding}"')
-    if settings.sharding != "none" and settings.compile:
-        raise UserError("setting train.sharding=fsdp2: not with train.compile=true; choose one of the two")
 
 
 _RAY = re.compile(r"auto|local|(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")

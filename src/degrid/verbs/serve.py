@@ -69,7 +69,11 @@ def serve(
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(host, port, token))
         served = stack.enter_context(_opened(chosen, device, precision, options or InferenceOptions()))
-        _serve(_app(served, limits, token), listening, tell)
+        try:
+            from degrid.serving.app import make_app
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is not installed; pip install degrid[serve]") from error
+        _serve(make_app(served, limits, token), listening, tell)
 
 
 @contextmanager
@@ -99,14 +103,6 @@ def _listen(host: str, port: int, token: str | None) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
-
-
-def _app(served: list[Served], limits: ServeLimits | None, token: str | None) -> FastAPI:
-    try:
-        from degrid.serving.app import make_app
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; pip install degrid[serve]") from error
-    return make_app(served, limits, token)
 
 
 def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:

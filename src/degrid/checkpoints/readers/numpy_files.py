@@ -32,7 +32,7 @@ class Numpy(Reader):
 
     def read(self, file: Span, path: Path) -> Contents:
         """See `Reader`."""
-        tensors, skipped = read_npz(file) if bytes(file.data[:2]) == b"PK" else read_npy(file)
+        tensors, skipped = read_npz(file) if bytes(file.data[:2]) == b"PK" else _read_array(file, "")
         return Contents(tensors, tuple(skipped))
 
 
@@ -57,15 +57,6 @@ def read_npz(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:
             f"{file.file}: {len(tensors)} arrays without names; expected them by name: numpy.savez(FILE, **arrays)"
         )
     return tensors, skipped
-
-
-def read_npy(file: Span) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of the dictionary in an .npy file by name, and the names of entries that hold no numbers.
-
-    Raises:
-        ConversionError: it holds no dictionary, refers to more than arrays and plain values, or is damaged.
-    """
-    return _read_array(file, "")
 
 
 def _read_array(file: Span, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
