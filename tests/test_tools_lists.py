@@ -1,5 +1,7 @@
 """List files as PaddleSeg, PaddleX and others write them."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,3 +155,61 @@ def test_what_is_ignored_has_a_number_of_its_own_unless_it_is_first(tmp_path, na
     dataset = open_dataset(tmp_path)
     assert dataset.labels.names == ("_background_", "weed", "crop")
     assert dataset[0].label.tolist() == [[0, 1, 255, 2]]
+
+
+def objects(root, kind):
+    """Ten photographs f0 to f9 whose objects are in labelme's files or in one of COCO's."""
+    corners = [[0, 0], [4, 0], [4, 4]]
+    for k in range(10):
+        put(root / "images" / f"f{k}.png", np.full((6, 8, 3), 20 * k, np.uint8))
+    if kind == "COCO":
+        rows = [
+            {"id": k, "image_id": k, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "iscrowd": 0}
+            for k in range(10)
+        ]
+        images = [{"id": k, "file_name": f"f{k}.png", "width": 8, "height": 6} for k in range(10)]
+        content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "crack"}]}
+        (root / "annotations.json").write_text(json.dumps(content))
+        return
+    (root / "annotations").mkdir()
+    for k in range(10):
+        shape = {"label": "crack", "points": corners, "shape_type": "polygon"}
+        content = {"imagePath": f"../images/f{k}.png", "shapes": [shape], "imageHeight": 6, "imageWidth": 8}
+        (root / "annotations" / f"f{k}.json").write_text(json.dumps({**content, "imageData": None, "version": "5"}))
+
+
+@pytest.mark.parametrize("kind", ["COCO", "labelme"])
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("{}.txt", "f{}"),
+        ("{}.txt", "images/f{}.png"),
+        ("{}_list.txt", "f{}.png"),
+        ("{}_anno_list.txt", "annotations/f{}.json"),
+    ],
+)
+def test_lists_beside_a_tools_files(tmp_path, kind, file, line):
+    """What PaddleX's conversion reads, and others write."""
+    objects(tmp_path, kind)
+    for split, chosen in (("train", range(3, 10)), ("val", range(2))):
+        (tmp_path / file.format(split)).write_text("\n".join(line.format(k) for k in chosen))
+    if kind == "COCO" and "json" in line:  # names of files that are not there
+        with pytest.raises(UserError, match=r"divided by chance, though train_anno_list.txt, val_anno_list.txt"):
+            open_dataset(tmp_path, accept=())
+        return
+    found = {split: [source.name for source in open_dataset(tmp_path, split).sources] for split in ("train", "val")}
+    assert found == {"train": [f"images/f{k}" for k in range(3, 10)], "val": ["images/f0", "images/f1"]}
+    notes = notes_of(open_dataset(tmp_path))
+    assert "the splits are those of the lists in the folder" in notes
+    assert "1 image is in none of the lists" in notes
+    assert not any("kept for validation" in note for note in notes)
+
+
+def test_other_splits_beside_a_tools_files(tmp_path):
+    objects(tmp_path, "COCO")
+    (tmp_path / "splits.yaml").write_text("train: [f1]\n")
+    with pytest.raises(UserError, match="divided by chance, though splits.yaml seems to name the splits"):
+        open_dataset(tmp_path, accept=())
+    (tmp_path / "splits.yaml").unlink()
+    (tmp_path / "folds.csv").write_text("image,fold\n" + "".join(f"f{k}.png,{k % 5}\n" for k in range(10)))
+    assert [source.name for source in open_dataset(tmp_path, "val").sources] == ["images/f0", "images/f5"]

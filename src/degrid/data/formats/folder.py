@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from degrid.data.formats.classes import class_table, table_of
@@ -33,6 +33,8 @@ from degrid.data.formats.pair_lists import (
     tables_of_splits,
 )
 from degrid.data.formats.pairs import (
+    NO_SPLITS,
+    ONE_LIST,
     Pair,
     any_mask,
     divided,
@@ -51,7 +53,8 @@ from degrid.types import LabelSpace, UserError
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
 # What looks like a list of splits and is not read.
 _LIKE_SPLITS = re.compile(
-    r"((.*[-_. ])?(splits?|folds?|partitions?)|(train|val|valid|validation|test)(_?(list|ids|set|files|images))?)"
+    r"((.*[-_. ])?(splits?|folds?|partitions?)|(train|val|valid|validation|test)"
+    r"(_?(anno_list|list|ids|set|files|images))?)"
     r"\.(jsonl?|csv|tsv|ya?ml|txt|lst|xml|npy|pkl)",
     re.IGNORECASE,
 )
@@ -232,23 +235,37 @@ def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[
     Args:
         images: the folder of the images.
     """
-    (lists, said), table = _lists(path), ""
-    if not lists:
-        lists, table = split_table(path)
-    if not lists:
-        lists, table = json_splits(path)
-    if not lists:
-        lists, sentence = named_folds(path)
-        said = [sentence] if sentence else []
+    lists, said = _named_splits(path)
     listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
         return _by_names_or_chance(path, pairs)
+    return splits, [*of_val, *said, *elsewhere_note(lists), *_in_none(pairs, splits, "lists" if listed else "splits")]
+
+
+def _in_none(pairs: Sequence[Pair], splits: Mapping[str, Sequence[Pair]], where: str) -> list[str]:
+    """A sentence on the images that no split has; none where each is in one."""
     used = {pair.name for split in splits.values() for pair in split}
-    left_out = sum(pair.name not in used for pair in pairs)
-    none = f"{counted(left_out, 'image', 'are')} in none of the {'lists' if listed else 'splits'}"
-    said = [f"the splits are those of {table}"] if table else said
-    return splits, [*of_val, *said, *elsewhere_note(lists), *([none] if left_out else [])]
+    number = sum(pair.name not in used for pair in pairs)
+    return [f"{counted(number, 'image', 'are')} in none of the {where}"] if number else []
+
+
+def with_lists(layout: Layout, path: Path) -> Layout:
+    """A layout of a tool's files that was divided by chance, with the splits that lists beside them name, if any do."""
+    chance = next((note for note in layout.notes if note.startswith((NO_SPLITS, ONE_LIST))), "")
+    sources = list(itertools.chain.from_iterable(layout.splits.values())) if chance else []
+    pairs = [source for source in sources if isinstance(source, Pair)]
+    if not pairs or UNREAD_SPLITS in chance:
+        return layout
+    folder, others = path if path.is_dir() else path.parent, [note for note in layout.notes if note != chance]
+    lists, said = _named_splits(folder)
+    images = Path(os.path.commonpath([pair.image.parent for pair in pairs]))
+    splits = {split: select(names, pairs, images, images) for split, names in lists.items()}
+    if {*map(id, pairs)}.isdisjoint(map(id, itertools.chain.from_iterable(splits.values()))):
+        return dataclasses.replace(layout, notes=[chance + _unread(folder), *others])
+    said = said or ["the splits are those of the lists in the folder"]
+    notes = [*said, *_in_none(pairs, splits, "lists"), *elsewhere_note(lists), *others]
+    return dataclasses.replace(layout, splits=splits, notes=notes)
 
 
 def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -260,11 +277,15 @@ def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[P
     if splits:
         shown = ", ".join(os.path.basename(found[0].name) for found in splits.values())
         return splits, [f"the splits are those that the images' names say ({shown})"]
+    splits, notes = divided(pairs)
+    return splits, [f"{notes[0]}{_unread(path)}{_folders_note(pairs)}"]
+
+
+def _unread(path: Path) -> str:
+    """What to add to a note, where files seem to name the splits and are not read."""
     like = [file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name)]
     unread = sorted({*like, *tables_of_splits(path)})
-    but = f"; {some(unread, 3)} {UNREAD_SPLITS}" if unread else ""
-    splits, notes = divided(pairs)
-    return splits, [f"{notes[0]}{but}{_folders_note(pairs)}"]
+    return f"; {some(unread, 3)} {UNREAD_SPLITS}" if unread else ""
 
 
 _MOST_SPLITS = 5
@@ -278,6 +299,19 @@ def _folders_note(pairs: list[Pair]) -> str:
     if not 1 < len(folders) <= _MOST_SPLITS:
         return ""
     return f"; if the folders {some(sorted(folders))} are splits, call them train, val and test"
+
+
+def _named_splits(path: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The names of the images of each split in lists, tables or folds; and sentences on where they are from."""
+    lists, said = _lists(path)
+    for read in (split_table, json_splits):
+        if not lists:
+            lists, table = read(path)
+            said = [f"the splits are those of {table}"] if table else said
+    if not lists:
+        lists, sentence = named_folds(path)
+        said = [sentence] if sentence else []
+    return lists, said
 
 
 def _lists(path: Path) -> tuple[dict[str, list[str]], list[str]]:

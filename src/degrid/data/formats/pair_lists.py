@@ -348,7 +348,7 @@ def list_word(file: Path) -> str:
     return _OF_LISTS.sub("", file.stem)
 
 
-_OF_LISTS = re.compile(r"[-_](list|ids|names|files|filenames|images|split|samples)$", re.IGNORECASE)
+_OF_LISTS = re.compile(r"[-_]((?:anno[-_])?list|ids|names|files|filenames|images|split|samples)$", re.IGNORECASE)
 
 
 def _is_table(file: Path) -> bool:

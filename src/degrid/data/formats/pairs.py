@@ -204,9 +204,11 @@ def unread_note(*folders: Path) -> list[str]:
     return said
 
 
-def divided(
-    sources: Sequence[AnySource], why: str = "the data name no splits"
-) -> tuple[dict[str, list[AnySource]], list[str]]:
+NO_SPLITS, ONE_LIST = "the data name no splits", "the data have one list"
+"""How notes on data that were divided begin."""
+
+
+def divided(sources: Sequence[AnySource], why: str = NO_SPLITS) -> tuple[dict[str, list[AnySource]], list[str]]:
     """Keep about one image in five for validation, chosen by its name so that the choice is always the same.
 
     Args:
@@ -259,7 +261,7 @@ def splits_or_divided(
     """
     if len(splits) != 1 or (only := next(iter(splits))) in SPLIT_NAMES.values():
         return {split: list(sources) for split, sources in splits.items()}, []
-    return divided(splits[only], f'the data have one list, "{only}"')
+    return divided(splits[only], f'{ONE_LIST}, "{only}"')
 
 
 def with_val(splits: dict[str, list[AnySource]]) -> tuple[dict[str, list[AnySource]], list[str]]:
