@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import pickle
 import tarfile
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -80,6 +82,9 @@ def program():
         ("data.mdb", bytes(16) + b"\xde\xc0\xef\xbe" + bytes(40), r"a database \(LMDB\)"),
         ("x.pdf", b"%PDF-1.7\n" + bytes(range(256)), "a document .*weights"),
         ("x.engine", b"ftrt" + bytes(40), "an engine of TensorRT.*convert the checkpoint"),
+        ("x.pkl", pickle.dumps({"a": np.ones(2)}, 0), "a pickle of protocol 0 or 1; .*protocol=2"),
+        ("x.pkl", pickle.dumps({"a": np.ones(2)}, 1), "a pickle of protocol 0 or 1; .*protocol=2"),
+        ("x.pkl", pickle.dumps(OrderedDict(a=1), 0), "a pickle of protocol 0 or 1; .*protocol=2"),
         ("x.csv", "é, loss\n1".encode(), "a text that begins 'é, loss.*weights"),
         ("x.json", b'{"a": "' + "é".encode() * 4096 + b'"}', "a text that begins .*weights"),
     ],

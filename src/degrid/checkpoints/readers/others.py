@@ -16,6 +16,9 @@ from degrid.types import ConversionError
 _UNPACK = "unpack it, and give the file inside"
 _WITHOUT_NAMES = "whose weights are folded together and have lost their names; convert the checkpoint it was made from"
 
+_OLD_PICKLE = (
+    "a pickle of protocol 0 or 1; pickle it with the program that wrote it and protocol=2, or save it with numpy.savez"
+)
 _NOT_WEIGHTS = "and no checkpoint; give the file with the network's weights"
 _PICTURE = "which is no checkpoint; degrid predict takes pictures and videos, degrid convert the weights of a network"
 
@@ -57,6 +60,9 @@ _MARKS = (
     (0, b"PAR1", f"a table (Parquet), {_NOT_WEIGHTS}"),
     (0, b"SQLite format 3\0", f"a database (SQLite), {_NOT_WEIGHTS}"),
     (0, b"MATLAB 5.0", "a file of MATLAB; save its arrays as a dictionary by name with numpy.savez"),
+    (0, b"(dp", _OLD_PICKLE),
+    (0, b"}q\0", _OLD_PICKLE),
+    (0, b"ccollections\nOrderedDict", _OLD_PICKLE),
     (0, b"\x7fELF", f"a program (ELF), {_NOT_WEIGHTS}"),
     (0, b"MZ\x90\0", f"a program of Windows, {_NOT_WEIGHTS}"),
 )
