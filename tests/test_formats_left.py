@@ -245,6 +245,15 @@ def test_what_is_recognised_and_cannot_be_read(tmp_path, make, said):
         open_dataset(tmp_path)
 
 
+def test_masks_of_ground_truth_under_other_names(tmp_path):
+    """Its folders look like those of images and masks, and no name fits."""
+    put_image(tmp_path / "images" / "b.png")
+    put_image(tmp_path / "annotations" / "0_2024.png")
+    ground_truth(tmp_path)
+    with pytest.raises(UserError, match="none of the images in .* has a mask. output.manifest is that of SageMaker"):
+        open_dataset(tmp_path)
+
+
 def test_cutouts_as_masks(tmp_path):
     put_image(tmp_path / "images" / "b.png", (4, 4))
     (tmp_path / "masks").mkdir()

@@ -14,7 +14,7 @@ from degrid.data.formats.folder import holds_masks, with_lists
 from degrid.data.formats.folder_names import folders_in
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.matching import is_for_masks
-from degrid.data.formats.pairs import pair_up
+from degrid.data.formats.pairs import Pair, pair_up
 from degrid.data.formats.unread import what_is_known
 from degrid.files import walk
 from degrid.lookup import counted, lookup, some
@@ -120,6 +120,7 @@ def recognise(
     for kind, made in _may_fit(rows, path):
         found = _read(kind, made(root), path)
         if found:
+            _refuse_known_without_masks(found, path)
             return found
     if path.is_file() and among != POLYGON_FORMATS:
         raise UserError(
@@ -133,6 +134,13 @@ def recognise(
         f"no images with masks found in {path}{_what_is_there(path, rows)}{what_is_known(path)}. "
         f"Looked for: {_wanted(rows)}"
     )
+
+
+def _refuse_known_without_masks(layout: Layout, path: Path) -> None:
+    """Refuse images of which none has a mask, where it is known what lies there in place of masks."""
+    sources = itertools.chain.from_iterable(layout.splits.values())
+    if all(isinstance(source, Pair) and not source.mask for source in sources) and (known := what_is_known(path)):
+        raise UserError(f"none of the images in {path} has a mask{known}")
 
 
 def _may_fit(rows: Mapping[str, Row], path: Path) -> Iterator[tuple[str, type[DataFormat]]]:
