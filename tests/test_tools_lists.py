@@ -1,6 +1,7 @@
 """List files as PaddleSeg, PaddleX and others write them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_lists_beside_a_tools_files(tmp_path, kind, file, line):
     found = {split: [source.name for source in open_dataset(tmp_path, split).sources] for split in ("train", "val")}
     assert found == {"train": [f"images/f{k}" for k in range(3, 10)], "val": ["images/f0", "images/f1"]}
     notes = notes_of(open_dataset(tmp_path))
-    assert "the splits are those of the lists in the folder" in notes
+    assert "the splits are those that lists or tables in the folder name" in notes
     assert "1 image is in none of the lists" in notes
     assert not any("kept for validation" in note for note in notes)
 
@@ -213,3 +214,22 @@ def test_other_splits_beside_a_tools_files(tmp_path):
     (tmp_path / "splits.yaml").unlink()
     (tmp_path / "folds.csv").write_text("image,fold\n" + "".join(f"f{k}.png,{k % 5}\n" for k in range(10)))
     assert [source.name for source in open_dataset(tmp_path, "val").sources] == ["images/f0", "images/f5"]
+
+
+@pytest.mark.parametrize("written", ["{split}/f{k}.png", "f{k}.png"])
+@pytest.mark.parametrize("place", ["images/{split}/f{k}.png", "{split}/f{k}.png", "images/{split}_f{k}.png"])
+def test_one_file_for_images_in_folders_called_as_splits(tmp_path, place, written):
+    """The objects of all images stand in one of COCO's files, and the folders, or the names, tell the splits."""
+    objects(tmp_path, "COCO")
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for k in range(10):
+        split = "val" if k in (2, 5) else "train"
+        file = tmp_path / place.format(split=split, k=k)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / f"f{k}.png").rename(file)
+        content["images"][k]["file_name"] = file.name if "_" in file.name else written.format(split=split, k=k)
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    names = [Path(source.name).name[-2:] for source in open_dataset(tmp_path, "val").sources]
+    assert names == ["f2", "f5"]
+    assert len(open_dataset(tmp_path, "train")) == 8
+    assert "the splits are those that the folders or the names of the images say" in notes_of(open_dataset(tmp_path))

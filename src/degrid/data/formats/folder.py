@@ -228,15 +228,18 @@ class SideBySide(DataFormat):
         return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
 
 
-def divide(path: Path, pairs: list[Pair], images: Path) -> tuple[dict[str, list[Pair]], list[str]]:
+def divide(
+    path: Path, pairs: list[Pair], images: Path, root: Path | None = None
+) -> tuple[dict[str, list[Pair]], list[str]]:
     """The pairs by lists of names, else by folders called as splits, by such words in all names, or by chance; and the
     notes on that.
 
     Args:
         images: the folder of the images.
+        root: lists may name images by their paths below this folder; by default `path`.
     """
     lists, said = _named_splits(path)
-    listed = {split: select(names, pairs, images, path) for split, names in lists.items()}
+    listed = {split: select(names, pairs, images, root or path) for split, names in lists.items()}
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
         return _by_names_or_chance(path, pairs)
@@ -250,22 +253,33 @@ def _in_none(pairs: Sequence[Pair], splits: Mapping[str, Sequence[Pair]], where:
     return [f"{counted(number, 'image', 'are')} in none of the {where}"] if number else []
 
 
-def with_lists(layout: Layout, path: Path) -> Layout:
-    """A layout of a tool's files that was divided by chance, with the splits that lists beside them name, if any do."""
+def redivided(layout: Layout, path: Path) -> Layout:
+    """A layout of a tool's files that was divided by chance, divided as `divide` does if anything names the splits."""
     chance = next((note for note in layout.notes if note.startswith((NO_SPLITS, ONE_LIST))), "")
     sources = list(itertools.chain.from_iterable(layout.splits.values())) if chance else []
     pairs = [source for source in sources if isinstance(source, Pair)]
     if not pairs or UNREAD_SPLITS in chance:
         return layout
-    folder, others = path if path.is_dir() else path.parent, [note for note in layout.notes if note != chance]
-    lists, said = _named_splits(folder)
+    folder = path if path.is_dir() else path.parent
+    splits, notes = _divided_again(folder, pairs)
+    more = (said for said in (_unread(folder), _folders_note(pairs)) if said not in chance)
+    others = [note for note in layout.notes if note != chance]
+    notes = [*(notes if splits else [chance + "".join(more)]), *others]
+    return dataclasses.replace(layout, splits=splits or layout.splits, notes=notes)
+
+
+def _divided_again(folder: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits that lists in a folder, or the images' folders or names, say, and notes on that; else nothing."""
     images = Path(os.path.commonpath([pair.image.parent for pair in pairs]))
-    splits = {split: select(names, pairs, images, images) for split, names in lists.items()}
-    if {*map(id, pairs)}.isdisjoint(map(id, itertools.chain.from_iterable(splits.values()))):
-        return dataclasses.replace(layout, notes=[chance + _unread(folder), *others])
-    said = said or ["the splits are those of the lists in the folder"]
-    notes = [*said, *_in_none(pairs, splits, "lists"), *elsewhere_note(lists), *others]
-    return dataclasses.replace(layout, splits=splits, notes=notes)
+    lists, _ = _named_splits(folder)
+    named = itertools.chain.from_iterable(select(names, pairs, images, images) for names in lists.values())
+    if lists and {*map(id, pairs)}.isdisjoint(map(id, named)):
+        return {}, []
+    splits, notes = divide(folder, pairs, images, images)
+    if "train" not in splits or any(note.startswith(NO_SPLITS) for note in notes):
+        return {}, []
+    said = "lists or tables in the folder name" if lists else "the folders or the names of the images say"
+    return splits, [f"the splits are those that {said}", *notes]
 
 
 def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:

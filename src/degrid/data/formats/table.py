@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from degrid.data.formats.folder import holds_masks, with_lists
+from degrid.data.formats.folder import holds_masks, redivided
 from degrid.data.formats.folder_names import folders_in
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.matching import is_for_masks
@@ -260,6 +260,6 @@ def _read(kind: str, data_format: DataFormat, path: Path) -> Layout | None:
     found = data_format.find(path)
     if found is None or not any(found.splits.values()):
         return None
-    found = with_lists(found, path)
+    found = redivided(found, path)
     order = [*(name for name in ("train", "val", "test") if name in found.splits), *sorted(found.splits)]
     return dataclasses.replace(found, kind=found.kind or kind, splits={name: found.splits[name] for name in order})
