@@ -22,10 +22,10 @@ from peers import NETWORKS, as_cases, inference
 from torch import nn
 
 import degrid
-from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import Apart, Case, Made, measure, merged
 from degrid.bench.network_cases import CLASSES, by_predictor, randomised
 from degrid.bench.report import Results, write_markdown, write_results
+from degrid.bench.suite import machine_facts, machine_state, versions
 from degrid.data.synthetic import scene
 from degrid.engine.memory import keep_freed_memory
 from degrid.exporters.runtime import ExportedModel

@@ -26,10 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import degrid
-from degrid.bench.machine import machine_facts, machine_state, versions
 from degrid.bench.measure import MIB, Apart, Case, Made, Row, measure, merged, saved_activations
 from degrid.bench.network_cases import CLASSES, by_hand, by_predictor, randomised, step_by_hand, training_step
 from degrid.bench.report import Results, write_markdown, write_pictures, write_results
+from degrid.bench.suite import machine_facts, machine_state, versions
 from degrid.data.synthetic import scene
 from degrid.engine.memory import keep_freed_memory
 from degrid.image import IMAGE_SUFFIXES, read_image

@@ -19,7 +19,6 @@ from torch import nn
 
 from degrid.bench import network_cases
 from degrid.bench.busy_cases import _Load
-from degrid.bench.machine import FLAGS, machine_facts, thread_state, versions
 from degrid.bench.measure import (
     MIB,
     MOST_ROUNDS,
@@ -45,7 +44,7 @@ from degrid.bench.report import (
     write_pictures,
     write_results,
 )
-from degrid.bench.suite import SETS, run
+from degrid.bench.suite import FLAGS, SETS, machine_facts, run, thread_state, versions
 from degrid.cli.bench import _table
 from degrid.types import UserError
 
@@ -393,7 +392,7 @@ def test_a_set_of_ones_own(tmp_path, monkeypatch):
         "    return [Block('sums', 1, lambda: [Case('a', lambda: sum(range(9)), 'sums', True)])]\n"
     )
     monkeypatch.chdir(tmp_path)
-    code, text = cli("bench", "my_sets:mine", "--quick", "-o", "out")
+    code, text = cli("bench", "my_sets:mine", "--quick", "--rounds", 1, "-o", "out")
     assert code == 0, text
     assert (tmp_path / "out/my_sets.mine.png").exists()
 

@@ -25,7 +25,7 @@ STEADY = 0.2
 class Results:
     """All that one run of the benchmarks found: rows by the name of their set, and what was asked for.
 
-    machine: see `degrid.bench.machine.machine_facts`; state: "before" and "after", see `machine_state` there.
+    machine: see `degrid.bench.suite.machine_facts`; state: "before" and "after", see `machine_state` there.
     """
 
     machine: Mapping[str, Any]
