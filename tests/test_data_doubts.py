@@ -266,10 +266,22 @@ def test_void_that_is_said_is_not_white(tmp_path):
     table = "id,name,r,g,b\n0,soil,0,0,0\n1,leaf,0,255,0\n255,void,255,255,255\n"
     put(tmp_path, [stripes(0, 255)] * 3, table)
     assert kinds(tmp_path) == ["one-class"]
-    assert 'write "ids: {0: 0, 255: 1}"' in check_data(tmp_path).problems[0]
+    assert 'write "ids: [0, 255]"' in check_data(tmp_path).problems[0]
     other = put(tmp_path / "other", [stripes(1, 255)] * 3)
-    assert 'write "ids: {1: 0, 255: 1}"' in check_data(other).problems[0]
+    assert 'write "ids: [1, 255]"' in check_data(other).problems[0]
+    for root, first in ((tmp_path, 0), (other, 1)):
+        (root / "dataset.yaml").write_text(f"ids: [{first}, 255]\n")
+        assert kinds(root) == []
+        assert [*shares(root).values()] == [0.5, 0.5, 0]
+        (root / "dataset.yaml").unlink()
     put(tmp_path, [stripes(0, 1, 255)] * 3)
+    assert kinds(tmp_path) == []
+
+
+def test_the_threshold_for_soft_edges_of_small_values(tmp_path):
+    put(tmp_path, [soft(k).point(lambda value: value // 26) for k in range(4)], "id,name\n0,soil\n1,leaf\n")
+    assert "or threshold: 5 if it is black and white and blurred" in check_data(tmp_path).problems[0]
+    (tmp_path / "dataset.yaml").write_text("threshold: 5\n")
     assert kinds(tmp_path) == []
 
 

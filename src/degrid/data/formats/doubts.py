@@ -577,7 +577,8 @@ def _one_class(look: _Look) -> Iterator[str]:
     held = f'all masks are "{labels.names[present[0]]}" and no other class: they hold the values {values}'
     if counts[IGNORE_INDEX] and IGNORE_INDEX in look.learnt.ids:
         first = min(look.learnt.ids)
-        yield f"{held}, where 255 is void; {_write(look.layout, f'ids: {{{first}: 0, 255: 1}}')} if it is a class"
+        mend = _write(look.layout, f"ids: [{first}, 255]") if len(labels) == 2 or look.layout.guessed else "list its id"
+        yield f"{held}, where 255 is void; {mend} if it is a class"
     else:
         yield f"{held}; are these the right masks?"
 

@@ -233,12 +233,18 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
         expected = f"{some(known, 6) or 'colours'}{f', as {rule.said} says,' if rule.said else ''}"
         more += f", list what is none as void: {list(unknown)[:1]}"
     void = f" or {IGNORE_INDEX} (void)" if rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX else ""
-    threshold = ", or threshold: 128 if it is black and white and blurred" if many and len(known) <= 2 else ""
+    threshold = _threshold_between(unknown) if many and len(known) <= 2 else ""
     return (
         f"{mask} has the ids {shown}; expected {expected}{void}; {pixels} pixels have such ids; "
         f"{more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
     )
+
+
+def _threshold_between(unknown: dict[int | Color, int]) -> str:
+    highest = max(value for value in unknown if isinstance(value, int))
+    middle = 128 if highest >= 128 else (highest + 1) // 2
+    return f", or threshold: {middle} if it is black and white and blurred"
 
 
 def in_one_channel(colors: Collection[Color]) -> str:
