@@ -467,6 +467,8 @@ def test_tables_of_other_toolkits(tmp_path, classes, mask, expected):
         ("ids: [1, 1]", "ids: expected different whole numbers"),
         ("accept: [grey-edge]", 'no doubt is called "grey-edge". Did you mean "grey-edges"'),
         ("threshold: 9\nclasses: [a, b, c]", "a threshold makes masks of two classes"),
+        ("threshold: 128\nids: [0, 120, 255]", "the ids 0 and 255, in this order; ids says 0, 120, 255"),
+        ("threshold: 128\nids: [255, 0]", "the ids 0 and 255, in this order; ids says 255, 0"),
         ("nearest_color: 9", "nearest_color needs classes with their colours"),
     ],
 )

@@ -348,6 +348,11 @@ def _set_threshold(layout: Layout) -> None:
             f"{layout.wishes.file}: a threshold makes masks of two classes, background and object; there are "
             f"{counted(len(labels), 'class')} ({some(labels.names, 4)}): leave out the threshold, or name two"
         )
+    if layout.wishes.ids not in ((), (0, IGNORE_INDEX)):
+        raise UserError(
+            f"{layout.wishes.file}: a threshold makes masks of the ids 0 and {IGNORE_INDEX}, in this order; ids says "
+            f"{some(layout.wishes.ids)}: leave out one of the two"
+        )
     exact = rule.exact and {rule.ids.get(0), rule.ids.get(IGNORE_INDEX)} == {0, 1}
     new = rule if exact else _two_classes(labels, rule)[0]
     said = rule.said or layout.wishes.file
