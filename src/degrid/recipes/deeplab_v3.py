@@ -127,8 +127,9 @@ def st_voc12(compat: bool = False) -> RunConfig:
 def folder() -> RunConfig:
     """Your own images: defaults for a few hundred photographs on an ordinary computer.
 
-    DeepLab v3+ on MobileNetV2 at output stride 16, from ImageNet weights. The dilated convolutions are plain: no
-    operator has been shown to score better, and they cost the least (docs/study.md).
+    DeepLab v3+ on MobileNetV2 at output stride 16, from ImageNet weights. The dilated convolutions are plain,
+    which cost the least: SSC has scored better at output stride 8 without a decoder, and was not tried here
+    (docs/study.md).
     Command: degrid train --data FOLDER
     """
     return RunConfig(
