@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -321,3 +322,20 @@ def test_every_cell_of_our_studies_can_be_built(file, monkeypatch):
             check_settings(config)
             config = dataclasses.replace(config.model, pretrained=False)
             build_model(config, LabelSpace.of_size(2))
+
+
+def test_the_nuclei_of_an_image_become_one_mask(tmp_path):
+    for name in "abcd":
+        for kind, mode in (("images", "RGBA"), ("masks", "L")):
+            (tmp_path / "stage1_train" / name / kind).mkdir(parents=True)
+            Image.new(mode, (720, 360), 0).save(tmp_path / "stage1_train" / name / kind / f"{name}.png")
+    for number, (top, left) in enumerate(((0, 0), (100, 500))):
+        mask = np.zeros((360, 720), np.uint8)
+        mask[top : top + 20, left : left + 40] = 255
+        Image.fromarray(mask).save(tmp_path / "stage1_train" / "a" / "masks" / f"{number}.png")
+    subprocess.run([sys.executable, STUDIES / "nuclei.py", "stage1_train", "nuclei"], cwd=tmp_path, check=True)
+    for split, names in (("train", ["a"]), ("test", ["c"])):
+        assert [source.name for source in open_dataset(tmp_path / "nuclei", split).sources] == names
+    expected = np.zeros((180, 360), np.uint8)
+    expected[:10, :20] = expected[50:60, 250:270] = 1
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "nuclei" / "labels" / "a.png")), expected)
