@@ -360,6 +360,32 @@ def test_numpy_dictionary_of_python2(tmp_path):
     assert old["conv1"]["weights"].tolist() == expected["conv1/weights"].tolist()
 
 
+@pytest.mark.parametrize("byte", [None, 0x7F, 0x80, 0xBF, 0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xE2, 0xFF])
+def test_bytes_that_protocol_2_keeps_as_text(tmp_path, byte):
+    rng = np.random.default_rng(0)
+    beyond = {f"beyond{size}": np.full(size, 0xC3, np.uint8) for size in (65534, 65535, 65536, 65537, 131073)}
+    values = beyond | {"ascii": rng.integers(0, 128, 200_000, np.uint8), "all": rng.integers(0, 256, 9999, np.uint8)}
+    values |= {"floats": rng.standard_normal((3, 50_000)).astype(np.float32), "last": np.ones(4096, np.uint8)}
+    content = pickle.dumps(values, protocol=2)
+    places = [0] if byte is None else rng.integers(0, 131_073 * 2, 9)  # within "beyond131073", its ends too
+    if byte is not None:
+        places = [0, 1, 65535, 65536, 131_070, 131_071, 131_072, 131_073, 262_144, 262_145, *places]
+    start = content.index(b"\xc3\x83" * 131_073)
+    for place in places:
+        changed = bytearray(content)
+        changed[start + place] = content[start + place] if byte is None else byte
+        (tmp_path / "a.pkl").write_bytes(changed)
+        text = changed[start : start + 131_073 * 2]
+        try:
+            expected = np.frombuffer(text.decode().encode("latin1"), np.uint8)
+            assert len(expected) == 131_073
+        except (UnicodeError, AssertionError):
+            with pytest.raises(ConversionError):
+                read_tensors(tmp_path / "a.pkl")
+        else:
+            assert_same(read_tensors(tmp_path / "a.pkl").tensors, values | {"beyond131073": expected})
+
+
 def test_an_array_without_name(tmp_path):
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(ConversionError, match="one array without a name"):

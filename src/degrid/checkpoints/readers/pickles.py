@@ -71,6 +71,10 @@ class Array:
     scalar: bool = False
 
 
+_ENCODE = Name("_codecs encode")
+_LONG = 1 << 12  # bytes of text from which on NumPy is the faster to read them
+_TEXT_CHUNK = 1 << 17  # bytes; the arrays for one stay in the processor's cache
+
 Made = Callable[[str, tuple[Any, ...]], Any]
 """(name, arguments) -> what calling it would describe; None where it is not understood."""
 
@@ -115,19 +119,53 @@ def describe(
         ConversionError: damaged, or more objects than a file of weights has.
     """
     stream, machine = Stream(span), _Machine(made, persistent)
-    most = max(_MIN_OPCODES, size // _BYTES_PER_OPCODE)
+    opcodes = pickletools.genops(cast(IO[bytes], stream))
     try:
-        for count, (opcode, arg, at) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
-            if count == most:
-                span.fail("more objects than a file of weights has", at or 0)
+        for _ in range(max(_MIN_OPCODES, size // _BYTES_PER_OPCODE)):
+            if machine.stack and machine.stack[-1] == _ENCODE and (values := _bytes_in_text(stream)) is not None:
+                machine.stack.append(values)
+                continue
+            opcode, arg, _ = next(opcodes)
             if opcode.name == "STOP":
                 return machine.stack.pop(), stream.at
             machine.step(opcode.name, arg)
+        span.fail("more objects than a file of weights has", stream.at)
     except ConversionError:
         raise
     except Exception as error:  # malformed opcodes raise exceptions of many types
         raise ConversionError(f"{span.file}: a damaged pickle at byte {span.offset} ({error})") from error
-    raise AssertionError("genops ends with STOP or raises")
+
+
+def _bytes_in_text(stream: Stream) -> memoryview | None:
+    """The bytes that protocol 2 keeps as long text, one character for each, without making Python's text of them.
+
+    Returns:
+        None, with nothing read, where no long text is next or it holds other characters; pickletools then reads it.
+    """
+    head = bytes(stream.span.data[stream.at : stream.at + 5])
+    length = int.from_bytes(head[1:], "little")
+    data = stream.span.data[stream.at + 5 : stream.at + 5 + length]
+    if head[:1] != b"X" or len(data) != length or length < _LONG:
+        return None
+    source, values = np.frombuffer(data, np.uint8), np.empty(_TEXT_CHUNK, np.uint8)
+    out, start, done = np.empty(length, np.uint8), 0, 0
+    while start < length:
+        end = min(start + _TEXT_CHUNK, length)
+        text = source[start : end - int(source[end - 1] >= 0xC0)]  # a chunk ends where a character ends
+        size = len(text)
+        # UTF-8 of characters below 256: 0xC2 or 0xC3, a second byte behind each of them and nowhere else, and ASCII.
+        first, second = (text & 0xFE) == 0xC2, text.view(np.int8) < -0x40
+        kept = np.flatnonzero(text < 0xC0)
+        if not size or second[0] or np.count_nonzero(first) + len(kept) != size:
+            return None
+        if first[-1] or not np.array_equal(first[:-1], second[1:]):
+            return None
+        values[0] = text[0]
+        np.bitwise_or(text[1:], (text[:-1] == 0xC3).view(np.uint8) * np.uint8(0x40), out=values[1:size])
+        np.take(values, kept, mode="clip", out=out[done : done + len(kept)])
+        start, done = start + size, done + len(kept)
+    stream.at += 5 + length
+    return out[:done].data
 
 
 @dataclass
@@ -260,7 +298,7 @@ def _made(name: str, args: tuple[Any, ...]) -> Any:
             return Array((1, shape, dtype, order == "F", values))
         case "numpy dtype", (code, *_):
             return _Dtype(code)
-        case "_codecs encode", (str() as text, "latin1"):
+        case _ENCODE.name, (str() | memoryview() as text, "latin1"):
             return text  # becomes bytes where it holds the values of an array
         case (("__builtin__ bytes" | "builtins bytes"), ()):
             return b""
@@ -354,6 +392,6 @@ class Flattener:
             values = values.encode("latin1") if isinstance(values, str) else values
         except UnicodeEncodeError:
             values = None
-        if not isinstance(values, bytes | bytearray):
+        if not isinstance(values, bytes | bytearray | memoryview):
             self.span.fail(f"the values of {name} are no bytes")
         return memoryview(values)
