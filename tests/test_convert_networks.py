@@ -331,6 +331,9 @@ def test_kazuto1011_heads_of_other_versions():
     plan = system.plan({f"base.{name}": value for name, value in plus.items()})
     assert (plan.model["network"], plan.model["output_stride"]) == ("deeplabv3plus_kazuto1011", 16)
     assert system.plan(plus).model["network"] == "deeplabv3plus"  # of one scale
+    v3 = {**three, "fc1.conv.weight": np.ones(1), "fc2.weight": np.ones(1)}
+    wrapped = system.plan({f"base.{name}": value for name, value in v3.items()}).model
+    assert (wrapped["network"], wrapped["output_stride"], wrapped["rates"]) == ("deeplabv3", 16, (6, 12))
     assert {"head.refine.1.1.bias", "head.classifier.weight"} <= plan.tensors.keys()
     assert not plan.unexpected
     assert system.recognise({**trunk, "fc.weight": np.ones((1000, 2048))}) is None  # trained on ImageNet

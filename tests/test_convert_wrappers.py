@@ -385,6 +385,42 @@ def test_mobilevit_of_transformers():
         assert [conv.dilation[0] for conv in convs if conv.dilation[0] > 1] == expected
 
 
+def test_mobilevit_v2_of_transformers():
+    """Names of the parts that the first version lacks, and sides that are odd, where rows and columns stay zero."""
+    unit, ours = "mobilevitv2.encoder.layer.3.transformer.layer.2", "encoder.net.stages_3.1.transformer.2"
+    names = {
+        "mobilevitv2.conv_stem.convolution.weight": "encoder.net.stem.conv.weight",
+        "mobilevitv2.encoder.layer.1.layer.1.conv_3x3.normalization.bias": "encoder.net.stages_1.1.conv2_kxk.bn.bias",
+        "mobilevitv2.encoder.layer.2.layernorm.weight": "encoder.net.stages_2.1.norm.weight",
+        "mobilevitv2.encoder.layer.4.conv_kxk.normalization.bias": "encoder.net.stages_4.1.conv_kxk.bn.bias",
+        f"{unit}.attention.qkv_proj.convolution.weight": f"{ours}.attn.qkv_proj.weight",
+        f"{unit}.attention.out_proj.convolution.bias": f"{ours}.attn.out_proj.bias",
+        f"{unit}.ffn.conv1.convolution.weight": f"{ours}.mlp.fc1.weight",
+        f"{unit}.ffn.conv2.convolution.bias": f"{ours}.mlp.fc2.bias",
+        f"{unit}.layernorm_before.bias": f"{ours}.norm1.bias",
+        "segmentation_head.aspp.convs.0.convolution.weight": "head.aspp.branches.0.0.weight",
+    }
+    tensors = {name: np.zeros((96, 3)) for name in names}
+    system = SYSTEMS["transformers_mobilevit"]
+    assert system.recognise(tensors)
+    plan = system.plan_beside(tensors, {"output_stride": 32, "hidden_act": "swish"})
+    assert plan.origins == {after: before for before, after in names.items()}
+    assert (plan.model["encoder"], plan.model["output_stride"]) == ("transformers:mobilevitv2_075", 32)
+    with pytest.raises(ConversionError, match="mobilevitv2 whose first transformer has 100 channels"):
+        system.plan(tensors | {"mobilevitv2.encoder.layer.2.layernorm.weight": np.zeros(100)})
+    encoder = build_encoder("transformers:mobilevitv2_050", EncoderSettings(16)).eval()
+    block = encoder.get_submodule("net.stages_2.1")
+    with torch.inference_mode():
+        assert encoder(torch.zeros(1, 3, 97, 129))[-1].shape == (1, 256, 7, 9)
+        for height, width in ((6, 8), (7, 9)):
+            x = torch.randn(2, 128, height, width, generator=torch.Generator().manual_seed(1))
+            wide = block.conv_1x1(block.conv_kxk(x))
+            patches = torch.nn.functional.unfold(wide, 2, stride=2).reshape(2, 64, 4, -1)
+            patches = block.norm(block.transformer(patches)).reshape(2, 256, -1)
+            expected = block.conv_proj(torch.nn.functional.fold(patches, (height, width), 2, stride=2))
+            torch.testing.assert_close(block(x), expected)
+
+
 def test_the_arguments_of_a_module_of_lightning_name_the_encoder(tmp_path):
     values = {"state_dict": network(), "hyper_parameters": {"encoder_name": "tu-resnet18", "lr": Buffer()}}
     torch.save(values, tmp_path / "x.ckpt")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.mobilevit import MobileVitV2Block
 from torch import Tensor, nn
 
 from degrid.models.dilation import set_rates
@@ -137,13 +138,34 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+class WholePatches(MobileVitV2Block):
+    """A block of MobileViTV2 that leaves out the last row and column where a side is odd, and has zeros there.
+
+    timm's enlarges the feature instead.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,in,H,W] -> [N,out,H,W]."""
+        x = self.conv_1x1(self.conv_kxk(x))
+        batch, channels = x.shape[:2]
+        rows, columns = (side // 2 for side in x.shape[-2:])
+        grid = x[..., : 2 * rows, : 2 * columns].reshape(batch, channels, rows, 2, columns, 2)
+        patches = self.norm(
+            self.transformer(grid.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels, 4, rows * columns))
+        )
+        grid = patches.reshape(batch, channels, 2, 2, rows, columns).permute(0, 1, 4, 2, 5, 3)
+        y = grid.reshape(batch, channels, 2 * rows, 2 * columns)
+        out: Tensor = self.conv_proj(F.pad(y, (0, x.shape[-1] - 2 * columns, 0, x.shape[-2] - 2 * rows)))
+        return out
+
+
 class TransformersMobileViT(TimmEncoder):
-    """MobileViT without the last 1x1 convolution, whose rates lag behind the strides that are gone.
+    """MobileViT without the last 1x1 convolution, or MobileViTV2; its rates lag behind the strides that are gone.
 
     At output stride 16 nothing is dilated; at 8 the first convolution of the last stage has rate 2.
 
     Args:
-        name: "transformers:mobilevit_s", xs or xxs.
+        name: "transformers:mobilevit_s", xs or xxs, or "transformers:mobilevitv2_050" to 200.
         output_stride: 8, 16 or 32.
         settings: the others of `TimmEncoder`.
     """
@@ -154,6 +176,9 @@ class TransformersMobileViT(TimmEncoder):
         net.final_conv = nn.Identity()
         self.channels = (*self.channels[:-1], net.stages_4[1].conv_proj.conv.out_channels)
         self.reductions = tuple(min(stride, output_stride) for stride in self.reductions)
+        for stage in (net.stages_2, net.stages_3, net.stages_4):
+            if isinstance(stage[1], MobileVitV2Block):
+                stage[1].__class__ = WholePatches
         rate = 1
         for stage, stride in ((net.stages_3, 16), (net.stages_4, 32)):
             if stride > output_stride:
@@ -163,4 +188,5 @@ class TransformersMobileViT(TimmEncoder):
                 rate *= 2
 
 
-TRANSFORMERS_ENCODERS = {f"transformers:mobilevit_{size}": TransformersMobileViT for size in ("s", "xs", "xxs")}
+_MOBILEVITS = (*(f"_{size}" for size in ("s", "xs", "xxs")), *(f"v2_{width:03}" for width in range(50, 201, 25)))
+TRANSFORMERS_ENCODERS = {f"transformers:mobilevit{kind}": TransformersMobileViT for kind in _MOBILEVITS}

@@ -28,6 +28,9 @@ _HEADS = {
 }
 
 
+_WRAPPED = r"(base|scale)\..*"  # names of what the multi-scale wrapper holds
+
+
 class Kazuto1011(System):
     """Either revision, with or without the multi-scale wrapper; layer2 to layer5 are the four stages."""
 
@@ -47,7 +50,7 @@ class Kazuto1011(System):
             "encoder": f"caffe:resnet{depth}",
             **rules.CAFFE_INPUT,
             "resize": "half_pixel",
-            "scales": MSC_SCALES if first_match(tensors, r"(base|scale)\..*") else (),
+            "scales": MSC_SCALES if first_match(tensors, _WRAPPED) else (),
         }
         if settings["scales"] and settings["network"] == "deeplabv3plus":  # the maximum is taken at the image's size
             settings["network"] = "deeplabv3plus_kazuto1011"
@@ -62,7 +65,8 @@ class Kazuto1011(System):
 
 
 def _network(tensors: Tensors) -> dict[str, Any]:
-    """The head. Strides, rates and multi-grid of v3 and v3+ are those of the project's own examples."""
+    """The head. Strides, rates and multi-grid of v3 and v3+ are those of the project's functions, and of its examples
+    where no wrapper is around them, as its functions have."""
     if first_match(tensors, r"(.*\.)?fc\.weight"):
         return {"network": "deeplabv2_largefov", "output_stride": 8}
     count = _branches(tensors)
@@ -70,7 +74,7 @@ def _network(tensors: Tensors) -> dict[str, Any]:
         rates = tuple(6 * branch + 6 for branch in range(count or 4))
         return {"network": "deeplabv2", "output_stride": 8, "rates": rates}
     plus = first_match(tensors, r"(.*\.)?fc2\.conv3\.weight") is not None
-    name, stride = ("deeplabv3plus", 16) if plus else ("deeplabv3", 8)
+    name, stride = ("deeplabv3plus" if plus else "deeplabv3"), 16 if plus or first_match(tensors, _WRAPPED) else 8
     rates = tuple(6 * branch for branch in range(1, count))  # the first branch is a 1x1
     return {"network": name, "output_stride": stride, "rates": rates, "multi_grid": (1, 2, 4)}
 

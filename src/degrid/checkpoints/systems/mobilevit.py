@@ -1,4 +1,4 @@
-"""transformers: DeepLab v3 on MobileViT."""
+"""transformers: DeepLab v3 on MobileViT and MobileViTV2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 from degrid.types import ConversionError
 
-_SIZES = {144: "s", 96: "xs", 64: "xxs"}  # by the width of the first transformer
+_SIZES = {  # by the width of the first transformer
+    "mobilevit": {144: "s", 96: "xs", 64: "xxs"},
+    "mobilevitv2": {128 * width // 100: f"{width:03}" for width in range(50, 201, 25)},
+}
 _PARTS = {
     "expand_1x1": "conv1_1x1",
     "conv_3x3": "conv2_kxk",
@@ -28,14 +31,21 @@ _TRANSFORMER = {
     "output.dense": "mlp.fc2",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
+    "attention.qkv_proj.convolution": "attn.qkv_proj",
+    "attention.out_proj.convolution": "attn.out_proj",
+    "ffn.conv1.convolution": "mlp.fc1",
+    "ffn.conv2.convolution": "mlp.fc2",
 }
 
 
 class TransformersMobileViT(System):
     """Its images are blue, green, red, divided by 255."""
 
-    title = "transformers: MobileViTForSemanticSegmentation"
-    marks = (r"segmentation_head\.aspp\.convs\.0\.convolution\.weight", r"mobilevit\.conv_stem\.convolution\.weight")
+    title = "transformers: MobileViTForSemanticSegmentation, MobileViTV2ForSemanticSegmentation"
+    marks = (
+        r"segmentation_head\.aspp\.convs\.0\.convolution\.weight",
+        r"mobilevit(v2)?\.conv_stem\.convolution\.weight",
+    )
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`."""
@@ -45,22 +55,24 @@ class TransformersMobileViT(System):
         """See `System`."""
         rules.only(
             config,
-            hidden_act="silu",
+            hidden_act="swish" if config.get("hidden_act") == "swish" else "silu",  # two names of one function
             layer_norm_eps=1e-5,
             num_attention_heads=4,
             patch_size=2,
             conv_kernel_size=3,
             qkv_bias=True,
             mlp_ratio=2,
+            ffn_multiplier=2,
         )
-        width = len(tensors["mobilevit.encoder.layer.2.layernorm.weight"])
-        if width not in _SIZES:
-            raise ConversionError(f"a MobileViT whose first transformer has {width} channels; known: {list(_SIZES)}")
-        stem = tensors.get("mobilevit.conv_stem.convolution.weight")  # without it the file is told to lack it
+        kind = "mobilevit" if "mobilevit.encoder.layer.2.layernorm.weight" in tensors else "mobilevitv2"
+        width, sizes = len(tensors[f"{kind}.encoder.layer.2.layernorm.weight"]), _SIZES[kind]
+        if width not in sizes:
+            raise ConversionError(f"a {kind} whose first transformer has {width} channels; known: {list(sizes)}")
+        stem = tensors.get(f"{kind}.conv_stem.convolution.weight")  # without it the file is told to lack it
         bands = 3 if stem is None else stem.shape[1]
         settings = {
             "network": "deeplabv3",
-            "encoder": f"transformers:mobilevit_{_SIZES[width]}",
+            "encoder": f"transformers:{kind}_{sizes[width]}",
             "output_stride": config.get("output_stride", 16),
             "rates": tuple(config.get("atrous_rates", (6, 12, 18))),
             "channels": len(tensors["segmentation_head.aspp.convs.0.convolution.weight"]),
@@ -82,9 +94,9 @@ def _rule(tensors: Tensors, name: str, value: np.ndarray) -> rules.Found | Drop 
     if name.startswith("segmentation_head."):
         return _head(name, value)
     layer, _, leaf = name.rpartition(".")
-    if match := re.fullmatch(r"(.+\.transformer\.layer\.\d+)\.([a-z_.]+)", layer):
+    if match := re.fullmatch(r"(.+\.transformer\.layer\.\d+)\.([a-z_.12]+)", layer):
         return {f"{_block(match[1])}.{_TRANSFORMER[match[2]]}.{leaf}": value} if match[2] in _TRANSFORMER else None
-    if match := re.fullmatch(r"mobilevit\.encoder\.layer\.(\d)\.(layernorm|conv_1x1\.convolution)", layer):
+    if match := re.fullmatch(r"mobilevit(?:v2)?\.encoder\.layer\.(\d)\.(layernorm|conv_1x1\.convolution)", layer):
         return {f"encoder.net.stages_{match[1]}.1.{'norm' if match[2] == 'layernorm' else 'conv_1x1'}.{leaf}": value}
     return _conv(layer, leaf, value)
 
@@ -99,9 +111,10 @@ def _conv(layer: str, leaf: str, value: np.ndarray) -> rules.Found | None:
     """A convolution of the encoder with its batch norm."""
     layer, _, kind = layer.rpartition(".")
     ours = {"convolution": "conv", "normalization": "bn"}.get(kind)
-    if layer == "mobilevit.conv_stem" and ours:
+    if layer in ("mobilevit.conv_stem", "mobilevitv2.conv_stem") and ours:
         return {f"encoder.net.stem.{ours}.{leaf}": value}
-    match = re.fullmatch(r"mobilevit\.encoder\.layer\.(\d)\.(?:layer\.(\d+)\.|(downsampling_layer)\.)?(\w+)", layer)
+    places = r"mobilevit(?:v2)?\.encoder\.layer\.(\d)\.(?:layer\.(\d+)\.|(downsampling_layer)\.)?(\w+)"
+    match = re.fullmatch(places, layer)
     if match is None or ours is None or match[4] not in _PARTS:
         return None
     unit = match[2] or ("0" if match[3] else "1")
