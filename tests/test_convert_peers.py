@@ -10,7 +10,7 @@ from degrid.checkpoints.systems.table import SYSTEMS, find_system
 from degrid.config import ModelConfig, from_dict
 from degrid.networks import build_model
 from degrid.types import ConversionError, LabelSpace
-from degrid.verbs.convert import fill
+from degrid.verbs.convert import convert, fill
 
 slow = pytest.mark.slow
 CONFIGS = {  # what the program's config.json says
@@ -135,6 +135,15 @@ def with_untrained_branches(tensors, layer):
         changed[weight] = random.normal(0, 0.01, changed[weight].shape).astype(np.float32)
         changed[bias] = random.uniform(-largest, largest, changed[bias].shape).astype(np.float32)
     return changed
+
+
+def test_a_network_for_other_bands_is_told_how_to_be_converted(tmp_path):
+    tensors = {name: torch.from_numpy(value) for name, value in peers.tensors("VainF_deeplabv3plus_mobilenet").items()}
+    stem = "backbone.low_level_features.0.0.weight"
+    torch.save({**tensors, stem: torch.cat([tensors[stem], tensors[stem][:, :1]], 1)}, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"for images of 4 bands has --set in_channels=4 \(settings=\.\.\.\)"):
+        convert(tmp_path / "x.pth")
+    assert convert(tmp_path / "x.pth", settings=["in_channels=4"]).config["in_channels"] == 4
 
 
 @pytest.mark.slow

@@ -195,6 +195,33 @@ def test_names_of_wrapped_parts_of_a_network(tmp_path, inner):
         assert_found(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["weight_orig", "weight_mask"],
+        ["weight_g", "weight_v"],
+        ["weight_orig", "weight_u"],
+        ["parametrizations.weight.original0", "parametrizations.weight.original1"],
+        ["parametrizations.weight.original", "parametrizations.weight.0._u"],
+        ["weight", "lora_A", "lora_B"],
+        ["weight", "lora_A.default.weight", "lora_B.default.weight"],
+    ],
+)
+@pytest.mark.parametrize("every", [True, False])
+def test_weights_in_parts_are_to_be_merged_first(tmp_path, parts, every):
+    state, last = {}, "classifier.4.weight"
+    for name, value in {**network(), last: torch.ones(2, 2)}.items():
+        stem, _, leaf = name.rpartition(".")
+        split = leaf == "weight" and (every or name == last)
+        state |= {f"{stem}.{part}": value for part in parts} if split else {name: value}
+    torch.save(prefixed("module.", state), tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match=r"x\.pth holds weights in parts .*merge them first, by torch\.nn\.utils"):
+        convert(tmp_path / "x.pth")
+    beside = prefixed("discriminator.", {f"{layer}.weight_orig": torch.ones(2) for layer in range(30)})
+    torch.save(prefixed("generator.", network()) | beside, tmp_path / "y.pth")
+    assert_found(tmp_path / "y.pth")
+
+
 def test_what_modules_keep_beside_a_network(tmp_path):
     """Lightning's module with its own buffers; torch's AveragedModel; counters of thop."""
     beside = {"mean": torch.ones(1, 3, 1, 1), "loss.weight": torch.ones(2)}

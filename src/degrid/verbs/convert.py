@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -228,11 +228,20 @@ def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None
     state = model.state_dict()
     given = {name.removeprefix(prefix): value for name, value in plan.tensors.items()}
     if problems := misfit(state, given):
-        raise ConversionError(f"{origin} does not fit the network it was taken for: {problems}")
+        raise ConversionError(f"{origin} does not fit the network it was taken for: {problems}{_bands(state, given)}")
     with torch.no_grad():
         for name, value in given.items():
             # Copied: the file may be mapped read-only.
             state[name].copy_(torch.from_numpy(np.array(value, dtype=np.float32)))
+
+
+def _bands(state: Mapping[str, torch.Tensor], given: Mapping[str, np.ndarray]) -> str:
+    """What to do where the first convolution differs in nothing but its input."""
+    first = next((name for name, value in state.items() if value.ndim == 4 and name.startswith("encoder.")), "")
+    ours, theirs = (tuple(values[first].shape) if first in values else () for values in (state, given))
+    if len(theirs) != 4 or ours[1] == theirs[1] or (*ours[:1], *ours[2:]) != (*theirs[:1], *theirs[2:]):
+        return ""
+    return f"; a network for images of {counted(theirs[1], 'band')} has --set in_channels={theirs[1]} (settings=...)"
 
 
 def _write_encoder(plan: Plan, config: ModelConfig, folder: Path | None, origin: str) -> None:

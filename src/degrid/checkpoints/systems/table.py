@@ -45,6 +45,8 @@ _MOST_WRAPPERS = 8  # names of wrappers before a network's
 _FEWEST = 20  # a network has more tensors
 # Names that torch.compile, FSDP and activation checkpointing put before those of a part of a network.
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Names of weights that a program makes of several tensors: pruning, weight and spectral norm, low-rank adapters.
+_MADE = re.compile(r"(.*\.)?((weight|bias)_(orig|mask|[guv])|parametrizations\.\w+\..+|lora_[AB](\..+)?)")
 _USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
 
 # ImageNet weights come last: the networks that start from them have their names, too.
@@ -121,9 +123,21 @@ def find_system(tensors: Tensors, name: str | None, file: object, skipped: Colle
         fits = {prefix: fit for prefix, part in parts.items() if (fit := _first_fit(known, part, len(rest), file))}
         if fits:
             prefix = _one_of(fits, file)
+            _refuse_made(parts[prefix], file)
             outside = {key: f'outside of "{prefix}"' for key in rest if not key.startswith(prefix)}
             return Found(*fits[prefix], parts[prefix], beside | outside)
+    _refuse_made(rest, file)
     raise ConversionError(f"{file} {_no_fit(rest, None if name is None else known[0], skipped)}")
+
+
+def _refuse_made(tensors: Tensors, file: object) -> None:
+    """Weights that are products of several tensors are for the program to make, which has the formula."""
+    if found := [name for name in tensors if _MADE.fullmatch(name)]:
+        raise ConversionError(
+            f"{file} holds weights in parts (pruned, normalised or with low-rank adapters): {some(found)}; merge them "
+            "first, by torch.nn.utils.prune.remove, parametrize.remove_parametrizations, remove_weight_norm, "
+            "remove_spectral_norm or peft's merge_and_unload, and save the state dict again"
+        )
 
 
 def _no_fit(tensors: Tensors, wanted: System | None, skipped: Collection[str]) -> str:
