@@ -148,7 +148,7 @@ def test_an_input_that_changes_afterwards_is_an_error():
 
     model = nn.Sequential(nn.Conv2d(4, 4, 1), Spoiler(), nn.Conv2d(4, 4, 1))
     checkpoint_activations(model)
-    # The backward pass that fails leaves its queue to the thread, with maps that only Python can free: freed when$
+    # The backward pass that fails leaves its queue to the thread, with maps that only Python can free: freed when
     # Python has ended, they would end the tests by a crash.
     with ThreadPoolExecutor(1) as thread, pytest.raises(RuntimeError, match="modified by an inplace operation"):
         thread.submit(lambda: model(torch.randn(1, 4, 8, 8)).sum().backward()).result()
