@@ -70,6 +70,9 @@ PILLOW = {"PILLOW_BLOCKS_MAX": "1"}
 """Variables for Pillow's import: how many pieces of memory, of 16 MiB at most, it keeps. By itself it gives back what a
 picture took, and asking for it again takes up to a tenth of the time in which small pictures are read."""
 
+KEPT = {**PILLOW, "MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""Variables for another process that reads pictures: GNU's C library keeps memory, too, up to 64 MiB."""
+
 _SET = "DEGRID_THREADS"
 """Variable that holds OMP_NUM_THREADS where that was set here, and by nobody else."""
 

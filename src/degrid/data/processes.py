@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from degrid.threads import PILLOW, usable_cores
+from degrid.threads import KEPT, usable_cores
 
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
@@ -118,7 +118,7 @@ def _started(module: str = "") -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**PILLOW, **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env={**KEPT, **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
     assert process.stdin
     process.stdin.write(pickle.dumps(sys.path) + pickle.dumps(module))

@@ -43,11 +43,10 @@ def look_of(pixels: np.ndarray) -> bytes:
     rows, columns = some.shape[0] // _SIDE, some.shape[1] // _SIDE
     # A few rows and columns are cut off around it, alike in copies.
     top, left = (some.shape[0] - _SIDE * rows) // 2, (some.shape[1] - _SIDE * columns) // 2
-    parts = (
-        some[top : top + _SIDE * rows, left : left + _SIDE * columns]
-        .reshape(_SIDE, rows, _SIDE, columns, -1)
-        .mean((1, 3), np.float32)
-    )
+    chosen = np.ascontiguousarray(some[top : top + _SIDE * rows, left : left + _SIDE * columns])
+    # The rows first: long sums of short rows take half the time of `mean` over both.
+    sums = chosen.reshape(_SIDE, rows, _SIDE * columns, -1).sum(1, np.float32)
+    parts = sums.reshape(_SIDE, _SIDE, columns, -1).sum(2) / np.float32(rows * columns)
     grey = parts[..., :3] @ _LUMA if parts.shape[2] >= 3 else parts[..., 0]
     look = np.rint(grey).astype(np.uint8).tobytes()
     return look if max(look) - min(look) >= _LEAST_CONTRAST else b""

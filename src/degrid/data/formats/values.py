@@ -205,7 +205,8 @@ class Survey:
         counters = (self.examined, self.inside, self.between, self.in_row)
         for counter, counts in zip(counters, [] if label.edges is None else label.edges.tolist(), strict=False):
             for value, count in zip(values, counts, strict=True):
-                counter[_grey(value)] += count
+                if count:
+                    counter[_grey(value)] += count
 
     def _keeps(self, value: Value) -> bool:
         return value in self.pixels or len(self.pixels) < MOST_VALUES
