@@ -16,7 +16,7 @@ from degrid.bands import RGB
 from degrid.data import check_data, notes_of, open_dataset
 from degrid.data.dataset import find_layout
 from degrid.data.formats.copies import overlaps
-from degrid.data.formats.doubts import doubts
+from degrid.data.formats.doubts import doubts, stop_at_doubts
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.pairs import Pair
 from degrid.data.formats.scan import resolve_classes
@@ -1058,3 +1058,69 @@ def test_short_and_foreign_names_of_splits(tmp_path, words):
     (tmp_path / "data" / words[0]).rename(tmp_path / "data" / "north")
     notes = check_data(tmp_path / "data").notes
     assert any("if the folders" in note and "are splits, call them train, val and test" in note for note in notes)
+
+
+def _discs(rng, values, masks=12, side=64):
+    """Masks of two discs each, of these values on 0."""
+    rows, columns = np.mgrid[:side, :side]
+    for _ in range(masks):
+        ids = np.zeros((side, side), np.uint8)
+        for value in rng.choice(values, 2):
+            top, left = rng.integers(10, side - 10, 2)
+            ids[(rows - top) ** 2 + (columns - left) ** 2 < 120] = value
+        yield ids
+
+
+def _stored(root, masks, names=""):
+    rng = np.random.default_rng(5)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for index, ids in enumerate(masks):
+        pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize(ids.shape[::-1]).save(root / "images" / f"{index}.png")
+        Image.fromarray(ids).save(root / "masks" / f"{index}.png")
+    if names:
+        (root / "classes.txt").write_text(names)
+    return check_data(root)
+
+
+def test_a_class_that_is_nothing_but_a_line_around_another_is_asked_about_or_said(tmp_path):
+    smooth = [
+        np.asarray(Image.fromarray(ids).resize((128, 128), Image.Resampling.BILINEAR))
+        for ids in _discs(np.random.default_rng(1), [2])
+    ]
+    unnamed = _stored(tmp_path / "a", smooth)
+    assert "id 1 comes as a line of one pixel between 0 and 2" in unnamed.problems[0]
+    assert "[grey-edges]" in unnamed.problems[0]
+    with pytest.raises(UserError, match="line of one pixel"):
+        stop_at_doubts(resolve_classes(find_layout(tmp_path / "a")))
+    named = _stored(tmp_path / "b", smooth, "background\nroad\ncar\n")
+    assert named.ok
+    assert any("id 1 comes as a line" in note and "unless that is a class" in note for note in named.notes)
+    sharp = _stored(tmp_path / "c", _discs(np.random.default_rng(1), [1, 2]))
+    assert sharp.ok
+    assert "line of one pixel" not in str(sharp)
+
+
+def test_ids_that_may_number_objects_with_gaps_are_said_to_be_taken_as_classes(tmp_path):
+    said = "if they number the objects of each image"
+    report = _stored(tmp_path / "a", _discs(np.random.default_rng(2), [1, 2, 4, 5, 7, 8, 9]))
+    assert any(said in note and "threshold: 1" in note for note in report.notes)
+    everywhere = (np.where(ids == 0, 3, ids).astype(np.uint8) for ids in _discs(np.random.default_rng(2), [*range(9)]))
+    assert said not in str(_stored(tmp_path / "b", everywhere))
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_two_names_of_which_none_is_a_background_are_said_with_their_values(tmp_path, white):
+    report = _stored(tmp_path / "a", _discs(np.random.default_rng(3), [white]), "weed\ncrop\n")
+    assert report.ok
+    assert any(
+        f"0 is taken as weed, {white} as crop" in note and f'"ids: [{white}, 0]"' in note for note in report.notes
+    )
+    (tmp_path / "a" / "dataset.yaml").write_text(f"ids: [{white}, 0]\n")
+    turned = check_data(tmp_path / "a")
+    assert turned.splits["train"].class_pixels[0] < turned.splits["train"].class_pixels[1]
+    assert "is taken as weed" not in str(turned)
+    assert "is taken as" not in str(
+        _stored(tmp_path / "b", _discs(np.random.default_rng(3), [white]), "soil\nbackground\n")
+    )

@@ -109,6 +109,7 @@ _MOST_SOFT_PIXELS = 0.5
 # step of more than 1 without them. In CamVid there are 0.01 for each of both; when it is made smaller or larger
 # with smoothing, 0.1 and 1 or more, with any number of classes.
 _LEAST_RAMPS, _RAMPS_TO_STEPS, _RAMPS_TO_FAR = 30, 0.06, 0.8
+_RARELY = 0.01
 _MOSTLY = 0.8
 # Without names, this many values, the highest at least this, are shades; no benchmark has an id above 182 beside void.
 _SHADES, _HIGHEST_ID = 16, 190
@@ -137,8 +138,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
     named = named and len(soft) < _MOSTLY_SOFT * len(found.ids)
     few = len(soft) < (_LEAST_SOFT_OF_NAMED if named else _LEAST_SOFT)
     if few or pixels > _MOST_SOFT_PIXELS * found.examined.total():
-        yield from _shades(look)
-        yield from _ramps(found, solid)
+        yield from _edges_of_few(look, solid)
         return
     low, high = solid[0], solid[-1]
     text = (
@@ -152,6 +152,14 @@ def _grey_edges(look: _Look) -> Iterator[str]:
         yield f"{text}; {wish} to divide them into background and object"
     else:
         yield f"{text}, as if the masks had been scaled or smoothed; make them again without (nearest neighbour)"
+
+
+def _edges_of_few(look: _Look, solid: list[int]) -> Iterator[str]:
+    """What else shows that masks were smoothed, where soft values are few."""
+    said = [*_shades(look), *_ramps(look.whole, solid)]
+    yield from said
+    if not said and look.layout.guessed and (line := thin_line(look.whole)):
+        yield f"soft edges: {line}, or name the classes in classes.txt if it is a class of its own"
 
 
 def _shades(look: _Look) -> Iterator[str]:
@@ -183,6 +191,25 @@ def _ramps(found: Survey, solid: list[int]) -> Iterator[str]:
             f"looked at, {between} most often; such classes meet directly {found.far} times), as if the masks had been "
             "scaled or smoothed; make them again without (nearest neighbour)"
         )
+
+
+def thin_line(found: Survey) -> str:
+    """A sentence on ids that occur only where two others would meet, which never do; empty where there are none."""
+    solid, _ = _solid_and_soft(found)
+    lines = [
+        value
+        for value, pixels in sorted(found.examined.items())
+        if len(solid) > 1
+        and solid[0] < value < solid[-1]
+        and value not in solid
+        and found.between[value] >= _BETWEEN * pixels > 0
+    ]
+    if not lines or found.steps < _LEAST_RAMPS or found.far > _RARELY * found.steps:
+        return ""
+    return (
+        f"id {some(lines, 3)} comes as a line of one pixel between {solid[0]} and {solid[-1]}, which meet nowhere "
+        "else, as if the masks had been scaled or smoothed; make them again without (nearest neighbour)"
+    )
 
 
 def _many_crowds(look: _Look) -> Iterator[str]:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from degrid.data.formats.classes import unread_tables
+from degrid.data.formats.doubts import thin_line
 from degrid.data.formats.layout import Layout
 from degrid.data.formats.masks import Color, MaskReading, MaskRule, in_one_channel
 from degrid.data.formats.pairs import Pair, splits_or_divided
@@ -13,10 +14,12 @@ from degrid.data.formats.source import LazySources, Source
 from degrid.data.formats.survey import MANY_MASKS, SOME_MASKS, ReadValues, labelled, read_values, survey_masks
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.unread import cutout_sentence
-from degrid.data.formats.values import Survey, Surveys, total
+from degrid.data.formats.values import MANY_OBJECTS, Survey, Surveys, total
 from degrid.lookup import counted, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
+# Classes of a scene, such as its ground, are in more than this share of masks.
+_MOST_MASKS = 0.75
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _OBJECT = (255, 64, 64)
 BINARY_LABELS = LabelSpace(("background", "foreground"), (BLACK, _OBJECT))
@@ -56,6 +59,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
             _fit_to_masks(layout, whole)
     layout.rule = _with_wishes(layout)
     _say_void(layout, whole)
+    layout.notes += _assumed(layout, whole)
     if _grey_ids(layout.rule, whole):
         layout.rule = dataclasses.replace(layout.rule, colors={})
     return layout
@@ -333,6 +337,39 @@ def _say_void(layout: Layout, found: Survey) -> None:
             f"255 is void, as usual: {found.found_in[IGNORE_INDEX]} of {counted(found.masks, 'mask')} that were looked "
             'at hold it ("ids" in dataset.yaml says if it is a class)'
         )
+
+
+def _assumed(layout: Layout, found: Survey) -> list[str]:
+    """Sentences on what may mean something else, where nothing shows whether it does."""
+    rule, labels = layout.rule, layout.labels
+    assert rule is not None
+    assert labels is not None
+    notes = []
+    if layout.guessed:
+        objects = [value for value in found.ids if value not in (0, IGNORE_INDEX)]
+        common = max((found.found_in[value] for value in objects), default=0)
+        if len(objects) >= MANY_OBJECTS and common <= _MOST_MASKS * found.masks and not found.numbers_objects:
+            notes.append(
+                f"no id but 0 is in most masks: {len(objects)} ids are taken as classes; if they number the objects of "
+                'each image, "threshold: 1" in dataset.yaml makes one class of them'
+            )
+    elif rule.nearest is None and (line := thin_line(found)):
+        notes.append(f"{line}, unless that is a class of its own")
+    elif _names_alone(rule, labels):
+        held = sorted({*found.ids} - {*layout.wishes.void})
+        if held in ([0, 1], [0, 1, IGNORE_INDEX], [0, IGNORE_INDEX]):
+            one = held[1]
+            notes.append(
+                f"{rule.said} does not say which of its two names is the background: 0 is taken as {labels.names[0]}, "
+                f'{one} as {labels.names[1]} ("ids: [{one}, 0]" in dataset.yaml says the reverse)'
+            )
+    return notes
+
+
+def _names_alone(rule: MaskRule, labels: LabelSpace) -> bool:
+    """Whether nothing but the order of two names says which is 0, and none of them is a background."""
+    alone = rule.in_order and not rule.exact and rule.threshold is None
+    return alone and len(labels) == 2 and not any(map(is_background, labels.names))
 
 
 # ---- wishes ---------------------------------------------------------------------------------------------------

@@ -23,9 +23,11 @@ SOFT = 0.05
 # Edges are searched for in masks with at least this many values; with a palette the highest is at least this, since
 # programs that smooth write no palettes, and searching takes time.
 _EDGE_VALUES, _PALETTE_HIGHEST = 3, 8
-# Ids count objects where masks hold this many different numbers of them, the highest at least this: the classes of a
-# scene are not numbered by how often they occur.
-_LEAST_COUNTS, _MANY_OBJECTS = 4, 6
+# Ids count objects where masks hold this many different numbers of them: the classes of a scene are not numbered by how
+# often they occur.
+_LEAST_COUNTS = 4
+MANY_OBJECTS = 6
+"""The fewest ids that may be numbers of objects."""
 # About how many pixels of a mask are examined for that; of larger masks, every n-th row.
 _EXAMINED = 1 << 13
 
@@ -246,7 +248,7 @@ class Survey:
         """Whether ids look like numbers of objects: all masks count from 1 on, and how far differs."""
         empty = self.sets[(0,)] + self.sets[(IGNORE_INDEX,)] + self.sets[0, IGNORE_INDEX]
         counting = self.up_to.total() == self.masks - empty
-        return counting and len(self.up_to) >= _LEAST_COUNTS and max(self.up_to) >= _MANY_OBJECTS
+        return counting and len(self.up_to) >= _LEAST_COUNTS and max(self.up_to) >= MANY_OBJECTS
 
     @property
     def colored(self) -> list[Color]:
