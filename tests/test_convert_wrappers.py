@@ -195,6 +195,12 @@ def test_names_of_wrapped_parts_of_a_network(tmp_path, inner):
         assert_found(tmp_path / "x.pth")
 
 
+def test_layers_that_keras_numbers_are_to_be_saved_with_names():
+    numbered = {f"layers/conv2d_{layer}/vars/0": np.ones(1) for layer in range(30)}
+    with pytest.raises(ConversionError, match=r"x\.weights\.h5 numbers its layers.* save the whole model as \.h5"):
+        find_system(numbered, None, "x.weights.h5")
+
+
 @pytest.mark.parametrize(
     "parts",
     [

@@ -147,6 +147,11 @@ def _no_fit(tensors: Tensors, wanted: System | None, skipped: Collection[str]) -
             f"holds {counted(len(unread), 'weight')} of a kind that degrid does not read (quantised, sparse or 8-bit "
             f"numbers): {some(unread)}; save them in single precision"
         )
+    if wanted is None and any("layers/" in name and "/vars/" in name for name in tensors):
+        return (
+            "numbers its layers, as Keras 3 does in .weights.h5 and .keras, and is of no system that degrid knows by "
+            "such numbers (keras-hub); save the whole model as .h5, which keeps the layers' names: model.save('x.h5')"
+        )
     if wanted is None:
         return (
             f"is of no system that degrid can convert; its tensors are called {some(tensors) or 'none'}; "
