@@ -15,6 +15,30 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graphs():
+    """No run of a test draws its network's graph for TensorBoard: a third of the time of so small a run.
+
+    Gives what draws it: see `drawn`.
+    """
+    from degrid.engine.training.log import _TensorBoard
+
+    draw = _TensorBoard.graph
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_TensorBoard, "graph", lambda board, model, image: None)
+        yield draw
+
+
+@pytest.fixture
+def drawn(graphs):
+    """The runs of this test draw their networks' graphs, as all do outside the tests."""
+    from degrid.engine.training.log import _TensorBoard
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_TensorBoard, "graph", graphs)
+        yield
+
+
 @pytest.fixture
 def limit_of_maps():
     """A limit of memory is that of feature maps alone, as if the process took nothing else."""

@@ -224,7 +224,7 @@ def five_bands(folder, count=6, size=(40, 48)):
     return folder
 
 
-def test_five_bands_are_trained_on_and_predicted(tmp_path):
+def test_five_bands_are_trained_on_and_predicted(tmp_path, drawn):
     data = five_bands(tmp_path / "data")
     report = check_data(data)
     assert report.ok, report.problems

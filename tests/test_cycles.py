@@ -181,7 +181,7 @@ def test_cycles_that_do_not_fit_are_refused(tmp_path, setting):
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path):
+def test_tensorboard_has_the_tags_of_the_original_and_the_graph(tmp_path, drawn):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     runs.run(tiny("train.cyclic=true", "train.steps=3"), tmp_path / "run")

@@ -94,7 +94,7 @@ def logged(model, folder):
 
 
 @pytest.mark.parametrize("use", [predicted, evaluated, failed, looked_at, logged])
-def test_everything_is_as_it_was(use, tmp_path, limit_of_maps):
+def test_everything_is_as_it_was(use, tmp_path, limit_of_maps, drawn):
     model = Net()
     model.seen.clear()
     before = snapshot(model)

@@ -88,7 +88,7 @@ def train(*settings):
     return run("train", "synthetic", "-o", "runs/own", "--quiet", *options)
 
 
-def test_own_encoder_and_network_from_training_to_mask(tmp_path):
+def test_own_encoder_and_network_from_training_to_mask(tmp_path, drawn):
     train("model.encoder=my_parts:Small", "model.network=my_parts:linear_head", "model.uniform_rates=true",
           "model.output_stride=16", "model.smoothing.operator=ssc")  # fmt: skip
     config = json.loads((tmp_path / "runs/own/model/config.json").read_text())

@@ -64,6 +64,7 @@ def test_every_recipe_is_kept_whole(name):
 # Their networks, and the way they are trained, are those of others but for sizes, rates, resizing or the smaller
 # images beside each.
 LIKE_OTHERS = {"deeplabv2_voc12", "is_voc12_msc", "zw_voc12_msc", "ds_voc12", "eth_cityscapes", "deeplabv3_cityscapes"}
+LIKE_OTHERS.add("deeplabv3_voc12_stage2")  # test_run trains such a second stage: output stride 8, frozen
 
 
 @pytest.mark.parametrize(
