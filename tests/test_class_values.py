@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from degrid.data import check_data, class_table, notes_of, open_dataset
+from degrid.data.formats.class_text import rows_of_lines
 from degrid.types import UserError
 
 NAMES = ("soil", "road", "tree")
@@ -237,3 +238,17 @@ def test_classes_times_a_number_and_objects(tmp_path, base):
     pairs(tmp_path, np.array([0, base, 2 * base, 3 * base], np.uint16)[IDS])
     with pytest.raises(UserError, match=r'write "ids: \[0, '):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("- road\n- sky\n", [(0, "road"), (1, "sky")]),
+        ("\u2022 road\n\u2022 sky\n", [(0, "road"), (1, "sky")]),
+        ("0. road\n1. sky\n", [(0, "road"), (1, "sky")]),
+        ("2) road\n1) sky\n", [(2, "road"), (1, "sky")]),
+        ("- road\nsky\n", [(0, "- road"), (1, "sky")]),
+    ],
+)
+def test_the_marks_of_a_list_are_no_part_of_the_names(text, rows):
+    assert [(row.number, row.name) for row in rows_of_lines(text.splitlines())[0]] == rows

@@ -376,3 +376,20 @@ def test_a_format_is_tried_where_a_name_in_any_depth_and_in_any_letters_speaks_f
         recognise(tmp_path)
     assert {"Cityscapes", "Hugging Face", "folder"} <= set(tried)
     assert not {"VOC", "lists", "LabelMe XML", "CVAT", "YOLO polygons", "dataset.yaml"} & set(tried)
+
+
+def test_images_of_several_splits_have_one_folder_of_masks(tmp_path):
+    places = [("train", "a"), ("train", "b"), ("train", "c"), ("val", "d"), ("val", "e")]
+    make(tmp_path / "one", [(f"{split}/{name}.jpg", f"masks/{name}.png") for split, name in places])
+    report = check_data(tmp_path / "one")
+    assert report.ok
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 3, "val": 2}
+    assert not any("without an image" in note for note in report.notes)
+    both = [open_dataset(tmp_path / "one", split) for split in ("train", "val")]
+    assert [sample.name for dataset in both for sample in dataset] == ["a", "b", "c", "d", "e"]
+
+
+def test_masks_that_may_be_those_of_images_of_either_split_are_refused(tmp_path):
+    make(tmp_path, [(f"{split}/{name}.jpg", f"masks/{name}.png") for split in ("train", "val") for name in "ab"])
+    with pytest.raises(UserError, match="no images with masks found"):
+        check_data(tmp_path)

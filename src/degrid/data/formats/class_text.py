@@ -11,6 +11,9 @@ from degrid.data.formats.masks import Color
 from degrid.types import IGNORE_INDEX
 
 _BETWEEN, _NUMBER = r"\s*[\s,;:=|]\s*", r"(\d+|#[0-9a-fA-F]{6})"
+_MARK = re.compile(
+    r"(?:[-*\u2022\u2013]|(\d+)[.)])\s+(?=\S)"
+)  # of the lines of a list; the last two are bullet and dash
 _FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1))
 """How many numbers may stand before and after a name, where a colour such as #804080 is one."""
 
@@ -30,11 +33,14 @@ def rows_of_lines(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     """One class per line: a name, or a name with its id, its colour or both, in the same way in every line.
 
     Ids and colours stand before or after the name, between any marks: "2 crack", "crack: 2", "128 64 128 road",
-    "0,road,128,64,128", "road #804080". A single line with commas lists all names.
+    "0,road,128,64,128", "road #804080", "2. crack". The marks of a list ("- crack") count for nothing. A single line
+    with commas lists all names.
 
     Returns:
         The rows, and whether there are no ids, so that the order counts.
     """
+    if lines and all(map(_MARK.match, lines)):
+        lines = [_MARK.sub(lambda mark: f"{mark[1]} " if mark[1] else "", line, count=1) for line in lines]
     if len(lines) == 1 and "," in lines[0]:
         lines = [name.strip() for name in lines[0].split(",")]
     for before, after in _FORMS:

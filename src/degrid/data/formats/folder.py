@@ -102,7 +102,8 @@ def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, lis
             pairs = [dataclasses.replace(pair, name=f"{images.parent.name}/{pair.name}") for pair in pairs]
         splits.setdefault(split, []).extend(pairs)
         orphans += lost
-    return splits, orphans
+    used = {pair.mask for pairs in splits.values() for pair in pairs}  # several splits may have one folder of masks
+    return splits, [mask for mask in dict.fromkeys(orphans) if mask not in used]
 
 
 def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
@@ -115,7 +116,21 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
         parts = [both] if both else map(image_and_mask_folders, folders_in(folder).values())  # test/easy and test/hard
         found += [(split, *part) for part in parts if part]
     found += _split_by_name(path) if len(folders) > 1 else []
-    return found or by_split_words(path)
+    return found or _pot(path, folders) or by_split_words(path)
+
+
+def _pot(path: Path, folders: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:
+    """Folders of images of several splits, each with the one folder of all masks: train/, val/ and masks/.
+
+    None where a name occurs in several of them, so that a mask may belong to either image.
+    """
+    masks = next(filter(any_mask, called(path, MASK_FOLDERS)), None)
+    if not masks or called(path, IMAGE_FOLDERS):
+        return []
+    images = {split: images_in(folders[name]) for name, split in splits_of(folders).items()}
+    count = Counter(file.stem.lower() for files in images.values() for file in files)
+    found = [(split, folders[name], masks) for name, split in splits_of(folders).items() if images[split]]
+    return found if len(found) > 1 and max(count.values()) == 1 else []
 
 
 def _masks_beside(folder: Path, folders: Mapping[str, Path]) -> Path | None:
