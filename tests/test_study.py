@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
@@ -27,7 +28,7 @@ from degrid.files import write_json
 from degrid.networks import build_model
 from degrid.types import LabelSpace
 from degrid.verbs.run_settings import check_settings
-from degrid.verbs.study import _read
+from degrid.verbs.study import _read, _Work
 from degrid.verbs.study_results import RunScores
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -219,6 +220,27 @@ def test_a_full_disk_stops_a_study_and_is_no_outcome(tmp_path, monkeypatch, why)
     with pytest.raises(UserError, match=f"{re.escape(why)}; the study goes on from here by the same command"):
         degrid.study(protocol(), tmp_path)
     assert not list(tmp_path.glob("*/seed_*.json"))
+
+
+def test_a_run_that_another_program_had_is_made_once_that_program_has_stopped(tmp_path, monkeypatch):
+    work = _Work(protocol(), tmp_path, True, None, None)
+    (tmp_path / "regular").mkdir()
+    theirs = FileLock(tmp_path / "regular" / ".seed_0.lock", thread_local=False)
+    made = []
+
+    def make(self, run, place, device):
+        made.append(run)
+        write_json(self.outcome(*run), {"error": "none was trained"})
+        theirs.release()
+
+    monkeypatch.setattr(_Work, "_train_and_score", make)
+    theirs.acquire()
+    work.run_all(["cpu"], retry=False)
+    assert made == [("", "tent", 0), ("", "regular", 1), ("", "tent", 1), ("", "regular", 0)]
+    theirs.acquire()
+    made.clear()
+    work.run_all(["cpu"], retry=True)  # what fails again is not made for ever
+    assert made == [("", "tent", 0), ("", "regular", 1), ("", "tent", 1)]
 
 
 # ---- whole studies --------------------------------------------------------------------------------------------

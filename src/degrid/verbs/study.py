@@ -330,22 +330,11 @@ class _Work:
         Raises:
             Stopped: this program was told to stop.
         """
-        todo = iter([run for run in self.protocol.runs() if self._left(run, retry)])
-        take = threading.Lock()
-
-        def serve(device: str) -> None:
-            while not self._stopped.is_set():
-                with take:
-                    run = next(todo, None)
-                if run is None:
-                    return
-                self._make(run, device, retry)
-
         before = self._listen()
         try:
-            with ThreadPoolExecutor(len(devices)) as pool:
-                for done in [pool.submit(serve, device) for device in devices]:
-                    done.result()
+            # Once more after each round that made something: a program that had a run may have been stopped since.
+            while self._round(devices, retry) and not self._stopped.is_set():
+                retry = False
         except BaseException:
             self._stop()
             raise
@@ -354,6 +343,24 @@ class _Work:
                 signal.signal(number, handler)
         if self._stopped.is_set():
             raise Stopped(self.folder, "the same command (the same call of degrid.study)")
+
+    def _round(self, devices: Sequence[str], retry: bool) -> bool:
+        """Try each run that is left; whether any was made."""
+        todo = iter([run for run in self.protocol.runs() if self._left(run, retry)])
+        take = threading.Lock()
+
+        def serve(device: str) -> bool:
+            made = False
+            while not self._stopped.is_set():
+                with take:
+                    run = next(todo, None)
+                if run is None:
+                    break
+                made |= self._make(run, device, retry)
+            return made
+
+        with ThreadPoolExecutor(len(devices)) as pool:
+            return sum([done.result() for done in [pool.submit(serve, device) for device in devices]]) > 0
 
     def to_check(self, retry: bool) -> list[tuple[str, str, int]]:
         """One run that is to be made of every variant and cell that has any."""
@@ -364,19 +371,19 @@ class _Work:
         file = self.outcome(*run)
         return not file.exists() or (retry and "error" in read_json(file, "outcome of a run"))
 
-    def _make(self, run: tuple[str, str, int], device: str, retry: bool) -> None:
-        """One run, unless another program has it."""
+    def _make(self, run: tuple[str, str, int], device: str, retry: bool) -> bool:
+        """One run, unless another program has it, or has made it; whether it was made here."""
         variant, cell, seed = run
         place = self.place(*run)
         make_folder(place.parent)
         try:
             with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
                 if not self._left(run, retry):
-                    return
+                    return False
                 self.outcome(*run).unlink(missing_ok=True)
                 self._train_and_score(run, place, device)
         except Timeout:
-            return
+            return False
         if not any(self._left(each, False) for each in self.protocol.runs() if each[2] == seed):
             shutil.rmtree(self.features(seed), ignore_errors=True)
         name = " ".join(filter(None, (variant, cell, f"seed {seed}")))
@@ -389,6 +396,7 @@ class _Work:
         if self._progress and not self._stopped.is_set():
             every = list(self.protocol.runs())
             self._progress(Progress("runs", sum(not self._left(each, False) for each in every), len(every), name))
+        return True
 
     def _train_and_score(self, run: tuple[str, str, int], place: Path, device: str) -> None:
         config = self.protocol.config(*run, device)
