@@ -17,7 +17,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def graphs():
-    """No run of a test draws its network's graph for TensorBoard: a third of the time of so small a run.
+    """No run of a test draws its network's graph for TensorBoard: a sixth of the processor time of so small a run.
 
     Gives what draws it: see `drawn`.
     """
