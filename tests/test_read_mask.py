@@ -3,7 +3,6 @@
 import importlib
 import io
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -454,43 +453,3 @@ def test_colours_of_16_bits_are_refused(tmp_path):
     data[24:26] = 16, 2  # depth and colour type; nothing else is looked at
     with pytest.raises(UnusableMaskError, match="a.png has colours of 16 bits; expected one channel of class ids"):
         module.mask_values(Image.new("RGB", (3, 1)), "a.png", bytes(data))
-
-
-def test_pngs_in_plain_rows_are_read_as_pillow_reads_them_whole_or_damaged(tmp_path, monkeypatch):
-    rng, file, without_pillow = np.random.default_rng(3), tmp_path / "a.png", 0
-
-    def told(of_pillow: bool) -> object:
-        with monkeypatch.context() as patched:
-            if of_pillow:
-                patched.setattr(module, "_plain_png", lambda data: None)
-            try:
-                return read_mask(file).tolist()
-            except UserError as error:
-                return str(error)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    for case in range(120):
-        height, width = (int(side) for side in rng.integers(1, 70, 2))
-        ids = rng.integers(0, 5, (height, width), np.uint8)
-        image = Image.fromarray(ids)
-        if case % 2:
-            image.putpalette([*range(256)] * 3)
-        image.save(file, compress_level=case % 10)
-        stored = bytearray(file.read_bytes())
-        if case % 3 == 1:  # a bit, a byte or the end
-            place = int(rng.integers(len(stored)))
-            stored[place : len(stored) if case % 2 else place + 1] = bytes([stored[place] ^ 1 << case % 8])
-        elif case % 3 == 2:  # with sound checksums around it
-            packed = bytearray(zlib.compress(b"".join(b"\0" + row.tobytes() for row in ids)))
-            packed[int(rng.integers(2, len(packed)))] ^= 1 << case % 8
-            size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-            stored = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\0\0\0\0") + chunk(b"IDAT", packed)
-            stored += chunk(b"IEND", b"")
-        file.write_bytes(stored)
-        plain = stored[24:29] in module._PLAIN and module._plain_png(bytes(stored)) is not None
-        without_pillow += plain
-        assert told(of_pillow=False) == told(of_pillow=True)
-        assert case % 3 or told(of_pillow=False) == ids.tolist()
-    assert without_pillow >= 20

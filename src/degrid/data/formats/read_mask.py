@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,10 +21,6 @@ from degrid.types import IGNORE_INDEX, UserError
 _HEAD = 2048
 _PNG_SIGNATURE = b"\x89PNG"
 _PNG_BITS, _PNG_COLORS = 24, 25  # where a PNG says its bit depth and its colour type
-# Behind width and height: the values of a PNG that are indices or grey of 8 bits, in rows.
-_PNG_FORM, _PLAIN = slice(_PNG_BITS, 29), (b"\x08\x03\0\0\0", b"\x08\0\0\0\0")
-_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_ROWS = 32  # that tell how a program stores all of them
 _LARGEST_PALETTE = 768  # bytes, of 256 colours
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
 _EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
@@ -72,53 +64,14 @@ def read_mask(path: Path, how: MaskReading = AS_STORED, image: Path | None = Non
         head = stream.read(_HEAD)
         if head[8:12] == b"WEBP" and not how.lossy and _is_lossy_webp(stream):
             raise LossyMaskError(path, "lossy WebP")
-        ids = _plain_png(head + stream.read()) if head[_PNG_FORM] in _PLAIN and not how.by_color else None
     if image and any(mark in head for mark in _EXIF):
         _refuse_turned(path, image)
-    if ids is not None:
-        return ids
     header = tiff_header(path) if head.startswith(TIFF_MARKS) else None
     if header:
         return _from_tiff(path, header, how)
     if head.startswith(b"GIF"):
         _refuse_pages(path, _frames(path))
     return mask_values(open_image(path), path, head, how)
-
-
-def _plain_png(data: bytes) -> np.ndarray | None:
-    """The ids of a PNG of `_PLAIN` form whose rows are not filtered, in two thirds of the time that Pillow takes.
-
-    None for any other file, and for a damaged one, which Pillow reads as far as it can or explains.
-    """
-    width, height = struct.unpack(">II", data[16:24])
-    row, place, parts, kind = width + 1, 8, [], b""
-    if not data.startswith(_PNG_START) or not 0 < height * row <= (Image.MAX_IMAGE_PIXELS or math.inf):
-        return None
-    view = memoryview(data)
-    while kind != b"IEND":
-        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        end = place + 8 + length
-        if kind == b"acTL" or data[end : end + 4] != zlib.crc32(view[place + 4 : end]).to_bytes(4, "big"):
-            return None
-        parts += [view[place + 8 : end]] * (kind == b"IDAT")
-        place = end + 4
-    return _unfiltered(b"".join(parts), height, width)
-
-
-def _unfiltered(packed: bytes, height: int, width: int) -> np.ndarray | None:
-    """What zlib packed of rows that each begin with the filter 0, uint8 [H,W]; None for anything else."""
-    stream, ids, row, done = zlib.decompressobj(), np.empty((height, width), np.uint8), width + 1, 0
-    with contextlib.suppress(zlib.error):
-        while done < height:
-            count = min(height - done, height if done else _PNG_ROWS)
-            rows = stream.decompress(packed, count * row)
-            if len(rows) != count * row or any(rows[::row]):
-                return None
-            ids[done : done + count] = np.frombuffer(rows, np.uint8).reshape(count, row)[:, 1:]
-            done, packed = done + count, stream.unconsumed_tail
-        if not stream.decompress(packed, 1) and stream.eof:
-            return ids
-    return None
 
 
 def _refuse_turned(path: Path, image: Path) -> None:
