@@ -9,7 +9,7 @@ from PIL import Image
 
 import degrid
 from degrid.data import open_dataset
-from degrid.data.inspection.preview import Seen, preview_sheet
+from degrid.data.inspection.preview import Seen, _font, preview_sheet
 from degrid.types import IGNORE_INDEX, LabelSpace, Sample
 
 RED, GREEN, BLUE = (250, 10, 20), (30, 240, 50), (60, 70, 230)
@@ -133,3 +133,10 @@ def test_training_shows_what_it_understood_before_its_first_step(root, monkeypat
     assert events.Tags()["images"] == ["train/preview"]
     shown = events.Images("train/preview")[0]
     assert (shown.step, shown.height, shown.width) == (0, *sheet.shape[:2])
+
+
+def test_letters_of_other_languages_are_drawn():
+    missing = _font(15).getmask("\U0010fffd")
+    for letter in "ßéŁжΔœ":
+        drawn = _font(15).getmask(letter)
+        assert drawn.size != missing.size or bytes(drawn) != bytes(missing), letter

@@ -69,9 +69,9 @@ def preview_sheet(dataset: Dataset, num: int = 12, title: str = "") -> np.ndarra
     heights = [max(cell.height for _, cell in row) + _TEXT + _GAP for row in rows]
     legend = _legend(seen, columns)
     sheet = Image.new("RGB", (width, _ROW + sum(heights) + legend.height + 2 * _GAP), "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT - 3), _GAP + _ROW
+    draw, font, top = ImageDraw.Draw(sheet), _font(_TEXT - 3), _GAP + _ROW
     what = f"{len(cells)} of {len(dataset)} images" + (f" of {title}" if title else "")
-    head = ImageFont.load_default(_TEXT)
+    head = _font(_TEXT)
     draw.text((_GAP, _GAP - 3), _fitting(what, head, width - 2 * _GAP), "black", head)
     for row, height in zip(rows, heights, strict=True):
         for column, (name, cell) in enumerate(row):
@@ -138,20 +138,18 @@ def _legend(seen: Seen, columns: int) -> Image.Image:
     rows = [*range(len(seen.labels)), IGNORE_INDEX]
     per_column = math.ceil((len(rows) + 1) / columns)
     image = Image.new("RGB", (columns * _PAIR + _GAP, (per_column + 1) * _ROW), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(_TEXT)
+    draw, font = ImageDraw.Draw(image), _font(_TEXT)
     for column in range(columns):
         heads = ((_BAR, "share of these pixels"), (_VALUES, "values in the masks" if seen.files else ""))
         for left, text in heads:
-            draw.text((_GAP + column * _PAIR + left, 0), text, "grey", ImageFont.load_default(_TEXT - 3))
+            draw.text((_GAP + column * _PAIR + left, 0), text, "grey", _font(_TEXT - 3))
     for place, train in enumerate(rows):
         column, row = divmod(place, per_column)
         _legend_row(image, (_GAP + column * _PAIR, (row + 1) * _ROW), train, seen, font)
     return image
 
 
-def _legend_row(
-    image: Image.Image, at: tuple[int, int], train: int, seen: Seen, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> None:
+def _legend_row(image: Image.Image, at: tuple[int, int], train: int, seen: Seen, font: ImageFont.FreeTypeFont) -> None:
     left, top = at
     draw = ImageDraw.Draw(image)
     void = train == IGNORE_INDEX
@@ -171,7 +169,7 @@ def _legend_row(
     )
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, end: bool = True) -> str:
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int, end: bool = True) -> str:
     """The text; where it is wider than that many pixels, its end or its beginning alone."""
     text = printable(text)
     if font.getlength(text) <= width:
@@ -179,3 +177,10 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     while text and font.getlength(text + "...") > width:
         text = text[1:] if end else text[:-1]
     return f"...{text}" if end else f"{text}..."
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's letters: Pillow's own font lacks those of most languages. CJK is not among them, either."""
+    import matplotlib  # here, because it is slow to import
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size - 1)
