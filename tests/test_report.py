@@ -231,6 +231,8 @@ def test_mistakes_are_told_in_a_sentence(runs, tmp_path):
     network = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, output_stride=8, channels=8)
     with pytest.raises(UserError, match=r"Segmenter is no run that says what it was validated on; name images with"):
         degrid.report(network, tmp_path / "a.html")
+    with pytest.raises(UserError, match="nowhere: no such model or run folder"):
+        degrid.report("nowhere", tmp_path / "a.html")
     with pytest.raises(UserError, match="images: expected at least 1, got 0"):
         degrid.report(folders[0], tmp_path / "a.html", images=0)
     with pytest.raises(UserError, match="at least one model"):

@@ -23,7 +23,7 @@ def test_describe_gives_what_the_command_prints(tmp_path):
 def test_describe_builds_the_network_of_a_recipe():
     found = degrid.describe("synthetic", num_classes=5, size=(64, 64))
     assert (found.network, found.encoder, len(found.classes)) == ("deeplabv3plus", "timm:resnet10t", 5)
-    with pytest.raises(degrid.UserError, match='unknown recipe "sinthetic"'):
+    with pytest.raises(degrid.UserError, match='unknown model or recipe "sinthetic"'):
         degrid.describe("sinthetic")
 
 

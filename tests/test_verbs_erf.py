@@ -246,7 +246,7 @@ def test_functions_of_the_user_and_recipes_give_networks(monkeypatch):
     assert degrid.erf("test_verbs_erf:make", size=15, runs=1).theoretical == (5, 5)
     with pytest.raises(UserError, match="expected a network, or a function that returns one, got int"):
         degrid.erf("test_verbs_erf:SIDE")
-    with pytest.raises(UserError, match='unknown recipe "sinthetic"'):
+    with pytest.raises(UserError, match='unknown model or recipe "sinthetic"'):
         degrid.erf("sinthetic")
 
 

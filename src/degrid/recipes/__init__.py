@@ -32,12 +32,13 @@ RECIPES: dict[str, Callable[..., config.RunConfig]] = {
 }
 
 
-def load(name: str, compat: bool = False) -> config.RunConfig:
+def load(name: str, compat: bool = False, kind: str = "recipe") -> config.RunConfig:
     """The settings of a recipe.
 
     Args:
         name: a row of RECIPES, "module:function" of the user's own, or a run.json or other JSON file of settings.
         compat: follow the original code rather than the paper; for recipes with a parameter `compat`.
+        kind: what an unknown name is said to be.
     Raises:
         UserError: neither a recipe nor a file, unknown settings, or compat for a recipe without it.
     """
@@ -49,7 +50,7 @@ def load(name: str, compat: bool = False) -> config.RunConfig:
         if isinstance(values, dict) and "config" in values:  # a run.json holds more than the settings
             values = values["config"]
         return config.from_dict(config.RunConfig, values)
-    make = lookup(RECIPES, name, "recipe")
+    make = lookup(RECIPES, name, kind)
     if compat and "compat" not in inspect.signature(make).parameters:
         with_code = ", ".join(key for key, row in RECIPES.items() if "compat" in inspect.signature(row).parameters)
         raise UserError(f'recipe "{name}" does not reproduce anyone\'s code; these do: {with_code}')

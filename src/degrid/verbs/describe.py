@@ -73,7 +73,7 @@ def describe(
         if is_named(model) or Path(model).is_dir():
             model = load(model)
         else:
-            untrained = dataclasses.replace(recipes.load(str(model)).model, pretrained=False)
+            untrained = dataclasses.replace(recipes.load(str(model), kind="model or recipe").model, pretrained=False)
             model = drawing_for_itself(build_model)(untrained, LabelSpace.of_size(num_classes))
     return describe_network(model, size)
 

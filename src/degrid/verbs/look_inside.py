@@ -57,7 +57,7 @@ def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
             raise UserError(f'"{name}": expected a network, or a function that returns one, got {type(made).__name__}')
         config = made
     else:
-        config = recipes.load(name)
+        config = recipes.load(name, kind="model or recipe")
     network = build_model(dataclasses.replace(config.model, pretrained=False), LabelSpace.of_size(num_classes)).eval()
     return with_random_weights(network, 0)
 

@@ -32,6 +32,7 @@ from degrid.engine.evaluation.seeds import mean_and_reach, mean_scores
 from degrid.engine.inference.predictor import Predictor, activation_bytes, predictor_of
 from degrid.files import check_place, write_text
 from degrid.lookup import counted, flat, percent, some
+from degrid.model_places import is_named
 from degrid.models import Segmenter
 from degrid.models import describe as describe_network
 from degrid.types import Dataset, LabelSpace, OnProgress, Progress, Sample, UserError
@@ -224,7 +225,7 @@ def _data_of(paths: Sequence[AnyModel], data: AnyData | None, split: str | None)
     """What was asked for, or what the runs were validated on.
 
     Raises:
-        UserError: no run says, or two say different things.
+        UserError: no run says, or two say different things; a model that is not there.
     """
     known: dict[tuple[str, str], AnyModel] = {}
     for path in paths:
@@ -238,8 +239,14 @@ def _data_of(paths: Sequence[AnyModel], data: AnyData | None, split: str | None)
     if known:
         each = " and ".join(f"{model} ({place}, {named})" for (place, named), model in known.items())
         raise UserError(f"these runs were validated on different data: {each}; name one with --data and --split")
-    raise UserError(
-        f"{name_of(paths[0])} is no run that says what it was validated on; name images with --data (data=...)"
+    raise _without_data(paths[0])
+
+
+def _without_data(path: AnyModel) -> UserError:
+    if isinstance(path, (str, os.PathLike)) and not is_named(path) and not Path(path).exists():
+        return UserError(f"{path}: no such model or run folder")
+    return UserError(
+        f"{name_of(path)} is no run that says what it was validated on; name images with --data (data=...)"
     )
 
 
