@@ -11,9 +11,8 @@ from degrid.data.formats.masks import Color
 from degrid.types import IGNORE_INDEX
 
 _BETWEEN, _NUMBER = r"\s*[\s,;:=|]\s*", r"(\d+|#[0-9a-fA-F]{6})"
-_MARK = re.compile(
-    r"(?:[-*\u2022\u2013]|(\d+)[.)])\s+(?=\S)"
-)  # of the lines of a list; the last two are bullet and dash
+# Of the lines of a list: hyphen, star, bullet, dash, or a number.
+_MARK = re.compile(r"(?:[-*\u2022\u2013]|(\d+)[.)])\s+(?=\S)")
 _FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1))
 """How many numbers may stand before and after a name, where a colour such as #804080 is one."""
 

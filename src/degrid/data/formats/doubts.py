@@ -109,6 +109,7 @@ _MOST_SOFT_PIXELS = 0.5
 # step of more than 1 without them. In CamVid there are 0.01 for each of both; when it is made smaller or larger
 # with smoothing, 0.1 and 1 or more, with any number of classes.
 _LEAST_RAMPS, _RAMPS_TO_STEPS, _RAMPS_TO_FAR = 30, 0.06, 0.8
+# The largest share of steps between far values where a thin line parts them everywhere.
 _RARELY = 0.01
 _MOSTLY = 0.8
 # Without names, this many values, the highest at least this, are shades; no benchmark has an id above 182 beside void.
