@@ -214,6 +214,14 @@ def test_every_command_has_examples_that_exist():
         assert [fault for example in examples for fault in faults_of_command(shlex.split(example)[1:])] == [], words
 
 
+def test_lists_of_commands_cut_no_sentence():
+    for group in (commands(), commands().commands["data"], commands().commands["hub"]):
+        with group.make_context("degrid", ["--help"], resilient_parsing=True) as context:
+            listed = group.get_help(context).split("Commands:")[1]
+        assert all(f"\n  {name} " in listed for name in group.commands)
+        assert "..." not in listed
+
+
 def test_commands_of_recipes_exist():
     for name, recipe in recipes.RECIPES.items():
         command = re.search(r"Command: (degrid .*)", recipe.__doc__)[1]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from degrid.cli import quick_imports
+from degrid.cli.options import group
 from degrid.threads import settle_threads
 from degrid.types import OtherProcessError, UserError
 from degrid.version import VERSION
@@ -46,13 +47,11 @@ COMMANDS = {
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line with these commands; the modules of others are not imported."""
-    app = typer.Typer(
+    app = group(
         name="degrid",
         help="Dilated convolutions without the grid: train, evaluate, use and inspect DeepLab networks.",
         epilog="Start here: degrid train --data FOLDER, then degrid predict RUN IMAGES -o OUT.",
-        no_args_is_help=True,
         add_completion=False,
-        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -9,16 +9,16 @@ import typer
 
 from degrid.lookup import counted
 
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The archive to write, .tar.gz or .tgz.")]
+Weights = Annotated[bool, typer.Option("--weights", help="Also the trained model/; no training states.")]
 
-def collect(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The archive to write, .tar.gz or .tgz.")],
-    weights: Annotated[bool, typer.Option("--weights", help="Also the trained model/; no training states.")] = False,
-) -> None:
+
+def collect(runs: Runs, out: Out = Path("runs.tar.gz"), weights: Weights = False) -> None:
     """Pack what is worth keeping of runs: settings, logs, curves, scores; with --weights the models too.
 
     \b
-    degrid collect runs/my_photos -o my_photos.tar.gz
+    degrid collect runs/my_photos
     degrid collect runs/a runs/b -o results.tar.gz --weights
     """
     import degrid

@@ -21,7 +21,7 @@ def compare(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL",
+            metavar="MODEL...",
             help="Model folders or run folders, two or more; the runs of a recipe are joined by commas.",
         ),
     ],

@@ -9,13 +9,10 @@ from typing import Annotated
 
 import typer
 
+from degrid.cli.options import group, parse_bytes
 from degrid.lookup import counted
 
-app = typer.Typer(
-    help="Look at a dataset, prepare it, or write it as shards or TFRecord.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group(help="Look at a dataset, prepare it, or write it as shards or TFRecord.")
 
 _DATA = Annotated[
     str,
@@ -30,9 +27,7 @@ def check(
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many read; by default one for each core.", show_default=False)
     ] = None,
-    accept: Annotated[
-        list[str] | None, typer.Option(help="Doubt that is no problem, such as one-class; can be repeated.")
-    ] = None,
+    accept: Annotated[list[str] | None, typer.Option(help="A doubt to accept, such as one-class; repeatable.")] = None,
 ) -> None:
     """Read every file: counts, sizes, class histogram, and each problem with its fix.
 
@@ -62,7 +57,7 @@ def stats(
     split: Annotated[str, typer.Option(help="Split to count.")] = "train",
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """How often each class comes, and the class weights that follow from it (see train.class_weights).
+    """Count how often each class occurs, and print the class weights that follow from it (see train.class_weights).
 
     Shares are fractions of the valid pixels; "images" counts the images that contain the class.
 
@@ -86,8 +81,10 @@ def preview(
     split: Annotated[str, typer.Option(help="Split to show.")] = "train",
     num: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 12,
 ) -> None:
-    """Write a picture of what was understood: images with their labels laid over, void hatched; and for every class its
-    share of their pixels and the values in the masks that it stands for.
+    """Draw what was understood: images with their labels laid over them.
+
+    Void is hatched. For every class the picture says which share of the pixels it has, and which values in the masks
+    stand for it.
 
     \b
     degrid data preview my_photos -o preview.png
@@ -135,7 +132,7 @@ def shard(
     kind: Annotated[str, typer.Option("--format", help="tar (of WebDataset) or tfrecord.")] = "tar",
     size: Annotated[str, typer.Option(help="Bytes of a shard.")] = "256M",
     split: Annotated[
-        list[str] | None, typer.Option(help="Split to write; can be repeated; by default all.", show_default=False)
+        list[str] | None, typer.Option(help="Split to write; repeatable; by default all.", show_default=False)
     ] = None,
     shuffle: Annotated[
         int | None,
@@ -157,7 +154,6 @@ def shard(
     degrid train --data https://my.server/shards
     """
     import degrid
-    from degrid.cli.options import parse_bytes
     from degrid.cli.progress import progress_bar
 
     with progress_bar(lines=True) as bar:

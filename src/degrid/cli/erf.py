@@ -29,7 +29,7 @@ def erf(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """What the centre of a network's output, or of a layer's, sees: its effective receptive field.
+    """Draw what the centre of a network's output, or of a layer's, sees: its effective receptive field.
 
     Any network of PyTorch can be looked into: module:function names a function of yours that returns it. With
     --operators and no MODEL, the operators are compared on one convolution and on a block of three units.

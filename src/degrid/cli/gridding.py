@@ -18,7 +18,8 @@ def gridding(
     repairs: Annotated[bool, typer.Option(help="Also measure what smoothing and other rates would change.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Whether a network with dilated convolutions sees a grid, into how many networks it falls apart, and what helps.
+    """Tell whether a network with dilated convolutions sees a grid, how many networks it falls apart into, and what
+    helps.
 
     Any network of PyTorch can be looked into: module:function names a function of yours that returns it.
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from degrid.cli.options import group
+
 if TYPE_CHECKING:
     from degrid.verbs.model_card import CardText
 
-app = typer.Typer(
-    help="Give models away with a card, and take those of others: the Hugging Face hub.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = group(help="Give models away with a card, and take those of others, on the Hugging Face hub.")
 
 _Model = Annotated[str, typer.Argument(help="A model folder or run folder.")]
 _Half = Annotated[bool, typer.Option("--half", help="Weights in float16, which takes half the space.")]

@@ -15,7 +15,7 @@ def info(
     classes: Annotated[int, typer.Option(help="Number of classes of a recipe's network.")] = 21,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Layers, rates, parameters and multiply-adds of a network, and which layers are smoothed.
+    """Show the layers, rates, parameters and multiply-adds of a network, and which layers are smoothed.
 
     \b
     degrid info runs/my_photos

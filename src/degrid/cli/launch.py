@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,7 +63,7 @@ def sweep(
     data: Data = None,
     operator: Operator = None,
     settings: Settings = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the runs; by default runs/NAME.")] = None,
     init: Init = None,
     slurm: Slurm = False,
     lsf: Lsf = False,

@@ -25,7 +25,7 @@ def lr_find(
     """Find a learning rate: train some steps with a growing one, and see where the loss falls fastest.
 
     \b
-    degrid lr-find --data my_photos                for: degrid train --data my_photos --set optim.lr=...
+    degrid lr-find --data my_photos                before degrid train --data my_photos --set optim.lr=...
     degrid lr-find camvid --data CamVid -o rates --set optim.name=adamw
     """
     import degrid

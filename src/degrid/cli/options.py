@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from degrid import lookup
 from degrid.lookup import did_you_mean
@@ -56,6 +58,20 @@ InspectedImages = Annotated[
 RandomWeights = Annotated[
     int | None, typer.Option("--random", metavar="SEED", help="Draw all weights at random, by this seed.")
 ]
+
+
+class _Commands(TyperGroup):
+    """A group that lists each of its commands with a whole sentence, where typer would cut it to one line."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        for command in self.commands.values():
+            command.short_help = command.get_short_help_str(limit=sys.maxsize)
+
+
+def group(**given: Any) -> typer.Typer:
+    """A group of commands; further arguments as for `typer.Typer`."""
+    return typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode=None, **given)
 
 
 percent = functools.partial(lookup.percent, digits=2)

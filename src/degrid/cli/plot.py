@@ -11,7 +11,7 @@ import typer
 def plot(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders, metrics.jsonl files, or logs of old programs."),
+        typer.Argument(metavar="RUN...", help="Run folders, metrics.jsonl files, or logs of old programs."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures and the page.")] = Path("plots"),
     smooth: Annotated[float, typer.Option(help="Smoothing of the loss, 0 (none) up to below 1.")] = 0.9,

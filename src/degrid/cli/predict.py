@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     from degrid.verbs.predict import PredictResult
 
 _MOST_FAILURES = 10  # that a message names; summary.json names all
-Model = Annotated[
-    str,
+ModelAndImages = Annotated[
+    list[str],
     typer.Argument(
-        help="A model folder, a run folder, an exported model, or a name; without one the model that comes with degrid."
-    ),
-]
-Images = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Images, videos, folders (searched through) or quoted patterns; or a camera (/dev/video0) or address (rtsp://..)."
+        metavar="[MODEL] IMAGES...",
+        help="A model folder, a run folder, an exported model, or a name; without one, the model that comes with "
+        "degrid is taken. Then images, videos, folders (searched through) or quoted patterns; or a camera "
+        "(/dev/video0) or address (rtsp://..).",
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; of one video also NAME.mp4.")]
@@ -82,8 +79,7 @@ Seconds = Annotated[
 
 
 def predict(
-    model: Model,
-    images: Images = None,
+    model_and_images: ModelAndImages,
     out: Out = Path("predictions"),
     device: opt.Device = "auto",
     precision: Precision = None,
@@ -126,13 +122,14 @@ def predict(
     from degrid.cli.progress import progress_bar
     from degrid.engine.memory import settle_memory
 
+    model, *images = model_and_images
     options = opt.inference_options(scales, flip, fusion, window, overlap, crf, crf_set, memory, smooth)
     settle_memory(options.memory)
     regions = _regions(shapes, smallest, simplify)
     files = degrid.ResultFiles(result_format, overlay, save_logits, voc_comp, regions, video_ids, seconds)
     chosen: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled, "options": options}
     with progress_bar() as progress:
-        found = degrid.predict(model, images or [], out, files=files, multi_scale=msc, progress=progress, **chosen)
+        found = degrid.predict(model, images, out, files=files, multi_scale=msc, progress=progress, **chosen)
     _print_result(found)
 
 

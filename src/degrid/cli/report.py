@@ -14,7 +14,7 @@ def report(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL",
+            metavar="MODEL...",
             help="Run folders, model folders or exported models; the runs of a recipe are joined by commas.",
         ),
     ],
@@ -27,9 +27,9 @@ def report(
     precision: opt.Precision = "float32",
     images: Annotated[int, typer.Option(min=1, help="How many of the worst, and of the best, images to show.")] = 4,
 ) -> None:
-    """One page on a model, or on several side by side, that needs no other file and no network.
+    """Write a page on a model, or on several side by side, that needs no other file and no internet connection.
 
-    Settings, curves, scores by class, confusions, the worst and best images, receptive fields, speed and size.
+    It shows settings, curves, scores by class, confusions, the worst and best images, receptive fields, speed and size.
 
     \b
     degrid report runs/my_photos

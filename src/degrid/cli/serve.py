@@ -39,7 +39,8 @@ def serve(
     crf: opt.Crf = False,
     crf_set: opt.CrfSet = None,
 ) -> None:
-    """A page in the browser to try models on photographs, and a REST interface: POST /predict, GET /models, /health.
+    """Open a page to try models on photographs in the browser, and a REST interface: POST /predict,
+    GET /models, /health.
 
     \b
     degrid serve runs/my_photos

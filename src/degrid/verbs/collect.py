@@ -29,7 +29,7 @@ class Archive:
 
 
 @checked
-def collect(runs: Runs, out: str | os.PathLike[str], *, weights: bool = False) -> Archive:
+def collect(runs: Runs, out: str | os.PathLike[str] = "runs.tar.gz", *, weights: bool = False) -> Archive:
     """Pack settings, logs, curves and scores of runs into one archive, as `degrid collect` does.
 
     Args:
