@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -42,92 +42,6 @@ def cutout_sentence(file: Path) -> str:
     return f"{file.name} is partly transparent: if that is the mask, make it a file of its own: {MASK_OF_CUTOUT}"
 
 
-def what_is_known(path: Path) -> str:
-    """A sentence on data that are recognised, with a full stop in front; empty for others."""
-    return next((f". {sentence}" for known in _KNOWN if (sentence := known(path))), "")
-
-
-def _files(path: Path, pattern: str) -> list[Path]:
-    """The first files of a folder, of its folders, or of theirs."""
-    found = (sorted(path.glob(f"{below}{pattern}")) for below in ("", "*/", "*/*/"))
-    return next(filter(None, found), [])[:_TRIED]
-
-
-def _segment_anything(path: Path) -> str:
-    if not any(b'"stability_score"' in file.read_bytes() for file in _files(path, "*.json")):
-        return ""
-    return (
-        "Its JSON files are Segment Anything's (SA-1B), whose masks have no classes: give them classes in a tool that "
-        "reads COCO's run-length codes, and export COCO's JSON from there"
-    )
-
-
-def _results_of_coco(path: Path) -> str:
-    for file in _files(path, "*.json"):
-        with file.open("rb") as stream:
-            start = stream.read(4096)
-        if start.lstrip()[:1] == b"[" and all(key in start for key in (b'"image_id"', b'"category_id"', b'"score"')):
-            return (
-                f"{file.name} holds COCO's results, which are predictions and name neither images nor categories: give "
-                "the file of the annotations"
-            )
-    return ""
-
-
-def _segments_vectors(path: Path) -> str:
-    for file in _files(path, "*.json"):
-        content = file.read_bytes()
-        if b'"labelsets"' in content and b'"task_type"' in content:
-            return (
-                f"{file.name} is a release of Segments.ai whose labels are no bitmaps: polygons become COCO's JSON "
-                "with segments-ai's export_dataset(dataset, export_format='coco-instance')"
-            )
-    return ""
-
-
-def _open_images(path: Path) -> str:
-    for file in _files(path, "*.csv"):
-        with file.open("rb") as stream:
-            if stream.read(17) == b"MaskPath,ImageID,":
-                return (
-                    f"{file.name} is Open Images', which has one mask for each object, of another size than the image: "
-                    "load it with FiftyOne (load_zoo_dataset) and export fiftyone.types.COCODetectionDataset"
-                )
-    return ""
-
-
-def _boxes_of_voc(path: Path) -> str:
-    if not any(b"<bndbox>" in file.read_bytes() for file in _files(path, "*.xml")):
-        return ""
-    return (
-        "Its XML files are VOC's boxes, beside which Roboflow and supervision may write polygons: export masks or "
-        "COCO's JSON instead"
-    )
-
-
-def _hugging_face(path: Path) -> str:
-    for file in _files(path, "metadata.jsonl"):
-        with file.open("rb") as stream:
-            names_masks = b"mask" in stream.read(4096)
-        if names_masks:
-            return f"{file.name} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])"
-    return ""
-
-
-def _run_lengths(path: Path) -> str:
-    for file in _files(path, "*.csv"):
-        with file.open("rb") as stream:
-            head = stream.readline(4096).lower()
-        if b"region_shape_attributes" in head:
-            return f"{file.name} is VIA's table: export its annotations as JSON"
-        if b"encodedpixels" in head or b"rle" in head:
-            return (
-                f"{file.name} holds the masks as run-length codes, as Kaggle's competitions do: draw them as files of "
-                f"ids, such as {DRAW_RUNS}"
-            )
-    return ""
-
-
 _OF_TOOLS = {
     "SuperAnnotate": (b'"instances"', b'"className"'),
     "Kili": (b'"jsonResponse"',),
@@ -136,73 +50,96 @@ _OF_TOOLS = {
     "Dataloop": (b'"annotations"', b'"datasetId"'),
 }
 """What the JSON files of annotation tools hold that are not read, since their programs export COCO's, too."""
-
-
-def _other_tools(path: Path) -> str:
-    for file in _files(path, "*.json"):
-        content = file.read_bytes()
-        for tool, marks in _OF_TOOLS.items():
-            if all(mark in content for mark in marks):
-                return (
-                    f"{file.name} is {tool}'s own form of JSON, which is not read: export COCO's JSON with it, or masks"
-                )
-    return ""
-
-
-def _ground_truth(path: Path) -> str:
-    file = _beginning_with(path, "*.manifest", b'"source-ref"')
-    return file and (
-        f"{file} is that of SageMaker Ground Truth, whose lines name an image (source-ref) and its mask (..-ref) in "
-        "S3: copy them to images and masks under the same names, and write the classes of internal-color-map into "
-        "classes.csv (id,name,r,g,b)"
-    )
-
-
-def _beginning_with(path: Path, pattern: str, mark: bytes) -> str:
-    """The name of the first file of that pattern that has the mark near its start; empty for none."""
-    for file in _files(path, pattern):
-        with file.open("rb") as stream:
-            if mark in stream.read(65536):
-                return file.name
-    return ""
-
-
+_OF_HDF5 = 'one file for each image: Image.fromarray(h5py.File("a.{0}")["images"][0]).save("images/0.png")'
+_OF_NIFTI = 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.{0}").get_fdata()[:, :, 10])'
+_OF_MAPS = "rasterio.features.rasterize([(polygon, class_id), ..], image.shape, transform=image.transform)"
 _WAYS = {
     "dcm": 'np.save("images/a.npy", pydicom.dcmread("a.dcm").pixel_array)',
-    "nii": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii").get_fdata()[:, :, 10])',
-    "nii.gz": 'one file for each slice: np.save("images/a_10.npy", nibabel.load("a.nii.gz").get_fdata()[:, :, 10])',
-    "h5": 'one file for each image: Image.fromarray(h5py.File("a.h5")["images"][0]).save("images/0.png")',
-    **dict.fromkeys(
-        ("geojson", "shp"),
-        "rasterio.features.rasterize([(polygon, class_id), ..], image.shape, transform=image.transform)",
-    ),
-    "hdf5": 'one file for each image: Image.fromarray(h5py.File("a.hdf5")["images"][0]).save("images/0.png")',
+    **{suffix: _OF_NIFTI.format(suffix) for suffix in ("nii", "nii.gz")},
+    "h5": _OF_HDF5.format("h5"),
+    **dict.fromkeys(("geojson", "shp"), _OF_MAPS),
+    "hdf5": _OF_HDF5.format("hdf5"),
 }
+_JSON_OF = "{{file}} is {0}'s own form of JSON, which is not read: export COCO's JSON with it, or masks"
+_NO_IMAGES = "{{file}} and the like are no images to degrid: save them as PNG, TIFF or arrays, such as {0}"
+_KNOWN: dict[tuple[str, tuple[bytes, ...]], str] = {
+    ("*.json", (b'"stability_score"',)): (
+        "Its JSON files are Segment Anything's (SA-1B), whose masks have no classes: give them classes in a tool that "
+        "reads COCO's run-length codes, and export COCO's JSON from there"
+    ),
+    ("*.json", (rb"\A\s*\[", b'"image_id"', b'"category_id"', b'"score"')): (
+        "{file} holds COCO's results, which are predictions and name neither images nor categories: give the file of "
+        "the annotations"
+    ),
+    ("*.json", (b'"labelsets"', b'"task_type"')): (
+        "{file} is a release of Segments.ai whose labels are no bitmaps: polygons become COCO's JSON with "
+        "segments-ai's export_dataset(dataset, export_format='coco-instance')"
+    ),
+    ("*.csv", (rb"\AMaskPath,ImageID,",)): (
+        "{file} is Open Images', which has one mask for each object, of another size than the image: load it with "
+        "FiftyOne (load_zoo_dataset) and export fiftyone.types.COCODetectionDataset"
+    ),
+    ("*.xml", (b"<bndbox>",)): (
+        "Its XML files are VOC's boxes, beside which Roboflow and supervision may write polygons: export masks or "
+        "COCO's JSON instead"
+    ),
+    ("metadata.jsonl", (b"mask",)): (
+        "{file} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])"
+    ),
+    ("*.csv", (rb"(?i)\A[^\n]*region_shape_attributes",)): ("{file} is VIA's table: export its annotations as JSON"),
+    ("*.csv", (rb"(?i)\A[^\n]*(encodedpixels|rle)",)): (
+        "{file} holds the masks as run-length codes, as Kaggle's competitions do: draw them as files of ids, such as "
+        f"{DRAW_RUNS}"
+    ),
+    ("PixelLabelData/Label_1.png", ()): (
+        "PixelLabelData is that of MATLAB's Image Labeler, whose masks are numbered and not named as the images: call "
+        "them as gTruth.DataSource lists the images, in a folder masks"
+    ),
+    ("*.ndjson", (b'"data_row"',)): (
+        "{file} is Labelbox', whose masks lie on its server: fetch them with labelbox, or export COCO's JSON with it"
+    ),
+    ("*.manifest", (b'"source-ref"',)): (
+        "{file} is that of SageMaker Ground Truth, whose lines name an image (source-ref) and its mask (..-ref) in S3: "
+        "copy them to images and masks under the same names, and write the classes of internal-color-map into "
+        "classes.csv (id,name,r,g,b)"
+    ),
+    **{("*.json", marks): _JSON_OF.format(tool) for tool, marks in _OF_TOOLS.items()},
+    **{(f"*.{suffix}", ()): _NO_IMAGES.format(way) for suffix, way in _WAYS.items()},
+}
+"""Sentences on data by what shows them: how a file is called, and regular expressions all of which are found in it.
+
+{file} stands for the file's name, {path} for the folder.
+"""
+_SEARCHED = 1 << 20
+"""How many bytes from a file's beginning are searched."""
 
 
-def _kinds_with_a_way(path: Path) -> str:
-    for suffix, way in _WAYS.items():
-        if files := _files(path, f"*.{suffix}"):
-            return (
-                f"{files[0].name} and the like are no images to degrid: save them as PNG, TIFF or arrays, such as {way}"
-            )
+def what_is_known(path: Path) -> str:
+    """A sentence on data that are recognised, with a full stop in front; empty for others."""
+    sentences = (known(path) for known in (_by_content, _archives, _packed, _cutouts))
+    return next((f". {sentence}" for sentence in sentences if sentence), "")
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    """The first files of a folder, of its folders, or of theirs."""
+    found = (sorted(path.glob(f"{below}{pattern}")) for below in ("", "*/", "*/*/"))
+    return next(filter(None, found), [])[:_TRIED]
+
+
+def _by_content(path: Path) -> str:
+    for (pattern, marks), sentence in _KNOWN.items():
+        file = next((file for file in _files(path, pattern) if _has(file, marks)), None)
+        if file:
+            return sentence.format(file=file.name, path=path)
     return ""
 
 
-def _labels_of_matlab(path: Path) -> str:
-    if not _files(path, "PixelLabelData/Label_1.png"):
-        return ""
-    return (
-        "PixelLabelData is that of MATLAB's Image Labeler, whose masks are numbered and not named as the images: call "
-        "them as gTruth.DataSource lists the images, in a folder masks"
-    )
-
-
-def _labelbox(path: Path) -> str:
-    file = _beginning_with(path, "*.ndjson", b'"data_row"')
-    return file and (
-        f"{file} is Labelbox', whose masks lie on its server: fetch them with labelbox, or export COCO's JSON with it"
-    )
+def _has(file: Path, marks: tuple[bytes, ...]) -> bool:
+    if not marks:
+        return True
+    with file.open("rb") as stream:
+        content = stream.read(_SEARCHED)
+    return all(re.search(mark, content) for mark in marks)
 
 
 def _packed(path: Path) -> str:
@@ -225,22 +162,3 @@ def _archives(path: Path) -> str:
                 f'{names[-1]}"]))'
             )
     return ""
-
-
-_KNOWN: tuple[Callable[[Path], str], ...] = (
-    _segment_anything,
-    _results_of_coco,
-    _segments_vectors,
-    _open_images,
-    _boxes_of_voc,
-    _hugging_face,
-    _run_lengths,
-    _labels_of_matlab,
-    _labelbox,
-    _ground_truth,
-    _other_tools,
-    _kinds_with_a_way,
-    _archives,
-    _packed,
-    _cutouts,
-)
