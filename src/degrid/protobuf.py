@@ -85,6 +85,18 @@ class Span:
             at = after + length
             yield number, found
 
+    def values(self, number: int) -> Iterator[int | Span]:
+        """The values of the fields of this number; see `fields`."""
+        return (value for found, value in self.fields() if found == number)
+
+    def messages(self, number: int) -> Iterator[Span]:
+        """The same, which must be bytes.
+
+        Raises:
+            ConversionError: see `fields`; or one is a number.
+        """
+        return (only_bytes(value, self, number) for value in self.values(number))
+
     def varints(self) -> np.ndarray:
         """All bytes as packed varints: int64 [n], two's complement."""
         raw = np.frombuffer(self.data, np.uint8)

@@ -52,16 +52,10 @@ _OTHER = {
     "conv.2": "conv_pwl",
     "conv.3": "bn3",
 }
-# As torchvision's code was before it was released, which others copied: all layers in one sequence.
-_FLAT_FIRST = {"conv.0": "conv_dw", "conv.1": "bn1", "conv.3": "conv_pw", "conv.4": "bn2"}
-_FLAT_OTHER = {
-    "conv.0": "conv_pw",
-    "conv.1": "bn1",
-    "conv.3": "conv_dw",
-    "conv.4": "bn2",
-    "conv.6": "conv_pwl",
-    "conv.7": "bn3",
-}
+# As torchvision's code was before it was released, which others copied: all layers in one sequence, ReLUs counted.
+_IN_SEQUENCE = ("conv.0", "conv.1", "conv.3", "conv.4", "conv.6", "conv.7")
+_FLAT_FIRST = dict(zip(_IN_SEQUENCE, _FIRST.values(), strict=False))
+_FLAT_OTHER = dict(zip(_IN_SEQUENCE, _OTHER.values(), strict=True))
 # Parts of a separable convolution of the Xceptions.
 _SEPARABLE = {"conv1": "depthwise", "bn": "norm", "bn1": "norm", "bn2": "norm_out"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +49,9 @@ def read_caffe(file: Span) -> dict[str, np.ndarray]:
             continue
         layer = only_bytes(value, file, field)
         name_field, blob_field = _LAYERS[field]
-        name = next((only_bytes(v, layer, n).text("a layer's name") for n, v in layer.fields() if n == name_field), "")
-        for index, found in enumerate(v for n, v in layer.fields() if n == blob_field):
-            key, blob = f"{name}/{index}", only_bytes(found, layer, blob_field)
+        name = next((found.text("a layer's name") for found in layer.messages(name_field)), "")
+        for index, blob in enumerate(layer.messages(blob_field)):
+            key = f"{name}/{index}"
             if key in tensors:
                 blob.fail(f"a second {key}")
             if len(tensors) == MAX_TENSORS:
@@ -65,19 +64,13 @@ def read_caffe(file: Span) -> dict[str, np.ndarray]:
 
 def _blob(blob: Span, name: str) -> np.ndarray:
     """BlobProto."""
-
-    def field(wanted: int) -> Iterator[int | Span]:
-        return (value for number, value in blob.fields() if number == wanted)
-
-    shape = [only_int(size, blob, axis) for axis in (1, 2, 3, 4) for size in [next(field(axis), 1)]]
-    for found in field(_SHAPE):
-        message = only_bytes(found, blob, _SHAPE)
+    shape = [only_int(next(blob.values(axis), 1), blob, axis) for axis in (1, 2, 3, 4)]
+    for message in blob.messages(_SHAPE):
         if len(message) > _MAX_SHAPE:
             message.fail(f"{name} has an absurd shape")
-        dims = (value for number, value in message.fields() if number == 1)
-        shape = numbers(dims, np.dtype(np.int64), message).tolist()
+        shape = numbers(message.values(1), np.dtype(np.int64), message).tolist()
     for number, code in ((_DOUBLES, "<f8"), (_FLOATS, "<f4")):
-        values = raw_values(joined(only_bytes(found, blob, number) for found in field(number)), code, blob, name)
+        values = raw_values(joined(blob.messages(number)), code, blob, name)
         if values.size:
             break
     with np.errstate(all="ignore"):  # a double beyond float32 becomes infinite, as in Caffe

@@ -118,9 +118,8 @@ class GraphDef(Reader):
         """See `Reader`. The first field of the first node is its name, the second what it computes."""
         try:
             number, value = next(file.fields())
-            names = [
-                only_bytes(found, file, key).text("a name") for key, found in islice(_node(value, file).fields(), 2)
-            ]
+            node = only_bytes(value, file, 1)
+            names = [only_bytes(found, file, key).text("a name") for key, found in islice(node.fields(), 2)]
         except (ConversionError, StopIteration):
             return False
         return number == 1 and len(names) == 2 and re.fullmatch("[A-Z][A-Za-z0-9]*", names[1]) is not None
@@ -133,11 +132,8 @@ class GraphDef(Reader):
         constants: dict[str, Span] = {}
         read: set[str] = set()
         bounded: list[str] = []
-        for number, value in file.fields():
-            if number != 1:
-                continue
-            node = _node(value, file)
-            name, kind = (_text(node, key) for key in (1, 2))
+        for node in file.messages(1):
+            name, kind = (next((each.text("a name") for each in node.messages(key)), "") for key in (1, 2))
             if kind == "Const":
                 constants[name] = node
             elif kind == "Identity" and name.endswith("/read"):
@@ -151,24 +147,13 @@ class GraphDef(Reader):
         return Contents(tensors, settings={"Relu6": bounded})
 
 
-def _node(value: int | Span, file: Span) -> Span:
-    """A NodeDef."""
-    return only_bytes(value, file, 1)
-
-
-def _text(message: Span, key: int) -> str:
-    """The first field of that number as text; "" where there is none."""
-    found = (only_bytes(value, message, number) for number, value in message.fields() if number == key)
-    return next((span.text("a name") for span in found), "")
-
-
 def _constant(node: Span, name: str, size: int) -> np.ndarray:
     """The value of a node of the kind Const in a file of `size` bytes; a single value may stand for a whole tensor."""
-    for entry in (only_bytes(value, node, 5) for number, value in node.fields() if number == 5):
+    for entry in node.messages(5):
         found = {number: only_bytes(value, entry, number) for number, value in entry.fields() if number in (1, 2)}
         if 1 not in found or found[1].text("a name") != "value" or 2 not in found:
             continue
-        tensor = next((only_bytes(v, found[2], n) for n, v in found[2].fields() if n == 8), None)
+        tensor = next(found[2].messages(8), None)
         if tensor is not None:
             variable = _variable(tensor, name_field=0, shape_field=2, kind_field=1, name=name)
             flat = _v1_values(tensor, variable)
@@ -216,9 +201,8 @@ def read_v1(files: Sequence[Path]) -> Contents:
                     if len(variables) > MAX_TENSORS:
                         value.fail(f"more than {MAX_TENSORS} variables")
                 continue
-            for number, message in value.fields():
-                if number == 2:
-                    _v1_slice(only_bytes(message, value, number), variables, pieces)
+            for message in value.messages(2):
+                _v1_slice(message, variables, pieces)
     skipped = tuple(name for name, variable in variables.items() if variable.kind in _NO_NUMBERS)
     tensors = {
         name: assemble(pieces.get(name, []), variable.shape, variable.where, name)
@@ -311,12 +295,9 @@ class _Shards:
 
 def _v1_variables(value: Span) -> Iterator[_Variable]:
     """The variables listed in SavedTensorSlices.meta."""
-    for number, field in value.fields():
-        if number == 1:
-            meta = only_bytes(field, value, number)
-            for inner, message in meta.fields():
-                if inner == 1:
-                    yield _variable(only_bytes(message, meta, inner), name_field=1, shape_field=2, kind_field=3)
+    for meta in value.messages(1):
+        for message in meta.messages(1):
+            yield _variable(message, name_field=1, shape_field=2, kind_field=3)
 
 
 def _variable(message: Span, name_field: int, shape_field: int, kind_field: int, name: str = "") -> _Variable:
@@ -336,12 +317,8 @@ def _variable(message: Span, name_field: int, shape_field: int, kind_field: int,
 
 def _shape(message: Span, name: str) -> tuple[int, ...]:
     """TensorShapeProto."""
-
-    def size(dim: Span) -> int:
-        return next((only_int(value, dim, 1) for number, value in dim.fields() if number == 1), 0)
-
-    dims = (only_bytes(value, message, 2) for number, value in message.fields() if number == 2)
-    return check_shape([size(dim) for dim in islice(dims, 256)], message, name)
+    sizes = [only_int(next(dim.values(1), 0), dim, 1) for dim in islice(message.messages(2), 256)]
+    return check_shape(sizes, message, name)
 
 
 def _v1_slice(
@@ -366,10 +343,7 @@ def _v1_slice(
 def _v1_extents(message: Span) -> Extents:
     """TensorSliceProto."""
     extents = []
-    for number, value in message.fields():
-        if number != 1:
-            continue
-        extent = only_bytes(value, message, number)
+    for extent in message.messages(1):
         found = {inner: only_int(size, extent, inner) for inner, size in extent.fields() if inner in (1, 2)}
         extents.append((found.get(1, 0), found.get(2)))
         if len(extents) > 256:
@@ -379,21 +353,14 @@ def _v1_extents(message: Span) -> Extents:
 
 def _v1_values(tensor: Span, variable: _Variable) -> np.ndarray:
     """The values of a TensorProto, without shape."""
-
-    def field(wanted: int) -> Iterator[int | Span]:
-        return (value for number, value in tensor.fields() if number == wanted)
-
-    def raw(wanted: int) -> memoryview:
-        return joined(only_bytes(value, tensor, wanted) for value in field(wanted))
-
-    content = raw(_RAW)
+    content = joined(tensor.messages(_RAW))
     if len(content):
         return _from_raw(content, variable)
     code, number = _TYPES[variable.kind]
     if number in _FIXED_WIDTH:
-        return _from_raw(raw(number), variable)
+        return _from_raw(joined(tensor.messages(number)), variable)
     bits = "<u2" if number == _HALF else code
-    return _widened(numbers(field(number), np.dtype(bits), tensor).view(code), variable.kind)
+    return _widened(numbers(tensor.values(number), np.dtype(bits), tensor).view(code), variable.kind)
 
 
 def _from_raw(data: memoryview, variable: _Variable) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Plan, System, Tensors
 from degrid.types import ConversionError
-from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS
+from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
 _PLACES = {"conv_1x1_1": "branches.0", **{f"conv_3x3_{index}": f"branches.{index}" for index in (1, 2, 3)}}
 _PLACES |= {"conv_1x1_2": "branches.4.project", "conv_1x1_3": "project"}
@@ -23,13 +23,9 @@ class Fregu856(System):
 
     def plan(self, tensors: Tensors) -> Plan:
         """See `System`. With a dilated stage 4 the output stride is 8, otherwise 16."""
-        names = {_in_resnet(name) or "": value for name, value in tensors.items()}
-        bottleneck = "layer1.0.conv3.weight" in names
-        units = tuple(
-            len({match[1] for name in names if (match := re.match(rf"layer{stage}\.(\d+)\.", name))})
-            for stage in (1, 2, 3, 4)
-        )
-        table = BOTTLENECK_RESNETS if bottleneck else BASIC_RESNETS
+        names = {_in_resnet(name) or "" for name in tensors}
+        units = num_units(names, r"layer([1-4])\.(\d+)\.")
+        table = BOTTLENECK_RESNETS if "layer1.0.conv3.weight" in names else BASIC_RESNETS
         depth = next((depth for depth, known in table.items() if known == units), None)
         if depth is None or "aspp.conv_1x1_4.weight" not in tensors:
             raise ConversionError("this model of fregu856/deeplabv3 is on no known ResNet, or has another head")

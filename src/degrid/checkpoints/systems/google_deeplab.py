@@ -10,7 +10,7 @@ import numpy as np
 
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.google_mobilenet_v3 import STEM, encoder_of, is_lite, leaf_of, lite_plan, split
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import ConfiguredSystem, Drop, Plan, Rule, Tensors, first_match
 from degrid.types import ConversionError
 from degrid.weight_names import mobilenet_v2_name
 
@@ -35,7 +35,7 @@ _WIDTHS = {112: "035", 160: "050", 240: "075", 320: "100", 448: "140"}
 _MOBILE = {"expand": 0, "depthwise": 1, "project": 2}
 
 
-class GoogleDeepLab(System):
+class GoogleDeepLab(ConfiguredSystem):
     """Corners are aligned, inside the head as well. Checkpoints and frozen graphs have the same names."""
 
     title = "tensorflow/models research/deeplab: DeepLab v3, v3+"
@@ -47,10 +47,6 @@ class GoogleDeepLab(System):
     def recognise(self, tensors: Tensors) -> str | None:
         """See `System`."""
         return STEM if is_lite(tensors) else super().recognise(tensors)
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`. The output stride is that of the project's own export, 8 where there are no rates.
@@ -254,15 +250,11 @@ def _head(branches: int) -> Rule:
     return rule
 
 
-class TransformersMobileNetV2(System):
+class TransformersMobileNetV2(ConfiguredSystem):
     """The same network in PyTorch: ASPP is image pooling and a 1x1 branch, without rates."""
 
     title = "transformers: MobileNetV2ForSemanticSegmentation"
     marks = (r"segmentation_head\.conv_aspp\.convolution\.weight", r"mobilenet_v2\.conv_stem\..*")
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""

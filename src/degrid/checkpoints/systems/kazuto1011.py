@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Plan, Rule, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import Plan, System, Tensors, first_match
 from degrid.types import MSC_SCALES
 
 _PARTS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
@@ -55,7 +56,7 @@ class Kazuto1011(System):
         if settings["scales"] and settings["network"] == "deeplabv3plus":  # the maximum is taken at the image's size
             settings["network"] = "deeplabv3plus_kazuto1011"
         plan = rules.of_either_stride(settings, "multi_grid") if "multi_grid" in settings else Plan(settings)
-        plan.fill(tensors, rules.batch_counter, _rule(_branches(tensors)))
+        plan.fill(tensors, rules.batch_counter, partial(_rule, _branches(tensors)))
         if settings["scales"]:
             plan.notes.append(
                 "the scaled inputs are those of torch up to 1.5; later ones take positions from the factor, which "
@@ -84,11 +85,7 @@ def _branches(tensors: Tensors) -> int:
     return sum(re.fullmatch(r"(.*\.)?aspp\.(stages\.)?c\d\.(conv\.)?weight", name) is not None for name in tensors)
 
 
-def _rule(branches: int) -> Rule:
-    return lambda name, value: _renamed(name, value, branches)
-
-
-def _renamed(name: str, value: np.ndarray, branches: int) -> rules.Found | None:
+def _rule(branches: int, name: str, value: np.ndarray) -> rules.Found | None:
     name = re.sub(r"^(base|scale)\.", "", name)
     if match := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(.+)", name):
         return {f"encoder.{match[1]}1.{match[2]}": value}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import ConfiguredSystem, Drop, Plan, Rule, Tensors
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS
 
@@ -21,7 +21,7 @@ _BRANCH = r"layers/spatial_pyramid_pooling/(?:aspp_parallel_channels/sequential(
 _EPSILON = 1e-3  # of the head, Keras's default; its encoders have ours
 
 
-class KerasHub(System):
+class KerasHub(ConfiguredSystem):
     """Layers are numbered in the order in which Keras sorts them: by their distance from the outputs.
 
     The shortcut of a unit is as far from them as its last convolution, and comes before it.
@@ -29,10 +29,6 @@ class KerasHub(System):
 
     title = "keras-hub: DeepLab v3, v3+"
     marks = (rf"({_WHOLE})?layers/spatial_pyramid_pooling/.*/conv2d/vars/0",)
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`; the settings are those of a .keras archive, or beside the weights of a preset's folder."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import ConfiguredSystem, Drop, Plan, Tensors, first_match
 from degrid.types import ConversionError, LabelSpace, UserError, voc_palette
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, num_units
 
@@ -49,7 +49,7 @@ _D8 = (
 )
 
 
-class Mmseg(System):
+class Mmseg(ConfiguredSystem):
     """The "v1c" ResNets and those named b and v1d, ResNeSt and MobileNetV2, as the configuration in the file says.
 
     Without a configuration its models "d8": output stride 8, the rates 12, 24, 36.
@@ -57,10 +57,6 @@ class Mmseg(System):
 
     title = "mmsegmentation: DeepLab v3, v3+"
     marks = (r"decode_head\.aspp_modules\.0\.conv\.weight",)
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""

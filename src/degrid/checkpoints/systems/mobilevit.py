@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
+from degrid.checkpoints.systems.plan import ConfiguredSystem, Drop, Plan, Tensors
 from degrid.types import ConversionError
 
 _SIZES = {  # by the width of the first transformer
@@ -38,7 +38,7 @@ _TRANSFORMER = {
 }
 
 
-class TransformersMobileViT(System):
+class TransformersMobileViT(ConfiguredSystem):
     """Its images are blue, green, red, divided by 255."""
 
     title = "transformers: MobileViTForSemanticSegmentation, MobileViTV2ForSemanticSegmentation"
@@ -46,10 +46,6 @@ class TransformersMobileViT(System):
         r"segmentation_head\.aspp\.convs\.0\.convolution\.weight",
         r"mobilevit(v2)?\.conv_stem\.convolution\.weight",
     )
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""

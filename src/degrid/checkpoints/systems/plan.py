@@ -138,6 +138,18 @@ class System(ABC):
         return self.plan(tensors)
 
 
+class ConfiguredSystem(System):
+    """A program that writes its settings beside the weights, or into the file: it derives `plan_beside`."""
+
+    def plan(self, tensors: Tensors) -> Plan:
+        """See `System`; without any settings."""
+        return self.plan_beside(tensors, {})
+
+    @abstractmethod
+    def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
+        """See `System`."""
+
+
 def planned(system: System, tensors: Tensors, config: Mapping[str, Any], file: object) -> Plan:
     """As `System.plan_beside`, of tensors and settings that may have any shape and type.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors, first_match
+from degrid.checkpoints.systems.plan import ConfiguredSystem, Drop, Plan, Tensors, first_match
 from degrid.checkpoints.systems.torchvision import usual_resnet
 from degrid.types import ConversionError
 from degrid.weight_names import BASIC_RESNETS, BOTTLENECK_RESNETS, mobilenet_v2_name, num_units
@@ -31,7 +31,7 @@ _STEM = (
 _BEFORE_0_4 = (("decoder.0.", "decoder.aspp."), ("decoder.1.", "decoder.conv."), ("decoder.2.", "decoder.bn."))
 
 
-class Smp(System):
+class Smp(ConfiguredSystem):
     """Output stride, rates and encoder are those of the library's config.json, where it lies beside the weights.
 
     Otherwise its defaults: DeepLabV3 at output stride 8, DeepLabV3Plus at 16, both with the rates 12, 24, 36.
@@ -39,10 +39,6 @@ class Smp(System):
 
     title = "segmentation_models.pytorch: DeepLabV3, DeepLabV3Plus"
     marks = (r"decoder\.(aspp\.(0\.)?|0\.)convs\.0\.0\.weight",)
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`. DeepLabV3 had other names up to version 0.3.4."""
@@ -240,10 +236,6 @@ def _mobile_one(tensors: Tensors) -> tuple[str, Rename] | None:
     return (f"timm:mobileone_{variant}", rename) if variant else None
 
 
-def _mobile_v2(tensors: Tensors) -> tuple[str, Rename]:
-    return "smp:mobilenet_v2", _mobile_name
-
-
 def _mobile_name(name: str) -> str | None:
     if match := re.fullmatch(r"features\.18\.([01])\.(\w+)", name):
         return f"encoder.last.{match[1]}.{match[2]}"
@@ -303,7 +295,7 @@ _FAMILIES: dict[str, Callable[[Tensors], tuple[str, Rename] | None]] = {
     "layer1.0.conv2.paths.0.conv.weight": _sk_next,
     _DPN_STEM: _dual_path,
     "stage0.rbr_scale.conv.weight": _mobile_one,
-    "features.18.0.weight": _mobile_v2,
+    "features.18.0.weight": lambda tensors: ("smp:mobilenet_v2", _mobile_name),
     "_conv_stem.weight": _efficient_net,
     "conv_stem.weight": _timm_efficient_net,
 }

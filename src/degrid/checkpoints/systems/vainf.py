@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from degrid.checkpoints.systems import rules
-from degrid.checkpoints.systems.plan import FILE_NAME, Plan, Rule, System, Tensors
+from degrid.checkpoints.systems.plan import FILE_NAME, ConfiguredSystem, Plan, Rule, Tensors
 from degrid.weight_names import mobilenet_v2_name, xception_name
 
 _PLUS = {
@@ -33,15 +33,11 @@ _V3 = {
 }
 
 
-class VainF(System):
+class VainF(ConfiguredSystem):
     """The project writes the output stride into the name of the file only; 16 where that says none."""
 
     title = "VainF/DeepLabV3Plus-Pytorch: DeepLab v3, v3+"
     marks = (r"classifier\.(aspp|classifier\.0)\.convs\.0\.0\.weight",)
-
-    def plan(self, tensors: Tensors) -> Plan:
-        """See `System`."""
-        return self.plan_beside(tensors, {})
 
     def plan_beside(self, tensors: Tensors, config: Mapping[str, Any]) -> Plan:
         """See `System`."""

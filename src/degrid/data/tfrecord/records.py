@@ -113,11 +113,8 @@ class Features:
     def __init__(self, example: Span) -> None:
         self.example = example
         self._found: dict[str, Span] = {}
-        for number, features in example.fields():
-            for inner, entry in only_bytes(features, example, 1).fields() if number == 1 else ():
-                if inner == 1:
-                    key, value = _entry(only_bytes(entry, example, 1))
-                    self._found[key] = value
+        for features in example.messages(1):
+            self._found |= map(_entry, features.messages(1))
 
     def __contains__(self, key: str) -> bool:
         return key in self._found
@@ -142,10 +139,9 @@ class Features:
     def _first(self, key: str, kind: int, kind_name: str) -> int | Span:
         if key not in self._found:
             self.example.fail(f'the key "{key}" is missing in the record')
-        for number, values in self._found[key].fields():
-            for inner, value in only_bytes(values, self._found[key], kind).fields() if number == kind else ():
-                if inner == 1:
-                    return value
+        for values in self._found[key].messages(kind):
+            if (value := next(values.values(1), None)) is not None:
+                return value
         self._found[key].fail(f'"{key}" holds no {kind_name}')
 
 
