@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import degrid
-from degrid.bands import find_bands, is_plain, read_picture, read_values, to_bytes
+from degrid.bands import find_bands, is_plain, read_scene, read_values, to_bytes
 from degrid.data import bands_in, check_data, open_dataset
 from degrid.image import read_image
 from degrid.types import RGB, Bands, UserError
@@ -111,7 +111,7 @@ def test_images_of_eight_bits_stay_as_they_are(tmp_path, mode):
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.fromarray(pixels).convert(mode).save(file)
     assert is_plain(file)
-    assert (read_picture(file) == read_image(file)).all()
+    assert (read_scene(file).pixels == read_image(file)).all()
     if mode not in ("CMYK",):
         assert (to_bytes(read_values(file), RGB, file) == read_image(file)).all()
 
@@ -260,9 +260,9 @@ def test_two_bands_of_bytes(tmp_path):
     Image.fromarray(values.transpose(1, 2, 0)).save(transparent)
     for file in (by_gdal, by_hand):
         assert not is_plain(file)
-        assert (read_picture(file, Bands(2, "bytes")) == values.transpose(1, 2, 0)).all()
+        assert (read_scene(file, Bands(2, "bytes")).pixels == values.transpose(1, 2, 0)).all()
     assert is_plain(transparent)
-    assert (read_picture(transparent) == values[0][..., None]).all()
+    assert (read_scene(transparent).pixels == values[0][..., None]).all()
 
 
 def test_images_of_other_numbers_of_bands_are_refused(tmp_path):
@@ -326,7 +326,8 @@ def test_grey_may_be_a_single_channel(tmp_path):
     colors = np.zeros((4, 5, 3), np.uint8)
     colors[:] = (200, 100, 50)
     Image.fromarray(colors).save(tmp_path / "rgb.png")
-    assert set(read_picture(tmp_path / "rgb.png", Bands(1)).ravel().tolist()) == {124}  # 0.299 R + 0.587 G + 0.114 B
+    grey = read_scene(tmp_path / "rgb.png", Bands(1)).pixels
+    assert set(grey.ravel().tolist()) == {124}  # 0.299 R + 0.587 G + 0.114 B
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -382,7 +383,7 @@ def test_a_list_may_name_arrays(tmp_path, high):
         assert opened.bands == RGB
         assert (image == np.rint(values * 255)).all()
     assert np.abs(image - values / high * 255).max() < 3
-    assert (read_picture(tmp_path / "a.npy", opened.bands) == image).all()
+    assert (read_scene(tmp_path / "a.npy", opened.bands).pixels == image).all()
 
 
 @pytest.mark.parametrize(("kind", "kept"), [(np.float32, ((0.0, 250.0),)), (np.uint16, "bytes"), (np.float32, "bytes")])

@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 import degrid
-from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_picture, read_scene, without_data
+from degrid.bands import LargeScene, Scene, no_data_of, open_scene, read_scene, without_data
 from degrid.data import check_data, open_dataset
 from degrid.engine.inference.options import InferenceOptions
 from degrid.raster import is_on_map, read_bands, tiff_header
@@ -295,12 +295,12 @@ def test_values_that_fill_their_range_stay_as_they_are(tmp_path, kind, bands, hi
     expected = np.rint(made[found.sources[0].name] * (255 / high)).astype(int)
     assert np.abs(found.arrays(0).image.astype(int) - expected).max() <= 1
     place = tmp_path / f"images/{found.sources[0].name}.tif"
-    assert (read_picture(place).transpose(2, 0, 1) == found.arrays(0).image).all()
+    assert (read_scene(place).pixels.transpose(2, 0, 1) == found.arrays(0).image).all()
 
 
 def test_arrays_with_their_channels_first_are_told(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 40, 50), np.uint8))
     with pytest.raises(UserError, match=r"\[3, 40, 50\], which seems to have its channels first: save array.transpose"):
-        read_picture(tmp_path / "a.npy", Bands(50, "bytes"))
+        read_scene(tmp_path / "a.npy", Bands(50, "bytes"))
     np.save(tmp_path / "a.npy", np.zeros((40, 50, 3), np.uint8))
-    assert read_picture(tmp_path / "a.npy").shape == (40, 50, 3)
+    assert read_scene(tmp_path / "a.npy").pixels.shape == (40, 50, 3)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from degrid import image as image_module
+from degrid.data.formats.shapes.drawn import shown_size
 from degrid.image import (
     UnreadKindError,
     color_table,
@@ -69,6 +70,17 @@ def test_exif_orientation(tmp_path, orientation, turn):
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, turn))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_shapes_are_drawn_at_the_size_at_which_an_image_is_shown(tmp_path, suffix, orientation):
+    """Pillow turns a TIFF when it opens it, and others when it is asked to."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / f"a{suffix}", exif=exif)
+    size = (6, 4) if orientation == 6 else (4, 6)
+    assert shown_size(tmp_path / f"a{suffix}") == size == read_image(tmp_path / f"a{suffix}").shape[:2]
 
 
 def photo(height=37, width=53, seed=0):

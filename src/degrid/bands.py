@@ -37,17 +37,6 @@ _BANDS_FIRST = 16
 """An array of at most so many rows, and of more columns and bands, has its bands first."""
 
 
-def read_picture(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> np.ndarray:
-    """An image file as a network reads it, uint8 [H,W,bands.count].
-
-    Args:
-        size: see `read_values`.
-    Raises:
-        UserError: missing, damaged, of a kind that is not read, or of another number of bands.
-    """
-    return read_scene(path, bands, size).pixels
-
-
 class Scene(NamedTuple):
     """An image as a network reads it, uint8 [H,W,C], and which pixels hold no data, bool [H,W] (None: all hold some).
 
@@ -58,12 +47,16 @@ class Scene(NamedTuple):
     empty: np.ndarray | None = None
 
 
-def read_scene(path: str | os.PathLike[str], bands: Bands = RGB, size: tuple[int, ...] | None = None) -> Scene:
-    """What `read_picture` gives, and what a TIFF calls "no data" (GDAL_NODATA)."""
+def read_scene(path: str | os.PathLike[str], bands: Bands = RGB) -> Scene:
+    """An image file as a network reads it, with bands.count channels; "no data" is what a TIFF calls so (GDAL_NODATA).
+
+    Raises:
+        UserError: missing, damaged, of a kind that is not read, or of another number of bands.
+    """
     no_data = no_data_of(path)
     if bands == RGB and no_data is None and not is_by_values(path):
         return Scene(read_image(path))
-    return scene_of(read_values(path, size), bands, no_data, path)
+    return scene_of(read_values(path), bands, no_data, path)
 
 
 class LargeScene:
@@ -118,7 +111,7 @@ def open_scene(path: str | os.PathLike[str], bands: Bands, memory: int, windows:
         windows: it will be predicted in windows: read a TIFF of more than 50 million pixels part by part where that
             gives the same values.
     Raises:
-        UserError: see `read_picture`; or an image that is no TIFF takes more memory.
+        UserError: see `read_scene`; or an image that is no TIFF takes more memory.
     """
     if _is_for_parts(path, bands, windows) and rasterio_or_none() is not None:
         return LargeScene(path, bands)

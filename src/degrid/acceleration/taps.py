@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid.acceleration.fold import has_hooks
+from degrid.acceleration.training import taps_inside
 from degrid.kernels.support import has_matrix_units
 
 NARROW = 32
@@ -50,26 +51,15 @@ class TapConv2d(nn.Module):
         if self.bias is not None:
             total += self.bias[:, None, None]
         stacked = F.conv2d(x, self.taps[0]) if self.out_channels <= NARROW else None
-        rows, columns = self.kernel_size
-        for index in range(rows * columns):
-            down = (index // columns - rows // 2) * self.rate
-            right = (index % columns - columns // 2) * self.rate
-            if abs(down) >= height or abs(right) >= width:
-                continue  # the tap reads zeros only
-            source, target = _shifted(down, height), _shifted(-down, height)
-            source_columns, target_columns = _shifted(right, width), _shifted(-right, width)
+        for i, j, part, place in taps_inside(x.shape, self.rate, self.kernel_size):
+            index = i * self.kernel_size[1] + j
             if stacked is None:
-                part = F.conv2d(x[..., source, source_columns], self.taps[index])
+                found = F.conv2d(x[part], self.taps[index])
             else:
                 first = index * self.out_channels
-                part = stacked[:, first : first + self.out_channels, source, source_columns]
-            total[..., target, target_columns] += part
-        return total if stacked is not None else total.to(part.dtype)
-
-
-def _shifted(by: int, size: int) -> slice:
-    """The part of an axis that stays inside when it is read `by` places further on."""
-    return slice(max(0, by), size - max(0, -by))
+                found = stacked[:, first : first + self.out_channels][part]
+            total[place] += found
+        return total if stacked is not None else total.to(found.dtype)
 
 
 def use_taps(model: nn.Module, dtype: torch.dtype) -> int:

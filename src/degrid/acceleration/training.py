@@ -288,7 +288,7 @@ def _forward_of_library(x: Tensor, weight: Tensor, bias: Tensor | None, rate: in
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
     factors = weight[..., None]  # [C,1,3,3,1]
     found = x * factors[:, 0, 1, 1][:, None]
-    for i, j, part, place in _taps(x.shape, rate):
+    for i, j, part, place in taps_inside(x.shape, rate):
         if (i, j) != (1, 1):
             found[place].addcmul_(x[part], factors[:, 0, i, j][:, None])
     return found if bias is None else found.add_(bias[:, None, None])
@@ -299,7 +299,7 @@ def _depthwise_filter(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Ten
         parts = _subsamples(grad, rate), _subsamples(x, rate)
         return _some(_of_library(*parts, weight, 1, (False, True, False)))
     found = torch.zeros_like(weight)
-    for i, j, part, place in _taps(x.shape, rate):
+    for i, j, part, place in taps_inside(x.shape, rate):
         found[:, 0, i, j] = (grad[place] * x[part]).sum((0, 2, 3))
     return found
 
@@ -319,7 +319,7 @@ def _subsamples(x: Tensor, rate: int) -> Tensor:
 def _by_taps(grad: Tensor, x: Tensor, weight: Tensor, rate: int) -> Tensor:
     """Each of the nine numbers per pair of channels from the pixels alone whose tap lies inside the map."""
     found = torch.zeros_like(weight)
-    for i, j, part, place in _taps(x.shape, rate):
+    for i, j, part, place in taps_inside(x.shape, rate):
         found[:, :, i, j] = _of_tap(grad[place], x[part], weight[:, :, :1, :1], 0)[:, :, 0, 0]
     return found
 
@@ -341,9 +341,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def _taps(shape: Sequence[int], rate: int) -> Iterator[tuple[int, int, Part, Part]]:
+def taps_inside(
+    shape: Sequence[int], rate: int, kernel: Sequence[int] = (3, 3)
+) -> Iterator[tuple[int, int, Part, Part]]:
     """Row and column of each tap that reaches into the map, what it reads of [N,C,H,W], and for which outputs."""
-    rows, columns = ([_overlap((place - 1) * rate, size) for place in range(3)] for size in shape[2:])
+    rows, columns = (
+        [_overlap((place - side // 2) * rate, size) for place in range(side)]
+        for size, side in zip(shape[2:], kernel, strict=True)
+    )
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             if row is not None and column is not None:

@@ -41,14 +41,6 @@ def _gaussian_factory(sigma: float | str = 1.0, size: int | None = None) -> Fact
     return lambda rate: operators.Gaussian(rate, sigmas(), size)
 
 
-def _average_factory(size: int | None = None) -> Factory:
-    return lambda rate: operators.Average(rate, size)
-
-
-def _ssc_factory(init: str = "identity") -> Factory:
-    return lambda rate: operators.SeparableShared(rate, init)
-
-
 def _aggregation_factory() -> Factory:
     mix = nn.Parameter(torch.zeros(4))
     return lambda rate: operators.Aggregation(rate, mix)
@@ -60,8 +52,8 @@ OPERATORS: dict[str, Callable[..., Factory]] = {
     "regular": lambda: operators.Regular,
     "decompose": lambda: operators.Decompose,
     "gi": lambda: operators.GroupInteraction,
-    "ssc": _ssc_factory,
-    "average": _average_factory,
+    "ssc": lambda init="identity": lambda rate: operators.SeparableShared(rate, init),
+    "average": lambda size=None: lambda rate: operators.Average(rate, size),
     "gaussian": _gaussian_factory,
     "aggregation": _aggregation_factory,
     "tent": lambda: operators.Tent,

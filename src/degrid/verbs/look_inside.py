@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degrid import recipes
-from degrid.bands import read_picture
+from degrid.bands import read_scene
 from degrid.chance import drawing_for_itself
 from degrid.config import RunConfig
 from degrid.contracts import bands_of, copied, declared
@@ -115,9 +115,8 @@ def images_for(
     mean, std = (torch.tensor(each).reshape(1, -1, 1, 1) for each in (preprocess.mean, preprocess.std))
     found, count = [], min(runs, len(files))
     for place in range(count):
-        pixels = (
-            torch.from_numpy(read_picture(files[place * len(files) // count], bands)).permute(2, 0, 1)[None].float()
-        )
+        pixels = torch.from_numpy(read_scene(files[place * len(files) // count], bands).pixels)
+        pixels = pixels.permute(2, 0, 1)[None].float()
         image = filled(pixels, size)
         found.append((image if known else (image - mean) / std).to(parameter))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import zlib
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from degrid.data.formats.photographs import photographs
 from degrid.data.formats.read_array import ARRAY_SUFFIXES
 from degrid.data.formats.read_mask import read_mask, read_palette
 from degrid.data.formats.source import RawSample, Source
-from degrid.files import walk
+from degrid.files import parse_json, read_text, walk
 from degrid.image import IMAGE_SUFFIXES, open_image, read_jpeg
 from degrid.lookup import counted, some
 from degrid.types import RGB, Bands, UserError
@@ -129,10 +130,9 @@ def _around(files: Sequence[Path]) -> Path:
 
 
 def pair_folders(folders: Mapping[str, tuple[Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
-    """`pair_up` for the folders of each split, where both are there and hold an image."""
+    """`pair_up` for the folders of each split, where both are there."""
     found = {split: pair_up(*both) for split, both in folders.items() if all(folder.is_dir() for folder in both)}
-    splits = {split: pairs for split, (pairs, _) in found.items() if pairs}
-    return splits, [mask for _, lost in found.values() for mask in lost]
+    return {split: pairs for split, (pairs, _) in found.items()}, [mask for _, lost in found.values() for mask in lost]
 
 
 def match_names(
@@ -168,6 +168,13 @@ def masks_in(folder: Path) -> list[Path]:
 def files_in(folder: Path, suffix: str) -> list[Path]:
     """Files with this ending, in lower case; see `images_in`."""
     return _files_in(folder, (suffix,))
+
+
+def json_in(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """The values of all JSON files, see `images_in`, without those of damaged ones."""
+    for file in files_in(folder, ".json"):
+        with contextlib.suppress(ValueError):
+            yield file, parse_json(read_text(file))
 
 
 def any_mask(folder: Path) -> bool:

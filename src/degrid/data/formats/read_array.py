@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,10 @@ def read_matlab(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 
-def _numpy(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
-
-
 def _archive(path: Path) -> Any:
     with path.open("rb") as stream:  # given a path, NumPy leaves a damaged file open
         found = np.load(stream, allow_pickle=False)
         return found if isinstance(found, np.ndarray) else _only_array(path, dict(found))
-
-
-def _matlab(path: Path) -> Any:
-    return _only_array(path, read_matlab(path))
-
-
-_READ = {".npy": _numpy, ".npz": _archive, ".mat": _matlab}
 
 
 def _only_array(path: Path, variables: Mapping[str, Any]) -> Any:
@@ -88,3 +77,10 @@ def _only_array(path: Path, variables: Mapping[str, Any]) -> Any:
         shown = ", ".join(f"{name} {list(value.shape)}" for name, value in variables.items()) or "nothing"
         raise UnusableMaskError(f"{path} holds {shown}; expected one array of class ids [H,W]: save it by itself")
     return arrays[0]
+
+
+_READ: dict[str, Callable[[Path], Any]] = {
+    ".npy": lambda path: np.load(path, allow_pickle=False),
+    ".npz": _archive,
+    ".mat": lambda path: _only_array(path, read_matlab(path)),
+}

@@ -9,7 +9,7 @@ from pathlib import Path
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import Pair, pair_up
+from degrid.data.formats.pairs import Pair, pair_folders
 from degrid.files import read_text
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
 
@@ -44,9 +44,7 @@ class Ade20k(DataFormat):
 
 def ade_pairs(base: Path) -> tuple[dict[str, list[Pair]], list[Path]]:
     """The images of each split with their masks, and the masks without an image."""
-    folders = {split: (base / "images" / f, base / "annotations" / f) for split, f in _SPLITS.items()}
-    found = {s: pair_up(*both) for s, both in folders.items() if all(folder.is_dir() for folder in both)}
-    return {split: pairs for split, (pairs, _) in found.items()}, [mask for _, lost in found.values() for mask in lost]
+    return pair_folders({split: (base / "images" / f, base / "annotations" / f) for split, f in _SPLITS.items()})
 
 
 def _reason(base: Path, names: list[str]) -> str:

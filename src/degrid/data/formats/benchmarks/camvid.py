@@ -8,7 +8,7 @@ from pathlib import Path
 from degrid.data.formats.benchmarks.common import with_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import pair_up
+from degrid.data.formats.pairs import pair_folders
 from degrid.types import LabelSpace
 
 _CLASSES = (
@@ -38,14 +38,9 @@ class CamVid(DataFormat):
 
     def find(self, path: Path) -> Layout | None:
         """See `DataFormat`."""
-        folders = {split: (path / split, path / f"{split}annot") for split in ("train", "val", "test")}
-        found = {s: pair_up(*both) for s, both in folders.items() if all(folder.is_dir() for folder in both)}
-        is_camvid = "camvid" in path.resolve().name.lower() or any(
-            _FRAME.fullmatch(pair.image.name) for pairs, _ in found.values() for pair in pairs
-        )
-        if not is_camvid:
+        splits, orphans = pair_folders({s: (path / s, path / f"{s}annot") for s in ("train", "val", "test")})
+        images = (pair.image.name for pairs in splits.values() for pair in pairs)
+        if "camvid" not in path.resolve().name.lower() and not any(map(_FRAME.fullmatch, images)):
             return None
-        orphans = [mask for _, lost in found.values() for mask in lost]
-        splits = {split: pairs for split, (pairs, _) in found.items()}
         reason = ", ".join(f"{split} and {split}annot" for split in splits)
         return Layout(reason, path, splits, *with_table(path, CAMVID, MaskRule.plain(CAMVID, void=(11,))), orphans)

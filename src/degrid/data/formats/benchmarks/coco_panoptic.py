@@ -163,10 +163,9 @@ class Segments(Pair):
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""
-        colors = super().read_label()
-        if colors.ndim == 2:  # all segments have numbers below 256, or the file has an alpha channel and is grey
-            colors = np.stack([colors, np.zeros_like(colors), np.zeros_like(colors)], axis=-1)
-        numbers = colors.astype(np.int64) @ np.array([1, 256, 65536])
+        values = super().read_label()
+        # Greys: all segments have numbers below 256, or the file has an alpha channel and is grey.
+        numbers = values if values.ndim == 2 else values.astype(np.int64) @ np.array([1, 256, 65536])
         found, inverse = np.unique(numbers, return_inverse=True)
         unknown = [int(number) for number in found if number and number not in self.segments]
         if unknown:

@@ -25,7 +25,7 @@ class Kitti(DataFormat):
         splits, _ = pair_folders({"train": (path / "training" / "image_2", path / "training" / "semantic")})
         reason = "training/image_2 and training/semantic"
         rule = replace(CITYSCAPES_RAW, said="KITTI")
-        return benchmark(reason, path, splits, CITYSCAPES, rule, []) if splits else None
+        return benchmark(reason, path, splits, CITYSCAPES, rule, [])
 
 
 # Images and labels of a split, as they are handed out today, and before 2020.
@@ -43,7 +43,7 @@ class Bdd100k(DataFormat):
             for images, masks in _BDD:
                 folders = {split: (base / images / split, base / masks / split) for split in ("train", "val", "test")}
                 splits, _ = pair_folders(folders)
-                if splits:
+                if any(splits.values()):
                     rule = MaskRule.plain(CITYSCAPES, said="BDD100K")
                     return benchmark(f"{images} and {masks}", base, splits, CITYSCAPES, rule, [])
         return None

@@ -63,7 +63,9 @@ class Voc(DataFormat):
         splits = _splits(base, images, masks)
         if splits:
             # Tools list images on which nothing was drawn, too.
-            splits, left_out = labelled(splits) if label_file(base) or not _has_own_lists(base) else (splits, [])
+            # VOC's own lists are of images with a segmentation; others list all images.
+            whole = not label_file(base) and split_files(base / _LISTS, any_name=True)
+            splits, left_out = (splits, []) if whole else labelled(splits)
             splits, notes = splits_or_divided(splits)
             notes += left_out
         else:
@@ -97,11 +99,6 @@ def _is_voc(base: Path, names: Iterable[str]) -> bool:
 
 def _mask_folders(base: Path | None) -> list[Path]:
     return [base / name for name in _MASKS if (base / name).is_dir()] if base else []
-
-
-def _has_own_lists(base: Path) -> bool:
-    """Whether there are lists of images with a segmentation; others list all images."""
-    return bool(split_files(base / _LISTS, any_name=True))
 
 
 def _splits(base: Path, images: dict[str, Path], masks: dict[str, Path]) -> dict[str, list[Pair]]:

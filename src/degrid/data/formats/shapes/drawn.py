@@ -11,21 +11,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from degrid.data.formats.folder import DRAWN
 from degrid.data.formats.layout import SPLIT_NAMES, split_of
+from degrid.data.formats.masks import SIDEWAYS
 from degrid.data.formats.pairs import Pair, divided, images_in, splits_or_divided, with_val
 from degrid.data.formats.shapes.region import Thing, draw
 from degrid.files import blaming
-from degrid.image import open_image
+from degrid.image import exif_orientation, open_image
 from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError
 
 _FEW_OUTLINES = 10  # so few may well be of things that are rectangles
 OVERLAPS = "pixels without an object are background; where objects overlap, the smaller one counts"
-
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on the image lies on its side
 
 
 def _nothing(height: int, width: int) -> Iterable[Thing]:
@@ -77,14 +75,10 @@ def shown_size(file: Path) -> tuple[int, int]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError):
+    orientation, width, height = exif_orientation(file)
+    if not width:
         width, height = open_image(file).size  # which explains, or reads more kinds
-        turned = False
-    return (width, height) if turned else (height, width)
+    return (width, height) if orientation >= SIDEWAYS else (height, width)
 
 
 def read_xml(file: Path) -> ElementTree.Element:
@@ -161,15 +155,25 @@ def with_splits(splits: Mapping[str, Sequence[Pair]]) -> tuple[dict[str, list[Pa
     return (found, notes) if notes or set(found) != {"train"} else with_val(found)
 
 
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+
+
+def before_upload(name: str) -> str:
+    """The name that a file had before it was uploaded to Label Studio, which puts eight characters in front."""
+    return _UPLOADED.sub("", name)
+
+
+def by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by their names, and by those before the upload."""
+    return grouped((name, file) for file in files for name in {file.name, before_upload(file.name)})
+
+
 class Images:
     """Finds the images that a tool's file names, whose folders may be others by now.
 
     Args:
         root: of the data.
     """
-
-    # What Label Studio puts in front of the names of uploaded files.
-    _UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -197,7 +201,7 @@ class Images:
 
     def _by_name(self, name: Path) -> Path | None:
         """The image of this name in any folder; of several, the one in the most alike folders, if it is one only."""
-        found = self._index.get(name.name) or self._index.get(self._UPLOADED.sub("", name.name)) or []
+        found = self._index.get(name.name) or self._index.get(before_upload(name.name)) or []
         alike = [(_alike(file, name), file) for file in found]
         best = [file for score, file in alike if score == max(alike)[0]]
         return best[0] if len(best) == 1 else None
@@ -209,7 +213,7 @@ class Images:
 
     @cached_property
     def _index(self) -> dict[str, list[Path]]:
-        return grouped((name, file) for file in self.all for name in {file.name, self._UPLOADED.sub("", file.name)})
+        return by_name(self.all)
 
 
 def _alike(file: Path, name: Path) -> int:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlparse
 
 from degrid.data.formats.layout import DataFormat, Layout
-from degrid.data.formats.pairs import Pair, divided, files_in, images_in, masks_in
+from degrid.data.formats.pairs import Pair, divided, images_in, json_in, masks_in
+from degrid.data.formats.shapes.drawn import before_upload, by_name
 from degrid.data.formats.tools.joined import JoinedMasks, named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import parse_json, read_text
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import counted, grouped
 from degrid.types import UserError
@@ -20,8 +20,6 @@ from degrid.types import UserError
 # As label_studio_sdk's converter/brush.py writes it; of the address only letters, digits, "@" and "." are left.
 _NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[\w@.]*-[^-]+-(?P<label>.+)-\d+\.(png|npy)")
 _PATTERN = "task-*-annotation-*"
-# Uploaded files have eight characters in front of their names.
-_UPLOADED = re.compile(r"[0-9a-f]{8}-")
 
 
 class _Mask(NamedTuple):
@@ -51,7 +49,7 @@ class LabelStudio(DataFormat):
             return None
         names, said = _image_names(path)
         pictures = [file for file in images_in(path) if not _NAME.fullmatch(file.name)]
-        images = _by_name(pictures)
+        images = by_name(pictures)
         rows = [LabelRow(name, None, value) for value, name in enumerate(sorted({mask.label for mask in masks}))]
         labels, rule, ids = named_classes(rows, path, said or masks[0].file.name)
         tasks = grouped((mask.task, mask) for mask in masks)
@@ -90,11 +88,7 @@ def _masks(path: Path) -> list[_Mask]:
 
 def _image_names(path: Path) -> tuple[dict[int, str], str]:
     """The name of each task's image, by the JSON export in the folder, and its file's name; ({}, "") without one."""
-    for file in files_in(path, ".json"):
-        try:
-            tasks = parse_json(read_text(file))
-        except ValueError:
-            continue
+    for file, tasks in json_in(path):
         if isinstance(tasks, list) and tasks and all(isinstance(task, dict) and "id" in task for task in tasks):
             return {int(task["id"]): image_address(task) for task in tasks}, file.name
     return {}, ""
@@ -116,16 +110,11 @@ def _addresses(task: dict[str, Any]) -> Iterator[str]:
                 yield name
 
 
-def _by_name(files: list[Path]) -> dict[str, list[Path]]:
-    """The files by their names, and by what these were before the upload."""
-    return grouped((name, file) for file in files for name in {file.name, _UPLOADED.sub("", file.name, count=1)})
-
-
 def _image(task: int, names: dict[int, str], images: dict[str, list[Path]], path: Path) -> Path:
     """The image of a task, by the JSON export's name for it, or by the task's number where there is no such file."""
     name = names.get(task, "")
     if names:
-        found = images.get(name) or images.get(_UPLOADED.sub("", name, count=1)) or []
+        found = images.get(name) or images.get(before_upload(name)) or []
         what = f"called {name}" if name else "in the JSON export"
     else:
         called = (f"{start}{task}{suffix}" for start in ("", "task-") for suffix in sorted(IMAGE_SUFFIXES))

@@ -12,10 +12,10 @@ import numpy as np
 
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.pairs import Pair, divided, files_in, images_in
+from degrid.data.formats.pairs import Pair, divided, images_in, json_in
 from degrid.data.formats.tools.joined import named_classes
 from degrid.data.formats.tools.label_files import LabelRow
-from degrid.files import blaming, parse_json, read_text
+from degrid.files import blaming
 from degrid.lookup import grouped
 from degrid.types import UserError
 
@@ -84,11 +84,7 @@ class InstanceBitmap(Pair):
 
 def _release(path: Path) -> tuple[Any, str]:
     """The release in a folder, and the name of its file; (None, "") without one."""
-    for file in files_in(path, ".json"):
-        try:
-            values = parse_json(read_text(file))
-        except ValueError:
-            continue
+    for file, values in json_in(path):
         if isinstance(values, dict) and isinstance(values.get("dataset"), dict) and "samples" in values["dataset"]:
             return values, file.name
     return None, ""

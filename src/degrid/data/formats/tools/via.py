@@ -30,7 +30,7 @@ from degrid.files import blaming, read_json
 from degrid.lookup import counted, grouped
 from degrid.types import IGNORE_INDEX, UserError
 
-_MARK = b'"shape_attributes"'
+_MARK, _PROJECT = b'"shape_attributes"', b'"_via_img_metadata"'
 _AREAS = ("polygon", "polyline", "circle", "ellipse", "rect")
 # Attributes that hold the class, where a region has several.
 _CLASS_WORDS = ("class", "label", "category", "name", "type", "object", "class_name", "object_name")
@@ -94,13 +94,8 @@ def _files(path: Path) -> list[Path]:
         file for pattern in ("*.json", "*/*.json") for file in sorted(path.glob(pattern)) if _MARK in file.read_bytes()
     ]
     # A project and its export hold the same regions.
-    return [
-        file for file in found if not (_is_project(file) and any(o.parent == file.parent for o in found if o != file))
-    ]
-
-
-def _is_project(file: Path) -> bool:
-    return b'"_via_img_metadata"' in file.read_bytes()
+    number = Counter(file.parent for file in found)
+    return [file for file in found if number[file.parent] == 1 or _PROJECT not in file.read_bytes()]
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
