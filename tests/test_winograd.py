@@ -43,13 +43,13 @@ def exact(x, weight, bias, rate):
     return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), 1, rate, rate)
 
 
-def winograd_conv2d(x, transformed, rate, bias=None, relu=False, tile=(4, 4)):
+def winograd_conv2d(x, transformed, rate, bias=None, tile=(4, 4)):
     """The whole convolution; `transformed` is the weight as `winograd_weight` gives it for this tile."""
     count = products_of(tile)
     if tile == winograd.PAIRS:
-        return convolve_pairs(x, transformed, rate, bias, relu)
+        return convolve_pairs(x, transformed, rate, bias)
     multiply = functools.partial(F.conv2d, weight=transformed, groups=count)
-    return convolve_tiles(x, multiply, len(transformed) // count, rate, bias, relu, tile)
+    return convolve_tiles(x, multiply, len(transformed) // count, rate, bias, tile)
 
 
 def error(found, truth):
@@ -65,24 +65,21 @@ def error(found, truth):
     channels=st.sampled_from([(64, 64), (64, 80), (112, 96), (64, 67), (16, 16), (3, 70)]),
     compiled=st.booleans(),
     biased=st.booleans(),
-    relu=st.booleans(),
     planes_first=st.booleans(),
     tile=st.sampled_from(TILES),
 )
 @settings(max_examples=20, deadline=None)
-def test_equals_the_direct_convolution(
-    rate, height, width, batch, channels, compiled, biased, relu, planes_first, tile
-):
+def test_equals_the_direct_convolution(rate, height, width, batch, channels, compiled, biased, planes_first, tile):
     x, weight, bias = example(*channels, (height, width), batch)
     if not planes_first:
         x = x.contiguous(memory_format=torch.channels_last)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "numba_installed", lambda: compiled)
-        found = winograd_conv2d(x, winograd_weight(weight, tile), rate, bias if biased else None, relu, tile)
+        found = winograd_conv2d(x, winograd_weight(weight, tile), rate, bias if biased else None, tile)
     truth = exact(x, weight, bias if biased else None, rate)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert error(found, truth.relu() if relu else truth) <= TOLERANCE
+    assert error(found, truth) <= TOLERANCE
 
 
 @pytest.mark.parametrize("rate", [1, 2, 3, 4, 6, 12, 18, 24])
@@ -135,30 +132,23 @@ def test_many_tiles_go_in_parts(monkeypatch):
     assert len(set(parts)) == 1
 
 
-def test_relu_keeps_nan(way):
-    x, weight, bias = example()
-    x[0, 0, 0, 0] = torch.nan
-    assert winograd_conv2d(x, winograd_weight(weight), 1, bias, relu=True)[0, :, 0, 0].isnan().all()
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     rate=st.integers(1, 24),
     beyond=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     batch=st.integers(1, 3),
     biased=st.booleans(),
-    relu=st.booleans(),
     double=st.booleans(),
 )
-def test_pairs_equal_the_direct_convolution(rate, beyond, batch, biased, relu, double):
+def test_pairs_equal_the_direct_convolution(rate, beyond, batch, biased, double):
     """On every map with sides from rate + 1 to twice the rate."""
     height, width = (rate + min(each, rate) for each in beyond)
     x, weight, bias = (each.double() if double else each for each in example(7, 5, (height, width), batch))
     bias = bias if biased else None
-    found = winograd_conv2d(x, winograd_weight(weight, winograd.PAIRS), rate, bias, relu, winograd.PAIRS)
+    found = winograd_conv2d(x, winograd_weight(weight, winograd.PAIRS), rate, bias, winograd.PAIRS)
     truth = exact(x, weight, bias, rate)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert error(found, truth.relu() if relu else truth) <= (1e-13 if double else 1e-5)
+    assert error(found, truth) <= (1e-13 if double else 1e-5)
 
 
 @torch.no_grad()
@@ -249,7 +239,7 @@ def test_with_and_without_packed_weights(monkeypatch, packs):
     for tile in TILES:
         multiply = functools.partial(prepared.multiply, tile=tile)
         for _ in range(2):
-            found = winograd.convolve_tiles(x, multiply, 64, 2, bias, False, tile)
+            found = winograd.convolve_tiles(x, multiply, 64, 2, bias, tile)
             assert error(found, exact(x, weight, bias, 2)) <= TOLERANCE
     packed = [packed is not None for packed in prepared.packings.values()]
     assert packed == ([True] * winograd_layer.PACKINGS if packs else [])

@@ -269,7 +269,7 @@ def _by_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int, tile
     transformed = winograd_weight(weight, tile, exact=False)
     # As for a single tap above, the dilation has no meaning other than "by oneDNN".
     multiply = functools.partial(F.conv2d, weight=transformed, dilation=2, groups=products_of(tile))
-    found = convolve_tiles(x, multiply, len(weight), rate, bias, relu=False, tile=tile)
+    found = convolve_tiles(x, multiply, len(weight), rate, bias, tile)
     # That is a view, and what a Function returns as one cannot be changed in place, as a ReLU may do.
     return found.new_empty(0).set_(found.untyped_storage(), found.storage_offset(), found.shape, found.stride())
 

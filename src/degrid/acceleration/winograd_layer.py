@@ -83,10 +83,10 @@ class WinogradConv2d(nn.Conv2d):
         bias, rate = None if self.bias is None else self.bias.float(), self.dilation[0]
         with torch.autocast("cpu", enabled=False):
             if tile == PAIRS:
-                found = convolve_pairs(x.float(), self._prepared.weight_for(tile), rate, bias, relu=False)
+                found = convolve_pairs(x.float(), self._prepared.weight_for(tile), rate, bias)
             else:
                 multiply = functools.partial(self._prepared.multiply, tile=tile)
-                found = convolve_tiles(x.float(), multiply, self.out_channels, rate, bias, relu=False, tile=tile)
+                found = convolve_tiles(x.float(), multiply, self.out_channels, rate, bias, tile)
         return found.to(x.dtype)
 
     def _tile(self, x: Tensor) -> Tile | None:

@@ -190,10 +190,8 @@ def _corners(size: int, rate: int, outputs: int) -> np.ndarray:
     return np.concatenate([np.arange(phase, size, outputs * rate) for phase in range(min(rate, size))])
 
 
-def convolve_tiles(
-    x: Tensor, multiply: Multiply, count: int, rate: int, bias: Tensor | None, relu: bool, tile: Tile
-) -> Tensor:
-    """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding; and ReLU after it, if wanted.
+def convolve_tiles(x: Tensor, multiply: Multiply, count: int, rate: int, bias: Tensor | None, tile: Tile) -> Tensor:
+    """What `F.conv2d(x, weight, bias, 1, rate, rate)` gives, up to rounding.
 
     Compiled for float32 on the CPU, from 64 channels in and out on, where numba is installed; elsewhere as PyTorch.
 
@@ -212,7 +210,7 @@ def convolve_tiles(
     bias = x.new_zeros(count) if bias is None else bias.detach().contiguous()
     wide = min(x.shape[1], count) >= NARROWEST
     compiled = wide and x.device.type == "cpu" and x.dtype == torch.float32 and numba_installed()
-    return (_compiled if compiled else _in_torch)(pixels, multiply, bias, rate, relu, tile).permute(0, 3, 1, 2)
+    return (_compiled if compiled else _in_torch)(pixels, multiply, bias, rate, tile).permute(0, 3, 1, 2)
 
 
 class _Workspace(threading.local):
@@ -231,7 +229,7 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def _compiled(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool, tile: Tile) -> Tensor:
+def _compiled(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, tile: Tile) -> Tensor:
     """x: [N,H,W,C]. Gives [N,H,W,K]."""
     from degrid.kernels.winograd_numba import transform_input, transform_output
 
@@ -248,11 +246,11 @@ def _compiled(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool
         first = min(part * each, tiles - each)  # the last part overlaps, so that all have one size and one packing
         transform_input(x.numpy(), rows, columns, rate, tile, first, space)
         found = multiply(image).permute(0, 2, 3, 1).reshape(each, products, len(bias))
-        transform_output(found.numpy(), rows, columns, rate, tile, first, bias.numpy(), relu, out.numpy())
+        transform_output(found.numpy(), rows, columns, rate, tile, first, bias.numpy(), out.numpy())
     return out
 
 
-def _in_torch(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool, tile: Tile) -> Tensor:
+def _in_torch(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, tile: Tile) -> Tensor:
     """The twin: the same tiles in the same order, all at once, in any floating type and on any device."""
     batch, height, width, channels = x.shape
     rows, columns = (
@@ -274,11 +272,10 @@ def _in_torch(x: Tensor, multiply: Multiply, bias: Tensor, rate: int, relu: bool
     out = out.reshape(batch, tile[0] * len(rows), tile[1] * len(columns), len(bias))
     # Each pixel is in one tile; sorted by place, those outside the map come last.
     out = out[:, (rows[:, None] + down[: tile[0]]).flatten().argsort()[:height]]
-    out = out[:, :, (columns[:, None] + across[: tile[1]]).flatten().argsort()[:width]]
-    return out.relu() if relu else out
+    return out[:, :, (columns[:, None] + across[: tile[1]]).flatten().argsort()[:width]]
 
 
-def convolve_pairs(x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None, relu: bool) -> Tensor:
+def convolve_pairs(x: Tensor, transformed: Tensor, rate: int, bias: Tensor | None) -> Tensor:
     """As `convolve_tiles`, with tiles of two outputs, where H and W are from `rate` + 1 to twice that.
 
     The two are `rate` pixels apart, so that whole parts of the map are multiplied at once. A pixel without a partner is
@@ -292,7 +289,7 @@ def convolve_pairs(x: Tensor, transformed: Tensor, rate: int, bias: Tensor | Non
     out = _from_pairs(found, 2).contiguous(memory_format=torch.channels_last)
     if bias is not None:
         out += bias.detach()[:, None, None]
-    return out.relu_() if relu else out
+    return out
 
 
 def _as_pairs(x: Tensor, rate: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:

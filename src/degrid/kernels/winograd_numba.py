@@ -113,16 +113,15 @@ def transform_input(x, rows, columns, rate, tile, first, tiles):  # type: ignore
 
 
 @njit(inline="always", fastmath={"contract"})
-def _store(d, line, bias, relu, out, image, y, z, at):  # type: ignore[no-untyped-def]
-    """A line of the block, with bias and ReLU, into a pixel's channels from `at` on; nothing outside the map."""
+def _store(d, line, bias, out, image, y, z, at):  # type: ignore[no-untyped-def]
+    """A line of the block, with bias, into a pixel's channels from `at` on; nothing outside the map."""
     if z < out.shape[2]:
         for c in range(BLOCK):
-            value = d[line + c] + bias[at + c]
-            out[image, y, z, at + c] = np.float32(0) if relu and value < 0 else value
+            out[image, y, z, at + c] = d[line + c] + bias[at + c]
 
 
 @njit(parallel=True, cache=True, fastmath={"contract"})
-def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out):  # type: ignore[no-untyped-def]
+def transform_output(tiles, rows, columns, rate, tile, first, bias, out):  # type: ignore[no-untyped-def]
     """Fill n tiles from number `first` of out, float32 [N,H,W,K], with A^T m A + bias; tiles is float32 [n,p,K]."""
     height, channels = out.shape[1], out.shape[3]
     down, across = tile[0] + 2, tile[1] + 2
@@ -146,4 +145,4 @@ def transform_output(tiles, rows, columns, rate, tile, first, bias, relu, out): 
                 if i < tile[0] and y < height:
                     _backward(across, d, i * ROW, BLOCK)
                     for j in range(tile[1]):
-                        _store(d, i * ROW + j * BLOCK, bias, relu, out, image, y, left + j * rate, at)
+                        _store(d, i * ROW + j * BLOCK, bias, out, image, y, left + j * rate, at)
