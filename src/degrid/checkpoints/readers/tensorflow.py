@@ -155,7 +155,7 @@ def _constant(node: Span, name: str, size: int) -> np.ndarray:
             continue
         tensor = next(found[2].messages(8), None)
         if tensor is not None:
-            variable = _variable(tensor, name_field=0, shape_field=2, kind_field=1, name=name)
+            variable = _variable(tensor, name_field=0, kind_field=1, name=name)
             flat = _v1_values(tensor, variable)
             if flat.size == 1 and prod(variable.shape) <= size:
                 flat = np.broadcast_to(flat, prod(variable.shape))
@@ -297,16 +297,16 @@ def _v1_variables(value: Span) -> Iterator[_Variable]:
     """The variables listed in SavedTensorSlices.meta."""
     for meta in value.messages(1):
         for message in meta.messages(1):
-            yield _variable(message, name_field=1, shape_field=2, kind_field=3)
+            yield _variable(message, name_field=1, kind_field=3)
 
 
-def _variable(message: Span, name_field: int, shape_field: int, kind_field: int, name: str = "") -> _Variable:
+def _variable(message: Span, name_field: int, kind_field: int, name: str = "") -> _Variable:
     shape: tuple[int, ...] = ()
     kind = 0
     for number, value in message.fields():
         if number == name_field:
             name = only_bytes(value, message, number).text("a name")
-        elif number == shape_field:
+        elif number == 2:
             shape = _shape(only_bytes(value, message, number), name)
         elif number == kind_field:
             kind = only_int(value, message, number)
@@ -388,5 +388,5 @@ def _v2_entry(name: str, message: Span) -> _Stored:
     found = {number: value for number, value in message.fields() if 3 <= number <= 7}
     shard, offset, size = (only_int(found.get(number, 0), message, number) for number in (3, 4, 5))
     checksum = only_bytes(found[6], message, 6).number() if 6 in found else 0
-    variable = _variable(message, name_field=0, shape_field=2, kind_field=1, name=name)
+    variable = _variable(message, name_field=0, kind_field=1, name=name)
     return _Stored(variable, shard, offset, size, checksum, sliced=7 in found)
