@@ -60,25 +60,25 @@ def settings_page() -> str:
 
 ENCODERS_HEAD = """# Encoders of timm
 
-`--set model.encoder=timm:NAME`, or `degrid.deeplabv3plus("timm:NAME", ...)`, takes any network of timm that has
-feature maps. Strides and rates are measured when it is built. What a network cannot have is said then, in one
-sentence.
+`--set model.encoder=timm:NAME`, or `degrid.deeplabv3plus("timm:NAME", ...)`, takes any timm network that has feature
+maps. Strides and rates are measured when it is built; if a network cannot have what was asked for, an error says so in
+one sentence.
 
-- **8, 16, 32**: what gives this output stride. `network`: it has it. `timm`: its `output_stride` option. `degrid`:
-  timm has no such option, or wrong rates, and `degrid.dilate` does it. `both`: timm has no dilation in some
-  convolutions, which degrid corrects.
-- **values**: `kept`, where the features at the smallest of these strides have exactly the values that they have
-  without dilation, and further values between them, so that pretrained weights mean what they meant. `nearly`: some
-  of timm's poolings, shortcuts or attention see other pixels.
+- **8, 16, 32**: what provides this output stride. `network`: the network has it as it is. `timm`: timm's
+  `output_stride` option. `degrid`: timm has no such option, or wrong rates, and `degrid.dilate` does it. `both`: timm
+  leaves some convolutions undilated, which degrid corrects.
+- **values**: `kept` if the features at the smallest of these strides contain exactly the values that they have without
+  dilation, with further values between them, so that pretrained weights keep their meaning. `nearly`: some of timm's
+  poolings, shortcuts or attention see other pixels.
 - **rates**: of the convolutions wider than 1, at the smallest of these strides.
-- **uniform_rates**: how many convolutions get a higher rate by `model.uniform_rates=true`, those of the first unit of
-  each dilated stage; and all rates then.
+- **uniform_rates**: how many convolutions (those in the first unit of each dilated stage) get a higher rate with
+  `model.uniform_rates=true`; in brackets, all rates in that case.
 - **multi_grid**: how many factors `model.multi_grid` takes, the number of units of the last stage.
-- **sides**: `any`; or images are padded to a multiple at the bottom and right, and the features cropped.
-- **weights**: whether `model.pretrained=FILE` takes timm's own state dict, every tensor.
+- **sides**: `any`; otherwise images are padded to a multiple at the bottom and right, and the features cropped.
+- **weights**: whether `model.pretrained=FILE` accepts timm's own state dict with every tensor.
 
-Measured with timm {version} on one or more networks of each of its families, by
-[benchmarks/encoders.py](../benchmarks/encoders.py); the slow tests repeat it.
+Measured with timm {version} on one or more networks of each of its families by
+[benchmarks/encoders.py](../benchmarks/encoders.py); the slow tests repeat this.
 
 ## degrid.dilate
 
@@ -89,9 +89,9 @@ encoder = timm.create_model("densenet121", features_only=True)
 print(degrid.dilate(encoder, output_stride=8))
 ```
 
-This removes strides from any convolutional network, in place, and dilates what follows: convolutions, maxima,
-averages and blurs. It first proves on a copy with random weights that the features keep their values. It refuses
-attention, resolution that is lowered in other ways, and networks that enlarge maps again.
+This removes strides from any convolutional network, in place, and dilates what follows: convolutions, max and average
+pooling, and blurs. It first proves on a copy with random weights that the features keep their values. It refuses
+attention, downsampling by other means, and networks that upsample.
 """
 
 

@@ -66,9 +66,9 @@ class ModelConfig:
     `transformers:mobilevit_s`, ...); or a class of your own, `my_module:MyEncoder`."""
     pretrained: bool | str = True
     """`true`: download timm's ImageNet weights; a path: a local file of any kind that `degrid convert` reads, or a
-    folder made by it; `false`: random weights. What input a file's weights expect is what the `config.json` beside it
-    says (of `degrid convert`, or of timm on the Hugging Face hub), else the encoder's usual one; training then says so,
-    and whether batch norm's statistics look like another: see `mean`."""
+    folder made by it; `false`: random weights. The input that a file's weights expect is taken from the `config.json`
+    beside it (as written by `degrid convert`, or by timm on the Hugging Face hub); without one it is the encoder's
+    usual input, and training says so, and whether the batch norm statistics suggest another: see `mean`."""
     output_stride: int = 16
     """Image size over the size of the encoder's last feature map: 8, 16 or 32. Stages beyond it keep their resolution
     and are dilated."""
@@ -78,8 +78,8 @@ class ModelConfig:
     """Factors on the dilation rates of the units in the encoder's last stage, such as `1,2,4`; `none`: all 1."""
     uniform_rates: bool = False
     """`true`: every unit of a dilated stage has the stage's rate, as in the papers; `false`: the convolution that had
-    the stride keeps the rate of the stage before, as in timm and torchvision, and features their values. `caffe:` and
-    `slim:` encoders are always uniform."""
+    the stride keeps the rate of the stage before, as in timm and torchvision, and the features keep their values.
+    `caffe:` and `slim:` encoders are always uniform."""
     channels: int = 256
     """Channels of ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     dropout: float = 0.1
@@ -87,16 +87,16 @@ class ModelConfig:
     separable: bool = False
     """`true`: depthwise-separable convolutions in ASPP and decoder (`deeplabv3` and `deeplabv3plus`)."""
     head_resize: str | None = None
-    """How ASPP's output is enlarged inside the decoder, with the names of `resize`; `none`: `align_corners` for
-    `deeplabv3plus_smp` and `deeplabv3plus_smp_dense`, else `half_pixel`."""
+    """How ASPP's output is enlarged inside the decoder; takes the values of `resize`. `none`: `align_corners` for
+    `deeplabv3plus_smp` and `deeplabv3plus_smp_dense`, otherwise `half_pixel`."""
     pooling_size: tuple[int, ...] | None = None
-    """Height and width of the window that ASPP's image pooling takes its means of, in pixels of the image, such as
-    `512,1024`, for images larger than that; `none`: the whole image, whatever its size."""
+    """Height and width of the window over which ASPP's image pooling takes means, in pixels of the image, such as
+    `512,1024`, for larger images; `none`: the whole image, whatever its size."""
     low_level_channels: int = 48
     """Channels that the fine feature is reduced to before the decoder joins it (`deeplabv3plus`)."""
     in_channels: int | None = None
     """Channels of the input; `none`: as many as the training images have bands, and 3 for grey. Pretrained weights of
-    the first convolution are adapted as timm does: repeated and scaled by 3 / `in_channels`, or summed up for one;
+    the first convolution are adapted as in timm: repeated and scaled by 3 / `in_channels`, or summed for one channel;
     `mean` and `std` are repeated, or averaged."""
     mean: tuple[float, ...] | None = None
     """Mean of the input, 0 to 255, one value per channel in the encoder's channel order; `none`: what the
@@ -108,13 +108,13 @@ class ModelConfig:
     range: tuple[float, ...] | str = "auto"
     """The values in image files that become 0 and 255, the darkest and brightest that the network sees: `0,4095`, or
     such a pair for each channel in turn; `file`: found in each file; `bytes`: 8-bit values stay, those of 16 bits are
-    divided by 257, fractions from 0 to 1 are multiplied by 255; `auto`: `bytes`, but found in the training images where
-    they are of more than 8 bits and use the lower half of their range only. The model keeps what was found."""
+    divided by 257, fractions from 0 to 1 are multiplied by 255; `auto`: `bytes`, but found in the training images if
+    these have more than 8 bits and use only the lower half of their range. The model keeps what was found."""
     resize: str | None = None
-    """How logits are enlarged: `half_pixel`, `align_corners` or `tf_legacy`; `none`: `tf_legacy` where `legacy` is
-    set, else `half_pixel`."""
+    """How logits are enlarged: `half_pixel`, `align_corners` or `tf_legacy`; `none`: `tf_legacy` if `legacy` is set,
+    otherwise `half_pixel`."""
     scales: tuple[float, ...] = ()
-    """Multi-scale input: further scales beside 1, such as `0.75,0.5`; the network takes the maximum of their
+    """Multi-scale input: further scales besides 1, such as `0.75,0.5`; the network takes the maximum of their
     logits."""
     legacy: bool = False
     """`true`: padding, resizing, batch norm and smoothing as the original TensorFlow code computes them, mistakes
@@ -142,24 +142,24 @@ class DataConfig:
     flip: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5); images of
-    other than 3 channels have neither saturation nor hue."""
+    """Strength of the random changes of brightness, contrast and saturation (0 to 1) and hue (0 to 0.5); images that do
+    not have 3 channels have neither saturation nor hue."""
     void_border: int = 0
     """Void for training: pixels of the crop within this many pixels of another class, where drawn borders are seldom
-    right; 0: none."""
+    exact; 0: none."""
     repeat_rare: float = 0.0
     """Show images of rare classes more often: an image counts sqrt(`repeat_rare` / f) times, at least once, where f is
-    the fraction of training images that hold its rarest class; such as 0.3. 0: each image once per epoch."""
+    the fraction of training images that contain its rarest class; such as 0.3. 0: each image once per epoch."""
     workers: int | str = "auto"
-    """Number of processes that load training images; 0: the training process loads them itself. `auto`: after 20
-    micro-batches, as many as these took to load, at most one for each core that the process may use but one; on a CPU,
-    none where loading takes less than a tenth of the time."""
+    """Number of processes that load training images; 0: the training process loads them itself. `auto`: decided after
+    20 micro-batches by how long they took to load, at most one fewer than the cores that the process may use; on a CPU,
+    none if loading takes less than a tenth of the time."""
     shuffle_buffer: int = 0
     """With shards, images are read shard by shard, in random order, and shuffled in a buffer of this many: for disks
-    and servers that are slow at reading here and there. 0: all images are shuffled, wherever they are."""
+    and servers that are slow at random access. 0: all images are shuffled, wherever they are."""
     skip_bad_shards: bool = False
-    """`true`: shards that are missing, cut short or damaged are left out, and counted in the log; all are read as a
-    whole before the first step. `false`: they stop the run."""
+    """`true`: shards that are missing, truncated or damaged are left out, and counted in the log; every shard is read
+    completely before the first step. `false`: they stop the run."""
     accept: tuple[str, ...] = ()
     """Doubts about the masks that do not stop training, as `degrid data check` names them, such as
     `one-class,nearly-void`."""
@@ -170,7 +170,7 @@ class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
     name: str = "sgd"
-    """Optimiser: `sgd`, `adamw`, or any other class of its kind, such as `torch.optim:RMSprop`."""
+    """Optimiser: `sgd`, `adamw`, or any other optimiser class, such as `torch.optim:RMSprop`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the optimiser, such as `{"nesterov": true}`."""
     lr: float = 0.007
@@ -182,11 +182,11 @@ class OptimConfig:
     decay_all: bool = False
     """`true`: weight decay acts on every parameter."""
     head_factor: float = 10.0
-    """Learning rate of the head's weights over that of the encoder."""
+    """Learning rate of the head's weights, relative to that of the encoder."""
     head_bias_factor: float = 20.0
-    """Learning rate of the head's biases over that of the encoder."""
+    """Learning rate of the head's biases, relative to that of the encoder."""
     smoothing_factor: float = 1.0
-    """Learning rate of the smoothing operators' parameters over that of the encoder, wherever they are."""
+    """Learning rate of the smoothing operators' parameters, wherever they are, relative to that of the encoder."""
     schedule: str = "poly"
     """How the learning rate falls: `poly`, `cosine`, `cosine_restarts` (SGDR), `step`, or your own,
     `my_module:my_schedule`, a function of `lr` and `steps` that returns a function from the step to its rate."""
@@ -210,22 +210,23 @@ class AsynchronousConfig:
     """Training by workers that do not wait for one another, through Ray."""
 
     workers: int = 0
-    """Workers, on one machine or on those of a Ray cluster; each steps on its own images, or computes a part of the
+    """Workers, on one machine or on those of a Ray cluster; each computes steps from its own images, or a part of the
     micro-batches of a step (`train.accumulate`). 0: train in this process."""
     address: str = ""
-    """Ray cluster, such as `node1:6379`, or `auto` for the one this machine belongs to; empty: that of the environment
-    variable RAY_ADDRESS, or Ray is started on this machine."""
+    """Ray cluster, such as `node1:6379`, or `auto` for the one this machine belongs to; empty: the one in the
+    environment variable RAY_ADDRESS, or else Ray is started on this machine."""
     cores: int = 1
     """CPU cores of a worker; with `train.device` on a GPU it also has one of these."""
     max_staleness: int | None = None
     """A gradient is dropped, and its images are used again, if the weights took more steps than this while it was
-    computed; `none`: four times the number of workers, which only much slower workers reach."""
+    computed; `none`: four times the number of workers, which only a much slower worker exceeds."""
     predict: bool = True
-    """`true`: workers compute gradients where the weights will be when these are used, if they move on as in the last
-    step; `false`: where they are. With one worker, or `average_every`, it is the same."""
+    """`true`: workers compute gradients at the weights that are expected when these gradients are used, if the weights
+    keep moving as in the last step; `false`: at the current weights. With one worker, or `average_every`, both are the
+    same."""
     average_every: int = 0
-    """Periodic averaging (local SGD): workers take as many steps of their own, and continue from their mean, for which
-    they wait; 0: each gradient is a step as soon as it arrives."""
+    """Periodic averaging (local SGD): workers take this many steps of their own, wait for one another, and continue
+    from their mean; 0: each gradient is a step as soon as it arrives."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,8 @@ class TrainConfig:
     """Optimiser steps."""
     epochs: float = 0.0
     """Passes over the training images, with a validation after each; replaces `steps` and `eval_every`. With
-    `data.repeat_rare` one pass is as many images as there are, some of them twice and some not. 0: off."""
+    `data.repeat_rare` one pass still has as many images as the dataset; some are drawn twice and some not at all. 0:
+    off."""
     cyclic: bool = False
     """`true`: train in cycles of `eval_every` steps and a validation, as in Ziegler et al.'s code; log.txt then also
     has the lines of that code, with the mIoU on the crops of the cycle. With `compat`, every cycle sees the same crops
@@ -250,32 +252,32 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimiser step, in each process; the loss is the mean over the valid pixels of all of them."""
     fixed_crops: int = 0
-    """How many crops are drawn once and then used again and again, in a new order for each pass; the encoder's stages
-    before the first dilated one stay as they began, batch norm included, and run once for each crop. For studies of
-    what comes behind them. 0: every crop is new, and all of the network trains."""
+    """How many crops are drawn once and then used repeatedly, in a new order for each pass; the encoder's stages before
+    the first dilated one stay frozen, batch norm included, and run once for each crop. For studies of the layers after
+    them. 0: every crop is new, and the whole network trains."""
     features: str = ""
-    """Folder that keeps what those stages gave, as float32, which runs with the same seed, data and first weights
-    share; empty: the run folder."""
+    """Folder for the outputs of those stages, as float32, shared by runs with the same seed, data and initial weights;
+    empty: the run folder."""
     batch_norm: str = "train"
     """`train`: normalise by the statistics of the micro-batch; `synchronised`: by those of the micro-batches of all
     processes; `frozen`: statistics, scale and shift stay as loaded."""
     batch_norm_momentum: float | None = None
-    """Weight of the newest batch in the running statistics, 0 to 1, such as `0.0003` in DeepLab v3; `none`: that of the
-    layers, usually 0.1."""
+    """Weight of the newest batch in the running statistics, 0 to 1, such as `0.0003` in DeepLab v3; `none`: the layers'
+    own, usually 0.1."""
     loss_size: str = "label"
     """Where the loss is computed: `label` enlarges the logits to the label's size; `logits` reduces the label to
     theirs, by nearest neighbour."""
     loss: str = "cross_entropy"
     """`cross_entropy`, `ohem` (hard pixels), `focal`, `dice`, `lovasz`, and for labels with mistakes
-    `generalised_cross_entropy` and `symmetric_cross_entropy`; several joined by +, with factors or without, such as
+    `generalised_cross_entropy` and `symmetric_cross_entropy`; several joined by +, with or without factors, such as
     `cross_entropy+0.5*dice`; or your own, `my_module:my_loss`, a function of logits and label."""
     loss_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the losses: `q` of `generalised_cross_entropy`; `alpha`, `beta` and `floor` of
-    `symmetric_cross_entropy`; those of your own. Each loss gets those that it takes."""
+    `symmetric_cross_entropy`; those of your own. Each loss gets the options that it takes."""
     label_smoothing: float = 0.0
     """Fraction of the target that `cross_entropy` and `ohem` spread over all classes; 0: none."""
     focal_gamma: float = 2.0
-    """How strongly `focal` discounts pixels that are right already; 0: not at all, which is cross-entropy."""
+    """How strongly `focal` discounts pixels that are already right; 0: not at all, which is cross-entropy."""
     ohem_share: float = 0.25
     """Fraction of each micro-batch's valid pixels, of all processes, that `ohem` keeps: those with the largest loss."""
     class_weights: str | tuple[float, ...] = "none"
@@ -284,10 +286,10 @@ class TrainConfig:
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: off."""
     precision: str = "auto"
-    """`float32`; `bfloat16` (autocast); or `auto`: bfloat16 where the hardware multiplies in it, else float32."""
+    """`float32`; `bfloat16` (autocast); or `auto`: bfloat16 if the hardware multiplies in it, otherwise float32."""
     fast: bool = True
     """`true`: in float32 on a CPU, convolutions and their gradients are computed by the fastest algorithm for each,
-    which rounds differently and is compared with PyTorch's own at its first call; `false`: by PyTorch alone."""
+    which rounds differently and is compared with PyTorch's own at its first call; `false`: only by PyTorch."""
     checkpoint_activations: bool = False
     """`true`: residual blocks keep only their input, and run again for their gradient: much less memory, for about a
     third more time."""
@@ -298,16 +300,15 @@ class TrainConfig:
     """`true`: the network is compiled by `torch.compile`, which takes a minute or more at the first step, needs a C++
     compiler and turns `fast` off."""
     sharding: str = "none"
-    """`fsdp2`: of several processes each keeps a part of every weight, gradient and optimiser state, for networks that
-    are too large otherwise; more is exchanged in every step. `none`: each keeps all."""
+    """`fsdp2`: each of several processes keeps a part of every weight, gradient and optimiser state, for networks that
+    would otherwise be too large; more is exchanged in every step. `none`: each process keeps everything."""
     deterministic: bool = False
     """`true`: only algorithms that give the same bits each time, also on a GPU, where they are slower; training stops
     at an operation that has none."""
     channels_last: bool = True
     """`true`: the channels_last memory layout for weights and images; `false`: contiguous."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one. Of several processes each takes a GPU of its
-    own."""
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU if there is one. Each of several processes takes a GPU of its own."""
     timeout: float = 600.0
     """Seconds to wait for another process, or for any worker, before the job is given up."""
     eval_every: int = 1000
