@@ -118,6 +118,58 @@ def test_splits(tmp_path, images, masks, splits):
     }
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "expected"),
+    [
+        ("{}/images/{}.png", "{}/masks/{}.png", "val/masks/7.png"),
+        ("{}/{}.png", "{}_labels/{}.png", "val_masks/7.png"),
+        ("{}_images/{}.png", "{}_masks/{}.png", "val_images_masks/7.png"),
+    ],
+)
+def test_val_without_masks_is_not_replaced_by_a_part_of_train(tmp_path, images, masks, expected):
+    for k in range(5):
+        pair(tmp_path / images.format("train", k), tmp_path / masks.format("train", k), k)
+    pair(tmp_path / images.format("val", 7), tmp_path / expected, 7)
+    assert found(tmp_path) == {"train": [*range(5)], "val": [7]}  # the message names a place that is read
+    (tmp_path / expected).unlink()
+    problem = next(problem for problem in check_data(tmp_path).problems if "1 image without mask" in problem)
+    assert problem.endswith(f"{tmp_path / images.format('val', 7)} (expected {tmp_path / expected})")
+    with pytest.raises(UserError, match="1 of 1 images in the split.*have no mask"):
+        open_dataset(tmp_path, "val")
+    test = tmp_path / images.format("test", 8)  # unlabelled images to test are usual
+    test.parent.mkdir(parents=True)
+    (tmp_path / images.format("val", 7)).rename(test)
+    report = check_data(tmp_path)
+    assert report.ok
+    assert [*report.splits] == ["train", "val"]
+    assert "1 image of test without masks: left out, since nothing can be scored" in report.notes
+
+
+def test_masks_of_val_among_those_of_train(tmp_path):
+    for k in range(5):
+        split = "val" if k == 4 else "train"
+        pair(tmp_path / f"{split}/images/{k}.png", tmp_path / f"train/masks/{k}.png", k)
+    with pytest.raises(
+        UserError, match=r"val/images/4.png is in val, but its mask .*train/masks/4.png is among"
+    ) as told:
+        open_dataset(tmp_path)
+    assert 'write "val: val/images" and "masks: train/masks" in' in str(told.value)
+    (tmp_path / "dataset.yaml").write_text("train: train/images\nval: val/images\nmasks: train/masks\n")
+    assert found(tmp_path) == {"train": [*range(4)], "val": [4]}
+    (tmp_path / "dataset.yaml").unlink()
+    (tmp_path / "val/masks").mkdir()
+    (tmp_path / "train/masks/4.png").rename(tmp_path / "val/masks/4.png")
+    assert found(tmp_path) == {"train": [*range(4)], "val": [4]}
+
+
+def test_masks_of_val_without_images(tmp_path):
+    for k in range(5):
+        pair(tmp_path / f"train/images/{k}.png", tmp_path / f"train/masks/{k}.png", k)
+        pair(tmp_path / f"elsewhere/{k}.png", tmp_path / f"val/masks/{k}.png", k)
+    with pytest.raises(UserError, match="val/masks holds masks, but the images are missing; put them in .*val/images"):
+        open_dataset(tmp_path)
+
+
 def test_the_folder_of_images_without_masks_is_not_passed_over(tmp_path):
     for k in range(4):
         pair(tmp_path / f"rgb/shot{k}.png", tmp_path / f"elsewhere/{k}.png", k)

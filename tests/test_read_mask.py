@@ -228,7 +228,7 @@ def test_masks_that_were_compressed_with_loss_are_refused(tmp_path):
     for name, image, options, kind in (
         ("a.jpg", grey, {}, "JPEG"),
         ("a.png", grey, {"format": "jpeg"}, "JPEG"),
-        ("a.tif", grey, {"compression": "jpeg"}, "JPEG inside a TIFF"),
+        ("a.tif", grey, {"compression": "jpeg"}, "JPEG-compressed TIFF"),
         ("a.webp", grey, {}, "lossy WebP"),
         ("b.webp", alpha, {}, "lossy WebP"),
         ("a.jp2", grey, {"irreversible": True}, "lossy JPEG 2000"),
@@ -245,6 +245,14 @@ def test_masks_that_were_compressed_with_loss_are_refused(tmp_path):
     for image in (grey, alpha):
         image.save(tmp_path / "c.webp", lossless=True, exact=True)
         assert np.array_equal(read_mask(tmp_path / "c.webp"), np.asarray(grey.convert("RGB")))
+
+
+def test_tiffs_in_the_colours_of_jpeg_are_no_masks(tmp_path):
+    """Pillow writes them without a tag that it needs to read them, so that they look as if they were cut short."""
+    Image.new("YCbCr", (12, 8)).save(tmp_path / "a.tif")
+    for how in (MaskReading(), LOSSY):
+        with pytest.raises(UserError, match=r"a.tif is a TIFF in YCbCr.*save masks as PNG, or as TIFF in RGB"):
+            read_mask(tmp_path / "a.tif", how)
 
 
 def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):

@@ -109,6 +109,20 @@ def test_one_json_is_divided(tmp_path):
     check(tmp_path, kind="COCO polygons")  # the masks beside it change nothing
 
 
+@pytest.mark.parametrize("text", ["images", "categories", "annotations"])
+def test_ids_that_are_texts_on_one_side(tmp_path, text):
+    """Tables that went through pandas or JavaScript write 1 as "1"."""
+    coco(tmp_path / "a.json", ["0.png", "1.png"], ((10, "car"), (2, "sign")), ((10, [CAR]), (2, [SIGN])))
+    content = json.loads((tmp_path / "a.json").read_text())
+    for row in content[text]:
+        row.update({key: str(row[key]) for key in ("id", "image_id", "category_id") if key in row})
+    put_json(tmp_path / "a.json", content)
+    for name in ("0.png", "1.png"):
+        put_image(tmp_path / name)
+    swapped = np.array([0, 2, 1], np.uint8)[TRUTH]  # in the order of the numbers, 2 before 10
+    check(tmp_path, truth=swapped, names=("background", "sign", "car"))
+
+
 def test_a_json_per_split_folder(tmp_path):
     """Roboflow: category 0 is the project."""
     categories = ((0, "signs-and-cars"), (1, "car"), (2, "sign"))

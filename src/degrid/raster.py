@@ -53,6 +53,7 @@ class TiffHeader:
         bits: per value.
         white_is_zero: 0 is white (PhotometricInterpretation 0); readers that show pictures turn such values round.
         colors: the first three bands are red, green and blue.
+        by_luma: the bands are brightness and two differences of colour (YCbCr), as JPEG stores pictures.
         compression: the number of its scheme (tag 259).
         pages: images of full size, without overviews and transparency masks; those of a stack of ImageJ's have the tags
             of one.
@@ -81,6 +82,7 @@ class TiffHeader:
     upright: bool = True
     complete: bool = True
     alpha: bool = False
+    by_luma: bool = False
 
     def __str__(self) -> str:
         """Such as "3 bands of uint16"."""
@@ -148,6 +150,7 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         upright=first.get(_ORIENTATION, (1,))[0] == 1,
         complete=_is_complete(first),
         alpha=first.get(_EXTRA_BANDS, (0,))[0] in (1, 2),
+        by_luma=first.get(_PHOTOMETRIC) == (6,),
     )
 
 

@@ -41,6 +41,7 @@ from degrid.data.formats.pairs import (
     images_in,
     masks_in,
     match_names,
+    no_images,
     pair_up,
     unread_note,
     with_val,
@@ -81,10 +82,14 @@ class SplitFolders(DataFormat):
             return None
         lists, of_folder = _lists(path)
         splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits
-        splits, notes = with_val(splits) if set(splits) == {"train"} and not lists else (splits, [])
+        alone = {} if lists else _images_alone(path, splits, orphans)
+        divides = set(splits) == {"train"} and not lists and "val" not in alone
+        splits, notes = with_val(splits) if divides else (splits, [])
+        splits = {**splits, **alone}
         for _, images, masks in found:
             notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
-        notes += _left_out(path, {place for _, *both in found for place in both})
+        read = {place for _, *both in found for place in both}
+        notes += _left_out(path, read.union(pair.image.parent for pairs in alone.values() for pair in pairs))
         notes = [*of_folder, *dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
         near = classes_beside(path, (masks for _, _, masks in found))
@@ -117,6 +122,41 @@ def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
         found += [(split, *part) for part in parts if part]
     found += _split_by_name(path) if len(folders) > 1 else []
     return found or _pot(path, folders) or by_split_words(path)
+
+
+def _images_alone(path: Path, known: Iterable[str], orphans: list[Path]) -> dict[str, list[Pair]]:
+    """The images of other splits than the known ones, whose folders hold no masks; each with the mask that is missing.
+
+    What the user calls val is not replaced by a part of train.
+
+    Raises:
+        UserError: their masks lie among those of another split, `orphans`; or a split has masks and no images.
+    """
+    alone, folders = {}, folders_in(path)
+    for name, split in splits_of(folders).items():
+        inside, labels = (called(folders[name], names) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
+        place, masks = (inside[0], folders[name] / "masks") if inside else (folders[name], path / f"{name}_masks")
+        if split in known:
+            continue
+        if not inside and any(map(any_mask, labels)):
+            if split == "test":
+                continue
+            raise no_images(next(filter(any_mask, labels)), folders[name] / "images")
+        images = images_in(place)
+        pairs, _ = match_names(
+            images, place, orphans, Path(os.path.commonpath([each.parent for each in orphans or [path]]))
+        )
+        if found := next((pair for pair in pairs if pair.mask), None):
+            assert found.mask
+            among = found.mask.parent
+            raise UserError(
+                f"{found.image} is in {split}, but its mask {found.mask} is among those of another split: move such "
+                f'masks to {masks}, or write "{split}: {place.relative_to(path).as_posix()}" and "masks: '
+                f'{among.relative_to(path).as_posix()}" in {path / "dataset.yaml"}, with a line for each other split'
+            )
+        if pairs:
+            alone[split] = [dataclasses.replace(pair, mask=masks / f"{pair.name}.png") for pair in pairs]
+    return alone
 
 
 def _pot(path: Path, folders: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:

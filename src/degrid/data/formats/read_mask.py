@@ -258,7 +258,12 @@ def _whole_numbers(values: np.ndarray, name: object, how: MaskReading, no_data: 
 def _from_tiff(path: Path, header: TiffHeader, how: MaskReading) -> np.ndarray:
     _refuse_pages(path, header.pages)
     if header.compression in _JPEG_IN_TIFF and not how.lossy:
-        raise LossyMaskError(path, "JPEG inside a TIFF")
+        raise LossyMaskError(path, "JPEG-compressed TIFF")
+    if header.by_luma and header.compression not in _JPEG_IN_TIFF:
+        raise UnusableMaskError(
+            f"{path} is a TIFF in YCbCr, as JPEG stores pictures, in which classes do not keep their colours: save "
+            "masks as PNG, or as TIFF in RGB without JPEG"
+        )
     if header.bands > 1 and header.kind != "uint8":
         raise _too_many(path, header)
     values = _from_tiff_by_pillow(path, header, how)

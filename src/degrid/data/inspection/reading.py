@@ -122,7 +122,8 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
     image_place, label_place = source.places()
     missing = source.missing()
     if missing == "label":
-        faults.append(("images without mask (add the masks, or take the images away)", image_place))
+        expected = f" (expected {label_place})" if label_place else ""
+        faults.append(("images without mask (add the masks, or take the images away)", f"{image_place}{expected}"))
     if missing:
         return None
     try:

@@ -130,6 +130,7 @@ def _read(file: Path) -> CocoFile:
         "categories):"
     ):
         content = parse_json(read_text(file), object_hook=_compact)
+        _with_equal_ids(content)
         names = {row["id"]: str(row["name"]) for row in sorted(content["categories"], key=lambda row: row["id"])}
         rows = {row["id"]: row for row in content["images"]}
         found = CocoFile(file, names, rows)
@@ -143,6 +144,15 @@ def _read(file: Path) -> CocoFile:
         if unknown := [row["category_id"] for row in found.all() if row["category_id"] not in names]:
             raise ValueError(f"category_id {unknown[0]}, which is not among the categories")
     return found
+
+
+def _with_equal_ids(content: Mapping[str, Any]) -> None:
+    """Let ids be numbers on both sides where they are texts on one, so that "1" is 1."""
+    for place, key in (("images", "image_id"), ("categories", "category_id")):
+        said = [(row, "id") for row in content[place]] + [(row, key) for row in content["annotations"]]
+        texts = [(row, name) for row, name in said if isinstance(row[name], str) and row[name].isdecimal()]
+        for row, name in texts if len(texts) < len(said) else ():
+            row[name] = int(row[name])
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
