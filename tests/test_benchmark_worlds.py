@@ -140,6 +140,7 @@ BENCHMARKS = {
                     ("Train", "Val")),
     "Mapillary Vistas": Bench(5, "{}/images/x{}.jpg", "{}/v2.0/labels/x{}.png", plain(5, 5),
                               ("training", "validation"), config_of_mapillary),
+    "masks of objects": Bench(2, "", "", [0, 255]),
     "MVTec AD": Bench(3, "", "", [0, 255, 255]),
     "NYU Depth v2": Bench(40, "RGB/x{}.png", "Label/x{}.png", [*range(1, 41), 0], ("", ""), lists_of_nyu),
     "PASCAL Context": Bench(33, "VOC2007/JPEGImages/x{}.jpg", "33_context_labels/x{}.png", [*range(1, 34), 0],
@@ -211,6 +212,19 @@ def mvtec(root, names, masks):
         Image.fromarray(np.where(ids, 255, 0).astype(np.uint8)).save(root / f"ground_truth/{defect}/x{k}_mask.png")
 
 
+def objects(root, masks):
+    """The pixels of the second class in two masks, which may overlap."""
+    for k, ids in masks.items():
+        rng = np.random.default_rng(k)
+        ids[:] = np.where(ids == 1, 1, 0)
+        one = rng.random(ids.shape) < 0.5
+        for file in (root / f"x{k}/images/x{k}.png", root / f"x{k}/masks/a{k}.png"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*ids.shape, 3), np.uint8)).save(root / f"x{k}/images/x{k}.png")
+        for name, part in (("a", one), ("b", ~one | (rng.random(ids.shape) < 0.3))):
+            Image.fromarray(((ids == 1) & part) * np.uint8(255)).save(root / f"x{k}/masks/{name}{k}.png")
+
+
 @st.composite
 def labels(draw, bench):
     """Five masks, in whose ids every third pixel may be void."""
@@ -237,6 +251,9 @@ def test_every_benchmark(name, data):
         if name == "MVTec AD":
             names = ("background", "bent", "cut")
             mvtec(root, names, masks)
+        elif name == "masks of objects":
+            names = ("background", "nucleus")
+            objects(root, masks)
         else:
             write(root, bench, names, masks, data)
         if bench.also not in NAMING and name != "MVTec AD":

@@ -181,6 +181,20 @@ def test_pictures_in_place_of_masks(tmp_path):
     assert "look like a picture and not like a mask" in check_data(tmp_path).problems[0]
 
 
+@pytest.mark.parametrize("form", ["{}. {}", "{}: {}", "{}) {}"])
+def test_names_that_are_numbered_from_1_for_masks_that_count_from_0(tmp_path, form):
+    names = ("background", "road", "car")
+    put(tmp_path, [stripes(0, 1)] * 3, "\n".join(form.format(*row) for row in enumerate(names, 1)))
+    assert "expected 1 to 3, as classes.txt says, or 255 (void)" in check_data(tmp_path).problems[0]
+    with pytest.raises(UserError, match=r'write "ids: \[0, 1, 2\]" if the masks count from 0, or "void: \[0\]"'):
+        open_dataset(tmp_path)[0]
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 1, 2]\n")
+    assert shares(tmp_path) == {"background": 0.5, "road": 0.5, "car": 0, "void": 0}
+    (tmp_path / "dataset.yaml").unlink()
+    (tmp_path / "classes.txt").write_text("\n".join(form.format(*row) for row in enumerate(names)))
+    assert shares(tmp_path) == {"background": 0.5, "road": 0.5, "car": 0, "void": 0}
+
+
 def test_names_for_masks_that_count_from_1(tmp_path):
     put(tmp_path, [stripes(1, 2, 3), stripes(1, 2)], "road\ncar\ntree\nsky\n")
     assert kinds(tmp_path) == ["table-contradicted"]
@@ -416,6 +430,25 @@ def test_the_nearest_of_listed_ids(tmp_path):
     assert open_dataset(tmp_path)[0].label.tolist() == [[0, 0, 1, 1, 255, 2, 2, 255]]
     (tmp_path / "dataset.yaml").write_text("ids: [0, 85, 170]\nnearest_color: 5\n")
     assert check_data(tmp_path).unknown == {"120": (2, 2)}
+
+
+@pytest.mark.parametrize("void", ["-3.4e38", "-3.4028234663852886e+38", ".nan", "NaN", '"nan"', "-9999.0", "-33333333"])
+def test_void_of_masks_of_floats(tmp_path, void):
+    """Numbers that no id can have are void in any mask of floats, whether that is said or not."""
+    put(tmp_path, [stripes(0, 1)] * 3, "a\nb\n")
+    values = np.full(SIZE, np.float32(void.strip('".')))
+    values[:5] = stripes(0, 1)[:5]
+    for k in range(3):
+        Image.fromarray(values).save(tmp_path / f"masks/{k}.tif")
+        (tmp_path / f"masks/{k}.png").unlink()
+    (tmp_path / "dataset.yaml").write_text(f"void: [{void}]\n")
+    assert np.array_equal(
+        open_dataset(tmp_path)[0].label, np.where(np.arange(SIZE[0])[:, None] < 5, stripes(0, 1), 255)
+    )
+    for wrong in ("0.5", "true", "red-ish"):
+        (tmp_path / "dataset.yaml").write_text(f"void: [{wrong}]\n")
+        with pytest.raises(UserError, match="a colour is three whole numbers"):
+            open_dataset(tmp_path)
 
 
 def test_void_without_classes(tmp_path):
@@ -899,9 +932,21 @@ def test_folders_under_other_names_are_offered(tmp_path):
 
 def test_a_list_with_a_third_column(tmp_path):
     named(tmp_path, "ab")
-    (tmp_path / "train.txt").write_text("images/a.png masks/a.png 1\n")
-    with pytest.raises(UserError, match=r'train.txt, line 1: expected a name, or "/image /mask", got "images/a.png'):
+    for name, third in (("train.txt", " 0.5"), ("train.txt", "\ta photo of a dog"), ("train.csv", ",train")):
+        line = f"images/a.png{third[0]}masks/a.png{third}"
+        (tmp_path / name).write_text(f"{line}\n")
+        said = (
+            f"""{name}, line 1: expected "/image /mask", got "{line}"; what follows the mask ("{third[1:]}") is not"""
+        )
+        with pytest.raises(UserError, match=re.escape(said)):
+            open_dataset(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "train.txt").write_text("a.png 0.5\n")
+    with pytest.raises(UserError, match=r'got "a.png 0.5"; what follows the name \("0.5"\) is not read'):
         open_dataset(tmp_path)
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "train.csv").write_text("image,mask,weight\nimages/a.png,masks/a.png,0.5\n")  # as the sentence says
+    assert [source.name for source in open_dataset(tmp_path).sources] == ["images/a"]
 
 
 @pytest.mark.parametrize(

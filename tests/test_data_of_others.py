@@ -172,11 +172,29 @@ def test_datasets_beside_each_other_are_no_scenes(tmp_path):
 
 def test_a_mask_for_each_object_in_the_folder_of_an_image(tmp_path):
     """The Data Science Bowl's nuclei."""
-    for k in range(3):
+    truth = {}
+    for k in range(4):
         put_image(tmp_path / f"stage1_train/{k}/images/{k}.png", k)
-        for each in range(3):
-            put(tmp_path / f"stage1_train/{k}/masks/nucleus{each}.png", IDS * 255)
-    with pytest.raises(UserError, match=r"masks holds 3 masks for one image .*: join them into one mask of ids"):
+        objects = np.random.default_rng(k).random((3, 24, 32)) < 0.2
+        truth[f"stage1_train/{k}/images/{k}"] = objects.any(axis=0)
+        for each in range(3):  # one image's in one bit
+            white = objects[each] if k == 1 else objects[each] * np.uint8(255)
+            put(tmp_path / f"stage1_train/{k}/masks/{k}f{each}.png", white)
+    put_image(tmp_path / "stage1_test/9/images/9.png", 9)
+    for table, names in ((None, ("background", "object")), ("nucleus\nbackground\n", ("nucleus", "background"))):
+        if table:
+            (tmp_path / "classes.txt").write_text(table)
+        report = check_data(tmp_path)
+        assert report.ok
+        assert "1 image has no folder of masks beside: left out" in report.notes
+        for dataset in (open_dataset(tmp_path, split, accept=()) for split in ("train", "val")):
+            assert dataset.labels.names == names
+            for sample in dataset:
+                assert np.array_equal(sample.label == (0 if table else 1), truth[sample.name])
+    (tmp_path / "stage1_train/1/masks/1f0.png").rename(tmp_path / "stage1_train/1/masks/0f0.png")
+    with pytest.raises(
+        UserError, match=r"masks of the same names \(0f0.png in 2\), which may be classes.*: join those"
+    ):
         open_dataset(tmp_path)
 
 
@@ -249,19 +267,26 @@ def test_images_of_kinds_that_are_not_read_alone(tmp_path):
 # ---- maps ---------------------------------------------------------------------------------------------------
 
 
-def with_place(content, left, top):
-    """A TIFF of `tiff` with pixels of one metre, whose first corner lies there; tags of its own at the end."""
+def with_place(content, left, top, system=None):
+    """A TIFF of `tiff` with pixels of one metre, whose first corner lies there; tags of its own at the end.
+
+    Args:
+        system: the number of GeoTIFF's key for a coordinate system, and its EPSG code.
+    """
     import struct
 
     data = bytearray(content + bytes(len(content) % 2))
     (place,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, place)
     fields = bytes(data[place + 2 : place + 2 + 12 * count])
-    for tag, values in ((33550, (1.0, 1.0, 0.0)), (33922, (0.0, 0.0, 0.0, left, top, 0.0))):
-        fields += struct.pack("<HHII", tag, 12, len(values), len(data))
-        data += struct.pack(f"<{len(values)}d", *values)
+    tags = [("d", 12, 33550, (1.0, 1.0, 0.0)), ("d", 12, 33922, (0.0, 0.0, 0.0, left, top, 0.0))]
+    if system:
+        tags.append(("H", 3, 34735, (1, 1, 0, 2, 1024, 0, 1, 1, system[0], 0, 1, system[1])))
+    for letter, kind, tag, values in tags:
+        fields += struct.pack("<HHII", tag, kind, len(values), len(data))
+        data += struct.pack(f"<{len(values)}{letter}", *values)
     struct.pack_into("<I", data, 4, len(data))
-    return bytes(data) + struct.pack("<H", count + 2) + fields + bytes(4)
+    return bytes(data) + struct.pack("<H", count + len(tags)) + fields + bytes(4)
 
 
 def test_a_mask_of_another_place_on_the_map(tmp_path):
@@ -275,6 +300,30 @@ def test_a_mask_of_another_place_on_the_map(tmp_path):
     assert not problems(tmp_path)
     (tmp_path / "masks/2.tif").write_bytes(with_place(tiff(IDS), 132.0, 50.0))
     assert "masks/2.tif are of other places on the map: 100, 50, 132, 26 and 132, 50, 164, 26" in problems(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "apart"),
+    [
+        ((3072, 32632), (3072, 32633), True),
+        ((3072, 32632), (2048, 4326), True),
+        ((3072, 32632), (3072, 25832), False),
+        ((2048, 4326), (2048, 4269), False),
+        ((3072, 32632), (3072, 32767), False),  # user-defined
+        ((3072, 32632), None, False),
+    ],
+)
+def test_masks_in_another_coordinate_system(tmp_path, ours, theirs, apart):
+    for folder, system in (("images", ours), ("masks", theirs)):
+        (tmp_path / folder).mkdir()
+        for k in range(4):
+            picture = np.random.default_rng(k).integers(0, 256, (24, 32), np.uint8)
+            content = tiff(picture if folder == "images" else np.roll(IDS, k, 1))
+            (tmp_path / f"{folder}/{k}.tif").write_bytes(with_place(content, 500000.0, 4649776.0, system))
+    assert tiff_header(tmp_path / "images/0.tif").system == ours[1]
+    said = f"in other coordinate systems (EPSG:{ours[1]} and EPSG:{theirs and theirs[1]})"
+    assert (said in problems(tmp_path)) == apart
+    assert apart or not problems(tmp_path)
 
 
 # ---- tools --------------------------------------------------------------------------------------------------
@@ -473,6 +522,31 @@ def test_tables_of_pairs_with_a_column_of_splits(tmp_path):
     report = check_data(tmp_path)
     assert {split: found.num_images for split, found in report.splits.items()} == {"train": 4, "val": 1}
     assert "data.csv: 1 row names no split: left out" in report.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("list.txt", "x/{0}.png y/{0}.png {1}"),
+        ("list.txt", "x/{0}.png\ty/{0}.png\t{1}"),
+        ("data.csv", "x/{0}.png,y/{0}.png,{1}"),
+        ("data.csv", "{0}.png,{1}"),
+        ("list.txt", "{0} {1}"),
+        ("list.lst", "x/{0}.png | {1}"),
+    ],
+)
+@pytest.mark.parametrize("head", ["", "image mask split\n"])
+def test_lists_that_end_in_the_split(tmp_path, name, form, head):
+    """Without names of columns."""
+    for k in range(6):
+        pair(tmp_path / f"x/{k}.png", tmp_path / f"y/{k}.png", k)
+    rows = (form.format(k, ("train", "val", "test")[k // 3 + k // 5]) for k in range(6))
+    (tmp_path / name).write_text(head + "\n".join(rows) + "\n")
+    report = check_data(tmp_path)
+    assert report.ok
+    assert {split: found.num_images for split, found in report.splits.items()} == {"train": 3, "val": 2, "test": 1}
+    for split, first in (("train", 0), ("val", 3), ("test", 5)):
+        assert open_dataset(tmp_path, split)[0].label.tolist() == np.roll(IDS, first, axis=1).tolist()
 
 
 @pytest.mark.parametrize("layout", ["CamVid", "KITTI"])

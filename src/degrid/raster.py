@@ -25,10 +25,12 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _KIND_OF_PAGE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _TEXT, _STRIPS, _ORIENTATION = 270, 273, 274
 _BANDS, _TILES, _SAMPLE_FORMAT, _SCALE, _TIE_POINT, _TRANSFORM, _NO_DATA = 277, 324, 339, 33550, 33922, 34264, 42113
-_ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_BANDS = 278, 284, 322, 323, 338
-_TAGS = frozenset(
-    (254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 338, 339, 33550, 33922, 34264, 42113)
-)
+_ROWS_OF_STRIP, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_BANDS, _GEO_KEYS = 278, 284, 322, 323, 338, 34735
+_TAGS = {254, 256, 257, 258, 259, 262, 270, 273, 274, 277, 278, 284, 322, 323, 324, 338, 339}
+_TAGS |= {33550, 33922, 34264, 34735, 42113}
+_SYSTEMS = (3072, 2048)
+"""GeoTIFF's keys of a coordinate system, in metres and in degrees."""
+_LARGEST_SYSTEM = 32766  # larger numbers, and 0, are no EPSG codes
 _TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # TIFF's numbers, as in `struct`
 _REDUCED_OR_MASK = 0b101  # a page that is a smaller copy of another (an overview), or its transparency
 _MOST_PAGES = 4096
@@ -61,6 +63,7 @@ class TiffHeader:
         sparse: parts are not stored (GDAL's SPARSE_OK) and stand for no data, or 0.
         on_map: it says where on a map its pixels lie (GeoTIFF).
         corners: x and y on the map of its first and last corner; None where it lies askew, or does not say so.
+        system: the EPSG code of the map's coordinate system; 0 where it does not say it so.
         upright: its first row is the top one, from left to right (Orientation 1).
         complete: it lists as many strips or tiles as an image of its size has; of those that it does not list, GDAL
             reads zeros.
@@ -79,6 +82,7 @@ class TiffHeader:
     sparse: bool
     on_map: bool = False
     corners: tuple[float, float, float, float] | None = None
+    system: int = 0
     upright: bool = True
     complete: bool = True
     alpha: bool = False
@@ -147,6 +151,7 @@ def _header(stream: BinaryIO, order: str, big: bool) -> TiffHeader | None:
         sparse=0 in first.get(_STRIPS, first.get(_TILES, ())),
         on_map=_SCALE in first or _TRANSFORM in first,
         corners=_corners(first),
+        system=_system(first),
         upright=first.get(_ORIENTATION, (1,))[0] == 1,
         complete=_is_complete(first),
         alpha=first.get(_EXTRA_BANDS, (0,))[0] in (1, 2),
@@ -166,6 +171,13 @@ def _corners(tags: dict[int, tuple[Any, ...]]) -> tuple[float, float, float, flo
     else:
         return None
     return left, top, left + width * right, top + height * down
+
+
+def _system(tags: dict[int, tuple[Any, ...]]) -> int:
+    """See `TiffHeader`; GeoTIFF 1.1, 7.1: after four numbers, each key with its place (0: here), count and value."""
+    keys = tags.get(_GEO_KEYS, ())[4:]
+    said = {key: value for key, place, value in zip(keys[::4], keys[1::4], keys[3::4], strict=False) if place == 0}
+    return next((code for key in _SYSTEMS if 0 < (code := said.get(key, 0)) <= _LARGEST_SYSTEM), 0)
 
 
 def _is_complete(tags: dict[int, tuple[Any, ...]]) -> bool:

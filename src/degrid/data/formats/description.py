@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from degrid.data.formats.class_rows import ClassRow, labels_and_rule
 from degrid.data.formats.class_text import written_color
@@ -14,7 +17,7 @@ from degrid.data.formats.folder import pairs_by_name, with_masks
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
-from degrid.data.formats.masks import Color, MaskRule
+from degrid.data.formats.masks import LARGEST_WHOLE, Color, MaskRule
 from degrid.data.formats.pair_lists import is_pair_list, read_list
 from degrid.data.formats.pairs import Pair, pair_up
 from degrid.files import parse_yaml, read_text
@@ -314,8 +317,24 @@ def _wishes(given: dict[str, Any], file: Path) -> Wishes:
 
 
 def _void(value: Any, file: Path) -> tuple[int | Color, ...]:
-    """Ids and colours, or one of them."""
-    return tuple(each if _is_id(each) else _color(each, file) for each in ([] if value is None else _listed(value)))
+    """Ids and colours, or one of them; without NaN and numbers that no id can have, which are void in any mask."""
+    void: list[int | Color] = []
+    for each in [] if value is None else _listed(value):
+        number = _whole_number(each)
+        if number is None:
+            void.append(_color(each, file))
+        elif abs(number) < LARGEST_WHOLE:
+            void += {int(number), int(np.float32(number))}  # as masks of floats store it
+    return tuple(void)
+
+
+def _whole_number(value: Any) -> float | None:
+    """A number as it is or in a text, such as -3.4e38, which YAML takes for one; None for fractions and colours."""
+    with contextlib.suppress(ValueError, TypeError):
+        is_color = isinstance(value, bool) or (isinstance(value, str) and written_color(value))
+        number = 0.5 if is_color else float(value)
+        return number if number.is_integer() or not abs(number) < LARGEST_WHOLE else None
+    return None
 
 
 def _word(given: dict[str, Any], key: str, words: tuple[str, ...], file: Path) -> str:

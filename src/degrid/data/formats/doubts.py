@@ -515,13 +515,35 @@ def _other_places(look: _Look) -> Iterator[str]:
             image, mask = source.places()
             if not (is_tiff(image) and is_tiff(mask)):
                 break
-            ours, theirs = (header and header.corners for header in map(tiff_header, (image, mask)))
-            if ours and theirs and any(abs(one - other) > _off(ours) for one, other in zip(ours, theirs, strict=True)):
-                yield (
-                    f"{image} and its mask {mask} are of other places on the map: {_shown(ours)} and {_shown(theirs)} "
-                    "(x and y of the first and of the last corner); cut them at the same lines"
-                )
+            if sentence := _apart(image, mask):
+                yield sentence
                 return
+
+
+def _apart(image: str, mask: str) -> str:
+    """A sentence on an image and a mask that are of other places; empty for others."""
+    headers = [header for header in map(tiff_header, (image, mask)) if header]
+    systems = [header.system for header in headers if header.system]
+    if len({*map(_zone, systems)}) > 1:
+        return (
+            f"{image} and its mask {mask} are in other coordinate systems (EPSG:{systems[0]} and EPSG:{systems[1]}), "
+            "in which the same numbers are other places: warp one to that of the other (gdalwarp -t_srs), or correct "
+            "what is said wrongly"
+        )
+    ours, theirs = [header.corners for header in headers] if len(headers) > 1 else (None, None)
+    if ours and theirs and any(abs(one - other) > _off(ours) for one, other in zip(ours, theirs, strict=True)):
+        return (
+            f"{image} and its mask {mask} are of other places on the map: {_shown(ours)} and {_shown(theirs)} (x and y "
+            "of the first and of the last corner); cut them at the same lines"
+        )
+    return ""
+
+
+def _zone(system: int) -> int:
+    """An EPSG code, or WGS 84's for ETRS89 and NAD83 in degrees or UTM, in which places differ by a metre or two."""
+    if 25828 <= system <= 25838 or 26901 <= system <= 26923:
+        return 32600 + system % 100
+    return 4326 if system in (4258, 4269) else system
 
 
 def _off(corners: tuple[float, ...]) -> float:

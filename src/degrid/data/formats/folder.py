@@ -78,7 +78,9 @@ class SplitFolders(DataFormat):
         """See `DataFormat`."""
         found = _split_folders(path)
         splits, orphans = _pairs_of_splits(found)
-        if not any(splits.values()):
+        pairs = [pair for found_pairs in splits.values() for pair in found_pairs]
+        of_objects = 1 < len(pairs) == len(found) and not any(pair.mask for pair in pairs)  # see `scenes.Objects`
+        if not pairs or of_objects:
             return None
         lists, of_folder = _lists(path)
         splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits

@@ -18,6 +18,8 @@ Color = tuple[int, int, int]
 
 NO_DATA = -(2**63)
 """The value in a label of pixels that the file calls without data; every rule makes them void."""
+LARGEST_WHOLE = 2.0**53
+"""Beyond it, floats do not distinguish one whole number from the next: in masks of floats, such values are NO_DATA."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,9 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
         expected = f"0 to {len(known) - 1}"
         if list(unknown) == [len(known)]:
             more += " (the first one is that of id 0, which is often background)"
+    elif known == [*range(1, len(known) + 1)] and list(unknown) == [0]:
+        expected = f"1 to {len(known)}, as {rule.said or 'the table'} says,"
+        more = f'write "ids: {[*range(len(known))]}" if the masks count from 0, or "void: [0]" if 0 is none'
     else:
         expected = f"{some(known, 6) or 'colours'}{f', as {rule.said} says,' if rule.said else ''}"
         more += f", list what is none as void: {list(unknown)[:1]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import os
 import re
 import unicodedata
@@ -70,8 +71,7 @@ def _pairs_of(entries: list[tuple[str, str | None]], file: Path, root: Path | No
 def _columns(file: Path) -> list[tuple[str, str | None]]:
     """The images and masks in a table whose header names both among other columns, such as pandas' numbers of rows."""
     rows = _rows(file)
-    columns = _columns_of_splits(rows)
-    if any(_split_in(row, columns) for row in rows) and split_of(list_word(file)) not in SPLIT_NAMES.values():
+    if _says_splits(file, rows):
         return []  # see `pair_table`
     found = [pair for _, pair in _paired(rows)]
     named = len(found) == len(rows) and all(
@@ -80,21 +80,50 @@ def _columns(file: Path) -> list[tuple[str, str | None]]:
     return found if named else []
 
 
+def _says_splits(file: Path, rows: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a column of a table says the splits, and not the table's name."""
+    columns = _columns_of_splits(rows)
+    return any(_split_in(row, columns) for row in rows) and split_of(list_word(file)) not in SPLIT_NAMES.values()
+
+
 def _entry(line: str, file: Path, number: int) -> tuple[str, str | None]:
     """The image and the mask in a line, whose names may hold spaces; None where there is an image only.
 
     Between them is any separator: spaces, a tab, a comma, a semicolon, a colon, a bar or an arrow. Names may stand in
     double quotes.
     """
-    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in re.finditer(r"\s*(?:[-=]>|[\s,;:|])\s*", line)]
+    cuts = [(line[: cut.start()], line[cut.end() :]) for cut in _BETWEEN.finditer(line)]
     pairs = [cut for cut in cuts if _is_image_name(cut[0].strip('"')) and _is_mask_name(cut[1].strip('"'))]
     # Where there are several, the slash marks the beginning of the mask's path.
     parts = [cut for cut in pairs if cut[1].startswith("/")] if len(pairs) > 1 else pairs
     if not pairs and _is_image_name(line.strip('"')) and " /" not in line:
         return _relative(line), None
     if len(parts) != 1:
-        raise UserError(f'{file}, line {number}: expected "/image /mask", got "{line}"')
+        third = _behind_pair(line)
+        raise UserError(
+            f'{file}, line {number}: expected "/image /mask", got "{line}"'
+            + (f"; {_said_of_third(third, 'the mask')}" if third else "")
+        )
     return _relative(parts[0][0]), _relative(parts[0][1])
+
+
+_BETWEEN = re.compile(r"\s*(?:[-=]>|[\s,;:|])\s*")
+
+
+def _behind_pair(line: str) -> str:
+    """What follows the image and the mask in a line; empty where nothing does, or they are not there."""
+    for one, other in itertools.combinations(_BETWEEN.finditer(line), 2):
+        image, mask = (part.strip('"') for part in (line[: one.start()], line[one.end() : other.start()]))
+        if _is_image_name(image) and _is_mask_name(mask):
+            return line[other.end() :]
+    return ""
+
+
+def _said_of_third(third: str, what: str) -> str:
+    return (
+        f'what follows {what} ("{third}") is not read: leave it out, or write a .csv whose first line names the '
+        "columns (image,mask,split and any others)"
+    )
 
 
 # The first line of a table of images and masks.
@@ -173,9 +202,11 @@ def is_pair_list(file: Path) -> bool:
     try:
         if _columns(file):
             return True
+        if _says_splits(file, _rows(file)):
+            return False
         lines = read_names(file)[:2]
         first = lines[-1:] if lines and _HEADER.fullmatch(lines[0]) else lines[:1]
-        return any(_entry(line, file, 1)[1] is not None for line in first)
+        return any(_behind_pair(line) or _entry(line, file, 1)[1] is not None for line in first)
     except UserError:
         return False
 
@@ -207,7 +238,8 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
             raise UserError(f"the list {file} is empty; fill it, or delete it")
         first = found[split][0]
         if not _is_image_name(first) and _is_image_name(first.split()[0]):
-            raise UserError(f'{file}, line 1: expected a name, or "/image /mask", got "{first}"')
+            third = _said_of_third(first.partition(" ")[2], "the name")
+            raise UserError(f'{file}, line 1: expected a name, or "/image /mask", got "{first}"; {third}')
     return found
 
 
@@ -323,15 +355,38 @@ def _paired(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[str, str
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a table by column, in small letters; none of other files."""
-    if file.suffix.lower() not in (".csv", ".tsv"):
-        return []
-    lines = read_text(file).splitlines()
+    """The rows of a table by column, in small letters; of other files see `_rows_of_words`."""
+    lines = read_text(file).splitlines() if file.suffix.lower() in LIST_SUFFIXES else []
     if not lines:
         return []
     reader = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count), skipinitialspace=True)
     head = [cell.strip().lower() for cell in next(reader, [])]
-    return [dict(zip(head, map(str.strip, row), strict=False)) for row in reader]
+    if file.suffix.lower() not in (".csv", ".tsv"):
+        return _rows_of_words(read_names(file))
+    rows = [] if {*head} & {*_IMAGE_COLUMNS} else _rows_of_words(read_names(file))
+    return rows or [dict(zip(head, map(str.strip, row), strict=False)) for row in reader]
+
+
+_LAST_WORD = re.compile(r"""(.+?)\s*[\s,;:|]\s*["']?(\w+)["']?""")
+
+
+def _rows_of_words(lines: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table whose columns have no names: an image, perhaps its mask, and a word for its split.
+
+    None where a line does not end in such a word, or all in the same.
+    """
+    parts = [part for line in lines if (part := _LAST_WORD.fullmatch(line))]
+    parts = parts[1:] if parts and parts[0][2].lower() in _SPLIT_COLUMNS else parts
+    words = {part[2].lower() for part in parts}
+    if len(words) < 2 or not words <= {*SPLIT_NAMES} or len(parts) < len(lines) - 1:
+        return []
+    rows = []
+    for part in parts:
+        image, mask = part[1].strip("\"'"), ""
+        with contextlib.suppress(UserError):
+            image, mask = _entry(part[1], Path(), 0) if _BETWEEN.search(part[1]) else (image, "")
+        rows.append({"image": image, "mask": mask or "", "split": part[2]})
+    return rows
 
 
 def _column_of(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
@@ -384,7 +439,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
         if found is None:
             further = further or _Further(known, pairs)
             forward = Path(name.replace("\\", "/")).with_suffix("").as_posix()  # C:/photos\a.jpg, of Python on Windows
-            ends = [*tried, *_ends(name), forward, *_ends(forward), re.sub(r"(\s+-?\d+)+$", "", name)]
+            ends = [*tried, *_ends(name), forward, *_ends(forward), re.sub(r"(\s+-?\d+(\.\d+)?)+$", "", name)]
             chosen += further.find(ends) or [Pair(stem, folder / file, None)]
         else:
             chosen.append(found)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from degrid.data.formats.masks import AS_STORED, NO_DATA, SIDEWAYS, MaskReading
+from degrid.data.formats.masks import AS_STORED, LARGEST_WHOLE, NO_DATA, SIDEWAYS, MaskReading
 from degrid.data.formats.read_array import ARRAY_SUFFIXES, UnusableMaskError, read_array
 from degrid.data.formats.unread import MASK_OF_CUTOUT
 from degrid.image import UnreadKindError, exif_orientation, open_image
@@ -27,7 +27,6 @@ _EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
 _STRETCHED = {2: 85, 4: 17}
 _LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
 _JPEG_IN_TIFF = (6, 7)  # numbers of compression schemes
-_LARGEST_WHOLE = 2.0**53  # beyond it, floats do not distinguish one whole number from the next
 
 
 class LossyMaskError(UnusableMaskError):
@@ -238,7 +237,7 @@ def _stretch(image: Image.Image, head: bytes) -> float:
 def _whole_numbers(values: np.ndarray, name: object, how: MaskReading, no_data: float | None = None) -> np.ndarray:
     """Floats [H,W] as int64, with `NO_DATA` for what no id can be."""
     with np.errstate(invalid="ignore"):
-        void = ~(np.abs(values) < _LARGEST_WHOLE)
+        void = ~(np.abs(values) < LARGEST_WHOLE)
     if no_data is not None and not 0 <= no_data <= IGNORE_INDEX:
         void |= values == values.dtype.type(no_data)
     ids = np.where(void, 0, values)

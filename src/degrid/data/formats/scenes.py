@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
-from degrid.data.formats.classes import table_of
+from degrid.data.formats.classes import class_table, table_of
 from degrid.data.formats.folder import classes_beside, divide
 from degrid.data.formats.folder_names import image_and_mask_folders
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.pairs import Pair, images_in, masks_in, pair_up, unread_note
+from degrid.data.formats.tools.joined import JoinedMasks, named_classes
+from degrid.data.formats.tools.label_files import LabelRow, is_background
 from degrid.files import walk
 from degrid.lookup import counted
 from degrid.types import UserError
@@ -24,11 +27,7 @@ class Scenes(DataFormat):
     wanted = "SCENE/images and SCENE/masks"
 
     def find(self, path: Path) -> Layout | None:
-        """See `DataFormat`.
-
-        Raises:
-            UserError: each object has a mask of its own.
-        """
+        """See `DataFormat`."""
         scenes = _scenes(path)
         pairs: list[Pair] = []
         orphans: list[Path] = []
@@ -38,7 +37,6 @@ class Scenes(DataFormat):
             pairs += [dataclasses.replace(pair, name=f"{before}/{pair.name}") for pair in here]
             orphans += lost
         if not any(pair.mask for pair in pairs):
-            _refuse_objects(scenes)
             return None
         splits, notes = divide(path, pairs, path)
         first = next(iter(scenes.values()))
@@ -57,16 +55,48 @@ def _scenes(path: Path) -> dict[Path, tuple[Path, Path]]:
     return {} if own or len(scenes) < 2 else scenes
 
 
-def _refuse_objects(scenes: dict[Path, tuple[Path, Path]]) -> None:
-    """Refuse folders of one image with a mask for each of its objects, which are called otherwise.
+class Objects(DataFormat):
+    """NAME/images/NAME.png and NAME/masks/ANY.png: an image and a black and white mask for each of its objects.
 
-    Raises:
-        UserError: there are some.
+    As the nuclei of the Data Science Bowl 2018. What is white in any mask is the class "object", or the only one that
+    the user's table has beside background.
     """
-    for images, masks in scenes.values():
-        of_image, of_objects = len(images_in(images)), len(masks_in(masks))
-        if of_image == 1 < of_objects:
+
+    wanted = "NAME/images/NAME.png and a mask of each object in NAME/masks"
+
+    def find(self, path: Path) -> Layout | None:
+        """See `DataFormat`.
+
+        Raises:
+            UserError: masks of one name in several folders, which may be classes.
+        """
+        scenes = {scene: (images_in(images), masks_in(masks)) for scene, (images, masks) in _scenes(path).items()}
+        if not scenes or not all(len(images) == 1 for images, _ in scenes.values()):
+            return None
+        count = Counter(mask.name for _, masks in scenes.values() for mask in masks)
+        name, times = count.most_common(1)[0]
+        if times > 1:
             raise UserError(
-                f"{masks} holds {of_objects} masks for one image ({images}), as if each object had its own: join them "
-                "into one mask of ids, such as ids[mask_of_object > 127] = 1, that is called as the image"
+                f"the folders of single images below {path} hold masks of the same names ({name} in {times}), which "
+                "may be classes or numbers of objects: join those of an image into one mask of ids, such as "
+                "ids[mask_of_object > 127] = 1, that is called as the image"
             )
+        table, _ = class_table(path)
+        own = [each for each in table.names if not is_background(each)] if table else []
+        what = own[0] if len(own) == 1 else "object"
+        labels, rule, ids = named_classes([LabelRow(what, None, 0)], path, name)
+        pairs = [
+            JoinedMasks(
+                image.relative_to(path).with_suffix("").as_posix(),
+                image,
+                masks[0],
+                tuple((ids[what], mask) for mask in masks),
+                ids[""],
+            )
+            for [image], masks in scenes.values()
+        ]
+        splits, notes = divide(path, pairs, path)
+        notes.append(f"each image has a mask for each object ({name}): what is white in any of them is {what}")
+        if left := len(images_in(path)) - count.total() - len(pairs):
+            notes.append(f"{counted(left, 'image', 'have')} no folder of masks beside: left out")
+        return Layout("NAME/images and NAME/masks", path, splits, labels, rule, notes=notes)

@@ -83,6 +83,7 @@ FORMATS = {
     "split folders": Row("formats.folder:SplitFolders"),
     "folder": Row("formats.folder:Folders"),
     "scenes": Row("formats.scenes:Scenes"),
+    "masks of objects": Row("formats.scenes:Objects"),
     "side by side": Row("formats.folder:SideBySide"),
     "TFRecord": Row("tfrecord.format:TFRecord", ".tfrecord -of-"),
     "WebDataset": Row("shards.format:WebDataset", ".tar"),

@@ -1,4 +1,4 @@
-"""Labels that a tool keeps as one mask per object or class, joined into one."""
+"""Labels that are kept as one mask per object or class, joined into one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class JoinedMasks(Pair):
 
     def read_label(self) -> np.ndarray:
         """See `Source`."""
-        found = [(train, read_mask(file) > 127, file) for train, file in self.layers]
+        found = [(train, _white(read_mask(file)), file) for train, file in self.layers]
         shape = found[0][1].shape
         for _, white, file in found:
             if white.ndim != 2 or white.shape != shape:
@@ -42,6 +42,11 @@ class JoinedMasks(Pair):
         for train, white, _ in sorted(found, key=lambda layer: -np.count_nonzero(layer[1])):
             label[white] = train
         return label
+
+
+def _white(values: np.ndarray) -> np.ndarray:
+    """Where a mask is white; of one bit, or of 0 and 1, that is 1."""
+    return values > (127 if values.max(initial=0) > 1 else 0)
 
 
 def named_classes(
