@@ -382,10 +382,10 @@ def _rows_of_words(lines: Sequence[str]) -> list[dict[str, str]]:
         return []
     rows = []
     for part in parts:
-        image, mask = part[1].strip("\"'"), ""
+        named: tuple[str, str | None] = part[1].strip("\"'"), None
         with contextlib.suppress(UserError):
-            image, mask = _entry(part[1], Path(), 0) if _BETWEEN.search(part[1]) else (image, "")
-        rows.append({"image": image, "mask": mask or "", "split": part[2]})
+            named = _entry(part[1], Path(), 0)
+        rows.append({"image": named[0], "mask": named[1] or "", "split": part[2]})
     return rows
 
 

@@ -85,7 +85,7 @@ class Objects(DataFormat):
         own = [each for each in table.names if not is_background(each)] if table else []
         what = own[0] if len(own) == 1 else "object"
         labels, rule, ids = named_classes([LabelRow(what, None, 0)], path, name)
-        pairs = [
+        pairs: list[Pair] = [
             JoinedMasks(
                 image.relative_to(path).with_suffix("").as_posix(),
                 image,
