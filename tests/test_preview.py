@@ -1,6 +1,7 @@
 """The picture of what was understood: shares as bars, void hatched, and the values that became each class."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -133,6 +134,22 @@ def test_training_shows_what_it_understood_before_its_first_step(root, monkeypat
     assert events.Tags()["images"] == ["train/preview"]
     shown = events.Images("train/preview")[0]
     assert (shown.step, shown.height, shown.width) == (0, *sheet.shape[:2])
+
+
+def test_a_font_of_the_system_has_the_letters_of_chinese(tmp_path, monkeypatch):
+    """Its name decides; here it is a copy of another font."""
+    from matplotlib import font_manager
+
+    from degrid.data.inspection import preview
+
+    own, other = _font(15).path, tmp_path / "NotoSansCJK.ttc"
+    shutil.copyfile(own, other)
+    for entries, expected in (([], own), ([font_manager.FontEntry(str(other), "Noto Sans CJK SC")], str(other))):
+        preview._font_file.cache_clear()
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
+        assert _font(15, "道路").path == expected
+        assert _font(15, "Straße").path == own
+    preview._font_file.cache_clear()
 
 
 def test_letters_of_other_languages_are_drawn():

@@ -78,24 +78,36 @@ class SplitFolders(DataFormat):
         """See `DataFormat`."""
         found = _split_folders(path)
         splits, orphans = _pairs_of_splits(found)
-        pairs = [pair for found_pairs in splits.values() for pair in found_pairs]
-        of_objects = 1 < len(pairs) == len(found) and not any(pair.mask for pair in pairs)  # see `scenes.Objects`
-        if not pairs or of_objects:
+        if not any(splits.values()) or _is_of_objects(found, splits):
             return None
         lists, of_folder = _lists(path)
-        splits = {s: select(names, splits.get(s, []), path, path) for s, names in lists.items()} or splits
-        alone = {} if lists else _images_alone(path, splits, orphans)
-        divides = set(splits) == {"train"} and not lists and "val" not in alone
-        splits, notes = with_val(splits) if divides else (splits, [])
-        splits = {**splits, **alone}
+        splits, notes = _listed_or_in_folders(path, lists, splits, orphans)
         for _, images, masks in found:
             notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
         read = {place for _, *both in found for place in both}
-        notes += _left_out(path, read.union(pair.image.parent for pairs in alone.values() for pair in pairs))
+        notes += _left_out(path, read.union(pair.image.parent for pairs in splits.values() for pair in pairs))
         notes = [*of_folder, *dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
         reason = ", ".join(" and ".join(folder.relative_to(path).as_posix() for folder in both) for _, *both in found)
         near = classes_beside(path, (masks for _, _, masks in found))
         return Layout(reason, path, splits, *near, orphans, notes)
+
+
+def _is_of_objects(found: Sequence[tuple[str, Path, Path]], splits: Mapping[str, Sequence[Pair]]) -> bool:
+    """Whether these are folders of an image each, whose masks are called otherwise; see `scenes.Objects`."""
+    pairs = list(itertools.chain.from_iterable(splits.values()))
+    return 1 < len(pairs) == len(found) and not any(pair.mask for pair in pairs)
+
+
+def _listed_or_in_folders(
+    path: Path, lists: Mapping[str, list[str]], splits: dict[str, list[Pair]], orphans: list[Path]
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits that lists name; else those of the folders, and where none is val, a part of train. And the notes."""
+    if lists:
+        return {split: select(names, splits.get(split, []), path, path) for split, names in lists.items()}, []
+    alone = _images_alone(path, splits, orphans)
+    only_train = set(splits) == {"train"} and "val" not in alone
+    splits, notes = with_val(splits) if only_train else (splits, [])
+    return {**splits, **alone}, notes
 
 
 def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, list[Pair]], list[Path]]:
@@ -136,29 +148,38 @@ def _images_alone(path: Path, known: Iterable[str], orphans: list[Path]) -> dict
     """
     alone, folders = {}, folders_in(path)
     for name, split in splits_of(folders).items():
-        inside, labels = (called(folders[name], names) for names in (IMAGE_FOLDERS, MASK_FOLDERS))
-        place, masks = (inside[0], folders[name] / "masks") if inside else (folders[name], path / f"{name}_masks")
         if split in known:
             continue
-        if not inside and any(map(any_mask, labels)):
-            if split == "test":
-                continue
-            raise no_images(next(filter(any_mask, labels)), folders[name] / "images")
-        images = images_in(place)
-        pairs, _ = match_names(
-            images, place, orphans, Path(os.path.commonpath([each.parent for each in orphans or [path]]))
-        )
-        if found := next((pair for pair in pairs if pair.mask), None):
-            assert found.mask
-            among = found.mask.parent
-            raise UserError(
-                f"{found.image} is in {split}, but its mask {found.mask} is among those of another split: move such "
-                f'masks to {masks}, or write "{split}: {place.relative_to(path).as_posix()}" and "masks: '
-                f'{among.relative_to(path).as_posix()}" in {path / "dataset.yaml"}, with a line for each other split'
-            )
-        if pairs:
+        inside = called(folders[name], IMAGE_FOLDERS)
+        place, masks = (inside[0], folders[name] / "masks") if inside else (folders[name], path / f"{name}_masks")
+        labels = [] if inside else list(filter(any_mask, called(folders[name], MASK_FOLDERS)))
+        if labels and split != "test":
+            raise no_images(labels[0], folders[name] / "images")
+        images = [] if labels else images_in(place)
+        _refuse_masks_elsewhere(path, split, images, place, masks, orphans)
+        if images:
+            pairs, _ = match_names(images, place, [], place)
             alone[split] = [dataclasses.replace(pair, mask=masks / f"{pair.name}.png") for pair in pairs]
     return alone
+
+
+def _refuse_masks_elsewhere(
+    path: Path, split: str, images: list[Path], place: Path, masks: Path, orphans: list[Path]
+) -> None:
+    """Refuse images whose masks lie among those of another split.
+
+    Raises:
+        UserError: there are some.
+    """
+    around = Path(os.path.commonpath([orphan.parent for orphan in orphans])) if orphans else path
+    found = next((pair for pair in match_names(images, place, orphans, around)[0] if pair.mask), None)
+    if found and found.mask:
+        images_at, masks_at = (folder.relative_to(path).as_posix() for folder in (place, found.mask.parent))
+        raise UserError(
+            f"{found.image} is in {split}, but its mask {found.mask} is among those of another split: move such masks "
+            f'to {masks}, or write "{split}: {images_at}" and "masks: {masks_at}" in {path / "dataset.yaml"}, with a '
+            "line for each other split"
+        )
 
 
 def _pot(path: Path, folders: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:

@@ -226,17 +226,7 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     if any(isinstance(value, tuple) for value in unknown):
         return _colors_message(f"{mask} has the colours {shown}", unknown, rule)
     known = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
-    more = "give more classes"
-    if known and known == [*range(len(known))]:
-        expected = f"0 to {len(known) - 1}"
-        if list(unknown) == [len(known)]:
-            more += " (the first one is that of id 0, which is often background)"
-    elif known == [*range(1, len(known) + 1)] and list(unknown) == [0]:
-        expected = f"1 to {len(known)}, as {rule.said or 'the table'} says,"
-        more = f'write "ids: {[*range(len(known))]}" if the masks count from 0, or "void: [0]" if 0 is none'
-    else:
-        expected = f"{some(known, 6) or 'colours'}{f', as {rule.said} says,' if rule.said else ''}"
-        more += f", list what is none as void: {list(unknown)[:1]}"
+    expected, more = _expected_ids(known, list(unknown), rule)
     void = f" or {IGNORE_INDEX} (void)" if rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX else ""
     threshold = _threshold_between(unknown) if many and len(known) <= 2 else ""
     return (
@@ -244,6 +234,20 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
         f"{more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "
         "ids)"
     )
+
+
+def _expected_ids(known: list[int], unknown: list[int | Color], rule: MaskRule) -> tuple[str, str]:
+    """How a message calls the ids that are known, and what it says to do about others."""
+    first_is_1 = known == [*range(1, len(known) + 1)]
+    said = f", as {rule.said} says," if rule.said else ""
+    if known and known == [*range(len(known))]:
+        of_0 = unknown == [len(known)]
+        more = " (the first one is that of id 0, which is often background)" if of_0 else ""
+        return f"0 to {len(known) - 1}", f"give more classes{more}"
+    if first_is_1 and unknown == [0]:
+        mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0, or "void: [0]" if 0 is none'
+        return f"1 to {len(known)}{said}", mend
+    return f"{some(known, 6) or 'colours'}{said}", f"give more classes, list what is none as void: {unknown[:1]}"
 
 
 def _threshold_between(unknown: dict[int | Color, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,14 @@ _PAIR = 2 * _CELL + _GAP
 # In a row of the legend: where the name, the bar, the share and the values begin, pixels.
 _NAME, _BAR, _SHARE, _VALUES = 28, 210, 380, 450
 _MOST_VALUES, _LEAST_BAR = 6, 4
+_FIRST_OF_CJK = "\u2e80"
+# Of Linux, Windows and macOS; any of them has the letters of the others' languages, too, as far as it goes.
+_CJK = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Yu Gothic", "Malgun Gothic"),
+    *("PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Apple SD Gothic Neo"),
+)
+"""Fonts with the letters of Chinese, Japanese and Korean."""
 
 
 def write_preview(dataset: Dataset, path: str | Path, num: int = 12, title: str = "") -> None:
@@ -67,11 +76,12 @@ def preview_sheet(dataset: Dataset, num: int = 12, title: str = "") -> np.ndarra
     width = columns * _PAIR + _GAP
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.height for _, cell in row) + _TEXT + _GAP for row in rows]
-    legend = _legend(seen, columns)
+    letters = "".join([title, *dataset.labels.names, *(name for name, _ in cells)])
+    legend = _legend(seen, columns, letters)
     sheet = Image.new("RGB", (width, _ROW + sum(heights) + legend.height + 2 * _GAP), "white")
-    draw, font, top = ImageDraw.Draw(sheet), _font(_TEXT - 3), _GAP + _ROW
+    draw, font, top = ImageDraw.Draw(sheet), _font(_TEXT - 3, letters), _GAP + _ROW
     what = f"{len(cells)} of {len(dataset)} images" + (f" of {title}" if title else "")
-    head = _font(_TEXT)
+    head = _font(_TEXT, letters)
     draw.text((_GAP, _GAP - 3), _fitting(what, head, width - 2 * _GAP), "black", head)
     for row, height in zip(rows, heights, strict=True):
         for column, (name, cell) in enumerate(row):
@@ -133,12 +143,12 @@ def _hatched(pixels: np.ndarray, void: np.ndarray) -> np.ndarray:
     return np.where(stripe[..., None], np.uint8(255), pixels)
 
 
-def _legend(seen: Seen, columns: int) -> Image.Image:
+def _legend(seen: Seen, columns: int, letters: str) -> Image.Image:
     """A row for each class and for void, in as many columns as there are pairs of images."""
     rows = [*range(len(seen.labels)), IGNORE_INDEX]
     per_column = math.ceil((len(rows) + 1) / columns)
     image = Image.new("RGB", (columns * _PAIR + _GAP, (per_column + 1) * _ROW), "white")
-    draw, font = ImageDraw.Draw(image), _font(_TEXT)
+    draw, font = ImageDraw.Draw(image), _font(_TEXT, letters)
     for column in range(columns):
         heads = ((_BAR, "share of these pixels"), (_VALUES, "values in the masks" if seen.files else ""))
         for left, text in heads:
@@ -179,8 +189,19 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int, end: bool = Tr
     return f"...{text}" if end else f"{text}..."
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's letters: Pillow's own font lacks those of most languages. CJK is not among them, either."""
+def _font(size: int, letters: str = "") -> ImageFont.FreeTypeFont:
+    """Matplotlib's letters, since Pillow's own font lacks those of most languages; for CJK a font of the system."""
+    return ImageFont.truetype(_font_file(max(letters, default="") >= _FIRST_OF_CJK), size - 1)
+
+
+@functools.cache
+def _font_file(cjk: bool) -> str:
+    """The file of a font; Matplotlib's own where the system has none of those for Chinese, Japanese and Korean."""
     import matplotlib  # here, because it is slow to import
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size - 1)
+    files = {"": str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))}
+    if cjk:
+        from matplotlib import font_manager  # lists the fonts of the system, which takes seconds the first time
+
+        files |= {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    return next(files[name] for name in (*_CJK, "") if name in files)
