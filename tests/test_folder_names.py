@@ -1,6 +1,7 @@
 """Folders, lists and splits under the names that people give them: which mask is whose, and what is trained on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,6 +161,34 @@ def test_masks_of_val_among_those_of_train(tmp_path):
     (tmp_path / "val/masks").mkdir()
     (tmp_path / "train/masks/4.png").rename(tmp_path / "val/masks/4.png")
     assert found(tmp_path) == {"train": [*range(4)], "val": [4]}
+
+
+def test_val_beside_folders_that_are_divided_by_chance(tmp_path):
+    for k in range(5):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    (tmp_path / "val/images").mkdir(parents=True)
+    assert check_data(tmp_path).ok
+    shutil.copyfile(tmp_path / "images/0.png", tmp_path / "val/images/7.png")
+    with pytest.raises(
+        UserError, match=r"val holds 1 image that no label belongs to, such as 7.png, and val would be a"
+    ):
+        open_dataset(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    assert check_data(tmp_path).ok
+
+
+def test_val_that_vocs_lists_name_without_masks(tmp_path):
+    for k in range(5):
+        pair(tmp_path / f"JPEGImages/{k}.jpg", tmp_path / f"SegmentationClass/{k}.png", k)
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "labelmap.txt").write_text("".join(f"{name}:{k},9,9::\n" for k, name in enumerate("abc")))
+    for split, numbers in (("train", "0123"), ("val", "4")):
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(numbers))
+    assert check_data(tmp_path).ok
+    (tmp_path / "SegmentationClass/4.png").unlink()
+    assert "1 image without mask" in check_data(tmp_path).problems[0]
+    with pytest.raises(UserError, match="1 of 1 images in the split"):
+        open_dataset(tmp_path, "val")
 
 
 def test_masks_of_val_without_images(tmp_path):

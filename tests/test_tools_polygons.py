@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import zlib
 
 import numpy as np
@@ -121,6 +122,33 @@ def test_ids_that_are_texts_on_one_side(tmp_path, text):
         put_image(tmp_path / name)
     swapped = np.array([0, 2, 1], np.uint8)[TRUTH]  # in the order of the numbers, 2 before 10
     check(tmp_path, truth=swapped, names=("background", "sign", "car"))
+
+
+def test_val_without_labels_is_not_replaced_by_a_part_of_train(tmp_path):
+    names = [f"{k}.png" for k in range(5)]
+    coco(tmp_path / "train" / "a.json", names)
+    for name in names:
+        put_image(tmp_path / "train" / name)
+    assert check_data(tmp_path).ok
+    put_image(tmp_path / "val" / "7.png")
+    with pytest.raises(UserError, match=r"val holds 1 image that no label belongs to, such as 7.png"):
+        open_dataset(tmp_path)
+    put_image(tmp_path / "val" / "8.png")
+    coco(tmp_path / "val" / "a.json", ["7.png", "8.png"], shapes=())  # which lists them without an annotation
+    assert 'all of val is "background" and no other class' in check_data(tmp_path).problems[0]
+    with pytest.raises(UserError, match=r"\[one-class\]"):
+        open_dataset(tmp_path, accept=())
+    assert check_data(tmp_path, accept=["one-class"]).ok
+
+
+def test_yolos_val_without_a_text(tmp_path):
+    for split in ("train", "val"):
+        yolo(tmp_path, [f"images/{split}/{k}.png" for k in range(3)])
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [car, sign]\n")
+    assert check_data(tmp_path).ok
+    shutil.rmtree(tmp_path / "labels" / "val")
+    with pytest.raises(UserError, match="none of 3 images of val has a text file in labels or beside it"):
+        open_dataset(tmp_path)
 
 
 def test_a_json_per_split_folder(tmp_path):

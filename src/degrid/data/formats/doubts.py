@@ -12,6 +12,7 @@ from degrid.data.formats.folder import UNREAD_SPLITS
 from degrid.data.formats.layout import Crowds, Layout
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.data.formats.matching import without_number
+from degrid.data.formats.pairs import by_chance
 from degrid.data.formats.source import LazySources
 from degrid.data.formats.tools.label_files import is_background
 from degrid.data.formats.values import SOFT, Survey, Surveys, total
@@ -55,7 +56,7 @@ def doubts(layout: Layout, surveys: Surveys | None = None, seen: Seen | None = N
     # What there is to learn is in the split to train on; masks of a test split are often empty.
     assert layout.labels is not None
     assert layout.rule is not None
-    look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole, seen)
+    look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole, surveys.get("val"), seen)
     found: list[Doubt] = []
     for kind, (examine, hidden_by) in DOUBTS.items():
         if not any(doubt.kind in hidden_by for doubt in found):
@@ -87,14 +88,15 @@ def how_to_accept(kind: str) -> str:
 
 
 class _Look(NamedTuple):
-    """What is examined: the layout, its classes and rule, the values in all masks and in those to train on, and how the
-    images look."""
+    """What is examined: the layout, its classes and rule, the values in all masks, in those to train on and in those to
+    validate with, and how the images look."""
 
     layout: Layout
     labels: LabelSpace
     rule: MaskRule
     whole: Survey
     learnt: Survey
+    validated: Survey | None
     seen: Seen | None
 
 
@@ -616,6 +618,7 @@ def _one_class(look: _Look) -> Iterator[str]:
     counts, unknown = look.learnt.by_class(look.rule)
     present = [index for index in counts if index != IGNORE_INDEX]
     if unknown or len(present) > 1 or (not present and len(labels) > 1):
+        yield from _one_class_in_val(look)
         return
     values = some(sorted(look.learnt.ids), 6)
     if len(labels) == 1:
@@ -631,6 +634,20 @@ def _one_class(look: _Look) -> Iterator[str]:
         yield f"{held}, where 255 is void; {mend} if it is a class"
     else:
         yield f"{held}; are these the right masks?"
+
+
+def _one_class_in_val(look: _Look) -> Iterator[str]:
+    """A split for validation that was named, all of which was seen, with a single class: as if its labels were lost."""
+    found = look.validated
+    if found is None or not 1 < found.masks == len(look.layout.splits["val"]) or by_chance(look.layout.notes):
+        return
+    counts, unknown = found.by_class(look.rule)
+    present = [index for index in counts if index != IGNORE_INDEX]
+    if len(present) == 1 and not unknown:
+        yield (
+            f'all of val is "{look.labels.names[present[0]]}" and no other class, so that its scores mean nothing: '
+            "were its labels exported, too?"
+        )
 
 
 def _write(layout: Layout, line: str) -> str:

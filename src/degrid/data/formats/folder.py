@@ -37,6 +37,7 @@ from degrid.data.formats.pairs import (
     ONE_LIST,
     Pair,
     any_mask,
+    by_chance,
     divided,
     images_in,
     masks_in,
@@ -304,6 +305,26 @@ class SideBySide(DataFormat):
             labels, rule = classes_beside(near)
         notes += [*_color_note(pairs), *unread_note(path)]
         return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
+
+
+def refuse_images_alone(layout: Layout, path: Path) -> None:
+    """Refuse data that were divided by chance, though a folder is called as if it held the images of val.
+
+    Raises:
+        UserError: there is one, whose images have no labels.
+    """
+    sources = list(itertools.chain.from_iterable(layout.splits.values())) if by_chance(layout.notes) else []
+    used = {source.image for source in sources if isinstance(source, Pair)}
+    places = [path, *called(path, IMAGE_FOLDERS)] if used else []
+    for folders in map(folders_in, places):
+        for name in (name for name, split in splits_of(folders).items() if split == "val"):
+            images = images_in(folders[name])
+            if images and used.isdisjoint(images):
+                raise UserError(
+                    f"{folders[name]} holds {counted(len(images), 'image')} that no label belongs to, such as "
+                    f"{images[0].name}, and val would be a part of train instead: add the labels, or take that folder "
+                    "away"
+                )
 
 
 def divide(

@@ -211,8 +211,13 @@ def unread_note(*folders: Path) -> list[str]:
     return said
 
 
-NO_SPLITS, ONE_LIST = "the data name no splits", "the data have one list"
+NO_SPLITS, ONE_LIST, NO_VAL = "the data name no splits", "the data have one list", 'the data have no split "val"'
 """How notes on data that were divided begin."""
+
+
+def by_chance(notes: Sequence[str]) -> bool:
+    """Whether these are notes on data that were divided."""
+    return any(note.startswith((NO_SPLITS, ONE_LIST, NO_VAL)) for note in notes)
 
 
 def divided(sources: Sequence[AnySource], why: str = NO_SPLITS) -> tuple[dict[str, list[AnySource]], list[str]]:
@@ -251,9 +256,12 @@ def no_images(masks: Path, images: Path) -> UserError:
 def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
     """The splits without the images that have no mask, and the note that counts these.
 
-    For tools that write no mask where nothing was drawn. Splits without any mask are left out.
+    For tools that write no mask where nothing was drawn. Splits without any mask are left out; but val is not, which
+    would be replaced by a part of train.
     """
     kept = {split: [pair for pair in pairs if pair.mask] for split, pairs in splits.items()}
+    if kept.get("train") and not kept.get("val", True):
+        kept["val"] = splits["val"]
     number = sum(map(len, splits.values())) - sum(map(len, kept.values()))
     note = f"{counted(number, 'image', 'have')} no mask, as the tool writes none where nothing was drawn: left out"
     return {split: pairs for split, pairs in kept.items() if pairs}, [note] if number else []
@@ -275,5 +283,5 @@ def with_val(splits: dict[str, list[AnySource]]) -> tuple[dict[str, list[AnySour
     """The splits, where a part of "train" is kept for validation if nothing is there for that; and the note on it."""
     if "val" in splits or "train" not in splits:
         return splits, []
-    both, notes = divided(splits["train"], 'the data have no split "val" beside "train"')
+    both, notes = divided(splits["train"], f'{NO_VAL} beside "train"')
     return {**splits, **both}, notes

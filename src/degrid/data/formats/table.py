@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from degrid.data.formats.folder import holds_masks, redivided
+from degrid.data.formats.folder import holds_masks, redivided, refuse_images_alone
 from degrid.data.formats.folder_names import folders_in
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.matching import is_for_masks
@@ -262,5 +262,7 @@ def _read(kind: str, data_format: DataFormat, path: Path) -> Layout | None:
     if found is None or not any(found.splits.values()):
         return None
     found = redivided(found, path)
+    if path.is_dir() and kind in (*_OWN, *POLYGON_FORMATS):
+        refuse_images_alone(found, path)
     order = [*(name for name in ("train", "val", "test") if name in found.splits), *sorted(found.splits)]
     return dataclasses.replace(found, kind=found.kind or kind, splits={name: found.splits[name] for name in order})

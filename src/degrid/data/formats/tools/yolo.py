@@ -80,9 +80,24 @@ class Yolo(DataFormat):
             notes.append("no data.yaml or classes.txt names the classes: they are numbered")
         if boxes:
             notes.append("some lines are boxes, not polygons: void, except where an object is drawn")
+        _refuse_val_without_texts(found)
         if len(there) < len(images):
             notes.append(f"{counted(len(images) - len(there), 'image', 'have')} no text file: background all over")
         return _layout(found, there, notes)
+
+
+def _refuse_val_without_texts(found: _Found) -> None:
+    """Refuse images to validate with that all would be background.
+
+    Raises:
+        UserError: none of them has a text file.
+    """
+    images = found.splits.get("val", ())
+    if images and not any(label_file(image).is_file() for image in images):
+        raise UserError(
+            f"none of {counted(len(images), 'image')} of val has a text file in labels or beside it ({images[0]} and "
+            "others), so that all would be background: add the files, or take the split away"
+        )
 
 
 def _refuse_empty(found: _Found, there: Sequence[Path]) -> None:
