@@ -74,6 +74,13 @@ def test_photographs_need_no_model(tmp_path, monkeypatch):
     assert ids[0].shape == (48, 64)
     with pytest.raises(UserError, match="no images come after it"):
         degrid.predict(SHIPPED)
+    Path("run").mkdir()
+    Path("run/run.json").touch()
+    for model in ("run", SHIPPED):
+        with pytest.raises(
+            UserError, match=f"{model} is a model, which comes first: degrid predict {model} street.png"
+        ):
+            degrid.predict("street.png", [model])
 
 
 def test_what_is_taken_for_images(tmp_path, monkeypatch):

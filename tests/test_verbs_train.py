@@ -194,6 +194,7 @@ def test_mistakes(tmp_path):
     for arguments, message in (
         ({}, "say what to train"),
         ({"recipe": "no_such"}, 'unknown recipe "no_such"'),
+        ({"recipe": tmp_path}, f"is a folder, and no recipe: train on its images with --data {tmp_path}"),
         ({"data": tmp_path / "nowhere"}, "no data at"),
         ({"resume": tmp_path, "settings": ["train.steps=3"]}, "give no others beside it"),
         ({"resume": tmp_path, "operator": "ssc"}, "give no others beside it"),

@@ -16,7 +16,7 @@ from degrid.arguments import checked, fitted
 from degrid.config import ModelConfig
 from degrid.contracts import DressedConv
 from degrid.exporters.runtime import ExportedModel
-from degrid.exporters.table import find_opener
+from degrid.exporters.table import find_exported
 from degrid.files import atomic_write, blaming, check_utf8, read_json, write_json
 from degrid.lookup import file_meant, some
 from degrid.model_places import is_on_hub, place_of
@@ -115,8 +115,7 @@ def open_model(path: str | os.PathLike[str]) -> Segmenter | ExportedModel:
     Raises:
         UserError: see `load` and `ExportedModel`.
     """
-    found = find_opener(path)
-    return ExportedModel(path) if found and found[1].exists() else load(path)
+    return ExportedModel(path) if find_exported(path) else load(path)
 
 
 def read_settings(path: str | os.PathLike[str]) -> ModelConfig:

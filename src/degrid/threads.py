@@ -6,10 +6,13 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cores_of_groups(root: Path = Path("/")) -> Iterator[float]:
@@ -102,19 +105,44 @@ def _asked() -> int:
 
 
 @contextmanager
-def limited_threads() -> Iterator[None]:
-    """Let PyTorch use no more than `num_threads` inside the context; it does not know of quotas itself."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use this many threads inside the context; None: as many as now."""
     import torch
 
-    before, wanted = torch.get_num_threads(), num_threads()
-    if wanted == before:
+    before = torch.get_num_threads()
+    if count is None or count == before:
         yield
         return
-    torch.set_num_threads(wanted)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def limited_threads() -> Iterator[None]:
+    """Let PyTorch use no more than `num_threads` inside the context; it does not know of quotas itself."""
+    with torch_threads(num_threads()):
+        yield
+
+
+@contextmanager
+def signals_caught(handler: Callable[[int, Any], object]) -> Iterator[dict[int, Any]]:
+    """Call a function at Ctrl-C (SIGINT) and SIGTERM inside the context; gives the handlers of before, by signal.
+
+    Only the main thread can catch signals: in others this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    before: dict[int, Any] = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            with contextlib.suppress(TypeError):  # one that was not set by Python
+                signal.signal(number, earlier)
 
 
 def divide_threads(processes: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.bench.measure import Case, Row, can_sample_memory, measure, merged, peak_memory, timed
 from degrid.lookup import lookup
-from degrid.threads import usable_cores
+from degrid.threads import torch_threads, usable_cores
 from degrid.types import OnProgress, Progress, Tell
 
 if TYPE_CHECKING:
@@ -289,16 +289,3 @@ def thread_state(
                 best = max(best, 2 * size**3 / (clock() - began) / 1e9)
             found[count] = best
     return found
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use this many threads within the block; None: as many as now."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -75,6 +75,12 @@ def find_opener(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
     return next(((each(), file) for each in EXPORTERS.values() if each().recognises(file)), None)
 
 
+def find_exported(path: str | os.PathLike[str]) -> tuple[Exporter, Path] | None:
+    """The format of an exported model that is there, and its file; None for anything else. See `find_opener`."""
+    found = find_opener(path)
+    return found if found and found[1].exists() else None
+
+
 def name_of(exporter: Exporter) -> str:
     """The name of a format on the command line."""
     kind = type(exporter)

@@ -137,10 +137,7 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 def stride_of(feature: Tensor) -> int:
     """The stride of a feature map of an image with sides SIDES; sizes are rounded, and some networks lose a border."""
-    return _nearest(math.sqrt(SIDES[0] * SIDES[1] / max(1, feature.shape[-2:].numel())))
-
-
-def _nearest(ratio: float) -> int:
+    ratio = math.sqrt(SIDES[0] * SIDES[1] / max(1, feature.shape[-2:].numel()))
     return 1 << max(0, round(math.log2(ratio)))
 
 

@@ -276,9 +276,5 @@ def _light(name: str, output_stride: int | None = None) -> Any:
         net = _features(name, output_stride)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d | nn.ReLU | nn.ReLU6 | nn.SiLU | nn.GELU | nn.Hardswish):
-            module.__dict__["forward"] = _same
+            module.__dict__["forward"] = nn.Identity().forward
     return net
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degrid.arguments import checked, later
-from degrid.exporters.table import OpenedFile, find_opener, name_of
+from degrid.exporters.table import OpenedFile, find_exported, name_of
 from degrid.lookup import counted, some
 from degrid.model_places import is_named
 from degrid.types import LabelSpace
@@ -59,10 +59,8 @@ def describe(
     Raises:
         UserError: no such model or recipe.
     """
-    if isinstance(model, str | os.PathLike):
-        found = find_opener(model)
-        if found and found[1].exists():
-            return _of_file(model)
+    if isinstance(model, str | os.PathLike) and find_exported(model):
+        return _of_file(model)
     from degrid import recipes
     from degrid.chance import drawing_for_itself
     from degrid.model_folder import load

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from degrid.camera import is_source
-from degrid.exporters.table import find_opener
+from degrid.exporters.table import find_exported
 from degrid.files import read_json, walk
 from degrid.image import IMAGE_SUFFIXES
 from degrid.lookup import some
@@ -205,7 +205,7 @@ def model_and_images(model: AnyModel, images: Iterable[AnyPath]) -> tuple[AnyMod
         model: as given; it may be the first of the images.
         images: the others.
     Raises:
-        UserError: there is a model, but no image.
+        UserError: there is a model, but no image; or it comes after the images.
     """
     images = list(images)
     if not isinstance(model, str | os.PathLike) or not are_images(model):
@@ -215,6 +215,9 @@ def model_and_images(model: AnyModel, images: Iterable[AnyPath]) -> tuple[AnyMod
                 f"that comes with degrid the name {SHIPPED}"
             )
         return model, images, ""
+    late = next(filter(_is_model, images), None)
+    if late is not None:
+        raise UserError(f"{late} is a model, which comes first: degrid predict {late} {name_of(model)}")
     folder = shipped_folder()
     if folder is None:
         raise UserError(f"something here is called {SHIPPED} as the model that comes with degrid; name a model")
@@ -224,6 +227,12 @@ def model_and_images(model: AnyModel, images: Iterable[AnyPath]) -> tuple[AnyMod
     return SHIPPED, [model, *images], told
 
 
+def _is_model(path: AnyPath) -> bool:
+    """Whether a path or name is that of a model or run."""
+    inside = any((Path(path) / name).is_file() for name in _OF_MODELS)
+    return inside or is_named(path) or find_exported(path) is not None
+
+
 def are_images(path: AnyPath) -> bool:
     """Whether the first word of `degrid predict` is what to segment, rather than what to segment it with.
 
@@ -231,8 +240,7 @@ def are_images(path: AnyPath) -> bool:
     videos, but nothing of a model or a run, at any depth. All else is a model.
     """
     place = Path(path)
-    opener = find_opener(path)
-    if is_named(path) or (opener is not None and opener[1].exists()):
+    if _is_model(path):
         return False
     if is_source(os.fspath(path)):
         return True

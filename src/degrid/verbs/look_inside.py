@@ -16,7 +16,7 @@ from degrid.bands import read_scene
 from degrid.chance import drawing_for_itself
 from degrid.config import RunConfig
 from degrid.contracts import bands_of, copied, declared
-from degrid.exporters.table import find_opener
+from degrid.exporters.table import find_exported
 from degrid.lookup import lookup
 from degrid.model_folder import load
 from degrid.model_places import is_named
@@ -41,8 +41,7 @@ def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     path = Path(model)
-    found = find_opener(path)
-    if found and found[1].exists():
+    if find_exported(path):
         raise UserError(f"{path} is an exported model, which cannot be looked into: give the model folder it came from")
     if is_named(model) or path.is_dir():
         return load(path)

@@ -23,8 +23,7 @@ from degrid.engine.inference.options import (
     needs_the_whole,
     no_limit_of_files,
 )
-from degrid.exporters.exporter import Exporter
-from degrid.exporters.table import OpenedFile, find_opener
+from degrid.exporters.table import OpenedFile, find_exported
 from degrid.kernels.support import numba_installed
 from degrid.kernels.upsample_argmax_numpy import compiled_upsample_argmax, confidence, upsample_argmax
 from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, AnyDataset, UserError
@@ -91,7 +90,7 @@ def open_predictor(
     Raises:
         UserError: see both.
     """
-    if options.memory is not None and isinstance(model, str | os.PathLike) and _exported(model):
+    if options.memory is not None and isinstance(model, str | os.PathLike) and find_exported(model):
         raise no_limit_of_files()  # before it is loaded
     plain = arrays and options.is_plain and not options.smooth and not multi_scale
     if plain and device in ("auto", "cpu") and precision in PRECISIONS and isinstance(model, str | os.PathLike):
@@ -108,14 +107,8 @@ def open_predictor(
 
 def _file_of_arrays(path: str | os.PathLike[str]) -> OpenedFile | None:
     """An exported file that another runtime than PyTorch's runs; None for anything else."""
-    exporter = _exported(path)
-    return None if exporter is None or exporter.needs_torch else OpenedFile(path)
-
-
-def _exported(path: str | os.PathLike[str]) -> Exporter | None:
-    """The format of an exported model that is there; None for anything else."""
-    found = find_opener(path)
-    return found[0] if found and found[1].exists() else None
+    found = find_exported(path)
+    return None if found is None or found[0].needs_torch else OpenedFile(path)
 
 
 class FilePredictor:

@@ -19,7 +19,7 @@ from degrid.engine.evaluation.bootstrap import ImageConfusions
 from degrid.engine.evaluation.evaluate import OnImage, score
 from degrid.engine.inference.options import InferenceOptions
 from degrid.engine.inference.predictor import predictor_of
-from degrid.exporters.table import find_opener
+from degrid.exporters.table import find_exported
 from degrid.files import kept_on_disk
 from degrid.model_places import place_of
 from degrid.types import Dataset, Scores
@@ -81,11 +81,11 @@ def files_of(model: AnyModel) -> list[Path]:
     """
     if isinstance(model, nn.Module):
         return []
-    exported, path = find_opener(model), place_of(model)
-    if exported and exported[1].exists():
-        found = exported[0].files(exported[1])
-        return [file for each in found for file in (each, *sorted(each.rglob("*"))) if file.is_file()]
-    names = [folder / name for folder in (path, path / "model") for name in ("model.safetensors", "config.json")]
+    if exported := find_exported(model):
+        exporter, path = exported
+        return [file for each in exporter.files(path) for file in (each, *sorted(each.rglob("*"))) if file.is_file()]
+    folder = place_of(model)
+    names = [place / name for place in (folder, folder / "model") for name in ("model.safetensors", "config.json")]
     return [file for file in names if file.is_file()]
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,6 +17,7 @@ from degrid.analysis.curves import distinct
 from degrid.arguments import checked
 from degrid.engine.inference.options import InferenceOptions
 from degrid.serving.served import Served, ServeLimits, serve_as
+from degrid.threads import signals_caught
 from degrid.types import Tell, UserError
 from degrid.verbs.open_network import AnyModel, name_of, open_predictor
 
@@ -124,21 +122,6 @@ def _serve(app: FastAPI, listening: socket.socket, tell: Tell | None) -> None:
         host, port = listening.getsockname()[:2]
         tell(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
     # In a thread: a notebook's own runs a loop of events already, and uvicorn would end the program by the signal that
-    # ended the server.
-    with _signals(server), ThreadPoolExecutor(1) as threads:
+    # ended the server; a second Ctrl+C ends it at once.
+    with signals_caught(server.handle_exit), ThreadPoolExecutor(1) as threads:
         threads.submit(asyncio.run, server.serve(sockets=[listening])).result()
-
-
-@contextmanager
-def _signals(server: Any) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the server inside the context; a second SIGINT ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            with contextlib.suppress(TypeError):  # a handler that was not set by Python
-                signal.signal(number, handler)

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from degrid.files import check_utf8, make_folder, parse_json, parse_yaml, read_j
 from degrid.lookup import counted, some
 from degrid.model_folder import initialise_from, load
 from degrid.networks import build_model
+from degrid.threads import signals_caught
 from degrid.types import LabelSpace, OnProgress, Progress, Tell, UserError
 from degrid.verbs.evaluate import Measures
 from degrid.verbs.fixed_crops import check_fixed_crops, frozen_stages
@@ -330,17 +330,14 @@ class _Work:
         Raises:
             Stopped: this program was told to stop.
         """
-        before = self._listen()
         try:
-            # Once more after each round that made something: a program that had a run may have been stopped since.
-            while self._round(devices, retry) and not self._stopped.is_set():
-                retry = False
+            with signals_caught(lambda *_: self._stop()):
+                # Once more after each round that made something: a program that had a run may have been stopped since.
+                while self._round(devices, retry) and not self._stopped.is_set():
+                    retry = False
         except BaseException:
             self._stop()
             raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         if self._stopped.is_set():
             raise Stopped(self.folder, "the same command (the same call of degrid.study)")
 
@@ -475,12 +472,6 @@ class _Work:
             if self._step and now > step:
                 step = now
                 self._step(Progress(f"training {place.parent.name} {place.name}", step, config))
-
-    def _listen(self) -> dict[int, Any]:
-        """Stop at Ctrl-C and SIGTERM, in a thread that may do so; the handlers of before."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _stop(self) -> None:
         """Tell the runs to save and to end."""

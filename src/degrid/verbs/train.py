@@ -114,6 +114,7 @@ def run_config(
     if isinstance(recipe, RunConfig):
         config = recipe
     else:
+        _refuse_folder(recipe)
         usual = "synthetic" if is_built_in(data) else "folder"
         config = recipes.load(usual if recipe is None else str(recipe), compat=given.get("compat") is True)
     if init is not None and recipe is None:
@@ -126,6 +127,19 @@ def run_config(
         "name": _name_of(absolute(data)) if recipe is None and data is not None else None,
     }
     return configs.override(config, {**{key: value for key, value in own.items() if value is not None}, **given})
+
+
+def _refuse_folder(recipe: str | Path | None) -> None:
+    """Refuse data, or a run, in the place of a recipe.
+
+    Raises:
+        UserError: says where each is given.
+    """
+    if recipe is not None and str(recipe) not in recipes.RECIPES and Path(recipe).is_dir():
+        raise UserError(
+            f"{recipe} is a folder, and no recipe: train on its images with --data {recipe} (data=...); a run is "
+            "repeated by its run.json"
+        )
 
 
 def _elsewhere(config: RunConfig, given: Mapping[str, object]) -> RunConfig:

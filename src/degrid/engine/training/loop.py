@@ -33,7 +33,7 @@ from degrid.engine.training.optimizers import set_learning_rate
 from degrid.engine.training.sharding import parts_for, shard_state, whole, whole_copy
 from degrid.engine.training.turns import Turns
 from degrid.files import atomic_write
-from degrid.threads import limited_threads
+from degrid.threads import limited_threads, signals_caught
 from degrid.types import Batch, Scores, Tell, UserError
 from degrid.weight_names import load_weights
 
@@ -558,9 +558,6 @@ def _stop_requested(stop: threading.Event, tell: Tell) -> Iterator[None]:
 
     Signals within `AT_ONCE` are one: `timeout` and job systems send them to a process and to its group.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals can only be caught in the main thread
-        return
     first: list[float] = []
 
     def request(number: int, frame: object) -> None:
@@ -572,11 +569,5 @@ def _stop_requested(stop: threading.Event, tell: Tell) -> Iterator[None]:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, request)
-    try:
+    with signals_caught(request) as previous:
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -51,7 +51,7 @@ class Labelme(DataFormat):
         Raises:
             UserError: a file is damaged, or they hold nothing but rectangles, points and lines.
         """
-        files = _files(path)
+        files = [file for file in files_in(path, ".json") if all(mark in file.read_bytes() for mark in _MARKS)]
         if not files:
             return None
         contents = {file: _read(file) for file in files}
@@ -120,10 +120,6 @@ def _classes(
     said = listed if order else files[0]
     classes, rule, ids = named_classes(rows, path if has_table(path) else None, said.name)
     return classes, rule, {"__ignore__": IGNORE_INDEX, **ids}
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in files_in(path, ".json") if all(mark in file.read_bytes() for mark in _MARKS)]
 
 
 def _read(file: Path) -> dict[str, Any]:
