@@ -6,7 +6,7 @@ import timm
 import torch
 
 from degrid.checkpoints.systems.table import SYSTEMS
-from degrid.lookup import some
+from degrid.lookup import in_a_line, some
 from degrid.weight_names import misfit, torchvision_resnet, unwrapped
 
 
@@ -46,3 +46,15 @@ def test_every_name_of_a_system_stands_for_one():
     names = [*SYSTEMS, *(alias for system in SYSTEMS.values() for alias in system.aliases)]
     assert len(set(names)) == len(names)
     assert len({system.title for system in SYSTEMS.values()}) == len(SYSTEMS)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no such size.\n  at line 3"), "ValueError: no such size"),
+        (KeyError(), "KeyError"),
+        (RuntimeError(" " + 300 * "x"), f"RuntimeError: {160 * 'x'}"),
+    ],
+)
+def test_errors_of_libraries_are_said_in_a_line(error, said):
+    assert in_a_line(error) == said

@@ -21,7 +21,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from degrid.chance import GENERATORS, drawing_nothing, of_everybody
-from degrid.lookup import loaded
+from degrid.lookup import in_a_line, loaded
 from degrid.types import RGB, Bands, LabelSpace, UserError
 
 Geometry = tuple[list[int], list[int], list[int], int]
@@ -283,8 +283,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         made = copy.deepcopy(model, memo)
     except Exception as error:  # a user's network may hold anything
         raise UserError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}); it must be one "
-            "that copy.deepcopy takes"
+            f"{type(model).__name__} cannot be copied ({in_a_line(error)}); it must be one that copy.deepcopy takes"
         ) from error
     check_apart(model, made, shared)
     return made

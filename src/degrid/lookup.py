@@ -41,6 +41,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f'unknown {kind} "{name}".{did_you_mean(name, known)} Known: {", ".join(known)}')
 
 
+def in_a_line(error: BaseException) -> str:
+    """What an error of another library says: its kind, and the first line of its message."""
+    first = str(error).strip().partition("\n")[0][:160].rstrip(". ")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def some(names: Iterable[object], count: int = 4) -> str:
     """The first names, with ", ..." where there are more: "a, b, c, d, ..."."""
     words = [str(name) for name in names]

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from degrid.contracts import unchanged
-from degrid.lookup import did_you_mean
+from degrid.lookup import did_you_mean, in_a_line
 from degrid.types import UserError
 
 _MAPS = ("out", "logits", "last_hidden_state")
@@ -55,7 +55,7 @@ def run(network: nn.Module, image: Tensor) -> Any:
         raise
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
-            f"{type(network).__name__} fails on {tuple(image.shape)} ({type(error).__name__}: {str(error)[:160]}); "
+            f"{type(network).__name__} fails on {tuple(image.shape)} ({in_a_line(error)}); "
             "choose a size that it takes with --size (size=...)"
         ) from error
 

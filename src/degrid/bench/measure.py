@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
+from degrid.engine.memory import give_back_freed_memory, resident_bytes
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -242,37 +243,28 @@ def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
     Raises:
         UserError: the system does not report it; see `can_sample_memory`.
     """
-    import ctypes
-
     if not can_sample_memory():
         raise UserError(f"peak memory is read from {_STATM}, which only Linux has; leave the memory measurements out")
     gc.collect()
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):  # glibc
-        library.malloc_trim(0)
-    before = peak = _resident()
+    give_back_freed_memory()
+    before = peak = resident_bytes()
     stop = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not stop.wait(every):
-            peak = max(peak, _resident())
+            peak = max(peak, resident_bytes())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         held = run()
-        last = _resident()
+        last = resident_bytes()
         del held
     finally:
         stop.set()
         thread.join()
-    return max(max(peak, last) - before, 1) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
-def _resident() -> int:
-    """Pages of this process in memory."""
-    return int(_STATM.read_bytes().split()[1])
+    return max(peak - before, last - before, os.sysconf("SC_PAGE_SIZE")) / MIB
 
 
 Made = tuple[Callable[[], object], dict[str, float]]

@@ -29,7 +29,7 @@ from degrid.contracts import (
 )
 from degrid.exporters.exporter import quiet
 from degrid.exporters.facts import FIXED, ImageInput
-from degrid.lookup import unknown
+from degrid.lookup import in_a_line, unknown
 from degrid.resize import resize, scaled_size
 from degrid.types import UserError
 
@@ -184,9 +184,8 @@ class Source:
         except UserError:  # of a layer that cannot be traced as it is
             raise
         except Exception as error:  # the tracer has exceptions of many kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise UserError(
-                f"this network cannot be exported: tracing it failed ({type(error).__name__}: {reason[:160]})"
+                f"this network cannot be exported: tracing it failed ({in_a_line(error)})"
                 f"{'; ' + FIXED if free else ''}; its forward must use tensor operations only"
             ) from error
 

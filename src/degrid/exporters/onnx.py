@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from degrid.exporters.exporter import KEY, Exporter, Opened, quiet
 from degrid.exporters.facts import FIXED
+from degrid.lookup import in_a_line
 from degrid.threads import num_threads
 from degrid.types import UserError
 
@@ -114,8 +115,7 @@ def _where(error: BaseException) -> str:
         last = last.__cause__
         found = re.search(r"target=torch\.ops\.([\w.]+)", str(last))
         operation = operation or (f"at its operation {found[1]} " if found else "")
-    reason = str(last).strip().splitlines() or [""]
-    return f"{operation}({type(last).__name__}: {reason[0][:120]})"
+    return f"{operation}({in_a_line(last)})"
 
 
 def stored_facts(path: Path) -> str | None:

@@ -21,7 +21,7 @@ from degrid.acceleration.recompute import as_convolved
 from degrid.acceleration.training import active, convolved, fast_rate, gradients
 from degrid.contracts import ExchangeableConv2d, FoldingConv2d, MadeClass, members_of_made, unchanged
 from degrid.kernels.support import traced
-from degrid.lookup import loaded
+from degrid.lookup import in_a_line, loaded
 from degrid.types import UserError
 
 Norm = nn.modules.batchnorm._BatchNorm
@@ -267,6 +267,6 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
     except Exception as error:  # a user's network may fail in any way
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(first.shape)} to see which convolution each "
-            f"batch norm follows ({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or "
+            f"batch norm follows ({in_a_line(error)}); give an example that it can take, or "
             "leave the batch norms unfolded (fold=False)"
         ) from error

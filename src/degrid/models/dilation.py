@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from degrid.arguments import checked
 from degrid.contracts import DressedConv, copied
+from degrid.lookup import in_a_line
 from degrid.models.strides import Layer, Strides, is_conv, maps_of, measure_strides, pair
 from degrid.types import UserError
 
@@ -140,7 +141,7 @@ def dilate(network: nn.Module, output_stride: int, *, in_channels: int = 3) -> D
         strides = measure_strides(network, in_channels)
     except Exception as error:  # a network may raise anything, and any error means that it cannot be measured
         raise UserError(
-            f"cannot dilate this {kind}: it does not run on an image of {in_channels}x128x192 ({in_words(error)})"
+            f"cannot dilate this {kind}: it does not run on an image of {in_channels}x128x192 ({in_a_line(error)})"
         ) from error
     if reason := reason_against(copied(network), strides, output_stride, in_channels):
         if any(isinstance(module, DressedConv) for module in network.modules()):
@@ -189,11 +190,6 @@ def set_rates(conv: Any, rates: tuple[int, ...]) -> None:
         conv.margins = cast(Margins, tuple(int(pad * by) for pad, by in zip(conv.margins, factors, strict=True)))
     elif not isinstance(conv.padding, str):
         conv.padding = tuple(int(pad * by) for pad, by in zip(pair(conv.padding), grown, strict=True))
-
-
-def in_words(error: Exception) -> str:
-    """The kind of an error and the start of its message."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:120].removesuffix(": ")
 
 
 def _kernel(module: Any) -> tuple[int, ...]:
@@ -266,7 +262,7 @@ def difference(before: nn.Module, after: nn.Module, strides: tuple[int, ...], in
         with torch.no_grad(), _WholeMap(recorded.found):
             features = maps_of(after(image), PROOF_SIDES)
     except Exception as error:  # a network may raise anything
-        return f"{which} does not run on an image of {in_channels}x64x128 ({in_words(error)})"
+        return f"{which} does not run on an image of {in_channels}x64x128 ({in_a_line(error)})"
     for feature, old, stride in zip(features, wanted, strides, strict=True):
         size = [side // stride for side in PROOF_SIDES]
         if list(feature.shape[-2:]) != size:

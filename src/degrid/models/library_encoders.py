@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 
+from degrid.lookup import in_a_line
 from degrid.models.dilation import rate_factor, set_rates
 from degrid.models.own_rates import OwnRates
 from degrid.models.strides import is_wide, pair
@@ -238,7 +239,7 @@ def _create(made: TimmPlan, pretrained: bool, in_channels: int) -> Any:
             return made.build(in_channels, pretrained=True)
     except Exception as error:  # hub, connection and file system each raise their own
         raise UserError(
-            f"could not get the ImageNet weights of {made.name} ({type(error).__name__}: {str(error)[:120]}); "
+            f"could not get the ImageNet weights of {made.name} ({in_a_line(error)}); "
             "without a network connection give a local file (--set model.pretrained=FILE, pretrained=...), or "
             "train from random weights (--set model.pretrained=false, pretrained=False)"
         ) from error

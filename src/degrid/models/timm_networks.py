@@ -14,8 +14,8 @@ from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import nn
 
 from degrid.files import kept_on_disk
-from degrid.lookup import did_you_mean, some
-from degrid.models.dilation import change_strides, in_words, rate_factor, reason_against, set_rates
+from degrid.lookup import did_you_mean, in_a_line, some
+from degrid.models.dilation import change_strides, rate_factor, reason_against, set_rates
 from degrid.models.encoder import OUTPUT_STRIDES
 from degrid.models.strides import SIDES, Layer, Strides, is_wide, measure_strides, pair, tensors_of
 from degrid.models.weights import WithoutRandomValues
@@ -189,7 +189,7 @@ def _measured(name: str) -> tuple[Any, Strides]:
         config = timm.get_pretrained_cfg(name)
         size = _by(config.input_size[1:]) if config else "one size"
         raise _UnableError(
-            f"it is made for images of {size}, and does not run on one of 128x192 ({in_words(error)})"
+            f"it is made for images of {size}, and does not run on one of 128x192 ({in_a_line(error)})"
         ) from error
     sizes, last = _sizes(net, SIDES), strides.features[-1]
     if sizes is None:

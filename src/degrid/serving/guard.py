@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from degrid.serving.served import MIB, ServeLimits, Worker
 
@@ -87,7 +87,8 @@ class Guard:
             if refused is None:
                 await self.app(scope, body.receive, answer)
             else:
-                await _send_problem(answer, *refused)
+                status, detail, others = refused
+                await JSONResponse({"detail": detail}, status, others)(scope, body.receive, answer)
         finally:
             if placed:
                 self.worker.give_back()
@@ -167,11 +168,3 @@ class _Body:
 
 def _too_large(limits: ServeLimits) -> str:
     return f"a request may have {limits.upload / MIB:g} MiB; send smaller images, or fewer at a time"
-
-
-async def _send_problem(send: Send, status: int, detail: str, headers: dict[str, str]) -> None:
-    content = json.dumps({"detail": detail}).encode()
-    all_headers = {"content-type": "application/json", "content-length": str(len(content)), **headers}
-    listed = [(name.encode(), value.encode()) for name, value in all_headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": listed})
-    await send({"type": "http.response.body", "body": content})

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from degrid.contracts import FoldingConv2d, Rate, has_own_forward, unchanged
+from degrid.lookup import in_a_line
 from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
 from degrid.smoothing.operators import GroupInteraction, Operator
 from degrid.smoothing.own_forward import called_convolution, change_of, geometry_of, per_axis
@@ -254,7 +255,7 @@ class ExampleRun(TorchFunctionMode):
         except Exception as error:  # a user's network may fail in any way
             raise UserError(
                 f"could not run {type(model).__name__} on the example of {tuple(example.shape)} "
-                f"({type(error).__name__}: {str(error)[:120]}); give an example that it can take, or none"
+                f"({in_a_line(error)}); give an example that it can take, or none"
             ) from error
         finally:
             for hook in hooks:

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from degrid.contracts import CONVOLUTIONS, unchanged
+from degrid.lookup import in_a_line
 
 _ARGUMENTS = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 """The arguments of a convolution, in their order, with their defaults."""
@@ -68,7 +69,7 @@ def _in_mode(
                 module.training = training
             return _once(conv, forward, sides)
     except Exception as error:  # a forward may fail in any way
-        return f"cannot be tried ({type(error).__name__}: {str(error)[:80]})"
+        return f"cannot be tried ({in_a_line(error)})"
 
 
 def _once(conv: Any, forward: Callable[[Tensor], Tensor], sides: Sequence[int]) -> OwnConvolution | str:

@@ -24,9 +24,9 @@ from degrid.exporters.facts import FIXED, Facts, ImageInput
 from degrid.exporters.graph import TRACED, Source, example_image
 from degrid.exporters.runtime import Comparison, ExportedModel, compared, must_run
 from degrid.exporters.sensitivity import LayerLoss, by_loss
-from degrid.exporters.table import find_exporter, formats_with_int8, name_of, reason_of, spelled
+from degrid.exporters.table import find_exporter, formats_with_int8, name_of, spelled
 from degrid.files import check_utf8, explained, make_folder
-from degrid.lookup import counted
+from degrid.lookup import counted, in_a_line
 from degrid.model_places import is_named
 from degrid.types import Bands, Dataset, LabelSpace, OnProgress, Sample, Tell, UserError
 from degrid.verbs.evaluate import AnyData, Measures, counting, evaluate, opened
@@ -260,8 +260,7 @@ class _Job:
             raise
         except Exception as error:  # the libraries have exceptions of many kinds
             raise UserError(
-                f"{name_of(self.exporter)} cannot hold this network ({type(error).__name__}: {reason_of(error)}); "
-                f"{FIXED}, or another format"
+                f"{name_of(self.exporter)} cannot hold this network ({in_a_line(error)}); {FIXED}, or another format"
             ) from error
         if not self.exporter.runs_here:
             return []

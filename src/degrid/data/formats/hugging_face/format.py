@@ -15,7 +15,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import divided
 from degrid.data.formats.tools.label_files import LabelRow, labels_of
 from degrid.files import blaming, parse_json, read_text
-from degrid.lookup import counted
+from degrid.lookup import counted, in_a_line
 from degrid.types import LabelSpace, UserError
 
 # What `save_to_disk` leaves: of several splits, or of one.
@@ -92,15 +92,10 @@ def _load(address: Address) -> dict[str, Any]:
             )
     except Exception as error:  # of a dozen kinds
         raise UserError(
-            f"{address}: datasets cannot open it ({_first_line(error)}); expected a name on the hub, which "
+            f"{address}: datasets cannot open it ({in_a_line(error)}); expected a name on the hub, which "
             "needs a connection unless it was fetched before, or a folder that save_to_disk or to_parquet wrote"
         ) from error
     return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
 
 
 def _features(data: Any, address: Address) -> Mapping[str, Any]:
