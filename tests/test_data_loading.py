@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from degrid.data import Loaders, SyntheticScenes, TrainTransform, training_batches
+from degrid.data import Loaders, SyntheticScenes, TrainTransform, training, training_batches
 from degrid.data.training import collate, repeat_factors, void_borders
 from degrid.kernels import resample as resampling
 from degrid.kernels.resample import resample
@@ -257,3 +257,11 @@ def test_no_stream_of_random_numbers_is_used_twice(monkeypatch):
     assert len({*made}) >= orders
     ours = [state for state in made if made.count(state) > 1]
     assert not ours
+
+
+def test_batches_end_quietly_with_the_program(monkeypatch):
+    """A loop of the user's own leaves the endless batches to the end of the program, where modules are empty."""
+    numbered = iter(training._Numbered(lambda number: number, 3))
+    assert next(numbered) == 3
+    monkeypatch.setattr(training, "UserError", None)
+    numbered.close()

@@ -276,10 +276,12 @@ class _Numbered(IterableDataset["Batch | UserError"]):
         if worker:
             torch.set_num_threads(1)
         while True:
+            item: Batch | UserError
             try:
-                yield self.batches(number)
+                item = self.batches(number)
             except UserError as error:
-                yield error  # if raised here, torch would wrap it in the worker's traceback
+                item = error  # if raised here, torch would wrap it in the worker's traceback
+            yield item
             number += step
 
 
