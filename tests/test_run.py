@@ -107,6 +107,8 @@ def test_a_run_leaves_everything(trained, photos):
     assert run["config"]["model"]["smoothing"]["operator"] == "ssc"
     assert run["config"]["train"]["steps"] == 6
     assert run["versions"]["torch"] == torch.__version__
+    assert run["machine"]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert run["machine"]["cpu"]
     records = read_metrics(trained)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "val" in r] == [3, 6]

@@ -111,6 +111,13 @@ def test_differences_are_paired_by_seed():
     assert result.effects("corrupted_miou")[0].difference == 0
 
 
+def test_the_time_of_a_step_is_compared_within_each_seed():
+    seconds = {"a": (1.0, 1.0, 4.0, 4.0), "b": (1.2, 1.3, 4.4)}  # two machines, and the slow one lacks a run of b
+    runs = [run_scores(cell, seed, 0.5, each) for cell, all_of in seconds.items() for seed, each in enumerate(all_of)]
+    text = StudyResult("s", "", ("a", "b"), tuple(runs), {}, "today").markdown()
+    assert "| b | 3 | 50.00 | 0.00 | 25.00 | 40.00 | - | 1.20x |" in text
+
+
 def test_ps_are_corrected_over_all_variants():
     values = {"a": (0.5, 0.6, 0.7), "b": (0.52, 0.63, 0.71)}
     runs = [

@@ -1,4 +1,4 @@
-"""How many threads to compute with, what they do while they wait, and what control groups allow. Imports no torch."""
+"""The processor: how many threads to compute with, what they do while they wait, what control groups allow. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 import threading
@@ -56,6 +57,17 @@ def fields_of(file: Path) -> dict[str, int]:
     """The first two words of each line, a name and a number."""
     words = (line.split() for line in text_of(file).splitlines())
     return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
+
+
+def cpu_fields() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    lines = text_of(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """The processor's name, or its architecture where it has none."""
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def text_of(file: Path) -> str:

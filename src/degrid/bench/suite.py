@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.bench.measure import Case, Row, can_sample_memory, measure, merged, peak_memory, timed
 from degrid.lookup import lookup
-from degrid.threads import torch_threads, usable_cores
+from degrid.threads import cpu_fields, cpu_name, torch_threads, usable_cores
 from degrid.types import OnProgress, Progress, Tell
 
 if TYPE_CHECKING:
@@ -202,7 +202,6 @@ def _run(block: Block, settings: dict[str, Any], moved: Callable[[float], None],
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 """Instruction sets that decide which kernels oneDNN uses, as Linux spells them."""
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "numba", "simplejpeg", "openvino", "onnxruntime")
-_CPUINFO = Path("/proc/cpuinfo")
 _ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
@@ -210,13 +209,11 @@ def machine_facts() -> dict[str, Any]:
     """CPU, cores, threads, instruction sets, memory, allocator, versions: plain values, None where unknown."""
     import torch
 
-    # The first processor; Linux only.
-    lines = _CPUINFO.read_text().split("\n\n")[0].splitlines() if _CPUINFO.exists() else []
-    cpu = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    cpu = cpu_fields()
     flags = cpu.get("flags", cpu.get("Features", "")).split()
     pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()) else None
     return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "threads": torch.get_num_threads(),

@@ -50,6 +50,7 @@ from degrid.image import as_rgb, overlay_classes
 from degrid.lookup import counted, flat
 from degrid.model_folder import save
 from degrid.models import Segmenter
+from degrid.threads import cpu_name
 from degrid.types import Dataset, OnProgress, Sample, Scores, Tell, UserError
 from degrid.verbs.evaluate import Measures, evaluate
 from degrid.verbs.fixed_crops import check_fixed_crops, fixed_crops
@@ -413,7 +414,13 @@ def _provenance(config: RunConfig, notes: list[str]) -> dict[str, Any]:
         },
         "processes": rank_and_count()[1],
         "job": os.environ.get(JOB, "none"),
-        "machine": {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()},
+        "machine": {
+            "cpu": cpu_name(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),  # some processors do not say their kind
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
     }
 
 

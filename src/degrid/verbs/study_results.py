@@ -205,14 +205,14 @@ def _picture(study: StudyResult) -> bytes:
     drawing = Figure(figsize=(6.5 * len(study.variants), 4.5), layout="constrained")
     panels = drawing.subplots(1, len(study.variants), squeeze=False)[0]
     for axes, variant in zip(panels, study.variants, strict=True):
-        first, usual = study.cells[0], _step_seconds(study.of(variant, study.cells[0]))
+        first = study.of(variant, study.cells[0])
         for index, cell in enumerate(study.cells):
             runs = study.of(variant, cell)
-            if usual and (seconds := _step_seconds(runs)):
+            if (ratio := _step_ratio(runs, first)) is not None:
                 mean, reach = mean_and_reach([run.scores["miou"] for run in runs.values()])
                 look = {"color": COLORS[index % len(COLORS)], "marker": _MARKERS[index % len(_MARKERS)]}
-                axes.errorbar(seconds / usual, 100 * mean, 100 * reach, label=cell, capsize=3, linestyle="", **look)
-        axes.set(xlabel=f"time of a step, relative to {first}", ylabel="mIoU, %", title=variant or study.name)
+                axes.errorbar(ratio, 100 * mean, 100 * reach, label=cell, capsize=3, linestyle="", **look)
+        axes.set(xlabel=f"time of a step, relative to {study.cells[0]}", ylabel="mIoU, %", title=variant or study.name)
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend(title="mean, 95 %\ninterval over seeds", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -265,13 +265,13 @@ def _effect(
 
 def _row(cell: str, runs: Mapping[int, RunScores], first: Mapping[int, RunScores]) -> tuple[str, ...]:
     mious = [run.scores["miou"] for run in runs.values()]
-    seconds, usual = _step_seconds(runs), _step_seconds(first)
+    ratio = _step_ratio(runs, first)
     grids = [run.gridding for run in runs.values() if run.gridding]
     scores = [f"{100 * fmean(mious):.2f}", f"{100 * stdev(mious):.2f}" if len(mious) > 1 else "-"]
     for measure in list(MEASURES)[1:]:
         found = _mean(MEASURES[measure](run.scores) for run in runs.values())
         scores.append("-" if found is None else f"{100 * found:.2f}")
-    costs = [f"{seconds / usual:.2f}x" if seconds and usual else "-"]
+    costs = ["-" if ratio is None else f"{ratio:.2f}x"]
     memory = _mean(run.cost["peak_memory_mib"] for run in runs.values())
     costs += ["-" if memory is None else f"{memory:.0f}", f"{next(iter(runs.values())).cost['parameters']:,}"]
     grid = " -> ".join(f"{fmean(each[when] for each in grids):.3f}" for when in ("before", "after")) if grids else "-"
@@ -292,10 +292,18 @@ def _effect_row(effect: Effect) -> tuple[str, ...]:
     )
 
 
-def _step_seconds(runs: Mapping[int, RunScores]) -> float | None:
-    """The median over runs."""
-    found = [run.cost["step_seconds"] for run in runs.values() if run.cost["step_seconds"]]
-    return median(found) if found else None
+def _step_ratio(runs: Mapping[int, RunScores], first: Mapping[int, RunScores]) -> float | None:
+    """The time of a step relative to the first cell's: the median of the ratios within each seed.
+
+    Machines that share a study differ far more than cells do, and mostly each of them makes all runs of a seed.
+    """
+    times = {seed: run.cost["step_seconds"] for seed, run in first.items()}
+    ratios = [
+        run.cost["step_seconds"] / times[seed]
+        for seed, run in runs.items()
+        if times.get(seed) and run.cost["step_seconds"]
+    ]
+    return median(ratios) if ratios else None
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
