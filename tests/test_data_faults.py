@@ -207,7 +207,8 @@ def test_black_and_white_masks_do_not_fit_ids_from_1(tmp_path):
         put_pair(tmp_path, f"x{k}", np.where(MASK, 255, 0).astype(np.uint8))
     (tmp_path / "classes.csv").write_text("id,name\n1,a\n2,b\n")
     (problem,) = [problem for problem in check_data(tmp_path).problems if "unknown" in problem]
-    assert "has the ids 0; expected 1, 2, as classes.csv says, or 255 (void)" in problem
+    assert "has the ids 0; expected 1 to 2, as classes.csv says, or 255 (void)" in problem
+    assert 'write "ids: [0, 1]" if the masks count from 0' in problem
 
 
 def test_voc_of_any_year_and_labelmes_export(tmp_path):

@@ -89,12 +89,17 @@ def test_loss_gradients_and_state_are_those_of_separate_layers(network, encoder,
 def test_single_precision_gradients():
     torch.manual_seed(0)
     plain = randomised(degrid.deeplabv3("timm:resnet18", 3, output_stride=8, channels=16))
+    # A ReLU whose input is nearly 0 opens by rounding, which changes all gradients before it; SiLU has no such step.
+    for module in list(plain.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
     image = 255 * torch.rand(2, 3, 65, 65)
     _, exact = gradients(frozen(plain, False), image.double())
     expected, _ = gradients(frozen(plain, False, torch.float32), image)
     loss, found = gradients(frozen(plain, True, torch.float32), image)
     assert relative(loss, expected) < 1e-5
-    assert max(relative(found[name], exact[name]) for name in found) < 1e-3
+    assert max(relative(found[name], exact[name]) for name in found) < 1e-5
 
 
 def test_bfloat16_is_as_near_as_with_separate_layers():

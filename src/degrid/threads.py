@@ -1,4 +1,4 @@
-"""The processor: how many threads to compute with, what they do while they wait, what control groups allow. No torch."""
+"""The processor: how many threads to use, what they do while they wait, what control groups allow. No torch."""
 
 from __future__ import annotations
 
