@@ -277,7 +277,13 @@ def test_images_of_other_numbers_of_bands_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "encoder", ["timm:resnet10t", "caffe:resnet50", "slim:resnet_v2_50", "timm:mobilenetv3_small_050"]
+    "encoder",
+    [
+        "timm:resnet10t",
+        "caffe:resnet50",
+        pytest.param("slim:resnet_v2_50", marks=pytest.mark.slow),
+        "timm:mobilenetv3_small_050",
+    ],
 )
 def test_pretrained_stems_give_equal_channels_what_they_gave_before(tmp_path, encoder):
     from safetensors.torch import save_file
@@ -354,6 +360,7 @@ def test_transforms_keep_every_band(monkeypatch, count):
     assert jittery(sample, np.random.default_rng(1)).image.shape == (count, 40, 40)
 
 
+@pytest.mark.slow
 def test_a_network_of_five_bands_is_exported_with_them(tmp_path):
     pytest.importorskip("onnxruntime", reason="runs the file")
     torch.manual_seed(0)

@@ -196,6 +196,7 @@ def models(tmp_path_factory):
     return root / "short", root / "long"
 
 
+@pytest.mark.slow
 def test_compare_from_the_command_line(models, tmp_path):
     short, long = models
     words = ["compare", short, long, short, "--data", "synthetic:4", "--draws", 50, "--seed", 3]

@@ -129,6 +129,7 @@ def test_a_run_goes_on_after_any_kept_iteration(tmp_path):
         runs.run(chosen, tmp_path / "run", resume=True, start_iteration=7)
 
 
+@pytest.mark.slow
 def test_the_training_score_goes_on_where_a_cycle_was_interrupted(tmp_path, monkeypatch):
     chosen = tiny("train.cyclic=true", "train.save_every=1", "train.steps=3")
     runs.run(chosen, tmp_path / "straight")

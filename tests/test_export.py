@@ -129,6 +129,7 @@ def test_every_format_equals_the_model(model, tmp_path, kind):
         Predictor(loaded, options=InferenceOptions(flip=True))
 
 
+@pytest.mark.slow
 def test_multi_scale_logits_with_flips(tmp_path):
     """int(0.75 * H) is worked out at every size; flips and scales are fused as with the model itself."""
     model = network(degrid.deeplabv2, "tent", scales=(0.75,))
@@ -258,7 +259,7 @@ def test_damaged_files(tmp_path, ending, capfd):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
-@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_full_disk(tmp_path, format):
     model, (_, most) = network(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))

@@ -126,6 +126,7 @@ def test_a_fixed_file_has_no_arithmetic_of_sizes_and_no_uint8(model, tmp_path):
         loaded(image.expand(2, -1, -1, -1))
 
 
+@pytest.mark.slow
 def test_a_fixed_number_of_images_of_any_size(model, tmp_path):
     made = exported(model, tmp_path / "m.onnx", takes=ImageInput(batch=2))
     assert shape_of(made.graph.input[0]) == [2, 3, "height", "width"]

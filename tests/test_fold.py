@@ -67,7 +67,7 @@ def test_one_pair_against_the_formula():
         (lambda: degrid.deeplabv3plus("timm:mobilenetv2_100", 5, channels=16, separable=True), 0),
         (lambda: degrid.deeplabv3("timm:test_resnet", 5, channels=16, output_stride=8), 0),
         (lambda: degrid.deeplabv2("timm:test_resnet", 5, scales=(0.75, 0.5)), 0),
-        (lambda: degrid.deeplabv2("caffe:resnet50", 5, legacy=True), 0),
+        pytest.param(lambda: degrid.deeplabv2("caffe:resnet50", 5, legacy=True), 0, marks=pytest.mark.slow),
         (lambda: degrid.deeplabv3("slim:resnet_v2_50", 5, channels=16), 17),
         (lambda: degrid.deeplabv3("timm:tf_efficientnet_lite0", 5, channels=16), 0),
     ],

@@ -58,7 +58,7 @@ NETWORKS = [
     ("deeplabv3plus", "timm:mobilenetv2_100", 60),
     ("deeplabv3", "timm:tf_mobilenetv3_small_minimal_100", None),  # convolutions that pad as TensorFlow does
     ("deeplabv3", "torchvision:mobilenet_v3_large", 52),
-    ("deeplabv2", "caffe:resnet50", 53),
+    pytest.param("deeplabv2", "caffe:resnet50", 53, marks=pytest.mark.slow),
     ("deeplabv3", "slim:resnet_v2_50", 38),  # 17 come first in their unit, after a sum or a pooling
 ]
 
@@ -102,6 +102,7 @@ def test_single_precision_gradients():
     assert max(relative(found[name], exact[name]) for name in found) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_as_with_separate_layers():
     torch.manual_seed(0)
     plain = randomised(degrid.deeplabv3("timm:resnet18", 3, output_stride=8, channels=16))

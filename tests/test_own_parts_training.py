@@ -102,6 +102,7 @@ def trained(out, *settings):
     return [record for record in read_metrics(out) if "loss" in record]
 
 
+@pytest.mark.slow
 def test_an_optimiser(parts, tmp_path):
     trained(tmp_path / "run", "optim.name=own_parts:SignDescent", "optim.options.scale=0.5", "optim.momentum=0.7")
     assert parts.MADE == [(0.7, 0.5)]
@@ -122,6 +123,7 @@ def test_an_optimiser_of_pytorch_by_its_name(tmp_path):
         make_optimizer("builtins:list", groups, 0.1, 0.8)
 
 
+@pytest.mark.slow
 def test_a_schedule(parts, tmp_path):
     found = trained(tmp_path / "run", "optim.schedule=own_parts:halving")
     assert [record["lr"] for record in found] == [0.01, 0.005]

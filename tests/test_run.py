@@ -382,6 +382,7 @@ def test_init_with_other_classes_and_other_networks(trained, photos, tmp_path):
     assert "no model in" in output
 
 
+@pytest.mark.slow
 def test_converted_models_are_models(photos, tmp_path):
     """An old file through the command line: convert, inspect, predict, evaluate, fine-tune."""
     import torchvision

@@ -205,7 +205,9 @@ def test_only_some_need_gradients(operator):
 @pytest.mark.filterwarnings(
     "ignore:.*torch.jit.script:FutureWarning"
 )  # PyTorch's own, when it first makes a dual number
-@pytest.mark.parametrize("operator", ["ssc", "decompose", "gi", "tent"])
+@pytest.mark.parametrize(
+    "operator", ["ssc", "tent", *(pytest.param(name, marks=pytest.mark.slow) for name in ("decompose", "gi"))]
+)
 def test_what_must_see_pytorchs_own_operations_does(operator):
     """torch.func, forward-mode differentiation, compilation and export."""
     model, x = smoothed(operator), image()

@@ -68,7 +68,14 @@ def test_info_and_predict_import_no_compiler_and_no_library_of_encoders(folder):
     assert (folder / "out" / "a.png").exists()
 
 
-@pytest.mark.parametrize(("name", "output"), [("model.onnx", "ids"), ("model.xml", "ids"), ("logits.onnx", "logits")])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("model.onnx", "ids"),
+        pytest.param("model.xml", "ids", marks=pytest.mark.slow),
+        pytest.param("logits.onnx", "logits", marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_model_needs_no_torch_and_gives_the_same(folder, tmp_path, name, output):
     model = tmp_path / name
     degrid.export(network(), model, format="openvino" if name.endswith("xml") else "onnx", output=output)

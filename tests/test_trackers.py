@@ -331,6 +331,7 @@ def test_flattened_and_names():
 
 
 @pytest.mark.usefixtures("wandb_ended")
+@pytest.mark.slow
 def test_a_training_from_the_command_line_and_its_resumption(tmp_path):
     from test_run import TINY, cli, options
 

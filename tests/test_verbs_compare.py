@@ -27,9 +27,10 @@ def models(tmp_path_factory):
     ("words", "settings"),
     [
         (["--draws", "50", "--seed", "3"], {"draws": 50, "seed": 3}),
-        (
+        pytest.param(
             ["--flip", "--precision", "bfloat16"],
             {"options": degrid.InferenceOptions(flip=True), "precision": "bfloat16"},
+            marks=pytest.mark.slow,
         ),
     ],
 )

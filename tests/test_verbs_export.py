@@ -22,6 +22,7 @@ def scene_network():
     return degrid.deeplabv3("test_export:Tiny", LABELS, output_stride=8, channels=8).eval()
 
 
+@pytest.mark.slow
 def test_the_verb_writes_what_the_command_writes(folder):
     told = []
     result = degrid.export(folder / "m", tell=told.append)

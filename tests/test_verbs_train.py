@@ -231,6 +231,7 @@ def test_what_was_decided_for_the_user_is_said_and_kept(tmp_path):
     assert all(note in output for note in expected)
 
 
+@pytest.mark.slow
 def test_later_stages_take_the_settings_too(tmp_path, monkeypatch):
     """Short options are short for --set, so they reach every stage as --set does."""
     (tmp_path / "stages.py").write_text(
