@@ -529,6 +529,8 @@ def test_info(trained):
             ["train", "synthetic", "--set", "train.stpes=3"],
             'unknown setting "train.stpes". Did you mean "train.steps"',
         ),
+        (["train", "synthetic", "--batch-size", "4"], "no option --batch-size; it is a setting: --set train.batch"),
+        (["lr-find", "synthetic", "--crop=65,65"], "no option --crop; it is a setting: --set data.crop="),
         (["train", "synthetic", "--set", "model.output_stride=4"], "output stride 4: expected 8, 16 or 32"),
         (
             ["train", "synthetic", "--set", "model.encoder=timm:pvt_v2_b0"],

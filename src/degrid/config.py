@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from degrid.lookup import did_you_mean
+from degrid.lookup import did_you_mean, flat
 from degrid.types import UserError
 
 C = TypeVar("C")
@@ -456,26 +456,25 @@ def _assign(values: dict[str, Any], path: str, value: object) -> None:
             raise UserError(f'unknown setting "{path}": no group "{here}".{hint}')
         node = node[group]
     if last not in node and not (groups and groups[-1].endswith("options")):
-        raise _unknown_setting(path, node, _elsewhere(values, last))
+        raise _unknown_setting(path, node, path_of(values, last))
     node[last] = value
 
 
 def _unknown_setting(path: str, known: Iterable[str], elsewhere: str = "") -> UserError:
     group, dot, name = path.rpartition(".")
-    hint = did_you_mean(name, known).replace('"', f'"{group}{dot}', 1) or elsewhere
+    hint = did_you_mean(name, known).replace('"', f'"{group}{dot}', 1)
+    hint = hint or (f' Did you mean "{elsewhere}"?' if elsewhere else "")
     return UserError(f'unknown setting "{path}".{hint} Known here: {", ".join(known)}')
 
 
-def _elsewhere(values: dict[str, Any], key: str, prefix: str = "") -> str:
-    """' Did you mean "train.steps"?' when the key exists in another group."""
-    for name, inner in values.items():
-        if isinstance(inner, dict):
-            if key in inner:
-                return f' Did you mean "{prefix}{name}.{key}"?'
-            deeper = _elsewhere(inner, key, f"{prefix}{name}.")
-            if deeper:
-                return deeper
-    return ""
+def path_of(settings: Any, name: str) -> str:
+    """The first setting of that name in whatever group, such as "train.steps" for steps; "" if there is none.
+
+    Args:
+        settings: a config, or one as plain values.
+    """
+    values = settings if isinstance(settings, dict) else to_dict(settings)
+    return next((path for path in flat(values) if path.rpartition(".")[2] == name), "")
 
 
 def _parse(text: str) -> object:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from degrid.cli import quick_imports
-from degrid.cli.options import group
+from degrid.cli.options import Command, group
 from degrid.threads import settle_threads
 from degrid.types import OtherProcessError, UserError
 from degrid.version import VERSION
@@ -62,7 +62,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, cls=Command)(command)
     return app
 
 

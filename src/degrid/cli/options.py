@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from degrid import lookup
 from degrid.lookup import did_you_mean
@@ -67,6 +67,22 @@ class _Commands(TyperGroup):
         super().__init__(**given)
         for command in self.commands.values():
             command.short_help = command.get_short_help_str(limit=sys.maxsize)
+
+
+class Command(TyperCommand):
+    """A command that, where it takes settings, knows an option that is called like one: `--batch-size`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's, with `UserError` for such an option."""
+        known = {option for parameter in self.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        if "--set" in known and self.name != "convert":  # whose settings are those of one network
+            from degrid.config import RunConfig, path_of
+
+            for option in (word.partition("=")[0] for word in args if word.startswith("--")):
+                setting = None if option in known else path_of(RunConfig(), option[2:].replace("-", "_"))
+                if setting:
+                    raise UserError(f"no option {option}; it is a setting: --set {setting}=VALUE")
+        return super().parse_args(ctx, args)
 
 
 def group(**given: Any) -> typer.Typer:
