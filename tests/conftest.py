@@ -5,6 +5,11 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("degrid", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("degrid")
 
 gc.disable()  # a third of the time of importing the tests and what they import would be the collector's
 

@@ -24,7 +24,7 @@ from degrid.data.formats.table import FORMATS
 from degrid.types import IGNORE_INDEX
 
 V = IGNORE_INDEX
-FEW = settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+FEW = settings(max_examples=4, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 class Bench(NamedTuple):

@@ -85,7 +85,7 @@ def test_an_edge_belongs_to_the_bin_below():
     assert counts.pixels.tolist() == [1] * 15
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_random_pixels_against_the_formula(number, seed):
     rng = np.random.default_rng(seed)

@@ -428,7 +428,7 @@ def rewrite(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-ROUNDS = settings(max_examples=60, deadline=5000, suppress_health_check=list(HealthCheck))
+ROUNDS = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("trusting", [False, True])

@@ -11,7 +11,7 @@ import pytest
 import tf_writer as tf
 import torch
 from convert_examples import blobs, python2_dictionary, span, state, two_variables
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -21,8 +21,6 @@ from degrid.checkpoints.readers.slices import slice_key
 from degrid.protobuf import encode_field
 from degrid.types import ConversionError, UserError
 
-# A busy machine is no failure.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 GOLDEN = Path(__file__).parent / "golden" / "tf_formats"
 
 
@@ -191,7 +189,6 @@ def test_large_values_are_views(tmp_path):
         assert not array.flags.writeable
 
 
-@PATIENT
 @given(
     st.sampled_from(["", "conv1/weights", "a\0b", "\0", "größe"]),
     st.lists(st.none() | st.tuples(st.integers(0, 2**61), st.integers(0, 2**61)), max_size=5),
@@ -215,7 +212,6 @@ def test_snappy_by_hand(packed, data):
     assert unpack_snappy(span(packed), 1 << 20) == data
 
 
-@PATIENT
 @given(st.lists(st.sampled_from([b"ab", b"abc" * 9, bytes(range(90)), b"\0" * 700]), max_size=60).map(b"".join))
 def test_snappy_round_trip(data):
     assert unpack_snappy(span(tf.pack_snappy(data)), 1 << 20) == data

@@ -153,7 +153,7 @@ KEYS = ["state_dict", "model", "model_state", "model_state_dict", "net", "weight
 PARTS = ["module.", "model.", "net.", "_orig_mod.", "student."]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(
     keys=st.lists(st.sampled_from(KEYS), max_size=3),
     parts=st.lists(st.sampled_from(PARTS), max_size=4),

@@ -613,7 +613,7 @@ def edges(label):
     return near
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 10**6),
     size=st.tuples(st.integers(40, 90), st.integers(40, 90)),

@@ -524,7 +524,7 @@ def test_pixels_of_labels_of_any_width_are_counted(width):
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6), st.integers(0, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_surveys_add_up_in_any_parts(seeds, cut):
     """Counts of two parts, merged after a journey between processes, are those of the whole; compared with numpy's."""
     masks = [random_mask(seed) for seed in seeds]

@@ -170,7 +170,7 @@ PLACE = st.floats(-50, 50, allow_nan=False) | st.integers(-20, 45).map(float)
 STEP = st.floats(0.2, 3.0) | st.sampled_from([0.5, 1.0, 2.0])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.tuples(PLACE, PLACE), st.tuples(STEP, STEP), st.booleans())
 def test_resampling_is_pillows_rounded(image_size, size, start, step, mirrored):
     """Pillow computes floating-point images in single precision, and cuts off the others."""

@@ -9,7 +9,7 @@ from degrid.kernels import smoothing
 from degrid.kernels.smoothing import _with_torch, mix_groups
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rate=st.integers(1, 5),
     blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),

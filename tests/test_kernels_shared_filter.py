@@ -17,7 +17,7 @@ def by_autograd(grad, x, size):
     return torch.autograd.grad(y, kernel, grad.double())[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 16, 37]), st.integers(1, 9), st.integers(1, 9)),
     size=st.sampled_from([1, 3, 5, 7, 11]),

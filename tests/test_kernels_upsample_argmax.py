@@ -35,7 +35,7 @@ def smooth(shape, seed, noise=0.1):
     return 3 * resize(coarse, shape[2:]) + noise * torch.randn(shape, generator=generator)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     path=paths,
     convention=conventions,
@@ -57,7 +57,7 @@ def test_the_class_is_the_best_up_to_rounding(path, convention, shape, size, see
     assert behind.max() <= 1e-5 * (1 + logits.abs().max())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     path=paths,
     convention=conventions,

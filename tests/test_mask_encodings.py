@@ -26,7 +26,7 @@ from degrid.types import IGNORE_INDEX
 from degrid.verbs.write_shards import write_shards
 
 # A world is small as it is drawn; making it smaller after a failure would take minutes.
-FEW = settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+FEW = settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 class World(NamedTuple):

@@ -37,7 +37,7 @@ def valid_pixels(maps):
     return truth[truth != IGNORE_INDEX], guess[truth != IGNORE_INDEX]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 21), st.integers(0, 2**32 - 1))  # of one class alone scikit-learn warns
 def test_against_scikit_learn(classes, seed):
     maps = random_maps(seed, classes)
@@ -76,7 +76,7 @@ def torchvision_scores(maps, classes):
         return np.trace(h) / h.sum(), hit / rows, hit / (rows + columns - hit)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 21), st.integers(0, 2**32 - 1))
 def test_against_the_formula_of_torchvisions_reference(classes, seed):
     maps = random_maps(seed, classes)
@@ -94,7 +94,7 @@ def test_against_the_formula_of_torchvisions_reference(classes, seed):
         assert found.miou == pytest.approx(iou.mean())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 8), st.integers(0, 2**32 - 1))
 def test_renaming_the_classes_renames_the_scores(classes, seed):
     """A property that no implementation of IoU may lack: permuted ids, permuted scores, the same means."""

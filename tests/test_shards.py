@@ -509,7 +509,7 @@ def test_without_a_buffer_shards_are_read_in_the_order_of_plain_files(plain, sha
     assert first(shards, start=4, workers=1, buffer=3) == buffered[4:]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 12), st.integers(0, 99))
 def test_a_buffer_keeps_every_image_and_its_neighbourhood(shard_of, size, seed):
     stores = np.unique(sorted(shard_of), return_inverse=True)[1]

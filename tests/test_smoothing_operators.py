@@ -220,7 +220,7 @@ def test_begins_as_the_plain_convolution(operator, rate, kind):
         assert torch.allclose(smoothed(layer, operator)(x), layer(x), atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     operator=st.sampled_from(sorted(OPERATORS)),
     rate=st.integers(2, 7),

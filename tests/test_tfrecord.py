@@ -492,7 +492,7 @@ def edited(data, edits):
     return bytes(data)
 
 
-@settings(deadline=2000, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(good=st.sampled_from(_GOOD), edits=st.lists(_EDIT, min_size=1, max_size=6), inside=st.booleans())
 def test_any_damage_is_reported(tmp_path, good, edits, inside):
     """Inside: a payload is changed and gets a checksum that fits, so that the change is not found by that."""

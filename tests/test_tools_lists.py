@@ -61,7 +61,7 @@ def test_labels_that_are_a_list_of_masks(tmp_path):
 NAME = st.text("ab(1) -_ä", min_size=1, max_size=8).map(str.strip).filter(bool)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     NAME,
     NAME,

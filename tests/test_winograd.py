@@ -68,7 +68,7 @@ def error(found, truth):
     planes_first=st.booleans(),
     tile=st.sampled_from(TILES),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_equals_the_direct_convolution(rate, height, width, batch, channels, compiled, biased, planes_first, tile):
     x, weight, bias = example(*channels, (height, width), batch)
     if not planes_first:
@@ -132,7 +132,7 @@ def test_many_tiles_go_in_parts(monkeypatch):
     assert len(set(parts)) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rate=st.integers(1, 24),
     beyond=st.tuples(st.integers(1, 24), st.integers(1, 24)),
