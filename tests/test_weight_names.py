@@ -53,7 +53,8 @@ def test_every_name_of_a_system_stands_for_one():
     [
         (ValueError("no such size.\n  at line 3"), "ValueError: no such size"),
         (KeyError(), "KeyError"),
-        (RuntimeError(" " + 300 * "x"), f"RuntimeError: {160 * 'x'}"),
+        (RuntimeError(" " + 300 * "x"), f"RuntimeError: {160 * 'x'} ..."),
+        (RuntimeError(100 * "ab\t "), f"RuntimeError: {' '.join(53 * ['ab'])} ..."),
     ],
 )
 def test_errors_of_libraries_are_said_in_a_line(error, said):

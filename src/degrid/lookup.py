@@ -43,8 +43,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 def in_a_line(error: BaseException) -> str:
     """What an error of another library says: its kind, and the first line of its message."""
-    first = str(error).strip().partition("\n")[0][:160].rstrip(". ")
+    first = shortened(str(error).strip().partition("\n")[0].rstrip(". "))
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """Text in one line; what is longer than `most` letters ends after a whole word, with an ellipsis."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    return f"{line[:most].rpartition(' ')[0] or line[:most]} ..."
 
 
 def some(names: Iterable[object], count: int = 4) -> str:

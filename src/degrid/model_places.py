@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from degrid.lookup import in_a_line
 from degrid.types import UserError
 
 SHIPPED = "camvid-mobilenetv2"
@@ -110,5 +111,4 @@ def why(error: Exception) -> str:
         return "there is no connection, and it was not fetched before; connect, or give a folder"
     if isinstance(error, ConnectionError) or type(error).__module__.startswith("httpx"):
         return f"there is no connection ({type(error).__name__}); connect, and try again"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+    return in_a_line(error)

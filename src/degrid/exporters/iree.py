@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import Exporter, Opened, append_facts, appended_facts, quiet
 from degrid.exporters.onnx import OPSETS, Onnx
+from degrid.lookup import shortened
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Iree(Exporter):
         except (subprocess.CalledProcessError, compiler.CompilerToolError) as error:
             lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [""]
             reason = next((line for line in lines if "error:" in line), lines[-1])
-            raise UserError(f"IREE's compiler fails on this network: {reason[:200]}") from error
+            raise UserError(f"IREE's compiler fails on this network: {shortened(reason, 200)}") from error
         finally:
             half.unlink(missing_ok=True)
             text.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import Exporter, Opened, append_facts, appended_facts
 from degrid.exporters.onnx import Onnx
+from degrid.lookup import shortened
 from degrid.threads import num_threads
 from degrid.types import UserError
 
@@ -46,7 +47,7 @@ class Mnn(Exporter):
             half.unlink(missing_ok=True)
         if done.returncode or not path.exists():
             last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise UserError(f"MNN's converter fails on this network: {last[:200]}")
+            raise UserError(f"MNN's converter fails on this network: {shortened(last, 200)}")
         append_facts(path, facts)
 
     def open(self, path: Path) -> Opened:

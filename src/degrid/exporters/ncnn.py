@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from degrid.exporters.exporter import Exporter, Opened, append_facts, appended_facts
 from degrid.exporters.onnx import Onnx
+from degrid.lookup import shortened
 from degrid.threads import num_threads
 from degrid.types import UserError
 
@@ -49,7 +50,7 @@ class Ncnn(Exporter):
                 made = Path(place) / f"m.ncnn{file.suffix}"
                 if not made.exists():
                     last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-                    raise UserError(f"pnnx, ncnn's converter, fails on this network: {last[:200]}")
+                    raise UserError(f"pnnx, ncnn's converter, fails on this network: {shortened(last, 200)}")
                 made.replace(file)
         append_facts(path.with_suffix(".bin"), facts)
 

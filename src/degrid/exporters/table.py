@@ -21,7 +21,7 @@ from degrid.exporters.opencv import OpenCv
 from degrid.exporters.openvino import OpenVino
 from degrid.exporters.tensorrt import TensorRt
 from degrid.exporters.torch_export import TorchExport
-from degrid.lookup import counted, lookup
+from degrid.lookup import counted, lookup, shortened
 from degrid.types import UserError
 
 if TYPE_CHECKING:
@@ -157,4 +157,4 @@ class OpenedFile:
 
 def reason_of(error: Exception) -> str:
     """What a runtime says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

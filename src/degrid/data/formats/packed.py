@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from degrid.data.formats.masks import MaskReading, rgb_like
 from degrid.data.formats.read_mask import mask_values
 from degrid.image import decode_jpeg
+from degrid.lookup import shortened
 from degrid.protobuf import Span
 from degrid.types import ConversionError, UserError
 
@@ -86,7 +87,7 @@ def refuse_size(part: Span, label: tuple[int, ...], image: tuple[int, ...]) -> N
 def _refuse_picture(part: Span, what: str, error: Exception) -> NoReturn:
     """Pillow complains of damaged bytes with a dozen kinds of exceptions: hence the `except Exception` above."""
     known = isinstance(error, UnidentifiedImageError)
-    reason = "" if known else f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
+    reason = "" if known else f" ({shortened(str(error), 100) or type(error).__name__})"
     raise ConversionError(
         f"{part.file}: the {what} at byte {part.offset} is no JPEG or PNG file, or a damaged one{reason}"
     ) from error

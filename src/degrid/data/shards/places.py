@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from degrid.lookup import shortened
 from degrid.types import UserError
 
 T = TypeVar("T")
@@ -123,4 +124,4 @@ def _asked(address: str, ask: Callable[[Any, str], Any]) -> Any:
 
 def _unreadable(place: str, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UserError(f"cannot read {place}: {' '.join(reason.split())[:200]}")
+    return UserError(f"cannot read {place}: {shortened(reason, 200)}")
