@@ -51,6 +51,7 @@ ALLOWED = {
     "bands": {"types", "raster", "image"},
     "weight_names": {"types", "lookup"},
     "arguments": {"types", "lookup"},
+    "model_places": {"types", "lookup"},
     "camera": {"types", "background", "video"},
     **{room: {*LEAVES, room} for room in ("kernels", "analysis", "checkpoints")},
     "models": {*LEAVES, "kernels", "acceleration", "checkpoints", "models"},
