@@ -69,7 +69,7 @@ def test_names_that_files_cannot_hold(tmp_path):
     assert readable(labels)[0].names == names
     said = written(tmp_path, "coco", labels, degrid.Regions(), {"a": IDS})
     others = "' sky\\x01' sky, 'Void' Void (2), '_background_' _background_ (3), '' class 4"
-    assert said.endswith(f"classes.csv, where names that files cannot hold are others: {others}")
+    assert said.endswith(f"classes.csv, where names that files cannot hold were changed: {others}")
     same = LabelSpace((" a", "a", "a\n", "a (2)", "\ud800"), COLORS)
     assert readable(same)[0].names == ("a (0)", "a", "a (2) (2)", "a (2)", "class 4")
     plain = LABELS["background last"]
@@ -175,7 +175,7 @@ def test_predictions_beside_their_images_are_a_dataset(model, photos):
     files = degrid.ResultFiles("coco")
     found = degrid.predict(model, photos, photos, device="cpu", files=files)
     assert found.written.startswith("3 images as polygons: ")
-    with pytest.raises(UserError, match="annotations.json is there, and may have been corrected by hand"):
+    with pytest.raises(UserError, match="annotations.json exists, and may have been corrected by hand"):
         degrid.predict(model, photos, photos, device="cpu", files=files)
     expected = dict(degrid.predict_each(model, photos, device="cpu"))
     read = {}
@@ -212,7 +212,7 @@ def test_labelme_names_images_elsewhere_and_windows_give_no_confidence(model, ph
             lambda: degrid.ResultFiles("ids", regions=degrid.Regions()),
             "are for the files of annotation tools; add --format",
         ),
-        (lambda: degrid.ResultFiles("cvat", overlay=True), "no more than the benchmark or tool takes"),
+        (lambda: degrid.ResultFiles("cvat", overlay=True), "only what the benchmark or tool takes"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(make, message):

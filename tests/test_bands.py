@@ -272,7 +272,7 @@ def test_images_of_other_numbers_of_bands_are_refused(tmp_path):
     assert len(problems) == 1
     assert "1 image that does not fit the others" in problems[0]
     assert "has 4 bands; expected 5" in problems[0]
-    with pytest.raises(UserError, match="the images have 4 or 5 bands; expected as many in all"):
+    with pytest.raises(UserError, match="the images have 4 or 5 bands; expected the same number in all"):
         open_dataset(data)
 
 

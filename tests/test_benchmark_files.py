@@ -143,7 +143,7 @@ def test_mistakes_with_formats(models, tmp_path):
     assert 'unknown format "png". Known: ids, voc, cityscapes' in fails("21", "--format", "png")
     assert "leave out --overlay and --save-logits" in fails("21", "--format", "voc", "--overlay")
     assert "leave out --overlay and --save-logits" in fails("21", "--format", "voc", "--save-logits")
-    assert "have one name, by which VOC tells images apart" in fails("21", "--format", "voc")
+    assert "share a name, by which VOC tells images apart" in fails("21", "--format", "voc")
     (tmp_path / "photos" / "y" / "a.jpg").unlink()
     assert 'unknown VOC competition "comp7"' in fails("21", "--format", "voc", "--voc-comp", "comp7")
 

@@ -83,4 +83,4 @@ def test_folders_without_locks_are_told_of(tmp_path, monkeypatch):
     told = []
     with claimed(tmp_path, told.append):
         pass
-    assert told == [f"{tmp_path} cannot be locked (No locks available): see to it that no other run trains there"]
+    assert told == [f"{tmp_path} cannot be locked (No locks available): make sure that no other run trains there"]

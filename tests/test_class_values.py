@@ -135,7 +135,7 @@ def test_masks_without_an_image_stop_neither_check_nor_training(tmp_path):
     pairs(tmp_path, IDS % 3)
     (tmp_path / "images/3.png").unlink()
     report = check_data(tmp_path)
-    note = f"1 mask without an image, from which nothing is learnt: {tmp_path}/masks/3.png"
+    note = f"1 mask without an image, from which nothing is learned: {tmp_path}/masks/3.png"
     assert report.ok
     assert note in report.notes
     assert note in notes_of(open_dataset(tmp_path, accept=()))

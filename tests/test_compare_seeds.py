@@ -122,5 +122,5 @@ def test_from_the_command_line(runs, found, tmp_path):
 def test_mistakes(runs):
     with pytest.raises(UserError, match="single models over the images; got 2, 1 runs"):
         degrid.compare([runs[0], runs[1][0]], "synthetic:1")
-    with pytest.raises(UserError, match="a limit of memory gives every network other windows"):
+    with pytest.raises(UserError, match="a memory limit gives each network different windows"):
         degrid.compare(runs, "synthetic:1", options=degrid.InferenceOptions(memory=1 << 20))

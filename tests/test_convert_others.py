@@ -55,7 +55,7 @@ def program():
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.pth", LFS, "a pointer of Git LFS .* git lfs pull"),
+        ("x.pth", LFS, "a Git LFS pointer .* git lfs pull"),
         ("x.pth", PAGE, "a web page .* with a browser"),
         ("x.ckpt", b"backbone: resnet50\nclasses: 21\n", "a text that begins 'backbone: resnet50"),
         ("x.pth", b"", "empty; download"),

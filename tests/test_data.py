@@ -106,7 +106,7 @@ def test_split_files_and_class_table(tmp_path):
     with pytest.raises(UserError, match="expected the columns id,name,r,g,b"):
         open_dataset(tmp_path)
     (tmp_path / "classes.csv").write_text("id,name,r,g,b\n2,sky,1,2,3\n2,car,1,2,3\n")
-    with pytest.raises(UserError, match='the id 2 is that of both "sky" and "car"; give each its own'):
+    with pytest.raises(UserError, match='the id 2 belongs to both "sky" and "car"; give each its own'):
         open_dataset(tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_descriptions_of_other_toolkits(tmp_path):
         ("train: images\nmasks: masks\nids: {5: 0}\n", "needs classes in the same file; without them give a list"),
         (
             "train: images\nmasks: masks\nclasses: [{name: a, colour: [1, 2, 3]}]\n",
-            "expected name, and if wanted color",
+            "expected name, and optionally color",
         ),
         (
             "train: images\nmasks: masks\nclasses: [{name: a, color: red}]\n",
@@ -366,7 +366,7 @@ def test_ids_out_of_range(tmp_path):
 
 def test_mask_of_another_size(tmp_path):
     dataset = one(tmp_path, lambda f: Image.fromarray(np.zeros((4, 4), np.uint8)).save(f), ("a",))
-    with pytest.raises(UserError, match=r"a\.png is 4x4 pixels, its image a\.png is 3x2; they must be of one size"):
+    with pytest.raises(UserError, match=r"a\.png is 4x4 pixels, its image a\.png is 3x2; they must have the same size"):
         dataset[0]
 
 
@@ -386,11 +386,11 @@ def test_exif_orientation_follows_the_mask(tmp_path, turned):
 @pytest.mark.parametrize(
     ("of_image", "of_mask", "size", "says"),
     [
-        (6, 1, (2, 3), "read as they are stored since that fits their masks"),
+        (6, 1, (2, 3), "read as stored since that fits their masks"),
         (6, 1, (3, 2), ""),
-        (6, 1, (3, 3), "may lie either way"),
-        (3, 1, (2, 3), "may lie either way"),
-        (6, 6, (2, 3), "read as they are stored since that fits their masks"),
+        (6, 1, (3, 3), "whose size does not tell their orientation"),
+        (3, 1, (2, 3), "whose size does not tell their orientation"),
+        (6, 6, (2, 3), "read as stored since that fits their masks"),
         (
             6,
             6,
@@ -535,7 +535,7 @@ def test_check_finds_everything_at_once(tmp_path):
     text = str(report)
     assert not report.ok
     for message in (
-        r"1 image without mask",
+        r"1 image without a mask",
         "1 mask without an image",
         "1 mask of another size than their image",
         "1 mask with unknown values",

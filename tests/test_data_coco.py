@@ -324,7 +324,7 @@ def test_annotations_alone_are_no_masks(root, command, tmp_path):
     words = ["-o", tmp_path / "x.tfrecord"] if command in ("preview", "export") else []
     code, output = cli("data", command, root, *words)
     assert code == 2
-    assert output.endswith(f"training needs masks made of them: degrid data prepare coco {root}")
+    assert output.endswith(f"training needs masks made from them: degrid data prepare coco {root}")
 
 
 def test_own_categories_in_cocos_layout_are_drawn(tmp_path):
@@ -392,7 +392,7 @@ def test_other_mistakes(root, tmp_path_factory):
         prepare_coco(root, classes="stuff")
     (root / "voc21").mkdir()
     (root / "voc21" / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match=r"classes\.txt names other classes than the data have"):
+    with pytest.raises(UserError, match=r"classes\.txt names classes other than those of the data"):
         prepare_coco(root)
     assert not (root / "voc21" / "masks").exists()
     damage(root / "annotations" / "instances_val2017.json", lambda c: c["categories"].pop())

@@ -178,7 +178,7 @@ def test_classes_without_gaps_are_no_objects(tmp_path):
 def test_pictures_in_place_of_masks(tmp_path):
     dark = RNG.integers(0, 40, (4, *SIZE))
     assert kinds(put(tmp_path, dark)) == ["grey-edges"]
-    assert "look like a picture and not like a mask" in check_data(tmp_path).problems[0]
+    assert "look like a photograph, not a mask" in check_data(tmp_path).problems[0]
 
 
 @pytest.mark.parametrize("form", ["{}. {}", "{}: {}", "{}) {}"])
@@ -223,7 +223,7 @@ def test_classes_that_only_val_has(tmp_path):
     for split, mask in (("train", stripes(0, 1)), ("val", stripes(0, 1, 2))):
         put(tmp_path / split, [mask] * 3)
     notes = check_data(tmp_path).notes
-    assert "1 class that is not in train (so that nothing is learnt there): 2 class 2" in notes
+    assert "1 class that is not in train (and so never learned): 2 class 2" in notes
 
 
 def test_ids_from_a_list_of_values(tmp_path):
@@ -494,8 +494,8 @@ def test_tables_of_other_toolkits(tmp_path, classes, mask, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("threshold: high", "threshold: expected a number from 0 on, got 'high'"),
-        ("nearest_color: -1", "nearest_color: expected a number from 0 on"),
+        ("threshold: high", "threshold: expected a number of at least 0, got 'high'"),
+        ("nearest_color: -1", "nearest_color: expected a number of at least 0"),
         ("palette: colour", "palette: expected color or index, got 'colour'"),
         ("ids: [1, 1]", "ids: expected different whole numbers"),
         ("accept: [grey-edge]", 'no doubt is called "grey-edge". Did you mean "grey-edges"'),
@@ -666,7 +666,7 @@ def test_what_has_no_split_to_train_on_is_not_called_ready(tmp_path):
     (tmp_path / "dataset.yaml").write_text("test: images\nmasks: masks\n")
     report = check_data(tmp_path)
     assert report.ok
-    assert str(report).endswith('sound, but without a split "train"; there is: test')
+    assert str(report).endswith('fine, but without a split "train"; there is: test')
     with pytest.raises(UserError, match='has no split "train"; it has: test'):
         open_dataset(tmp_path)
 
@@ -727,7 +727,7 @@ def test_lines_of_names_with_ids_and_colours(tmp_path, text, names, colors):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [{0: road}]", "class 0: expected name, and if wanted color and ids; got 0"),
+        ("classes: [{0: road}]", "class 0: expected name, and optionally color and ids; got 0"),
         ("classes: [road, no]", "class 1: YAML reads the name as False; write names such as no and null in quotes"),
         ("masks: labels\nformat: folder", "masks says where the masks are; say where the images are, too"),
     ],
@@ -791,7 +791,7 @@ def test_a_class_with_the_id_of_void(tmp_path):
     put(tmp_path / "two", [stripes(0, 255, 255, 255)] * 2, "id,name\n0,soil\n255,leaf\n")
     assert shares(tmp_path / "two") == {"soil": 0.25, "leaf": 0.75, "void": 0}
     (tmp_path / "classes.csv").write_text("id,name\n0,soil\n1,stem\n255,background\n")
-    with pytest.raises(UserError, match='255 is void as a rule, but the table calls it "background"'):
+    with pytest.raises(UserError, match='255 normally means void, but the table calls it "background"'):
         open_dataset(tmp_path)
 
 
@@ -821,7 +821,7 @@ def test_tables_that_contradict_each_other_or_are_not_read(tmp_path):
     (tmp_path / "Classes.CSV").write_text("id,name\n0,a\n1,b\n")
     assert open_dataset(tmp_path).labels.names == ("a", "b")
     (tmp_path / "classes.txt").write_text("a\nc\n")
-    with pytest.raises(UserError, match=r"Classes.CSV and classes.txt beside it name other classes"):
+    with pytest.raises(UserError, match=r"Classes.CSV and classes.txt beside it name different classes"):
         open_dataset(tmp_path)
 
 

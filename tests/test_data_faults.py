@@ -67,7 +67,7 @@ def test_lists_may_name_files(root):
 
 def test_a_listed_image_that_is_not_there(root):
     (root / "train.txt").write_text("x0\nzz\n")
-    with pytest.raises(UserError, match=r'1 of 2 images in the split "train" .* are not there, .*zz\.jpg among them'):
+    with pytest.raises(UserError, match=r'1 of 2 images in the split "train" .* are missing, .*zz\.jpg among them'):
         open_dataset(root)
     report = check_data(root)
     assert report.problems == [f"1 image that cannot be read (get them again): no such image: {root}/images/zz.jpg"]
@@ -165,7 +165,7 @@ def test_mask_folder_beside_the_split_and_a_table_without_ids(tmp_path):
         ("id,name,r,g,b\n0,a,0,0\n", "expected the columns id,name,r,g,b"),
         ("id,name,r,g,b\n0,a,0,0,256\n", "expected 0 to 255"),
         ("id,name,r,g,b\nzero,a,0,0,0\n", "expected the columns"),
-        ("id,name,r,g,b\n1,a,0,0,0\n1,b,0,0,0\n", 'the id 1 is that of both "a" and "b"'),
+        ("id,name,r,g,b\n1,a,0,0,0\n1,b,0,0,0\n", 'the id 1 belongs to both "a" and "b"'),
         ("id|name|r|g|b\n0|a|0|0|0\n", "expected the columns"),
     ],
 )
@@ -197,7 +197,7 @@ def test_ids_with_gaps_are_those_in_the_masks(tmp_path, name, text):
     put_pair(tmp_path, "x9", np.array([1, 4, 9], np.uint8)[MASK])
     (problem,) = check_data(tmp_path).problems
     assert f"has the ids 1; expected 2, 4, 9, as {name} says, or 255 (void)" in problem
-    assert "list what is none as void: [1]" in problem
+    assert "list what is not a class as void: [1]" in problem
     (tmp_path / "dataset.yaml").write_text("void: [1]\n")
     assert check_data(tmp_path).ok
 
@@ -337,7 +337,7 @@ def test_yaml_with_a_list_of_names(root):
         ("ids: {a: 0}", "expected a raw id and a class"),
         ("ids: {1: true}", "expected a raw id and a class"),
         ("void: [a]", "a colour is three whole numbers"),
-        ("names: [x]", '"names" is another word for "classes", which is there already'),
+        ("names: [x]", '"names" is another word for "classes", which is also given'),
         ("void: [[1, 2, 300]]", "a colour is three whole numbers"),
         ("void: 1", '1 is void, and also the class "b"; keep one of the two; or number the classes yourself'),
         ("ids: [3, 4, 5]\nvoid: [7, 4]", '4 is void, and also the class "b"; keep one of the two'),
@@ -366,7 +366,7 @@ def test_check_sees_names_that_come_twice_and_masks_of_one_class(root):
     report = check_data(root)
     assert report.problems == ["1 name of different samples in val (rename or remove one of each): x0"]
     assert any(
-        note.startswith("6 masks that are one class all over: ") and "(class 2)" in note for note in report.notes
+        note.startswith("6 masks that are entirely one class: ") and "(class 2)" in note for note in report.notes
     )
 
 
@@ -400,7 +400,7 @@ def test_a_name_is_part_of_the_promise():
 
     image, label = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)
     for bad in ("", 3):
-        with pytest.raises(UserError, match="name must be a word that is not empty"):
+        with pytest.raises(UserError, match="name must be a non-empty string"):
             check_promises(Set([Sample(image, label, bad)]))
 
 

@@ -69,7 +69,7 @@ def test_colours_near_those_of_the_classes(tmp_path, off):
     colours = np.array([[0, 0, 0], np.add((100, 50, 200), off)], np.uint8)
     for k in range(4):
         pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, colours[IDS])
-    assert "which are near those of classes and not the same" in problems(tmp_path)
+    assert "which are near those of classes but not equal" in problems(tmp_path)
     (tmp_path / "dataset.yaml").write_text("nearest_color: 30")
     assert not problems(tmp_path)
     assert open_dataset(tmp_path)[0].label.tolist() == IDS.tolist()
@@ -122,7 +122,7 @@ def test_further_masks_of_an_image(tmp_path):
     assert not problems(tmp_path)
     put(tmp_path / "benign (2)_mask_1.png", IDS[::-1] * 255)
     assert "benign (2).png has several masks" in problems(tmp_path)
-    assert "images without mask" not in problems(tmp_path)
+    assert "images without a mask" not in problems(tmp_path)
 
 
 def test_folders_of_benchmarks_by_words(tmp_path):
@@ -240,7 +240,7 @@ def test_splits_in_files_that_are_not_read(tmp_path, files, doubted):
         (tmp_path / file).write_text("{}" if file.endswith("json") else "id,rle\n0,1 5\n")
     report = check_data(tmp_path)
     assert any(f"{', '.join(files)} is not read: train.txt" in note for note in report.notes)
-    said = f"the images are divided by chance, though {', '.join(files)} seems to name the splits"
+    said = f"the images are split at random, though {', '.join(files)} seems to name the splits"
     assert any(said in problem for problem in report.problems) == doubted
     assert check_data(tmp_path, accept=["splits-unread"]).ok
 
@@ -299,7 +299,7 @@ def test_a_mask_of_another_place_on_the_map(tmp_path):
     assert tiff_header(tmp_path / "images/0.tif").corners == (100.0, 50.0, 132.0, 26.0)
     assert not problems(tmp_path)
     (tmp_path / "masks/2.tif").write_bytes(with_place(tiff(IDS), 132.0, 50.0))
-    assert "masks/2.tif are of other places on the map: 100, 50, 132, 26 and 132, 50, 164, 26" in problems(tmp_path)
+    assert "masks/2.tif are of different places on the map: 100, 50, 132, 26 and 132, 50, 164, 26" in problems(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_numbers_of_yolo_in_quotes(tmp_path):
 
 def test_key_points_are_no_polygons(tmp_path):
     yolo(tmp_path, "0 .5 .5 .2 .2 .4 .4 2 .5 .5 2\n", "kpt_shape: [2, 3]\nnames: [person]")
-    with pytest.raises(UserError, match=r"data\.yaml is of key points \(kpt_shape\), which cannot train"):
+    with pytest.raises(UserError, match=r"data\.yaml describes key points \(kpt_shape\), which cannot train"):
         open_dataset(tmp_path)
 
 
@@ -578,7 +578,7 @@ def test_a_list_of_images_to_test_without_masks(tmp_path):
     assert "1 image of test without masks: left out, since nothing can be scored" in report.notes
     assert [*report.splits] == ["train", "val"]
     (tmp_path / "test_list.txt").write_text("z/9.png\nx/0.png y/0.png\n")
-    assert "1 image without mask" in problems(tmp_path)
+    assert "1 image without a mask" in problems(tmp_path)
 
 
 def test_keys_that_are_written_twice(tmp_path):
@@ -719,7 +719,7 @@ def test_masks_of_one_unknown_ending(tmp_path):
     assert images_of(tmp_path, "train") + images_of(tmp_path, "val")
     for k in range(5):  # two masks of each image
         put(tmp_path / f"labels/a_{k}_Q.png", IDS)
-    assert "5 images without mask" in problems(tmp_path)
+    assert "5 images without a mask" in problems(tmp_path)
 
 
 @pytest.mark.filterwarnings("error")

@@ -246,7 +246,7 @@ def test_mistakes_with_ade20k(tmp_path):
     with pytest.raises(UserError, match=r"val_00000001\.png is not an image"):
         prepare_ade20k(root)
     (root / "classes.txt").write_text("".join(f"name {k}\n" for k in range(151)))
-    with pytest.raises(UserError, match=r"classes\.txt names 151 classes, ADE20K has 150; take it away to prepare"):
+    with pytest.raises(UserError, match=r"classes\.txt names 151 classes, ADE20K has 150; remove it before preparing"):
         prepare_ade20k(root)
     assert not (root / "train.txt").exists()
 
@@ -311,8 +311,8 @@ def test_a_list_that_names_missing_files(reads, lists):
     code, output, left = reads(lists, "test")
     assert (code, left) == (2, [])
     assert output == (
-        f'degrid: 1 of 2 images in the split "test" of {lists} are not there, {lists / "images" / "z.png"} among them; '
-        "add them, or take them off the list (degrid data check lists them)"
+        f'degrid: 1 of 2 images in the split "test" of {lists} are missing, {lists / "images" / "z.png"} among them; '
+        "add them, or remove them from the list (degrid data check lists them)"
     )
     put_image(lists / "images" / "z.png", (8, 10))
     code, output, left = reads(lists, "test")
@@ -367,6 +367,6 @@ def test_export_beside_another_table_of_classes(lists, tmp_path):
     code, output = cli("data", "export", lists, "-o", out / "x.tfrecord")
     assert (code, output) == (
         2,
-        f"degrid: {out / 'classes.txt'} names other classes than the data have; choose another folder to write to",
+        f"degrid: {out / 'classes.txt'} names classes other than those of the data; choose another folder to write to",
     )
     assert files_below(out) == ["classes.txt"]

@@ -117,7 +117,7 @@ def test_an_operator_that_tensorrt_does_not_know(tmp_path):
         ("iree", ".vmfb", degrid.ImageInput(), "iree files are for a fixed number of images; say how many: --batch 1"),
         ("litert", ".tflite", degrid.ImageInput(), "litert files are for images of one size; say which: --size"),
         ("coreml", ".mlpackage", ONE_SIZE, "coreml files take pixels of float32"),
-        ("ncnn", ".param", ONE_SIZE, "ncnn files give logits, of which degrid predict makes class ids; say so"),
+        ("ncnn", ".param", ONE_SIZE, "ncnn files give logits, from which degrid predict makes class ids; add"),
     ],
 )
 def test_what_a_format_does_not_take(model, tmp_path, format, ending, takes, message):

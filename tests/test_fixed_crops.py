@@ -117,7 +117,7 @@ def test_what_was_kept_is_used_by_other_operators_only(made, monkeypatch):
 
 def test_other_images_under_the_same_name_are_noticed(made):
     _, folder, settings, _ = made
-    with pytest.raises(UserError, match="was made from other images than those in synthetic:4 now; remove that folder"):
+    with pytest.raises(UserError, match="was made from images other than those now in synthetic:4; remove that folder"):
         fixed_crops(settings, SyntheticScenes("train", 4, seed=1), network(), folder, lambda _: None)
 
 

@@ -132,7 +132,7 @@ def test_labelme_without_image_files(tmp_path):
             assert (sample.image.permute(1, 2, 0).numpy() == pictures[sample.name]).all()
     content = json.loads((tmp_path / "a.json").read_text())
     put_json(tmp_path / "a.json", {**content, "imageData": "AAAA"})
-    assert any("imageData is no image" in problem for problem in check_data(tmp_path).problems)
+    assert any("imageData is not a readable image" in problem for problem in check_data(tmp_path).problems)
 
 
 def test_pictures_of_several_pages_are_refused(tmp_path):

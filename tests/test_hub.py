@@ -125,7 +125,7 @@ def test_models_that_name_code_are_refused(folder, stand_in, tmp_path, key, valu
 
 def test_other_repositories_are_refused(stand_in):
     (stand_in / "me/text").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"no model of degrid: it lacks config\.json"):
+    with pytest.raises(UserError, match=r"not a degrid model: it lacks config\.json"):
         degrid.load("hf:me/text")
 
 

@@ -329,7 +329,7 @@ def test_faulty_rows_are_named(tmp_path):
     datasets.DatasetDict(train=table(5, **kinds), test=table(1, **kinds)).save_to_disk(tmp_path / "saved")
     problems = "\n".join(check_data(tmp_path / "saved").problems)
     where = f"hf:{tmp_path / 'saved'}, train"
-    assert f"1 image without mask (add the masks, or take the images away): {where}[1], image" in problems
+    assert f"1 image without a mask (add the masks, or remove the images): {where}[1], image" in problems
     assert f"{where}[2], mask" in problems
     assert "1 JPEG mask (their ids are blurred; save masks as PNG" in problems
     assert f"dataset.yaml): {where}[3], mask" in problems

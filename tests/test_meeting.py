@@ -31,7 +31,7 @@ def test_each_start_has_a_part_of_the_store_for_itself():
 def test_who_did_not_come_is_named():
     store = dist.HashStore()
     meet(store, [0, 1, 2, 3], 4)
-    with pytest.raises(RuntimeError, match="of 4 processes, counted from 0, some did not come: 1, 3"):
+    with pytest.raises(RuntimeError, match="of 4 processes, counted from 0, some did not arrive: 1, 3"):
         meet(store, [0, 2], 4, seconds=2)
     with pytest.raises(RuntimeError, match="the first process did not come"):
         meet(store, [1], 4, seconds=0.2)

@@ -146,7 +146,7 @@ def test_a_memory_limit_is_that_of_the_process(monkeypatch):
 @pytest.mark.parametrize("fault", [lambda: torch.empty(10**15), lambda: bytearray(1 << 62)])
 def test_training_that_runs_out_of_memory(fault):
     with (
-        pytest.raises(UserError, match=r"training ran out of memory \(.*take a smaller train.batch_size"),
+        pytest.raises(UserError, match=r"training ran out of memory \(.*use a smaller train.batch_size"),
         enough_memory(),
     ):
         fault()

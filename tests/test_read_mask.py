@@ -267,7 +267,7 @@ def test_check_tells_lossy_damaged_and_unfit_masks_apart(tmp_path):
     (tmp_path / "masks/2.png").write_bytes((tmp_path / "masks/2.png").read_bytes()[:50])
     problems = "\n".join(check_data(tmp_path).problems)
     assert "1 lossy WebP mask" in problems
-    assert "1 mask that is no image of class ids" in problems
+    assert "1 mask that does not hold class ids" in problems
     assert "1 mask that cannot be read (make them again)" in problems
 
 

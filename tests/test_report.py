@@ -229,7 +229,7 @@ def test_any_network_is_looked_into():
 def test_mistakes_are_told_in_a_sentence(runs, tmp_path):
     folders, data = runs
     network = degrid.deeplabv3("timm:test_resnet", SyntheticScenes.labels, output_stride=8, channels=8)
-    with pytest.raises(UserError, match=r"Segmenter is no run that says what it was validated on; name images with"):
+    with pytest.raises(UserError, match=r"Segmenter does not record what it was validated on; name images with"):
         degrid.report(network, tmp_path / "a.html")
     with pytest.raises(UserError, match="nowhere: no such model or run folder"):
         degrid.report("nowhere", tmp_path / "a.html")
@@ -283,7 +283,7 @@ def test_settings_that_differ_come_first_and_text_is_escaped():
     text = settings([one], usual)
     beside = settings([one, model_of([[1, 0], [0, 1]])], usual)  # a model that has none
     assert [len(Reader(part).rows) for part in beside.removesuffix("</details>").split("<details>")] == [3, 4]
-    assert "No model here says" in settings([model_of([[1, 0], [0, 1]])], usual)
+    assert "No model here records" in settings([model_of([[1, 0], [0, 1]])], usual)
     first, rest = text.split("<details>")
     assert [row[:2] for row in Reader(first).rows[1:]] == [["b", "true"], ["e", "<i>"]]
     assert [row[:2] for row in Reader(rest.removesuffix("</details>")).rows[1:]] == [

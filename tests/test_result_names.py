@@ -170,7 +170,7 @@ def test_a_label_beside_an_image_is_kept():
     assert Path("a.png").read_bytes() == label
     assert (ids("a.jpg.png") == 1).all()
     Path("summary.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"summary\.json is no result of degrid and would be lost"):
+    with pytest.raises(UserError, match=r"summary\.json was not written by degrid and would be lost"):
         degrid.predict(Red(), "a.jpg", ".", device="cpu")
 
 
@@ -190,7 +190,7 @@ def test_benchmarks_results_replace_only_results(format, count, image, taken):
     assert list(names(".")) == [Path(image).stem]
     picture(Path(taken))
     mine = Path(taken).read_bytes()
-    with pytest.raises(UserError, match="is no result of degrid and would be lost"):
+    with pytest.raises(UserError, match="was not written by degrid and would be lost"):
         degrid.predict(Many(count), image, ".", device="cpu", files=files)
     assert Path(taken).read_bytes() == mine
 

@@ -126,5 +126,5 @@ def test_bytes_only():
             sample = super().__getitem__(index)
             return Sample(sample.image.float(), sample.label, sample.name)
 
-    with pytest.raises(UserError, match="folder/0: noise and blur are defined for images of bytes"):
+    with pytest.raises(UserError, match="folder/0: noise and blur are defined for 8-bit images"):
         Corrupted(Floats(), "blur", 1)[0]

@@ -353,7 +353,7 @@ def test_data_without_validation_are_trained_on_with_a_note(photos, tmp_path):
     given = options([*TINY, "train.patience=2"])
     code, output = cli("train", "--data", tmp_path / "d.yaml", "-o", tmp_path / "run", *given)
     assert code == 0, output
-    assert "train.patience has no effect, as nothing is validated" in output
+    assert "train.patience has no effect, since nothing is validated" in output
     assert 'the data have no split "val": nothing is validated, and the last model is kept' in output
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
@@ -555,7 +555,7 @@ def test_info(trained):
             '"train.precision": expected auto or float32 or bfloat16, got "half"',
         ),
         (["train", "--resume", "nowhere"], "there is no run folder nowhere to resume"),
-        (["train", "--resume", "nowhere", "--steps", "3"], "give no others beside it"),
+        (["train", "--resume", "nowhere", "--steps", "3"], "give no other settings with it"),
         (["predict", "nowhere", "x.jpg"], 'no such file, folder or pattern: "x.jpg"'),
         (["eval", "nowhere", "--data", "synthetic"], "no model in nowhere"),
         (["info", "nowhere.json"], "cannot read the settings file"),
@@ -663,7 +663,7 @@ def test_model_folders_that_cannot_be_used(trained, tmp_path):
     with pytest.raises(UserError, match="lacks or garbles a part"):
         degrid.load(folder)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a model config"):
+    with pytest.raises(UserError, match="is not a degrid model config"):
         degrid.load(folder)
     with pytest.raises(UserError, match=f"expected a model folder or run folder, got the file .*; give {trained}"):
         degrid.load(trained / "last.ckpt")

@@ -448,7 +448,7 @@ def test_hosts_of_this_machine(host):
     [
         ({"host": "0.0.0.0"}, "others could reach the server at 0.0.0.0: give a --token"),
         ({"host": "models.example"}, "give a --token"),
-        ({"host": "0.0.0.0", "token": "short"}, "a token has at least 8 characters, got 5"),
+        ({"host": "0.0.0.0", "token": "short"}, "a token needs at least 8 characters, got 5"),
         ({"port": 70_000}, "expected a port from 0 to 65535"),
         ({"models": []}, "at least one model"),
         ({"models": "no_such_folder", "port": 0}, "no model in no_such_folder"),
@@ -469,7 +469,7 @@ def test_a_port_that_is_taken(model):
 
 @pytest.mark.parametrize("wrong", [{"upload": 0}, {"waiting": -1}, {"seconds": 0}])
 def test_limits_that_cannot_be(wrong):
-    with pytest.raises(degrid.UserError, match="limits of the server"):
+    with pytest.raises(degrid.UserError, match="server's limits must be"):
         ServeLimits(**wrong)
 
 

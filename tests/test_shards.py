@@ -208,7 +208,7 @@ def test_tar_files_of_others(tmp_path):
     assert len(open_dataset(tmp_path / "street-val-0.tar", "val")) == 2
     data = (tmp_path / "street-train-0.tar").read_bytes()
     (tmp_path / "street-train-0.tar").write_bytes(data[:1800])
-    with pytest.raises(UserError, match=r"street-train-0.tar is no tar file, or a damaged or cut one"):
+    with pytest.raises(UserError, match=r"street-train-0.tar is not a tar file, or is damaged or truncated"):
         open_dataset(tmp_path)
     rest = open_dataset(tmp_path, skip_bad_shards=True)
     assert [source.name for source in rest.sources] == ["s3", "s4", "s5"]
@@ -268,7 +268,7 @@ def test_writing_goes_on_where_it_stopped(plain, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds shards of train, val already"):
         degrid.write_shards(plain, tmp_path / "again")
     (tmp_path / "again" / "shards.json").unlink()
-    with pytest.raises(UserError, match=r"train-000000.tar holds other images than these would be"):
+    with pytest.raises(UserError, match=r"train-000000.tar holds other images"):
         degrid.write_shards(plain, tmp_path / "again", shuffle=1)
 
 
@@ -395,7 +395,7 @@ def test_a_server_that_sends_whole_files_only(shards, monkeypatch):
             return (shards / path).stat().st_size
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda address: (Server(), address.rpartition("/")[2]))
-    with pytest.raises(UserError, match=r"the server sends \d+; it must answer requests for parts of files"):
+    with pytest.raises(UserError, match=r"the server sends \d+; it must support requests for parts of files"):
         open_dataset("https://here/shards")[0]
 
 

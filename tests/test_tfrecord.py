@@ -399,7 +399,7 @@ def test_export_check_and_train_from_the_command_line(tmp_path):
     assert not (tmp_path / "b").exists()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "classes.txt").write_text("other\n")
-    assert "names other classes" in str(run("data", "export", "synthetic:2", "-o", tmp_path / "c" / "x.tfrecord"))
+    assert "names classes other than" in str(run("data", "export", "synthetic:2", "-o", tmp_path / "c" / "x.tfrecord"))
     assert [place.name for place in (tmp_path / "c").iterdir()] == ["classes.txt"]
 
 
@@ -458,10 +458,10 @@ IMAGE, LABEL = picture(np.zeros((2, 3, 3))), picture(np.zeros((2, 3)))
         # Before anything of such a size is decoded: the picture's data are not there.
         (encoded(picture(Image.new("1", (9000, 9000)))[:60], LABEL), "a label of 3x2 pixels for an image of 9000x9000"),
         (encoded(IMAGE, picture(np.zeros((2, 3)), "JPEG")), "the label at byte .* is a JPEG: .*Save masks as PNG"),
-        (encoded(IMAGE[:45], LABEL), "the image at byte .* is no JPEG or PNG file, or a damaged one"),
-        (encoded(IMAGE, LABEL[:40]), "the label at byte .* is no JPEG or PNG file, or a damaged one"),
-        (encoded(picture(np.zeros((2, 3, 3)), "BMP"), LABEL), "the image at byte .* is no JPEG or PNG file"),
-        (encoded(IMAGE, b""), "the label at byte .* is no JPEG or PNG file"),
+        (encoded(IMAGE[:45], LABEL), "the image at byte .* is not a JPEG or PNG file, or a damaged one"),
+        (encoded(IMAGE, LABEL[:40]), "the label at byte .* is not a JPEG or PNG file, or a damaged one"),
+        (encoded(picture(np.zeros((2, 3, 3)), "BMP"), LABEL), "the image at byte .* is not a JPEG or PNG file"),
+        (encoded(IMAGE, b""), "the label at byte .* is not a JPEG or PNG file"),
     ],
 )
 def test_records_that_are_refused(tmp_path, example, message):

@@ -105,7 +105,7 @@ def test_sub_folders_and_images_that_nothing_was_drawn_on(tmp_path):
     dataset = check(root, said="labelmap.txt")
     assert [source.name for source in dataset.sources] == names[:3]
     assert dataset.sources[1].image == root / "JPEGImages" / "other" / "photo 1.jpg"
-    assert notes_of(dataset) == ["1 image has no mask, as the tool writes none where nothing was drawn: left out"]
+    assert notes_of(dataset) == ["1 image has no mask, since the tool writes none where nothing was drawn: left out"]
     # Without the tool's file it may be a mask that was lost.
     (root / "labelmap.txt").rename(root / "classes.txt")
     (root / "classes.txt").write_text("\n".join(NAMES))
@@ -201,7 +201,7 @@ def test_camvid_images_that_nothing_was_drawn_on(tmp_path):
         stream.write("/train/empty.jpg \n")
     dataset = check(root, said="label_colors.txt")
     assert [source.name for source in dataset.sources] == ["a"]
-    assert notes_of(dataset) == ["1 image has no mask, as the tool writes none where nothing was drawn: left out"]
+    assert notes_of(dataset) == ["1 image has no mask, since the tool writes none where nothing was drawn: left out"]
 
 
 def test_camvid_itself_keeps_its_eleven_classes(tmp_path):

@@ -93,7 +93,7 @@ def test_the_last_annotation_counts_and_strokes_of_one_class_are_joined(tmp_path
         put_mask(tmp_path, TRUTH == 1, "crack", task, annotation=10)
         put_mask(tmp_path, TRUTH == 2, "crack", task, annotation=10, count=1)
     put_image(tmp_path / "3.png")
-    said = "1 image has no mask, as Label Studio writes none where nothing was drawn: left out"
+    said = "1 image has no mask, since Label Studio writes none where nothing was drawn: left out"
     assert said in notes_of(open_dataset(tmp_path))
     assert "2 tasks have several annotations: the last of each counts" in notes_of(open_dataset(tmp_path))
     for sample in samples(tmp_path):

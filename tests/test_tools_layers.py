@@ -137,7 +137,7 @@ def test_a_coco_export_of_everything_is_read_from_its_instances(tmp_path):
         Image.fromarray(np.stack([TRUTH % 2, TRUTH * 0, TRUTH * 0], axis=-1)).save(folder / "a.png")
     dataset = check(tmp_path, kind="COCO polygons")
     assert any(
-        "panoptic_train.json beside has the same categories and is not read" in note for note in notes_of(dataset)
+        "panoptic_train.json beside it has the same categories and is not read" in note for note in notes_of(dataset)
     )
     for split in ("train", "val"):
         (tmp_path / "annotations" / f"instances_{split}.json").unlink()

@@ -195,7 +195,7 @@ def test_lists_beside_a_tools_files(tmp_path, kind, file, line):
     for split, chosen in (("train", range(3, 10)), ("val", range(2))):
         (tmp_path / file.format(split)).write_text("\n".join(line.format(k) for k in chosen))
     if kind == "COCO" and "json" in line:  # names of files that are not there
-        with pytest.raises(UserError, match=r"divided by chance, though train_anno_list.txt, val_anno_list.txt"):
+        with pytest.raises(UserError, match=r"split at random, though train_anno_list.txt, val_anno_list.txt"):
             open_dataset(tmp_path, accept=())
         return
     found = {split: [source.name for source in open_dataset(tmp_path, split).sources] for split in ("train", "val")}
@@ -209,7 +209,7 @@ def test_lists_beside_a_tools_files(tmp_path, kind, file, line):
 def test_other_splits_beside_a_tools_files(tmp_path):
     objects(tmp_path, "COCO")
     (tmp_path / "splits.yaml").write_text("train: [f1]\n")
-    with pytest.raises(UserError, match="divided by chance, though splits.yaml seems to name the splits"):
+    with pytest.raises(UserError, match="split at random, though splits.yaml seems to name the splits"):
         open_dataset(tmp_path, accept=())
     (tmp_path / "splits.yaml").unlink()
     (tmp_path / "folds.csv").write_text("image,fold\n" + "".join(f"f{k}.png,{k % 5}\n" for k in range(10)))

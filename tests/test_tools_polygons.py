@@ -510,7 +510,7 @@ def test_yolos_texts_that_are_all_empty_are_told(tmp_path):
 def test_yolo_boxes(tmp_path):
     box = f"1 {5 / WIDTH} {3 / HEIGHT} {2 / WIDTH} {2 / HEIGHT}\n"  # middle and size
     yolo(tmp_path, ["images/a.png"], box)
-    with pytest.raises(UserError, match="holds labels of YOLO with boxes only .*: boxes cannot train a segmentation"):
+    with pytest.raises(UserError, match="holds YOLO labels with boxes only .*: boxes cannot train a segmentation"):
         open_dataset(tmp_path)
     put_text(tmp_path / "labels" / "a.txt", f"0 {fractions(CAR)}\n{box}")
     put_text(tmp_path / "obj.names", "car\nsign\n")
@@ -604,7 +604,7 @@ def test_labelme(tmp_path):
     check(tmp_path, "val")
     assert "shapes without an area are left out: 1 of the kind point" in notes_of(train)
     prepared(tmp_path, tmp_path / "drawn")
-    left_out = "1 image has no JSON file: left out, as not looked at by anybody"
+    left_out = "1 image has no JSON file: left out, since nobody annotated them"
     assert left_out in notes_of(train)
     assert left_out in notes_of(open_dataset(tmp_path))
 

@@ -75,7 +75,7 @@ def test_check_counts_and_names_the_faults(tmp_path):
     assert report.unknown == {"9": (1, 48)}
     for found, wanted in zip(
         sorted(report.problems),
-        ("1 image that cannot be read", "1 image without mask", "1 mask of another size", "1 mask with unknown"),
+        ("1 image that cannot be read", "1 image without a mask", "1 mask of another size", "1 mask with unknown"),
         strict=True,
     ):
         assert found.startswith(wanted)

@@ -186,7 +186,7 @@ def test_networks_without_a_grid():
         degrid.gridding(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), size=17)
     silent = Pyramid((2,), (4,))
     nn.init.zeros_(silent.stage[0][0].weight)
-    with pytest.raises(UserError, match="with these weights .* depends on nothing of where the part begins"):
+    with pytest.raises(UserError, match="with these weights .* does not depend on the input of the part"):
         degrid.gridding(silent, size=41, runs=1)
     joined = degrid.gridding(Pyramid((1, 2, 3), (4,)), size=41, runs=1)
     assert (joined.networks, joined.period) == (1, (2, 2))

@@ -44,17 +44,17 @@ def test_a_network_without_a_range_says_that_twelve_bits_are_black_to_it(model, 
     Image.fromarray(values * 16).save(tmp_path / "full.png")
     remarks = degrid.predict(model, tmp_path, tmp_path / "out", device="cpu").remarks
     assert len(remarks) == 1
-    assert remarks[0].startswith("nearly black to the network: 1 image of more than 8 bits, such as ")
+    assert remarks[0].startswith("nearly black for the network: 1 image of more than 8 bits, such as ")
     assert f"{tmp_path / 'dim.png'}, since the model has no range" in remarks[0]
     assert not caplog.messages
     assert len(list(degrid.predict_each(model, tmp_path / "*.png", device="cpu"))) == 2
     predictor = degrid.Predictor(degrid.load(model), device="cpu")
     for image in ("full.png", "dim.png", "dim.png"):
         predictor(tmp_path / image)
-    said = [f"nearly black to the network: {tmp_path / 'dim.png'}, since the model has no range"] * 2
+    said = [f"nearly black for the network: {tmp_path / 'dim.png'}, since the model has no range"] * 2
     assert [message[: len(said[0])] for message in caplog.messages] == said
     degrid.Predictor(degrid.load(model), device="cpu")(Image.fromarray(values))
-    assert caplog.messages[2].startswith("nearly black to the network: the image, since")
+    assert caplog.messages[2].startswith("nearly black for the network: the image, since")
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_mistakes_show_before_anything_is_written(model, photos, tmp_path):
             degrid.predict(model, photos, tmp_path / "out", device="cpu", **settings)
     for kind, settings, message in (
         ("png", {}, 'unknown format "png". Known: ids, voc, cityscapes'),
-        ("voc", {"logits": True}, "no more than the benchmark or tool takes"),
+        ("voc", {"logits": True}, "only what the benchmark or tool takes"),
     ):
         with pytest.raises(UserError, match=message):
             degrid.ResultFiles(kind, **settings)

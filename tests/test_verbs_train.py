@@ -196,8 +196,8 @@ def test_mistakes(tmp_path):
         ({"recipe": "no_such"}, 'unknown recipe "no_such"'),
         ({"recipe": tmp_path}, f"is a folder, and no recipe: train on its images with --data {tmp_path}"),
         ({"data": tmp_path / "nowhere"}, "no data at"),
-        ({"resume": tmp_path, "settings": ["train.steps=3"]}, "give no others beside it"),
-        ({"resume": tmp_path, "operator": "ssc"}, "give no others beside it"),
+        ({"resume": tmp_path, "settings": ["train.steps=3"]}, "give no other settings with it"),
+        ({"resume": tmp_path, "operator": "ssc"}, "give no other settings with it"),
         ({"recipe": "synthetic", "start_iteration": 2}, "give it beside --resume"),
         ({"recipe": "synthetic", "settings": ["train.steps"]}, 'expected a setting like "train.steps=2000"'),
     ):

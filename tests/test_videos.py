@@ -166,7 +166,7 @@ def test_results_are_no_videos_to_segment_and_nothing_else_is_replaced(model, tm
     assert is_result_video(tmp_path / "v.overlay.mp4")
     own = write(tmp_path / "own.mp4", times=(0,))
     before = own.read_bytes()
-    with pytest.raises(UserError, match=r"own.mp4 is no result of degrid and would be lost"):
+    with pytest.raises(UserError, match=r"own.mp4 was not written by degrid and would be lost"):
         degrid.predict(model, tmp_path / "v.mp4", own, device="cpu")
     assert own.read_bytes() == before
 
@@ -214,8 +214,8 @@ def damaged(tmp_path):
     whole = write(tmp_path / "whole.mp4", range(60), container_options={"movflags": "faststart"}).read_bytes()
     cut = write(tmp_path / "whole.mkv", range(60)).read_bytes()
     yield "half.mp4", whole[: len(whole) // 2], "is damaged or cut off"
-    yield "head.mp4", whole[:200], "is damaged, or holds no pictures"
-    yield "text.mp4", b"no video at all", "is no video that can be read, or is damaged"
+    yield "head.mp4", whole[:200], "is damaged, or contains no frames"
+    yield "text.mp4", b"no video at all", "is not a readable video, or is damaged"
     yield "half.mkv", cut[: len(cut) // 2], "is damaged or cut off"
 
 
@@ -254,7 +254,7 @@ def test_mistakes(model, tmp_path):
         degrid.InferenceOptions(smooth=1.0)
     with pytest.raises(UserError, match=r"--format coco \(format=...\) is for images"):
         degrid.predict(model, source, files=degrid.ResultFiles("coco"))
-    with pytest.raises(UserError, match="nothing would be written of the videos"):
+    with pytest.raises(UserError, match="nothing would be written for the videos"):
         degrid.predict(model, source, files=degrid.ResultFiles(overlay=False))
     network = degrid.load(model)
     network.bands = Bands(3, ((0.0, 4095.0),))
@@ -365,7 +365,7 @@ def test_a_camera_is_recorded_at_the_times_of_its_frames(model, tmp_path):
         ids = predictor(frames[place])
         assert np.array_equal(np.asarray(Image.open(file)), ids)
         assert np.abs(pixels.astype(int) - overlay_classes(frames[place], ids, predictor.labels)).mean() < 16
-    left_out = f"{len(times)} of 8 frames are predicted: the others came while one was computed"
+    left_out = f"{len(times)} of 8 frames are predicted: the others arrived in the meantime"
     assert found.remarks == ((left_out,) if len(times) < 8 else ())
 
 

@@ -399,8 +399,8 @@ class MixedBandsError(UserError):
     def __init__(self, counts: list[int]) -> None:
         self.commonest = max(set(counts), key=counts.count)
         super().__init__(
-            f"the images have {' or '.join(map(str, sorted(set(counts))))} bands; expected as many in all: leave some "
-            "images away, or store the bands that all have"
+            f"the images have {' or '.join(map(str, sorted(set(counts))))} bands; expected the same number in all: "
+            "leave some images out, or store the bands that all have"
         )
 
 

@@ -301,7 +301,7 @@ def check_apart(model: nn.Module, made: nn.Module, shared: Collection[int] = ())
         if id(each) in own:
             raise UserError(
                 f"{type(model).__name__} cannot be copied: its copy by copy.deepcopy shares a {type(each).__name__} "
-                "with it; see to the __deepcopy__ of its classes"
+                "with it; correct the __deepcopy__ of its classes"
             )
 
 

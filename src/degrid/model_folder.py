@@ -205,7 +205,7 @@ def check_foreign(folder: Path, name: object) -> None:
         UserError: it is another thing, or its settings name a module.
     """
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise UserError(f"{name} is no model of degrid: it lacks config.json or model.safetensors")
+        raise UserError(f"{name} is not a degrid model: it lacks config.json or model.safetensors")
     config = _read_config(folder)[0]
     family, _, encoder = config.encoder.rpartition(":")
     known = (not family or family in ENCODERS) and re.fullmatch(r"[\w.-]+", encoder)
@@ -218,7 +218,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
     file = folder / "config.json"
     values = read_json(file, "model config")
     if not isinstance(values, dict) or values.get("format") != MODEL_FORMAT:
-        raise UserError(f"{file} is not a model config of degrid")
+        raise UserError(f"{file} is not a degrid model config")
     with blaming(f"{file} lacks or garbles a part of the model config:"):
         labels = LabelSpace(
             tuple(row["name"] for row in values["classes"]),

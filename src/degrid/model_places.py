@@ -96,7 +96,7 @@ def why(error: Exception) -> str:
     at_fault = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     status = getattr(getattr(at_fault, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return f"its owner asks who wants it; accept the terms on its page, and {log_in}"
+        return f"its owner restricts access; accept the terms on its page, and {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return "it has no such revision; look for branches and tags on its page"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -104,7 +104,7 @@ def why(error: Exception) -> str:
     if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
         return f"the hub wants to know who you are; {log_in}"
     if status == 403:
-        return "your token does not allow it; make one that does in the settings of your account"
+        return "your token does not allow it; create one that does in your account settings"
     if status is not None:
         return f"the hub answers {status}; try again later"
     if isinstance(error, errors.LocalEntryNotFoundError):

@@ -94,12 +94,12 @@ class VideoReader:
         except FileNotFoundError as error:
             raise UserError(f"no such video: {self.path}") from error
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            what = "cannot be opened" if said else "is no video that can be read, or is damaged"
+            what = "cannot be opened" if said else "is not a readable video, or is damaged"
             raise UserError(f"{self.path} {what}: {reason(error)}") from error
         pictures = [stream for stream in self._container.streams.video if stream.codec_context is not None]
         if not pictures or pictures[0].time_base is None:
             self._container.close()
-            raise UserError(f"{self.path} is damaged, or holds no pictures; give a video")
+            raise UserError(f"{self.path} is damaged, or contains no frames; give a video")
         self._stream = pictures[0]
         self._stream.thread_type = "AUTO"
         self.time_base: Fraction = self._stream.time_base

@@ -294,7 +294,7 @@ def reason_to_leave(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) ->
     if norm not in wiring.sources:
         return "not used in the forward"
     if wiring.by_value:
-        return "the path through the network depends on values"
+        return "the network's control flow depends on values"
     if norm.training:
         return "it stays in training mode"
     if conv is None:

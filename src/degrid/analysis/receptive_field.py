@@ -81,7 +81,7 @@ def part_receptive_field(
         for image in images:
             x, y = part.run(image)
             if not y.requires_grad:
-                raise UserError(f"{part.name} does not depend on where the part begins: choose another layer")
+                raise UserError(f"{part.name} does not depend on the input of the part: choose another layer")
             fields.append(_influence(x, y, random))
             if fields[-1].shape != fields[0].shape:
                 raise UserError("the images have several sizes, and their maps cannot be averaged: give them one size")
@@ -96,7 +96,7 @@ def part_receptive_field(
     mean: np.ndarray = torch.stack(fields).mean(0).numpy()
     if not mean.max() > 0:
         raise UserError(
-            f"with these weights {part.name} depends on nothing of where the part begins, as before training, where "
+            f"with these weights {part.name} does not depend on the input of the part, as before training, where "
             "batch norms begin at 0: draw random weights with --random 0 (random_weights=0)"
         )
     radii = [min(at, side - 1 - at) for at, side in zip(places, mean.shape, strict=True)]
@@ -166,6 +166,6 @@ def influence(
         best = int(scores.argmax())
         gradient = torch.autograd.grad(scores[best], x, allow_unused=True)[0] if scores.requires_grad else None
         if gradient is None:
-            raise UserError("this network gives no gradients, so that its receptive field cannot be measured")
+            raise UserError("this network gives no gradients, so its receptive field cannot be measured")
     field: np.ndarray = gradient[0].abs().mean(0).cpu().numpy()
     return field, best

@@ -114,7 +114,7 @@ def confusions(models: Sequence[ReportedModel], labels: LabelSpace) -> str:
     parts = []
     for model in models:
         counts = np.array(model.scores.confusion, np.float64)
-        text = f"{model.name}: of the pixels of each class (row) the share that was predicted as each class (column)."
+        text = f"{model.name}: the share of the pixels of each class (row) that was predicted as each class (column)."
         parts.append(figure(image(png(_matrix(counts, labels)), text) + _most_confused(counts, labels), text))
     return side_by_side(parts)
 
@@ -182,7 +182,7 @@ def settings(models: Sequence[ReportedModel], usual: Mapping[str, object]) -> st
                 yield [Raw(f"<code>{html.escape(name)}</code>"), *values]
 
     if not names:
-        return paragraph("No model here says by what settings it was made.")
+        return paragraph("No model here records the settings with which it was made.")
     return table(head, list(rows(True))) + folded("Settings that have their defaults", table(head, list(rows(False))))
 
 

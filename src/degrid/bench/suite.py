@@ -145,7 +145,7 @@ def run(
 def _makers(sets: Sequence[str] | None, tell: Tell) -> dict[str, Callable[[Scope], list[Block]]]:
     """The functions that make the blocks of each set."""
     if not sets and not can_sample_memory():
-        tell("memory is left out: only Linux tells how much memory a process holds")
+        tell("memory is left out: only Linux reports how much memory a process uses")
     makers: dict[str, Any] = {}
     for name in sets or [name for name in SETS if name != "memory" or can_sample_memory()]:
         found = lookup(SETS, name, "benchmark set")  # for a user's own set it is the function itself

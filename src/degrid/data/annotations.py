@@ -173,7 +173,7 @@ class AnnotationTool(ABC):
         called = some((f"{old!a} {new}" for old, new in self.renamed.items()), 4)
         return (
             f"{counted(self.count, 'image')} as {self.regions.shapes}{unsure if self.unsure else ''}: {self.said()}; "
-            f"classes: {table}" + (f", where names that files cannot hold are others: {called}" if called else "")
+            f"classes: {table}" + (f", where names that files cannot hold were changed: {called}" if called else "")
         )
 
     @abstractmethod

@@ -276,9 +276,9 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
     parts = [source.missing() for source in sources]
     if "image" in parts:
         raise UserError(
-            f'{parts.count("image")} of {len(parts)} images in the split "{split}" of {path} are not there, '
-            f"{sources[parts.index('image')].places()[0]} among them; add them, or take them off the list (degrid data "
-            "check lists them)"
+            f'{parts.count("image")} of {len(parts)} images in the split "{split}" of {path} are missing, '
+            f"{sources[parts.index('image')].places()[0]} among them; add them, or remove them from the list (degrid "
+            "data check lists them)"
         )
     if "label" in parts:
         image, mask = sources[parts.index("label")].places()
@@ -291,7 +291,7 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
     if clashes:
         raise UserError(
             f'{counted(len(clashes), "name")} of different samples in the split "{split}" of {path}, such as '
-            f'"{clashes[0]}", which nothing can tell apart: rename or remove one of each (degrid data check lists them)'
+            f'"{clashes[0]}", which cannot be told apart: rename or remove one of each (degrid data check lists them)'
         )
     bands, notes = bands_found(sources, bands)
     if again:

@@ -73,7 +73,7 @@ def enough_memory() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
             raise
         raise UserError(
-            f"training ran out of memory ({text}); take a smaller train.batch_size with train.accumulate raised by the "
+            f"training ran out of memory ({text}); use a smaller train.batch_size with train.accumulate raised by the "
             "same factor, --checkpoint-activations, or a smaller data.crop"
         ) from error
 

@@ -155,7 +155,7 @@ def _look_up(host: str, seconds: float) -> None:
             socket.getaddrinfo(host, None)
             return
         except OSError as error:
-            _pause(until, f"{host} is not the name of a machine that is known here ({error.strerror})", 1)
+            _pause(until, f"{host} is not a machine name known here ({error.strerror})", 1)
 
 
 def met(store: Store, rank: int, count: int, seconds: float) -> Store:
@@ -184,7 +184,7 @@ def met(store: Store, rank: int, count: int, seconds: float) -> Store:
     while missing := [other for other in missing if not store.check([f"degrid/heard/{own}/{other}"])]:
         for name in [name for other in missing if store.check([name := f"degrid/name/{other}"])]:
             store.set(f"degrid/answer/{store.get(name).decode()}", own)
-        _pause(until, f"of {count} processes, counted from 0, some did not come: {some(missing)}")
+        _pause(until, f"of {count} processes, counted from 0, some did not arrive: {some(missing)}")
     return part(own, store)
 
 
@@ -251,7 +251,7 @@ def in_contact() -> Iterator[None]:
         if isinstance(error, UserError) or rank_and_count()[1] == 1 or not any(word in str(error) for word in words):
             raise
         raise OtherProcessError(
-            "lost contact to another process, which has failed or was stopped (its own message says why) or did not "
+            "lost contact with another process, which has failed or was stopped (its own message says why) or did not "
             "answer within train.timeout"
         ) from error
 

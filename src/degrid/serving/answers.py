@@ -230,7 +230,7 @@ def _refuse_noise(name: str, ids: np.ndarray) -> None:
     edges = np.count_nonzero(ids[1:] != ids[:-1]) + np.count_nonzero(ids[:, 1:] != ids[:, :-1])
     if edges > _MOST_EDGES:
         raise RefusedError(
-            422, f"{name}: the classes lie in too many pieces for outlines and run lengths; ask for ids or raw"
+            422, f"{name}: the classes consist of too many pieces for outlines and run lengths; ask for ids or raw"
         )
 
 

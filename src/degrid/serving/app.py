@@ -48,13 +48,13 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (400, "the form cannot be read"),
         (401, "the token is missing or wrong"),
-        (403, "asked in the name of another host or site"),
+        (403, "requested in the name of another host or site"),
         (404, "no model of this name"),
         (408, "the request arrived too slowly"),
         (413, "more bytes, pixels or files than allowed"),
-        (415, "not an image of a kind that is read"),
+        (415, "not an image of a supported kind"),
         (422, "an image or a value that cannot be used"),
-        (503, "too many requests wait; Retry-After says when to come again"),
+        (503, "too many requests are waiting; Retry-After says when to retry"),
     )
 }
 _NO_BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {status: _PROBLEMS[status] for status in (401, 403)}
@@ -64,7 +64,8 @@ Files = Annotated[list[UploadFile], File(min_length=1, description="One or more 
 OneFile = Annotated[UploadFile, File(description="An image.")]
 Name = Annotated[str | None, Query(description="A name from /models; by default the first.")]
 Outputs = Annotated[
-    list[Output] | None, Query(description="What to give beside the pixels per class; may be repeated. By default ids.")
+    list[Output] | None,
+    Query(description="What to return besides the pixels per class; may be repeated. By default ids."),
 ]
 
 

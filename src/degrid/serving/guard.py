@@ -71,7 +71,11 @@ class Guard:
         if placed and not self.worker.take_place():
             placed = False
             wait = str(self.worker.seconds_to_wait())
-            refused = 503, "the models are busy; come again after the seconds in Retry-After", {"retry-after": wait}
+            refused = (
+                503,
+                "the models are busy; retry after the number of seconds in Retry-After",
+                {"retry-after": wait},
+            )
 
         async def answer(message: Message) -> None:
             nonlocal placed
@@ -102,7 +106,7 @@ class Guard:
                 return 403, "this server answers requests to localhost only; start it with --token for others", {}
             origin = headers.get("origin")
             if origin is not None and origin.partition("://")[2].lower() != host.lower():
-                return 403, "this server answers no pages of other sites", {}
+                return 403, "this server does not answer pages of other sites", {}
         elif scope["path"] not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
             right = secrets.compare_digest(given.encode(errors="replace"), self.token.encode())

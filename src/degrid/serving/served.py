@@ -43,7 +43,7 @@ class ServeLimits:
     def __post_init__(self) -> None:
         check_fields(self)
         if min(self.upload, self.pixels, self.files) < 1 or self.waiting < 0 or not self.seconds > 0:
-            raise UserError(f"limits of the server are above 0 (of requests that wait at least 0), got {self}")
+            raise UserError(f"the server's limits must be above 0 (for waiting requests at least 0), got {self}")
 
 
 class ServedPredictor(Protocol):

@@ -108,7 +108,7 @@ def _reason_to_skip(module: Any) -> str | None:
     if max(module.kernel_size) == 1:
         return f"{_sides(module)} kernel: its rate has no effect"
     if max(rates_of(module)) == 1:
-        return f"{_sides(module)} kernel: it is 1 wide along its dilated axis, so that its rate has no effect"
+        return f"{_sides(module)} kernel: it is 1 wide along its dilated axis, so its rate has no effect"
     if any(size % 2 == 0 for size in module.kernel_size):
         return f"even kernel {_sides(module)}"
     if getattr(module, "padding_mode", "zeros") != "zeros":

@@ -164,7 +164,7 @@ def compare(
         raise UserError(f"a comparison needs two models or more, got {len(recipes)}: {ways}")
     options = options or InferenceOptions()
     if options.memory is not None:
-        raise UserError("a limit of memory gives every network other windows: compare with a window (options=...)")
+        raise UserError("a memory limit gives each network different windows: compare with a window (options=...)")
     paths = [path for recipe in recipes for path in recipe]
     pairs = with_data(paths, data, split)
     dataset = pairs[0][1]

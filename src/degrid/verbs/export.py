@@ -183,7 +183,7 @@ def _check(exporter: Exporter, path: Path, output: str, takes: ImageInput, int8:
         raise UserError(f"expected a file name that ends in {exporter.ending} for {name}, got {path}")
     if output == "ids" and "ids" not in exporter.outputs:
         raise UserError(
-            f"{name} files give logits, of which degrid predict makes class ids; say so: --output logits "
+            f"{name} files give logits, from which degrid predict makes class ids; add: --output logits "
             '(output="logits")'
         )
     _check_takes(exporter, takes)
@@ -200,7 +200,7 @@ def _check_takes(exporter: Exporter, takes: ImageInput) -> None:
     name = name_of(exporter)
     if takes.type not in exporter.inputs:
         only = exporter.inputs[0]
-        raise UserError(f'{name} files take pixels of {only}; say so: --input {only} (takes=ImageInput("{only}"))')
+        raise UserError(f'{name} files take pixels of {only}; add: --input {only} (takes=ImageInput("{only}"))')
     if takes.fixed_batch is None and exporter.any_size and not exporter.any_batch:
         raise UserError(
             f"{name} files are for a fixed number of images; say how many: --batch 1 (takes=ImageInput(batch=1))"

@@ -150,7 +150,7 @@ def _refuse_long(names: Iterable[Path]) -> None:
         if (length := len(os.fsencode(name.name))) > most:
             raise UserError(
                 f"the name {name.name} has {length} bytes, and its results ({_LONGEST_ENDING}) may have "
-                f"{_LONGEST_NAME}: call the image by {most} bytes at most"
+                f"{_LONGEST_NAME}: give the image a name of at most {most} bytes"
             )
 
 

@@ -272,7 +272,7 @@ def fixed_crops(
     features, labels = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("features", "labels"))
     same = np.allclose(features[0], own, rtol=1e-3, atol=1e-3) and np.array_equal(labels[0], first.label[0].numpy())
     if not same:
-        raise UserError(f"{place} was made from other images than those in {data.path} now; remove that folder")
+        raise UserError(f"{place} was made from images other than those now in {data.path}; remove that folder")
     names = tuple(json.loads((place / "names.json").read_text("utf-8")))
     return replay, FixedCrops(features, labels, names, settings.seed)
 

@@ -135,7 +135,7 @@ def _headlines(report: GriddingReport) -> list[str]:
     most, (height, width) = 1 - 1 / math.prod(report.period), report.size
     joined = ", joined only by averages over the image" if report.joined_by_averages else ""
     if report.networks == 1 < report.networks_by_shape:
-        joined = f" (its layers' shapes allow no more than {report.networks_by_shape}, but its weights)"
+        joined = f" ({report.networks_by_shape} by the shapes of its layers alone)"
     lines = [
         f"{report.network}, from the input of {report.start} to {report.end or 'its output'}: {height}x{width}",
         f"networks        {report.networks} independent, interleaved{joined}"
@@ -294,7 +294,7 @@ def _ends(followed: Following, first: str) -> tuple[str, str]:
             same = [name for name in followed.between(start) if followed.outputs[name].shape[-2:] == side]
             if same:
                 return start, same[-1]
-    raise UserError(f"the map changes its size at {first}, so that its phases cannot be compared")
+    raise UserError(f"the map changes its size at {first}, so its phases cannot be compared")
 
 
 class _Span:
@@ -309,7 +309,7 @@ class _Span:
         self.network, self.followed = network, followed
         first = next((name for name in followed.dilated if followed.between(name)), None)
         if first is None:
-            raise UserError(f"no dilated convolution of {type(network).__name__} has a part in its result")
+            raise UserError(f"no dilated convolution of {type(network).__name__} contributes to its result")
         self.ends = _ends(followed, first)
         self.between = followed.between(self.ends[0])
         self.by_shape = followed.reach(*self.ends, averages=False).networks()

@@ -96,7 +96,7 @@ def push_to_hub(
             folder = Path(place, found.rpartition("/")[2])
             pack(model, folder, half=half, data=data, split=split, text=text, name=HUB + found, progress=progress)
         elif half or data or text:
-            raise UserError(f"{folder} is packed already, and is sent as it is; give no more than its repository")
+            raise UserError(f"{folder} is packed already, and is sent as it is; give only its repository")
         load(folder)
         api = hub.HfApi(library_name="degrid")
         try:

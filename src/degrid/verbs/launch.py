@@ -152,7 +152,7 @@ def _check_folder(folder: Path, system: str) -> None:
     wrong = re.search(r"[\\\x00-\x1f\x7f]" + "|%[IJ]" * (system == "lsf"), str(folder))
     if wrong:
         raise UserError(
-            f"the name of a job's folder cannot have {wrong[0]!r} in it, which {system} reads in its own way: "
+            f"the name of a job's folder cannot have {wrong[0]!r} in it, which {system} interprets: "
             f"{str(folder)!r}; choose another -o (out=...)"
         )
 
@@ -365,7 +365,7 @@ def _handed_over(command: list[str], text: str | None = None) -> None:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no command {command[0]} here, so that the job is only written; submit it on the cluster"
+            f"there is no command {command[0]} here, so the job is only written; submit it on the cluster"
         ) from error
     if done.returncode:
         raise UserError(f"{command[0]} refused the job: {(done.stderr or done.stdout).strip()}")

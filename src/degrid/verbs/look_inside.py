@@ -42,7 +42,7 @@ def network_of(model: NetworkOrName, num_classes: int = 21) -> nn.Module:
         return model
     path = Path(model)
     if find_exported(path):
-        raise UserError(f"{path} is an exported model, which cannot be looked into: give the model folder it came from")
+        raise UserError(f"{path} is an exported model, which cannot be inspected: give the model folder it came from")
     if is_named(model) or path.is_dir():
         return load(path)
     name = os.fspath(model)

@@ -70,7 +70,7 @@ class ResultFiles:
             raise unknown("format", self.format, FORMATS)
         if self.format != "ids" and (self.overlay or self.logits):
             raise UserError(
-                f"--format {self.format} (format=...) writes no more than the benchmark or tool takes; leave out "
+                f"--format {self.format} (format=...) writes only what the benchmark or tool takes; leave out "
                 "--overlay and --save-logits (overlay=..., logits=...)"
             )
         if self.video_ids not in (None, "png", "ffv1"):
@@ -126,7 +126,9 @@ class ResultWriter:
         """
         for image in images.values():
             if not _is_free(self.place(image)):
-                raise UserError(f"{self.place(image)} is no result of degrid and would be lost; choose another folder")
+                raise UserError(
+                    f"{self.place(image)} was not written by degrid and would be lost; choose another folder"
+                )
         return dict(images)
 
     def place(self, image: Path) -> Path:
@@ -187,7 +189,7 @@ class IdFiles(ResultWriter):
         """See `ResultWriter.names`: where a.png is taken, as by the image itself, a becomes a.png, then a.png_2, ..."""
         summary = self.out / "summary.json"
         if summary.is_file() and b"num_images" not in summary.read_bytes():
-            raise UserError(f"{summary} is no result of degrid and would be lost; choose another folder")
+            raise UserError(f"{summary} was not written by degrid and would be lost; choose another folder")
         chosen: dict[str, Path] = {}
         for name, image in images.items():
             longer = f"{name}{image.suffix}"
@@ -340,7 +342,7 @@ class AnnotationFiles(ResultWriter):
         """
         taken = next((place for place in self.kind.places(self.out, images) if place.exists()), None)
         if taken:
-            raise UserError(f"{taken} is there, and may have been corrected by hand; move it, or choose another folder")
+            raise UserError(f"{taken} exists, and may have been corrected by hand; move it, or choose another folder")
         if self.tool:
             table_in(self.out, self.tool.labels)
         return dict(images)
@@ -396,5 +398,5 @@ def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Pat
         # Without the ending, because a.jpg and a_leftImg8bit.png would give the same file too.
         name = image.stem.removesuffix("_leftImg8bit")
         if name in seen:
-            raise UserError(f"{seen[name]} and {image} have one name, by which {benchmark} tells images apart")
+            raise UserError(f"{seen[name]} and {image} share a name, by which {benchmark} tells images apart")
         seen[name] = image

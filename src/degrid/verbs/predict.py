@@ -169,7 +169,7 @@ def _said(dim: Sequence[Path]) -> tuple[str, ...]:
     """A sentence on images that the network sees nearly black."""
     return (
         (
-            f"nearly black to the network: {counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, "
+            f"nearly black for the network: {counted(len(dim), 'image')} of more than 8 bits, such as {dim[0]}, "
             f"{DIM_SENTENCE}",
         )
         if dim

@@ -104,7 +104,7 @@ def _check_files(videos: Mapping[str, Path | str], files: ResultFiles, smooth: f
             "one of them out"
         )
     if videos and files.overlay is False and files.video_ids is None:
-        raise UserError("nothing would be written of the videos: add --video-ids (ResultFiles.video_ids)")
+        raise UserError("nothing would be written for the videos: add --video-ids (ResultFiles.video_ids)")
     if not videos and (smooth or files.video_ids):
         raise UserError("--smooth and --video-ids are for videos, and none was found; leave them out")
 
@@ -183,11 +183,11 @@ class _Places:
         """
         for place in (self.overlay, self.ids):
             if place is not None and place.exists() and not is_result_video(place):
-                raise UserError(f"{place} is no result of degrid and would be lost; choose another place")
+                raise UserError(f"{place} was not written by degrid and would be lost; choose another place")
         if self.frames is not None and self.frames.exists():
             others = [file for file in self.frames.glob("*") if not (file.is_file() and is_result(file))]
             if others or not self.frames.is_dir():
-                raise UserError(f"{(others or [self.frames])[0]} is no result of degrid; choose another place")
+                raise UserError(f"{(others or [self.frames])[0]} was not written by degrid; choose another place")
 
 
 def _predict_one(
@@ -239,7 +239,7 @@ def _remarks(source: VideoReader, written: _Writers) -> Iterator[str]:
         yield f"{source.path}: its sound ({written.left_out}) cannot be kept in this kind of file and is left out"
     if isinstance(source, SourceReader) and source.live:
         if source.arrived > written.count:
-            yield f"{written.count} of {source.arrived} frames are predicted: the others came while one was computed"
+            yield f"{written.count} of {source.arrived} frames are predicted: the others arrived in the meantime"
         if source.broken:
             yield f"{source.path} ended: {source.broken}"
 

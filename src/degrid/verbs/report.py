@@ -108,7 +108,7 @@ class Report:
             "Scores": sections.totals(models, self.over) + self._differences() + "".join(map(paragraph, self.notes)),
             "Classes": sections.classes(models, labels),
             "Confusion": sections.confusions(models, labels),
-            "Training": drawn or paragraph("No model here has kept the curves of its training."),
+            "Training": drawn or paragraph("No model here has kept its training curves."),
             "Worst images": sections.legend(labels) + sections.predictions(models, worst, labels),
             "Best images": sections.predictions(models, best, labels) if best else "",
             "Receptive field and gridding": sections.receptive_fields(models),
@@ -245,9 +245,7 @@ def _data_of(paths: Sequence[AnyModel], data: AnyData | None, split: str | None)
 def _without_data(path: AnyModel) -> UserError:
     if isinstance(path, (str, os.PathLike)) and not is_named(path) and not Path(path).exists():
         return UserError(f"{path}: no such model or run folder")
-    return UserError(
-        f"{name_of(path)} is no run that says what it was validated on; name images with --data (data=...)"
-    )
+    return UserError(f"{name_of(path)} does not record what it was validated on; name images with --data (data=...)")
 
 
 def _image_mious(stack: np.ndarray) -> np.ndarray:

@@ -63,13 +63,15 @@ def check_settings(config: RunConfig) -> None:
         )
     _check_order(config.data)
     if settings.sharding != "none" and settings.compile:
-        raise UserError("setting train.sharding=fsdp2: not with train.compile=true; choose one of the two")
+        raise UserError(
+            "setting train.sharding=fsdp2: cannot be combined with train.compile=true; choose one of the two"
+        )
     _check_asynchronous(settings)
     losses = losses_of(settings)
     if given_class_weights(settings.class_weights) and not uses_class_weights(losses):
         raise UserError(
             f'setting "train.class_weights": numbers have no effect on the loss "{settings.loss}"; set '
-            "train.class_weights=none, or add a loss of pixels, as in train.loss=cross_entropy+dice"
+            "train.class_weights=none, or add a per-pixel loss, as in train.loss=cross_entropy+dice"
         )
 
 
@@ -158,7 +160,7 @@ def _check_asynchronous(settings: TrainConfig) -> None:
         ("train.batch_norm=synchronised", settings.batch_norm == "synchronised", "set train.batch_norm=frozen"),
     ):
         if impossible:
-            raise UserError(f"setting {path}: not with train.asynchronous (--async); {instead}")
+            raise UserError(f"setting {path}: cannot be combined with train.asynchronous (--async); {instead}")
     if own.address and not _RAY.fullmatch(own.address):
         raise UserError(
             'setting "train.asynchronous.address" (--address): expected HOST:PORT, such as node1:6379, ray://HOST:PORT '

@@ -73,7 +73,7 @@ def open_data(config: RunConfig) -> tuple[RunData, RunConfig]:
         notes += notes_of(val)
     notes += idle_settings(config)
     if val is None and config.train.patience:
-        notes.append("train.patience has no effect, as nothing is validated: training goes on to its last step")
+        notes.append("train.patience has no effect, since nothing is validated: training continues to its last step")
     if bands.count != 3:
         model = dataclasses.replace(model, in_channels=bands.count)
     if bands.range != "bytes":

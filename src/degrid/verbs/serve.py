@@ -91,7 +91,7 @@ def _listen(host: str, port: int, token: str | None) -> socket.socket:
     from degrid.serving.guard import is_local
 
     if token is not None and len(token) < _LEAST_TOKEN:
-        raise UserError(f"a token has at least {_LEAST_TOKEN} characters, got {len(token)}")
+        raise UserError(f"a token needs at least {_LEAST_TOKEN} characters, got {len(token)}")
     if token is None and not is_local(host):
         raise UserError(f"others could reach the server at {host}: give a --token (token=...), or serve 127.0.0.1 only")
     if not 0 <= port < 1 << 16:

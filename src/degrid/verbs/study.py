@@ -211,7 +211,7 @@ def _agree(protocol: StudyProtocol, folder: Path) -> str:
     changed = [name for name, value in plan.items() if name not in elsewhere and known.get(name) != value]
     if changed:
         raise UserError(
-            f"{file} was written on {before['date']} before the first run, and says otherwise of: "
+            f"{file} was written on {before['date']} before the first run, and differs in: "
             f"{', '.join(changed)}; a changed protocol is another study: choose another -o (out=...)"
         )
     return str(before["date"])
@@ -266,7 +266,7 @@ def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
         if (len(now), now.labels.names) != before:
             raise UserError(
                 f"{path} has {len(now)} {protocol.split} images of {some(now.labels.names, 12)}, but the runs that are "
-                f"done were scored on {before[0]} of {some(before[1], 12)}; give the data of before"
+                f"done were scored on {before[0]} of {some(before[1], 12)}; give the earlier data"
             )
 
 

@@ -165,9 +165,9 @@ class StudyResult:
             parts.append(_markdown(head, [_effect_row(each) for each in effects]))
         if self.effects():
             parts.append(
-                "Differences are paired by seed. Intervals hold 95 %; p is corrected for the comparisons of its table "
-                "(Holm). Smallest: the true difference that this number of seeds and this spread find with a chance "
-                f"of {POWER:.0%}."
+                "Differences are paired by seed. Intervals are at 95 %; p is corrected for the comparisons of its "
+                "table (Holm). Smallest: the true difference that this number of seeds and this spread detect with a "
+                f"probability of {POWER:.0%}."
             )
         if self.failures:
             parts += ["Failed runs:", "\n".join(f"- {place}: {why}" for place, why in self.failures.items())]

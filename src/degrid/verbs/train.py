@@ -167,7 +167,7 @@ def _check_own_settings(given: Mapping[str, object], *others: object) -> None:
     """
     if given.keys() - set(ANYWHERE) or any(each is not None for each in others):
         raise UserError(
-            "--resume (resume=...) continues a run with its own settings; give no others beside it but "
+            "--resume (resume=...) continues a run with its own settings; give no other settings with it except "
             + ", ".join(ANYWHERE)
         )
 

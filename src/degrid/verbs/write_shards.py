@@ -58,7 +58,7 @@ def write_shards(
     there = read_index(str(out)) if (out / INDEX).exists() else None
     chosen = list(splits or (("train", "val") if is_by_name(data) else open_layout(data).splits))
     if there and (again := [split for split in chosen if split in there.splits]):
-        raise UserError(f"{out} holds shards of {', '.join(again)} already; choose another folder, or empty that one")
+        raise UserError(f"{out} holds shards of {', '.join(again)} already; choose another folder, or empty it")
     index = Index(there.labels, dict(there.splits)) if there else None
     for split, dataset in _opened(data, chosen, index):
         table_in(out, dataset.labels)  # before the long work, since others would read the shards with that table

@@ -58,7 +58,7 @@ def read_caffe(file: Span) -> dict[str, np.ndarray]:
                 blob.fail(f"more than {MAX_TENSORS} blobs")
             tensors[key] = _blob(blob, key)
     if not tensors:
-        file.fail("no layers with weights: no caffemodel, or one without weights")
+        file.fail("no layers with weights: not a caffemodel, or one without weights")
     return tensors
 
 

@@ -124,7 +124,7 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
         return replace(contents, settings={**contents.settings, **settings}), f"zip, {name}"
     if name is None:
         raise ConversionError(
-            f"{shown}: cut short, or of no known kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras, "
+            f"{shown}: truncated, or of an unknown kind; expected a checkpoint of TensorFlow, Caffe, PyTorch, Keras, "
             "MXNet or numpy"
         )
     return _named(name).read(file, main), name

@@ -76,7 +76,7 @@ class _File:
         """Section II.A: the address of the first group."""
         version = self.file.part(8, 1).number()
         if version > 3:
-            self.file.fail(f"HDF5 of version {version}, of which degrid knows up to 3")
+            self.file.fail(f"HDF5 of version {version}; degrid reads up to 3")
         sizes = bytes(self.file.part(13 if version < 2 else 9, 2).data)
         if sizes != bytes((_ADDRESS, _LENGTH)):
             self.file.fail("HDF5 with addresses of another size than 8 bytes")

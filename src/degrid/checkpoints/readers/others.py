@@ -19,15 +19,17 @@ _WITHOUT_NAMES = "whose weights are folded together and have lost their names; c
 _OLD_PICKLE = (
     "a pickle of protocol 0 or 1; pickle it with the program that wrote it and protocol=2, or save it with numpy.savez"
 )
-_NOT_WEIGHTS = "and no checkpoint; give the file with the network's weights"
-_PICTURE = "which is no checkpoint; degrid predict takes pictures and videos, degrid convert the weights of a network"
+_NOT_WEIGHTS = "and not a checkpoint; give the file with the network's weights"
+_PICTURE = (
+    "which is not a checkpoint; degrid predict takes pictures and videos, degrid convert the weights of a network"
+)
 
 # (place, bytes there, what the file is and the way on).
 _MARKS = (
     (
         0,
         b"version https://git-lfs",
-        "a pointer of Git LFS in place of the file itself; run git lfs pull, or download it",
+        "a Git LFS pointer instead of the file itself; run git lfs pull, or download it",
     ),
     (257, b"ustar", f"an archive (tar); {_UNPACK}"),
     (0, b"\x1f\x8b", f"packed (gzip); {_UNPACK}"),
@@ -87,7 +89,7 @@ def what_else(file: Span, path: Path) -> str | None:
     if _BITMAP.match(head):
         return f"a picture ({'BMP' if head[:1] == b'B' else 'Netpbm'}), {_PICTURE}"
     if _PAGE.match(head):
-        return "a web page in place of the file, perhaps asking to log in or to confirm; download it with a browser"
+        return "a web page instead of the file, perhaps asking to log in or to confirm; download it with a browser"
     if head.startswith(SIGNATURE):
         return None
     if head[:2] == b"PK":

@@ -109,7 +109,7 @@ def _refuse_ids_of_two(rows: Sequence[ClassRow], where: object) -> None:
             other = owners.setdefault(value, row)
             if other is not row and not (other.void and row.void):
                 both = f'"{other.name}" and "{row.name}"'
-                raise UserError(f"{where}: the id {value} is that of both {both}; give each its own")
+                raise UserError(f"{where}: the id {value} belongs to both {both}; give each its own")
 
 
 def _with_white(rows: Sequence[ClassRow], where: object) -> list[ClassRow]:
@@ -122,8 +122,9 @@ def _with_white(rows: Sequence[ClassRow], where: object) -> list[ClassRow]:
     for row in rows:
         if row.number == IGNORE_INDEX and re.match("back|other", row.name, re.IGNORECASE):
             raise UserError(
-                f'{where}: 255 is void as a rule, but the table calls it "{row.name}"; call it void if it is no class, '
-                "or else give it the next id and list the values of all classes in dataset.yaml: ids: [0, .., 255]"
+                f'{where}: 255 normally means void, but the table calls it "{row.name}"; call it void if it is not a '
+                "class; otherwise give it the next id and list the values of all classes "
+                "in dataset.yaml: ids: [0, .., 255]"
             )
         is_class = row.number == IGNORE_INDEX and not _MAY_BE_VOID.search(row.name)
         last = found[-1].number + 1 if found else 0

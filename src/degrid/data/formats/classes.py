@@ -56,7 +56,7 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
         found = [_classes_in(file) for file in files]
         other = next((file for file, classes in zip(files, found, strict=True) if classes[0] != found[0][0]), None)
         if other and {found[0][0].names} != {classes[0].names for classes in found}:
-            raise UserError(f"{files[0]} and {other.name} beside it name other classes; keep the one that is right")
+            raise UserError(f"{files[0]} and {other.name} beside it name different classes; keep the right one")
         return found[0]
     tools_file = label_file(root)
     if tools_file:
@@ -170,7 +170,7 @@ def table_in(folder: Path, labels: LabelSpace) -> Path | None:
     if found:
         there = class_table(folder)[0]
         if there is None or there.names != labels.names:
-            raise UserError(f"{found} names other classes than the data have; choose another folder to write to")
+            raise UserError(f"{found} names classes other than those of the data; choose another folder to write to")
     return found
 
 

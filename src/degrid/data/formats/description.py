@@ -180,7 +180,7 @@ def _read(file: Path) -> dict[str, Any]:
             known = [*_KEYS, *_ALIASES]
             raise UserError(f'{file}: unknown key "{key}".{did_you_mean(key, known)} Known: {", ".join(_KEYS)}')
         if key in given:
-            raise UserError(f'{file}: "{written}" is another word for "{key}", which is there already; keep one')
+            raise UserError(f'{file}: "{written}" is another word for "{key}", which is also given; keep one')
         given[key] = value
     return given
 
@@ -266,7 +266,7 @@ def _class(number: int, row: Any, in_table: bool, file: Path) -> ClassRow:
     row = row if isinstance(row, dict) else {"name": row}
     if set(row) - {"id", "name", "color", "colors", *_ID_KEYS} or "name" not in row:
         got = ", ".join(map(str, row))
-        raise UserError(f"{file}: class {number}: expected name, and if wanted color and ids; got {got}")
+        raise UserError(f"{file}: class {number}: expected name, and optionally color and ids; got {got}")
     listed = [value for key in _ID_KEYS if key in row for value in _listed(row[key])]
     ids = tuple(value for value in listed if not isinstance(value, list))
     if not all(_is_id(value) for value in ids):
@@ -349,7 +349,7 @@ def _number(given: dict[str, Any], key: str, file: Path) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise UserError(f"{file}: {key}: expected a number from 0 on, got {value!r}")
+        raise UserError(f"{file}: {key}: expected a number of at least 0, got {value!r}")
     return float(value)
 
 

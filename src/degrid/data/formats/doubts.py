@@ -154,7 +154,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
         wish = _write(layout, f"threshold: {(low + high + 1) // 2}")
         yield f"{text}; {wish} to divide them into background and object"
     else:
-        yield f"{text}, as if the masks had been scaled or smoothed; make them again without (nearest neighbour)"
+        yield f"{text}, as if the masks had been scaled or smoothed; make them again without that (nearest neighbour)"
 
 
 def _edges_of_few(look: _Look, solid: list[int]) -> Iterator[str]:
@@ -173,8 +173,8 @@ def _shades(look: _Look) -> Iterator[str]:
     examined = look.whole.examined.total()
     if look.whole.inside.total() < _MOSTLY_ALIKE * examined:
         yield (
-            f"{look.whole.first_of(values[-1])}: {len(values)} values, of which hardly two neighbours are alike, look "
-            "like a picture and not like a mask; give the folder of the masks, or list images before masks"
+            f"{look.whole.first_of(values[-1])}: {len(values)} values, with hardly any equal neighbours, look "
+            "like a photograph, not a mask; give the folder of the masks, or list images before masks"
         )
     elif values[-1] >= _HIGHEST_ID:
         yield (
@@ -211,7 +211,7 @@ def thin_line(found: Survey) -> str:
         return ""
     return (
         f"id {some(lines, 3)} comes as a line of one pixel between {solid[0]} and {solid[-1]}, which meet nowhere "
-        "else, as if the masks had been scaled or smoothed; make them again without (nearest neighbour)"
+        "else, as if the masks had been scaled or smoothed; make them again without that (nearest neighbour)"
     )
 
 
@@ -229,7 +229,7 @@ def many_crowds(layout: Layout) -> str:
     of_classes = f", all of {some(classes)} among them" if classes else ""
     return (
         f"{layout.reason} calls {crowds:,} of {drawn:,} annotations crowds (iscrowd 1), which are void{of_classes}: "
-        f"several tools mark all masks from a brush so; {_write(layout, 'crowd: instance')} if they are objects, or "
+        f"several tools mark all brush masks this way; {_write(layout, 'crowd: instance')} if they are objects, or "
         "crowd: void"
     )
 
@@ -296,7 +296,7 @@ def _instances(look: _Look) -> Iterator[str]:
     if look.layout.guessed and look.whole.numbers_objects:
         most = max(look.whole.up_to)
         yield (
-            f"the masks seem to number their objects: all hold ids from 1 on without gaps, some up to "
+            f"the masks seem to number their objects: all hold ids from 1 up without gaps, some up to "
             f"{min(look.whole.up_to)}, {look.whole.first_of(most)} up to {most}; "
             f"{_write(look.layout, 'threshold: 1')} to make one class of them, or name the classes in classes.txt"
         )
@@ -381,7 +381,7 @@ def _table_contradicted(look: _Look) -> Iterator[str]:
     first, second = labels.names
     if (black, white) == (0, 1) and _is_no_object(second):
         yield (
-            f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is the background as a rule; "
+            f"{rule.said} calls class 1 {second}, but in black and white masks 0 (black) is normally the background; "
             f"{_write(layout, 'ids: [255, 0]')} if black is {second}, or ids: [0, 255] if it is {first}"
         )
 
@@ -394,7 +394,7 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
         more = f", .., {last}" if last > 12 else ""
         yield (
             f"{rule.said} calls 0 {names[0]}, but no mask holds 0, and all from 1 to {last - 1} come: "
-            f"{_write(look.layout, f'ids: [{first}{more}]')} if the masks count from 1 on, or ids: [0, 1, ..] if they "
+            f"{_write(look.layout, f'ids: [{first}{more}]')} if the masks count from 1, or ids: [0, 1, ..] if they "
             "count from 0"
         )
         return
@@ -409,7 +409,7 @@ def _order_contradicted(look: _Look) -> Iterator[str]:
         if is_other(names[place]):
             as_usual = [0 if index == place else index + (index < place) for index in range(len(names))]
             yield (
-                f"{rule.said} calls class {place} {names[place]}, but 0 is the background as a rule: "
+                f"{rule.said} calls class {place} {names[place]}, but 0 is normally the background: "
                 f"{_write(look.layout, f'ids: {as_usual}')} if 0 is {names[place]}, or ids: {[*range(len(names))]} if "
                 f"it is {names[0]}"
             )
@@ -424,8 +424,8 @@ def _void_counted(look: _Look) -> Iterator[str]:
     if void and len(ids) == len(names) and {void[0], IGNORE_INDEX} <= {*found} and ids[-1] not in found:
         alone = _write(look.layout, f"ids: {[*range(len(names))]}")
         yield (
-            f"{rule.said} lists what is void in row {void[0]}, so that {void[0]} is void and {ids[-1]} is {names[-1]}; "
-            f"but masks hold 255, too, which is void as a rule, and none holds {ids[-1]}: {alone} if they number the "
+            f"{rule.said} lists what is void in row {void[0]}, so {void[0]} is void and {ids[-1]} is {names[-1]}; "
+            f"but masks hold 255, too, which normally means void, and none holds {ids[-1]}: {alone} if they number the "
             f"other classes alone, or ids: {ids}"
         )
 
@@ -438,7 +438,7 @@ def _last_is_white(look: _Look) -> Iterator[str]:
         ids = [*range(len(names) - 1), IGNORE_INDEX]
         yield (
             f"{look.rule.said} names {len(names)} classes, and the masks hold as many values: 0 to {len(names) - 2}, "
-            f"and 255, which is void as a rule, but none of {names[-1]}; {_write(look.layout, f'ids: {ids}')} if 255 "
+            f"and 255, which normally means void, but none of {names[-1]}; {_write(look.layout, f'ids: {ids}')} if 255 "
             f'is {names[-1]}, or "void: [255]"'
         )
 
@@ -464,7 +464,7 @@ def _two_kinds_of_white(look: _Look) -> Iterator[str]:
         return
     if found.sets[0, IGNORE_INDEX]:
         one = {*found.ids} == {0, 1, IGNORE_INDEX}
-        mend = _write(layout, "threshold: 1") if one else "make them anew with the ids of the others"
+        mend = _write(layout, "threshold: 1") if one else "make them again with the ids of the others"
         held, here, both = ("0 and 1", "0 and 255", "1 and 255") if one else ("other ids", "0 and 255 alone", "both")
         yield (
             f"{others} masks hold {held}, {whites} hold {here}, and none holds {both}, so that 255 is void in these: "
@@ -489,7 +489,7 @@ def _values_mixed_by_darwin(look: _Look) -> Iterator[str]:
         names = look.labels.names
         yield (
             f"{look.rule.said} gives {names[first]} the value {grey[first]}, which no mask has; darwin-py up to 3.6.3 "
-            f"writes {taken} in its place, the value of {names[grey.index(taken)]}; export ids or colours"
+            f"writes {taken} instead, the value of {names[grey.index(taken)]}; export ids or colours"
         )
 
 
@@ -561,14 +561,14 @@ def _splits_overlap(look: _Look) -> Iterator[str]:
     """Images that are trained on and validated or tested with."""
     mend = "take them out of one of the two"
     if any("kept for validation" in note for note in look.layout.notes):
-        mend = "take the copies away, or name the splits in train.txt and val.txt"
+        mend = "remove the copies, or name the splits in train.txt and val.txt"
     for found in overlaps(look.layout, look.seen):
         how = f", {found.changed}" if found.changed else ""
         copy = f" (a copy of {found.same_as}{how})" if found.same_as != found.first else ""
         are = "is" if found.both == 1 else "are"
         yield (
             f"{found.both} of {found.images} images of {found.split} {are} in train, too, such as {found.first}{copy}, "
-            f"so that its scores would be too good; {mend}"
+            f"so its scores would be too good; {mend}"
         )
 
 
@@ -578,7 +578,7 @@ def _splits_unread(look: _Look) -> Iterator[str]:
         files = note.partition(UNREAD_SPLITS)[0].rpartition("; ")[2] if UNREAD_SPLITS in note else ""
         words = {*re.findall(r"split|fold|partition|train|val|test", files.lower())}
         if words - {"train", "val", "test"} or len(words) > 1:
-            yield f"the images are divided by chance, though {files}seems to name the splits and {UNREAD_SPLITS}"
+            yield f"the images are split at random, though {files}seems to name the splits and {UNREAD_SPLITS}"
 
 
 def _names_alike(look: _Look) -> Iterator[str]:
@@ -587,7 +587,7 @@ def _names_alike(look: _Look) -> Iterator[str]:
     for name in () if look.layout.guessed else look.labels.names:
         first = names.setdefault(" ".join(re.split(r"[-_\s]+", name.casefold().strip(" -_"))), name)
         if first != name:
-            yield f'there are the classes "{first}" and "{name}": if they are one, call it the same everywhere'
+            yield f'there are the classes "{first}" and "{name}": if they are the same, give them one name everywhere'
             return
 
 
@@ -606,7 +606,7 @@ def _nearly_void(look: _Look) -> Iterator[str]:
     if share > _NEARLY:
         common = [value for value, _ in look.learnt.pixels.most_common(4)]
         yield (
-            f"{100 * share:.1f} % of the pixels are void, so that there is hardly anything to learn; the commonest "
+            f"{100 * share:.1f} % of the pixels are void, so there is hardly anything to learn; the most common "
             f"values are {some(common)}, the classes {some(look.labels.names, 4)}: if these are not your classes, "
             "name yours in classes.csv, or map ids in dataset.yaml"
         )
@@ -623,7 +623,7 @@ def _one_class(look: _Look) -> Iterator[str]:
     values = some(sorted(look.learnt.ids), 6)
     if len(labels) == 1:
         yield (
-            f'there is one class, "{labels.names[0]}", and nothing to tell it from (the masks hold the values '
+            f'there is one class, "{labels.names[0]}", and nothing to distinguish it from (the masks hold the values '
             f"{values}); name the background, too"
         )
         return

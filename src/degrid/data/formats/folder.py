@@ -507,7 +507,7 @@ def _that_agree(tables: list[Path], path: Path | None = None) -> tuple[LabelSpac
     found = [class_table(place.parent) for place in tables]
     other = next((place for place, classes in zip(tables, found, strict=True) if classes != found[0]), None)
     if other:
-        raise UserError(f"{tables[0]} and {other} name other classes; the splits of one dataset need the same")
+        raise UserError(f"{tables[0]} and {other} name different classes; the splits of one dataset need the same")
     labels, rule = found[0] if found else (None, None)
     if rule and path:
         said = f"the classes are those of {tables[0].relative_to(path).as_posix()}"

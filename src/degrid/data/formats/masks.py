@@ -200,10 +200,10 @@ def said_of_turning(image: Path, size: tuple[int, ...]) -> str:
         return ""
     if orientation < SIDEWAYS or width == height:
         return (
-            "images that EXIF turns, and whose masks may lie either way, as their size does not tell; they are taken "
-            "to lie as the images are shown (degrid data preview shows them)"
+            "images that EXIF rotates, with masks whose size does not tell their orientation; they are taken to match "
+            "the images as shown (degrid data preview shows them)"
         )
-    return "images that EXIF turns, read as they are stored since that fits their masks" * (size == (height, width))
+    return "images that EXIF rotates, read as stored since that fits their masks" * (size == (height, width))
 
 
 # Ids in one channel of a colour are small.
@@ -272,15 +272,15 @@ def _colors_message(what: str, unknown: dict[int | Color, int], rule: MaskRule) 
     pixels = sum(unknown.values())
     if all(isinstance(value, tuple) and value[::-1] in rule.colors for value in unknown):
         return (
-            f"{what} ({pixels} pixels), which are those of classes with red and blue exchanged, as OpenCV writes an "
-            "image that is taken for RGB: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
+            f"{what} ({pixels} pixels), which are those of classes with red and blue exchanged, as OpenCV writes "
+            "an RGB image: write cv2.cvtColor(mask, cv2.COLOR_RGB2BGR), or exchange them in the table"
         )
     if channel := in_one_channel([value for value in unknown if isinstance(value, tuple)]):
         return f"{what} ({pixels} pixels), which belong to no class; {channel}"
     near = all(isinstance(value, tuple) and rule.nearly(value) is not None for value in unknown)
     if near and not rule.default_colors:
         return (
-            f"{what} ({pixels} pixels), which are near those of classes and not the same, as after compression or a "
+            f"{what} ({pixels} pixels), which are near those of classes but not equal, as after compression or a "
             "conversion: write nearest_color: 30 in dataset.yaml, or give the classes these colours"
         )
     nearest = ", or write nearest_color: 30 in dataset.yaml if they are blurred" if len(unknown) > _MANY_UNKNOWN else ""

@@ -89,7 +89,7 @@ def _refuse_picture(part: Span, what: str, error: Exception) -> NoReturn:
     known = isinstance(error, UnidentifiedImageError)
     reason = "" if known else f" ({shortened(str(error), 100) or type(error).__name__})"
     raise ConversionError(
-        f"{part.file}: the {what} at byte {part.offset} is no JPEG or PNG file, or a damaged one{reason}"
+        f"{part.file}: the {what} at byte {part.offset} is not a JPEG or PNG file, or a damaged one{reason}"
     ) from error
 
 

@@ -182,9 +182,7 @@ def _refuse_masks_first(image: str, mask: str | None, file: Path) -> None:
     """Refuse lists whose first column is called masks, and the second images."""
     folders = [Path(name.replace("\\", "/")).parent.name for name in (image, mask or "")]
     if is_for_masks(folders[0]) and is_for_images(folders[1]):
-        raise UserError(
-            f"{file}: the first column ({image}) seems to be masks, the second ({mask}) images: exchange them"
-        )
+        raise UserError(f"{file}: the first column ({image}) seems to be masks, the second ({mask}) images: swap them")
 
 
 def _by_end(written: str, places: Sequence[Path]) -> tuple[Path, str] | None:

@@ -263,7 +263,7 @@ def labelled(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list
     if kept.get("train") and not kept.get("val", True):
         kept["val"] = splits["val"]
     number = sum(map(len, splits.values())) - sum(map(len, kept.values()))
-    note = f"{counted(number, 'image', 'have')} no mask, as the tool writes none where nothing was drawn: left out"
+    note = f"{counted(number, 'image', 'have')} no mask, since the tool writes none where nothing was drawn: left out"
     return {split: pairs for split, pairs in kept.items() if pairs}, [note] if number else []
 
 

@@ -79,7 +79,7 @@ def _refuse_turned(path: Path, image: Path) -> None:
     turned, width, height = exif_orientation(image)
     if orientation != 1 and (turned < SIDEWAYS or width == height):
         raise UnusableMaskError(
-            f"{path} wants to be turned when it is shown (EXIF orientation {orientation}), its image "
+            f"{path} is to be rotated for display (EXIF orientation {orientation}), its image "
             f"{f'has orientation {turned}' if turned != 1 else 'does not'}, and its size does not tell how they lie to "
             "each other: save it without EXIF, lying as the image is shown"
         )
@@ -102,7 +102,7 @@ def remarks_on(path: Path) -> list[str]:
     header = tiff_header(path) if path.suffix.lower() in (".tif", ".tiff") else None
     remarks = []
     if header and header.white_is_zero and header.bits <= 8:
-        remarks.append("TIFF masks in which 0 is white (their numbers count, not their looks)")
+        remarks.append("TIFF masks in which 0 is white (their numbers count, not their appearance)")
     if header and header.no_data is not None and 0 <= header.no_data < IGNORE_INDEX:
         remarks.append(
             f'masks that call the id {header.no_data:g} "no data" (it is read as an id; if it means nothing, list it '
@@ -216,7 +216,7 @@ def _seen(pixels: np.ndarray, name: object) -> np.ndarray:
         # Black and clear is how most programs store nothing at all, and black is background as a rule.
         if both.any() or (both.size and packed.max() == 0):
             raise UnusableMaskError(
-                f"{name} has transparent and opaque pixels of the same colour, so that the mask is lost with its "
+                f"{name} has transparent and opaque pixels of the same colour, so the mask is lost with its "
                 "transparency: fill the transparent part with another colour, and save without transparency; or, if "
                 f"the transparency is the mask: {MASK_OF_CUTOUT}"
             )

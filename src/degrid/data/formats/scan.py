@@ -68,7 +68,7 @@ def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
 def _said_of_orphans(layout: Layout) -> list[str]:
     """A sentence on the masks without an image; none where there are none."""
     masks = [str(mask) for mask in layout.orphans]
-    return [f"{counted(len(masks), 'mask')} without an image, from which nothing is learnt: {some(masks, 3)}"] * bool(
+    return [f"{counted(len(masks), 'mask')} without an image, from which nothing is learned: {some(masks, 3)}"] * bool(
         masks
     )
 

@@ -79,7 +79,7 @@ class Objects(DataFormat):
             raise UserError(
                 f"the folders of single images below {path} hold masks of the same names ({name} in {times}), which "
                 "may be classes or numbers of objects: join those of an image into one mask of ids, such as "
-                "ids[mask_of_object > 127] = 1, that is called as the image"
+                "ids[mask_of_object > 127] = 1, that is named like the image"
             )
         table, _ = class_table(path)
         own = [each for each in table.names if not is_background(each)] if table else []

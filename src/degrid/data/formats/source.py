@@ -97,7 +97,7 @@ class Source(ABC):
             image_place, label_place = self.places()
             raise UserError(
                 f"{label_place} is {label.shape[1]}x{label.shape[0]} pixels, its image {Path(image_place).name} is "
-                f"{image.shape[1]}x{image.shape[0]}; they must be of one size"
+                f"{image.shape[1]}x{image.shape[0]}; they must have the same size"
             )
         return RawSample(self.name, image, label, empty)
 

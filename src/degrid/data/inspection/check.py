@@ -112,7 +112,7 @@ class DataReport:
             return f"{counted(len(self.problems), 'problem')} found"
         there = ", ".join(self.splits)
         return (
-            "ready to train on" if "train" in self.splits else f'sound, but without a split "train"; there is: {there}'
+            "ready to train on" if "train" in self.splits else f'fine, but without a split "train"; there is: {there}'
         )
 
     def _histogram(self) -> list[str]:
@@ -225,9 +225,9 @@ def _check_files(
         for name in clashes:
             tally.findings.add(f"names of different samples in {split} (rename or remove one of each)", name)
         for name in again:
-            tally.findings.add(f"images that come more than once in {split}", name, problem=False)
+            tally.findings.add(f"images that are repeated in {split}", name, problem=False)
         if not len(found):
-            tally.findings.add("splits without an image (add images, or take the split away)", split)
+            tally.findings.add("splits without images (add some, or remove the split)", split)
         for reading in itertools.islice(readings, len(found)):
             tally.add(reading, split)
     report = _report(str(path), layout, tally.splits, tally.findings)
@@ -306,7 +306,7 @@ def _report(path: str, layout: Layout, splits: dict[str, SplitReport], findings:
         if not any(report.class_pixels[index] for report in splits.values()):
             findings.add("classes without a single pixel (is the list of classes right?)", f"{index} {name}", False)
         elif "train" in splits and not splits["train"].class_pixels[index]:
-            findings.add("classes that are not in train (so that nothing is learnt there)", f"{index} {name}", False)
+            findings.add("classes that are not in train (and so never learned)", f"{index} {name}", False)
     notes = layout.notes + findings.sentences(problem=False)
     return DataReport(path, layout.kind, list(names), splits, findings.sentences(problem=True), notes, layout.reason)
 
@@ -364,7 +364,7 @@ class _Tally:
             self.findings.add("masks that are all void (they teach nothing)", place, problem=False)
         elif len(present) == 1 and len(self.labels) > 1:
             name = self.labels.names[int(present[0])]
-            self.findings.add("masks that are one class all over", f"{place} ({name})", problem=False)
+            self.findings.add("masks that are entirely one class", f"{place} ({name})", problem=False)
 
     def _check_twice(self, digest: bytes, name: str, split: str) -> None:
         """Look for duplicates. Whether those in two splits are a problem, the doubts say."""

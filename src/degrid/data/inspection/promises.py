@@ -32,7 +32,7 @@ def _check_sample(sample: object, num_classes: int, channels: int, where: str) -
         raise UserError(f"{where}: expected a degrid.Sample, got {type(sample).__name__}")
     image, label, name = sample.image, sample.label, sample.name
     if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: name must be a word that is not empty, got {name!r}")
+        raise UserError(f"{where}: name must be a non-empty string, got {name!r}")
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != channels:
         raise UserError(f"{where}: image must be uint8 [{channels},H,W], got {image.dtype} {list(image.shape)}")
     if label.dtype != torch.uint8 or label.shape != image.shape[1:]:

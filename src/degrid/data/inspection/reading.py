@@ -100,7 +100,7 @@ def _faulty(source: Source, error: UserError, bands: Bands) -> Reading:
         faults.append((kind, str(wrong)))
     if size and label is not None and size == label.shape[:2]:
         faults.append(
-            ("images that do not fit the others (leave them away, or store the bands that all have)", str(error))
+            ("images that do not fit the others (leave them out, or store the bands that all have)", str(error))
         )
     elif size and label is not None:
         place = source.places()[1]
@@ -123,7 +123,7 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
     missing = source.missing()
     if missing == "label":
         expected = f" (expected {label_place})" if label_place else ""
-        faults.append(("images without mask (add the masks, or take the images away)", f"{image_place}{expected}"))
+        faults.append(("images without a mask (add the masks, or remove the images)", f"{image_place}{expected}"))
     if missing:
         return None
     try:
@@ -133,7 +133,7 @@ def _read_label(source: Source, faults: list[tuple[str, str]]) -> np.ndarray | N
             mend = "save masks as PNG, or write threshold: 128 or nearest_color: 30 in dataset.yaml"
             faults.append((f"{error.kind} masks (their ids are blurred; {mend})", label_place))
         elif isinstance(error, UnusableMaskError):
-            faults.append(("masks that are no image of class ids", str(error)))
+            faults.append(("masks that do not hold class ids", str(error)))
         else:
             faults.append(("masks that cannot be read (make them again)", str(error)))
         return None

@@ -44,7 +44,7 @@ def prepare_ade20k(path: str | Path, progress: OnProgress | None = None) -> list
     if len(labels) != ADE_CLASSES:
         table = table_in(base, labels)
         raise UserError(
-            f"{table} names {counted(len(labels), 'class')}, ADE20K has {ADE_CLASSES}; take it away to prepare"
+            f"{table} names {counted(len(labels), 'class')}, ADE20K has {ADE_CLASSES}; remove it before preparing"
         )
     lists = ListWriter(base, labels, _COUNTS)
     if labels.names[0] == "object 1":

@@ -71,7 +71,7 @@ def _common_root(layout: Layout, folder: Path, splits: dict[str, list[Pair]]) ->
     images = [pair.image for pairs in splits.values() for pair in pairs]
     lost = [image for image in images if not image.is_file()]
     if lost:
-        raise UserError(f"{layout.reason} names {len(lost):,} images that are not there, {lost[0]} among them")
+        raise UserError(f"{layout.reason} names {len(lost):,} images that are missing, {lost[0]} among them")
     return Path(os.path.commonpath([folder, *(image.absolute().parent for image in images)]))
 
 

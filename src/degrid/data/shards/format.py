@@ -169,7 +169,9 @@ def _files_in(file: Path) -> Iterator[tuple[str, str, Part]]:
                     stem, _, ending = base.partition(".")
                     yield f"{folder}{slash}{stem}", ending.lower(), Part(entry.offset_data, entry.size)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{file} is no tar file, or a damaged or cut one: {error}; get or write it again") from error
+        raise UserError(
+            f"{file} is not a tar file, or is damaged or truncated: {error}; get or write it again"
+        ) from error
 
 
 def without_bad_shards(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:

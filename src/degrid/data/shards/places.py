@@ -55,8 +55,8 @@ def read_part(place: str, start: int = 0, length: int | None = None) -> bytes:
         data = bytes(_asked(place, lambda system, path: system.cat_file(path, start=start, end=end)))
         if length is not None and len(data) > length:
             raise UserError(
-                f"cannot read {place}: asked for {length} of its bytes, the server sends {len(data)}; it must answer "
-                "requests for parts of files (HTTP's Range), which small servers such as Python's http.server do not"
+                f"cannot read {place}: asked for {length} of its bytes, the server sends {len(data)}; it must support "
+                "requests for parts of files (HTTP Range), which small servers such as Python's http.server do not"
             )
         return data
     try:

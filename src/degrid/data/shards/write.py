@@ -105,7 +105,7 @@ def _written_before(folder: str, file: str, names: Sequence[str]) -> Shard | Non
         or [member.name for member in members] != list(names[: len(members)])
         or place.stat().st_size != length
     ):
-        raise UserError(f"{place} holds other images than these would be; choose another folder, or empty that one")
+        raise UserError(f"{place} holds other images; choose another folder, or empty it")
     return Shard(file, len(members), length)
 
 

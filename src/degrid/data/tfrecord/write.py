@@ -38,7 +38,7 @@ def write_tfrecord(
     if schema not in SCHEMAS:
         raise unknown("TFRecord format", schema, SCHEMAS)
     if not is_record_file(Path(path)):
-        raise UserError(f"expected a file called NAME.tfrecord, best with the split in its name; got {path}")
+        raise UserError(f"expected a file called NAME.tfrecord, preferably with the split in its name; got {path}")
     if len(dataset) == 0:
         raise UserError("nothing to write: the dataset holds no image")
     if bands_in(dataset).count != 3:

@@ -53,7 +53,7 @@ class TrimapCounts:
 
     def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
         if not widths or list(widths) != sorted(set(widths)) or widths[0] < 1:
-            raise UserError(f"trimap widths: expected rising numbers of pixels from 1 on, got {list(widths)}")
+            raise UserError(f"trimap widths: expected increasing numbers of pixels, at least 1, got {list(widths)}")
         self.confusions = {width: ConfusionMatrix(num_classes) for width in widths}
 
     def __call__(self, index: int, sample: AnySample, ids: Ids) -> None:

@@ -113,7 +113,7 @@ class Corrupted:
 
         sample = self._dataset[index]
         if sample.image.dtype != torch.uint8:
-            raise UserError(f"{sample.name}: noise and blur are defined for images of bytes, got {sample.image.dtype}")
+            raise UserError(f"{sample.name}: noise and blur are defined for 8-bit images, got {sample.image.dtype}")
         seed = zlib.crc32(sample.name.encode("utf-8", "surrogateescape"))
         return Sample(corrupt(sample.image, self._kind, self._severity, seed), sample.label, sample.name)
 

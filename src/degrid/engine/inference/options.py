@@ -66,7 +66,7 @@ class InferenceOptions:
         if not 0 <= self.smooth < 1:
             raise UserError(f"smooth: expected a weight from 0 to below 1, got {self.smooth}")
         if self.memory is not None and self.window is not None:
-            raise UserError("memory and window exclude one another: the limit chooses the window")
+            raise UserError("memory and window exclude each other: the limit chooses the window")
 
     @property
     def is_plain(self) -> bool:
@@ -127,7 +127,7 @@ class DimWarning:
         if not self.said and is_dim(image, self.bands, pixels):
             self.said = True
             name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the image"
-            logging.getLogger("degrid").warning(f"nearly black to the network: {name}, {DIM_SENTENCE}")
+            logging.getLogger("degrid").warning(f"nearly black for the network: {name}, {DIM_SENTENCE}")
 
 
 def no_limit_of_files() -> UserError:

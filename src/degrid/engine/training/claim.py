@@ -58,7 +58,7 @@ def _locked(path: Path, tell: Tell, anyway: bool) -> IO[str]:
             _lock(file)
         except OSError as error:
             if error.errno not in TAKEN:
-                tell(f"{path.parent} cannot be locked ({error.strerror}): see to it that no other run trains there")
+                tell(f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run trains there")
             elif anyway:
                 file.close()
                 path.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ class Coco(DataFormat):
         if len(prepared) != 1:
             given = f"give one of {' and '.join(map(str, prepared))}"
             wanted = given if prepared else f"degrid data prepare coco {path}"
-            raise UserError(f"{path} holds COCO's annotations, and training needs masks made of them: {wanted}")
+            raise UserError(f"{path} holds COCO's annotations, and training needs masks made from them: {wanted}")
         folder = prepared[0]
         splits = {file.stem: read_list(file, path) for file in sorted(folder.glob("*.txt"))}
         return Layout(f"{file.name}, prepared in {folder.name}", folder, splits, *class_table(folder))

@@ -79,7 +79,7 @@ class _Table:
         name = self.given.get(part)
         if name is not None and name not in there:
             near = did_you_mean(name, there)
-            raise UserError(f'{self.where}: "{name}" is no column of {part}s.{near} Columns: {self.listed}')
+            raise UserError(f'{self.where}: "{name}" is not a column of {part}s.{near} Columns: {self.listed}')
 
 
 def _named(columns: Sequence[str], words: Sequence[str]) -> list[str]:

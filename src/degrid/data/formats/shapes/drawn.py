@@ -92,7 +92,7 @@ def read_xml(file: Path) -> ElementTree.Element:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     if b"<!ENTITY" in content:
-        raise UserError(f"{file} defines entities, which tools' files do not; take the definitions away")
+        raise UserError(f"{file} defines entities, which tools' files do not; remove the definitions")
     try:
         return ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
@@ -131,7 +131,7 @@ def said_of_boxes(outlines: int, boxes: int) -> list[str]:
         return []
     return [
         f"{boxes:,} of {outlines:,} outlines are upright rectangles: if they are boxes around the objects, what is in "
-        "the boxes' corners is taught as object, too (degrid data preview shows them)"
+        "the boxes' corners is learned as object, too (degrid data preview shows them)"
     ]
 
 

@@ -107,8 +107,8 @@ def _not_read(files: list[Path]) -> list[str]:
     """A sentence on panoptic labels beside, which were found to say no more than these files."""
     panoptic = sorted(file for folder in {file.parent for file in files} for file in folder.glob("panoptic_*.json"))
     return [
-        f"{file.name} beside has the same categories and is not read; for panoptic labels, where what was not drawn on "
-        f"is void, take {files[0].name} away"
+        f"{file.name} beside it has the same categories and is not read; for panoptic labels, where what was not drawn "
+        f"on is void, remove {files[0].name}"
         for file in panoptic[:1]
     ]
 
@@ -212,7 +212,7 @@ def _refuse_twice(contents: list[CocoFile]) -> None:
         if twice:
             raise UserError(
                 f"{content.file} lists {counted(len(twice), 'image')} under several ids, {twice[0]} under "
-                f"{count[twice[0]]}, as if several people had annotated them: keep the entry of each that counts"
+                f"{count[twice[0]]}, as if several people had annotated them: keep the right entry of each"
             )
 
 
@@ -246,7 +246,7 @@ def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
             # Roboflow has the project itself as category 0.
             project = key == 0 and name not in used and len(content.categories) > 1 and name not in names
             if project and not is_background(name) and "roboflow" in content.file.read_bytes()[:4096].decode().lower():
-                notes.append(f'category 0, "{name}", is the name of the project and no class: left out')
+                notes.append(f'category 0, "{name}", is the name of the project, not a class: left out')
             else:
                 names[name] = None
         notes += _shared_names(content)
@@ -321,7 +321,7 @@ def _count(contents: list[CocoFile], notes: list[str]) -> None:
         notes.append(f"{counted(empty, 'image', 'have')} no annotation: background all over")
     if filled:
         notes.append(
-            f"{counted(filled, 'annotation', 'have')} an outline inside another one, as some tools write holes: COCO's "
+            f"{counted(filled, 'annotation', 'have')} an outline inside another one, as some tools write holes; COCO's "
             "rule fills them; export run-length codes where they are holes"
         )
     if boxes:

@@ -73,7 +73,7 @@ def _notes(several: int, left: int) -> list[str]:
     if several:
         notes.append(f"{counted(several, 'task', 'have')} several annotations: the last of each counts")
     if left:
-        none = "no mask, as Label Studio writes none where nothing was drawn: left out"
+        none = "no mask, since Label Studio writes none where nothing was drawn: left out"
         notes.append(f"{counted(left, 'image', 'have')} {none}")
     return notes
 

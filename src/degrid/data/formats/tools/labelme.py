@@ -71,7 +71,7 @@ class Labelme(DataFormat):
         divided, notes = with_splits(splits)
         notes += ["pixels without an object are background; where objects overlap, the later one counts", *left_out]
         if lost := len(set(images.all) - used):
-            notes.append(f"{counted(lost, 'image', 'have')} no JSON file: left out, as not looked at by anybody")
+            notes.append(f"{counted(lost, 'image', 'have')} no JSON file: left out, since nobody annotated them")
         return Layout(f"images and {files[0].name}", path, divided, classes, rule, notes=notes)
 
 
@@ -81,7 +81,7 @@ class Embedded(Drawn):
 
     def image_file(self) -> bytes:
         """See `Source`."""
-        with blaming(f"{self.image}: imageData is no image in base64"):
+        with blaming(f"{self.image}: imageData is not an image in base64"):
             return base64.b64decode(read_json(self.image)["imageData"])
 
     def image_length(self) -> int:
@@ -105,7 +105,7 @@ class Embedded(Drawn):
             opened = Image.open(io.BytesIO(self.image_file()))
             opened.load()
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{self.image}: imageData is no image that can be read ({error})") from error
+            raise UserError(f"{self.image}: imageData is not a readable image ({error})") from error
         return opened
 
 

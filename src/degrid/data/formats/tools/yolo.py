@@ -72,7 +72,7 @@ class Yolo(DataFormat):
             return None
         if not polygons:
             raise UserError(
-                f"{found.root} holds labels of YOLO with boxes only ({there[0].name} and others: 5 numbers per line): "
+                f"{found.root} holds YOLO labels with boxes only ({there[0].name} and others: 5 numbers per line): "
                 "boxes cannot train a segmentation; export polygons (YOLO segmentation)"
             )
         notes = [OVERLAPS, *said_of_boxes(polygons, upright)]
@@ -180,7 +180,7 @@ def _refuse_key_points(path: Path) -> None:
     for file in _yaml_files(path):
         if "kpt_shape" in (values := _yaml(file)) and "names" in values:
             raise UserError(
-                f"{file} is of key points (kpt_shape), which cannot train a segmentation; export polygons (YOLO "
+                f"{file} describes key points (kpt_shape), which cannot train a segmentation; export polygons (YOLO "
                 "segmentation)"
             )
 
@@ -273,8 +273,9 @@ def _named_by_folders(folders: list[Path]) -> tuple[dict[int, str], str]:
         first, known = next(iter(below.items()))
         if names != known[0]:
             raise UserError(
-                f"{first / known[1]} and {folder / said} number other classes ({some(known[0].values(), 6)}; "
-                f"{some(names.values(), 6)}): export both splits at once, or number their classes alike"
+                f"{first / known[1]} and {folder / said} number their classes differently "
+                f"({some(known[0].values(), 6)}; {some(names.values(), 6)}): export both splits at "
+                "once, or number them alike"
             )
         named = known
     return named
