@@ -412,7 +412,7 @@ def test_a_state_keeps_which_images_are_left(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"cyclic": True, "steps": 1000}, "train.cyclic=true: not with train.asynchronous"),
+        ({"cyclic": True, "steps": 1000}, "train.cyclic=true: cannot be combined with train.asynchronous"),
         ({"sharding": "fsdp2"}, "set train.sharding=none"),
         ({"batch_norm": "synchronised"}, "set train.batch_norm=frozen"),
         ({"asynchronous": AsynchronousConfig(2, max_staleness=-1)}, "max_staleness of at least 0; got 1, 2, 0 and -1"),

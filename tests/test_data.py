@@ -395,9 +395,9 @@ def test_exif_orientation_follows_the_mask(tmp_path, turned):
             6,
             6,
             (3, 3),
-            r"wants to be turned .* \(EXIF orientation 6\), its image has orientation 6, and",
+            r"is to be rotated for display \(EXIF orientation 6\), its image has orientation 6, and",
         ),
-        (1, 3, (2, 3), r"wants to be turned .* \(EXIF orientation 3\), its image does not"),
+        (1, 3, (2, 3), r"is to be rotated for display \(EXIF orientation 3\), its image does not"),
         (1, 1, (2, 3), ""),
     ],
 )
@@ -419,7 +419,7 @@ def test_what_is_said_of_images_and_masks_that_exif_turns(tmp_path, of_image, of
     said = [sentence for sentence in report.notes + report.problems if "EXIF" in sentence]
     assert len(said) == bool(says)
     assert not says or re.search(says, said[0])
-    assert report.ok == ("wants" not in says)
+    assert report.ok == ("rotated for display" not in says)
     if not report.ok:
         with pytest.raises(UserError, match=says):
             open_dataset(tmp_path)[0]

@@ -72,7 +72,7 @@ def test_a_package_for_apple(model, tmp_path, output):
 
 
 def test_a_file_for_tensorrt_has_what_its_parser_knows(model, tmp_path):
-    with pytest.raises(UserError, match="tensorrt files take pixels of float32; say so: --input float32"):
+    with pytest.raises(UserError, match="tensorrt files take pixels of float32; add: --input float32"):
         degrid.export(model, tmp_path / "m.onnx", format="tensorrt")
     takes = degrid.ImageInput("float32", (50, 66))
     done = degrid.export(model, tmp_path / "m.onnx", format="tensorrt", takes=takes)

@@ -131,7 +131,7 @@ def test_names_that_no_file_can_have(tmp_path):
     (tmp_path / "train.txt").write_text(f"/images/a.png /masks/a.png\n/images/{'a' * 300}.png /masks/a.png\n")
     report = degrid.check_data(tmp_path, processes=1)
     assert len(report.problems) == 1
-    with pytest.raises(UserError, match="1 of 2 images in the split .* are not there"):
+    with pytest.raises(UserError, match="1 of 2 images in the split .* are missing"):
         degrid.open_dataset(tmp_path)
     (tmp_path / "train.txt").write_bytes(b"/images/a.png /masks/\0a.png\n")
     with pytest.raises(UserError, match="train.txt is not UTF-8 text"):

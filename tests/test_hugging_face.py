@@ -335,7 +335,7 @@ def test_faulty_rows_are_named(tmp_path):
     assert f"dataset.yaml): {where}[3], mask" in problems
     assert f"{where}[4], image: there is none" in problems
     assert "images of train" not in problems
-    with pytest.raises(UserError, match=r'1 of 5 images in the split "train" of .* are not there'):
+    with pytest.raises(UserError, match=r'1 of 5 images in the split "train" of .* are missing'):
         open_dataset(tmp_path / "saved")
 
 

@@ -174,7 +174,7 @@ def test_without_memory_to_spare_the_copy_has_no_winograd_weights():
 
 
 def test_memory_and_window_exclude_one_another():
-    with pytest.raises(UserError, match="exclude one another"):
+    with pytest.raises(UserError, match="exclude each other"):
         InferenceOptions(memory=10, window=(5, 5))
 
 

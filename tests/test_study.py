@@ -296,7 +296,7 @@ def test_a_study_from_file_to_tables_with_a_run_that_fails(tmp_path):
     assert again.failures == results["failures"]
     assert again.of("", "tent")[1].made["versions"]["torch"] == torch.__version__
     file.write_text(file.read_text().replace("seeds: 2", "seeds: 3"))
-    with pytest.raises(UserError, match=r"says otherwise of: seeds; a changed protocol is another study"):
+    with pytest.raises(UserError, match=r"differs in: seeds; a changed protocol is another study"):
         degrid.study(file, out)
 
 

@@ -332,7 +332,7 @@ def test_damaged_coco_files(tmp_path):
     with pytest.raises(UserError, match=r"a\.json: the shapes of a cannot be drawn: .*annotation 10 is neither"):
         open_dataset(tmp_path)[0]
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 1 images in the split .* are not there"):
+    with pytest.raises(UserError, match=r"1 of 1 images in the split .* are missing"):
         open_dataset(tmp_path)
     assert not check_data(tmp_path).ok
     text = (tmp_path / "a.json").read_text()
@@ -424,7 +424,7 @@ def test_yolo_beside_the_images(tmp_path, folder):
     assert check_data(tmp_path).ok
     put_text(tmp_path / "val" / "darknet.labels", "sign\ncar\n")
     with pytest.raises(
-        UserError, match=r"train/darknet.labels and .*val/darknet.labels number other classes \(car, sign; "
+        UserError, match=r"train/darknet.labels and .*val/darknet.labels number their classes differently \(car, sign; "
     ):
         open_dataset(tmp_path)
     put_text(tmp_path / "classes.txt", "car\nsign\n")

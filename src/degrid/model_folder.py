@@ -40,7 +40,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, half: bool = False) 
         half: weights of convolutions are rounded to float16, so that the file takes half the space; all vectors, such
             as batch norm's, stay as they are. `load` gives a float32 network all the same.
     Raises:
-        UserError: not a model of degrid, or one that was smoothed without its settings knowing; or the place cannot be
+        UserError: not a degrid model, or one that was smoothed without a record in its settings; or the place cannot be
             written to.
     """
     if not isinstance(model, Segmenter) or not isinstance(model.config, ModelConfig):

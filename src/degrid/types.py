@@ -115,8 +115,8 @@ class LabelSpace:
     """The classes of a dataset or model: one name and one RGB colour (0-255) per train id.
 
     Raises:
-        UserError: no class, more than 255, a repeated name, another number of colours than names, or what is no name
-            or colour.
+        UserError: no class, more than 255, a repeated name, unequal numbers of colours and names, or an invalid name or
+            colour.
     """
 
     names: tuple[str, ...]
@@ -140,7 +140,7 @@ class LabelSpace:
 
     @classmethod
     def of_size(cls, num_classes: int) -> LabelSpace:
-        """The names "class 0", "class 1", ... and the VOC colours, where nothing else is known."""
+        """The names "class 0", "class 1", ... and the VOC colours, for when nothing else is known."""
         return cls(tuple(f"class {i}" for i in range(num_classes)), voc_palette(num_classes))
 
 

@@ -47,7 +47,7 @@ class Regions:
     """How regions are drawn.
 
     Attributes:
-        shapes: "polygons", whose holes are reached by cuts; or "masks": run-length codes, or in labelme a picture.
+        shapes: "polygons", whose holes are reached by cuts; or "masks": run-length codes, or in labelme an image.
         smallest: a region of fewer pixels takes the class around it; see `without_small`.
         simplify: how far, in pixels, an outline may be from the border of its pixels; 0: exactly along it.
     Raises:

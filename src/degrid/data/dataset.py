@@ -200,7 +200,7 @@ def open_dataset(
         path: a folder (images and masks by name, VOC, Cityscapes, CamVid, ADE20K, COCO as `degrid data prepare` leaves
             it, exports of annotation tools, list files, TFRecord files, shards), the address of a folder of shards, a
             dataset.yaml, a list file, a TFRecord file, "synthetic" for the built-in scenes ("synthetic:50" for 50 per
-            split), "hf:NAME_OR_FOLDER" for a dataset of Hugging Face, "module:Format=PATH" for a `DataFormat` of your
+            split), "hf:NAME_OR_FOLDER" for a Hugging Face dataset, "module:Format=PATH" for a `DataFormat` of your
             own, or "module:Dataset" of your own (called with the split).
         split: train, val, test, or another name the dataset has.
         labels: the classes expected, such as those of a trained model; needed where the data do not name them.
@@ -208,8 +208,8 @@ def open_dataset(
         accept: refuse data whose meaning is in doubt, except for these kinds of doubts (see
             `degrid.data.formats.doubts`); None: do not look for any.
         bands: how the images are read, such as those of a trained model; by default found in the split's images.
-        skip_bad_shards: leave out shards that are missing, cut short or damaged, as a note then says; each is read as
-            a whole before it is used.
+        skip_bad_shards: leave out shards that are missing, truncated or damaged, with a note; each is read completely
+            before it is used.
     Raises:
         UserError: not there, not recognised, no such split, images without masks, other classes than expected, or a
             doubt.

@@ -114,24 +114,24 @@ def dilate(network: nn.Module, output_stride: int, *, in_channels: int = 3) -> D
     """Remove strides from a network, in place, and dilate what follows, so that its features have a finer stride.
 
     Every layer that would lower the resolution below `output_stride` keeps it, and the convolutions and poolings after
-    it reach as far as before: their rate is multiplied by the stride that is gone. At the positions that the features
-    had before, they have the same values as before, so that trained weights keep their meaning. This is measured, on a
-    copy of the network with random weights, before anything changes. Only means and statistics over the whole map
-    (squeeze and excitation, group norm) are then taken over more pixels, which the measurement leaves out of account.
+    it reach as far as before: their rate is multiplied by the removed stride. At the positions that the features had
+    before, they have the same values as before, so that trained weights keep their meaning. This is measured, on a copy
+    of the network with random weights, before anything changes. Only means and statistics over the whole map (squeeze
+    and excitation, group norm) are then taken over more pixels, which the measurement leaves out of account.
 
     The network keeps its parameters and the names in its state dict.
 
     Args:
         network: from normalised images [N,C,H,W] to a feature map [N,C,h,w], or a list or dictionary of them, such as
             those of timm with features_only=True.
-        output_stride: the largest that is left, a power of 2 such as 8 or 16.
+        output_stride: the largest stride to keep, a power of 2 such as 8 or 16.
         in_channels: C of the images.
     Returns:
-        What changed; nothing, where no feature has a larger stride.
+        What changed; nothing if no feature has a larger stride.
     Raises:
-        UserError: the network does not run on images of 128x192 and 64x128; or its features would not be what they
-            were, as with attention among all positions, or with resolution that is lowered by other means than
-            convolutions and poolings. The network is then unchanged.
+        UserError: the network does not run on images of 128x192 and 64x128; or its features would change, as with
+            attention among all positions, or if something other than convolutions and poolings lowers the resolution.
+            The network is then unchanged.
     Source: the hole algorithm of DeepLab v1 (arXiv 1412.7062) section 3.1.
     """
     if output_stride < 1 or output_stride & (output_stride - 1):

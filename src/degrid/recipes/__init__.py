@@ -38,7 +38,7 @@ def load(name: str, compat: bool = False, kind: str = "recipe") -> config.RunCon
     Args:
         name: a row of RECIPES, "module:function" of the user's own, or a run.json or other JSON file of settings.
         compat: follow the original code rather than the paper; for recipes with a parameter `compat`.
-        kind: what an unknown name is said to be.
+        kind: what the error calls an unknown name.
     Raises:
         UserError: neither a recipe nor a file, unknown settings, or compat for a recipe without it.
     """

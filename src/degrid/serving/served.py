@@ -22,13 +22,14 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ServeLimits:
-    """What one request, and all that wait, may ask of the server.
+    """What one request, and all waiting requests together, may ask of the server.
 
     Attributes:
-        upload: bytes of a request.
-        pixels: of all images of a request; more are refused before they are decoded.
-        files: images of a request.
-        waiting: requests that wait for the models, beside the one that is computed; more are told to come later.
+        upload: bytes per request.
+        pixels: of all images in a request; more are refused before they are decoded.
+        files: images per request.
+        waiting: requests that wait for the models, besides the one being computed; further ones are told to retry
+            later.
         seconds: that a request may take to arrive.
     Raises:
         UserError: a limit of 0 or less; for `waiting`, less than 0.

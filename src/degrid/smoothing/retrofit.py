@@ -70,12 +70,12 @@ def smooth_dilated_convs(
 ) -> SmoothingReport:
     """Smooth the dilated convolutions of any network, in place.
 
-    The layers keep their parameters, names, hooks, device and mode, and are still instances of the class that they
-    were. A checkpoint of the plain network still loads with strict=False; only the names with `.smoothing.` are new.
-    Make the optimiser and DDP afterwards, so that they include the operators' parameters.
+    The layers keep their parameters, names, hooks, device and mode, and remain instances of their classes. A checkpoint
+    of the plain network still loads with strict=False; only the names with `.smoothing.` are new. Make the optimiser
+    and DDP afterwards, so that they include the operators' parameters.
 
-    What a network shares (the sigma of gaussian with sigma="shared", the mix of aggregation) is a single parameter in
-    all layers of one call.
+    Shared parameters (the sigma of gaussian with sigma="shared", the mix of aggregation) are a single parameter in all
+    layers of one call.
 
     Args:
         model: any module; convolutions at any depth, of one, two or three axes, are found.
@@ -84,17 +84,17 @@ def smooth_dilated_convs(
         where: which convolutions, by dotted name and module; by default those with rates up to 4.
         legacy: compute what the papers' own code computes, mistakes included, for weights trained with it; see
             `degrid.smoothing.legacy`.
-        padded_outside: the network pads the maps of layers without padding itself, with zeros, so that they keep their
-            size. Where that can be seen (nn.ZeroPad2d before the layer in an nn.Sequential, `tf_padding` of
-            transformers, or on an example) it is found without this.
-        example: an input of the model, which is run on it once: that finds padding by functions, and puts dilated
-            convolutions by functions, which cannot be smoothed, into the report.
+        padded_outside: the network itself pads, with zeros, the maps of layers without padding, so that they keep their
+            size. This is detected automatically for nn.ZeroPad2d before the layer in an nn.Sequential, for `tf_padding`
+            of transformers, and with an `example`.
+        example: an input on which the model is run once: this detects functional padding, and adds functional dilated
+            convolutions, which cannot be smoothed, to the report.
         options: of the operator, such as sigma="shared" or size=3.
     Returns:
         What was smoothed, and what was skipped and why. Layers of any stride are smoothed by filters, those with
-        weights of their own making (standardised, conditional) by filters and group interaction, all others by every
-        operator. Skipped are kernels without an effect of the rate, transposed convolutions, even kernels, padding
-        other than zero "same", forwards that are more than one convolution, and what `where` rejects.
+        computed weights (standardised, conditional) by filters and group interaction, all others by every operator.
+        Skipped are kernels on which the rate has no effect, transposed convolutions, even kernels, padding other than
+        zero "same", forwards that are more than one convolution, and what `where` rejects.
     Raises:
         UserError: there is nothing to smooth; the message lists what was skipped. The model is then unchanged.
     """

@@ -34,7 +34,7 @@ def collect(runs: Runs, out: str | os.PathLike[str] = "runs.tar.gz", *, weights:
 
     Args:
         runs: run folders.
-        out: the archive to write, .tar.gz or .tgz; one that is there stays until the new one is complete.
+        out: the archive to write, .tar.gz or .tgz; an existing one stays until the new one is complete.
         weights: also the trained models; training states are never packed.
     Raises:
         UserError: no runs; a folder without a run or, with `weights`, without a model; or another kind of archive.

@@ -58,8 +58,8 @@ class Comparison:
     """Scores of several models on the same images, and the difference of each to the first.
 
     Attributes:
-        models: their paths, or classes for what was passed as a network; of several runs of a recipe joined by commas.
-        scores: one per model; of several runs their mean.
+        models: their paths, or class names for networks; the paths of several runs of a recipe are joined by commas.
+        scores: one per model; the mean for several runs.
         differences: of mIoU to the first model, one per further model.
         precisions: the precision of each model, as a sentence.
         runs: the runs of each model.
@@ -142,9 +142,9 @@ def compare(
 ) -> Comparison:
     """Score models on the same images, and compare each with the first.
 
-    Single models are compared by a bootstrap over the images, see `Difference`. Recipes, of which several runs with
-    different seeds are given, are compared by their means, with an interval over seeds, and seed by seed where their
-    run.json name the same ones.
+    Single models are compared by a bootstrap over the images, see `Difference`. Recipes, given as several runs with
+    different seeds, are compared by their means, with an interval over seeds, in pairs by seed if their run.json files
+    list the same seeds.
 
     Args:
         models: two or more, each a model folder, run folder, exported file or network; or the runs of one recipe, as a
@@ -155,8 +155,8 @@ def compare(
         draws, seed: of the bootstrap.
         progress: called after each image.
     Raises:
-        UserError: fewer than two models, single runs beside several ones, models that do not predict the same classes,
-            a limit of memory, which each network keeps by other windows; see also `degrid.evaluate`.
+        UserError: fewer than two models, single runs compared with groups of runs, models that do not predict the same
+            classes, or a memory limit, which gives each network different windows; see also `degrid.evaluate`.
     """
     recipes = recipes_of(models)
     if len(recipes) < 2:

@@ -43,7 +43,7 @@ class CrfSearch:
 
     @property
     def best(self) -> CRF:
-        """The parameters with the highest mIoU; on a tie those that were tried first."""
+        """The parameters with the highest mIoU; in a tie, those tried first."""
         return self.tried[0][0]
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def demo(
     Takes a few minutes on 2 CPU cores and needs no download.
 
     Args:
-        out: folder for everything the demo makes; what an earlier demo left there is replaced.
+        out: folder for everything the demo makes; the results of an earlier demo there are replaced.
         steps: optimiser steps of each training, if not the recipe's.
         scenes: scenes per split, for a quick look.
         seed: of weights, order and augmentation.

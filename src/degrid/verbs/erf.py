@@ -34,21 +34,21 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the centre of a map sees of an earlier one, or of the image.
+    """What the centre of a feature map sees of an earlier map, or of the image.
 
     Attributes:
         network: its class.
         start, end: the layer whose input is seen, "image" for the image; and the layer whose output sees it, or the
             network's class.
-        operator: the smoothing operator that was put in for the comparison; None for the network as it is.
+        operator: the smoothing operator applied for the comparison; None for the unchanged network.
         field: float64 [H,W], mean absolute gradient, the centre in the middle.
         theoretical: height and width of what the layers allow it to see, within the map; `whole` says whether that is
-            all of it, so that it might be more on a larger image.
+            the whole map, so that it might be more on a larger image.
         box: side of the centred square with 95 % of the field, pixels of the start; `size`: side of a square as large
             as what is above 4.55 % of the peak.
         holes: see `degrid.analysis.hole_ratio`.
-        scores: gridding score for each period that the dilated layers have at the start, pixels; `score_of_width`: the
-            same of a Gaussian as wide as the field.
+        scores: gridding score for each period that the dilated layers have at the start, in pixels; `score_of_width`:
+            the same for a Gaussian as wide as the field.
         runs: number of images.
     """
 
@@ -103,25 +103,25 @@ def erf(
     random_weights: int | None = None,
     progress: OnProgress | None = None,
 ) -> ReceptiveField:
-    """The effective receptive field of the centre of a layer's map, or of a network's, as `degrid erf`.
+    """Measure the effective receptive field of the centre of a layer's map or a network's output, as `degrid erf` does.
 
     It is the mean |d y_centre / d x| over images and channels, in evaluation mode; one forward and one backward pass
     are in memory at a time.
 
     Args:
-        model: any network of PyTorch: the module, a folder, a recipe or "module:function"; see
-            `degrid.verbs.look_inside.NetworkOrName`. It stays as it is.
+        model: any PyTorch network: the module, a folder, a recipe or "module:function"; see
+            `degrid.verbs.look_inside.NetworkOrName`. It is not changed.
         layer: dotted name of the layer whose output is measured, such as encoder.layer4; "": what the network returns.
         images: image files, folders or patterns; by default noise.
-        out: folder for the picture (erf.png), the numbers (erf.json) and the field (erf.npy); or the .png, which has
-            the others beside it.
-        start: dotted name of the layer whose input takes the image's place, such as the first dilated one.
+        out: folder for the picture (erf.png), the numbers (erf.json) and the field (erf.npy); or the name of the .png,
+            beside which the others are written.
+        start: dotted name of the layer whose input is used instead of the image, such as the first dilated one.
         size: height and width of the images, odd for a true centre.
         runs: number of images.
-        random_weights: a seed, by which all weights are drawn anew.
+        random_weights: a seed from which all weights are drawn again.
         progress: called after each image.
     Raises:
-        UserError: no such model, layer or image; or the layer gives no map, or one that does not depend on the start.
+        UserError: no such model, layer or image; or the layer's output is not a map, or does not depend on the start.
     Source: Luo et al., NeurIPS 2016 (arXiv 1701.04128).
     """
     network = opened(model, random_weights)
@@ -150,8 +150,8 @@ def erf_of_operators(
 ) -> tuple[ReceptiveField, ...]:
     """The effective receptive fields of a network whose dilated layers are smoothed by one operator after another.
 
-    As `degrid erf --operators`. The weights stay the same. Learned operators that are the identity at the start have
-    random parameters, as training leaves some: 0.1 times numbers from 0 to 1 are added.
+    As `degrid erf --operators`. The weights stay the same. Learned operators that begin as the identity get random
+    parameters, as they would have after training: 0.1 times numbers from 0 to 1 are added.
 
     Args:
         model: see `erf`, not smoothed yet; None for a single 3x3 convolution of rate 4 with equal weights, and a

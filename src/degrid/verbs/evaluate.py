@@ -38,7 +38,7 @@ AnyData = str | os.PathLike[str] | Dataset
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured beside mIoU and accuracies.
+    """What is measured besides mIoU and accuracies.
 
     Attributes:
         boundary: boundary IoU.
@@ -49,7 +49,7 @@ class Measures:
             "noise:3" for one.
         shift: the largest shift in pixels for which the agreement of predictions is measured; 0: none.
     Raises:
-        UserError: another corruption.
+        UserError: an unknown corruption.
     """
 
     boundary: bool = True
@@ -69,7 +69,7 @@ class Evaluation(Scores):
     """Scores, and what they were computed from and how.
 
     Attributes:
-        model, data, split: what was scored; a path, or a class for what was passed as an object.
+        model, data, split: what was scored; a path, or the class name of an object.
         labels: the classes.
         options: the test-time options.
         multi_scale: whether the network got DeepLab v2's multi-scale input.
@@ -126,7 +126,7 @@ class Evaluation(Scores):
         """Write the scores as JSON and, if there are any, pictures of the worst images and a reliability diagram.
 
         Returns:
-            Where what is: "pictures", "reliability diagram", "scores".
+            The places written to: "pictures", "reliability diagram", "scores".
         Raises:
             UserError: the place cannot be written to.
         """
@@ -158,12 +158,11 @@ def evaluate(
     Where `torch.distributed` is initialised every process must call this; see `degrid.engine.evaluation.evaluate`.
 
     Args:
-        model: a model folder, run folder, exported file or network, whose modules are put back in their modes
-            afterwards.
+        model: a model folder, run folder, exported file or network, whose modules return to their modes afterwards.
         data: a dataset, or what `degrid.open_dataset` opens, of which `split` is scored.
         device, precision: see `degrid.Predictor`; "float32" is exact.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
-        measures: what to measure beside mIoU and accuracies; by default boundary IoU.
+        measures: what to measure besides mIoU and accuracies; by default boundary IoU.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
         on_image: called after each image with its index, the sample and the predicted ids, a uint8 tensor [H,W].
         progress: called after each image.

@@ -41,9 +41,9 @@ _EXAMPLES = 4
 class Int8:
     """Static quantization to int8: the images to choose ranges by, and how much accuracy it may cost.
 
-    Every other image calibrates and the others measure: neighbours in a sequence are alike, its halves are not.
+    Every other image calibrates and the rest measure: neighbours in a sequence are alike, but its halves are not.
 
-    data: a dataset, as for `degrid.open_dataset`, or an opened one; split: of one that is not open yet.
+    data: a dataset, as for `degrid.open_dataset`, or an opened one; split: used if it is not open yet.
     images: the most to calibrate on, and the most to measure on.
     max_drop: points of mIoU (0..100) that int8 may lose.
     float_layers: the most convolutions that may stay in float32 if int8 in all of them loses more, those that lose most
@@ -125,7 +125,8 @@ def export(
     """Write a model for another runtime, run it there, and compare; only then is there a file.
 
     Args:
-        model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits; stays as it is.
+        model: a model folder, a run folder, or a network from RGB images [N,3,H,W] (0-255) to logits, which is not
+            changed.
         out: the file to write; by default the folder's name with the format's ending, beside the folder.
         format: a name in `degrid.exporters.table.EXPORTERS`, a class of your own, itself or as "module:Class", or one
             with options, such as `degrid.exporters.onnx.Onnx(opset=19)`.

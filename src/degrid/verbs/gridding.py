@@ -80,22 +80,23 @@ class Repair:
 
 @dataclass(frozen=True)
 class GriddingReport:
-    """How much of a grid there is in what a network sees, from its first dilated layer to the last map of that size.
+    """How much gridding a network has, from its first dilated layer to the last map of the same size.
 
     Averages over the whole map, such as image pooling, count as constants: they give every position the same value.
 
     Attributes:
         network: its class; start, end: the layers; "" for the network's output. size: of the map, height and width.
         networks: how many independent networks it consists of, found by changing one position; networks_by_shape: how
-            many its layers allow at least, whatever the weights. averages: whether only such averages join them.
-        field: what the centre of the end sees of the start, as of `degrid.ReceptiveField`.
-        period: rows and columns between two outputs of one network; the first rate where there is a single one.
+            many there are at least, by the shapes of its layers, whatever the weights. averages: whether only such
+            averages join them.
+        field: what the centre of the end sees of the start, as in `degrid.ReceptiveField`.
+        period: rows and columns between two outputs of one network; the first rate if there is only one network.
         exchange: fraction of a change on one phase of the period that arrives on others, 0 to 1 - 1 / phases.
         score: gridding score at the larger period, 0..1; score_of_width: of a Gaussian as wide, without a grid.
         scores: at each rate. holes: fraction of the square with 95 % that has no influence.
         checkerboard: energy of that period in the logits of real images, about 1 without a grid; None without images,
             or where the logits are too small, which `unmeasured` then says in words.
-        opaque: operations whose effect on places is not known, so that networks_by_shape may be too low.
+        opaque: operations that may move data anywhere, so that networks_by_shape may be too low.
     """
 
     network: str

@@ -80,13 +80,13 @@ def push_to_hub(
     Args:
         model: a folder that `pack` wrote, which is sent as it is; or any model folder or run folder, which is packed
             first.
-        repo: OWNER/NAME, or OWNER/NAME@BRANCH for a branch that is there; the repository is made where it is missing.
+        repo: OWNER/NAME, or OWNER/NAME@BRANCH for an existing branch; a missing repository is created.
         private: make it private.
         half, data, split, text, progress: see `pack`.
     Returns:
         The address of the page.
     Raises:
-        UserError: no model, or the hub does not take it.
+        UserError: no model, or the hub does not accept it.
     """
     found, revision = repository(repo)
     hub = hub_library()

@@ -81,7 +81,7 @@ def find_learning_rate(
     Args:
         recipe, data, operator, settings, init: see `degrid.train`.
         out: the folder for lr_find.png and lr_find.csv.
-        lowest, highest: the first learning rate and the last, if the loss does not explode before.
+        lowest, highest: the first learning rate, and the last if the loss does not explode before.
         steps: how many there are, 10 or more.
         progress: called after every step.
     Raises:

@@ -42,13 +42,13 @@ class ResultFiles:
 
     Attributes:
         format: "ids": NAME.png, class ids with a palette (of a GeoTIFF NAME.tif, for the same place), and summary.json;
-            "voc" or "cityscapes": what the benchmark's test server takes; "coco", "labelme", "cvat" or "labelstudio":
+            "voc" or "cityscapes": what the benchmark's test server accepts; "coco", "labelme", "cvat" or "labelstudio":
             regions that these annotation tools open, with their confidence.
         overlay: also NAME.overlay.jpg, the image with its classes laid over; by default with "ids" only.
         logits: also NAME.logits.npy, float32 [C,h,w], before enlarging; with "ids" only.
         voc_competition: for "voc": comp5 (trained on VOC alone) or comp6 (on other data too).
         regions: for annotation tools: polygons or masks, and how exact; by default exact polygons of all regions.
-        video_ids: beside the overlay of a video the class ids of its frames: "png": NAME/000000.png, ...; "ffv1":
+        video_ids: besides the overlay of a video, the class ids of its frames: "png": NAME/000000.png, ...; "ffv1":
             NAME.ids.mkv, without loss.
         seconds: how long a camera or stream is recorded; by default until it ends, or the program is interrupted
             (Ctrl+C).

@@ -42,14 +42,14 @@ class PredictResult:
     Attributes:
         out: the folder.
         images: how many images were predicted.
-        failures: for each image or video that could not be used a sentence that says why.
-        left_out: how many files were passed over, by what they are, such as ".heic" or "results of earlier runs".
+        failures: for each image or video that could not be used, a sentence that says why.
+        left_out: how many files were skipped, by kind, such as ".heic" or "results of earlier runs".
         precision: the precision of the network, as a sentence.
-        written: what is where, as a sentence; empty if there is nothing, or not all that a benchmark wants.
+        written: what was written where, as a sentence; empty if nothing was, or not everything that a benchmark needs.
         remarks: what may surprise about the images, one sentence each.
         videos: how many videos were predicted.
         failed_videos: how many of the failures are videos.
-        model: a sentence on the model that comes with degrid, where none was named; else empty.
+        model: a sentence on the model that comes with degrid, if none was named; otherwise empty.
     """
 
     out: Path
@@ -80,17 +80,17 @@ def predict(
 ) -> PredictResult:
     """Segment images and videos and write the results; files are read ahead and results written behind, in threads.
 
-    A result is named after its image. Where images of several folders have one name, their folders are a part of it;
-    where a name is taken by a file that is no result of an earlier run, the extension is: photo.png.png for photo.png.
-    A video gives NAME.overlay.mp4, with the times of its frames and with its sound. Of a camera or stream the newest
-    frame is taken whenever the model is ready, until it ends or is interrupted; then the result is complete.
+    A result is named after its image. If images in several folders share a name, the folders become part of it; if the
+    name is taken by a file that is not a result of an earlier run, the extension does: photo.png.png for photo.png. A
+    video gives NAME.overlay.mp4, with the times of its frames and its sound. From a camera or stream the newest frame
+    is taken whenever the model is ready, until it ends or is interrupted; then the result is completed.
 
     Args:
         model: a model folder, run folder, exported file or network; a name, see `degrid.load`; or the first of the
             images, which the model that comes with degrid then segments.
         images: files, folders and glob patterns; or a camera (/dev/video0) or an address (rtsp://HOST/PATH).
-        out: folder for the results, which may be that of the images; results of earlier runs are no images. For one
-            video also the place of its overlay: a name that ends in .mp4, .mov or .mkv.
+        out: folder for the results, which may be that of the images; results of earlier runs are not taken for images.
+            For a single video also the file for its overlay: a name that ends in .mp4, .mov or .mkv.
         device, compiled: see `degrid.Predictor`.
         precision: see `degrid.Predictor`; by default "auto", or "float32" if logits are written. A single image is
             predicted in float32 unless it is "bfloat16": comparing both would take longer than it saves.
@@ -99,8 +99,8 @@ def predict(
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
         progress: called after each image or frame.
     Raises:
-        UserError: no image or no model, or options that exclude one another. An image that cannot be used is no error:
-            it is among the result's failures.
+        UserError: no image or no model, or options that exclude each other. An image that cannot be used is not an
+            error: it is listed in the result's failures.
     """
     model, images, told = model_and_images(model, [images] if isinstance(images, str | os.PathLike) else images)
     out, files, options = Path(out), files or ResultFiles(), options or InferenceOptions()
@@ -191,7 +191,7 @@ def predict_each(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Segment images one by one as they are asked for, and write nothing.
 
-    A network that is passed is in evaluation mode from the first image on until there are no more, or `close()`.
+    A network passed as an object is in evaluation mode from the first image until the last one, or `close()`.
 
     Args:
         model, images, device, precision, compiled, options, multi_scale: see `predict`.

@@ -68,10 +68,11 @@ class Report:
 
     Attributes:
         path: of the page.
-        models: in the order given; of several runs of a recipe one.
+        models: in the order given; one for several runs of a recipe.
         differences: of mIoU to the first model, one per further model.
         data, split, labels: what the models were scored on.
-        samples: the images shown, by their index: those of lowest mean mIoU first, then the others from the best on.
+        samples: the images shown, by their index: first those of lowest mean mIoU, then the others, beginning with the
+            best.
         worst: how many of them are of the first kind.
         notes: what was decided when the dataset was opened, one sentence each.
     """
@@ -143,8 +144,8 @@ def report(
 ) -> Report:
     """Write a page on models that needs no other file: settings, curves, scores, images, receptive fields and speed.
 
-    Scores are computed once: while neither the model nor the images change, later reports take what is kept of them in
-    degrid's folder of the user's cache.
+    Scores are computed once: as long as neither the model nor the images change, later reports reuse what is kept of
+    them in degrid's folder in the user's cache.
 
     Args:
         models: model folders, run folders, exported files or networks; the runs of one recipe, which then counts by

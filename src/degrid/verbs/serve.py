@@ -42,17 +42,17 @@ def serve(
     limits: ServeLimits | None = None,
     tell: Tell | None = None,
 ) -> None:
-    """Serve models until the program is interrupted (Ctrl+C) or told to end (SIGTERM).
+    """Serve models until the program is interrupted (Ctrl+C) or terminated (SIGTERM).
 
-    Requests that have begun by then are answered. The answers are those of `degrid.predict`. Nothing is kept of what is
-    sent, and no other host is asked for anything.
+    Requests that have begun by then are answered. The answers are those of `degrid.predict`. Nothing that is sent is
+    kept, and no other host is contacted.
 
     Args:
         models: model folders, run folders, exported files or networks; one, or several to compare.
-        host: the address to listen on. Others than this machine's own need a token.
+        host: the address to listen on. Any other than this machine's own needs a token.
         port: 0 takes a free one.
-        token: that requests must have as "Authorization: Bearer TOKEN"; None: none, and only programs on this machine
-            are answered.
+        token: that requests must send as "Authorization: Bearer TOKEN"; None: no token, and only programs on this
+            machine are answered.
         device, precision: see `degrid.Predictor`. In float32 an answer does not depend on earlier requests.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         limits: of what a request may ask.

@@ -65,7 +65,7 @@ class StudyProtocol:
         split: of the data, that the runs are scored on.
         corruptions, shift: see `degrid.Measures`; further scores of each run.
     Raises:
-        UserError: fewer than two cells or seeds, a name twice or that no folder can have.
+        UserError: fewer than two cells or seeds, or a name that occurs twice or cannot be that of a folder.
     """
 
     name: str
@@ -95,7 +95,7 @@ class StudyProtocol:
                 raise UserError(f'a cell or variant is the name of a folder, without "/" and leading "."; got "{name}"')
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
-        """Variant, cell and seed of each run; seed by seed, so that an early look is at whole comparisons."""
+        """Variant, cell and seed of each run; seed by seed, so that an early look sees complete comparisons."""
         for seed in self.seeds:
             yield from ((variant, cell, seed) for variant in (self.variants or {"": {}}) for cell in self.cells)
 
@@ -123,17 +123,17 @@ def study(
 
         degrid.study("smoothing.yaml", devices=["cuda:0", "cuda:1"])
 
-    Each run is a process of its own, so that one that fails is listed while others go on. What came of it is a file
-    beside its folder; a run that has one is done, wherever it was made and whether its folder is still there or not.
-    Started again, a study continues where it was stopped, also in the middle of a run; started in one folder by several
-    programs, on one machine or on several, they share the runs.
+    Each run is a process of its own, so that a failed one is listed while the others continue. Its result is a file
+    beside its folder; a run that has one is done, wherever it was made and whether or not its folder still exists.
+    Started again, a study continues where it was stopped, even in the middle of a run; several programs started in one
+    folder, on one machine or several, divide the runs among them.
 
     Args:
         protocol: what to run, or a YAML or JSON file with the fields of `StudyProtocol`.
         out: folder of the study; by default studies/NAME.
         data: the data, if not the protocol's; may lie elsewhere when the study continues.
-        devices: where to train, a run at a time on each; one that is named twice gets two runs at a time.
-        retry: run again what failed.
+        devices: where to train, one run at a time on each; a device that is named twice gets two runs at a time.
+        retry: repeat failed runs.
         look: run nothing, and say what the runs so far show.
         progress: called after each step of a run, if there is one device, and after each run.
         tell: called with a sentence on each run.

@@ -49,8 +49,8 @@ def train(
         degrid.train("camvid", data="CamVid", settings={"train.steps": 2000, "train.device": "cuda"})
         degrid.train(resume="runs/my_photos")
 
-    A recipe whose setting `then` names another one continues with that, from the best model of the stage before; its
-    folder is that of the first with "_stage2", "_stage3", ... added.
+    If a recipe's setting `then` names another recipe, training continues with it from the best model of the stage
+    before; its folder is that of the first stage with "_stage2", "_stage3", ... added.
 
     Args:
         recipe: a recipe's name, "module:function" of your own, the run.json of an earlier run, or a config; by default
@@ -58,7 +58,8 @@ def train(
         data: a folder of images and masks or of shards, a dataset.yaml, a list file, the address of a folder of shards,
             "synthetic" (the built-in scenes), or "module:Dataset"; by default the recipe's.
         operator: smoothing operator for the dilated convolutions, such as "ssc"; by default the recipe's.
-        settings: any others, for every stage; they win over the arguments before. With `resume` those of `ANYWHERE`.
+        settings: any other settings, for every stage; they win over the arguments above. With `resume` only those of
+            `ANYWHERE`.
         init: start from this model or run folder: its weights and, without a recipe, its network.
         out: the run folder; by default runs/NAME.
         resume: continue the run in this folder with its own settings, whichever stage was stopped; see `ANYWHERE`.

@@ -30,7 +30,7 @@ def write_shards(
 ) -> Index:
     """Write a dataset as shards that `degrid.open_dataset` and training read, as `degrid data shard` does.
 
-    Image files are copied where every reader sees the same pixels in them. Labels hold train ids; 255 is void. Shards
+    Image files are copied if every reader sees the same pixels in them. Labels hold train ids; 255 is void. Shards
     appear when they are complete, and shards.json, with the classes and counts, last; the same call after an
     interruption continues after the last complete shard.
 
@@ -41,14 +41,14 @@ def write_shards(
             keys of DeepLabV3-Tensorflow.
         size: bytes of a shard; at least one sample is in each.
         splits: to write; by default all.
-        shuffle: a seed: write the images in random order; None: in the order of the dataset, in which a training on
-            the shards is the same, step by step, as one on the dataset.
+        shuffle: a seed: write the images in random order; None: in the order of the dataset, so that training on the
+            shards is the same, step by step, as training on the dataset.
         progress: told how many samples of a split are written.
     Returns:
         What the folder holds.
     Raises:
-        UserError: an unknown kind; data that cannot be read or do not fit the kind; a folder with shards of other data
-            or of these splits.
+        UserError: an unknown kind; data that cannot be read or do not fit the kind; a folder that holds shards of other
+            data or of these splits.
     """
     if kind not in KINDS:
         raise unknown("kind of shards", kind, KINDS)

@@ -191,8 +191,8 @@ def check_data(
     Args:
         path: whatever `degrid.open_dataset` takes.
         progress: told how many samples have been read.
-        processes: how many read; None: one for each core, where there is enough to read. The report is the same.
-        accept: kinds of doubts that are no problem; see `degrid.data.formats.doubts`.
+        processes: how many read; None: one per core if there is enough to read. The report does not depend on it.
+        accept: kinds of doubts that are not problems; see `degrid.data.formats.doubts`.
     Raises:
         UserError: the dataset does not exist or its format is not recognised.
     """

@@ -24,16 +24,16 @@ FUSIONS = ("mean", "max")
 class InferenceOptions:
     """Test-time options: how often a network runs on an image, on which parts of it, and how the results are fused.
 
-    scales: of the image; 1 alone is the original one.
-    flip: also the mirrored image.
+    scales: of the image; a single 1 means the original size only.
+    flip: also use the mirrored image.
     fusion: "mean" of the probabilities (DeepLab v3, arXiv 1706.05587 section 4.1) or "max" of the logits (v2, arXiv
         1606.00915 section 4.1.2) over scales and flips.
     window: height and width of a window that slides over the image, in pixels; None: the whole image at once.
-    overlap: fraction of a window that the next one covers again, 0 to below 1.
-    memory: bytes that the process may take in all (on a GPU its tensors there), within 15 %: what it takes before the
+    overlap: fraction of a window that the next one covers as well, 0 to below 1.
+    memory: bytes that the process may use in total (on a GPU, its tensors there), within 15 %: what it uses before the
         first image, the network's copy, feature maps, scores and class ids; a larger image is processed in windows. The
-        program calls `degrid.engine.memory.settle_memory`, as the command line does. None: feature maps of four fifths
-        of the free memory, which is checked for images of more than 2 million pixels only.
+        program calls `degrid.engine.memory.settle_memory`, as the command line does. None: feature maps may take four
+        fifths of the free memory, which is checked only for images of more than 2 million pixels.
     crf: a dense conditional random field that refines the probabilities; None: none.
     smooth: for the frames of a video, the weight of the past in the exponential average of their class probabilities, 0
         (each frame on its own) up to below 1.

@@ -69,23 +69,23 @@ class Predictor:
     """Predict class ids with a model, one image at a time, as fast as the machine can; see `FastNetwork` for how.
 
     Args:
-        model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. Images are given
-            as uint8, or as floats to a network that refuses these; see `degrid.contracts.logits_of`
-            for what it may give. It is moved to the device, and in evaluation mode while it runs;
-            later changes of its weights have no effect here.
+        model: any module from RGB images [1,3,H,W] (0-255) to logits [1,C,h,w], or an exported model. It gets images as
+            uint8, or as floats if it refuses uint8; see `degrid.contracts.logits_of` for what it may return. It is
+            moved to the device, and is in evaluation mode while it runs; later changes of its weights have no effect
+            here.
         device: "auto", "cpu", "cuda", ...
         precision: "float32"; "bfloat16" (faster where the hardware has it, less exact); or "auto": bfloat16 where the
             hardware has it and it agrees with float32 on at least 99.5 % of the pixels of the first images.
         options: scales, flips, windows and CRF; by default the network runs once on the whole image.
         compiled: also use torch.compile, which needs a C++ compiler and some 20 seconds for each size of image.
-        whole: use windows only where the options ask for them, and not where memory is short, so that results do not
-            depend on it.
-        once: for one image in a program that ends then: by the network itself and PyTorch's own operations in float32,
-            since what makes later images faster takes longer than it saves.
+        whole: use windows only if the options ask for them, not because memory is short, so that results do not depend
+            on memory.
+        once: for a program that ends after one image: use the network itself and PyTorch's own operations in float32,
+            since preparing the fast copy would take longer than it saves.
     Attributes:
         network: how the network runs; str(network) says in which precision.
-        labels: the classes; None of a network that does not declare them.
-        bands: how image files become what the network takes.
+        labels: the classes; None if the network does not declare them.
+        bands: how image files become the network's input.
         num_classes: classes of the model's logits; None before the first image.
         windowed: images so far that were larger than a window.
         windows: the windows that slid over them, height and width.
