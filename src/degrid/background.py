@@ -1,6 +1,6 @@
-"""Work beside other work, in its order: what comes next is read ahead, and results are used behind.
+"""Work in the background, in order: inputs are read ahead, and results are handled while the next ones are computed.
 
-Threads are enough where libraries let go of Python's lock while they read, compress or count.
+Threads are enough where libraries release Python's lock while they read, compress or count.
 """
 
 from __future__ import annotations

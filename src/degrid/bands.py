@@ -1,4 +1,4 @@
-"""Images of science as the bytes that networks read: any number of bands, of any type, through a range of values."""
+"""Scientific images as the bytes that networks read: any number of bands, of any type, through a range of values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Cameras, streams and videos at an address, read as `degrid.video` reads files.
 
-Needs PyAV, which is imported where one is opened: `pip install degrid[video]`.
+Needs PyAV, which is imported when one is opened: `pip install degrid[video]`.
 """
 
 from __future__ import annotations

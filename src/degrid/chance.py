@@ -1,4 +1,4 @@
-"""Generators of random numbers: where they are, and how they are put back."""
+"""Random number generators: where they are, and how their states are restored."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class MultiScaleNetwork(SegmentationNetwork):
 
         Args:
             image: RGB [N,3,H,W], 0-255.
-            sizes: height and width for each of `scales`, in place of those that follow from the image.
+            sizes: height and width for each of `scales`, instead of those that follow from the image.
         """
         raise NotImplementedError
 

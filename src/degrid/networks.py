@@ -1,4 +1,4 @@
-"""Makes a network from settings, and smooths it."""
+"""Build a network from settings, and smooth it."""
 
 from __future__ import annotations
 

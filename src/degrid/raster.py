@@ -238,7 +238,7 @@ def read_bands(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _refuse_incomplete(path: str | os.PathLike[str]) -> None:
-    """GDAL reads zeros in place of parts that are missing, which takes minutes where the header claims a huge image."""
+    """GDAL reads zeros instead of missing parts, which takes minutes if the header claims a huge image."""
     header = tiff_header(path)
     if header is not None and not header.complete:
         raise UserError(

@@ -1,6 +1,6 @@
 """Videos: read frame by frame with their times, and written with the same times.
 
-Needs PyAV, which is imported where a video is opened: `pip install degrid[video]`.
+Needs PyAV, which is imported when a video is opened: `pip install degrid[video]`.
 """
 
 from __future__ import annotations

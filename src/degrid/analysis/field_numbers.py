@@ -1,4 +1,5 @@
-"""Receptive fields and maps of logits in numbers: the size of a field, its holes and grid, and what phases exchange."""
+"""Receptive fields and maps of logits in numbers: the size of a field, its holes and grid, and how much the phases
+exchange."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML pages that hold everything they show, and the way of a picture into a file or onto a page."""
+"""HTML pages that contain everything they show, and pictures written to a file or put on a page."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def plot_runs(
     Args:
         out: the folder to write to; made if need be.
         smooth: weight of the past in the average of the loss, 0 (no smoothing) up to below 1.
-        epoch_steps: optimiser steps per epoch, in place of what the runs say.
+        epoch_steps: optimiser steps per epoch, instead of what the runs say.
     Returns:
         The files written; the page is the last.
     Raises:

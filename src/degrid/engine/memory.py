@@ -1,4 +1,4 @@
-"""Memory of this process: what it may still take, and what it keeps. Imports no torch."""
+"""Memory of this process: how much it may still use, and what it keeps. Imports no torch."""
 
 from __future__ import annotations
 

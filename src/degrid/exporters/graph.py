@@ -1,4 +1,4 @@
-"""A network made ready for export: layers folded or in the form that tracers take, class ids at the image's size."""
+"""A network made ready for export: layers folded or in a form that tracers accept, class ids at the image's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX as the DNN module of OpenCV takes it."""
+"""ONNX in the form that OpenCV's DNN module accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX as the parser of TensorRT takes it."""
+"""ONNX in the form that TensorRT's parser accepts."""
 
 from __future__ import annotations
 

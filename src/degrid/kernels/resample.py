@@ -1,6 +1,6 @@
 """A part of an image, scaled and perhaps mirrored: Pillow's bilinear affine transform, but rounded, and faster.
 
-Pillow cuts the values to whole numbers, so that what was scaled is half a grey level darker than what was not.
+Pillow truncates the values to whole numbers, so that scaled images are half a grey level darker than others.
 """
 
 from __future__ import annotations

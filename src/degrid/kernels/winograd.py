@@ -8,7 +8,7 @@ the best on large maps. Where the rate is at least half the map, no phase has mo
 zeros around, 3 products give both, instead of 4.
 
 The largest error in float32 is 1e-5 to 2e-5 of the largest output of the same tile; the direct convolution's is 1e-6 of
-the output itself. So beside a pixel of 10,000 times the size of the others, outputs that it does not reach are off by
+the output itself. So next to a pixel 10,000 times as large as the others, outputs that it does not reach are off by
 some percent of their own size. A NaN or an infinity in the input reaches all outputs of each tile that reads it. There
 is no gradient.
 

@@ -122,7 +122,7 @@ class ASPP(nn.Module, WithPlainForm):
         dropout: fraction of values dropped after the projection, 0 to 1.
         separable: depthwise-separable 3x3 branches.
         relu: False leaves out the ReLU after each batch norm.
-        branch: makes the 3x3 branches, in place of `conv_norm_relu`.
+        branch: makes the 3x3 branches, instead of `conv_norm_relu`.
         project: side of the projection's kernel.
         window, resize: see `ImagePooling`.
     Source: DeepLab v3 (arXiv 1706.05587) section 3.3.

@@ -1,4 +1,4 @@
-"""Batch norm that stays as it was loaded, computed as part of the convolution before it."""
+"""Frozen batch norm, computed as part of the convolution before it."""
 
 from __future__ import annotations
 

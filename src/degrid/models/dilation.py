@@ -1,4 +1,4 @@
-"""Dilation in place of strides, for any convolutional network whose weights keep their meaning under it."""
+"""Dilation instead of strides, for any convolutional network whose weights keep their meaning under it."""
 
 from __future__ import annotations
 

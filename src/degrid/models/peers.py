@@ -1,4 +1,4 @@
-"""Encoders that other projects changed, so that the weights they trained keep their meaning."""
+"""Encoders as other projects changed them, so that the weights trained there keep their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of timm whose features have the wanted stride, which is measured before they are used."""
+"""timm networks whose features have the wanted stride, which is measured before they are used."""
 
 from __future__ import annotations
 

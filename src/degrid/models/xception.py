@@ -1,4 +1,4 @@
-"""Xception as projects that re-implement DeepLab build it: five networks, of which none is the one in timm."""
+"""Xception as projects that re-implement DeepLab build it: five networks, none of which is the one in timm."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A server for trying models on one's own photographs: a REST interface, and a page that uses it."""
+"""A server for trying models on your own photographs: a REST interface, and a page that uses it."""

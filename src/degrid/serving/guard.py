@@ -1,4 +1,4 @@
-"""What stands before the server's answers: who may ask, how much, and how many at a time."""
+"""The server's access checks and limits: who may send requests, how large, and how many at a time."""
 
 from __future__ import annotations
 

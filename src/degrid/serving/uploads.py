@@ -1,4 +1,4 @@
-"""What arrives as a file: only images are taken, and only of a size that the server is willing to decode."""
+"""Uploaded files: only images are accepted, and only up to the size that the server is willing to decode."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class _Direct(SmoothedLayer):
     convolve: Any
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N,C,H,W] -> [N,out,H,W]; or without N. One axis or three in place of H and W where the layer has them."""
+        """[N,C,H,W] -> [N,out,H,W]; or without N. One or three axes instead of H and W if the layer has them."""
         x = input  # called so by nn.Conv2d
         if x.is_quantized:
             return _requantised(self.forward, x)

@@ -1,4 +1,4 @@
-"""degrid.collect: pack what is worth keeping of runs."""
+"""degrid.collect: pack the parts of runs that are worth keeping."""
 
 from __future__ import annotations
 

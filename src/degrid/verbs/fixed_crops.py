@@ -92,7 +92,7 @@ class _Reached(Exception):  # noqa: N818 - the forward pass has gone as far as i
 
 
 class Replay(nn.Module):
-    """A network whose frozen stages give what they gave before, in place of computing it.
+    """A network whose frozen stages return their earlier outputs instead of computing them.
 
     Args:
         model: frozen by `freeze_stages`, on the device where it is to train.

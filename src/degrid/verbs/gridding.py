@@ -1,4 +1,4 @@
-"""degrid.gridding: whether a network sees a grid, into how many networks it falls apart, and what would mend it."""
+"""degrid.gridding: whether a network suffers from gridding, how many networks it splits into, and what would help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give models away, and take those of others: with a card, through the Hugging Face hub."""
+"""Publish models with a card, and fetch published ones, through the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""degrid.launch: a training as a job of a cluster, in one script that can be read, kept and submitted."""
+"""degrid.launch: a training run as a cluster job, in one script that can be read, kept and submitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks and images that verbs look into, beside those that predict."""
+"""The networks and images for the verbs that inspect networks."""
 
 from __future__ import annotations
 

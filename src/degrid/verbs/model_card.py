@@ -1,4 +1,4 @@
-"""What a published model says of itself: card.json for programs, and the README.md made from it for people."""
+"""What a published model says about itself: card.json for programs, and the README.md made from it for people."""
 
 from __future__ import annotations
 

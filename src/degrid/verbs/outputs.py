@@ -1,4 +1,4 @@
-"""The files that a prediction leaves on disk, for oneself or for the test servers of PASCAL VOC and Cityscapes."""
+"""The files that a prediction leaves on disk, for the user or for the test servers of PASCAL VOC and Cityscapes."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class _Places:
         )
 
     def check(self) -> None:
-        """Refuse to replace what is no result of an earlier run.
+        """Refuse to replace anything but the result of an earlier run.
 
         Raises:
             UserError: there is such a file.

@@ -1,4 +1,4 @@
-"""One page on a model, or on several beside one another, as `degrid report` writes it."""
+"""One page on a model, or on several side by side, as `degrid report` writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings of a run stand for: the checks before it begins, and the parts that they name."""
+"""The settings of a run: checked before it begins, and turned into the parts that they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often each class of a dataset comes, and the class weights that follow from it."""
+"""How often each class of a dataset occurs, and the class weights that follow from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""degrid.study: the same trainings with every operator and many seeds, and what the differences amount to."""
+"""degrid.study: the same training with every operator and many seeds, and how large the differences are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study found: per cell its mean and spread, its difference to the first cell, and what it cost."""
+"""What a study found: per cell its mean and spread, its difference from the first cell, and its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset in, few large files out: degrid.write_shards, and single TFRecord files."""
+"""A dataset in, a few large files out: degrid.write_shards, and single TFRecord files."""
 
 from __future__ import annotations
 

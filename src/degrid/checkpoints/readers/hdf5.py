@@ -1,4 +1,4 @@
-"""HDF5 as Keras writes it: groups and datasets of numbers that lie in one piece.
+"""HDF5 as Keras writes it: groups and contiguous datasets of numbers.
 
 Layout: The HDF Group, "HDF5 File Format Specification", version 3.0; sections are given below.
 """

@@ -1,4 +1,4 @@
-"""Files that are taken for checkpoints and are something else: what each is, and what to do instead."""
+"""Files that are mistaken for checkpoints: what each really is, and what to do instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seam for files: a reader says which files are of its kind, and takes the tensors out of them."""
+"""The seam for files: a reader says which files are of its kind, and extracts their tensors."""
 
 from __future__ import annotations
 

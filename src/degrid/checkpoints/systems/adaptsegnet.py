@@ -1,4 +1,4 @@
-"""AdaptSegNet, ADVENT and what came from them: DeepLab v2 in PyTorch, with a second classifier in training."""
+"""AdaptSegNet, ADVENT and their descendants: DeepLab v2 in PyTorch, with a second classifier in training."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _check(tensors: Tensors) -> None:
     """
     start = "this model of research/deeplab has"
     if first_match(tensors, "meta_architecture/.*"):
-        raise ConversionError(f"{start} a dense prediction cell in place of ASPP, which degrid does not have")
+        raise ConversionError(f"{start} a dense prediction cell instead of ASPP, which degrid does not have")
     if "aspp0/weights" not in tensors or "image_pooling/weights" not in tensors:
         raise ConversionError(f"{start} no image pooling or no ASPP; degrid converts those that have both")
     if "decoder/feature_projection0/weights" not in tensors:

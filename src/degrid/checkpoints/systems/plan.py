@@ -1,4 +1,4 @@
-"""The seam for checkpoints of other programs: a system says what is its own, and where each tensor goes."""
+"""The seam for checkpoints of other programs: a system says which files are its own, and where each tensor goes."""
 
 from __future__ import annotations
 

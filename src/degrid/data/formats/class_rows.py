@@ -1,4 +1,4 @@
-"""The classes, and the rule for reading their masks, out of the rows of a table of classes."""
+"""The classes, and the rule for reading their masks, from the rows of a table of classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a table of classes out of text: columns with a header, or lines of names with ids and colours."""
+"""Rows of a table of classes from text: columns with a header, or lines of names with ids and colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a table of classes out of JSON and YAML, in the forms in which people and programs write them."""
+"""Rows of a table of classes from JSON and YAML, in the forms in which people and programs write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are in two splits: the same file, or a copy of it: under another name, compressed anew, or changed."""
+"""Images that are in two splits: the same file, or a copy under another name, recompressed, or altered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doubts about what the values in masks mean: what `degrid data check` calls a problem, and what training stops at."""
+"""Doubts about what the values in masks mean: what `degrid data check` calls a problem, and what stops training."""
 
 from __future__ import annotations
 

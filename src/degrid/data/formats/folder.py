@@ -237,7 +237,7 @@ class Folders(DataFormat):
 
 
 def with_masks(path: Path, masks: Path) -> Layout | None:
-    """What `Folders` finds, with masks in a folder of another name; None where there is no folder of images."""
+    """What `Folders` finds, with masks in a folder of another name; None if there is no folder of images."""
     images = called(path, IMAGE_FOLDERS)
     return _of_folders(path, images[0], masks) if images else None
 

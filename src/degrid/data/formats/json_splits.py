@@ -1,4 +1,4 @@
-"""Splits that a JSON file names, as programs and people write them."""
+"""Splits defined in a JSON file, in the forms that programs and people write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that are the same though their files differ: in another format, compressed once more, or turned."""
+"""Images that are the same although their files differ: in another format, recompressed, or rotated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are changed copies of one photograph, as their names say: what augmentation wrote to disk."""
+"""Which images are, by their names, altered copies of one photograph, such as augmentation writes to disk."""
 
 from __future__ import annotations
 

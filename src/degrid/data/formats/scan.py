@@ -1,4 +1,5 @@
-"""What the values in a dataset's masks mean: the classes as the user says, or else as the masks look."""
+"""What the values in a dataset's masks mean: the classes that the user defines, or else those inferred from the
+masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recognised and cannot be trained on: what it is, and the way on."""
+"""Data that are recognised but cannot be trained on: what they are, and what to do instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A picture of what was understood: images with their labels, how often each class occurs, and from which values."""
+"""A picture of the data as degrid understands them: images with their labels, how often each class occurs, and from
+which values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read one sample and say what is in it, in a few numbers that can be sent from process to process."""
+"""Read one sample and summarise it in a few numbers that can be sent between processes."""
 
 from __future__ import annotations
 

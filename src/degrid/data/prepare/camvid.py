@@ -1,4 +1,4 @@
-"""Make CamVid's original files ready to train on: 11 classes made of 32, and the usual split."""
+"""Make CamVid's original files ready to train on: 11 classes made from 32, and the usual split."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""Shards: many samples in one file (tar files of WebDataset, TFRecord files), read by position, here or from afar."""
+"""Shards: many samples in one file (tar files of WebDataset, TFRecord files), read by position, locally or from a
+server."""

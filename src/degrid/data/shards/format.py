@@ -1,4 +1,4 @@
-"""Shards as datasets: those that `degrid data shard` writes, here or behind an address, and other tar files."""
+"""Shards as datasets: those that `degrid data shard` writes, local or at a URL, and other tar files."""
 
 from __future__ import annotations
 

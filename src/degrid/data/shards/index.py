@@ -1,6 +1,6 @@
-"""What lies where in shards: shards.json beside them, with the classes, and for each shard FILE a FILE.json.
+"""The positions of samples in shards: shards.json beside them, with the classes, and for each shard FILE a FILE.json.
 
-Names in tar files of WebDataset: a sample's files share a name up to its first dot, and differ behind it.
+Names in tar files of WebDataset: a sample's files share a name up to its first dot, and differ after it.
 """
 
 from __future__ import annotations

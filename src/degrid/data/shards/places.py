@@ -1,4 +1,4 @@
-"""Files in a folder or behind an address (https://, s3://, ...) that fsspec opens: their sizes, and parts of them."""
+"""Files in a folder or at a URL (https://, s3://, ...) that fsspec opens: their sizes, and parts of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample in a shard, read by its place."""
+"""A sample in a shard, read by its position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries as degrid's own: uint8 images in, one tensor of logits out."""
+"""Networks of other libraries in the form of degrid's own: uint8 images in, one tensor of logits out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of predictors, scales, flips, a sliding window and a CRF, and what they give. Imports no torch."""
+"""The test-time options of predictors (scales, flips, a sliding window, a CRF), and their results. Imports no torch."""
 
 from __future__ import annotations
 

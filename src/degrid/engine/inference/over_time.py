@@ -1,4 +1,4 @@
-"""Class ids of the frames of a video, steadied over time."""
+"""Class ids of the frames of a video, smoothed over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who learns from which images, where workers may be lost while they do."""
+"""Which worker learns from which images, even if workers are lost meanwhile."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Published benchmarks: their classes, and the layouts in which they are handed out."""
+"""Published benchmarks: their classes, and the layouts in which they are distributed."""

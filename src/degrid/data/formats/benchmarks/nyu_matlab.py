@@ -1,4 +1,4 @@
-"""NYU Depth v2 as it is handed out: one file of MATLAB with all images, and the files that group its 894 classes."""
+"""NYU Depth v2 as it is distributed: one MATLAB file with all images, and the files that group its 894 classes."""
 
 from __future__ import annotations
 

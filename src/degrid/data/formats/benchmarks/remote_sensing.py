@@ -1,4 +1,4 @@
-"""Benchmarks of pictures from above: LoveDA, DeepGlobe, and ISPRS' Potsdam and Vaihingen."""
+"""Benchmarks of aerial and satellite images: LoveDA, DeepGlobe, and ISPRS' Potsdam and Vaihingen."""
 
 from __future__ import annotations
 

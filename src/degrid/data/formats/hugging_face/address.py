@@ -1,4 +1,4 @@
-"""How a dataset of Hugging Face is named: hf:NAME_OR_FOLDER?key=value&..."""
+"""How a Hugging Face dataset is named: hf:NAME_OR_FOLDER?key=value&..."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Address:
     Attributes:
         name: on the hub, or a folder.
         options: image and mask: columns; config and revision: of a dataset on the hub; streaming: how many samples of
-            each split are fetched, in place of everything.
+            each split are fetched, instead of everything.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Opening datasets of Hugging Face."""
+"""Opening Hugging Face datasets."""
 
 from __future__ import annotations
 

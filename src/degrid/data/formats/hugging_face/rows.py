@@ -1,4 +1,4 @@
-"""The samples in a dataset of Hugging Face."""
+"""The samples of a Hugging Face dataset."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Polygons and run-length codes as pixels: what annotation tools store in place of masks."""
+"""Polygons and run-length codes as pixels: what annotation tools store instead of masks."""

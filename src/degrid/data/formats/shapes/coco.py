@@ -1,4 +1,4 @@
-"""The segmentation of an annotation of COCO, as pixels."""
+"""The segmentation of a COCO annotation, as pixels."""
 
 from __future__ import annotations
 

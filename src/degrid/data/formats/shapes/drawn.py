@@ -1,4 +1,4 @@
-"""Samples whose label is drawn when it is read, out of the shapes in a file."""
+"""Samples whose label is drawn, when it is read, from the shapes in a file."""
 
 from __future__ import annotations
 

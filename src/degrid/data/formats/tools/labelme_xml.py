@@ -1,6 +1,7 @@
 """The XML files of LabelMe, MIT's web tool, as CVAT and Datumaro write them, too ("LabelMe 3.0").
 
-Source: LabelMe's description of its annotations, and the exporter of Datumaro 1.13.12. It is another tool than labelme.
+Source: LabelMe's description of its annotations, and the exporter of Datumaro 1.13.12. It is not the same tool as
+    labelme.
 """
 
 from __future__ import annotations
