@@ -1,5 +1,4 @@
-"""Receptive fields and maps of logits in numbers: the size of a field, its holes and grid, and how much the phases
-exchange."""
+"""Receptive fields and logits in numbers: the size of a field, its holes and grid, and the exchange of phases."""
 
 from __future__ import annotations
 

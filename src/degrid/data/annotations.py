@@ -1,5 +1,4 @@
-"""Regions written as files of annotation tools, to be corrected there: one class, and one row of `TOOLS`, for each
-tool.
+"""Regions written as files of annotation tools, to be corrected there: one class and one row of `TOOLS` per tool.
 
 Where a file names an image, it is the path below the folder that was searched, as the tools know uploaded images.
 """

@@ -1,6 +1,8 @@
-"""The same work on many items, in order, by several processes. The other processes are plain Python programs that get
-their tasks through pipes. Unlike a fork they are safe beside threads, and unlike those of `multiprocessing` they never
-run the user's script again, so that it needs no `if __name__ == "__main__"`.
+"""The same work on many items, in order, by several processes.
+
+The other processes are plain Python programs that get their tasks through pipes. Unlike a fork they are safe beside
+threads, and unlike those of `multiprocessing` they never run the user's script again, so that it needs no `if __name__
+== "__main__"`.
 """
 
 from __future__ import annotations

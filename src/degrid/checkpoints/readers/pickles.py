@@ -1,8 +1,9 @@
-"""Dictionaries of arrays from pickles, without running anything in the pickle. Python's unpickler calls whatever the
-file names, and numpy's arrays trust the sizes that it states. Here the opcodes are read as a description: a few names
-are understood, nothing is called, and arrays are made from checked bytes. What a program keeps beside its weights
-(scores, arguments, loggers, an optimiser) stays an `Opaque` and is left out. An unpickler with a list of allowed names
-would not keep these guarantees (docs/log.md).
+"""Dictionaries of arrays from pickles, without running anything in the pickle.
+
+Python's unpickler calls whatever the file names, and numpy's arrays trust the sizes that it states. Here the opcodes
+are read as a description: a few names are understood, nothing is called, and arrays are made from checked bytes. What a
+program keeps beside its weights (scores, arguments, loggers, an optimiser) stays an `Opaque` and is left out. An
+unpickler with a list of allowed names would not keep these guarantees (docs/log.md).
 Opcodes: `Lib/pickletools.py`; state of an array: `numpy.ndarray.__reduce__`.
 """
 

@@ -535,8 +535,8 @@ def _apart(image: str, mask: str) -> str:
     ours, theirs = [header.corners for header in headers] if len(headers) > 1 else (None, None)
     if ours and theirs and any(abs(one - other) > _off(ours) for one, other in zip(ours, theirs, strict=True)):
         return (
-            f"{image} and its mask {mask} are of other places on the map: {_shown(ours)} and {_shown(theirs)} (x and y "
-            "of the first and of the last corner); cut them at the same lines"
+            f"{image} and its mask {mask} are of different places on the map: {_shown(ours)} and {_shown(theirs)} (x "
+            "and y of the first and of the last corner); cut them along the same lines"
         )
     return ""
 

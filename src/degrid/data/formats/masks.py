@@ -247,7 +247,7 @@ def _expected_ids(known: list[int], unknown: list[int | Color], rule: MaskRule) 
     if first_is_1 and unknown == [0]:
         mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0, or "void: [0]" if 0 is none'
         return f"1 to {len(known)}{said}", mend
-    return f"{some(known, 6) or 'colours'}{said}", f"give more classes, list what is none as void: {unknown[:1]}"
+    return f"{some(known, 6) or 'colours'}{said}", f"give more classes, list what is not a class as void: {unknown[:1]}"
 
 
 def _threshold_between(unknown: dict[int | Color, int]) -> str:

@@ -1,5 +1,4 @@
-"""What the values in a dataset's masks mean: the classes that the user defines, or else those inferred from the
-masks."""
+"""What the values in a dataset's masks mean: the user's classes, or else those inferred from the masks."""
 
 from __future__ import annotations
 

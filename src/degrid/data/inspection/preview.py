@@ -1,5 +1,4 @@
-"""A picture of the data as degrid understands them: images with their labels, how often each class occurs, and from
-which values."""
+"""A picture of the data as degrid reads them: images with labels, how often each class occurs, from which values."""
 
 from __future__ import annotations
 

@@ -1,2 +1,1 @@
-"""Shards: many samples in one file (tar files of WebDataset, TFRecord files), read by position, locally or from a
-server."""
+"""Shards: many samples in one file (tar files of WebDataset, TFRecord files), read by position, locally or remotely."""
