@@ -157,7 +157,7 @@ def test_one_class_has_no_trimap_and_widths_rise():
     counts.update(torch.zeros(9, 9, dtype=torch.uint8), torch.zeros(9, 9, dtype=torch.uint8))
     assert [(point.pixels, point.miou) for point in counts.curve()] == [(0, 0), (0, 0)]
     for widths in ((), (0, 1), (2, 1), (1, 1)):
-        with pytest.raises(UserError, match="rising"):
+        with pytest.raises(UserError, match="increasing"):
             TrimapCounts(2, widths)
 
 

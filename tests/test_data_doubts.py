@@ -575,7 +575,7 @@ def test_ids_that_were_scaled_with_smoothing(tmp_path):
     scaled = [mask.resize((160, 120), Image.Resampling.BILINEAR) for mask in masks]
     put(tmp_path, scaled, "\n".join(f"c{k}" for k in range(21)))
     assert kinds(tmp_path) == ["grey-edges"]
-    assert "make them again without (nearest neighbour)" in check_data(tmp_path).problems[0]
+    assert "make them again without that (nearest neighbour)" in check_data(tmp_path).problems[0]
 
 
 @pytest.mark.parametrize("names", [None, "\n".join("abcdefgh")])

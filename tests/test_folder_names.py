@@ -133,7 +133,7 @@ def test_val_without_masks_is_not_replaced_by_a_part_of_train(tmp_path, images, 
     pair(tmp_path / images.format("val", 7), tmp_path / expected, 7)
     assert found(tmp_path) == {"train": [*range(5)], "val": [7]}  # the message names a place that is read
     (tmp_path / expected).unlink()
-    problem = next(problem for problem in check_data(tmp_path).problems if "1 image without mask" in problem)
+    problem = next(problem for problem in check_data(tmp_path).problems if "1 image without a mask" in problem)
     assert problem.endswith(f"{tmp_path / images.format('val', 7)} (expected {tmp_path / expected})")
     with pytest.raises(UserError, match="1 of 1 images in the split.*have no mask"):
         open_dataset(tmp_path, "val")
@@ -186,7 +186,7 @@ def test_val_that_vocs_lists_name_without_masks(tmp_path):
         (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(numbers))
     assert check_data(tmp_path).ok
     (tmp_path / "SegmentationClass/4.png").unlink()
-    assert "1 image without mask" in check_data(tmp_path).problems[0]
+    assert "1 image without a mask" in check_data(tmp_path).problems[0]
     with pytest.raises(UserError, match="1 of 1 images in the split"):
         open_dataset(tmp_path, "val")
 

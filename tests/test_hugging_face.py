@@ -304,7 +304,7 @@ def test_a_choice_of_columns_is_said():
         ({"a": "I", "b": "I"}, {}, r'no column that looks like masks; .*say so: "hf:x\?mask=b"'),
         ({"a": "I", "b": "I", "mask": "I"}, {}, "several columns that could be images"),
         ({"mask": "I"}, {}, "no column of images beside the masks"),
-        ({"image": "I", "mask": "I"}, {"mask": "msak"}, r'"msak" is no column of masks. Did you mean "mask"\?'),
+        ({"image": "I", "mask": "I"}, {"mask": "msak"}, r'"msak" is not a column of masks. Did you mean "mask"\?'),
     ],
 )
 def test_columns_that_are_not_there(kinds, given, message):

@@ -219,7 +219,7 @@ def test_class_names_in_the_folder_of_each_split(tmp_path):
     check(tmp_path, pairs)
     assert open_dataset(tmp_path).labels.names == names
     (tmp_path / "val" / "class_names.txt").write_text("\n".join(reversed(names)))
-    with pytest.raises(UserError, match=r"train/class_names.txt and .*val/class_names.txt name other classes"):
+    with pytest.raises(UserError, match=r"train/class_names.txt and .*val/class_names.txt name different classes"):
         open_dataset(tmp_path)
 
 

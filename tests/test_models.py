@@ -503,7 +503,7 @@ def test_unusable_weight_files(tmp_path):
         read_weights(tmp_path / "none.pth")
     for name in ("a.pth", "a.safetensors"):
         (tmp_path / name).write_bytes(b"\0garbage")
-        with pytest.raises(UserError, match="of no known kind"):
+        with pytest.raises(UserError, match="of an unknown kind"):
             read_weights(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds a list.* expected a state dict"):

@@ -236,7 +236,7 @@ def test_names_as_long_as_names_can_be(name):
     assert {file.name for file in Path("out").iterdir()} == {f"{name}.png", f"{name}.overlay.jpg", "summary.json"}
     longer = f"{name}bb"[: 255 - len(name.encode()) + len(name)]
     picture(Path("more/x.png")).rename(Path("more", f"{longer}.png"))
-    with pytest.raises(UserError, match=r"has 24[45] bytes, and its results \(\.overlay\.jpg\) may have 255: call the"):
+    with pytest.raises(UserError, match=r"has 24[45] bytes, and its results \(\.overlay\.jpg\) may have 255: give the"):
         degrid.predict(Red(), "more", "out", device="cpu")
 
 

@@ -66,7 +66,7 @@ def test_splits_are_kept_without_the_table(root):
 
 def test_tables_that_disagree_or_are_of_another_form(root):
     (root / "valid" / "_classes.csv").write_text(TABLE.replace("crack", "hole"))
-    with pytest.raises(UserError, match="test/_classes.csv and .*valid/_classes.csv name other classes"):
+    with pytest.raises(UserError, match="test/_classes.csv and .*valid/_classes.csv name different classes"):
         open_dataset(root)
     (root / "test" / "_classes.csv").write_text("id,name\n0,a\n")
     with pytest.raises(UserError, match="expected the columns Pixel Value, Class; got id, name"):

@@ -63,8 +63,7 @@ def train(
         init: start from this model or run folder: its weights and, without a recipe, its network.
         out: the run folder; by default runs/NAME.
         resume: continue the run in this folder with its own settings, whichever stage was stopped; see `ANYWHERE`.
-        start_iteration: with `resume`, continue from this validation of the first stage, counted from 1;
-            `train.keep_checkpoints` keeps their states.
+        start_iteration: with `resume`, go on from this validation of the first stage, from 1; see keep_checkpoints.
         progress: called after every step and every validated image.
         tell: called with sentences for people: what is trained, what was decided for you, how validations went.
     Raises:
