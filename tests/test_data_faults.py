@@ -208,7 +208,11 @@ def test_black_and_white_masks_do_not_fit_ids_from_1(tmp_path):
     (tmp_path / "classes.csv").write_text("id,name\n1,a\n2,b\n")
     (problem,) = [problem for problem in check_data(tmp_path).problems if "unknown" in problem]
     assert "has the ids 0; expected 1 to 2, as classes.csv says, or 255 (void)" in problem
-    assert 'write "ids: [0, 1]" if the masks count from 0' in problem
+    assert 'write "ids: [0, 1]" if the masks count from 0, "ids: [0, 255]" if they are black and white, or' in problem
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 255]\n")
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.labels.names == ("a", "b")
+    assert all(torch.equal(sample.label, torch.from_numpy(MASK > 0).to(torch.uint8)) for sample in dataset)
 
 
 def test_voc_of_any_year_and_labelmes_export(tmp_path):

@@ -245,7 +245,8 @@ def _expected_ids(known: list[int], unknown: list[int | Color], rule: MaskRule) 
         more = " (the first one is that of id 0, which is often background)" if of_0 else ""
         return f"0 to {len(known) - 1}", f"give more classes{more}"
     if first_is_1 and unknown == [0]:
-        mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0, or "void: [0]" if 0 is none'
+        white = ', "ids: [0, 255]" if they are black and white' if len(known) == 2 else ""
+        mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0{white}, or "void: [0]" if 0 is none'
         return f"1 to {len(known)}{said}", mend
     return f"{some(known, 6) or 'colours'}{said}", f"give more classes, list what is not a class as void: {unknown[:1]}"
 
