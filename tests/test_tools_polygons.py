@@ -167,6 +167,17 @@ def test_a_json_per_split_folder(tmp_path):
     prepared(tmp_path, tmp_path / "elsewhere" / "masks", "val")
 
 
+def test_a_category_0_without_objects_in_a_file_of_other_languages(tmp_path):
+    """The beginning, in which Roboflow would name itself, ends within a letter of three bytes."""
+    for shift in range(3):
+        file = tmp_path / "a.json"
+        categories = ((0, "thing"), (1, "car"), (2, "sign"))
+        coco(file, ["0.png"], categories, info={"description": "x" * shift + "路" * 2000})
+        file.write_bytes(json.dumps(json.loads(file.read_text()), ensure_ascii=False).encode())
+        put_image(tmp_path / "0.png")
+        assert open_dataset(tmp_path).labels.names == ("background", "thing", "car", "sign")
+
+
 def test_polygons_of_segments_ai(tmp_path):
     """Its export of vector labels to COCO's form writes pairs under points, and no segmentation."""
     put_image(tmp_path / "0.png")
