@@ -227,6 +227,7 @@ def via_table(folder):
         (of_tool("b.png.json", {"instances": [{"className": "a"}]}), "b.png.json is SuperAnnotate's own form of JSON"),
         (of_tool("a.json", [{"labels": [{"jsonResponse": {}}]}]), "a.json is Kili's own form of JSON, which is not"),
         (of_tool("a.json", [{"data_units": {"featureHash": "x"}}]), "a.json is Encord's own form of JSON"),
+        (of_tool("a.json", {"annotations": [{"slot_names": ["0"]}]}), "a.json is Darwin's own form of JSON"),
         (
             of_tool("a.json", {"export_format_version": "1.1", "label_classes": []}),
             "a.json is Hasty's own form of JSON",

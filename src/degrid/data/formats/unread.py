@@ -48,6 +48,7 @@ _OF_TOOLS = {
     "Encord": (b'"featureHash"',),
     "Hasty": (b'"export_format_version"', b'"label_classes"'),
     "Dataloop": (b'"annotations"', b'"datasetId"'),
+    "Darwin": (b'"annotations"', b'"slot_name'),
 }
 """What the JSON files of annotation tools hold that are not read, since their programs export COCO's, too."""
 _OF_HDF5 = 'one file for each image: Image.fromarray(h5py.File("a.{0}")["images"][0]).save("images/0.png")'
