@@ -186,7 +186,7 @@ def test_names_that_are_numbered_from_1_for_masks_that_count_from_0(tmp_path, fo
     names = ("background", "road", "car")
     put(tmp_path, [stripes(0, 1)] * 3, "\n".join(form.format(*row) for row in enumerate(names, 1)))
     assert "expected 1 to 3, as classes.txt says, or 255 (void)" in check_data(tmp_path).problems[0]
-    with pytest.raises(UserError, match=r'write "ids: \[0, 1, 2\]" if the masks count from 0, or "void: \[0\]"'):
+    with pytest.raises(UserError, match=r'write "ids: \[0, 1, 2\]" if the masks count from 0, or write "void: \[0\]"'):
         open_dataset(tmp_path)[0]
     (tmp_path / "dataset.yaml").write_text("ids: [0, 1, 2]\n")
     assert shares(tmp_path) == {"background": 0.5, "road": 0.5, "car": 0, "void": 0}
@@ -898,8 +898,10 @@ def test_several_masks_of_one_image(tmp_path):
             (tmp_path / "masks" / name).mkdir(exist_ok=True)
             (tmp_path / "masks" / name / mask).write_bytes((tmp_path / "masks" / mask).read_bytes())
         (tmp_path / "masks" / mask).unlink()
-    notes = check_data(tmp_path).notes
-    assert any("0 has several masks (crack/0.png, hole/0.png), perhaps one for each class" in note for note in notes)
+    said = "0 has several masks (crack/0.png, hole/0.png): if there is one for each class, join them into one mask"
+    assert any(said in note for note in check_data(tmp_path).notes)
+    with pytest.raises(UserError, match=f"have no mask.*; {re.escape(said)}.*; if each is by somebody else, keep one"):
+        open_dataset(tmp_path)
 
 
 def test_what_lies_beside_colour_masks_is_said(tmp_path):

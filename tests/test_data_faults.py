@@ -208,11 +208,19 @@ def test_black_and_white_masks_do_not_fit_ids_from_1(tmp_path):
     (tmp_path / "classes.csv").write_text("id,name\n1,a\n2,b\n")
     (problem,) = [problem for problem in check_data(tmp_path).problems if "unknown" in problem]
     assert "has the ids 0; expected 1 to 2, as classes.csv says, or 255 (void)" in problem
-    assert 'write "ids: [0, 1]" if the masks count from 0, "ids: [0, 255]" if they are black and white, or' in problem
+    assert 'write "ids: [0, 255]" if the masks are black and white, or write "void: [0]" if 0 is not a class' in problem
     (tmp_path / "dataset.yaml").write_text("ids: [0, 255]\n")
     dataset = open_dataset(tmp_path, "train")
     assert dataset.labels.names == ("a", "b")
     assert all(torch.equal(sample.label, torch.from_numpy(MASK > 0).to(torch.uint8)) for sample in dataset)
+
+
+def test_ids_from_1_beside_0(root):
+    (root / "classes.csv").write_text("id,name\n1,a\n2,b\n")
+    with pytest.raises(UserError, match=r'as classes.csv says,.*; give id 0 a class, or write "void: \[0\]" if 0'):
+        open_dataset(root)[0]
+    (root / "dataset.yaml").write_text("void: [0]\n")
+    assert open_dataset(root)[0].label.unique().tolist() == [0, 1, IGNORE_INDEX]
 
 
 def test_voc_of_any_year_and_labelmes_export(tmp_path):
@@ -334,13 +342,29 @@ def test_yaml_with_a_list_of_names(root):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.lst", "images/x3.png masks/x3.png\nimages/x1.png masks/x1.png\n"),
+        ("a.CSV", "image,mask\nimages/x3.png,masks/x3.png\nimages/x1.png,masks/x1.png\n"),
+        ("a.csv", "image\nx3\nx1\n"),
+    ],
+)
+def test_yaml_with_a_list_of_any_ending(root, name, text):
+    (root / name).write_text(text)
+    (root / "dataset.yaml").write_text(f"train: {name}\nclasses: [a, b]\nignore_index: 2\n")
+    assert [found.rpartition("/")[2] for found in names(root)] == ["x3", "x1"]
+    assert open_dataset(root)[0].label.unique().tolist() == [0, 1, IGNORE_INDEX]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ids: [1, 2]", "ids lists 2 values for 3 classes"),
         ("ids: 3", "ids must be a table from raw ids to classes"),
         ("ids: {a: 0}", "expected a raw id and a class"),
         ("ids: {1: true}", "expected a raw id and a class"),
-        ("void: [a]", "a colour is three whole numbers"),
+        ("void: [a]", r"void lists raw ids and colours, such as \[0, \[128, 64, 128\]\]; got 'a'"),
+        ("ignore_index: 1", '1 is void, and also the class "b"'),
         ("names: [x]", '"names" is another word for "classes", which is also given'),
         ("void: [[1, 2, 300]]", "a colour is three whole numbers"),
         ("void: 1", '1 is void, and also the class "b"; keep one of the two; or number the classes yourself'),

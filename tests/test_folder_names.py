@@ -283,7 +283,7 @@ def test_masks_in_a_folder_for_each_image(tmp_path):
         pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}/road.png", k)
         pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}/car.png", k)
     assert any(
-        "0 has several masks (0/car.png, 0/road.png), perhaps one for each class" in n
+        "0 has several masks (0/car.png, 0/road.png): if there is one for each class" in n
         for n in check_data(tmp_path).notes
     )
 

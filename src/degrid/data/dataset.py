@@ -13,6 +13,7 @@ import numpy as np
 from degrid.arguments import checked
 from degrid.bands import find_bands, thinned, without_data
 from degrid.data.formats.doubts import stop_at_doubts
+from degrid.data.formats.folder import SEVERAL_MASKS
 from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.layout import BY_NAME, SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, unknown_message
@@ -119,7 +120,7 @@ def _train_ids(source: Source, rule: MaskRule, raw: np.ndarray, empty: np.ndarra
     if empty is not None:
         ids[empty] = IGNORE_INDEX
     if unknown:
-        raise UserError(unknown_message(source.places()[1], unknown, rule))
+        raise UserError(unknown_message(source.places()[1], unknown, rule, np.unique(raw).tolist()))
     return ids
 
 
@@ -282,10 +283,11 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
         )
     if "label" in parts:
         image, mask = sources[parts.index("label")].places()
+        several = next((note for note in layout.notes if SEVERAL_MASKS in note), "")
         raise UserError(
             f'{parts.count("label")} of {len(parts)} images in the split "{split}" of {path} have no mask, {image} '
-            f"among them{f' (expected {mask})' if mask else ''}; add the masks or take the images away (degrid data "
-            "check lists them)"
+            f"among them{f' (expected {mask})' if mask else ''}; {several or 'add the masks or take the images away'} "
+            "(degrid data check lists them)"
         )
     clashes, again = repeated(sources)
     if clashes:

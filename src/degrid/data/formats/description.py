@@ -18,14 +18,14 @@ from degrid.data.formats.hugging_face.address import PREFIX, Address
 from degrid.data.formats.hugging_face.format import open_hugging_face
 from degrid.data.formats.layout import DataFormat, Layout, Wishes
 from degrid.data.formats.masks import LARGEST_WHOLE, Color, MaskRule
-from degrid.data.formats.pair_lists import is_pair_list, read_list
+from degrid.data.formats.pair_lists import LIST_SUFFIXES, is_pair_list, read_list
 from degrid.data.formats.pairs import Pair, pair_up
 from degrid.files import parse_yaml, read_text
 from degrid.lookup import did_you_mean, some
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 # Other toolkits' words for the same keys.
-_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "root": "path"}
+_ALIASES = {"names": "classes", "masks_dir": "masks", "label_mapping": "ids", "root": "path", "ignore_index": "void"}
 _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
     *("threshold", "nearest_color", "palette", "accept", "crowd"),
@@ -191,7 +191,7 @@ def _split(value: Any, root: Path, masks: Any, file: Path, split: str) -> tuple[
         return pair_up(_folder(root, value["images"], file), _folder(root, value["masks"], file))
     if not isinstance(value, str):
         raise UserError(f"{file}: {split} must be a folder, a list file or {{images: .., masks: ..}}, got {value!r}")
-    if value.endswith(".txt"):
+    if value.lower().endswith(LIST_SUFFIXES):
         value = _slashes(value)
         by_name = (root / value).is_file() and not is_pair_list(root / value)
         pairs = pairs_by_name(root, root / value) if by_name else None
@@ -321,6 +321,8 @@ def _void(value: Any, file: Path) -> tuple[int | Color, ...]:
     void: list[int | Color] = []
     for each in [] if value is None else _listed(value):
         number = _whole_number(each)
+        if isinstance(each, str) and number is None and written_color(each) is None:
+            raise UserError(f"{file}: void lists raw ids and colours, such as [0, [128, 64, 128]]; got {each!r}")
         if number is None:
             void.append(_color(each, file))
         elif abs(number) < LARGEST_WHOLE:

@@ -26,7 +26,7 @@ from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.matching import masks_among, picture_beside
 from degrid.data.formats.pair_lists import (
     elsewhere_note,
-    read_names,
+    names_alone,
     select,
     split_files,
     split_table,
@@ -62,6 +62,8 @@ _LIKE_SPLITS = re.compile(
 )
 UNREAD_SPLITS = "is not read: train.txt and val.txt, with one name per line, name them"
 """What a note says of files that seem to divide the images."""
+SEVERAL_MASKS = "has several masks"
+"""What a note says of an image of which no mask is read, since there are more than one."""
 DRAWN = "drawn"
 """The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
@@ -276,8 +278,9 @@ def _several_note(pairs: list[Pair], orphans: list[Path], masks: Path) -> list[s
     if len(files) < 2:
         return []
     return [
-        f"{image} has several masks ({some(files, 3)}), perhaps one for each class: join them into one mask of ids, "
-        "such as ids[mask_of_crack > 127] = 1, and name the classes in classes.txt"
+        f"{image} {SEVERAL_MASKS} ({some(files, 3)}): if there is one for each class, join them into one mask of ids, "
+        "such as ids[mask_of_crack > 127] = 1, and name the classes in classes.txt; if each is by somebody else, keep "
+        "one"
     ]
 
 
@@ -525,7 +528,7 @@ def holds_masks(path: Path) -> bool:
 def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
     """The pairs that a list of bare names selects from the image and mask folders of `root`; None without those."""
     folders = image_and_mask_folders(root)
-    return select(read_names(file), pair_up(*folders)[0], folders[0], root) if folders else None
+    return select(names_alone(file), pair_up(*folders)[0], folders[0], root) if folders else None
 
 
 def _not_read(root: Path, masks: Path) -> list[str]:

@@ -212,13 +212,16 @@ _HIGHEST_IN_CHANNEL = 63
 _MANY_UNKNOWN = 3
 
 
-def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRule) -> str:
+def unknown_message(
+    mask: object, unknown: dict[int | Color, int], rule: MaskRule, held: Collection[object] = ()
+) -> str:
     """One sentence about the values in a mask that belong to no class.
 
     Args:
         mask: where they were found, for the message.
         unknown: pixels per value.
         rule: says which do.
+        held: all values in the mask, where it holds ids.
     """
     pixels = sum(unknown.values())
     shown = some(unknown)
@@ -226,7 +229,7 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     if any(isinstance(value, tuple) for value in unknown):
         return _colors_message(f"{mask} has the colours {shown}", unknown, rule)
     known = sorted(value for value, train in rule.ids.items() if train != IGNORE_INDEX)
-    expected, more = _expected_ids(known, list(unknown), rule)
+    expected, more = _expected_ids(known, list(unknown), rule, held)
     void = f" or {IGNORE_INDEX} (void)" if rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX else ""
     threshold = _threshold_between(unknown) if many and len(known) <= 2 else ""
     return (
@@ -236,7 +239,9 @@ def unknown_message(mask: object, unknown: dict[int | Color, int], rule: MaskRul
     )
 
 
-def _expected_ids(known: list[int], unknown: list[int | Color], rule: MaskRule) -> tuple[str, str]:
+def _expected_ids(
+    known: list[int], unknown: list[int | Color], rule: MaskRule, held: Collection[object]
+) -> tuple[str, str]:
     """How a message calls the ids that are known, and what it says to do about others."""
     first_is_1 = known == [*range(1, len(known) + 1)]
     said = f", as {rule.said} says," if rule.said else ""
@@ -245,9 +250,12 @@ def _expected_ids(known: list[int], unknown: list[int | Color], rule: MaskRule) 
         more = " (the first one is that of id 0, which is often background)" if of_0 else ""
         return f"0 to {len(known) - 1}", f"give more classes{more}"
     if first_is_1 and unknown == [0]:
-        white = ', "ids: [0, 255]" if they are black and white' if len(known) == 2 else ""
-        mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0{white}, or "void: [0]" if 0 is none'
-        return f"1 to {len(known)}{said}", mend
+        mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0'
+        if known[-1] in held:
+            mend = "give id 0 a class"
+        elif len(known) == 2 and {*held} == {0, IGNORE_INDEX}:
+            mend = f'write "ids: [0, {IGNORE_INDEX}]" if the masks are black and white'
+        return f"1 to {len(known)}{said}", f'{mend}, or write "void: [0]" if 0 is not a class'
     return f"{some(known, 6) or 'colours'}{said}", f"give more classes, list what is not a class as void: {unknown[:1]}"
 
 

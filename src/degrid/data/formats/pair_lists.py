@@ -228,7 +228,7 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         split = splits.get(word, word)
         if split in found:  # train.txt comes before train_ids.txt
             continue
-        names = _without_header(read_names(file), file)
+        names = names_alone(file)
         if split == "test" and not names:  # as programs write where there is no test
             continue
         found[split] = names
@@ -241,8 +241,9 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
     return found
 
 
-def _without_header(names: list[str], file: Path) -> list[str]:
-    """The names in a table of one column without what that is called."""
+def names_alone(file: Path) -> list[str]:
+    """The names in a list, or in a table of one column without what that is called."""
+    names = read_names(file)
     headed = file.suffix.lower() != ".txt" and len(names) > 1 and names[0].strip('"').lower() in _IMAGE_COLUMNS
     return [name.strip('"') for name in names[1:]] if headed else names
 

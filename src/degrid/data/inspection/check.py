@@ -359,7 +359,8 @@ class _Tally:
                 self.beyond += pixels
         present = np.flatnonzero(counts)
         if unknown:
-            self.findings.add("masks with unknown values", unknown_message(place, unknown, self.rule))
+            held = label.values.ravel().tolist()
+            self.findings.add("masks with unknown values", unknown_message(place, unknown, self.rule, held))
         elif present.tolist() == [IGNORE_INDEX]:
             self.findings.add("masks that are all void (they teach nothing)", place, problem=False)
         elif len(present) == 1 and len(self.labels) > 1:
