@@ -173,6 +173,37 @@ def test_tables_in_rows_win(tmp_path):
     assert class_table(tmp_path)[0].names == NAMES
 
 
+@pytest.mark.parametrize("name", ["id2label.json", "labels.csv"])
+def test_tables_that_number_the_same_names_otherwise(tmp_path, name):
+    texts = {
+        "id2label.json": '{"0": "tree", "1": "soil", "2": "road"}',
+        "labels.csv": "id,name\n0,tree\n1,soil\n2,road\n",
+    }
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    (tmp_path / name).write_text(texts[name])
+    with pytest.raises(UserError, match=f"classes.txt and {name} beside it number the classes differently"):
+        class_table(tmp_path)
+    (tmp_path / "classes.txt").write_text("tree\nsoil\nroad\n")
+    assert class_table(tmp_path)[0].names == ("tree", "soil", "road")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.csv", "id,name,ignore\n0,soil,0\n1,road,0\n2,tree,0\n3,shade,1\n"),
+        ("classes.csv", "name,id,is_void\nsoil,0,no\nroad,1,no\ntree,2,no\nshade,3,Yes\n"),
+        ("labels.csv", "name;id;ignoreInEval\nsoil;0;False\nshade;3;True\nroad;1;False\ntree;2;False\n"),
+        ("classes.json", json.dumps([{"id": k, "name": n, "void": k == 3} for k, n in enumerate((*NAMES, "shade"))])),
+        ("labels.json", json.dumps({n: {"id": k, "ignored": k // 3} for k, n in enumerate((*NAMES, "shade"))})),
+    ],
+)
+def test_a_column_says_what_is_void(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    labels, rule = class_table(tmp_path)
+    assert labels.names == NAMES
+    assert [rule.ids[value] for value in range(4)] == [0, 1, 2, 255]
+
+
 @pytest.mark.parametrize("where", [0, 1, 3])
 def test_rows_of_void_count_where_nothing_gives_ids(tmp_path, where):
     """Kaggle's Semantic Drone Dataset: class_dict.csv begins with unlabeled, which is 0 in the masks."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from degrid.data.formats.masks import Color, MaskRule
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError, voc_palette
@@ -39,12 +40,14 @@ class ClassRow:
         name: of the class.
         colors: in colour masks; the first is the one to show it in. Without any it has VOC's colour.
         ids: in masks of ids; None: its number.
+        ignored: a column of the table says that it is void; see `says_void`.
     """
 
     number: int
     name: str
     colors: tuple[Color, ...] = ()
     ids: tuple[int, ...] | None = None
+    ignored: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -54,7 +57,16 @@ class ClassRow:
     @property
     def void(self) -> bool:
         """Whether it is no class."""
-        return self.number == IGNORE_INDEX or self.name.lower() in VOID_NAMES
+        return self.number == IGNORE_INDEX or self.ignored or self.name.lower() in VOID_NAMES
+
+
+def says_void(row: Mapping[Any, object]) -> bool:
+    """Whether a column called ignore, void or the like, in any spelling, says yes."""
+    said = (str(value).strip().lower() for key, value in row.items() if _SAYS_VOID.fullmatch(str(key)))
+    return any(value in ("1", "true", "yes", "y", "x") for value in said)
+
+
+_SAYS_VOID = re.compile(r"(is[ _-]?)?(void|ignored?)([ _-]?in[ _-]?eval)?", re.IGNORECASE)
 
 
 def labels_and_rule(

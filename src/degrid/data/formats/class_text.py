@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from degrid.data.formats.class_rows import ClassRow
+from degrid.data.formats.class_rows import ClassRow, says_void
 from degrid.data.formats.masks import Color
 from degrid.types import IGNORE_INDEX
 
@@ -112,7 +112,7 @@ def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     for row in cells:
         color = _color_in(row)
         value = _whole(row[number]) if number else len(rows)
-        rows.append(ClassRow(value, row[name].strip(), (color,) if color else ()))
+        rows.append(ClassRow(value, row[name].strip(), (color,) if color else (), ignored=says_void(row)))
     return (rows, False) if number else ([*rows, *_also_void(rows)], True)
 
 

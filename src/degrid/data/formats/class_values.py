@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from degrid.data.formats.class_rows import VOID_NAMES, ClassRow
+from degrid.data.formats.class_rows import VOID_NAMES, ClassRow, says_void
 from degrid.data.formats.class_text import written_color
 from degrid.data.formats.masks import Color
 from degrid.files import parse_json, parse_yaml, read_text
@@ -77,7 +77,7 @@ def rows_of_values(value: Any) -> tuple[list[ClassRow], bool] | None:
         return [ClassRow(place, name.strip()) for place, name in enumerate(value)], True
     if not all(isinstance(each, Mapping) for each in value):
         return None
-    return _of_parts([(_first(each, _NAME), _first(each, _ID), _first(each, _COLOR)) for each in value])
+    return _of_parts([(_first(each, _NAME), _first(each, _ID), _first(each, _COLOR)) for each in value], value)
 
 
 def _of_table(table: Mapping[Any, Any]) -> tuple[list[ClassRow], bool] | None:
@@ -85,7 +85,7 @@ def _of_table(table: Mapping[Any, Any]) -> tuple[list[ClassRow], bool] | None:
     pairs = [*table.items()]
     ids, colors = (all(map(test, table)) for test in (_is_number, _color))
     if all(isinstance(value, Mapping) for _, value in pairs):
-        return _of_parts([_part_of(key, row, ids) for key, row in pairs])
+        return _of_parts([_part_of(key, row, ids) for key, row in pairs], [*table.values()])
     if ids:
         return _of_parts([(value, key, None) for key, value in pairs])
     if all(_is_number(value) for _, value in pairs):
@@ -101,8 +101,10 @@ def _part_of(key: Any, row: Mapping[Any, Any], numbered: bool) -> tuple[Any, Any
     return name, number, _first(row, _COLOR)
 
 
-def _of_parts(parts: Sequence[tuple[Any, Any, Any]]) -> tuple[list[ClassRow], bool] | None:
-    """The rows of names, ids and colours, where the last two may be None.
+def _of_parts(
+    parts: Sequence[tuple[Any, Any, Any]], tables: Sequence[Mapping[Any, Any]] = ()
+) -> tuple[list[ClassRow], bool] | None:
+    """The rows of names, ids and colours, where the last two may be None; `tables`: all that is said of each.
 
     Numbers that are no ids of masks, as those in a tool's own store, count only by their order.
     """
@@ -117,8 +119,9 @@ def _of_parts(parts: Sequence[tuple[Any, Any, Any]]) -> tuple[list[ClassRow], bo
         if not all(shown):
             return None
         said = []
-    rows = zip(said or range(len(names)), names, shown, strict=True)
-    return [ClassRow(number, name, (color,) if color else ()) for number, name, color in rows], not said
+    void = [*map(says_void, tables)] or [False] * len(names)
+    rows = zip(said or range(len(names)), names, shown, void, strict=True)
+    return [ClassRow(number, name, (color,) if color else (), ignored=v) for number, name, color, v in rows], not said
 
 
 def _ids_of(parts: Sequence[tuple[Any, Any, Any]]) -> list[int]:

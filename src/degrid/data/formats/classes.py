@@ -57,12 +57,27 @@ def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule 
         other = next((file for file, classes in zip(files, found, strict=True) if classes[0] != found[0][0]), None)
         if other and {found[0][0].names} != {classes[0].names for classes in found}:
             raise UserError(f"{files[0]} and {other.name} beside it name different classes; keep the right one")
+        _refuse_other_ids(files[0], found[0][0], but)
         return found[0]
     tools_file = label_file(root)
     if tools_file:
         return tool_classes(tools_file)
     values = _values_in(root, but)
     return _by_content(root) if values[0] is None else values
+
+
+def _refuse_other_ids(file: Path, labels: LabelSpace, but: str) -> None:
+    """Refuse a further table in which the same names have other ids.
+
+    Raises:
+        UserError: there is one.
+    """
+    others = [_by_content(file.parent)]
+    with contextlib.suppress(UserError):  # it may be anything
+        others.append(_values_in(file.parent, but))
+    for other, rule in others:
+        if other and rule and not rule.in_order and {*other.names} == {*labels.names} and other.names != labels.names:
+            raise UserError(f"{file} and {rule.said} beside it number the classes differently; keep the right one")
 
 
 def _values_in(root: Path, but: str) -> tuple[LabelSpace | None, MaskRule | None]:
