@@ -447,7 +447,7 @@ def test_void_of_masks_of_floats(tmp_path, void):
     )
     for wrong in ("0.5", "true", "red-ish"):
         (tmp_path / "dataset.yaml").write_text(f"void: [{wrong}]\n")
-        with pytest.raises(UserError, match="a colour is three whole numbers"):
+        with pytest.raises(UserError, match="void lists raw ids and colours"):
             open_dataset(tmp_path)
 
 

@@ -321,7 +321,7 @@ def _void(value: Any, file: Path) -> tuple[int | Color, ...]:
     void: list[int | Color] = []
     for each in [] if value is None else _listed(value):
         number = _whole_number(each)
-        if isinstance(each, str) and number is None and written_color(each) is None:
+        if number is None and not isinstance(each, list) and written_color(str(each)) is None:
             raise UserError(f"{file}: void lists raw ids and colours, such as [0, [128, 64, 128]]; got {each!r}")
         if number is None:
             void.append(_color(each, file))
