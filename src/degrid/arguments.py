@@ -80,7 +80,7 @@ def _usual_modes() -> ExitStack:
     """A context in which PyTorch records gradients and casts nothing, whatever the caller's `no_grad`,
     `inference_mode` or `autocast` say: receptive fields are gradients, and training needs them."""
     usual = ExitStack()
-    torch: Any = sys.modules.get("torch")  # who has not loaded it is in none of these modes
+    torch: Any = sys.modules.get("torch")  # without torch loaded, none of these modes is on
     if torch is not None:
         if torch.is_inference_mode_enabled():
             usual.enter_context(torch.inference_mode(False))
@@ -149,7 +149,7 @@ def _fit_one(hints: tuple[Any, ...], value: Any) -> Any:
 
 
 def _fit_several(kind: type, hint: Any, value: Any) -> Any:
-    """What can be gone through only once stays as it is."""
+    """Iterators, which can be consumed only once, are left as they are."""
     if isinstance(value, bytes):
         raise TypeError
     if kind is collections.abc.Sequence and isinstance(value, str):

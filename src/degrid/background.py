@@ -56,7 +56,7 @@ class Newest(Iterator[T]):
         found = self._slot.get()
         if isinstance(found, tuple):
             return found[0]
-        self._slot.put(None)  # whoever asks again
+        self._slot.put(None)  # for later calls
         if found is None:
             raise StopIteration
         raise found
@@ -69,7 +69,7 @@ class Newest(Iterator[T]):
                     break
                 self._empty()
                 self._slot.put((item,))
-        except BaseException as error:  # raised where the items are asked for
+        except BaseException as error:  # raised where the items are requested
             end = error
         self._slot.put(end)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PERCENTILES = (0.5, 99.5)
-"""What lies outside becomes 0 or 255 where a range is found in the images themselves, in percent of their pixels."""
+"""Percentiles of the pixels that a range found in the images ends at; values outside it become 0 or 255."""
 _REDUCED = 2048
 _PIXELS = 1 << 16
 """How many pixels of an image are examined to find a range."""
@@ -26,7 +26,7 @@ DIM = 25
 _IN_PARTS = 50_000_000
 """Pixels from which an image that is predicted in windows is read in parts; fewer take up to 0.6 GB of bytes."""
 _TILE, PART = 256, 32 << 20
-"""Rows of values that are read at once: multiples of the first, of about as many bytes as the second."""
+"""Rows that are read at once: a multiple of the first number, of about as many bytes as the second."""
 _LUMA = (0.299, 0.587, 0.114)
 _PNG_START, _PNG_BITS, _PNG_COLORS = b"\x89PNG\r\n\x1a\n", 24, 25
 _DIRECT = ("uint16", "int16", "int32", "float32")
@@ -280,7 +280,7 @@ def _read_array(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _start(path: str | os.PathLike[str]) -> bytes:
-    """The first 32 bytes, filled up with zeros; as of an empty file where there is none."""
+    """The first 32 bytes, padded with zeros; all zeros if there is no such file."""
     start = b""
     with contextlib.suppress(OSError), open(path, "rb") as stream:
         start = stream.read(32)
@@ -405,7 +405,7 @@ class MixedBandsError(UserError):
 
 
 def _count_of(pictures: list[np.ndarray], wanted: int) -> int:
-    """How many channels pictures [H,W,C] have, with grey as colours; or what is wanted, if that is not 0."""
+    """Channels of pictures [H,W,C], with grey counted as colours; or `wanted`, if that is not 0."""
     counts = [picture.shape[2] for picture in pictures]
     found = wanted or next((count for count in sorted(counts) if count != 1), 3)
     if not wanted and not {*counts} <= {1, found}:

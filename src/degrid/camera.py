@@ -19,11 +19,11 @@ from degrid.types import UserError
 from degrid.video import VideoReader, reason
 
 _DEVICES = ("v4l2", "avfoundation", "dshow", "gdigrab", "x11grab", "lavfi")
-"""FFmpeg's names for kinds of cameras and screens, and for pictures that it draws itself."""
+"""FFmpeg's names for kinds of cameras and screens, and for test pictures."""
 _PATIENCE = 10.0
 """Seconds after which a source that sends nothing counts as ended."""
 _OPTIONS = {
-    "rtsp": {"rtsp_transport": "tcp"},  # over UDP, what is lost damages frames
+    "rtsp": {"rtsp_transport": "tcp"},  # over UDP, lost packets damage frames
     "avfoundation": {"framerate": "30"},  # cameras refuse FFmpeg's own choice of 29.97
 }
 
@@ -128,7 +128,7 @@ class SourceReader(VideoReader):
             raise UserError(f"{self.path} shows no pictures: {self.broken or 'it ended at once'}")
 
     def _frames(self) -> Iterator[Any]:
-        """What can be decoded: streams that are joined midway begin with pieces of frames."""
+        """The frames that can be decoded; streams joined midway begin with pieces of frames."""
         for packet in self._container.demux(self._stream):
             try:
                 yield from (frame for frame in packet.decode() if not frame.is_corrupt)

@@ -70,7 +70,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            # mkstemp makes private files; give what an ordinary open() would have given.
+            # mkstemp makes private files; set the permissions of an ordinary open().
             temporary.chmod(0o666 & ~file_mask())
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -82,7 +82,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 DAMAGE: tuple[type[Exception], ...] = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
-"""What using the values of a damaged or foreign file raises."""
+"""Errors that the values of a damaged or foreign file can raise."""
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def blaming(what: str, *more: type[Exception]) -> Iterator[None]:
     except UserError:
         raise
     except DAMAGE + more as error:
-        found = str(error) if type(error) is ValueError and error.args else repr(error)  # which the reader has worded
+        found = str(error) if type(error) is ValueError and error.args else repr(error)  # worded by the reader
         raise UserError(f"{what} {found}" if what.endswith(":") else f"{what} ({found})") from error
 
 
@@ -259,7 +259,7 @@ _MOST_VALUES = 10_000_000
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """The number of values in a value, with those that occur several times counted each time."""
+    """The number of values inside a value; repeated ones are counted each time."""
     if not isinstance(value, dict | list | set | tuple):
         return 1
     if id(value) not in known:

@@ -31,7 +31,7 @@ _ORIENTED = (b"Exif\0", b"tiff:Orientation")
 
 
 _PART = 1 << 20
-"""Values of an array that are worked on at a time."""
+"""Number of values of an array that are processed at a time."""
 _BYTES_PER_PIXEL = 12
 """Bytes that a pixel takes while an image is decoded, copied into an array, predicted and shown with its classes."""
 
@@ -70,7 +70,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say that a file is missing or damaged, whatever error of the decoders shows it.
+    """Report a missing or damaged file, whatever error the decoder raises.
 
     Raises:
         UserError: it is.
@@ -86,7 +86,7 @@ def _damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class _Bounded(io.BufferedReader):
-    """A file that makes no more room than it has bytes, where it is damaged and says that gigabytes follow."""
+    """A file that allocates no more than its size, even if damaged bytes claim that gigabytes follow."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """See `io.BufferedReader`."""
@@ -109,7 +109,7 @@ def _identify(stream: BinaryIO, path: str | os.PathLike[str], memory: int | None
     if start.startswith(TIFF_MARKS) and header is None:
         raise UserError(f"{path} is damaged or cut short: the tags of a TIFF are missing")
     refuse_pages(path, header.pages if header else 1)
-    # Pillow would take the beginning of the file for the missing parts, and call the other kind damaged.
+    # Pillow would read the beginning of the file for the missing parts, and call the other kind damaged.
     if header and (header.sparse or header.compression == _WEBP_IN_TIFF):
         how = "leaves out its empty parts (SPARSE_OK of GDAL)" if header.sparse else "is a TIFF compressed as WebP"
         raise UnreadKindError(f'{path} {how}, and is not read as a picture: rewrite it with "gdal_translate"')
@@ -236,7 +236,7 @@ def decode_jpeg(data: bytes, luma: bool = False) -> np.ndarray | None:
 
 
 def _start_of_scan(data: bytes) -> int:
-    """Where the pixels of a JPEG begin, which is behind all that says something about them (ITU-T T.81, B.1.1)."""
+    """Where the pixels of a JPEG begin, after all segments that describe them (ITU-T T.81, B.1.1)."""
     place = 2
     while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"", b"\xff", b"\xda"):
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
@@ -263,7 +263,7 @@ def to_array(image: Image.Image) -> np.ndarray:
         return np.repeat(values_to_bytes(np.asarray(image))[..., None], 3, axis=2)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, PIL would warn
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy in any case
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would always copy
 
 
 def exif_orientation(path: str | os.PathLike[str]) -> tuple[int, int, int]:

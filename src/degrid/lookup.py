@@ -179,7 +179,7 @@ def make_part(make: Callable[..., T], settings: Mapping[str, object], options: M
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, TypeError) and not options:  # no wrong type of the user's, but a mistake in the part
+        if isinstance(error, TypeError) and not options:  # not the user's type error, but a mistake in the part
             raise
         values = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise UserError(f"{what} does not accept {values}: {error}") from error

@@ -99,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     """
     folder = _find_folder(path)
     config, preprocess, labels = _read_config(folder)
-    with WithoutRandomValues():  # load_weights sees to it that each weight gets a value
+    with WithoutRandomValues():  # load_weights makes sure that each weight gets a value
         model = build_model(_with_preprocess(config, preprocess), labels)
     file = folder / "model.safetensors"
     load_weights(model, _with_aliases(model, _read_weights(file)), file)
@@ -232,7 +232,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Preprocess, LabelSpace]:
 
 
 def _with_preprocess(config: ModelConfig, preprocess: Preprocess) -> ModelConfig:
-    """The input belongs to the weights: what the folder says, not what the encoder would want by default."""
+    """The input belongs to the weights: it is the folder's, not the encoder's default."""
     return dataclasses.replace(config, pretrained=False, mean=preprocess.mean, std=preprocess.std, bgr=preprocess.bgr)
 
 

@@ -13,7 +13,7 @@ from degrid.types import UserError
 SHIPPED = "camvid-mobilenetv2"
 """The name of the model that comes with this package."""
 HUB = "hf:"
-"""What the name of a model on the hub begins with: hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
+"""The prefix of a model's name on the hub: hf:OWNER/NAME or hf:OWNER/NAME@REVISION."""
 CARD, README = "card.json", "README.md"
 MODEL_FILES = ("config.json", "model.safetensors", CARD, README)
 """The files of a published model; the last two describe it to people and to programs."""

@@ -195,13 +195,13 @@ def _is_complete(tags: dict[int, tuple[Any, ...]]) -> bool:
 
 
 def _stack(tags: dict[int, tuple[Any, ...]]) -> int:
-    """How many images of one size lie one after the other in a file of ImageJ, by its description."""
+    """How many images of one size follow each other in an ImageJ file, by its description."""
     found = re.match(rb"ImageJ=.*?^images=(\d+)", b"".join(tags.get(_TEXT, ())), re.DOTALL | re.MULTILINE)
     return int(found[1]) if found else 1
 
 
 def _directory(stream: BinaryIO, order: str, big: bool, place: int) -> tuple[dict[int, tuple[Any, ...]], int]:
-    """The tags of a page that are of interest, and where the next page begins (0: nowhere)."""
+    """The relevant tags of a page, and where the next page begins (0: nowhere)."""
     count, entry, word = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     count_bytes, entry_bytes, word_bytes = (struct.calcsize(f"{order}{each}") for each in (count, entry, word))
     room = stream.seek(0, os.SEEK_END)
@@ -294,7 +294,7 @@ def _as_shown(opened: Any, values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _placed_or_not(rasterio: Any) -> Iterator[None]:
-    """Files without a transform are no reason for a warning."""
+    """Silences the warning about files without a transform."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield

@@ -89,7 +89,7 @@ KEPT = {**PILLOW, "MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOL
 """Variables for another process that reads pictures: GNU's C library keeps memory, too, up to 64 MiB."""
 
 _SET = "DEGRID_THREADS"
-"""Variable that holds OMP_NUM_THREADS where that was set here, and by nobody else."""
+"""Variable that holds OMP_NUM_THREADS if it was set here and not by the user."""
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -153,7 +153,7 @@ def signals_caught(handler: Callable[[int, Any], object]) -> Iterator[dict[int, 
         yield before
     finally:
         for number, earlier in before.items():
-            with contextlib.suppress(TypeError):  # one that was not set by Python
+            with contextlib.suppress(TypeError):  # a handler that was not set by Python
                 signal.signal(number, earlier)
 
 

@@ -62,7 +62,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Called while a long piece of work advances: `print`, a progress bar, a notebook's widget."""
+"""Called as long work advances: `print`, a progress bar, a notebook's widget."""
 
 Tell = Callable[[str], None]
 """Called with a sentence for the user: a decision made on their behalf, or how a run is doing."""

@@ -25,13 +25,13 @@ _SUFFIXES = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv 
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 """Endings of the files that count as videos, in lower case."""
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-"""What is written, by the ending of its name."""
+"""How results are written, by the ending of their names."""
 MARK = "result of degrid predict"
 """Comment in what is written, so that results are not taken for videos to segment."""
 _BT709 = 1  # the number of a colour space, and of its primaries and transfer curve
 _NARROW = 1  # values from 16 to 235
 _SLACK = 0.5
-"""Seconds by which the last frame may end before the file says, without that the file counts as cut off."""
+"""Seconds by which the last frame may end early before the file counts as truncated."""
 
 
 def reads_videos() -> bool:
@@ -115,7 +115,7 @@ class VideoReader:
         self._container.close()
 
     def _seconds(self) -> float | None:
-        """How long the pictures last, as the file says."""
+        """The duration of the pictures according to the file."""
         stream = self._stream
         if stream.duration is not None:
             return float(stream.duration * self.time_base)
@@ -186,7 +186,7 @@ class VideoReader:
         return UserError(f"{self.path} is damaged or cut off {when}{f': {reason(error)}' if error else ''}")
 
     def _check_end(self, packets: int, count: int, last: int | None) -> None:
-        """Refuse a file whose index or length says that more should have come.
+        """Refuse a file whose index or length says that there should be more.
 
         Raises:
             UserError: it does.
@@ -291,7 +291,7 @@ def _library() -> ModuleType:
 
 def reason(error: BaseException | None) -> str:
     """What PyAV says of its error."""
-    if type(error).__name__ == "ExitError":  # a limit of time has passed
+    if type(error).__name__ == "ExitError":  # a time limit has passed
         return "nothing came in time"
     return str(getattr(error, "strerror", None) or error)
 

@@ -78,7 +78,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor | None = None) -> Folding:
         wiring = wiring_of(own, given)
         output = wiring.output
         for other in of_other_sides(given) if wiring.sources else ():
-            with suppress(Exception):  # it may take one size only
+            with suppress(Exception):  # it may accept one size only
                 wiring = wiring_of(own, other, wiring)
     pairs, left = [], []
     for name, norm in own.named_modules():
@@ -107,7 +107,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _gives(folded: nn.Module, model: nn.Module, example: Tensor, output: Any) -> bool:
-    """Whether a folded model gives what the model gave, up to rounding and what a deep one makes of it."""
+    """Whether a folded model computes what the model did, up to rounding and its growth in deep networks."""
     error = _error(_run(folded, example), output)
     sizes = (leaf.element_size() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     limit = _LARGEST_ERROR[max(sizes, default=4) > 2]
@@ -115,7 +115,7 @@ def _gives(folded: nn.Module, model: nn.Module, example: Tensor, output: Any) ->
         return error <= limit
     try:  # Some networks enlarge rounding 100,000 times, which leaves nothing of it in double precision.
         return bool(fold_batch_norm(copied(model).double(), example.double()).pairs)
-    except Exception:  # a user's network may fail in any way
+    except Exception:  # a user's network may raise anything
         return False
 
 
@@ -255,7 +255,7 @@ def wiring_of(model: nn.Module, example: Tensor, before: Wiring | None = None) -
         if isinstance(layer, nn.Conv2d):
             made[id(output)] = (output, layer)
             if threading.get_ident() != thread or _is_wrapped(output):
-                wiring.targets[layer].add(None)  # what reads it there is not seen
+                wiring.targets[layer].add(None)  # reading it there is not noticed
             wiring.inputs[layer] = _input(args, named)
 
     hooks = []
@@ -285,7 +285,7 @@ def _is_wrapped(output: Any) -> bool:
 
 
 def _input(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """What a layer was called with, by place or by name; None: nothing."""
+    """The first argument of a layer, positional or by keyword; None: there is none."""
     return next(iter((*args, *named.values())), None)
 
 
@@ -357,7 +357,7 @@ def _fold(conv: nn.Conv2d | None, norm: _BatchNorm, wiring: Wiring) -> str | Non
 
 
 def _become(norm: nn.Module, rest: nn.Module) -> None:
-    """Turn a batch norm into what remains of it, in place: the model may hold it under several names, or in a list."""
+    """Turn a batch norm into its remainder, in place: the model may hold it under several names, or in a list."""
     norm.__class__ = type(rest)
     norm.__dict__ = rest.__dict__
 

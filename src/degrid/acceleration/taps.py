@@ -16,7 +16,7 @@ from degrid.acceleration.training import taps_inside
 from degrid.kernels.support import has_matrix_units
 
 NARROW = 32
-"""Most output channels that count as few."""
+"""Largest number of output channels that counts as few."""
 _WIDTH = 16
 
 

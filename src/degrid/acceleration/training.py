@@ -19,11 +19,11 @@ from degrid.kernels.winograd import NARROWEST, PAIRS, Tile, best_tile, convolve_
 TOLERANCE = 1e-4
 """How much a result may differ from the direct convolution's, of the largest one; rounding makes about 1e-5."""
 WEIGHT_COST = 150
-"""What one number of a transformed weight costs at each call, in multiplications: making it, and packing it."""
+"""Cost of one number of a transformed weight per call, in multiplications: computing it and packing it."""
 MARGIN = 0.9
-"""Largest cost of Winograd's algorithm that is worth it, of the direct convolution's."""
+"""Largest cost of Winograd's algorithm that pays off, as a fraction of the direct convolution's."""
 REACHED = 0.75
-"""Most of the taps that lie inside the map for the filter's gradient to be worked out tap by tap."""
+"""Largest share of taps inside the map up to which the filter's gradient is computed tap by tap."""
 WIDE = 256
 """Fewest channels for which the library's gradient of a filter is slower than with the channels first, copies included,
 or, where matrix products are fast and the filter is dilated, than as nine of these."""
@@ -117,7 +117,7 @@ class FastConvolutions(TorchFunctionMode):
             truth = direct()
             largest = truth.abs().max()
             if not torch.isfinite(largest):
-                return truth  # nothing can be said yet
+                return truth  # not decided yet
             self._agrees[kind] = bool((found - truth).abs().max() <= TOLERANCE * largest)
             if not self._agrees[kind]:
                 logging.getLogger("degrid").warning(
@@ -175,7 +175,7 @@ def gradients(
     Args:
         grad: of the convolution's output, [N,K,H,W].
     """
-    if torch.is_grad_enabled():  # to be differentiated again
+    if torch.is_grad_enabled():  # for second derivatives
         return _of_library(grad, x, weight, rate, wanted)
     grad = grad.contiguous(memory_format=torch.channels_last)
     shape, groups = tuple(grad.shape), _groups(x, weight)
@@ -228,7 +228,7 @@ def _dilation(rate: int) -> int:
 
 
 def _some(found: tuple[Tensor | None, ...]) -> Tensor:
-    """The only one that is there."""
+    """The only one of them that is given."""
     return next(each for each in found if each is not None)
 
 

@@ -175,7 +175,7 @@ def _read_log(file: Path, lines: Sequence[str], complete: bool) -> Curves:
 
 
 class _Log:
-    """What a log.txt holds, collected line by line. Scores belong to the step before them."""
+    """The content of a log.txt, collected line by line. Scores belong to the step before them."""
 
     def __init__(self) -> None:
         self.records: list[tuple[int, float]] = []
@@ -194,7 +194,7 @@ class _Log:
         if has_miou:
             self.format = "eth"
         if self.begins:
-            # Cycles count on, and repeat the step at which they meet; where each counts from 0, we add them up.
+            # Cycles go on counting, and repeat the step at which they meet; if each counts from 0, we add them up.
             self.offset = self.records[-1][0] if self.records and self.number and not step else 0
             self.begins = False
         step += self.offset

@@ -61,7 +61,7 @@ def run(network: nn.Module, image: Tensor) -> Any:
 
 
 class _Reached(Exception):  # noqa: N818  (no error)
-    """The network has come to the end of the part."""
+    """Raised when the network reaches the end of the part."""
 
 
 class Part:
@@ -125,7 +125,7 @@ class Part:
             handles.append(self.start.register_forward_pre_hook(self._begin))
         elif given is None:
             self._seen["start"] = image.detach().requires_grad_(torch.is_grad_enabled())
-            image = self._seen["start"].clone()  # the network may write into it
+            image = self._seen["start"].clone()  # the network may modify it in place
         else:
             self._seen["start"], image = given, given.clone()
         if self.end is not self.network:

@@ -82,7 +82,7 @@ def _loss_scale(axes: Axes, values: Iterable[float]) -> None:
         return
     axes.set_yscale("log")
     span = max(finite) / min(finite)
-    # Losses often stay within a decade, which then needs labels inside; those of many decades would collide.
+    # Losses often stay within a decade, which then needs labels inside it; with many decades these would collide.
     marks = (1, 1.5, 2, 3, 4, 5, 7) if span < 30 else (1, 2, 5) if span < 1000 else (1,)
     axes.yaxis.set_major_locator(LogLocator(subs=marks))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -133,7 +133,7 @@ def _ious(runs: Sequence[Curves], smooth: float) -> Figure | None:
     if not shown:
         return None
     classes = list(dict.fromkeys(name for _, run in shown for name in run.validations[-1].class_iou))
-    # A limit, since few viewers open a picture that is much higher: very many bars become thin instead.
+    # Few viewers open pictures that are much higher, so very many bars become thin instead.
     drawing, axes = _canvas((SIZE[0], min(100.0, 1.2 + len(classes) * (0.12 + 0.17 * len(shown)))))
     thick = 0.82 / len(shown)
     for place, (index, run) in enumerate(shown):

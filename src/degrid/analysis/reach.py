@@ -147,7 +147,7 @@ class ReachMode(DispatchMode):
             transfers.append(self._probes[key])
         self._paused = False
         self._known[y] = {key: _applied(transfers, reach) for key, reach in self._of(x).items()}
-        self._marks[y] = self.marks(x) | self.marks(y)  # compiled code does not hand them on
+        self._marks[y] = self.marks(x) | self.marks(y)  # compiled code does not propagate them
 
     def _of(self, x: Tensor) -> dict[_Source, Reach]:
         found: dict[_Source, Reach] = self._known.get(x, {})
@@ -188,7 +188,7 @@ class ReachMode(DispatchMode):
 
 
 def _side(x: Tensor, axis: int) -> int:
-    """Height or width; what is no map has a single place."""
+    """Height or width; a single place for anything that is not a map."""
     return x.shape[axis] if x.ndim >= 4 else 1
 
 
@@ -214,7 +214,7 @@ def _zeros(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: 
     return zeros
 
 
-# What gives each place from the same place of its inputs, beside the operations that PyTorch calls pointwise.
+# Pointwise operations that PyTorch does not tag as such.
 _IN_PLACE = {
     aten.native_batch_norm,
     aten._native_batch_norm_legit,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SIZE = (513, 513)
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-"""Precisions to OpenVINO's names of them."""
+"""OpenVINO's name of each precision."""
 
 
 def busy(scope: Scope) -> list[Block]:
@@ -76,7 +76,7 @@ def _on_half(picture: np.ndarray) -> list[Case]:
 
 
 class _Load:
-    """Processes that do nothing and never wait, as long as this exists."""
+    """Processes that spin without waiting, as long as this exists."""
 
     def __init__(self, count: int) -> None:
         processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]

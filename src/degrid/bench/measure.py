@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 MOST_ROUNDS = 200
-"""Most rounds, also of calls that are so short that more would fit into the time."""
+"""Largest number of rounds, even if the calls are so short that more would fit into the time."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -268,7 +268,7 @@ def peak_memory(run: Callable[[], object], every: float = 0.001) -> float:
 
 
 Made = tuple[Callable[[], object], dict[str, float]]
-"""A job, and what is known of it: columns of the table by name and unit."""
+"""A job with the facts known about it: columns of the table by name and unit."""
 
 
 class Apart:

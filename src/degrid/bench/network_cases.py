@@ -210,7 +210,7 @@ def _fed_cases(group: str, crop: int) -> list[Case]:
     """Steps on photographs that this process or another one loads, and the share of them spent waiting for data."""
     folder = Path(tempfile.mkdtemp())
     write_photos(folder / "train", 16)
-    write_photos(folder / "val", 1, 16)  # since a part of a lone split would be kept for it
+    write_photos(folder / "val", 1, 16)  # because part of a lone split would be used for it
     dataset, transform = open_dataset(folder, "train"), TrainTransform((crop, crop))
     cases = []
     for workers in (0, 1):

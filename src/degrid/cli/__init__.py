@@ -55,7 +55,7 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_before_commands)  # without it, an app with one command would be that command
+    app.callback()(_before_commands)  # without it, an app with a single command would be that command
     for name in names:
         module, _, attribute = COMMANDS[name].partition(":")
         command = getattr(importlib.import_module(f"degrid.cli.{module}"), attribute)
@@ -92,28 +92,28 @@ def run() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
     quick_imports.install()
     settle_threads()
-    if "RANK" in os.environ:  # torchrun's process: PyTorch's C++ warns of what is intended; it reads this once, early
+    if "RANK" in os.environ:  # in torchrun, PyTorch's C++ warns about intended things; it reads this once, early
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"
-        )  # for names of files that are no text, as for the error stream
+        )  # for file names that are not valid text, as for the error stream
     asked = sys.argv[1:2]
     try:
         make_app(asked if asked and asked[0] in COMMANDS else COMMANDS)()
     except UserError as error:
         if os.environ.get("DEGRID_DEBUG"):
             raise
-        # Of the processes of one machine the one that failed has said why already.
+        # The process of this machine that failed has already said why.
         if not isinstance(error, OtherProcessError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"degrid: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as end:
-        cause = getattr(end.__context__, "__cause__", None)  # typer makes an exit of Ctrl+C, and says nothing
+        cause = getattr(end.__context__, "__cause__", None)  # typer turns Ctrl+C into an exit without a message
         if not isinstance(end, KeyboardInterrupt) and not isinstance(cause, KeyboardInterrupt):
             raise
         print("degrid: stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `degrid ... | head`
+    except BrokenPipeError:  # the reader of our output is gone, as in `degrid ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

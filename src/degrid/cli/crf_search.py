@@ -53,5 +53,5 @@ def crf_search(
     best = found.best
     values = {"bi_weight": best.bi_weight, "bi_xy_std": best.bi_xy_std, "bi_rgb_std": best.bi_rgb_std}
     shown = [f"{name}={value:g}" for name, value in values.items()]
-    shown += [value for value in crf_set or [] if value.partition("=")[0] not in values]  # what was set by hand
+    shown += [value for value in crf_set or [] if value.partition("=")[0] not in values]  # parameters set by hand
     print("best:", *(f"--crf-set {value}" for value in shown))

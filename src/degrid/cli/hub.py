@@ -97,7 +97,7 @@ def pull(
 
 
 def _text(purpose: str, license: str, about: Path | None) -> CardText | None:
-    """What the user says of the model; None for nothing."""
+    """The user's own text about the model; None if there is none."""
     from degrid.files import read_text
     from degrid.verbs.model_card import CardText
 

@@ -75,7 +75,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's, with `UserError` for such an option."""
         known = {option for parameter in self.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        if "--set" in known and self.name != "convert":  # whose settings are those of one network
+        if "--set" in known and self.name != "convert":  # its settings are those of one network
             from degrid.config import RunConfig, path_of
 
             for option in (word.partition("=")[0] for word in args if word.startswith("--")):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from degrid.data.annotations import Regions
     from degrid.verbs.predict import PredictResult
 
-_MOST_FAILURES = 10  # that a message names; summary.json names all
+_MOST_FAILURES = 10  # named in a message; summary.json names all
 ModelAndImages = Annotated[
     list[str],
     typer.Argument(
@@ -134,7 +134,7 @@ def predict(
 
 
 def _regions(shapes: str | None, smallest: int | None, simplify: float | None) -> Regions | None:
-    """How regions are drawn; None where nothing was said."""
+    """How regions are drawn; None if not specified."""
     from degrid.data.annotations import Regions
 
     given = {"shapes": shapes, "smallest": smallest, "simplify": simplify}
@@ -143,7 +143,7 @@ def _regions(shapes: str | None, smallest: int | None, simplify: float | None) -
 
 
 def _print_result(found: PredictResult) -> None:
-    """What was written; or what failed, which ends the command with an error."""
+    """A sentence on what was written; if images failed, the command ends with an error."""
     from degrid.verbs.find_images import said
 
     if found.model:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from degrid.types import Progress
 
 LINE_SECONDS = 15
-"""Least time between two plain lines, where there is no terminal."""
+"""Minimum seconds between two plain lines, if there is no terminal."""
 
 
 class ProgressBar:
@@ -48,7 +48,7 @@ class ProgressBar:
         self._last_line = time.monotonic()
 
     def __call__(self, now: Progress) -> None:
-        """Show how far a task has come; a finished task disappears."""
+        """Show the progress of a task; a finished task disappears."""
         if now.task not in self._tasks:
             self._tasks[now.task] = self.display.add_task(
                 now.task, total=now.total, completed=now.done, status=now.status
@@ -69,7 +69,7 @@ class ProgressBar:
 
 
 class _NoBar(ProgressBar):
-    """Where nothing is drawn: rich, which draws, takes a tenth of a second to import."""
+    """Progress that draws nothing: importing rich, which draws, takes a tenth of a second."""
 
     def __init__(self) -> None:
         pass
@@ -83,7 +83,7 @@ class _NoBar(ProgressBar):
 
 
 def _may_draw() -> bool:
-    """Whether rich could find that it can draw on the error stream."""
+    """Whether rich might be able to draw on the error stream."""
     return sys.stderr.isatty() or not {"FORCE_COLOR", "TTY_COMPATIBLE"}.isdisjoint(os.environ)
 
 

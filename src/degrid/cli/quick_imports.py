@@ -32,7 +32,7 @@ def install() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds `SLOW` packages, and gives them another loader."""
+    """Finds `SLOW` packages, and gives them a different loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None, /
@@ -140,12 +140,12 @@ class _Later:
         return getattr(self._found(), name)
 
     def __instancecheck__(self, value: object) -> bool:
-        """False as long as the module is not there, since nothing can be an instance then."""
+        """False as long as the module is not loaded, since nothing can be an instance of its classes then."""
         return self._module in sys.modules and isinstance(value, self._found())
 
 
 def _load_later(name: str) -> None:
-    """Put a package among the modules whose code runs when something is asked for that its constants do not hold."""
+    """Register a package whose code runs only when something other than its constants is accessed."""
     parent = sys.modules[name.rpartition(".")[0]]
     spec = PathFinder.find_spec(name, parent.__path__)
     assert spec is not None

@@ -105,7 +105,7 @@ def _asynchronous(
 
 
 def _check_devices(config: RunConfig, processes: int) -> None:
-    """Refuse what every process would say."""
+    """Refuse mistakes that every process would report."""
     from degrid.engine.device import pick_device
     from degrid.engine.ranks import check_gpus
 
@@ -168,7 +168,7 @@ def train(
         from degrid.config import to_dict
         from degrid.verbs.train import run_config
 
-        config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are said once
+        config = run_config(resume / "run.json" if resume else recipe, **chosen)  # mistakes are reported once
         if not show:
             _check_devices(config, devices)
         sys.exit(print(json.dumps(to_dict(config), indent=2)) if show else in_processes(devices, sys.argv[1:]))
@@ -217,7 +217,7 @@ def in_processes(count: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Each process says itself what went wrong. Cores are shared, and a stopped run gets the time to be saved.
+    # Each process reports its own errors. Cores are shared, and a stopped run gets time to be saved.
     logging.disable(logging.ERROR)
     divide_threads(count)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")
@@ -244,7 +244,7 @@ def in_processes(count: int, arguments: list[str]) -> int:
 
 
 def _killed(rank: int, number: int) -> str:
-    """What became of a process that a signal ended."""
+    """How a process ended that was stopped by a signal."""
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     memory = ", as happens when the system runs out of memory: take fewer --devices, or a smaller train.batch_size"
     return f"process {rank} was ended by {name}{memory if number == signal.SIGKILL else ''}; all others were stopped"

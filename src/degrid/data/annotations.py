@@ -94,7 +94,7 @@ class Shape:
         """Its pixels."""
         region = polygon_region(self.outline.joined.astype(np.float64), *self.size)
         rows, columns = np.flatnonzero(region.pixels.any(1)), np.flatnonzero(region.pixels.any(0))
-        if not len(rows):  # a thin one, simplified
+        if not len(rows):  # a thin region, simplified
             return NOTHING
         pixels = region.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         return Region(region.top + int(rows[0]), region.left + int(columns[0]), pixels)

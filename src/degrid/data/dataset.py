@@ -64,7 +64,7 @@ class SourceDataset:
         Raises:
             UserError: something is missing or damaged, image and label differ in size, or an unknown id or colour.
         """
-        import torch  # here: listing and checking files need none of it
+        import torch  # imported here: listing and checking files do not need it
 
         sample = self.arrays(index)
         return Sample(torch.from_numpy(sample.image), torch.from_numpy(sample.label), sample.name)
@@ -146,7 +146,7 @@ def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
         UserError: missing, or not recognised.
     """
     if _is_hugging_face(path):
-        from degrid.data.formats.hugging_face.format import open_hugging_face  # here: most data are files
+        from degrid.data.formats.hugging_face.format import open_hugging_face  # imported here: most data are files
 
         return open_hugging_face(Address.parse(str(path).removeprefix(PREFIX)))
     if is_address(path):
@@ -304,8 +304,8 @@ def _open_split(layout: Layout, split: str, path: str | Path, bands: Bands, skip
 
 
 def _how_to_add(layout: Layout, split: str) -> str:
-    """What gives a dataset a split of this name."""
-    if (layout.root / f"{split}.txt").is_file():  # not read, since its name is not that of a split
+    """How to give a dataset a split of this name."""
+    if (layout.root / f"{split}.txt").is_file():  # not read because its name is not that of a split
         return f"name the list in a dataset.yaml with its classes (train: {split}.txt)"
     if layout.how_to_add == BY_NAME and split not in SPLIT_NAMES.values():
         return (
@@ -345,7 +345,7 @@ def bands_found(sources: Sequence[Source], wanted: Bands) -> tuple[Bands, list[s
     pictures = []
     if not all(source.is_plain() for source in some_of):
         for source in some_of:
-            with contextlib.suppress(UserError):  # whoever reads them all reports those that cannot be read
+            with contextlib.suppress(UserError):  # unreadable ones are reported when all are read
                 values, no_data = thinned(source.read_values()), source.no_data()
                 pictures.append(values if no_data is None else values[~without_data(values, no_data)][None])
     if not pictures:
@@ -366,7 +366,7 @@ def _as_expected(found: Dataset, labels: LabelSpace, name: str) -> Dataset:
     if isinstance(found, SourceDataset):
         numbered = found.labels.names == LabelSpace.of_size(len(found.labels)).names
         if numbered and len(found.labels) <= len(labels):
-            # Ids that the user lists stay what they are.
+            # Ids that the user lists are kept.
             return _relabelled(found, labels, found.rule if found.rule.said else MaskRule.plain(labels))
         if found.labels == BINARY_LABELS and len(labels) == 2:
             return _relabelled(found, labels, found.rule)

@@ -30,7 +30,7 @@ sys.path[:] = pickle.load(sys.stdin.buffer)
 from degrid.data.processes import serve
 serve()
 """
-_MOST_EARLY = 4  # processes, the main one included: more would be a waste where there is little to do
+_MOST_EARLY = 4  # processes, including the main one; more would be wasted on small jobs
 # Seconds: how long to watch the pace before deciding on helpers; the work that is worth one; the length of a part.
 _TRIAL, _WORTH, _PART = 0.05, 0.25, 0.03
 
@@ -81,7 +81,7 @@ def _helpers_worth_it(seconds: float, seconds_left: float, processes: int | None
 
 
 def _is_frozen() -> bool:
-    """Whether this is a frozen program, which is no Python that could be started again."""
+    """Whether this is a frozen program, which cannot be started again as Python."""
     return getattr(sys, "frozen", False)
 
 
@@ -102,7 +102,7 @@ def kept_processes(early: str = "", processes: int | None = None) -> Iterator[No
     try:
         if early and not _is_frozen():
             for _ in range((processes or min(usable_cores(), _MOST_EARLY)) - 1):
-                with contextlib.suppress(OSError):  # then this process does the work
+                with contextlib.suppress(OSError):  # this process does the work then
                     _idle.append(_started(early))
         yield
     finally:
@@ -127,7 +127,7 @@ def _started(module: str = "") -> subprocess.Popen[bytes]:
 
 
 class _Parts:
-    """What is still to do, and what is done but not yet fetched; shared by the threads. A part is a range of things.
+    """The work to do, and results not yet fetched; shared by the threads. A part is a range of items.
 
     size: things in a part, from now on.
     """
@@ -215,7 +215,7 @@ class _Helper:
                 _idle.append(self._process)
                 self._process = None
         except Exception:
-            # Whatever it was (things that cannot be pickled, no memory for a process, ...), the main process continues.
+            # Whatever it was (items that cannot be pickled, too little memory, ...), the main process continues.
             if part:
                 self._parts.give(part, None)
         finally:
@@ -224,7 +224,7 @@ class _Helper:
 
 
 def _idle_process() -> subprocess.Popen[bytes] | None:
-    with contextlib.suppress(IndexError):  # another thread may have been quicker
+    with contextlib.suppress(IndexError):  # another thread may have been faster
         return _idle.pop()
     return None
 
@@ -250,7 +250,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def serve() -> None:
     """What a helper does: answer work and things with the list of results, or with None if anything failed."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the work prints must not come among the answers
+    os.dup2(2, 1)  # output printed by the work must not mix with the answers
     early = pickle.load(sys.stdin.buffer)
     if early:
         importlib.import_module(early)
@@ -262,7 +262,7 @@ def serve() -> None:
             return
         try:
             answer = [work(thing) for thing in things]
-        except Exception:  # the main process does the same work, and says what is wrong
+        except Exception:  # the main process does the same work, and reports what is wrong
             answer = None
         pickle.dump(answer, answers)
         answers.flush()

@@ -59,7 +59,7 @@ class SyntheticScenes:
         if not 0 <= index < len(self):
             raise IndexError(index)
         if index not in self._drawn:
-            import torch  # here: drawing, and checking files, need none of it
+            import torch  # imported here: neither drawing nor checking files needs it
 
             image, label = draw_scene(np.random.default_rng([*self._entropy, index]), *self.size)
             self._drawn[index] = Sample(

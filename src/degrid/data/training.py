@@ -141,7 +141,7 @@ class Share:
                 "train.batch_size"
             )
         pieces = math.ceil(math.ceil(total / processes) / batch_size)
-        if apart := total // pieces < processes:  # a piece would have no image for some
+        if apart := total // pieces < processes:  # a part would have no image for some
             pieces = min(pieces, len(_part(range(total), rank, processes)))
         return cls(total, rank, processes, pieces, apart)
 
@@ -183,7 +183,7 @@ class _Batches:
     def __call__(self, number: int) -> Batch:
         positions = self.share.positions(number)
         indices = [self._index(position) for position in positions]
-        # Of what comes from a server, several are asked for at once.
+        # From a server, several are requested at once.
         samples = in_threads(self.dataset.__getitem__, indices) if self._far else map(self.dataset.__getitem__, indices)
         return collate(
             [

@@ -76,7 +76,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 def arithmetic(device: torch.device, deterministic: bool) -> Iterator[None]:
     """How PyTorch picks algorithms meanwhile: the fastest for each size, or those that give the same bits each time."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is refused
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS raises an error
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
     torch.use_deterministic_algorithms(deterministic or before[1])

@@ -14,7 +14,7 @@ from degrid.threads import fields_of, memory_of_groups, text_of
 from degrid.types import UserError
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
-"""In the errors of PyTorch where memory is not enough: on GPUs, on the CPU of Linux, and on that of Windows."""
+"""Parts of PyTorch's out-of-memory errors: on GPUs, and on the CPU on Linux and on Windows."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Parameters of glibc's mallopt, by their numbers in malloc.h."""
 
@@ -45,7 +45,7 @@ def _available_of_system(root: Path) -> int | None:
 
 
 def _left_of_addresses(root: Path) -> int | None:
-    """How many bytes more the process may address; None where nothing limits it."""
+    """How many more bytes the process may address; None if nothing limits it."""
     lines = text_of(root / "proc/self/limits").splitlines()
     limit = next((line.split()[3] for line in lines if line.startswith("Max address space")), "unlimited")
     used = text_of(root / "proc/self/statm").split()

@@ -108,7 +108,7 @@ def check_gpus(processes: int) -> None:
 
 
 def _from_torchrun(name: str, usual: str = "") -> str:
-    """An environment variable that it sets."""
+    """An environment variable that torchrun sets."""
     if not (value := os.environ.get(name, usual)):
         raise RuntimeError(f"the environment variable {name}, which torchrun sets, is missing")
     return value
@@ -136,7 +136,7 @@ def _store(rank: int, seconds: float) -> Store:
         except Exception as error:
             answers.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()  # it cannot be stopped, and must not keep this process
+    threading.Thread(target=ask, daemon=True).start()  # it cannot be stopped, and must not keep this process alive
     try:
         return answers.result(seconds + 5)  # PyTorch's own error, where there is one, comes first
     except TimeoutError:
@@ -231,7 +231,7 @@ def together() -> Iterator[None]:
         vars(error)["heard"] = True
         own = _Failure(str(error) if isinstance(error, UserError) else type(error).__name__)
         rank, first = next(each for each in enumerate(gathered(own)) if isinstance(each[1], _Failure))
-        if rank_and_count()[0] != rank and own == first:  # one of them says it
+        if rank_and_count()[0] != rank and own == first:  # one of them reports it
             raise OtherProcessError(f"process {rank} failed: {first.said}") from error
         raise
     gathered(None)
@@ -258,7 +258,7 @@ def in_contact() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process passes to the others that has failed, whatever they are about to exchange."""
+    """What a failed process passes to the others, whatever they are about to exchange."""
 
     said: str
 
@@ -375,7 +375,7 @@ def rows_of_all(rows: Tensor) -> list[Tensor]:
     lengths = torch.zeros(count, dtype=torch.int64, device=rows.device)
     lengths[rank] = len(rows)
     numbers = summed_over_ranks(lengths).tolist()
-    padded = rows.new_zeros(max(numbers), *rows.shape[1:])  # all must send as much
+    padded = rows.new_zeros(max(numbers), *rows.shape[1:])  # all must send the same amount
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in numbers]
     dist.all_gather(parts, padded)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Opened: TypeAlias = "tuple[Callable[[Any], Any], str | None]"
 """A function that runs a file, and the facts stored in it; see `Exporter.open`."""
 KEY = "degrid"
-"""Under this name a file holds the facts about its network, as JSON; see `facts.Facts`."""
+"""Name under which a file holds the facts about its network, as JSON; see `facts.Facts`."""
 
 
 class Exporter:

@@ -66,7 +66,7 @@ class ExportGraph(nn.Module):
         scales = model.scales if isinstance(model, MultiScaleNetwork) else ()
         self.fractions = tuple(_fraction(scale, self.resize) for scale in scales)
         for parameter in self.network.parameters():
-            if parameter.is_leaf:  # those of TorchScript may be none
+            if parameter.is_leaf:  # TorchScript's may be missing
                 parameter.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class ExportGraph(nn.Module):
         return ids if image.is_floating_point() else ids.to(torch.uint8)
 
     def _multi_scale(self, image: Tensor) -> Tensor:
-        """What the network gives, with integer arithmetic for the sizes: tracers make int(0.75 * H) a constant."""
+        """The network's output, with integer arithmetic for the sizes: tracers turn int(0.75 * H) into a constant."""
         network = cast(MultiScaleNetwork, self.network)
         height, width = image.shape[-2:]
         sizes = [(_scaled(height, each, self.resize), _scaled(width, each, self.resize)) for each in self.fractions]
@@ -94,21 +94,21 @@ class ExportGraph(nn.Module):
 
 
 def _folding(model: nn.Module) -> Folding:
-    """A copy with its batch norms folded; as it is where it takes no image of the usual example's kind or size."""
+    """A copy with its batch norms folded; unchanged if it does not accept the usual example image."""
     try:
         return fold_batch_norm(model)
-    except Exception:  # a user's network may fail in any way; if it does always, tracing it says why
+    except Exception:  # a user's network may raise anything; if it always fails, tracing it says why
         return Folding(in_evaluation_mode(copied(model)), (), ())
 
 
 def _given(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What makes images what a user's network takes: bytes, floats if it refuses bytes, copies if it changes them."""
+    """Prepares images for a user's network: bytes, floats if it refuses bytes, copies if it changes them."""
     pixels = example_image((1, bands_of(network).count, *TRACED[2:]))
     for image, given in ((pixels, _as_it_is), (pixels.float(), Tensor.float)):
         try:
             with torch.no_grad():
                 network(image)
-        except Exception:  # a user's network may fail in any way
+        except Exception:  # a user's network may raise anything
             continue
         if image._version == 0:
             return given
@@ -203,7 +203,7 @@ def to_plain_layers(model: nn.Module) -> int:
         How many smoothed convolutions have fixed filters now.
     """
     smoothed = 0
-    for name, module in reversed(list(model.named_modules())):  # parts before what holds them
+    for name, module in reversed(list(model.named_modules())):  # parts before the modules that hold them
         with torch.no_grad():
             layer = module.as_plain_layers() if isinstance(module, WithPlainForm) else None
         if layer is not None and name:

@@ -64,7 +64,7 @@ class Iree(Exporter):
 
         def run(image: np.ndarray) -> Any:
             made = module.main_graph(image).to_host()
-            return made.view("uint8") if made.dtype.name == "int8" else made  # its types of integers have no sign
+            return made.view("uint8") if made.dtype.name == "int8" else made  # its integer types carry no sign
 
         return run, appended_facts(path)
 

@@ -60,7 +60,7 @@ class Mnn(Exporter):
         network = nn.load_module_from_file(str(path), [], [], runtime_manager=manager)
 
         def run(image: np.ndarray) -> Any:
-            # It takes floats from an array, but bytes from a list only.
+            # It accepts floats in an array, but bytes only in a list.
             kind, values = (expr.uint8, image.ravel().tolist()) if image.dtype == np.uint8 else (expr.float, image)
             made = network.forward([expr.const(values, list(image.shape), expr.NCHW, kind)])[0]
             made = expr.convert(made, expr.NCHW) if made.data_format == expr.NC4HW4 else made

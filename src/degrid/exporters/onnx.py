@@ -82,7 +82,7 @@ class Onnx(Exporter):
         onnxruntime = self.library("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads()
-        # Threads that wait sleep, and take small parts of the work, so that one that must share its core delays none.
+        # Waiting threads sleep, and take small parts of the work, so that one that shares its core delays no other.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.dynamic_block_base", "4")
         options.log_severity_level = 3
@@ -109,7 +109,7 @@ class Onnx(Exporter):
 
 
 def _where(error: BaseException) -> str:
-    """At which operation of PyTorch the writing failed, and the reason that its causes end in."""
+    """The operation of PyTorch at which writing failed, and the innermost reason."""
     operation, last = "", error
     while last.__cause__ is not None:
         last = last.__cause__
@@ -139,7 +139,7 @@ def _floor_division(dividend: Any, divisor: Any) -> tuple[Any, Any]:
 
     quotient = op.Div(dividend, divisor)
     remainder = op.Sub(dividend, op.Mul(quotient, divisor))
-    below = op.Cast(op.Less(op.Mul(remainder, divisor), op.Constant(value_int=0)), to=_INT64)  # 1 where of other signs
+    below = op.Cast(op.Less(op.Mul(remainder, divisor), op.Constant(value_int=0)), to=_INT64)  # 1 if the signs differ
     return op.Sub(quotient, below), op.Add(remainder, op.Mul(below, divisor))
 
 
@@ -147,7 +147,7 @@ _SIZES: dict[Any, Any] = {
     operator.floordiv: lambda dividend, divisor: _floor_division(dividend, divisor)[0],
     operator.mod: lambda dividend, divisor: _floor_division(dividend, divisor)[1],
 }
-"""Arithmetic of sizes to what writes it."""
+"""Functions that write arithmetic on sizes."""
 
 
 def _name_sizes(graph: Any, output: str) -> None:

@@ -91,7 +91,7 @@ def compared(model: nn.Module, exported: ExportedModel, exact: bool = True) -> l
         with torch.no_grad():
             try:
                 logits = model(image)
-            except Exception as error:  # a user's network may fail in any way
+            except Exception as error:  # a user's network may raise anything
                 raise UserError(
                     f"the network itself fails on images of {shape[2]}x{shape[3]} ({reason_of(error)}); say which size "
                     "it takes: --size 512x1024 (takes=ImageInput(size=...))"

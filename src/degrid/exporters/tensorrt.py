@@ -20,7 +20,7 @@ Mean Min Mul Neg Not Or Pad Pow PRelu Range ReduceL2 ReduceMax ReduceMean Reduce
 Resize Round Selu Shape Sigmoid Sign Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile
 Transpose Unsqueeze Where
 """
-"""Those that networks of images use and that onnx-tensorrt's table says are supported, of TensorRT 8.4 and later."""
+"""Operators that image networks use and that onnx-tensorrt's table lists as supported by TensorRT 8.4 and later."""
 _TYPES = ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")
 
 

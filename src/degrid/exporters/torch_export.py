@@ -41,7 +41,7 @@ class TorchExport(Exporter):
         extra = {KEY: ""}
         with quiet():  # it logs a traceback before it raises
             program = torch.export.load(str(path), extra_files=extra)
-        # Files of earlier versions have conditions that only the traced sizes meet.
+        # Files of earlier versions have conditions that only the traced sizes satisfy.
         return program.module(check_guards=False), extra[KEY]
 
     def recognises(self, path: Path) -> bool:
@@ -66,5 +66,5 @@ def holds_compiled_code(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/data/aotinductor/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged: whoever opens it says so
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged: opening it reports that
         return False

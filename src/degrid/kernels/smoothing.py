@@ -59,7 +59,7 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         y, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # for second derivatives
             out = _with_torch(y, weight, ctx.rate, ctx.size)
             first, second = torch.autograd.grad(out, (y, weight), grad, create_graph=True, allow_unused=True)
             return first, second, None, None
@@ -76,7 +76,7 @@ def _mixed(y: Tensor, weight: Tensor, rate: int, size: tuple[int, ...]) -> Tenso
     # No view of another tensor, which could not be changed in place where a Function returns it.
     shape = len(y), y.shape[1], *size
     out = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
-    # A copy: memory that numpy has seen can no longer be taken away, as FSDP does with that of parameters.
+    # A copy: memory shared with numpy can no longer be freed, as FSDP does with that of parameters.
     mixing = weight.detach().clone(memory_format=torch.contiguous_format).numpy()
     mix_groups(channels_last(y), mixing, rate, out.permute(0, 2, 3, 1).numpy())
     return out
@@ -121,7 +121,7 @@ def _compiled_gradient(grad: Tensor, x: Tensor, size: int) -> Tensor:
 
 
 def _gradient_with_torch(grad: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """The twin, which can be differentiated again."""
+    """The twin, which supports second derivatives."""
     each = depthwise_gradient(grad, x, sides)
     return each.to(torch.promote_types(x.dtype, torch.float32)).sum((0, 1))
 

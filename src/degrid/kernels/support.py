@@ -48,7 +48,7 @@ def numba_installed() -> bool:
 
 
 _began_in: int | None = None
-"""The process in which the threads of compiled kernels began."""
+"""The process in which the threads of compiled kernels were started."""
 
 
 @functools.cache

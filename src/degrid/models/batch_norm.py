@@ -85,7 +85,7 @@ def _in_torchscript(model: nn.Module) -> list[nn.Module]:
 
 
 def _follows_mode(compiled: Any) -> bool:
-    """Whether a compiled module has batch norms that read in which mode they are, or were traced in training."""
+    """Whether a compiled module has batch norms that read their mode, or were traced in training mode."""
     graph = getattr(compiled, "inlined_graph", None)  # parts of a traced module have none
     if graph is None:
         return False
@@ -123,7 +123,7 @@ def _can_fold(conv: nn.Conv2d, norm: Norm) -> bool:
 
 @cache
 def _folded(kind: type[nn.Module]) -> Any:
-    """A frozen batch norm whose work the convolution does; only timm's activation remains."""
+    """A frozen batch norm whose work is done by the convolution; only timm's activation remains."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         return cast(Tensor, self.act(self.drop(input)) if isinstance(self, timm_batch_norm()) else input)
@@ -256,7 +256,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
             wiring = wiring_of(model, first, wiring)
             larger = example_image(model, 160, 224) if example is None else first
             for other in (*of_other_sides(larger), *([larger] if example is None else [])):
-                with suppress(Exception):  # it may take one size only
+                with suppress(Exception):  # it may accept one size only
                     wiring = wiring_of(model, other, wiring)
             return [
                 (conv, norm)
@@ -264,7 +264,7 @@ def conv_bn_pairs(model: nn.Module, example: Tensor | None = None) -> list[tuple
                 for conv in wiring.sources.get(norm, ())
                 if conv is not None and len(wiring.sources[norm]) == 1 and not reason_to_leave(conv, norm, wiring)
             ]
-    except Exception as error:  # a user's network may fail in any way
+    except Exception as error:  # a user's network may raise anything
         raise UserError(
             f"could not run {type(model).__name__} on an image of {tuple(first.shape)} to see which convolution each "
             f"batch norm follows ({in_a_line(error)}); give an example that it can take, or "

@@ -301,11 +301,11 @@ def randomise(network: nn.Module) -> None:
                 value.copy_(torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5)
     for module in network.modules():
         if isinstance(module, BlurPool2d):
-            module.pad_mode = "constant"  # a reflection has other pixels where pixels lie apart
+            module.pad_mode = "constant"  # reflection pads with other pixels if the taps lie apart
 
 
 class _WholeMap(TorchFunctionMode):
-    """Notes what is computed over whole maps, or gives what was noted for another network in its place.
+    """Records what is computed over whole maps, or returns what was recorded for another network instead.
 
     These are means, maxima and norms over all positions, and the statistics of group norm.
 

@@ -123,7 +123,7 @@ def build_encoder(name: str, settings: EncoderSettings) -> nn.Module:
     family = name.partition(":")[0]
     if family in ENCODERS and family != name:
         return _ours(ENCODERS[family], name)(name, **vars(settings))
-    import timm  # here, because it is slow to import
+    import timm  # imported here because it is slow
 
     if timm.is_model(name):
         raise UserError(f'unknown encoder "{name}". Did you mean "timm:{name}"?')

@@ -134,7 +134,7 @@ def _set_gate(gate: Any, channels: int) -> None:
 
 
 def _resize(conv: Any, norm: Any, before: int, out: int) -> None:
-    """Another number of channels, with random weights."""
+    """A different number of channels, with random weights."""
     conv.groups = out if conv.groups > 1 else 1
     conv.in_channels, conv.out_channels, norm.num_features = before, out, out
     conv.weight = nn.Parameter(conv.weight.new_empty(out, before // conv.groups, *conv.kernel_size))
@@ -144,7 +144,7 @@ def _resize(conv: Any, norm: Any, before: int, out: int) -> None:
 
 
 class _ReluFirst(SeparableConv2d):
-    """A separable convolution that applies the ReLU which timm has before it."""
+    """A separable convolution with the ReLU that timm applies before it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,in,H,W] -> [N,out,h,w]."""

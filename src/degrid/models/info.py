@@ -124,7 +124,7 @@ def _dilated(model: nn.Module) -> list[ConvInfo]:
 
 
 _LARGE = 1024 * 2048
-"""Pixels of an image whose feature maps may take more memory than there is."""
+"""Pixels of an image from which on feature maps may exceed the memory."""
 
 
 def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
@@ -147,7 +147,7 @@ class _Count(DispatchMode):
     operations: int = 0
 
     def __init__(self) -> None:
-        from torch.utils.flop_counter import flop_registry  # here, because it is slow to import
+        from torch.utils.flop_counter import flop_registry  # imported here because it is slow
 
         super().__init__()
         self.formulas = flop_registry

@@ -18,10 +18,10 @@ USUAL_INPUTS = {
     "RGB / 255": Preprocess((0.0,) * 3, (255.0,) * 3),
     "Caffe's BGR less its mean": Preprocess((104.0, 116.7, 122.7), (1.0,) * 3, bgr=True),
 }
-"""What most ImageNet weights expect, in words."""
+"""The input that most ImageNet weights expect, in words."""
 _CLEARLY = math.log(1.5)  # the variances of any two are 4 or more times apart
 _COLOUR = 0.3  # how much of a channel of a photograph the others lack
-_UNUSED = 1e-6  # the variance of a channel that gives nothing
+_UNUSED = 1e-6  # the variance of a constant channel
 
 
 def as_settings(words: str) -> list[str]:
@@ -32,11 +32,11 @@ def as_settings(words: str) -> list[str]:
 
 
 class _Reached(Exception):  # noqa: N818 - the forward pass has gone as far as it should
-    """The first batch norm was."""
+    """Raised when the first batch norm was reached."""
 
 
 def _first_variance(encoder: nn.Module, image: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Variances of what the first batch norm gets from images, and those that it has stored, [K] each."""
+    """Variances of the first batch norm's input for images, and those that it has stored, [K] each."""
     seen: list[Tensor] = []
 
     def look(norm: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -88,7 +88,7 @@ class TimmEncoder(nn.Module):
             set_rates(conv, tuple(rate // dilated * factor for rate in pair(conv.dilation)))
 
     def _plan(self, name: str, output_stride: int) -> TimmPlan:
-        """How the network is made."""
+        """The settings with which the network is made."""
         return plan(name, output_stride)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -156,7 +156,7 @@ def _grid_factors(net: Any, made: TimmPlan, multi_grid: tuple[int, ...]) -> dict
 
 
 def _last_stage(net: Any) -> nn.Module | None:
-    """The module that gives the last feature, whose name timm changes in some networks of features."""
+    """The module of the last feature, whose name timm changes in some feature networks."""
     path = net.feature_info.module_name(-1)
     modules = dict(net.named_modules())
     found = (modules.get(name) for name in (path.replace(".", "_"), path, f"body.{path}", f"model.{path}"))
@@ -194,7 +194,7 @@ class TorchvisionEncoder(OwnRates):
                 f"there is no download for {name}: give torchvision's file (--set model.pretrained=FILE, "
                 "pretrained=...), or train from random weights (--set model.pretrained=false, pretrained=False)"
             )
-        import torchvision  # here, because it is slow to import
+        import torchvision  # imported here because it is slow
 
         self.net = torchvision.models.mobilenet_v3_large(dilated=output_stride == 16).features
         self.taps = _last_blocks(self.net)
@@ -247,7 +247,7 @@ def _create(made: TimmPlan, pretrained: bool, in_channels: int) -> Any:
 
 @contextmanager
 def _cache_alone_without_network() -> Iterator[None]:
-    """Where the hub's name cannot be resolved, look into its cache only, rather than ask and wait twelve times."""
+    """If the hub's name cannot be resolved, use only its cache, rather than ask and wait twelve times."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -84,7 +84,7 @@ class PeerResNet(TimmEncoder):
 
     def __init__(self, name: str, **settings: Any) -> None:
         project, _, network = name.partition(":")
-        basic_c = network in ("resnet18c", "resnet34c")  # which timm does not have
+        basic_c = network in ("resnet18c", "resnet34c")  # timm does not have it
         super().__init__(f"{network[:-1]}d" if basic_c else network, **settings)
         multi_grid = settings.get("multi_grid") or ()
         if project == "speedinghzl":

@@ -50,7 +50,7 @@ class SmpEfficientNet(TimmEncoder):
 
 
 def _pad(conv: Any, size: int, rate: int) -> int:
-    """Pad a convolution as for maps of `size` pixels; at a rate in place of its stride where one is given.
+    """Pad a convolution as for maps of `size` pixels; with a rate instead of its stride if one is given.
 
     Returns the size of its result on such maps.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from degrid.contracts import unchanged
 
 SIDES = (128, 192)
-"""Height and width of the image that networks are measured on: multiples of 64, and not alike."""
+"""Height and width of the image on which networks are measured: different multiples of 64."""
 
 
 @dataclass(frozen=True)

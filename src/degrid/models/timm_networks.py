@@ -70,7 +70,7 @@ class TimmPlan:
 
 
 class _UnableError(Exception):
-    """Why a network cannot have a stride, to follow its name."""
+    """Why a network cannot have an output stride; follows its name in messages."""
 
 
 def plan(name: str, output_stride: int) -> TimmPlan:
@@ -86,7 +86,7 @@ def plan(name: str, output_stride: int) -> TimmPlan:
         UserError: an unknown name or tag; no features of that stride; or a network for images of one size.
     """
     _check_name(name)
-    with torch.device("cpu"):  # also where the network is then made on another device
+    with torch.device("cpu"):  # even if the network is then made on another device
         try:
             return _plan(name, output_stride)
         except _UnableError as reason:
@@ -134,9 +134,9 @@ def _works(name: str, output_stride: int) -> bool:
 
 @lru_cache(maxsize=256)
 def _plan(name: str, output_stride: int) -> TimmPlan:
-    """The plan that was measured here before: measuring takes longer than all else until a network's first mask."""
+    """The plan measured here before: measuring takes longer than everything else before a network's first mask."""
     if not timm.model_entrypoint(name).__module__.startswith("timm."):
-        return _measured_plan(name, output_stride)  # of a network that changes with no version
+        return _measured_plan(name, output_stride)  # of a network that changes without a new version
     key = [name, str(output_stride), timm.__version__, torch.__version__, *_sources()]
     values = kept_on_disk(key, lambda: asdict(_measured_plan(name, output_stride)))
     layers = tuple(Layer(**layer) for layer in values["strides"]["layers"])
@@ -185,7 +185,7 @@ def _measured(name: str) -> tuple[Any, Strides]:
                 raise
             net = _features(name)
             strides = measure_strides(net)
-    except Exception as error:  # the families of timm raise all kinds
+    except Exception as error:  # timm's families raise all kinds of errors
         config = timm.get_pretrained_cfg(name)
         size = _by(config.input_size[1:]) if config else "one size"
         raise _UnableError(
@@ -206,7 +206,7 @@ def _dilated_by_timm(name: str, strides: Strides, output_stride: int) -> Any:
     try:
         net = _light(name, output_stride)
         sizes = _sizes(net, SIDES)
-    except Exception:  # a family refuses a stride with an error of its own
+    except Exception:  # families refuse a stride with different errors
         return None
     if any(isinstance(module, nn.Conv3d) for module in net.modules()):
         return None  # the positions of lambda layers, which timm does not dilate
@@ -238,7 +238,7 @@ def _multiple(net: Any) -> int:
         try:
             if _sizes(net, tuple(-(-side // multiple) * multiple for side in ODD_SIDES)) is not None:
                 break
-        except Exception:  # whatever it raises, it does not run
+        except Exception:  # any error means that it does not run
             continue
     return multiple
 
@@ -271,7 +271,7 @@ def _features(name: str, output_stride: int | None = None, in_channels: int = 3,
 
 
 def _light(name: str, output_stride: int | None = None) -> Any:
-    """The network on the meta device, without what changes no size and takes longest there."""
+    """The network on the meta device, without the parts that change no size but take longest there."""
     with torch.device("meta"), WithoutRandomValues():
         net = _features(name, output_stride)
     for module in net.modules():

@@ -17,7 +17,7 @@ from degrid.types import Preprocess, UserError
 from degrid.weight_names import is_counter_beside, misfit, mobilenet_v2_name, torchvision_resnet
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "encoder.", "backbone.")
-"""What programs put before all names of a network."""
+"""Prefixes that programs put before all names of a network."""
 BATCH_NORM_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -45,7 +45,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         UserError: missing, damaged or without tensors.
     """
-    from degrid.checkpoints.readers.files import read_tensors  # here, because few networks need it
+    from degrid.checkpoints.readers.files import read_tensors  # imported here because few networks need it
 
     tensors = {
         name: torch.from_numpy(np.array(value))  # copied: the file is mapped read-only
@@ -111,7 +111,7 @@ def load_encoder_weights(net: nn.Module, full_names: set[str], weights: dict[str
 
 
 def _with_head(flat_names: Iterable[str], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with what `read_weights` took off all names, where a network has it before all of its own."""
+    """Weights with the prefix that `read_weights` removed, if a network has it before all of its own names."""
     names = list(flat_names)
     head = next((each for each in PREFIXES if all(name.startswith(each.replace(".", "_")) for name in names)), "")
     if any(key.startswith(head) for key in weights):
@@ -134,7 +134,7 @@ def with_stem(state: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str,
         others = value.ndim == len(wanted) == 4 and (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:])
         if not others or value.shape[1] != 3 or wanted[1] == 3:
             return value
-        from timm.models import adapt_input_conv  # here, because it is slow to import
+        from timm.models import adapt_input_conv  # imported here because it is slow
 
         adapted: Tensor = adapt_input_conv(wanted[1], value)
         return adapted

@@ -25,7 +25,7 @@ def _voc12(
     multi_scale: bool = False,
     init_head: bool = True,
 ) -> RunConfig:
-    """What these codes have in common: ResNet-101 at output stride 8, summed ASPP, 20,000 steps of 10 crops.
+    """Common to these code bases: ResNet-101 at output stride 8, summed ASPP, 20,000 steps of 10 crops.
 
     Batch norm is frozen, the loss at the logits' size, the schedule poly 0.9, momentum 0.9, the learning rate 10x for
     the head and 20x for its biases; images are scaled by 0.5 to 1.5 and flipped.

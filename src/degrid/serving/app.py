@@ -204,7 +204,7 @@ async def _page(request: Request) -> Response:
 
 for _path in _PAGE:
     router.add_api_route(_path, _page, methods=["GET", "HEAD"], include_in_schema=False)
-# Programs that watch a server ask for the headers alone.
+# Monitoring programs request only the headers.
 router.add_api_route("/models", models, methods=["HEAD"], include_in_schema=False)
 router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
 
@@ -214,7 +214,7 @@ def _service(request: Request) -> Service:
 
 
 async def _saved(files: Sequence[UploadFile], held: ExitStack, limits: ServeLimits) -> list[tuple[str, Path]]:
-    """The names of the uploads, and where they are as long as they are held."""
+    """The names of the uploads, and where they are stored meanwhile."""
     names = [printable(file.filename or f"image {number}")[:200] for number, file in enumerate(files, start=1)]
     uploads = [(name, file.file) for name, file in zip(names, files, strict=True)]
     paths = await run_in_threadpool(save_images, uploads, held, limits.pixels)
@@ -269,7 +269,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def _fault(found: dict[str, Any]) -> str:
-    """What is wrong with a value, in words for its sender."""
+    """The fault of a value, in words for its sender."""
     place, name = found["loc"][0], str(found["loc"][1]) if len(found["loc"]) > 1 else ""
     if name in ("file", "files"):
         return f"{name}: expected {_ANY[name]} of a form, as curl -F {name}=@photo.jpg sends"

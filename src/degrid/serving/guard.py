@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = frozenset(("/", "/page.css", "/page.js", "/health"))
-"""Paths that need no token: the page itself, which asks for it."""
+"""Paths that need no token: the page itself, where it is entered."""
 _DRAINED = 4
 """How many times the limit of a request is read and thrown away, so that its sender hears the answer."""
 _DRAIN_SECONDS, _IDLE_SECONDS = 10.0, 1.0
@@ -146,7 +146,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._next()
         except TimeoutError:
-            self._complete = True  # nothing more is read
+            self._complete = True  # the rest is not read
             raise HTTPException(
                 408, f"the request took longer than {self._limits.seconds:g} seconds to arrive"
             ) from None

@@ -105,7 +105,7 @@ class Worker:
         self._places = waiting + 1
         self._taken = 0
         self._seconds = 1.0
-        """Seconds that a job takes, as an average in which the last ones count most."""
+        """Seconds that a job takes, as an average weighted towards recent ones."""
 
     @property
     def taken(self) -> int:

@@ -134,7 +134,7 @@ def _reason_of_compiled(module: Any) -> str:
 
 def _is_conditional(module: nn.Module) -> bool:
     """Whether it is timm's CondConv2d, which mixes its weights for each image."""
-    loaded = sys.modules.get("timm.layers.cond_conv2d")  # whoever has such a layer has loaded it
+    loaded = sys.modules.get("timm.layers.cond_conv2d")  # a program with such a layer has loaded it
     return loaded is not None and isinstance(module, loaded.CondConv2d)
 
 
@@ -159,7 +159,7 @@ def _plan(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str:
 
 
 def _plain(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str:
-    """The same for what computes as nn.ConvNd does."""
+    """The same for layers that compute as nn.ConvNd does."""
     same = _same(conv)
     if max(conv.stride) > 1:
         padded = conv.padding != "valid" and max(conv.padding) > 0
@@ -175,7 +175,7 @@ def _plain(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str
 
 
 def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
-    """How wide the network pads the map before each layer with zeros, where its modules say so."""
+    """How far the network pads the map with zeros before each layer, as far as its modules say so."""
     rims: dict[nn.Module, tuple[int, ...]] = {}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
@@ -245,14 +245,14 @@ class ExampleRun(TorchFunctionMode):
         hooks = []
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # it takes no hooks, and shows no calls
+                continue  # it accepts no hooks, and shows no calls
             hooks.append(module.register_forward_pre_hook(lambda *_, it=(name, module): self._inside.append(it)))
             hooks.append(module.register_forward_hook(lambda *_: _dropped(self._inside), always_call=True))
         self._before = {module: geometry_of(module) for module in model.modules() if _is_layer(module)}
         try:
             with unchanged(model), torch.no_grad(), self:
                 model(example)
-        except Exception as error:  # a user's network may fail in any way
+        except Exception as error:  # a user's network may raise anything
             raise UserError(
                 f"could not run {type(model).__name__} on the example of {tuple(example.shape)} "
                 f"({in_a_line(error)}); give an example that it can take, or none"
@@ -299,6 +299,6 @@ def _dropped(inside: list[Any]) -> None:
 
 
 def _rim(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> tuple[int, ...]:
-    """How wide the zeros are on both sides of each axis; () where they are not equally wide, or no zeros."""
+    """The width of the zeros on both sides of each axis; () if the widths differ, or the padding is not zero."""
     before, after = tuple(pad[::2]), tuple(pad[1::2])
     return tuple(reversed(before)) if mode == "constant" and not value and before == after else ()

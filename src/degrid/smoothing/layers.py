@@ -78,7 +78,7 @@ class SmoothedLayer(MadeClass, DressedConv):
 
 
 class _Direct(SmoothedLayer):
-    """What computes `convolve` alone, as nn.ConvNd does, whatever forward its class had."""
+    """A layer that computes only `convolve`, as nn.ConvNd does, whatever forward its class had."""
 
     weight: Tensor
     bias: Tensor | None
@@ -125,7 +125,7 @@ class _Indirect(SmoothedLayer):
     The operator convolves at the layer's own rate only.
     """
 
-    _free = ("padding",)  # which some set at every image
+    _free = ("padding",)  # some layers set it for every image
 
     def forward(self, input: Tensor, *more: Any, **named: Any) -> Tensor:
         """[N,C,H,W] -> [N,out,H,W]; or without N. What else is given goes to the layer."""
@@ -195,7 +195,7 @@ def dress(layer: nn.Module, operator: Operator, direct: bool, rim: tuple[int, ..
     else:
         layer.__class__ = _smoothed(cast(Any, kind), direct)
     dressed: Any = layer
-    dressed.__dict__["__module__"] = nn.Conv2d.__module__  # torch.fx does not look into layers of PyTorch's own
+    dressed.__dict__["__module__"] = nn.Conv2d.__module__  # torch.fx does not look inside PyTorch's own layers
     dressed.smoothing = operator
     dressed.fitted = geometry_of(layer)
     if rim is not None:
@@ -223,7 +223,7 @@ def class_below(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _requantised(forward: Callable[..., Tensor], x: Tensor, *more: Any, **named: Any) -> Tensor:
-    """What a layer makes of a quantised map, as torch.ao.quantization leaves it; its range is that of these values."""
+    """The layer's output for a quantised map, as in torch.ao.quantization; its range is that of these values."""
     return torch.quantize_per_tensor_dynamic(forward(x.dequantize(), *more, **named), x.dtype, False)
 
 

@@ -103,7 +103,7 @@ class Decompose(Operator):
         """[N,C,H,W] -> [N,out,H,W]."""
         r = self.rate
         if _is_recorded():
-            return convolve(x, r)  # a record would keep what this map's size lacks; the result is the same
+            return convolve(x, r)  # a traced graph would fix what this map's size lacks; the result is the same
         size = x.shape[2:]
 
         def back(groups: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def _is_recorded() -> bool:
 
 
 def _missing(x: Tensor, rate: Rate) -> list[int]:
-    """How many places each axis of a map lacks to a multiple of its rate."""
+    """How many positions each axis of a map lacks to a multiple of its rate."""
     return [-side % r for side, r in zip(x.shape[2:], filters.axes(rate), strict=True)]
 
 

@@ -54,7 +54,7 @@ def tried(conv: Any, forward: Callable[[Tensor], Tensor]) -> OwnConvolution | st
     first, second = found
     assert isinstance(first, OwnConvolution)
     assert isinstance(second, OwnConvolution)
-    # Some drop or add something in training alone.
+    # Some drop or add something only in training.
     training = _in_mode(conv, forward, _SIDES[0][: len(conv.kernel_size)], True)
     stored = first.stored and isinstance(training, OwnConvolution) and training.stored and training.same == first.same
     return OwnConvolution(first.same and second.same, first.weight, first.bias, stored)
@@ -68,7 +68,7 @@ def _in_mode(
             for module in conv.modules():
                 module.training = training
             return _once(conv, forward, sides)
-    except Exception as error:  # a forward may fail in any way
+    except Exception as error:  # a forward may raise anything
         return f"cannot be tried ({in_a_line(error)})"
 
 

@@ -118,7 +118,7 @@ def smooth_dilated_convs(
 def _selected(
     found_in_model: Iterable[tuple[str, Candidate | str]], make: Callable[[Any], Operator], legacy: bool
 ) -> tuple[list[tuple[Candidate, Operator]], tuple[tuple[str, str], ...]]:
-    """What can be smoothed, each with its operator; and the others' names and reasons."""
+    """The layers that can be smoothed, each with its operator; and the names of the others with reasons."""
     chosen: list[tuple[Candidate, Operator]] = []
     skipped: list[tuple[str, str]] = []
     for name, found in found_in_model:

@@ -14,7 +14,7 @@ from degrid.files import atomic_write
 from degrid.types import UserError
 
 PATTERNS = ("*.json", "log.txt", "metrics.jsonl", "log/*/events.out.tfevents.*")
-"""What is worth keeping of a run folder: settings and scores; records for people, for programs and for TensorBoard."""
+"""The files of a run folder worth keeping: settings, scores, and records for people, programs and TensorBoard."""
 Runs = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 """A run folder, or several."""
 
@@ -96,7 +96,7 @@ def _tree(folder: Path) -> set[Path]:
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The entry without its owner's name, which is nobody's business elsewhere."""
+    """The entry without its owner's name, which does not concern anyone elsewhere."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry

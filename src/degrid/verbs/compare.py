@@ -244,7 +244,7 @@ def run_record(model: AnyModel) -> dict[str, Any] | None:
 
 
 def _seed_of(model: AnyModel) -> int | None:
-    """The seed of a run; None where it is not known."""
+    """The seed of a run; None if unknown."""
     record = run_record(model)
     seed = flat(record["config"]).get("train.seed") if record else None
     return seed if isinstance(seed, int) else None

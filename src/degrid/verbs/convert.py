@@ -153,7 +153,7 @@ def convert(
 
 
 def _settings(plan: Plan, given: Sequence[str], origin: str) -> ModelConfig:
-    """The network's settings, with those that the user gave."""
+    """The network's settings, including those given by the user."""
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), given)
     if chosen.encoder == UNSAID:
         raise ConversionError(
@@ -187,7 +187,7 @@ def _refuse_unexpected(plan: Plan, origin: str, allowed: bool) -> None:
 
 
 def _not_finite(plan: Plan, origin: str) -> list[str]:
-    """What to say of weights that a training has ruined.
+    """A warning about weights that training has ruined.
 
     Raises:
         ConversionError: weights are complex numbers.
@@ -203,7 +203,7 @@ def _not_finite(plan: Plan, origin: str) -> list[str]:
 
 
 def _write(plan: Plan, config: ModelConfig, labels: LabelSpace | None, origin: str, folder: Path | None) -> None:
-    """Build the network, fill it, and write it where there is a folder."""
+    """Build the network, fill it, and write it if there is a folder."""
     if labels is None:
         _write_encoder(plan, config, folder, origin)
         return
@@ -236,7 +236,7 @@ def fill(model: nn.Module, plan: Plan, origin: object, prefix: str = "") -> None
 
 
 def _bands(state: Mapping[str, torch.Tensor], given: Mapping[str, np.ndarray]) -> str:
-    """What to do where the first convolution differs in nothing but its input."""
+    """What to do if the first convolution differs only in its input."""
     first = next((name for name, value in state.items() if value.ndim == 4 and name.startswith("encoder.")), "")
     ours, theirs = (tuple(values[first].shape) if first in values else () for values in (state, given))
     if len(theirs) != 4 or ours[1] == theirs[1] or (*ours[:1], *ours[2:]) != (*theirs[:1], *theirs[2:]):

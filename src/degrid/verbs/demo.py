@@ -78,7 +78,7 @@ def demo(
 
 
 def _is_earlier_demo(folder: Path) -> bool:
-    """Whether a folder holds what an earlier demo made; a run of the user's own is never removed."""
+    """Whether a folder holds the results of an earlier demo; a run of the user's own is never removed."""
     file = folder / "run.json"
     return file.exists() and is_built_in(recipes.load(str(file)).data.path)
 

@@ -29,7 +29,7 @@ from degrid.types import OnProgress, Progress
 from degrid.verbs.look_inside import NetworkOrName, images_for, opened, with_random_weights
 
 IMAGE = "image"
-"""What stands for the beginning of a network in results."""
+"""Stands for the beginning of a network in results."""
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def samples_for(predictor: AnyPredictor, dataset: Dataset) -> AnyDataset:
 def _corrupted(
     predictor: AnyPredictor, dataset: Dataset, corruptions: Sequence[str], count: OnImage
 ) -> tuple[CorruptedScore, ...]:
-    """The mIoU on images made worse."""
+    """The mIoU on corrupted images."""
     worse = ((*each, samples_for(predictor, Corrupted(dataset, *each))) for each in parse_corruptions(corruptions))
     return tuple(
         CorruptedScore(kind, severity, score(predictor, images, boundary=False, on_image=count).miou)
@@ -217,7 +217,7 @@ def _corrupted(
     )
 
 
-# Doubts about what there is to learn, and about ids that the network's classes explain.
+# Doubts that concern learning, and ids that the network's classes explain.
 _NO_MATTER = ("one-class", "nearly-void", "sparse-ids", "names-alike")
 
 
@@ -266,7 +266,7 @@ def _write_reliability(bins: Sequence[ConfidenceBin], ece: float, out: Path) -> 
 
     Source: Guo et al. 2017, arXiv 1706.04599, figure 1.
     """
-    from matplotlib.figure import Figure  # here, because they are slow to import
+    from matplotlib.figure import Figure  # imported here because they are slow
 
     from degrid.analysis.page import COLORS, png
 

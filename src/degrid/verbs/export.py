@@ -34,7 +34,7 @@ from degrid.verbs.open_network import AnyModel, open_network
 from degrid.verbs.open_network import name_of as model_name
 
 _EXAMPLES = 4
-"""Images by which the layers that lose most in int8 are found."""
+"""Number of images with which the layers that lose most in int8 are found."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def export(
 
 
 def _beside(model: AnyModel, exporter: Exporter, int8: bool) -> Path:
-    """Where a folder's exported model goes by default."""
+    """Default place of a folder's exported model."""
     if isinstance(model, nn.Module):
         raise UserError("say where to write the network: out must be a file name, such as my_model.onnx")
     folder = Path() if is_named(model) else Path(model).parent
@@ -225,12 +225,12 @@ def _network(model: AnyModel, labels: LabelSpace | None) -> tuple[nn.Module, Lab
 
 
 def _in_single_precision(network: nn.Module) -> nn.Module:
-    """The network in float32, which every runtime takes; as it is where it casts its maps to another type itself."""
+    """The network in float32, which every runtime accepts; unchanged if it casts its maps to another type itself."""
     if all(each.dtype == torch.float32 for each in network.parameters() if each.is_floating_point()):
         return network.float()  # buffers, too
     single = copy.deepcopy(network).float()
     image = example_image((1, bands_of(network).count, *TRACED[2:]))
-    with torch.no_grad(), suppress(Exception):  # a user's network may fail in any way
+    with torch.no_grad(), suppress(Exception):  # a user's network may raise anything
         adapted(network)(image)
         try:
             adapted(single)(image)
@@ -241,7 +241,7 @@ def _in_single_precision(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Job:
-    """One network on its way into one format."""
+    """The export of one network to one format."""
 
     exporter: Exporter
     network: nn.Module

@@ -28,7 +28,7 @@ _LONGEST_NAME = 255  # bytes, on most systems
 RESULT_MARK = "result of degrid predict"
 """Written into pictures, so that they are not taken for images when their folder is predicted again."""
 ARRAYS = frozenset({".npy"})
-"""Images where nothing else in a folder is one, as for training."""
+"""Endings that count as images if nothing else in a folder does, as for training."""
 KINDS = ", ".join(sorted(IMAGE_SUFFIXES | ARRAYS))
 
 
@@ -113,14 +113,14 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _is_straight(folder: Path, base: Path) -> bool:
-    """Whether no link on the way from a folder to one below leads back to one above; "**" follows them round."""
+    """Whether no link between a folder and one below leads back to one above; "**" would follow it in circles."""
     below = folder.relative_to(base)
     places = [os.path.realpath(base / part) for part in (below, *below.parents)]
     return len(set(places)) == len(below.parts) + 1
 
 
 def _kind(file: Path, below: Path, results: Path | None, wanted: frozenset[str]) -> str:
-    """IMAGE, or what is said of a file that is passed over.
+    """IMAGE, or the reason why a file is skipped.
 
     Args:
         below: its path below the folder that is searched. results: the path there of the folder for the results.
@@ -161,7 +161,7 @@ def _within(folder: Path, base: Path) -> Path | None:
 
 
 def _named(found: Iterable[tuple[Path, Path]]) -> dict[str, Path]:
-    """Files by name, of those found below their folders; a file that was found twice is there once."""
+    """Files by name, of those found below their folders; a file found twice appears once."""
     files: dict[str, tuple[Path, Path]] = {}
     for base, file in found:
         files.setdefault(os.path.abspath(file), (base, file))
@@ -193,7 +193,7 @@ def _nothing(pattern: str, files: list[Path], others: Mapping[str, int]) -> str:
 
 
 _OF_MODELS = {"config.json", "run.json", "model.safetensors", "encoder.safetensors"}
-"""Files by which a folder is meant as a model, or holds some."""
+"""Files that show that a folder is a model, or holds models."""
 _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 AnyPath = str | os.PathLike[str]
 

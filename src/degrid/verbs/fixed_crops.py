@@ -88,7 +88,7 @@ def freeze_stages(model: Segmenter) -> None:
 
 
 class _Reached(Exception):  # noqa: N818 - the forward pass has gone as far as it should
-    """The first dilated stage is about to run."""
+    """Raised when the first dilated stage is about to run."""
 
 
 class Replay(nn.Module):
@@ -202,9 +202,9 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 @contextmanager
 def _replaced(stages: Sequence[nn.Module], outputs: dict[int, Tensor]) -> Iterator[None]:
-    """Inside the context the stages give these outputs, by their places, and the others pass on what comes in."""
+    """Inside the context, the stages return these outputs, by position, and the others pass on their input."""
     for place, stage in enumerate(stages):
-        stage.__dict__["forward"] = partial(outputs.get, place)  # what comes in is the default
+        stage.__dict__["forward"] = partial(outputs.get, place)  # the input is the default
     try:
         yield
     finally:
@@ -302,7 +302,7 @@ def _compute(replay: Replay, draw: Any, crops: int, place: Path, progress: OnPro
 
 
 def _key(config: RunConfig, model: Segmenter, replay: Replay) -> str:
-    """A name that differs where the crops or the frozen stages do."""
+    """A name that differs if the crops or the frozen stages do."""
     frozen = nn.ModuleList(frozen_stages(model.encoder)[0])
     data = {name: value for name, value in dataclasses.asdict(config.data).items() if name not in ("val", "workers")}
     facts = [data, config.train.fixed_crops, str(frozen), str(model.preprocess), str(model.bands), replay.shapes]

@@ -275,7 +275,7 @@ def _followed(network: nn.Module, image: Tensor) -> Following:
 
 
 def _above(name: str) -> str:
-    """The layer that holds a layer."""
+    """The parent of a layer."""
     return name.rpartition(".")[0]
 
 
@@ -411,7 +411,7 @@ def _own_score(conv: nn.Conv2d) -> float | None:
 
 
 def _repair(change: str, span: _Span, images: Sequence[Tensor], board: bool) -> Repair | None:
-    """What a change does to a copy of the network; None where it has nothing to work on.
+    """The effect of a change on a copy of the network; None if there is nothing to change.
 
     Args:
         board: whether to measure the checkerboard in logits, too.
@@ -453,7 +453,7 @@ def _with_rates(
         if wanted != rate:
             conv = plain[name]
             conv.dilation = (wanted, wanted)
-            if conv.padding != (0, 0):  # otherwise the network pads by itself
+            if conv.padding != (0, 0):  # otherwise the network itself pads
                 conv.padding = tuple(wanted * (side // 2) for side in conv.kernel_size)
             changed.append(f"{name} {rate} -> {wanted}")
     if not changed:

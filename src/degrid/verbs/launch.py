@@ -122,7 +122,7 @@ def launch(
     variants = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not variants:
         raise UserError("a setting without values gives no run; expected some, as in degrid sweep 'optim.lr=0.01 0.02'")
-    for variant in variants:  # without a grid there is one, which changes nothing
+    for variant in variants:  # without a grid there is one cell, which changes nothing
         config = run_config(recipe, data=data, operator=operator, settings={**given, **variant}, init=init)
         _check(config, cluster)
     folder = (Path(out) if out is not None else Path("runs") / config.name).absolute()
@@ -158,7 +158,7 @@ def _check_folder(folder: Path, system: str) -> None:
 
 
 def _check(config: RunConfig, cluster: Cluster) -> None:
-    """Refuse what could only fail in the job.
+    """Refuse settings that could only fail in the job.
 
     Raises:
         UserError: names it.
@@ -331,11 +331,11 @@ _SYSTEMS = {
     "slurm": _Slurm(
         job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}",
         index="$SLURM_ARRAY_TASK_ID",
-        port="$SLURM_JOB_ID",  # in an array, too, each has its own
+        port="$SLURM_JOB_ID",  # in an array each job has its own, too
         hosts='host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        start='srun --cpus-per-task="$SLURM_CPUS_PER_TASK"',  # which srun does not read itself since Slurm 22.05
+        start='srun --cpus-per-task="$SLURM_CPUS_PER_TASK"',  # since Slurm 22.05, srun does not read it itself
         signal="USR1",
-        save='scancel --signal=TERM "{own}"',  # sent to srun, it would be SIGKILL for what runs there
+        save='scancel --signal=TERM "{own}"',  # sent to srun, it would become SIGKILL for its processes
         again='scontrol requeue "{own}"',
     ),
     "lsf": _Lsf(

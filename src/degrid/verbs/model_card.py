@@ -27,7 +27,7 @@ _FIGURES = {
     "boundary_iou": "boundary IoU",
 }
 _FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^\s/=,'\"]+/)+")
-"""The folders in an absolute path: they describe one machine, and help nobody else."""
+"""The folders in an absolute path: they describe one machine, and mean nothing elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _head(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(scores: Mapping[str, Any]) -> str:
-    """The scores per class and in all, in percent, a column for each form of the weights."""
+    """The scores per class and overall, in percent, a column for each form of the weights."""
     forms = scores["forms"]
     rows = [
         *(

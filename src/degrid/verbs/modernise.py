@@ -89,7 +89,7 @@ def modernise(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> Mo
 def _smoothing(
     layers: dict[str, SmoothedConv2d], state: dict[str, Tensor], config: SmoothingConfig
 ) -> tuple[SmoothingConfig, str]:
-    """Rewrite the operators' parameters in `state`."""
+    """Rewrite the parameters of the operators in `state`."""
     operator = next(iter(layers.values())).smoothing
     rewrite = _REWRITES.get(type(operator))
     if rewrite is None:  # the same in both

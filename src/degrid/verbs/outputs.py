@@ -383,12 +383,12 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nothing would be lost if a result were written there."""
+    """Whether writing a result there would lose nothing."""
     return not path.exists() or (path.is_file() and is_result(path))
 
 
 def _check(benchmark: str, expected: int, num_classes: int, images: Iterable[Path]) -> None:
-    """Refuse what the benchmark cannot take before the long work begins."""
+    """Before the long work begins, refuse options that the benchmark does not accept."""
     if num_classes != expected:
         raise UserError(
             f"{benchmark} has {expected} classes, the model has {num_classes}; leave out --format (format=...)"

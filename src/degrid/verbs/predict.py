@@ -32,7 +32,7 @@ Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 camera or stream, see `degrid.camera.is_source`."""
 
 SMALL = 2_000_000
-"""Pixels from which even a single image is predicted faster by a network that is made ready for it first."""
+"""Pixels from which even a single image is predicted faster by a network prepared for it first."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def predict(
 
 
 def _check_gives_logits(predictor: AnyPredictor, files: ResultFiles) -> None:
-    """Refuse to write logits of a model that has none to give."""
+    """Refuse to write logits of a model that does not return any."""
     if files.logits and predictor.gives_ids:
         raise UserError(
             "--save-logits (ResultFiles.logits): this exported model gives class ids, no logits; export it with "
@@ -136,7 +136,7 @@ def _check_gives_logits(predictor: AnyPredictor, files: ResultFiles) -> None:
 
 
 def _source_or_images(given: list[str], out: Path) -> tuple[str | None, FoundImages]:
-    """The camera or address among what was given, or else the images and videos.
+    """The camera or address among the inputs, or else the images and videos.
 
     Raises:
         UserError: it is not alone; or there is nothing.
@@ -158,7 +158,7 @@ def _check_logits(files: ResultFiles, options: InferenceOptions) -> None:
 
 
 def _said_of_windows(predictor: AnyPredictor) -> tuple[str, ...]:
-    """Windows that nobody asked for by name."""
+    """Windows that the user did not ask for."""
     if predictor.options.window is not None or not predictor.windowed:
         return ()
     sizes = " and ".join(f"{height}x{width}" for height, width in sorted(predictor.windows))
@@ -222,7 +222,7 @@ def predict_each(
 
 
 def _depth(options: InferenceOptions | None, images: Iterable[Path]) -> int:
-    """How many images are read ahead and written behind: under a limit of memory none, if one of them is large."""
+    """How many images are read ahead and written in the background; none under a memory limit if one is large."""
     limited = options is not None and options.memory is not None
     return DEPTH if not limited or all(_is_small(path) for path in images) else 0
 
@@ -232,7 +232,7 @@ def _is_small(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.width * image.height < SMALL
-    except (OSError, ValueError, Image.DecompressionBombError):  # whatever it is, reading says what is wrong
+    except (OSError, ValueError, Image.DecompressionBombError):  # whatever the error is, reading the file reports it
         return False
 
 
@@ -247,7 +247,7 @@ def _write_all(
     with_logits: bool,
     progress: OnProgress | None,
 ) -> tuple[list[str], list[Path]]:
-    """Predict and write all images; returns a sentence for each that could not be used, and those of few values."""
+    """Predict and write all images; returns a sentence for each unusable one, and those with few values."""
     failures: list[str] = []
     dim: list[Path] = []
     depth = _depth(predictor.options, found.values())
@@ -264,7 +264,7 @@ def _write_all(
                 background.run(
                     functools.partial(writer.add, name, found[name], prediction, predictor.num_classes, sure)
                 )
-            del prediction  # before the next one is made
+            del prediction  # before the next one is computed
             if progress:
                 progress(Progress("predicting", index, len(found)))
     return failures, dim

@@ -88,12 +88,12 @@ def _moves(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return getattr(picture, "n_frames", 1) > 1
-    except (OSError, ValueError):  # no GIF, which is said where it is read
+    except (OSError, ValueError):  # not a GIF, as reading it will report
         return False
 
 
 def _check_files(videos: Mapping[str, Path | str], files: ResultFiles, smooth: float) -> None:
-    """Refuse what is not for videos, or for nothing else, or leaves nothing to write.
+    """Refuse options that do not fit videos, or fit only videos, or leave nothing to write.
 
     Raises:
         UserError: such files are asked for.
@@ -154,12 +154,12 @@ def predict_videos(
 
 
 class _UnreadableError(UserError):
-    """A video that is no video, or is damaged."""
+    """A file that is not a video, or a damaged one."""
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the results of a video go; None for what is not wanted."""
+    """Where the results of a video go; None for those that are not wanted."""
 
     overlay: Path | None
     ids: Path | None
@@ -224,7 +224,7 @@ def _predict_one(
 
 @contextlib.contextmanager
 def _until_interrupted(source: VideoReader, written: _Writers) -> Iterator[None]:
-    """Ctrl+C ends a live source, of which there is something, and what was written of it becomes complete."""
+    """Ctrl+C ends a live source that has begun, and its results are completed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -234,7 +234,7 @@ def _until_interrupted(source: VideoReader, written: _Writers) -> Iterator[None]
 
 
 def _remarks(source: VideoReader, written: _Writers) -> Iterator[str]:
-    """What may surprise about the result."""
+    """Notes on what may be surprising about the result."""
     if written.left_out:
         yield f"{source.path}: its sound ({written.left_out}) cannot be kept in this kind of file and is left out"
     if isinstance(source, SourceReader) and source.live:
@@ -246,7 +246,7 @@ def _remarks(source: VideoReader, written: _Writers) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Tell mistakes in a video from those in what is made of it."""
+    """Distinguish errors in a video from those in its results."""
     try:
         yield
     except UserError as error:
@@ -259,7 +259,7 @@ def _reading(path: Path | str, seconds: float | None) -> VideoReader:
 
 
 def _ids_of(predictor: AnyPredictor) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes class ids, uint8 [H,W], from frames, uint8 [H,W,3], in their order."""
+    """Computes class ids, uint8 [H,W], from frames, uint8 [H,W,3], in order."""
     weight = predictor.options.smooth
     if not weight:
         return lambda pixels: predictor.predict(Scene(pixels)).ids

@@ -223,7 +223,7 @@ def gather(
 
 
 def _data_of(paths: Sequence[AnyModel], data: AnyData | None, split: str | None) -> tuple[AnyData, str]:
-    """What was asked for, or what the runs were validated on.
+    """The requested data, or those that the runs were validated on.
 
     Raises:
         UserError: no run says, or two say different things; a model that is not there.
@@ -280,7 +280,7 @@ def _score_of(runs: Sequence[Run], stack: np.ndarray) -> tuple[Any, tuple[float,
 
 
 def _curves(recipe: Sequence[AnyModel], name: str) -> tuple[Curves, ...]:
-    """The curves of the runs that have kept them."""
+    """The curves of the runs that kept them."""
     found = []
     for model in recipe:
         for folder in run_folders(model):
@@ -300,7 +300,7 @@ def _look(
     precision: str,
     progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """What a single model is, has and predicts, as arguments of `ReportedModel`."""
+    """Facts, size and predictions of a single model, as arguments of `ReportedModel`."""
     record = run_record(model)
     with predictor_of(network, device, precision, whole=True) as predictor:
         predictions = {index: predictor.class_ids(dataset[index].image).cpu().numpy() for index in indices}
@@ -331,7 +331,7 @@ def _seen(network: nn.Module, images: Sequence[Tensor], progress: OnProgress | N
     given = [filled(image[None].float(), (height, width)).to(parameter) for image in images]
     try:
         found = gridding_of(network, given, real=True, progress=progress)
-    except UserError:  # nothing dilated, or nothing that can be followed
+    except UserError:  # nothing dilated, or nothing that can be traced
         with contextlib.suppress(UserError):
             field = measured(network, given, ("", ""))
             sides = {"95 % of the influence within": f"{field.box}x{field.box} pixels of the image"}

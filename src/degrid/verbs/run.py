@@ -124,13 +124,13 @@ def run(
         enough_memory(),
         ExitStack() as held,
     ):
-        # Training begins from its seed; what the caller draws afterwards is as if it had not been.
+        # Training begins from its seed; random numbers drawn by the caller afterwards are unaffected.
         held.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         if not is_first():
             progress = tell = None
         claim: AbstractContextManager[None] = nullcontext()
         with together():
-            # Whose processes of before are gone.
+            # Its earlier processes are gone.
             again = as_any_sees(lambda: _began(folder), str(folder / "run.json"), seconds)
             if again and not resume:
                 resume, config = True, recipes.load(str(folder / "run.json"))
@@ -148,7 +148,7 @@ def run(
             check_same({f"{part} images": None if data is None else len(data) for part, data in read.items()})
         with arithmetic(device, config.train.deterministic), work.server(progress) as server:
             with together():
-                if not resume:  # only now, as mistakes until here leave no folder
+                if not resume:  # only now, since mistakes until here leave no folder
                     held.enter_context(claim)
                     _check_new(folder)
             return work.train(resume, progress, tell, server)
@@ -169,7 +169,7 @@ class _Work:
     plan: Plan
     device: torch.device
     notes: tuple[str, ...]
-    """Where the weights are from."""
+    """Where the weights come from."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when the run is to stop."""
 
@@ -215,7 +215,7 @@ class _Work:
         config, folder, state, data, plan = self.config, self.folder, self.state, self.data, self.plan
         model, first = cast(Segmenter, state.model), is_first()
         sheet = None
-        if first and not state.step:  # what the training data were understood to be, the first that is written
+        if first and not state.step:  # how the training data were understood, written first
             sheet = preview_sheet(data.train, title=f"{config.data.path}, {config.data.train}")
             write_sheet(sheet, folder / "preview.png")
         if first and not resume:
@@ -228,7 +228,7 @@ class _Work:
                 server.tell = log.say
             if sheet is not None:
                 log.image(0, "train/preview", sheet)
-                if state.bare is None:  # else this process has parts of the weights only
+                if state.bare is None:  # otherwise this process has only parts of the weights
                     log.graph(model, torch.zeros(1, model.bands.count, *config.data.crop, device=self.device))
             try:
                 train_loop(
@@ -249,7 +249,7 @@ class _Work:
         return RunResult(folder, state.best_miou if data.val is not None else None, data.notes)
 
     def _stepping(self, log: RunLog) -> Advance:
-        """Steps that this process computes."""
+        """Number of steps that this process computes."""
         config, data, state = self.config, self.data.train, self.state
         if self.settings.fixed_crops:
             model = cast(Segmenter, state.model)
@@ -281,7 +281,7 @@ def _prepare(config: RunConfig, folder: Path, device: torch.device, resume: bool
     last = folder / "last.ckpt"
     interrupted = resume and as_any_sees(last.exists, str(last), settings.timeout)
     model, start = start_network(config, data, device, interrupted)
-    if rank:  # all begin with the same weights; dropout is each process's own
+    if rank:  # all begin with the same weights; each process has its own dropout
         torch.manual_seed(int(np.random.SeedSequence([settings.seed, rank]).generate_state(1)[0]))
     state = make_state(config, model)
     cycles = Cycles(settings.eval_every, config.compat) if settings.cyclic else None
@@ -319,13 +319,13 @@ def _of_all(config: RunConfig) -> dict[str, object]:
 
 
 def _began(folder: Path) -> bool:
-    """Whether the run in a folder is this very job's, which torchrun or the cluster has started again."""
+    """Whether the run in a folder is that of this very job, restarted by torchrun or the cluster."""
     job, file = os.environ.get(JOB, "none"), folder / "run.json"
     return job != "none" and file.exists() and parse_json(file.read_text("utf-8")).get("job") == job
 
 
 def _check_new(folder: Path) -> None:
-    """Refuse a folder that a run cannot have."""
+    """Refuse a folder that a run cannot use."""
     check_utf8(folder)
     if (folder / "run.json").exists():
         ways = f"continue it with --resume {shlex.quote(str(folder))} (resume=...), or choose another -o (out=...)"
@@ -416,7 +416,7 @@ def _provenance(config: RunConfig, notes: list[str]) -> dict[str, Any]:
         "job": os.environ.get(JOB, "none"),
         "machine": {
             "cpu": cpu_name(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),  # some processors do not say their kind
+            "instructions": torch.backends.cpu.get_cpu_capability(),  # some processors do not report their kind
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.platform(),

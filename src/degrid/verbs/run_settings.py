@@ -145,7 +145,7 @@ _RAY = re.compile(r"auto|local|(ray://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 
 
 def _check_asynchronous(settings: TrainConfig) -> None:
-    """Refuse what workers that do not wait for one another cannot do."""
+    """Refuse settings that workers cannot follow without waiting for one another."""
     own = settings.asynchronous
     if min(own.workers, own.average_every, own.max_staleness or 0, own.cores - 1) < 0:
         raise UserError(
@@ -239,7 +239,7 @@ def loaders_of(data: DataConfig, device: str) -> int | Loaders:
             raise UserError(f'setting "data.workers": expected auto, 0 or a number of processes, got {data.workers}')
         return data.workers
     others = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-    # A server that is waited for, and a GPU, leave the processor idle.
+    # Waiting for a server or a GPU leaves the processor idle.
     if device == "cpu" and not is_address(data.path):
         return Loaders(max(0, others), worth=0.1)
     return Loaders(max(1, others))

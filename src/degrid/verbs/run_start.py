@@ -113,7 +113,7 @@ def start_network(
 
 
 def _assumed_input(model: Segmenter, config: ModelConfig) -> str:
-    """What weights from a file that does not say it are taken to expect, and what to do if they do not."""
+    """The input that weights are assumed to expect if their file does not say, and what to do if that is wrong."""
     expects = model.preprocess
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (expects.mean, expects.std))
     note = f"{config.pretrained} does not say how its images were normalised; taken, as {config.encoder} has it: mean "
@@ -126,7 +126,7 @@ def _assumed_input(model: Segmenter, config: ModelConfig) -> str:
 
 
 def _set_batch_norms(model: Segmenter, settings: TrainConfig) -> None:
-    """What the settings say about batch norm, in place."""
+    """Apply the settings of batch norm, in place."""
     if settings.batch_norm_momentum is not None:
         for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
             norm.momentum = settings.batch_norm_momentum

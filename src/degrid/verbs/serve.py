@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LEAST_TOKEN = 8
 _GRACE = 30
-"""Seconds that requests may take to finish once the server is told to end."""
+"""Seconds in which requests may finish after the server was told to end."""
 
 
 @checked
@@ -60,7 +60,7 @@ def serve(
     Raises:
         UserError: no model, an address that is taken or needs a token, or fastapi is not installed.
     """
-    # A network may be one that can be gone through, too.
+    # A network may be iterable, too.
     chosen = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
     if not chosen:
         raise UserError("nothing to serve: expected at least one model")

@@ -47,7 +47,7 @@ from degrid.verbs.train import run_config
 from degrid.version import VERSION
 
 PROTOCOL = "study.json"
-"""File of a study's folder that says what is run; written before the first run, and not changed afterwards."""
+"""File of a study's folder with the protocol; written before the first run, and not changed afterwards."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _read(path: Path) -> StudyProtocol:
 
 
 def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
-    """What a study's file says, with that of the file which it is like."""
+    """The content of a study's file, merged with that of the file that `like` names."""
     text = read_text(path, "file of a study, see docs/study.md,")
     values = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     if not isinstance(values, dict):
@@ -234,7 +234,7 @@ def _plan(protocol: StudyProtocol) -> dict[str, Any]:
 
 
 def _check(config: RunConfig, split: str) -> None:
-    """Refuse what no run of a cell could do.
+    """Refuse cells whose runs would all fail.
 
     Raises:
         UserError: settings, a network or data that cannot be used.
@@ -271,7 +271,7 @@ def _same_images(protocol: StudyProtocol, runs: Sequence[RunScores]) -> None:
 
 
 _NO_OUTCOME = ("could not write", "cannot make the folder")
-"""How sentences begin that say nothing about a run, such as that of a full disk; see `degrid.files.explained`."""
+"""The beginnings of errors that are not the run's fault, such as a full disk; see `degrid.files.explained`."""
 
 
 def _why(code: int, said: str) -> str:
@@ -342,7 +342,7 @@ class _Work:
             raise Stopped(self.folder, "the same command (the same call of degrid.study)")
 
     def _round(self, devices: Sequence[str], retry: bool) -> bool:
-        """Try each run that is left; whether any was made."""
+        """Try each remaining run; returns whether any was made."""
         todo = iter([run for run in self.protocol.runs() if self._left(run, retry)])
         take = threading.Lock()
 
@@ -369,7 +369,7 @@ class _Work:
         return not file.exists() or (retry and "error" in read_json(file, "outcome of a run"))
 
     def _make(self, run: tuple[str, str, int], device: str, retry: bool) -> bool:
-        """One run, unless another program has it, or has made it; whether it was made here."""
+        """Make one run, unless another program has it, or has made it; returns whether it was made here."""
         variant, cell, seed = run
         place = self.place(*run)
         make_folder(place.parent)
@@ -421,7 +421,7 @@ class _Work:
         settings.unlink()
         cost = {**_cost(place, config), "peak_memory_mib": memory, "train_seconds": None if begun else round(seconds)}
         made = training_of(place) or {}
-        made.pop("command", None)  # by this program; the protocol says what is run
+        made.pop("command", None)  # by this program; the protocol says what to run
         found = {
             # These files travel, so they name the data as the protocol does, not by their place on this machine.
             "scores": read_json(scores, "scores") | {"data": self.protocol.data or config.data.path},

@@ -32,7 +32,7 @@ mean agreement under shifts; None where it was not measured."""
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are known; None without any."""
+    """The mean of the known values; None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
@@ -200,7 +200,7 @@ class StudyResult:
 
 def _picture(study: StudyResult) -> bytes:
     """Accuracy against the time of a step, relative to the first cell; a panel for every variant."""
-    from matplotlib.figure import Figure  # here, because it is slow to import
+    from matplotlib.figure import Figure  # imported here because it is slow
 
     drawing = Figure(figsize=(6.5 * len(study.variants), 4.5), layout="constrained")
     panels = drawing.subplots(1, len(study.variants), squeeze=False)[0]

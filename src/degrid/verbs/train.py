@@ -24,7 +24,7 @@ ANYWHERE = (
     *("data.workers", "train.device", "train.timeout", "train.asynchronous.workers", "train.asynchronous.cores"),
     *("train.asynchronous.address", "train.asynchronous.max_staleness"),
 )
-"""Settings that a run may be continued with others of: they say where, and by how many."""
+"""Settings that may change when a run is continued: they say where it runs, and on how many devices."""
 Settings = Iterable[str] | Mapping[str, object]
 """Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"; see `degrid.config`."""
 
@@ -160,7 +160,7 @@ def _elsewhere(config: RunConfig, given: Mapping[str, object]) -> RunConfig:
 
 
 def _check_own_settings(given: Mapping[str, object], *others: object) -> None:
-    """Refuse what would make another run of one that is continued.
+    """Refuse settings that would make a continued run another one.
 
     Raises:
         UserError: there is such a setting, or another argument.
@@ -193,7 +193,7 @@ def _name_of(data: str) -> str:
 def _stages(
     config: RunConfig, folder: Path, settings: Mapping[str, object], resume: bool
 ) -> list[tuple[RunConfig, Path]]:
-    """The settings and folders of a recipe and of those that follow it.
+    """The settings and folders of a recipe and its following stages.
 
     Raises:
         UserError: the recipes go round in a circle, a later folder holds a run already, or its data cannot be opened.

@@ -74,7 +74,7 @@ class _Actor:
 
 
 def _facts() -> dict[str, object]:
-    """What must be the same in all processes."""
+    """Settings that must be the same in all processes."""
     import torch
 
     return {"degrid": VERSION, "torch": torch.__version__}
@@ -154,7 +154,7 @@ class RayCrew:
         return Answer(worker, result)
 
     def _first(self, stop: threading.Event) -> Any:
-        """What stands for the first result that is there; None if the event is set before."""
+        """The reference of the first result; None if the event is set before."""
         until = time.monotonic() + self._timeout
         while (now := time.monotonic()) < until:
             if stop.is_set():
@@ -220,7 +220,7 @@ def _connect(own: AsynchronousConfig, weight_bytes: int, seconds: float) -> None
     for tries_left in range(STARTS - 1, -1, -1):
         try:
             with warnings.catch_warnings(), _sigterm_blocked():
-                warnings.simplefilter("ignore")  # of what then is an error
+                warnings.simplefilter("ignore")  # its content is an error then
                 ray.init(**place, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:
@@ -256,7 +256,7 @@ def _check_reachable(address: str, seconds: float) -> None:
     Raises:
         UserError: no answer within that time.
     """
-    if address == "auto" or "://" in address:  # of which Ray knows sooner
+    if address == "auto" or "://" in address:  # Ray notices that earlier
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:

@@ -15,7 +15,7 @@ _MAX_GAIN = 2  # weights hardly compress; an archive that claims more is meant t
 _LINE = 4096
 _ENCRYPTED = 1  # a bit of a member's flags
 _GRACE = 1 << 20  # bytes: small archives of zeros do compress further
-_LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of a member of an archive: lengths of what follows
+_LOCAL_HEADER, _LOCAL_MAGIC = struct.Struct("<4s22xHH"), b"PK\3\4"  # of an archive member: lengths of the rest
 
 
 class Stream(io.RawIOBase):
@@ -60,7 +60,7 @@ def members_of(file: Span) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(Stream(file)) as archive:
             return archive.infolist()
-    except Exception as error:  # zipfile lets through many types where an archive is malformed
+    except Exception as error:  # zipfile raises many types of errors for malformed archives
         raise ConversionError(
             f"{file.file}: a damaged archive ({str(error) or type(error).__name__}), perhaps cut short; download or "
             "copy it again"

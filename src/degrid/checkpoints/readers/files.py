@@ -97,7 +97,7 @@ def _parts(main: Path) -> list[Path]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """What a file of JSON holds; nothing where it is missing, damaged, absurdly long or no dictionary."""
+    """The dictionary in a JSON file; empty if it is missing, damaged, absurdly long or not a dictionary."""
     try:
         return _parsed(path.read_bytes() if path.is_file() and path.stat().st_size < _MAX_CONFIG else b"")
     except OSError:
@@ -105,7 +105,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """The dictionary that a text of JSON is, or none."""
+    """The dictionary that a JSON text holds; empty if it holds none."""
     try:
         found = json.loads(text or b"{}") if len(text) < _MAX_CONFIG else {}
     except (ValueError, RecursionError):
@@ -114,7 +114,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tuple[Contents, str]:
-    """What a file holds, and the reader that read it."""
+    """The content of a file, and the reader that read it."""
     if reader is None and (other := what_else(file, main)):
         raise ConversionError(f"{shown} is {other}")
     name = reader or next((name for name, row in READERS.items() if row.recognise(file, main)), None)
@@ -131,7 +131,7 @@ def _contents(file: Span, main: Path, shown: object, reader: str | None) -> tupl
 
 
 def _only_part(file: Span) -> tuple[Span, dict[str, Any]] | None:
-    """The checkpoint that an archive is around, and the settings that Keras keeps there; None for arrays of numpy.
+    """The checkpoint inside an archive, and Keras's settings there; None for arrays of numpy.
 
     Raises:
         ConversionError: it holds none, or several, or would unpack to far more than its size.

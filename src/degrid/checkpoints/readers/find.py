@@ -44,7 +44,7 @@ def find_checkpoint(path: Path, suffixes: Collection[str]) -> tuple[Path, Path]:
         index = _index_of(prefix)
         if index.is_file():
             return prefix, index
-        if parts and not path.name.endswith(".meta"):  # V1 has files ending in .meta, too
+        if parts and not path.name.endswith(".meta"):  # V1 also has files ending in .meta
             raise UserError(f"no checkpoint at {path}: looked for {index}")
         path = prefix
     if path.is_file():
@@ -84,7 +84,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def _whole(path: Path) -> Path:
-    """The list of the parts that a path is one or the folder of, as transformers and accelerate write them; or itself.
+    """The list of parts, as transformers and accelerate write it, if the path is a part or their folder; else the path.
 
     Raises:
         UserError: it belongs to a distributed checkpoint of PyTorch.
@@ -100,7 +100,7 @@ def _whole(path: Path) -> Path:
 
 
 def _without_state(files: set[Path]) -> set[Path]:
-    """Of several files those that are not called as what a training keeps beside the weights."""
+    """Those files whose names are not those of training state, such as an optimiser's."""
     return {file for file in files if len(files) == 1 or not _BESIDE_WEIGHTS.search(file.name)} or files
 
 
@@ -129,7 +129,7 @@ def _in_folder(folder: Path, suffixes: Collection[str]) -> Path:
 
 
 def _listed(file: Path) -> Path | None:
-    """The latest checkpoint that TensorFlow's text file "checkpoint" names; None where it is no such file."""
+    """The latest checkpoint that TensorFlow's text file "checkpoint" names; None if the file is something else."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:

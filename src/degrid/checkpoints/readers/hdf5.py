@@ -56,7 +56,7 @@ class _File:
 
     def __init__(self, file: Span) -> None:
         self.file = file
-        self.seen: set[int] = set()  # groups and trees, which may lead in circles
+        self.seen: set[int] = set()  # groups and trees may form cycles
         self.messages = 0
 
     def contents(self) -> Contents:
@@ -84,7 +84,7 @@ class _File:
         return self.file.part({0: 64, 1: 68}.get(version, 36), _ADDRESS).number()
 
     def _datasets(self, address: int, name: str, depth: int) -> Iterator[tuple[str, Messages]]:
-        """What is at an address and in the groups below it, by name."""
+        """The object at an address and those in the groups below it, by name."""
         messages = self._messages(address)
         kinds = {kind for kind, _ in messages}
         if _LAYOUT in kinds:
@@ -101,7 +101,7 @@ class _File:
         self.seen.add(address)
 
     def _messages(self, address: int) -> Messages:
-        """Section IV.A: what is said of an object, in one block or several."""
+        """Section IV.A: the messages about an object, in one block or several."""
         if bytes(self.file.part(address, 4).data) == b"OHDR":
             return self._messages_of_version_2(address)
         head = self.file.part(address, 16, "an object")
@@ -156,7 +156,7 @@ class _File:
             linked = cursor.number(1) if flags & 8 else 0
             cursor.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
             name = cursor.take(cursor.number(1 << (flags & 3))).text("a name")
-            if version == 1 and linked == 0:  # others lead to other names or files
+            if version == 1 and linked == 0:  # others are links to other names or files
                 yield name, cursor.number(_ADDRESS)
         elif kind == _LINK_INFO:  # section IV.A.2.c
             flags = bytes(span.part(1, 1).data)[0]

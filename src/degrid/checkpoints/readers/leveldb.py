@@ -56,7 +56,7 @@ def records(file: Span) -> Iterator[tuple[bytes, Span]]:
 
 @dataclass
 class _Unpacked:
-    """How many bytes the blocks of a file may still unpack to."""
+    """Bytes that the remaining blocks of a file may unpack to."""
 
     room: int
 
@@ -124,7 +124,7 @@ def unpack_snappy(packed: Span, most: int) -> bytearray:
 
 
 def _snappy_element(packed: Span, at: int, out: bytearray) -> tuple[bytes | memoryview, int]:
-    """What the element at `at` adds to `out`, and the place after it."""
+    """The bytes that the element at `at` adds to `out`, and the position after it."""
     tag = packed.data[at]
     kind, at = tag & 3, at + 1
     length = (tag >> 2) + 1

@@ -24,7 +24,7 @@ _PICTURE = (
     "which is not a checkpoint; degrid predict takes pictures and videos, degrid convert the weights of a network"
 )
 
-# (place, bytes there, what the file is and the way on).
+# (position, bytes there, what the file is and what to do).
 _MARKS = (
     (
         0,
@@ -68,10 +68,10 @@ _MARKS = (
     (0, b"\x7fELF", f"a program (ELF), {_NOT_WEIGHTS}"),
     (0, b"MZ\x90\0", f"a program of Windows, {_NOT_WEIGHTS}"),
 )
-# A bitmap of Windows or a picture of Netpbm; both begin with two letters, which say too little alone.
+# A Windows bitmap or a Netpbm picture; both begin with two letters, which alone are not enough.
 _BITMAP = re.compile(rb"BM.{4}\0{4}.{4}[\x0c\x28\x40\x6c\x7c]\0{3}|P[1-7]\s[\s#\dW]", re.DOTALL)
 _PAGE = re.compile(
-    # The last is what stores of files answer with (AccessDenied, NoSuchKey).
+    # The last is the answer of object stores (AccessDenied, NoSuchKey).
     rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|\?xml[^>]*>\s*<Error>)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -100,7 +100,7 @@ def what_else(file: Span, path: Path) -> str | None:
 
 
 def _text(head: bytes) -> str:
-    """The beginning of a file as text; "" where it is none. Its last character may be cut."""
+    """The beginning of a file as text; "" if it is not text. Its last character may be cut."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -109,7 +109,7 @@ def _text(head: bytes) -> str:
 
 
 def _archive(names: list[str]) -> str | None:
-    """What an archive with parts of these names is."""
+    """What kind of file an archive with members of these names is."""
     found = [last for name in names if (last := name.rpartition("/")[2])]
     if not found:
         return "an archive (zip) with no file in it; download or copy it again"
@@ -123,7 +123,7 @@ def _archive(names: list[str]) -> str | None:
 
 
 def _message(file: Span, path: Path) -> str | None:
-    """What a protocol buffer is. Formats: onnx.proto, Core ML's Model.proto, saved_model.proto."""
+    """What kind of file a protocol buffer is. Formats: onnx.proto, Core ML's Model.proto, saved_model.proto."""
     numbers = dict(islice(_numbers(file), 64))
     version = numbers.get(1)
     if isinstance(version, int) and version < 1000:

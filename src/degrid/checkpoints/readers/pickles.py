@@ -72,7 +72,7 @@ class Array:
 
 
 _ENCODE = Name("_codecs encode")
-_LONG = 1 << 12  # bytes of text from which on NumPy is the faster to read them
+_LONG = 1 << 12  # bytes of text from which on NumPy reads them faster
 _TEXT_CHUNK = 1 << 17  # bytes; the arrays for one stay in the processor's cache
 
 Made = Callable[[str, tuple[Any, ...]], Any]

@@ -200,7 +200,7 @@ def _storage(described: Any) -> object:
 
 
 def _made(name: str, args: tuple[Any, ...]) -> Any:
-    """What calling a function of PyTorch that makes a tensor would describe; None for another."""
+    """The tensor that calling a function of PyTorch would make, as a description; None for other functions."""
     match name, args:
         case "torch._utils _rebuild_tensor", (storage, offset, shape, strides):
             return _Tensor(storage, offset, shape, strides)
@@ -270,7 +270,7 @@ def _alone(described: Any) -> Any:
 
 
 def _kind(described: object) -> str:
-    """What a file holds in place of tensors by name."""
+    """What a file holds instead of named tensors."""
     if isinstance(described, _Tensor | Array):
         return "one tensor without a name"
     if isinstance(described, list | tuple):
@@ -279,7 +279,7 @@ def _kind(described: object) -> str:
 
 
 def _settings(described: dict[str, Any]) -> dict[str, Any]:
-    """What Lightning keeps of a module's arguments, and OpenMMLab under "meta"."""
+    """The arguments of a module that Lightning keeps, or OpenMMLab's "meta"."""
     arguments, meta = (described.get(key) for key in ("hyper_parameters", "meta"))
     return {**(arguments if isinstance(arguments, dict) else {}), **({"meta": meta} if isinstance(meta, dict) else {})}
 
@@ -339,7 +339,7 @@ class _Values:
         if not all(isinstance(size, int) for size in (*shape, *strides)):
             self.file.fail(f"{name} is not described as PyTorch does")
         check_shape(shape, self.file, name)
-        dtype = np.dtype(self.order + ("u1" if code == "b1" else code))  # a bool of numpy's is 0 or 1
+        dtype = np.dtype(self.order + ("u1" if code == "b1" else code))  # numpy's bool must be 0 or 1
         try:
             row = self.row(storage.key)
         except KeyError:

@@ -21,7 +21,7 @@ MAX_TENSORS = 100_000
 NUMBERS = re.compile(r"[<>=|](?:b1|[iu][1248]|f[248]|c8|c16)")
 """The types of values that count as numbers, in numpy's notation ("<f4")."""
 
-_MAX_DIMS = 32  # numpy 1 has no more
+_MAX_DIMS = 32  # the limit of numpy 1
 _MAX_ELEMENTS = 1 << 48
 _CHUNK = 1 << 20
 

@@ -10,7 +10,7 @@ import numpy as np
 from degrid.checkpoints.systems import rules
 from degrid.checkpoints.systems.plan import Drop, Plan, System, Tensors
 
-_LAYERS = ("layer6", "layer5")  # the classifiers, the last one first
+_LAYERS = ("layer6", "layer5")  # the classifiers, last one first
 _START = 0.01  # standard deviation of the weights before training
 _NEAR = 0.01  # how close a branch of 19 classes on 2048 channels, 350,000 values, then is to it
 
@@ -54,7 +54,7 @@ class AdaptSegNet(System):
 
 
 def _is_untrained(tensors: Tensors, branch: str) -> bool:
-    """Whether a branch has the values that it started from: normal weights, and PyTorch's biases."""
+    """Whether a branch still has its initial values: normally distributed weights, and PyTorch's biases."""
     weight, bias = tensors.get(f"{branch}.weight"), tensors.get(f"{branch}.bias")
     if weight is None or bias is None:
         return False

@@ -62,7 +62,7 @@ class Detectron2(System):
 
 
 def _input(tensors: Tensors) -> dict[str, Any]:
-    """The normalisation, which files of before March 2021 hold; images are blue, green, red where the mean is."""
+    """The normalisation, which files from before March 2021 hold; images are in BGR order if the mean is."""
     found = [tuple(tensors[name].ravel().tolist()) for name in _PIXELS if name in tensors]
     if len(found) < len(_PIXELS):
         return rules.IMAGENET_INPUT

@@ -12,7 +12,7 @@ from degrid.types import ConversionError
 
 STEM = "MobilenetV3/Conv/weights"
 _GATE = np.float32(6 * 0.16667)
-"""Its gates are relu6(x + 3) * 0.16667; what that is more than a hard sigmoid is in the weights after them."""
+"""Its gates are relu6(x + 3) * 0.16667; the factor to a hard sigmoid is moved into the weights after them."""
 _STAGES = {15: ("large", (1, 2, 3, 4, 2, 3)), 11: ("small", (1, 2, 3, 2, 3))}
 """Units in the stages, by their sum."""
 _UNIT = r"MobilenetV3/expanded_conv(?:_(\d+))?/(.+)"

@@ -29,7 +29,7 @@ _HEADS = {
 }
 
 
-_WRAPPED = r"(base|scale)\..*"  # names of what the multi-scale wrapper holds
+_WRAPPED = r"(base|scale)\..*"  # names inside the multi-scale wrapper
 
 
 class Kazuto1011(System):
@@ -53,7 +53,7 @@ class Kazuto1011(System):
             "resize": "half_pixel",
             "scales": MSC_SCALES if first_match(tensors, _WRAPPED) else (),
         }
-        if settings["scales"] and settings["network"] == "deeplabv3plus":  # the maximum is taken at the image's size
+        if settings["scales"] and settings["network"] == "deeplabv3plus":  # the maximum is computed at the image's size
             settings["network"] = "deeplabv3plus_kazuto1011"
         plan = rules.of_either_stride(settings, "multi_grid") if "multi_grid" in settings else Plan(settings)
         plan.fill(tensors, rules.batch_counter, partial(_rule, _branches(tensors)))

@@ -97,14 +97,14 @@ def _check(backbone: Mapping[str, Any]) -> None:
 
 
 def _without_root(tensors: Tensors) -> dict[str, str]:
-    """The file's names by those within the backbone, whether it holds that alone or the whole network; _CLASSIFIER."""
+    """The file's names by those in the backbone, whether it holds only that or the whole network; _CLASSIFIER."""
     whole = any(name.startswith(_WHOLE) for name in tensors)
     classifier = "layers/conv2d/vars/0" if whole else "task/layers/conv2d/vars/0"
     return {_CLASSIFIER if name == classifier else name.removeprefix(_WHOLE): name for name in tensors}
 
 
 def _input(preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What it does to an image is x * scale + offset; here it is (x - mean) / std."""
+    """Its normalisation is x * scale + offset; here it is (x - mean) / std."""
     if not preprocessor:
         return rules.IMAGENET_INPUT
     converter = (preprocessor["config"].get("image_converter") or {}).get("config", {})
@@ -177,7 +177,7 @@ def _ordered(layer: str, last: int, shortcut: str | None) -> list[str]:
 
 
 def _beside(name: str, value: np.ndarray) -> Drop | None:
-    """What is beside the network's weights in a file."""
+    """The entries of a file other than the network's weights."""
     if name.startswith("image_encoder/"):
         return Drop("batch norm after the encoder's last stage, which the network does not use")
     if "seed_generator" in name:

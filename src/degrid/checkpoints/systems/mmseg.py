@@ -136,7 +136,7 @@ def _threshold(head: Mapping[str, Any]) -> list[str]:
 
 
 def _normalisation(own: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration says of the input; of 0.x for the pictures it reads, of 1.x for the model."""
+    """The normalisation in a configuration: of 0.x in the pipeline, of 1.x in the model."""
     given = [own.get("img_norm_cfg"), own.get("data_preprocessor"), section(own, "model").get("data_preprocessor")]
     norm = next((each for each in given if isinstance(each, dict)), {})
     mean, std = (numbers(norm.get(name), float) for name in ("mean", "std"))
@@ -249,7 +249,7 @@ def numbers(value: object, kind: type[int] | type[float] = int) -> tuple[Any, ..
 
 
 def _literal(node: ast.expr) -> Any:
-    """What plain text stands for: numbers, text, lists and dictionaries; None for what would have to be run."""
+    """The value of a literal: numbers, text, lists and dictionaries; None for code that would have to be run."""
     match node:
         case ast.Constant(value):
             return value

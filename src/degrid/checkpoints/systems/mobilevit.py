@@ -64,7 +64,7 @@ class TransformersMobileViT(ConfiguredSystem):
         width, sizes = len(tensors[f"{kind}.encoder.layer.2.layernorm.weight"]), _SIZES[kind]
         if width not in sizes:
             raise ConversionError(f"a {kind} whose first transformer has {width} channels; known: {list(sizes)}")
-        stem = tensors.get(f"{kind}.conv_stem.convolution.weight")  # without it the file is told to lack it
+        stem = tensors.get(f"{kind}.conv_stem.convolution.weight")  # or the file is reported as incomplete
         bands = 3 if stem is None else stem.shape[1]
         settings = {
             "network": "deeplabv3",

@@ -158,7 +158,7 @@ def planned(system: System, tensors: Tensors, config: Mapping[str, Any], file: o
     """
     try:
         return system.plan_beside(tensors, config)
-    except UserError:  # a ValueError, too, that says what it has to say
+    except UserError:  # a ValueError, too, with a message for people
         raise
     except (LookupError, TypeError, ValueError) as error:
         raise ConversionError(

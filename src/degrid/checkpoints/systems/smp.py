@@ -299,4 +299,4 @@ _FAMILIES: dict[str, Callable[[Tensors], tuple[str, Rename] | None]] = {
     "_conv_stem.weight": _efficient_net,
     "conv_stem.weight": _timm_efficient_net,
 }
-"""What finds the variant of a family, by the name of a tensor that all of its variants have."""
+"""Functions that find a family's variant, by the name of a tensor that all its variants have."""

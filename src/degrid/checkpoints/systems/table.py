@@ -47,7 +47,7 @@ _FEWEST = 20  # a network has more tensors
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Names of weights that a program makes of several tensors: pruning, weight and spectral norm, low-rank adapters.
 _MADE = re.compile(r"(.*\.)?((weight|bias)_(orig|mask|[guv])|parametrizations\.\w+\..+|lora_[AB](\..+)?)")
-_USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file is the one to take
+_USUAL = ("model.", "module.", "net.", "network.")  # which of several networks in a file to take
 
 # ImageNet weights come last: the networks that start from them have their names, too.
 SYSTEMS: dict[str, System] = {
@@ -131,7 +131,7 @@ def find_system(tensors: Tensors, name: str | None, file: object, skipped: Colle
 
 
 def _refuse_made(tensors: Tensors, file: object) -> None:
-    """Weights that are products of several tensors are for the program to make, which has the formula."""
+    """Weights that are products of several tensors must be computed by the program that has the formula."""
     if found := [name for name in tensors if _MADE.fullmatch(name)]:
         raise ConversionError(
             f"{file} holds weights in parts (pruned, normalised or with low-rank adapters): {some(found)}; merge them "
@@ -141,7 +141,7 @@ def _refuse_made(tensors: Tensors, file: object) -> None:
 
 
 def _no_fit(tensors: Tensors, wanted: System | None, skipped: Collection[str]) -> str:
-    """Why no system has tensors of these names, or not the one that was asked for."""
+    """Why no system, or not the requested one, has tensors of these names."""
     if unread := [name for name in skipped if name.endswith(".weight")]:
         return (
             f"holds {counted(len(unread), 'weight')} of a kind that degrid does not read (quantised, sparse or 8-bit "

@@ -11,7 +11,7 @@ from degrid.data.formats.masks import Color
 from degrid.types import IGNORE_INDEX
 
 _BETWEEN, _NUMBER = r"\s*[\s,;:=|]\s*", r"(\d+|#[0-9a-fA-F]{6})"
-# Of the lines of a list: hyphen, star, bullet, dash, or a number.
+# Markers that lines of a list may begin with: hyphen, star, bullet, dash, or a number.
 _MARK = re.compile(r"(?:[-*\u2022\u2013]|(\d+)[.)])\s+(?=\S)")
 _FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1))
 """How many numbers may stand before and after a name, where a colour such as #804080 is one."""
@@ -67,7 +67,7 @@ def _in_form(lines: Sequence[str], before: int, after: int) -> list[tuple[ClassR
 
 
 def _row_of(name: str, numbers: Sequence[str], place: int) -> tuple[ClassRow, bool] | None:
-    """A row, and whether it has an id; None where the numbers are no id and no colour."""
+    """A row, and whether it has an id; None if the numbers are neither an id nor a colour."""
     has_id = len(numbers) in (2, 4) or (len(numbers) == 1 and not numbers[0].startswith("#"))
     shown = " ".join(numbers[has_id:])
     color = written_color(shown)
@@ -135,7 +135,7 @@ def is_header(line: str) -> bool:
 
 
 def _also_void(rows: Sequence[ClassRow]) -> list[ClassRow]:
-    """A row by which 255 is void, where another row is."""
+    """A row that makes 255 void, if another row is void."""
     void = next((row for row in rows if row.void), None)
     return [ClassRow(IGNORE_INDEX, void.name)] if void and len(rows) <= IGNORE_INDEX else []
 

@@ -20,7 +20,7 @@ VALUE_FILES = (
     *("data.yaml", "data.yml"),
     "classes/classes.json",
 )
-"""Files that may hold such a table; the first that does counts. The last ones are nnU-Net's and SuperAnnotate's."""
+"""Files that may hold such a table; the first that does is used. The last are nnU-Net's and SuperAnnotate's."""
 _LARGEST = 1 << 20
 """Bytes; annotations are larger."""
 _AROUND = ("classes", "names", "labels", "categories", "id2label", "label2id")

@@ -23,7 +23,7 @@ from degrid.types import LabelSpace, UserError
 
 _TABLES = ("classes.csv", "classes.tsv", "class_dict.csv", "class_dict_seg.csv", "label_class_dict.csv")
 _NAME_FILES = ("classes.txt", "class.txt", "class_names.txt", "classnames.txt", "codes.txt", "obj.names")
-# What else looks like a list of classes.
+# Other names that look like lists of classes.
 _LIKE_TABLES = re.compile(
     r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|(class_?|label_?)?colou?rs)"
     r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
@@ -32,7 +32,7 @@ _LIKE_TABLES = re.compile(
 
 
 _MOST_FOLDERS = 50
-"""Folders that are searched for a table that is in none of the usual places."""
+"""Folders searched for a table that is in none of the usual places."""
 
 
 def class_table(root: Path, but: str = "") -> tuple[LabelSpace | None, MaskRule | None]:
@@ -104,7 +104,7 @@ def _by_content(root: Path) -> tuple[LabelSpace | None, MaskRule | None]:
 
 
 def _classes_by_content(file: Path) -> tuple[LabelSpace, MaskRule] | None:
-    """The classes in a file that may well hold something else, such as the labels of whole images."""
+    """The classes in a file that may also hold something else, such as labels of whole images."""
     with contextlib.suppress(UserError):
         lines = named_lines(file)
         headed = bool(lines) and is_header(lines[0])

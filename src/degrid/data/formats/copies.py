@@ -22,7 +22,7 @@ from degrid.lookup import grouped
 from degrid.types import UserError
 
 _MOST_READ = 2000
-"""Images that are no files can only be compared by reading all of them: this many at most."""
+"""Images that are not files can only be compared by reading them all: at most this many."""
 _FEW = 20
 """Images that are compared with their masks."""
 _PROBES, _PROBE = 3, 1024
@@ -30,7 +30,7 @@ _PROBES, _PROBE = 3, 1024
 _MOST_BYTES = 64 << 20
 """Most bytes of image files that are read to see how all of them look, where the caller has not seen them."""
 _MOST_NAMES = 16
-"""Images that are compared with those of the same name where they take more bytes."""
+"""Images that are compared with those of the same name if there are more bytes than that."""
 
 
 class Overlap(NamedTuple):
@@ -51,7 +51,7 @@ _COMPRESSED = "stored in another format or compressed once more"
 _TURNED = "turned or mirrored"
 _NAMED = "changed, as the names say"
 _Found = dict[int, tuple[str, Source]]
-"""How images differ from what they are copies of, and these, by the images' indices."""
+"""How copies differ from their originals, and the originals, by the copies' indices."""
 Seen = Mapping[str, Sequence[bytes]]
 """How each image of each split looks (`lookalikes.look_of`)."""
 
@@ -68,7 +68,7 @@ def overlaps(layout: Layout, seen: Seen | None = None) -> list[Overlap]:
         if split in ("train", "val", "test") and not isinstance(sources, LazySources)
     }
     learnt = splits.pop("train", [])
-    if len(learnt) < 2:  # the only image is everything
+    if len(learnt) < 2:  # the last part would be the only image
         return []
     lengths = _lengths([*learnt, *(source for sources in splits.values() for source in sources)])
     known = _Images(learnt, lengths)
@@ -90,7 +90,7 @@ def _left(sources: Sequence[Source], copies: _Found) -> list[tuple[int, Source]]
 
 
 def _seen(splits: Mapping[str, Sequence[Source]], lengths: Collection[int]) -> Seen:
-    """How the images look; nothing where they are no files, too many bytes, or all in one split."""
+    """How the images look; empty if they are not files, too many bytes, or all in one split."""
     if len(splits) < 2 or min(lengths) <= 0 or sum(lengths) > _MOST_BYTES:
         return {}
     return {split: [_look(source) for source in sources] for split, sources in splits.items()}
@@ -110,7 +110,7 @@ def _look(source: Source) -> bytes:
 
 
 def _overlap(split: str, sources: Sequence[Source], copies: _Found) -> list[Overlap]:
-    """What is said of one split; nothing where there are no copies."""
+    """The sentence about one split; empty if there are no copies."""
     if not copies:
         return []
     said = ((changed, sources[index].places()[0], copy.places()[0]) for index, (changed, copy) in copies.items())
@@ -121,7 +121,7 @@ def _overlap(split: str, sources: Sequence[Source], copies: _Found) -> list[Over
 def _named_after(learnt: Sequence[Source], sources: Sequence[Source]) -> _Found:
     """Changed copies of images to train on, or what such copies were made of, by their names."""
     ours, others = [source.name for source in sources], [source.name for source in learnt]
-    if not {*ours}.isdisjoint(others):  # what has one name in two splits may be two images
+    if not {*ours}.isdisjoint(others):  # the same name in two splits may mean two images
         ours, others = [f"held out/{name}" for name in ours], [f"learnt/{name}" for name in others]
     made_of = photographs([*others, *ours])
     by_origin = dict(zip(made_of[: len(learnt)][::-1], learnt[::-1], strict=True))
@@ -135,7 +135,7 @@ def _like(
 
 
 def _anew(sources: Sequence[Source], likely: Iterable[tuple[int, Iterable[Source]]], turned: bool = False) -> _Found:
-    """The copies of images, among those that are likely ones."""
+    """The copies of images among the likely candidates."""
     how = _TURNED if turned else _COMPRESSED
     same = (
         (index, (other for other in others if is_same_picture(sources[index], other, turned)))
@@ -183,11 +183,11 @@ def copied_masks(sources: Sequence[Source]) -> str:
 
 
 class _Images:
-    """Images among which copies of others are searched for; files are read only as far as they are alike."""
+    """Images searched for copies of others; files are read only as far as they are equal."""
 
     def __init__(self, sources: Sequence[Source], lengths: Mapping[int, int]) -> None:
         self._lengths = lengths
-        # What is called by its name alone is no file, and may be another image in another split.
+        # A name without a path is not a file, and may be another image in another split.
         self._by_place = {place: source for source in sources if (place := source.places()[0]) != source.name}
         self._by_length = grouped((lengths[id(source)], source) for source in sources)
         self._probes: dict[int, dict[bytes, list[Source]]] = {}
@@ -221,7 +221,7 @@ class _Images:
 
 
 def _probe(source: Source, length: int) -> bytes:
-    """Some bytes of a file; none of what is no file."""
+    """Some bytes of a file; empty if it is not a file."""
     if not length:
         return b""
     parts = []

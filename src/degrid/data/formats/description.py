@@ -30,7 +30,7 @@ _KEYS = (
     *("path", "format", "train", "val", "test", "masks", "classes", "void", "ids"),
     *("threshold", "nearest_color", "palette", "accept", "crowd"),
 )
-# lightly-train's word for classes that become void, and what only ultralytics needs.
+# lightly-train's word for classes that become void, and keys that only ultralytics needs.
 _ALSO = ("ignore_classes", "nc", "download")
 # Where a class lists its ids, or its colours in colour masks.
 _ID_KEYS = ("ids", "labels", "values")
@@ -85,7 +85,7 @@ def wishes_in(folder: Path) -> Wishes:
 
 
 def _with_words(layout: Layout, given: dict[str, Any], file: Path) -> Layout:
-    """The layout with the classes and wishes of the file."""
+    """The layout with the classes and requests of the file."""
     layout.wishes = _wishes(given, file)
     if "classes" in given:
         layout.labels, layout.rule = _classes(given, file)
@@ -152,7 +152,7 @@ def _with_splits(given: dict[str, Any], root: Path, file: Path) -> Layout | None
 
 
 def _inside(given: dict[str, Any], root: Path, file: Path) -> Layout:
-    """What the folder holds that a description without splits points to."""
+    """The content of the folder that a description without splits points to."""
     from degrid.data.formats.table import read_as, recognise  # the table has a row for this class, too
 
     if "masks" in given:
@@ -241,7 +241,7 @@ def _classes(given: dict[str, Any], file: Path) -> tuple[LabelSpace, MaskRule]:
 
 
 def _numbered(rows: Any) -> tuple[dict[int, Any], bool]:
-    """What is said about each class by its number, and whether that is its place in a list; nothing for other forms."""
+    """The entry of each class by its number, and whether that is its position in a list; None for other forms."""
     if isinstance(rows, dict):
         return _by_number(list(rows), list(rows.values())), False
     if not isinstance(rows, list):
@@ -291,7 +291,7 @@ def _colors(value: Any, file: Path) -> list[Color]:
 
 
 def _wishes(given: dict[str, Any], file: Path) -> Wishes:
-    """What is asked for besides the classes."""
+    """The requests other than the classes."""
     void = (*_void(given.get("void"), file), *_void(given.get("ignore_classes"), file))
     ids = given.get("ids") or []
     if not isinstance(ids, dict | list):
@@ -326,7 +326,7 @@ def _void(value: Any, file: Path) -> tuple[int | Color, ...]:
         if number is None:
             void.append(_color(each, file))
         elif abs(number) < LARGEST_WHOLE:
-            void += {int(number), int(np.float32(number))}  # as masks of floats store it
+            void += {int(number), int(np.float32(number))}  # as float masks store it
     return tuple(void)
 
 

@@ -53,7 +53,7 @@ def doubts(layout: Layout, surveys: Surveys | None = None, seen: Seen | None = N
     whole = total(surveys)
     if not whole.masks:
         return []
-    # What there is to learn is in the split to train on; masks of a test split are often empty.
+    # Only the training split matters for learning; masks of a test split are often empty.
     assert layout.labels is not None
     assert layout.rule is not None
     look = _Look(layout, layout.labels, layout.rule, whole, surveys.get("train") or whole, surveys.get("val"), seen)
@@ -104,7 +104,7 @@ class _Look(NamedTuple):
 # lie between a lower and a higher neighbour.
 _SOLID, _BETWEEN = 0.2, 0.4
 _LEAST_SOFT, _LEAST_SOFT_OF_NAMED = 3, 8
-# With names, fewer soft values are enough where there are hardly any others.
+# With names, fewer soft values are enough if there are hardly any others.
 _MOSTLY_SOFT = 0.5
 _MOST_SOFT_PIXELS = 0.5
 # Pixels between a lower and a higher neighbour: the fewest in all, for each step from one id to another, and for each
@@ -125,7 +125,7 @@ _MOST_CROWDS = 0.25
 _MOST_CLASSES, _SOME_MASKS = 40, 10
 # Maps of each split whose places are compared.
 _MAPS = 100
-# Values this close to the lowest and the highest are noise on black and white; but few values are rather classes.
+# Values this close to the lowest and the highest are noise on black and white; a few values are more likely classes.
 _NEAR, _FEW = 24, 4
 
 
@@ -158,7 +158,7 @@ def _grey_edges(look: _Look) -> Iterator[str]:
 
 
 def _edges_of_few(look: _Look, solid: list[int]) -> Iterator[str]:
-    """What else shows that masks were smoothed, where soft values are few."""
+    """Other signs that masks were smoothed, if soft values are few."""
     said = [*_shades(look), *_ramps(look.whole, solid)]
     yield from said
     if not said and look.layout.guessed and (line := thin_line(look.whole)):
@@ -216,7 +216,7 @@ def thin_line(found: Survey) -> str:
 
 
 def _many_crowds(look: _Look) -> Iterator[str]:
-    """Annotations that are called crowds, which are void, though several tools call every mask from a brush so."""
+    """Annotations marked as crowds, which are void, although several tools mark every brush mask this way."""
     if sentence := many_crowds(look.layout):
         yield sentence
 
@@ -357,7 +357,7 @@ def _named(names: list[str], index: int) -> str:
     return "void" if index == IGNORE_INDEX else names[index]
 
 
-# Names of what is no object.
+# Names of things that are not objects.
 _NO_OBJECT = re.compile(
     r"(no|not|non)[-_ ]|(others?|rest|else|none|nothing|empty|negative|clutter|backgr.*)$", re.IGNORECASE
 )
@@ -448,7 +448,7 @@ def _is_no_object(name: str) -> bool:
 
 
 def _values_mixed(look: _Look) -> Iterator[str]:
-    """Masks that do not mean the same by their values."""
+    """Masks whose values do not mean the same."""
     yield from _two_kinds_of_white(look)
     yield from _values_mixed_by_darwin(look)
 
@@ -511,7 +511,7 @@ def _several_masks(look: _Look) -> Iterator[str]:
 
 
 def _other_places(look: _Look) -> Iterator[str]:
-    """Maps whose masks are of another place."""
+    """Maps whose masks cover another place."""
     for sources in look.layout.splits.values():
         for source in () if isinstance(sources, LazySources) else sources[:_MAPS]:
             image, mask = source.places()
@@ -523,7 +523,7 @@ def _other_places(look: _Look) -> Iterator[str]:
 
 
 def _apart(image: str, mask: str) -> str:
-    """A sentence on an image and a mask that are of other places; empty for others."""
+    """A sentence on an image and a mask that cover different places; empty if they cover the same."""
     headers = [header for header in map(tiff_header, (image, mask)) if header]
     systems = [header.system for header in headers if header.system]
     if len({*map(_zone, systems)}) > 1:
@@ -549,7 +549,7 @@ def _zone(system: int) -> int:
 
 
 def _off(corners: tuple[float, ...]) -> float:
-    """How far corners of the same place may be from each other: a hundredth of the map's width."""
+    """How far apart the same corner may be in both: a hundredth of the map's width."""
     return abs(corners[2] - corners[0]) / 100
 
 
@@ -558,7 +558,7 @@ def _shown(corners: tuple[float, ...]) -> str:
 
 
 def _splits_overlap(look: _Look) -> Iterator[str]:
-    """Images that are trained on and validated or tested with."""
+    """Images that are both in training and in validation or test."""
     mend = "take them out of one of the two"
     if any("kept for validation" in note for note in look.layout.notes):
         mend = "remove the copies, or name the splits in train.txt and val.txt"
@@ -582,7 +582,7 @@ def _splits_unread(look: _Look) -> Iterator[str]:
 
 
 def _names_alike(look: _Look) -> Iterator[str]:
-    """Classes that differ only in capitals, spaces or hyphens, as labels that were typed do."""
+    """Classes that differ only in capitals, spaces or hyphens, as typed labels do."""
     names: dict[str, str] = {}
     for name in () if look.layout.guessed else look.labels.names:
         first = names.setdefault(" ".join(re.split(r"[-_\s]+", name.casefold().strip(" -_"))), name)
@@ -592,7 +592,7 @@ def _names_alike(look: _Look) -> Iterator[str]:
 
 
 def _images_are_masks(look: _Look) -> Iterator[str]:
-    """Images from which the answer can be read."""
+    """Images that show the answer."""
     sources = look.layout.splits.get("train", [])
     image = "" if isinstance(sources, LazySources) else copied_masks(sources)
     if image:
@@ -600,7 +600,7 @@ def _images_are_masks(look: _Look) -> Iterator[str]:
 
 
 def _nearly_void(look: _Look) -> Iterator[str]:
-    """Hardly a pixel with a class."""
+    """Hardly any pixel has a class."""
     counts, _ = look.learnt.by_class(look.rule)
     share = counts[IGNORE_INDEX] / max(1, counts.total())
     if share > _NEARLY:
@@ -613,7 +613,7 @@ def _nearly_void(look: _Look) -> Iterator[str]:
 
 
 def _one_class(look: _Look) -> Iterator[str]:
-    """Nothing to tell apart."""
+    """Only one class to predict."""
     labels = look.labels
     counts, unknown = look.learnt.by_class(look.rule)
     present = [index for index in counts if index != IGNORE_INDEX]
@@ -637,7 +637,7 @@ def _one_class(look: _Look) -> Iterator[str]:
 
 
 def _one_class_in_val(look: _Look) -> Iterator[str]:
-    """A split for validation that was named, all of which was seen, with a single class: as if its labels were lost."""
+    """A named validation split, seen completely, with a single class: as if its labels were lost."""
     found = look.validated
     if found is None or not 1 < found.masks == len(look.layout.splits["val"]) or by_chance(look.layout.notes):
         return
@@ -675,4 +675,4 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "nearly-void": (_nearly_void, ("many-crowds", "grey-edges", "sparse-ids")),
     "one-class": (_one_class, ("many-crowds", "grey-edges", "sparse-ids", "nearly-void")),
 }
-"""How each kind of doubt is examined, and the kinds that it would only repeat; the gravest first."""
+"""How each kind of doubt is examined, and the kinds that it would only repeat; the most serious first."""

@@ -53,7 +53,7 @@ from degrid.types import LabelSpace, UserError
 
 # Endings of a mask folder beside the image folder: train and trainannot, train and train_labels.
 _FOLDER_ENDINGS = ("_labels", "_label", "_masks", "_mask", "annot", "_annot", "_annotations", "_gt", "_segmentation")
-# What looks like a list of splits and is not read.
+# Names that look like lists of splits but are not read.
 _LIKE_SPLITS = re.compile(
     r"((.*[-_. ])?(splits?|folds?|partitions?)|(train|val|valid|validation|test)"
     r"(_?(anno_list|list|ids|set|files|images))?)"
@@ -61,9 +61,9 @@ _LIKE_SPLITS = re.compile(
     re.IGNORECASE,
 )
 UNREAD_SPLITS = "is not read: train.txt and val.txt, with one name per line, name them"
-"""What a note says of files that seem to divide the images."""
+"""The note about files that seem to divide the images."""
 SEVERAL_MASKS = "has several masks"
-"""What a note says of an image of which no mask is read, since there are more than one."""
+"""The note about an image whose masks are not read because there are several."""
 DRAWN = "drawn"
 """The folder, inside that of the data, to which `degrid data prepare polygons` writes masks."""
 # Where lists of names may lie, below the folder of the data.
@@ -96,7 +96,7 @@ class SplitFolders(DataFormat):
 
 
 def _is_of_objects(found: Sequence[tuple[str, Path, Path]], splits: Mapping[str, Sequence[Pair]]) -> bool:
-    """Whether these are folders of an image each, whose masks are called otherwise; see `scenes.Objects`."""
+    """Whether each of these folders holds one image, with masks named differently; see `scenes.Objects`."""
     pairs = list(itertools.chain.from_iterable(splits.values()))
     return 1 < len(pairs) == len(found) and not any(pair.mask for pair in pairs)
 
@@ -301,7 +301,7 @@ class SideBySide(DataFormat):
         pairs, orphans = match_names(images, path, [files[name] for name in sorted(masks)], path)
         matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
         if not matched or 2 * len(matched) < len(pairs):
-            return None  # a few names that happen to fit are no dataset
+            return None  # a few names that happen to match are not a dataset
         splits, notes = divide(path, pairs, path)
         labels, rule = classes_beside(path, [near := path / _around(pairs)])
         if labels is None:
@@ -398,7 +398,7 @@ def _by_names_or_chance(path: Path, pairs: list[Pair]) -> tuple[dict[str, list[P
 
 
 def _unread(path: Path) -> str:
-    """What to add to a note, where files seem to name the splits and are not read."""
+    """The addition to a note if files seem to name the splits but are not read."""
     like = [file.name for file in path.glob("*") if _LIKE_SPLITS.fullmatch(file.name)]
     unread = sorted({*like, *tables_of_splits(path)})
     return f"; {some(unread, 3)} {UNREAD_SPLITS}" if unread else ""
@@ -482,7 +482,7 @@ def _split_word(word: str) -> str:
 def _around(pairs: list[Pair]) -> str:
     """The folder in which all pairs lie, as "export/", where an archive was unpacked into one; never one of a split."""
     folders = [pair.name.split("/")[:-1] for pair in pairs] or [[]]
-    # What the first and the last in order share, all share.
+    # What the first and the last in sorted order share, all share.
     shared = itertools.takewhile(lambda both: both[0] == both[1], zip(min(folders), max(folders), strict=False))
     parts = itertools.takewhile(lambda part: not splits_of([part]), (part for part, _ in shared))
     return "".join(f"{part}/" for part in parts)

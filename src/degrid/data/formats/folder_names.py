@@ -19,7 +19,7 @@ _MASK_FOLDERS = (
     "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
     "segmentations SegmentationClass"
 )
-# The first of several counts: where there are manual ones, "mask" is the field of view, as in HRF.
+# The first of several is used: beside manual ones, "mask" is the field of view, as in HRF.
 MASK_FOLDERS = (
     *(
         "1st_manual",

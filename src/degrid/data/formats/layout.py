@@ -19,7 +19,7 @@ from degrid.types import LabelSpace
 
 
 def _plain(name: str) -> str:
-    """A name in small letters without accents, however these are stored."""
+    """A name in lower case without accents, however these are stored."""
     return "".join(
         letter for letter in unicodedata.normalize("NFKD", name.lower()) if not unicodedata.combining(letter)
     )
@@ -157,7 +157,7 @@ class Crowds(NamedTuple):
 
 _FEW = 3
 BY_NAME = "a folder {split}/ or a list {split}.txt"
-"""How data in folders get another split, if it has the name of a split."""
+"""How to add a split of this name to data in folders; empty if it is not the name of a split."""
 
 
 @dataclass

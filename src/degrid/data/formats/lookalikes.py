@@ -23,12 +23,12 @@ the second, the grain must tell."""
 # frames the two most alike, of a car that waits, differ by 15.
 _CLOSE, _CLOSE_FINE = 8, 10
 _GRAIN = 0.4
-"""What is finer than the parts correlates so much in copies; the noise of two photographs of one thing does not."""
+"""In copies, details finer than the parts correlate this much; the noise of two photographs of one thing does not."""
 _LEAST_GRAIN = 1.0
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 _STEP, _MARGIN = 4.0, 2.0
 _MOST_ALIKE = 500
-"""Pictures that are compared with one, where very many look alike."""
+"""Largest number of pictures that are compared with one, if very many look alike."""
 # By which of the quarters is the brightest: how often it takes 90 degrees to make it the first; and, by that, which
 # quarters are the second and the third then.
 _TURNS, _BESIDE = np.array((0, 1, 3, 2)), np.array(((1, 2), (3, 0), (2, 1), (0, 3)))
@@ -121,7 +121,7 @@ def _brightness(pixels: np.ndarray, turned: bool) -> np.ndarray:
 
 def _parts(grey: np.ndarray, side: int) -> np.ndarray:
     """The mean brightness of side x side parts of an image [H,W]."""
-    from PIL import Image  # for the few that look alike: importing it takes time that `data check` does not have
+    from PIL import Image  # only for the few that look alike: importing it takes long for `data check`
 
     return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BOX))
 

@@ -41,7 +41,7 @@ class MaskReading:
 AS_STORED = MaskReading()
 SIDEWAYS = 5
 """From this EXIF orientation on, height and width change places."""
-# How far a colour may be from that of a class to look like it.
+# How far a colour may be from that of a class to be taken for it.
 _NEAR = 30
 
 
@@ -208,7 +208,7 @@ def said_of_turning(image: Path, size: tuple[int, ...]) -> str:
 
 # Ids in one channel of a colour are small.
 _HIGHEST_IN_CHANNEL = 63
-# More values than this are not classes, but what smoothing or compression leaves between them.
+# More values than this are not classes, but left between them by smoothing or compression.
 _MANY_UNKNOWN = 3
 
 
@@ -242,7 +242,7 @@ def unknown_message(
 def _expected_ids(
     known: list[int], unknown: list[int | Color], rule: MaskRule, held: Collection[object]
 ) -> tuple[str, str]:
-    """How a message calls the ids that are known, and what it says to do about others."""
+    """How a message describes the known ids, and what it recommends for others."""
     first_is_1 = known == [*range(1, len(known) + 1)]
     said = f", as {rule.said} says," if rule.said else ""
     if known and known == [*range(len(known))]:

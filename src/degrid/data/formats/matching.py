@@ -24,9 +24,9 @@ MASK_ENDINGS = (
     *("_class", "_classes", "_annotation", "_annotated", "_truth", "_groundtruth"),
     *_IN_COLOR,  # where there are no ids beside
 )
-"""What the name of a mask has more than that of its image; the first that is there counts."""
+"""What the name of a mask adds to that of its image; the first that exists is used."""
 _IMAGE_ENDINGS = ("_image", "_img", "_rgb", "_RGB", "_sat", "_leftImg8bit", "_rgb_anon", "_training", "_test", "_0000")
-# Files beside masks that are not masks; nothing is said of them when their image has a mask.
+# Files beside masks that are not masks; they are not reported if their image has a mask.
 _COMPANIONS = (
     *_IN_COLOR,
     "_instanceIds",
@@ -57,7 +57,7 @@ _OF_MASKS = (
 )
 _IMAGE_WORDS, _MASK_WORDS = frozenset(_OF_IMAGES.split()), frozenset(_OF_MASKS.split())
 _MASK_FOLDER_WORDS = _MASK_WORDS | {"groundtruth", "truth", "lab", "manual", "lesion", "parsing"}
-_AGAIN = re.compile(r"[-_ ]\(?\d+\)?$")  # what the names of further masks of an image end in
+_AGAIN = re.compile(r"[-_ ]\(?\d+\)?$")  # endings of the names of an image's further masks
 _PARTS = re.compile(r"[^\W\d_]+|\d+")
 _PHOTOGRAPHS = (".jpg", ".jpeg")
 
@@ -93,7 +93,7 @@ def matched(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
 
 
 def _by_one_ending(images: list[str], by_name: Mapping[str, str]) -> dict[str, str]:
-    """The masks where all have the same ending more than their images, whatever it is, as "_P"; none if several do."""
+    """The masks, if all have the same additional ending, such as "_P"; none if there are several such endings."""
     stems = [_stem(image) for image in images]
     beyond = (name.removeprefix(stems[0]) for name in by_name if stems and name.startswith(stems[0]))
     endings = {ending for ending in beyond if ending[:1] in (*"-_. ",)}
@@ -114,7 +114,7 @@ def folded(name: str) -> str:
 
 
 def _candidates(image: str) -> Iterator[str]:
-    """What its mask may be called, without suffix."""
+    """Possible names of its mask, without suffix."""
     name = _stem(image)
     base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
     return (start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS)
@@ -240,7 +240,7 @@ def _key(path: str, words: frozenset[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _by_words(files: list[str], words: frozenset[str]) -> dict[tuple[str, tuple[str, ...]], str]:
-    """The files by what is left of their names; not those of which nothing is left, or the same as of others."""
+    """The files by the rest of their names, without those that have no rest or the same as others."""
     keys = {file: _key(file, words) for file in files}
     count = Counter(keys.values())
     return {key: file for file, key in keys.items() if key[1] and count[key] == 1}

@@ -111,7 +111,7 @@ _BETWEEN = re.compile(r"\s*(?:[-=]>|[\s,;:|])\s*")
 
 
 def _behind_pair(line: str) -> str:
-    """What follows the image and the mask in a line; empty where nothing does, or they are not there."""
+    """The rest of a line after the image and the mask; empty if there is none, or if these are missing."""
     for one, other in itertools.combinations(_BETWEEN.finditer(line), 2):
         image, mask = (part.strip('"') for part in (line[: one.start()], line[one.end() : other.start()]))
         if _is_image_name(image) and _is_mask_name(mask):
@@ -229,7 +229,7 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
         if split in found:  # train.txt comes before train_ids.txt
             continue
         names = names_alone(file)
-        if split == "test" and not names:  # as programs write where there is no test
+        if split == "test" and not names:  # as programs write if there is no test split
             continue
         found[split] = names
         if not names:
@@ -287,7 +287,7 @@ _YES_OR_NO = {
     "is_test": "test",
 }
 _MOST_SPLITS = 6
-"""A column of more values says something else."""
+"""A column with more values means something else."""
 
 
 def _columns_of_splits(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -446,7 +446,7 @@ def select(names: list[str], pairs: list[Pair], folder: Path, root: Path | None 
 
 
 class _Further:
-    """The pairs by what else than their names lists may hold."""
+    """The pairs by the other forms in which lists may name them."""
 
     def __init__(self, known: Mapping[str, Pair], pairs: Sequence[Pair]) -> None:
         self._names = _alike(known)
@@ -484,7 +484,7 @@ def _ends(name: str) -> list[str]:
 
 
 def _alike(known: Mapping[str, Pair]) -> dict[str, Pair]:
-    """The pairs by their names as `folded` gives them; not those that differ in nothing else."""
+    """The pairs by their `folded` names, without those that have the same."""
     images: dict[str, set[Path]] = {}
     for name, pair in known.items():
         images.setdefault(folded(name), set()).add(pair.image)

@@ -86,7 +86,7 @@ class Pair(Source):
 
     def missing(self) -> str:
         """See `Source`."""
-        if not os.path.exists(self.image):  # a name from a list may be one that no file can have
+        if not os.path.exists(self.image):  # a list may hold names that no file can have
             return "image"
         return "" if self.mask and os.path.exists(self.mask) else "label"
 
@@ -98,7 +98,7 @@ class Pair(Source):
         """See `Source`."""
         try:
             return os.stat(self.image).st_size
-        except (OSError, ValueError):  # a name from a list may be one that no file can have
+        except (OSError, ValueError):  # a list may hold names that no file can have
             return 0
 
     def palette(self) -> np.ndarray | None:
@@ -150,7 +150,7 @@ def match_names(
 
 
 def _below(files: Sequence[Path], root: Path) -> list[str]:
-    """The paths of files below a folder, with "/"; as `Path.relative_to`, which takes as long as all else here."""
+    """The paths of files below a folder, with "/"; `Path.relative_to` would take as long as everything else here."""
     start = "" if str(root) == "." else os.path.join(root, "")
     return [str(file).removeprefix(start).replace(os.sep, "/") for file in files]
 
@@ -212,7 +212,7 @@ def unread_note(*folders: Path) -> list[str]:
 
 
 NO_SPLITS, ONE_LIST, NO_VAL = "the data name no splits", "the data have one list", 'the data have no split "val"'
-"""How notes on data that were divided begin."""
+"""The beginning of notes on data that were divided."""
 
 
 def by_chance(notes: Sequence[str]) -> bool:

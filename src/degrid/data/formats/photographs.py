@@ -16,7 +16,7 @@ _CHANGE = (
 _END = re.compile(rf"[-_. ]+{_CHANGE}$", re.IGNORECASE)
 _START = re.compile(rf"{_CHANGE}[-_. ]+", re.IGNORECASE)
 _FOLDER = re.compile(_CHANGE, re.IGNORECASE)
-# These mean nothing else, so that copies belong together without the photograph, too.
+# These mean nothing else: copies belong together even without the photograph.
 _TURNED = re.compile(rf"[-_. ]+(?:{_FLIP}|(?:r|rot|rotated)[-_ ]?(?:90|180|270))$", re.IGNORECASE)
 _ROBOFLOW = re.compile(r"\.rf\.[0-9A-Za-z]{16,}")
 
@@ -50,7 +50,7 @@ def _made_of(name: str, known: set[str], alone: dict[str, str]) -> str:
 
 
 def _cut(pattern: re.Pattern[str], stem: str) -> str:
-    """A name without what its end, or its beginning, says of changes, of which there may be several."""
+    """A name without the words at its end or beginning that describe changes."""
     while found := pattern.match(stem) if pattern is _START else pattern.search(stem):
         stem = stem[: found.start()] + stem[found.end() :]
     return stem

@@ -33,7 +33,7 @@ def read_array(path: Path) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
-    except Exception as error:  # what the libraries raise for bytes that mean nothing is not documented
+    except Exception as error:  # which errors the libraries raise for meaningless bytes is not documented
         if "pickle" not in str(error):
             raise UserError(f"{path} is damaged or cut short: {error}") from error
         raise UnusableMaskError(  # pickled objects may run any code
@@ -61,7 +61,7 @@ def read_matlab(path: Path) -> dict[str, Any]:
         raise UnusableMaskError(f"{path} is of MATLAB's version 7.3; save it with -v7, or the ids as PNG") from error
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
-    except Exception as error:  # what the library raises for bytes that mean nothing is not documented
+    except Exception as error:  # which errors the library raises for meaningless bytes is not documented
         raise UserError(f"{path} is damaged or cut short: {error}") from error
 
 

@@ -25,7 +25,7 @@ _LARGEST_PALETTE = 768  # bytes, of 256 colours
 # Pillow stretches values of few bits so that white becomes 255; this is the factor by the number of bits.
 _EXIF = (b"eXIf", b"Exif\0")  # in a PNG, in other files
 _STRETCHED = {2: 85, 4: 17}
-_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # what messages call a format of Pillow
+_LOSSY = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "AVIF"}  # names of Pillow's formats in messages
 _JPEG_IN_TIFF = (6, 7)  # numbers of compression schemes
 
 
@@ -74,7 +74,7 @@ def read_mask(path: Path, how: MaskReading = AS_STORED, image: Path | None = Non
 
 
 def _refuse_turned(path: Path, image: Path) -> None:
-    """Refuse a mask that wants to be turned, unless only one way of reading its image has its size."""
+    """Refuse a mask with an orientation, unless only one way of reading its image has its size."""
     orientation, *_ = exif_orientation(path)
     turned, width, height = exif_orientation(image)
     if orientation != 1 and (turned < SIDEWAYS or width == height):
@@ -116,7 +116,7 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except FileNotFoundError as error:
         raise UserError(f"no such image: {path}") from error
-    except (OSError, ValueError) as error:  # a name from a file may be one that no file can have
+    except (OSError, ValueError) as error:  # a file may hold names that no file can have
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
 
 
@@ -235,7 +235,7 @@ def _stretch(image: Image.Image, head: bytes) -> float:
 
 
 def _whole_numbers(values: np.ndarray, name: object, how: MaskReading, no_data: float | None = None) -> np.ndarray:
-    """Floats [H,W] as int64, with `NO_DATA` for what no id can be."""
+    """Floats [H,W] as int64, with `NO_DATA` for values that cannot be ids."""
     with np.errstate(invalid="ignore"):
         void = ~(np.abs(values) < LARGEST_WHOLE)
     if no_data is not None and not 0 <= no_data <= IGNORE_INDEX:
@@ -294,7 +294,7 @@ def _from_tiff_by_pillow(path: Path, header: TiffHeader, how: MaskReading) -> np
     if image.mode == "F":
         return np.asarray(image)
     if header.white_is_zero and image.mode in ("1", "L"):
-        image = image.point(lambda value: 255 - value)  # as Pillow turns them round
+        image = image.point(lambda value: 255 - value)  # as Pillow inverts them
     values = _values(image, path, _STRETCHED.get(header.bits, 1) if image.mode == "L" else 1, how)
     stored = {"int8": np.int8, "uint32": np.uint32}.get(header.kind)
     return values.view(stored) if stored and values.ndim == 2 else values

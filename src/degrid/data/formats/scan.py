@@ -88,7 +88,7 @@ def _said_of_shared(layout: Layout) -> list[str]:
 
 
 def _said_of_rule(rule: MaskRule | None, found: Survey) -> list[str]:
-    """What was decided when the table of classes was read; new numbers matter only to masks of ids."""
+    """Notes on how the table of classes was read; renumbering matters only for masks of ids."""
     if rule is None:
         return []
     of_ids = rule.renumbered and any(isinstance(value, int) for value in found.pixels)
@@ -112,7 +112,7 @@ def read_crowds(layout: Layout) -> None:
 
 
 def _look(layout: Layout, read: ReadValues) -> Surveys:
-    """Decide how the files of masks are read, and survey them."""
+    """Decide how mask files are read, and survey them."""
     wishes = layout.wishes
     lossy = wishes.threshold is not None or wishes.nearest is not None
     if lossy or wishes.palette == "color":
@@ -162,7 +162,7 @@ def _says_palettes(layout: Layout, surveys: Surveys) -> bool:
 
 
 def _names_no_colors(layout: Layout) -> bool:
-    """Whether nothing is said about the one or two classes but their names, and perhaps not even those."""
+    """Whether nothing is known about the one or two classes except perhaps their names."""
     if layout.labels is None or layout.rule is None:
         return layout.labels is None
     return len(layout.labels) <= 2 and layout.rule.default_colors and not layout.rule.exact
@@ -315,7 +315,7 @@ def _two_classes(labels: LabelSpace, rule: MaskRule) -> tuple[MaskRule, str]:
     """The rule for black and white masks of two named classes, and how that is said."""
     black, why = 0, ""
     if not rule.default_colors:
-        # Only the colours tell, where black or white is among them.
+        # Only colours decide, if black or white is among them.
         of_black, of_white = rule.colors.get(BLACK), rule.colors.get(WHITE)
         said = of_black if of_black in (0, 1) else 1 - of_white if of_white in (0, 1) else 0
         black, why = (1, f", after the colours in {rule.said or 'the table'}") if said else (0, "")
@@ -327,7 +327,7 @@ def _two_classes(labels: LabelSpace, rule: MaskRule) -> tuple[MaskRule, str]:
 
 
 def _say_void(layout: Layout, found: Survey) -> None:
-    """Say that 255 is void, where nothing but the custom does."""
+    """Say that 255 is void, if only convention makes it so."""
     rule = layout.rule
     assert rule is not None
     said = rule.says_void or rule.exact or rule.threshold is not None or IGNORE_INDEX in layout.wishes.void
@@ -340,7 +340,7 @@ def _say_void(layout: Layout, found: Survey) -> None:
 
 
 def _assumed(layout: Layout, found: Survey) -> list[str]:
-    """Sentences on what may mean something else, where nothing shows whether it does."""
+    """Sentences on values that may mean something else, where the data do not decide."""
     rule, labels = layout.rule, layout.labels
     assert rule is not None
     assert labels is not None

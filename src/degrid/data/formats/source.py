@@ -222,7 +222,7 @@ class LazySources(Sequence[Source]):
         return list(self._listed())
 
     def __bool__(self) -> bool:
-        """Taken to be true: only listing them would tell."""
+        """Assumed to be true: only listing them would show it."""
         return True
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ def read_values(sources: Sequence[Source]) -> Iterator[LabelValues | None]:
 
 
 ReadValues = Callable[[Sequence[Source]], Iterable[LabelValues | None]]
-"""What `read_values` does, perhaps by several processes."""
+"""As `read_values`, perhaps in several processes."""
 
 
 def survey_masks(layout: Layout, most: int, read: ReadValues = read_values) -> dict[str, Survey]:

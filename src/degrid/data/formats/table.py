@@ -88,14 +88,14 @@ FORMATS = {
     "TFRecord": Row("tfrecord.format:TFRecord", ".tfrecord -of-"),
     "WebDataset": Row("shards.format:WebDataset", ".tar"),
 }
-"""In the order in which they are tried: the more particular ones first."""
+"""In the order in which they are tried: more specific ones first."""
 POLYGON_FORMATS = (
     *("YOLO polygons", "COCO polygons", "Datumaro", "labelme", "LabelMe XML", "CVAT", "VIA", "Label Studio JSON"),
     "Supervisely",
 )
 """Those whose labels are shapes in a text file. Where masks lie beside them, the masks count."""
 _OWN_MASKS = ("Supervisely", "LabelMe XML")
-"""Those that say themselves which masks lie beside them."""
+"""Those that themselves say which masks lie beside them."""
 _OWN = ("dataset.yaml", "lists", "COCO polygons", "split folders", "folder", "scenes", "side by side", "TFRecord")
 """Layouts of users' own data, which a message explains; the others have names that their users know."""
 _FEW = 4  # folders of any names that are compared with each other
@@ -161,13 +161,13 @@ def _names_in(path: Path) -> str:
 
 
 def _wanted(rows: Mapping[str, Row]) -> str:
-    """What was looked for: layouts of users' own data in words, the others by their names."""
+    """The formats that were tried: layouts of users' own data in words, the others by name."""
     own = [row.load().wanted for kind, row in rows.items() if kind in _OWN]
     return f"{'; '.join(own)}; and the layouts of {', '.join(kind for kind in rows if kind not in _OWN)}"
 
 
 def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
-    """What a folder holds instead of a dataset: the folder to give in its place, or the kinds of its files."""
+    """What a folder holds instead of a dataset: the folder to give instead, or the kinds of its files."""
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     further = [*folders_in(below[0]).values()] if len(below) == 1 else []
     for folder in [*below, *further][:_TRIED]:

@@ -107,7 +107,7 @@ _KNOWN: dict[tuple[str, tuple[bytes, ...]], str] = {
     **{("*.json", marks): _JSON_OF.format(tool) for tool, marks in _OF_TOOLS.items()},
     **{(f"*.{suffix}", ()): _NO_IMAGES.format(way) for suffix, way in _WAYS.items()},
 }
-"""Sentences on data by what shows them: how a file is called, and regular expressions all of which are found in it.
+"""Sentences on data by their marks: the name of a file, and regular expressions that must all match in it.
 
 {file} stands for the file's name, {path} for the folder.
 """

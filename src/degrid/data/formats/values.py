@@ -17,7 +17,7 @@ Value = int | Color
 """An id, or a colour."""
 
 MOST_VALUES = 4096
-"""The most distinct values that are kept apart; the pixels of all further ones are counted together."""
+"""Largest number of distinct values that are kept apart; the pixels of all others are counted together."""
 SOFT = 0.05
 """A value whose share of pixels with equal neighbours is lower occurs only along edges."""
 # Edges are searched for in masks with at least this many values; with a palette the highest is at least this, since

@@ -138,12 +138,12 @@ class DataReport:
         return any(split.class_pixels[index] for split in self.splits.values())
 
 
-# Classes that are listed even where most of them are empty.
+# Number of classes up to which all are listed, even if most are empty.
 _MOST_ROWS = 40
 
 
 class _Findings:
-    """Problems and notes grouped by kind, so that a thousand alike make one sentence."""
+    """Problems and notes grouped by kind, so that a thousand of one kind make a single sentence."""
 
     def __init__(self) -> None:
         self._numbers: Counter[tuple[bool, str]] = Counter()
@@ -275,7 +275,7 @@ def _report_unknown(report: DataReport, tally: _Tally) -> None:
 
 def _check_samples(name: str, progress: OnProgress | None) -> DataReport:
     """Check a dataset that yields samples but has no sources."""
-    from degrid.data.inspection.promises import check_promises  # here: files are checked without torch
+    from degrid.data.inspection.promises import check_promises  # imported here: files are checked without torch
 
     datasets: dict[str, Dataset] = {"train": open_dataset(name, "train")}
     for split in ("val", "test"):
@@ -368,7 +368,7 @@ class _Tally:
             self.findings.add("masks that are entirely one class", f"{place} ({name})", problem=False)
 
     def _check_twice(self, digest: bytes, name: str, split: str) -> None:
-        """Look for duplicates. Whether those in two splits are a problem, the doubts say."""
+        """Look for duplicates. The doubts decide whether those in two splits are a problem."""
         first = self._first.setdefault(digest, (split, name))
         if first[0] != split:
             self.copies.add(f"images of {split} that are in {first[0]} too", f"{name} = {first[1]}", problem=False)

@@ -180,7 +180,7 @@ def _legend_row(image: Image.Image, at: tuple[int, int], train: int, seen: Seen,
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int, end: bool = True) -> str:
-    """The text; where it is wider than that many pixels, its end or its beginning alone."""
+    """The text, or only its end or its beginning if it is wider than that many pixels."""
     text = printable(text)
     if font.getlength(text) <= width:
         return text
@@ -196,8 +196,8 @@ def _font(size: int, letters: str = "") -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _font_file(cjk: bool) -> str:
-    """The file of a font; Matplotlib's own where the system has none of those for Chinese, Japanese and Korean."""
-    import matplotlib  # here, because it is slow to import
+    """The file of a font; Matplotlib's own if the system has none for Chinese, Japanese and Korean."""
+    import matplotlib  # imported here because it is slow
 
     files = {"": str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))}
     if cjk:

@@ -175,7 +175,7 @@ class Reader:
 
     def _each(self, sources: Sequence[Source]) -> Iterator[Reading]:
         for reading in in_order(self._read, sources, self._processes):
-            self._done = min(self._done + 1, self._total)  # some are read again, in another way
+            self._done = min(self._done + 1, self._total)  # some are read again in a different way
             if self._progress:
                 self._progress(Progress("checking", self._done, self._total))
             yield reading

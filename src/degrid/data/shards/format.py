@@ -21,7 +21,7 @@ from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
 
 _BLOCK = 1 << 22
-"""Bytes that are read at a time where a whole shard is checked."""
+"""Bytes that are read at a time when a whole shard is checked."""
 
 
 class Shards(DataFormat):
@@ -122,7 +122,7 @@ def _has_pairs(file: Path) -> bool:
 
 
 def _scanned(files: Sequence[Path]) -> Iterator[Source]:
-    """The samples of tar files of which no index is there; a `BrokenShard` ends those of a damaged one."""
+    """The samples of tar files without an index; a `BrokenShard` ends those of a damaged one."""
     for file in files:
         try:
             yield from _sources_of(file)

@@ -18,7 +18,7 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.types import LabelSpace
 
 INDEX = "shards.json"
-"""The name of the file that says which shards there are; it is written last."""
+"""The name of the file that lists the shards; it is written last."""
 FORMAT = "degrid shards 1"
 KINDS = {"tar": ".tar", "tfrecord": ".tfrecord"}
 """The kinds of shards, and how their files end."""
@@ -118,7 +118,7 @@ def _expected(place: str) -> contextlib.AbstractContextManager[None]:
 
 
 LABEL = "seg.png"
-"""What follows the name of a sample in that of its label."""
+"""The ending that a label's name adds to its sample's."""
 _MASKS = ("seg", "mask", "label", "segmentation", "annotation", "gt", "labels", "semantic", "segmap", "target")
 
 

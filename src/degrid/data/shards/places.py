@@ -98,11 +98,11 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 class _MissingError(UserError):
-    """Raised where there is no such file."""
+    """Raised if there is no such file."""
 
 
 def _asked(address: str, ask: Callable[[Any, str], Any]) -> Any:
-    """What a server answers, asked again if the connection fails."""
+    """The answer of a server; the request is repeated if the connection fails."""
     import fsspec
 
     for wait in (*_WAITS, None):

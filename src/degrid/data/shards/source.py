@@ -134,7 +134,7 @@ class ShardSource(Source):
         return (eight or self.member.suffix in (".jpg", ".jpeg")) and self.label_suffix == ".png"
 
     def _both(self) -> tuple[Span, Span]:
-        """Image and label, which lie side by side, read in one go."""
+        """Image and label, which lie side by side, in one read."""
         image, label = self.member.image, self.member.label
         first = min(image.at, label.at)
         last = max(image.at + image.length, label.at + label.length)

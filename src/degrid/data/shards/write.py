@@ -24,7 +24,7 @@ from degrid.image import IMAGE_SUFFIXES
 from degrid.types import RGB, Bands, Dataset, OnProgress, Progress, UserError
 
 _BLOCK = 512
-"""Bytes to whose multiples everything in a tar file is filled up."""
+"""Everything in a tar file is padded to multiples of this many bytes."""
 
 
 class Encoded(NamedTuple):
@@ -95,7 +95,7 @@ def _unique(dataset: Dataset, order: Sequence[int]) -> list[str]:
 
 
 def _written_before(folder: str, file: str, names: Sequence[str]) -> Shard | None:
-    """A shard that is there; None if there is none."""
+    """A shard that exists already; None if there is none."""
     place = Path(folder, file)
     if not (place.is_file() and place.with_name(f"{file}.json").is_file()):
         return None
@@ -110,7 +110,7 @@ def _written_before(folder: str, file: str, names: Sequence[str]) -> Shard | Non
 
 
 class _Waiting:
-    """Samples, the next of which can be seen before it is taken."""
+    """Samples that can be peeked at before they are taken."""
 
     def __init__(
         self, samples: Iterator[Encoded], names: Sequence[str], split: str, done: int, progress: OnProgress | None
@@ -197,7 +197,7 @@ def _encode_source(source: Source, rule: MaskRule, bands: Bands, kind: str) -> E
     name, pixels, ids = read_with_ids(source, rule, bands)
     if bands == RGB and (kind == "tfrecord" or source.is_plain()):
         return _encode(name, pixels, ids, source.image_file())
-    # What the bands become is the user's choice, who may choose anew from the same values.
+    # How bands are scaled is the user's choice, who may choose again from the same values.
     data, suffix = source.image_file(), Path(source.places()[0]).suffix.lower()
     if not data or suffix not in (*IMAGE_SUFFIXES, ".npy"):
         data, suffix = npy(source.read_values(ids.shape)), ".npy"

@@ -62,7 +62,7 @@ SCHEMAS = {
         "image/channels",
     ),
 }
-"""The known kinds of records; a record is of the first whose image and label are both in it."""
+"""The known kinds of records; a record belongs to the first whose image and label it holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, draws: int = 10_000, seed: in
     """
     _check_pair(a, b, draws)
     classes = a.shape[1]
-    # All that the mIoU needs of a sum of matrices, and far smaller than they: [num_images, 4 C].
+    # All that the mIoU needs from a sum of matrices, and far smaller than they are: [num_images, 4 C].
     parts = np.concatenate([*hits_and_unions(a), *hits_and_unions(b)], axis=1).astype(np.float64)
     miou_a, miou_b = (miou.item() for miou in _mious(parts.sum(0, keepdims=True), classes))
     drawn = np.concatenate([b - a for a, b in _drawn(parts, classes, draws, seed)])

@@ -95,7 +95,7 @@ def score(
 
 
 def _confidences() -> CalibrationCounts:
-    from degrid.engine.evaluation.calibration import CalibrationCounts  # here: it needs torch
+    from degrid.engine.evaluation.calibration import CalibrationCounts  # imported here: it needs torch
 
     return CalibrationCounts()
 

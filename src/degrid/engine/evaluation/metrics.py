@@ -47,7 +47,7 @@ class ConfusionMatrix:
             raise UserError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
         truth, guess = as_array(label), as_array(prediction)
         if guess.dtype != np.uint8:
-            guess = np.where(truth == IGNORE_INDEX, 0, guess)  # where nothing is counted, anything may be
+            guess = np.where(truth == IGNORE_INDEX, 0, guess)  # where nothing is counted, any value is allowed
         # All pairs of bytes: cheaper than leaving out void and looking for foreign ids pixel by pixel.
         pairs = _pairs(self._bytes("label", truth), self._bytes("prediction", guess))
         self._refuse("label", pairs[:IGNORE_INDEX].sum(1))
@@ -65,7 +65,7 @@ class ConfusionMatrix:
         return ids.astype(np.uint8)
 
     def _refuse(self, what: str, pixels: np.ndarray) -> None:
-        """No id from C on may have pixels."""
+        """Ids of C and above must not have pixels."""
         found = pixels[self.num_classes :].nonzero()[0].tolist()
         if found:
             raise self._foreign(what, [self.num_classes + index for index in found])

@@ -156,5 +156,5 @@ class ShiftCounts:
 
 
 def _dense(crop: Ids) -> Ids:
-    """The same pixels, without others between them."""
+    """The same pixels in contiguous memory."""
     return np.ascontiguousarray(crop) if isinstance(crop, np.ndarray) else crop.contiguous()

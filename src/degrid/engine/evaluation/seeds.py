@@ -42,7 +42,7 @@ def seed_difference(a: Sequence[float], b: Sequence[float], paired: bool) -> Dif
         parts = sum(each**2 / (len(runs) - 1) for each, runs in zip(variances, (a, b), strict=True))
         freedom, orders = sum(variances) ** 2 / parts if parts else 1.0, math.comb(len(a) + len(b), len(a))
     error = math.sqrt(sum(variances))
-    if error < 1e-12:  # rounding alone
+    if error < 1e-12:  # only rounding
         p = 1.0 if abs(difference) < 1e-12 else min(1.0, 2 / orders)
         return Difference(miou_a, miou_b, difference, difference, difference, p, "seeds", paired)
     reach = t_quantile(0.05, freedom) * error

@@ -25,7 +25,7 @@ class Adapted(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.training = network.training  # alone: each module inside keeps its mode
+        self.training = network.training  # only this attribute: each module inside keeps its mode
         self.wants_floats = False
         self.layout = torch.contiguous_format
 
@@ -35,15 +35,15 @@ class Adapted(nn.Module):
         Raises:
             UserError: the network gives no logits in any of these forms.
         """
-        # A copy, as some write every result into the same memory.
+        # A copy, since some write every result into the same memory.
         return logits_of(self.network, self._output(image)).clone()
 
     def _output(self, image: Tensor) -> Any:
         if not self.wants_floats:
             try:
-                return self.network(image.clone(memory_format=self.layout))  # it may work in place
-            except Exception:  # in whatever way it refuses bytes
-                # If this fails as well, its reason is the one to know.
+                return self.network(image.clone(memory_format=self.layout))  # it may modify its input
+            except Exception:  # whatever error refuses bytes
+                # If this fails as well, its error is the relevant one.
                 output = self.network(self._as_floats(image))
                 self.wants_floats = True
                 return output

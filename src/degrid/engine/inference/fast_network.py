@@ -32,16 +32,16 @@ VIEWS = 4
 AGREEMENT = 0.995
 """Fraction of a view's pixels that must get the same class in bfloat16 as in float32."""
 SIZES = 3
-"""Sizes of images at whose first image the copy is compared with the network itself, whatever they are."""
+"""Number of image sizes at whose first image the copy is always compared with the network itself."""
 _LARGEST_ERROR = 1e-3
 """Largest error in float32, as a fraction of the largest logit; a hundred layers of rounding stay below a tenth."""
 _MEAN_ERROR = 0.1
 """Largest error in bfloat16, as a fraction of the mean deviation of a class's logits from their mean: coarse, as
 rounding alone makes 0.01 in most networks."""
 _IN_TIMES = 1.5
-"""Largest error in bfloat16, in times of the network's own where it differs from itself by more than that."""
+"""Largest error in bfloat16, as a multiple of the network's own if it differs from itself by more than that."""
 _STATE = 1e-6
-"""What the image before may change, as a fraction of the largest logit; a network run twice gives the same bits."""
+"""How much the previous image may change, relative to the largest logit; without state the bits are equal."""
 _CORNER = 128
 """Side of the part of an image that is used to find which layers can be folded, pixels."""
 
@@ -59,7 +59,7 @@ class _Way:
 
 
 _WAYS = (_Way(True, True), _Way(False, True), _Way(True, False), _Way(False, False))
-"""The fastest first, the network itself last; each is tried where those before it do not compute the same."""
+"""Fastest first, the network itself last; each is tried if those before it do not compute the same."""
 
 
 class FastNetwork:
@@ -94,7 +94,7 @@ class FastNetwork:
     ) -> None:
         self.device, self.convention, self.compiled = device, convention, compiled
         self.precision = resolved_precision(device, "float32" if once else precision)
-        """The precision it computes in now: "bfloat16" or "float32"."""
+        """The precision in which it computes now: "bfloat16" or "float32"."""
         self.agreement: float | None = None
         """The lowest fraction of equal pixels, in bfloat16 and float32, over the images compared so far."""
         self._checks = CHECKS if precision == "auto" and self.precision == "bfloat16" else 0
@@ -105,15 +105,15 @@ class FastNetwork:
         self._name = type(model).__name__
         self._as_it_is = isinstance(model, ExportedNetwork)
         self.spares_memory = False
-        """Whether it does without Winograd's algorithm, whose weights are up to seven times as large."""
+        """Whether Winograd's algorithm, whose weights are up to seven times as large, is left out."""
         self.uses_compiled = True
         """Whether compiled kernels may be loaded to find classes, see `degrid.kernels.support.code_bytes`."""
         self.counts_runs = False
-        """Whether what it gives depends on how often it has run, so that it must see each image once."""
+        """Whether its output depends on how often it has run, so that it must see each image exactly once."""
         self._once = self._is_settled = once
         self._way = len(_WAYS) - 1 if once else 0
         self._sizes: set[tuple[int, ...]] = set()
-        self._changes = False  # whether the network changes its own weights at every image
+        self._changes = False  # whether the network changes its own weights with every image
         self._network: nn.Module | None = None
         self._lock = threading.Lock()
         self._evaluation = _Evaluation(self._model)
@@ -136,13 +136,13 @@ class FastNetwork:
         if self._as_it_is:
             exported: Tensor = self._model(batch)
             return exported
-        # What a network keeps must be of use in training, too, and some ask for gradients on the way.
+        # What a network keeps must remain usable in training, and some networks compute gradients on the way.
         with torch.inference_mode(False), torch.no_grad():
             batch = batch.clone() if batch.is_inference() else batch
             if not self._is_due(batch):
                 return self._run(batch)
             with self._lock:
-                if not self._is_due(batch):  # another thread was first
+                if not self._is_due(batch):  # another thread was faster
                     return self._run(batch)
                 return self._checked(batch)
 
@@ -172,13 +172,13 @@ class FastNetwork:
                 self._become("float32")
 
     def _is_due(self, batch: Tensor) -> bool:
-        """Whether something is left to compare on this image."""
+        """Whether anything remains to be compared on this image."""
         if self._is_settled:
             return False
         return bool(self._views) or self._is_new(tuple(batch.shape[-2:]))
 
     def _is_new(self, size: tuple[int, ...]) -> bool:
-        """Whether the network may take a path at this size that it took at none before."""
+        """Whether the network may take a path at this size that it has not taken before."""
         if len(self._sizes) < SIZES or size in self._sizes:
             return size not in self._sizes
         return any(not min(sides) <= side <= max(sides) for side, *sides in zip(size, *self._sizes, strict=True))
@@ -215,7 +215,7 @@ class FastNetwork:
             else:
                 self._way += 1
                 self._network = None
-                self._sizes.clear()  # the next way was seen on this image alone
+                self._sizes.clear()  # the next way has seen only this image
             logits = self._by_this_way(exact, batch)
         if self._way > (way if self.precision == precision else 0):
             self._warn("has a fast copy that does not compute what it does")
@@ -228,7 +228,7 @@ class FastNetwork:
             return exact
         try:
             logits = self._run(batch)
-        except Exception as error:  # the network itself did run: layers that cannot be copied, that want float32, ..
+        except Exception as error:  # the network itself ran: layers that cannot be copied, that need float32, ..
             if last and not self._may_change:
                 raise UserError(
                     f"{self._name} cannot run in {self.precision} ({error}); take precision float32 or auto"
@@ -263,13 +263,13 @@ class FastNetwork:
         self._warn(reason)
 
     def _draws(self, batch: Tensor, chance: list[Any]) -> bool:
-        """Whether the network draws random numbers at every image, not at the first alone, as for its weights."""
+        """Whether the network draws random numbers for every image, not only for the first, as lazy weights do."""
         before = [state_of(each) for each in chance]
         with drawing_nothing(chance):
             try:
                 with autocast(self.device, "float32"):
                     in_evaluation_mode(copied(self._model))(batch)
-            except Exception:  # a user's network may fail in any way
+            except Exception:  # a user's network may raise anything
                 return True
             return before != [state_of(each) for each in chance]
 
@@ -281,9 +281,9 @@ class FastNetwork:
                 twin(255 - batch)
                 after_another, before = twin(batch).float(), counters(twin)
                 again = twin(batch).float()
-        except Exception:  # a user's network may fail in any way
+        except Exception:  # a user's network may raise anything
             return True
-        # What is counted may decide at the fifth image only, as where every fifth one is looked at more closely.
+        # A counter may matter only at the fifth image, for example if every fifth one is examined more closely.
         errors = (_error(found, exact, "float32") for found in (after_another, again))
         return before != counters(twin) or max(errors) > _STATE
 
@@ -297,7 +297,7 @@ class FastNetwork:
                 twin = in_evaluation_mode(copied(self._model))
                 with autocast(self.device, "float32"):
                     found.append(twin(image).float())
-        except Exception:  # a user's network may fail in any way
+        except Exception:  # a user's network may raise anything
             return True
         return _error(found[0], found[1], "float32") > _STATE
 
@@ -359,12 +359,12 @@ class FastNetwork:
 
 
 def _numbers(model: nn.Module) -> list[object]:
-    """What no copy of a network has of its own, and what is in another place after each image."""
+    """Tensors that copies of a network share, and those that change their memory with each image."""
     return [*numbers_outside(model), *places(model)]
 
 
 class _Evaluation:
-    """Within it a network is in evaluation mode, as long as any thread is within; then in the modes it was in."""
+    """Keeps a network in evaluation mode while any thread is inside; afterwards it has its previous modes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.inside = model, 0
@@ -414,5 +414,5 @@ def _folded(model: nn.Module, batch: Tensor) -> nn.Module:
         return folded(model, batch)
     try:
         return folded(model, corner)
-    except Exception:  # perhaps the network takes no other size than this image's; if not, the next line says why
+    except Exception:  # perhaps the network accepts only this image's size; if not, the next line shows why
         return folded(model, batch)

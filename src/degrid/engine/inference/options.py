@@ -123,7 +123,7 @@ class DimWarning:
         self.bands, self.said = bands, False
 
     def __call__(self, image: str | os.PathLike[str] | Image.Image, pixels: np.ndarray) -> None:
-        """Look at the pixels, uint8 [H,W,C], of an image, unless something was said before."""
+        """Look at the pixels, uint8 [H,W,C], of an image, unless a warning was given before."""
         if not self.said and is_dim(image, self.bands, pixels):
             self.said = True
             name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the image"

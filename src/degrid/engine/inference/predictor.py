@@ -50,13 +50,13 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene |
 _LARGE = 2_000_000
 """Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
 _USABLE = 0.8
-"""Fraction of the free memory that feature maps may take where no limit is given."""
+"""Fraction of the free memory that feature maps may take if no limit is given."""
 _BEYOND = 1.1
-"""What a process may take, in times of its limit, before a CRF is refused that was expected to need less."""
+"""Multiple of the limit that a process may take before a CRF is refused that was expected to need less."""
 _WINDOW = (2048, 2048)
 """Window for images that are read part by part although the feature maps of the whole would fit into memory."""
 _ASIDE = 64 << 20
-"""Bytes that libraries use inside an operation, and what the allocator keeps in reserve."""
+"""Bytes that libraries use inside an operation and that the allocator keeps in reserve."""
 _ROW, _CLASSES, _BESIDE = 4, 21, 3
 """Bytes for each pixel and class of a row of windows; how many classes there are where a network does not say; and what
 else there is, as classes: the windows' weights, and the pixels of a large image, of which two parts are joined."""
@@ -166,7 +166,7 @@ class Predictor:
     def settle(self, dataset: Dataset) -> None:
         """Choose a precision on the first images of a dataset, if it is "auto"; the same one in all processes."""
         windowed = self.windowed
-        with together(), unchanged(self.model):  # which may count its images
+        with together(), unchanged(self.model):  # the network may count its images
             for index in range(len(dataset)):
                 if self.network.is_decided:
                     break
@@ -245,7 +245,7 @@ class Predictor:
         if options.window is not None:
             return options if options.slides_over((height, width)) else dataclasses.replace(options, window=None)
         pixels = size[0] * size[1] * scale**2
-        exported = isinstance(self.model, ExportedNetwork)  # its own runtime manages its memory
+        exported = isinstance(self.model, ExportedNetwork)  # its runtime manages its own memory
         if exported or (options.memory is None and pixels < _LARGE):
             return options
         if self._bytes_per_pixel is None:
@@ -255,7 +255,7 @@ class Predictor:
             except UserError:
                 if options.memory is not None:
                     raise
-                return options  # nobody asked for a limit
+                return options  # no limit was requested
         left = self._left_beside_results(size, reading)
         if pixels * self._bytes_per_pixel <= left:
             return options
@@ -277,11 +277,11 @@ class Predictor:
         return tall, max(0, min(width, int(wide) // _GRID * _GRID))
 
     def _bytes_of_row(self, width: int) -> int:
-        """What a row of windows takes, of one pixel in height."""
+        """Bytes of a row of windows per pixel of height."""
         return _ROW * width * ((len(self.labels) if self.labels else _CLASSES) + _BESIDE)
 
     def _too_little(self, limit: int, left: int, width: int) -> str:
-        """Why a limit cannot be kept."""
+        """The error that a limit cannot be kept."""
         assert self._bytes_per_pixel
         taken = limit - left
         need = self._bytes_per_pixel * _SMALLEST**2 + self._bytes_of_row(width) * _SMALLEST
@@ -309,14 +309,14 @@ class Predictor:
         )
 
     def _bytes_of_crf(self, size: tuple[int, ...]) -> int:
-        """What a CRF takes beside the scores, when the feature maps are gone."""
+        """Bytes that a CRF takes beside the scores, after the feature maps are freed."""
         if self.options.crf is None:
             return 0
         classes = len(self.labels) if self.labels else _CLASSES
         return refine_bytes(size[0] * size[1], classes, runs_compiled(self.device, self.options.crf))
 
     def _room_for_crf(self) -> int:
-        """Bytes that a CRF may take now, under a limit of memory, which may be exceeded by as much as that says."""
+        """Bytes that a CRF may take now under a memory limit, which may be exceeded by the factor above."""
         assert self.options.memory is not None
         give_back_freed_memory()
         return round(_BEYOND * self.options.memory) - used_bytes(self.device)
@@ -351,7 +351,7 @@ class Predictor:
         narrow = self.network.precision == "bfloat16"
         code = code_bytes() if self.device.type == "cpu" else 0
         if self.options.crf is not None and runs_compiled(self.device, self.options.crf):
-            left, code = left - code, 0  # loaded in any case
+            left, code = left - code, 0  # always loaded
         more = (0 if narrow else faster) + code
         self.network.uses_compiled = 2 * more <= left - beside
         self.network.spares_memory = narrow or not self.network.uses_compiled
@@ -366,14 +366,14 @@ class Predictor:
             )
 
     def _begin(self, options: InferenceOptions) -> None:
-        """An image begins."""
+        """Called at the beginning of an image."""
         self.network.next_image()
         if options.window is not None:
             self.windowed += 1
             self.windows.add(options.window)
 
     def _in_one_precision(self, compute: Callable[[], T]) -> T:
-        """The result; computed once more if the network turned to another precision meanwhile, and can run again."""
+        """The result; computed again if the network has switched its precision meanwhile and can run again."""
         before = self.network.precision
         result = compute()
         return result if self.network.precision == before or self.network.counts_runs else compute()
@@ -385,7 +385,7 @@ class Predictor:
         return image[None].to(self.device, memory_format=torch.channels_last), options
 
     def _ids_directly(self, batch: Tensor, options: InferenceOptions) -> Tensor:
-        """Class ids, uint8 [H,W], as an exported model gives them, or from bands of windows."""
+        """Class ids, uint8 [H,W], from an exported model, or from bands of windows."""
         if self.gives_ids:
             return self._forward(batch)[0]
         return self._in_one_precision(lambda: self._ids_in_bands(batch, options))

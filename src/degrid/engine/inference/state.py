@@ -23,7 +23,7 @@ from degrid.engine.inference.adapted import Adapted
 _DEPTH = 3
 """How deep in lists, dictionaries and objects a network's state is searched for."""
 _ENTRIES = 100
-"""Most entries of each of them that are examined."""
+"""Largest number of entries of each that are examined."""
 
 
 def weights(model: nn.Module) -> list[tuple[object, object]]:
@@ -85,7 +85,7 @@ def _place(value: Iterator[object] | io.IOBase, depth: int = _DEPTH) -> object:
             return value.tell()
         return None
     if hasattr(value, "__dict__"):
-        return None  # what it holds is examined for itself
+        return None  # its content is examined separately
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python 3.12 announces that itertools will have no such thing
@@ -114,7 +114,7 @@ def _size(value: object) -> object:
 
 
 def _outside(model: nn.Module) -> list[object]:
-    """What functions, classes and the modules that these are written in hold."""
+    """The objects that functions, classes and their modules hold."""
     held = _in_closures(model)
     for kind in {every: None for module in model.modules() for every in type(module).__mro__}:
         if _counts(kind):
@@ -123,13 +123,13 @@ def _outside(model: nn.Module) -> list[object]:
 
 
 def _in_closures(model: nn.Module) -> list[object]:
-    """What the functions hold that modules have as attributes."""
+    """The objects held by functions that modules have as attributes."""
     values = [value for module in model.modules() for value in vars(module).values()]
     return [each for value in values if isinstance(value, FunctionType) for each in _enclosed(value)]
 
 
 def _around(kind: type) -> list[object]:
-    """What a class holds, and what its methods may read of the module that it is written in."""
+    """The objects that a class holds, and those that its methods may read from their module."""
     found = list(vars(kind).values())
     seen: set[FunctionType] = set()
     functions = [value for value in found if isinstance(value, FunctionType)]
@@ -142,7 +142,7 @@ def _around(kind: type) -> list[object]:
 
 
 def _read_by(function: FunctionType) -> list[object]:
-    """What a function finds by names in the module that it is written in, and in its closure."""
+    """The objects that a function finds by name in its module and in its closure."""
     return [function.__globals__.get(name) for name in _names_in(function.__code__)] + _enclosed(function)
 
 
@@ -153,13 +153,13 @@ def _names_in(code: CodeType) -> list[str]:
 
 
 def _counts(kind: type | FunctionType) -> bool:
-    """Whether it is not of a library that is known to count no images."""
+    """Whether it does not belong to a library that is known not to count images."""
     return (kind.__module__ or "").partition(".")[0] not in _WITHOUT_COUNTS
 
 
 _SINGLE = (Number, np.generic, str, bytes, Enum)
 _FEW = 64
-"""Most numbers of a tensor or array that may be counts."""
+"""Largest number of values of a tensor or array that may be counts."""
 _WITHOUT_COUNTS = ("builtins", "torch", "degrid", "timm", "torchvision", "transformers", "segmentation_models_pytorch")
 """Libraries whose classes do not count images."""
 
@@ -182,7 +182,7 @@ def _inside(value: object, depth: int) -> Iterator[tuple[object, object]]:
 
 
 def _enclosed(function: FunctionType) -> list[object]:
-    """What the closure of a function holds."""
+    """The objects in the closure of a function."""
     found: list[object] = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # it is empty
@@ -191,7 +191,7 @@ def _enclosed(function: FunctionType) -> list[object]:
 
 
 def _in_slots(value: object) -> list[object]:
-    """What an object holds that has no dictionary of its own."""
+    """The objects held by an object without a dictionary of its own."""
     names = [name for kind in type(value).__mro__ for name in _names_of_slots(kind)]
     return [getattr(value, name) for name in names if hasattr(value, name)]
 
@@ -214,11 +214,11 @@ def shares_functions(model: nn.Module) -> bool:
 
 
 _SHARED = (type(None), bool, int, float, str, tuple, type, FunctionType, ModuleType, torch.dtype, torch.device)
-"""What a copy and its original may have in common without any harm."""
+"""Types of objects that a copy and its original may share without harm."""
 
 
 def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
-    """Whether a function can get at one of these objects, by its closure, its defaults or the names of its module."""
+    """Whether a function can reach one of these objects: by its closure, defaults or module's names."""
     values: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     values += _read_by(function)
     if any(id(value) in held for value in values):
@@ -230,14 +230,14 @@ def _reaches(function: FunctionType, held: set[int], depth: int) -> bool:
 def _sums(tensor: Tensor) -> object:
     """Numbers that change with a tensor's values, also where `.data` or NumPy hide the change from its version."""
     sums: list[str] = []
-    with torch.no_grad(), contextlib.suppress(Exception):  # not every type of numbers has sums
+    with torch.no_grad(), contextlib.suppress(Exception):  # not every numeric type has sums
         sums.append(str(tensor.sum().item()))
         sums.append(str(torch.linalg.vector_norm(tensor).item()))
     return sums or None
 
 
 def _version(value: object) -> object:
-    """What changes with the value, though the object remains; None: nothing."""
+    """Something that changes with the value while the object remains; None: nothing does."""
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version
     if isinstance(value, np.ndarray):

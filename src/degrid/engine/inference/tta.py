@@ -45,7 +45,7 @@ def fused_scores(
         part = slide(forward, pixels, options, convention)
         width = pixels.shape[3]
         part = resize_mirrored(part, size, convention, width) if flipped else resize(part, size, convention)
-        # At no time are there more than three maps of scores, the total included.
+        # There are never more than three maps of scores at a time, including the total.
         part = part.softmax(1) if options.sums_probabilities else part
         join = torch.add if options.fusion == "mean" else torch.maximum
         total = part if total is None else join(total, part)
@@ -135,7 +135,7 @@ def slide_in_bands(
         done = (rows[index + 1] if index + 1 < len(rows) else height) - top
         yield top, total[:, :, :done].div_(weights[:done])
         for sums in (total, weights):
-            for first in range(0, tall - done, done):  # no further than what is moved begins
+            for first in range(0, tall - done, done):  # not beyond the first row that is moved
                 part = sums[..., first + done : first + 2 * done, :]
                 sums[..., first : first + part.shape[-2], :] = part
             sums[..., tall - done :, :] = 0

@@ -238,15 +238,15 @@ class Server:
     stop: threading.Event = field(default_factory=threading.Event)
     figures: Figures = field(default_factory=Figures)
     _out: dict[int, Task] = field(default_factory=dict)
-    """Tasks by the number of the worker that has it."""
+    """Tasks by the number of their worker."""
     _ahead: dict[int, int] = field(default_factory=dict)
     """The turn that each worker's next task begins with, by the worker's number."""
     _moved: dict[str, Tensor] = field(default_factory=dict)
     """How far the last step took each parameter, by name."""
     _arrived: list[tuple[Task, Result]] = field(default_factory=list)
-    """What makes a part of the next step."""
+    """Computes a part of the next step."""
     _since: float = 0.0
-    """When the time began that counts as spent on the next step."""
+    """Start of the time that counts as spent on the next step."""
 
     def __call__(self, state: Training) -> Done | None:
         """One step, or those until the next average; None if it was given up."""
@@ -261,7 +261,7 @@ class Server:
         return dataclasses.replace(done, figures=done.figures | {"steps per second": self.figures.steps_per_second})
 
     def _stepped(self, state: Training, turns: Turns) -> Done | None:
-        """A step by the first gradients that are new enough."""
+        """A step from the first gradients that are recent enough."""
         while len(self._arrived) < self.pieces:
             if self.stop.is_set():
                 return None
@@ -308,7 +308,7 @@ class Server:
         return loss
 
     def _expected(self, state: Training, steps: int) -> Copy:
-        """The weights, that many steps ahead."""
+        """The weights extrapolated by that many steps."""
         now = copy_of(state)
         moved = {name: now.tensors[name] + steps * _array(value) for name, value in self._moved.items()}
         return Copy(now.tensors | moved)
@@ -325,18 +325,18 @@ class Server:
         loss = sum(parts)
         if math.isfinite(loss):
             _load(state, _mean([result.copy for result in results]))
-            for _ in range(steps if state.average else 0):  # as far as these steps would have taken it
+            for _ in range(steps if state.average else 0):  # by as much as these steps would have moved it
                 cast(AveragedModel, state.average).update_parameters(state.model)
         images = sum(result.images for result in results)
         return Done(loss, images, self._named(parts), steps, {"averaged workers": len(results)})
 
     def _round(self, state: Training, turns: Turns, steps: int) -> list[tuple[Task, Result]] | None:
-        """What all workers reached in as many steps each; None if they are given up."""
+        """The states that all workers reached after the same number of steps; None if they are given up."""
         found: list[tuple[Task, Result]] = []
         while self._out or not found:
             if self.stop.is_set():
                 return None
-            if not self._out:  # who joins while others are at work waits for the next round
+            if not self._out:  # a worker that joins meanwhile waits for the next round
                 self._hand_out(state, turns, steps)
             if one := self._next(turns):
                 found.append(one)
@@ -348,11 +348,11 @@ class Server:
         return dict(zip(self.names, parts, strict=False))
 
     def _hand_out(self, state: Training, turns: Turns, steps: int = 0) -> None:
-        """A task for every free worker: as many steps, or a gradient."""
+        """A task for every free worker: a number of steps, or a gradient."""
         free = self.crew.free()
         if not free:
             return
-        if not self._out:  # nobody was at work until now
+        if not self._out:  # nobody was working until now
             self._since = time.monotonic()
         before = len(self._arrived) + len(self._out) + len(free) - 1  # gradients that will probably come first
         expected = before // self.pieces
@@ -362,7 +362,7 @@ class Server:
             further = (turns.take() for _ in range(steps - 1))
             task = Task(state.step, (first, *further), alone=steps > 0, used=self.figures.gradients)
             self._out[worker] = task
-        for worker in free:  # after all tasks, which so have the lowest numbers
+        for worker in free:  # after all tasks, so that these have the lowest numbers
             self._ahead[worker] = turns.take()
             self.crew.give(worker, dataclasses.replace(self._out[worker], ahead=self._ahead[worker]), copy)
 
@@ -389,7 +389,7 @@ def pieces_of(micro: int, workers: int) -> int:
 
 
 def _shares(weights: list[float]) -> list[float]:
-    """What each part of a step is of all; where nothing counts, all are alike."""
+    """The share of each part of a step; equal shares if nothing counts."""
     total = sum(weights)
     return [weight / total if total else 1 / len(weights) for weight in weights]
 
@@ -439,7 +439,7 @@ def _copied(target: Tensor, array: np.ndarray) -> Tensor:
 
 
 def _load(state: Training, copy: Copy) -> None:
-    """Give a state the values of a copy."""
+    """Set a state to the values of a copy."""
     model: nn.Module = state.model
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, array in copy.tensors.items():
@@ -474,7 +474,7 @@ def _mean(copies: list[Copy]) -> Copy:
 
 
 def _mean_state(states: list[Any]) -> Any:
-    """The mean of floating-point tensors, wherever in nested tables they are; the rest is as in the first."""
+    """The mean of floating-point tensors, anywhere in nested tables; everything else is as in the first."""
     first = states[0]
     if isinstance(first, dict):
         return {key: _mean_state([state[key] for state in states]) for key in first}

@@ -19,7 +19,7 @@ except ImportError:  # not on this system
     fcntl = None  # type: ignore[assignment]
 
 NAME = "running"
-"""The file in a run folder that whoever trains there has locked; it says who. Gone when the run ends."""
+"""The file in a run folder that the process training there keeps locked; it names it. Removed when the run ends."""
 TAKEN = (errno.EACCES, errno.EAGAIN)
 """What a lock is refused with that another process has; other errors mean that there are no locks there."""
 
@@ -52,7 +52,7 @@ def claimed(folder: Path, tell: Tell, anyway: bool = False) -> Iterator[None]:
 def _locked(path: Path, tell: Tell, anyway: bool) -> IO[str]:
     """The open file, locked and with this process's name in it."""
     while True:
-        # Not truncated, as it may be another's.
+        # Not truncated, since it may belong to another process.
         file = path.open("a+", encoding="utf-8")
         try:
             _lock(file)
@@ -71,10 +71,10 @@ def _locked(path: Path, tell: Tell, anyway: bool) -> IO[str]:
                     f"{path.parent} is being trained by {who}; wait for it, or choose another -o (out=...). If that "
                     f"machine was lost, remove {path}"
                 ) from error
-        # The one before may have removed what was opened here, just before it was locked.
+        # The previous process may have removed the file opened here just before it was locked.
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             file.seek(0)
-            before = file.read()  # left by one that was killed, or by one whose lock is not seen here, as through sshfs
+            before = file.read()  # left by a killed process, or by one whose lock is not visible here, as through sshfs
             if before and not anyway and before.rpartition(" on ")[2] != platform.node():
                 tell(f"{path} names {before}, which may still train there: not every network disk passes on locks")
             file.truncate(0)

@@ -33,7 +33,7 @@ PARTS = ("train", "val")
 SCALAR_STEPS = 10
 """Steps from one recorded scalar to the next."""
 LINE_SECONDS = 15
-"""Least time between two lines about steps in log.txt."""
+"""Minimum seconds between two lines about steps in log.txt."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with ExitStack() as stack:  # all are closed, also where one of them cannot be
+        with ExitStack() as stack:  # all are closed, even if one of them fails
             stack.enter_context(self._room() if error is None else suppress(OSError))
             for recorder in reversed(self._recorders):
                 stack.callback(recorder.close, failed=error is not None)
 
     def _room(self) -> AbstractContextManager[None]:
-        """Say in a sentence that the record could not be written, as on a full disk."""
+        """Report in a sentence that a record could not be written, for example on a full disk."""
         again = f"the last checkpoint is whole; go on with: degrid train --resume {shlex.quote(str(self._folder))}"
         return explained(self._folder, again)
 
@@ -252,7 +252,7 @@ class _TensorBoard(Recorder):
         self._hook, threading.excepthook = threading.excepthook, self._in_thread
 
     def _in_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """Let TensorBoard's threads end quietly: what is written next, or the end, raises their errors again."""
+        """Let TensorBoard's threads end quietly: the next write, or closing, raises their errors again."""
         if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
             self._hook(failed)
 
@@ -290,7 +290,7 @@ class _TensorBoard(Recorder):
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`, and a last line that was cut short."""
+    """Drop the records after `step`, and a truncated last line."""
     if not path.exists():
         return
     kept = []

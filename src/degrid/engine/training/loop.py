@@ -39,7 +39,7 @@ from degrid.weight_names import load_weights
 
 FORMAT = "degrid training state 1"
 AT_ONCE = 1.0
-"""Seconds within which several signals to stop are one."""
+"""Seconds within which several stop signals count as one."""
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Training:
     score: TrainingScore | None = None
     """Counts the predictions of the training crops, in cyclic training."""
     fast: FastConvolutions | None = None
-    """What computes convolutions in float32 on the CPU; None: PyTorch alone."""
+    """Computes convolutions in float32 on the CPU; None: only PyTorch."""
     compiled: bool = False
     """The forward and backward passes are compiled by `torch.compile`."""
     parts: tuple[float, ...] = ()
     """The last step's loss by its parts, in the order of the objective's losses; not saved."""
     weights: Tensor = field(default_factory=lambda: torch.ones(1))
-    """What these parts were divided by, for every map; not saved."""
+    """The divisors of these parts, for every map; not saved."""
     turns: Turns | None = None
     """Which images asynchronous training has not learned from yet."""
     forward: nn.Module | None = None
@@ -133,7 +133,7 @@ class Training:
             self.turns = Turns(**state["turns"])
         generators = [(state["rng"], state["cuda_rng"]), *state.get("other_generators", ())]
         rank, _ = rank_and_count()
-        if rank < len(generators):  # a process that was not there before continues as it was seeded
+        if rank < len(generators):  # a process that did not exist before continues from its seed
             torch.set_rng_state(generators[rank][0])
             if generators[rank][1] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(generators[rank][1], next(self.model.parameters()).device)
@@ -341,7 +341,7 @@ def train(
                 _validate_and_publish(state, folder, log, validate, publish)
                 if plan.keep:
                     state.save(kept(folder, state.step))
-            # A signal reaches each process at a time of its own; they stop after the same step.
+            # Signals reach the processes at different times; they stop after the same step.
             stopping = bool(summed_over_ranks(torch.tensor(int(stop.is_set()))))
             if stopping or plan.saves_at(state.step):
                 unseen.look()

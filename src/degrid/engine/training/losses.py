@@ -142,7 +142,7 @@ def _among_largest(values: Tensor, count: Tensor) -> Tensor:
         if shift < 24:
             digits = digits.masked_fill(bits >> (shift + 8) != level, 256)
         counts = summed_over_ranks(_counts(digits, 257))[: 128 if shift == 24 else 256]
-        least = counts.flip(0).cumsum(0).flip(0)  # how many have this byte or a larger one
+        least = counts.flip(0).cumsum(0).flip(0)  # how many have this byte or a greater one
         digit = ((least >= left).sum() - 1).clamp(min=0)
         alike = counts.take(digit)
         left = left - (least.take(digit) - alike)
@@ -151,7 +151,7 @@ def _among_largest(values: Tensor, count: Tensor) -> Tensor:
 
 
 def _counts(numbers: Tensor, size: int) -> Tensor:
-    """How often each of 0..size-1 occurs; `torch.bincount` would look for the largest."""
+    """How often each of 0..size-1 occurs; `torch.bincount` would search for the largest."""
     one = torch.ones((), dtype=torch.int64, device=numbers.device)
     return one.new_zeros(size).scatter_add_(0, numbers.flatten().long(), one.expand(numbers.numel()))
 
@@ -239,7 +239,7 @@ def _cross_entropy(
     logits: Tensor, label: Tensor, class_weights: Tensor | None, label_smoothing: float, reduction: str
 ) -> Tensor:
     """PyTorch's cross-entropy, which is 0 with a gradient of 0 at void pixels."""
-    if torch.are_deterministic_algorithms_enabled() and logits.ndim > 2:  # on GPUs it is not for maps, but for rows
+    if torch.are_deterministic_algorithms_enabled() and logits.ndim > 2:  # on GPUs it is for rows, not for maps
         rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])
         found = _cross_entropy(rows, label.reshape(-1), class_weights, label_smoothing, reduction)
         return found.reshape(label.shape) if reduction == "none" else found
@@ -421,7 +421,7 @@ def _lovasz(scores: Tensor, is_class: Tensor, valid: Tensor) -> tuple[Tensor, Te
 
 
 def _scores(logits: Tensor, valid: Tensor) -> Tensor:
-    """Probabilities [N,C,H,W]; those of void pixels do not depend on the logits, which may be anything there."""
+    """Probabilities [N,C,H,W]; those of void pixels do not depend on the logits, which may have any values there."""
     return logits.where(valid[:, None], 0).softmax(1)
 
 

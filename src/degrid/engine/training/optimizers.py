@@ -119,7 +119,7 @@ def make_optimizer(
 
 
 Schedule = Callable[[int], float]
-"""Gives the learning rate for an optimiser step, counted from 0."""
+"""Returns the learning rate for an optimiser step, counted from 0."""
 
 
 def poly_schedule(lr: float, steps: int, power: float = 0.9) -> Schedule:

@@ -77,7 +77,7 @@ class Cityscapes(DataFormat):
 
 
 def _refuse_polygons(masks: Path) -> None:
-    """Refuse labels that nobody has drawn yet.
+    """Refuse polygons without masks, which cityscapesScripts draws.
 
     Raises:
         UserError: there are polygons, and no masks.

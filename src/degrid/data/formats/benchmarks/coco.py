@@ -41,7 +41,7 @@ class Coco(DataFormat):
 
 
 def _has_cocos_categories(file: Path) -> bool:
-    """Whether one of COCO's last categories is near an end of the file; others call theirs as COCO does, too."""
+    """Whether one of COCO's last categories is near an end of the file; others name their first ones as COCO does."""
     with file.open("rb") as stream:
         start = stream.read(_ENDS)
         stream.seek(max(0, file.stat().st_size - _ENDS))

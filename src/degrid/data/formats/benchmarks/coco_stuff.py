@@ -28,7 +28,7 @@ _LISTED = (
     "water-other,waterdrops,window-blind,window-other,wood"
 )
 _ALL = tuple(_LISTED.split(","))
-# Named in the beginning, and left out of COCO when it came out: no pixel has them.
+# Planned at first, but left out of COCO when it was released: no pixel has them.
 _REMOVED = "street sign,hat,shoe,eye glasses,plate,mirror,window,desk,door,blender,hair brush"
 _VALUES = tuple(value for value, name in enumerate(_ALL) if name not in _REMOVED.split(","))
 COCO_STUFF = LabelSpace(tuple(_ALL[value] for value in _VALUES), voc_palette(len(_VALUES)))

@@ -28,7 +28,7 @@ class Kitti(DataFormat):
         return benchmark(reason, path, splits, CITYSCAPES, rule, [])
 
 
-# Images and labels of a split, as they are handed out today, and before 2020.
+# Images and labels of a split, as distributed today, and before 2020.
 _BDD = (("images/10k", "labels/sem_seg/masks"), ("seg/images", "seg/labels"))
 
 

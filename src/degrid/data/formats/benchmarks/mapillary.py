@@ -40,7 +40,7 @@ class Mapillary(DataFormat):
         labels_folder, configs = have[0]
         file = next((path / name for name in configs if (path / name).is_file()), None)
         if file is None and labels_folder == "labels":
-            return None  # anybody's training/images and training/labels
+            return None  # anyone's training/images and training/labels
         if file is None:
             raise UserError(
                 f"{path} holds Mapillary Vistas without the classes: put {configs[0]} of the download there"

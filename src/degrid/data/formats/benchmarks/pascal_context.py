@@ -22,8 +22,8 @@ _NAMES = (
     "tree truck tvmonitor wall water window wood"
 )
 CONTEXT = LabelSpace(tuple(_NAMES.split()), voc_palette(60)[1:])
-"""The 59 classes by the alphabet, as mmsegmentation numbers them from 1."""
-# Their ids among the 459 classes, which are numbered by the alphabet, too.
+"""The 59 classes in alphabetical order, as mmsegmentation numbers them from 1."""
+# Their ids among the 459 classes, which are numbered alphabetically, too.
 _OF_459 = (
     *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159),
     *(162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
@@ -89,7 +89,7 @@ class PascalContext(DataFormat):
 
 
 def _of_459(found: Layout, path: Path) -> Layout:
-    """The layout of labels with 459 ids, which are more than a label can hold: what is no class is void."""
+    """The layout of labels with 459 ids, more than a label can hold: ids that are not classes are void."""
     own, rule = class_table(path)
     if own is None or rule is None or rule.said == "labels.txt":
         found.labels, found.rule = CONTEXT, _RULE_459

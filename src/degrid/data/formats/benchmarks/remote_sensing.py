@@ -97,7 +97,7 @@ class DeepGlobe(DataFormat):
 
 
 def _by_folder(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """The pairs in folders named like splits; all others are to train on."""
+    """The pairs in folders named like splits; all others are for training."""
     tops = splits_of({pair.name.split("/")[0] for pair in pairs if "/" in pair.name})
     return grouped((tops.get(pair.name.split("/")[0], "train"), pair) for pair in pairs)
 
@@ -112,7 +112,7 @@ def _kind(pairs: list[Pair]) -> str:
     seen: list[np.ndarray] = []
     for pair in pairs:
         if pair.mask is not None and len(seen) < 5:
-            with contextlib.suppress(UserError):  # reported when it is used
+            with contextlib.suppress(UserError):  # reported on use
                 seen.append(pair.read_label())
     if any(values.ndim == 2 for values in seen) or not any((values >= 128).any() for values in seen):
         return ""

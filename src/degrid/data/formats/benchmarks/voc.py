@@ -23,7 +23,7 @@ VOC = LabelSpace(tuple(_NAMES.split()), voc_palette(21))
 _PLAIN = MaskRule.plain(VOC)
 VOC_RULE = MaskRule(_PLAIN.ids, {**_PLAIN.colors, (224, 224, 192): IGNORE_INDEX}, "VOC")
 """255 is void, and so is the colour that VOC's palette gives it."""
-# The best first; labelme exports the last.
+# Best first; labelme exports the last.
 _MASKS = ("SegmentationClassAug", "SegmentationClass", "SegmentationClassPNG")
 
 _LISTS = "ImageSets/Segmentation"
@@ -69,7 +69,7 @@ class Voc(DataFormat):
             splits, notes = splits_or_divided(splits)
             notes += left_out
         else:
-            # JPEGImages holds many photographs without a segmentation: only those with one count.
+            # JPEGImages holds many photographs without a segmentation; only those with one count.
             splits, notes = divided([Pair(name, images[name], masks[name]) for name in sorted(masks) if name in images])
         labels, rule = class_table(base)
         if labels is None and _is_voc(base, images):
@@ -93,7 +93,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 
 def _is_voc(base: Path, names: Iterable[str]) -> bool:
-    """Whether the images are VOC's own, by the folder's name or by theirs: others' classes are not VOC's."""
+    """Whether the images are VOC's own, by the folder's name or by theirs; other images have other classes."""
     return bool(_FOLDER.match(base.name)) or all(map(_IMAGE.fullmatch, names))
 
 

@@ -11,7 +11,7 @@ from degrid.lookup import did_you_mean
 from degrid.types import UserError
 
 PREFIX = "hf:"
-"""What a dataset's name or folder begins with."""
+"""The prefix of a dataset's name or folder."""
 _OPTIONS = ("image", "mask", "config", "revision", "streaming")
 
 

@@ -34,7 +34,7 @@ def find_columns(features: Mapping[str, Any], given: Mapping[str, str], where: o
 
 
 class _Table:
-    """What is known of the columns; see `find_columns`."""
+    """The columns that were found; see `find_columns`."""
 
     def __init__(self, features: Mapping[str, Any], given: Mapping[str, str], where: object) -> None:
         self.given, self.where = given, where
@@ -83,7 +83,7 @@ class _Table:
 
 
 def _named(columns: Sequence[str], words: Sequence[str]) -> list[str]:
-    """The columns that are called by one of the words, in the words' order; or else those that end with one."""
+    """The columns named by one of the words, in the order of the words; otherwise those that end with one."""
     plain = {name: name.lower().replace("-", "_").replace(" ", "_").replace(".", "_") for name in columns}
     exact = [name for word in words for name in columns if plain[name] == word]
     ending = [name for word in words for name in columns if plain[name].endswith(f"_{word}")]

@@ -18,7 +18,7 @@ from degrid.files import blaming, parse_json, read_text
 from degrid.lookup import counted, in_a_line
 from degrid.types import LabelSpace, UserError
 
-# What `save_to_disk` leaves: of several splits, or of one.
+# Files that `save_to_disk` writes: for several splits, or for one.
 _SAVED = ("dataset_dict.json", "state.json")
 _NAMES_FILE = "id2label.json"
 

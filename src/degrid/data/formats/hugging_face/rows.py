@@ -86,7 +86,7 @@ class Row(Source):
         return Pair(self.name, mask, mask, how=self.how)
 
     def _with_file(self, part: str, read: Callable[[Path], Result]) -> Result:
-        """What `read` makes of the image or mask as a file; messages name the row."""
+        """The result of `read` for the image or mask as a file; messages name the row."""
         place = f"{self.place}, {part}"
         if self.lacks == ("label" if part == "mask" else part):
             raise UserError(f"{place}: there is none; degrid data check lists all such rows")
@@ -151,7 +151,7 @@ def _lacking(no_image: bool, no_mask: bool) -> str:
 
 
 def _fetched(value: Any) -> Any:
-    """A streamed cell, with the bytes of a file that is somewhere else; None for an empty one."""
+    """A streamed cell, with the bytes of a file stored elsewhere; None for an empty one."""
     if not isinstance(value, Mapping) or value.get("bytes") is not None:
         return value
     if not value.get("path"):

@@ -22,7 +22,7 @@ from degrid.image import exif_orientation, open_image
 from degrid.lookup import grouped
 from degrid.types import IGNORE_INDEX, UserError
 
-_FEW_OUTLINES = 10  # so few may well be of things that are rectangles
+_FEW_OUTLINES = 10  # so few may well be rectangular things
 OVERLAPS = "pixels without an object are background; where objects overlap, the smaller one counts"
 
 
@@ -56,7 +56,7 @@ class Drawn(Pair):
     def objects(self, height: int, width: int) -> Iterable[Thing]:
         """The objects of an image of this size, as they are to be drawn."""
         for thing in self.things(height, width):
-            # What is void in any case, such as boxes, stays below everything.
+            # Shapes that are always void, such as boxes, stay below everything.
             yield thing._replace(crowd=False) if self.how.crowds and thing.value != IGNORE_INDEX else thing
 
 
@@ -77,7 +77,7 @@ def shown_size(file: Path) -> tuple[int, int]:
     """
     orientation, width, height = exif_orientation(file)
     if not width:
-        width, height = open_image(file).size  # which explains, or reads more kinds
+        width, height = open_image(file).size  # the next format explains, or reads more kinds
     return (width, height) if orientation >= SIDEWAYS else (height, width)
 
 
@@ -217,7 +217,7 @@ class Images:
 
 
 def _alike(file: Path, name: Path) -> int:
-    """How many folders above are called alike."""
+    """How many parent folders have the same names."""
     count = 0
     for ours, theirs in zip(reversed(file.parts[:-1]), reversed(name.parts[:-1]), strict=False):
         if ours != theirs:

@@ -128,7 +128,7 @@ def _merged(
 
     size = size.copy()
     for region in small.tolist():
-        if size[region] >= smallest:  # others were joined to it
+        if size[region] >= smallest:  # others were merged into it
             continue
         lengths: dict[int, int] = {}
         for other, length in neighbours.get(region, ()):
@@ -274,7 +274,7 @@ class _Borders:
 
 
 def _simplified(ring: np.ndarray, fixed: np.ndarray, tolerance: float) -> np.ndarray:
-    """A ring without the corners that matter less than the tolerance; as it is where too few would be left.
+    """A ring without the corners that matter less than the tolerance; unchanged if too few would be left.
 
     Args:
         ring: int64 [N,2].

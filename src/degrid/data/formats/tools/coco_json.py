@@ -27,7 +27,7 @@ from degrid.lookup import counted, grouped, some
 from degrid.types import IGNORE_INDEX, UserError
 
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')
-# With as many JSON files in one folder, each of them is about one image.
+# If a folder holds this many JSON files, each describes one image.
 _MOST_FILES = 50
 
 
@@ -183,7 +183,7 @@ def _numbers(values: list[Any]) -> bool:
 
 
 def _crowds(contents: list[CocoFile]) -> Crowds:
-    """What the annotations with an outline call crowds.
+    """The crowd flags of the annotations with an outline.
 
     Raises:
         UserError: there are no annotations, or only boxes.
@@ -232,7 +232,7 @@ def _refuse_fractions(contents: list[CocoFile]) -> None:
 
 
 def _polygons(contents: list[CocoFile]) -> list[Any]:
-    """All polygons: arrays of numbers, or what is wrongly in their place."""
+    """All polygons: arrays of numbers, or whatever stands there instead."""
     shapes = [row.get("segmentation") for content in contents for row in content.all()]
     return [polygon for shape in shapes if isinstance(shape, list) for polygon in shape]
 
@@ -316,7 +316,7 @@ def _has_part_inside(segmentation: Any) -> bool:
 
 
 def _count(contents: list[CocoFile], notes: list[str]) -> None:
-    """Note what is empty, left out or void."""
+    """Note which images or annotations are empty, left out or void."""
     empty = sum(len(content.rows) - len(content.annotations) for content in contents)
     boxes = sum(not row.get("segmentation") for content in contents for row in content.all())
     lost = sum(content.lost for content in contents)

@@ -27,7 +27,7 @@ from degrid.types import UserError
 
 _AREAS = ("polygon", "mask", "ellipse", "box")
 _OF_IMAGES = ("tag", "attribute")
-"""What says something about the image as a whole."""
+"""Kinds that describe the image as a whole."""
 
 
 class _Image(NamedTuple):
@@ -148,7 +148,7 @@ def _region(shape: ElementTree.Element, size: tuple[int, int]) -> Region:
         cx, cy, rx, ry = numbers("cx", "cy", "rx", "ry")
         return ellipse_region((cx, cy), (rx, ry), angle, size)
     left_top, right_bottom = numbers("xtl", "ytl"), numbers("xbr", "ybr")
-    # Turned clockwise around its middle.
+    # Rotated clockwise around its centre.
     middle, reach = np.add(left_top, right_bottom) / 2, np.subtract(right_bottom, left_top)
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     corners = rectangle(-reach[0] / 2, -reach[1] / 2, reach[0], reach[1])

@@ -28,7 +28,7 @@ from degrid.types import IGNORE_INDEX
 
 _MARKS = (b'"categories"', b'"items"', b'"annotations"')
 _AREAS = ("mask", "polygon", "ellipse", "bbox")
-# Those that say something about the image as a whole.
+# Kinds that describe the image as a whole.
 _OF_IMAGES = ("label", "caption")
 
 
@@ -75,7 +75,7 @@ class DatumaroJson(DataFormat):
 
 
 def _notes(items: Sequence[Mapping[str, Any]], shapes: Sequence[Mapping[str, Any]], file: Path) -> list[str]:
-    """What is left out, void or empty.
+    """Notes on what is left out, void or empty.
 
     Raises:
         UserError: there are boxes, points and lines only.
@@ -127,7 +127,7 @@ def _sources(
 
 
 def _crowds(contents: Iterable[_Content]) -> Crowds:
-    """What the shapes are called, by class; a shape without one is void in any case."""
+    """The names of the shapes by class; a shape without a class is always void."""
     return Crowds.of(
         (content.rows[row["label_id"]].name if row.get("label_id") is not None else VOID_NAMES[0], _is_crowd(row))
         for content in contents

@@ -68,7 +68,7 @@ class LabelStudio(DataFormat):
 
 
 def _notes(several: int, left: int) -> list[str]:
-    """What was decided, and how many images have no mask."""
+    """Notes on decisions, and on how many images have no mask."""
     notes = ["pixels without a label are background; where labels overlap, the smaller one counts"]
     if several:
         notes.append(f"{counted(several, 'task', 'have')} several annotations: the last of each counts")

@@ -114,7 +114,7 @@ def _classes(
 ) -> tuple[LabelSpace, MaskRule, dict[str, int]]:
     """The classes in the order of labels.txt, which labelme was started with, and then of the alphabet."""
     labels = {str(shape["label"]) for shape in shapes if _kind(shape) in _AREAS}
-    listed = path / "labels.txt"  # often without background
+    listed = path / "labels.txt"  # background is often missing
     order = read_names(listed) if listed.is_file() else []
     rows = [LabelRow(name, None, 0) for name in dict.fromkeys([*order, *sorted(labels)]) if name != "__ignore__"]
     said = listed if order else files[0]

@@ -48,7 +48,7 @@ class _Object(NamedTuple):
 
 
 class _File(NamedTuple):
-    """What one file says: the image, its folder and size (None where it is not said), and the objects."""
+    """The content of one file: the image, its folder and size (None if missing), and the objects."""
 
     image: str
     folder: str

@@ -29,7 +29,7 @@ from degrid.lookup import counted, some
 from degrid.types import UserError
 
 _MOST = 2.0
-"""Coordinates beyond are no fractions; some tools let outlines reach a little beyond the image."""
+"""Larger coordinates are not fractions; some tools let outlines reach slightly beyond the image."""
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "darknet.labels")
 _KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # This many label files, spread over the dataset, show whether it holds polygons.
@@ -87,7 +87,7 @@ class Yolo(DataFormat):
 
 
 def _refuse_val_without_texts(found: _Found) -> None:
-    """Refuse images to validate with that all would be background.
+    """Refuse validation images that would all be background.
 
     Raises:
         UserError: none of them has a text file.
@@ -186,7 +186,7 @@ def _refuse_key_points(path: Path) -> None:
 
 
 def _names(values: dict[str, Any]) -> dict[int, str]:
-    """The names of the classes by number; none where data.yaml is about something else."""
+    """The names of the classes by number; empty if data.yaml is about something else."""
     given = values.get("names")
     named = dict(enumerate(given)) if isinstance(given, list) else given
     if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
@@ -208,7 +208,7 @@ def _refuse_other_names(values: dict[str, Any], names: dict[int, str], file: Pat
 
 
 def _yaml(file: Path) -> dict[str, Any]:
-    """The values by key; none where the file is no table."""
+    """The values by key; empty if the file is not a table."""
     try:
         values = parse_yaml(read_text(file))
     except ValueError:
@@ -262,7 +262,7 @@ def _by_folders(path: Path) -> _Found | None:
 
 
 def _named_by_folders(folders: list[Path]) -> tuple[dict[int, str], str]:
-    """What `_named_beside` finds in the first folder, or else in the splits' own, as Darwin writes them.
+    """The result of `_named_beside` for the first folder, or else for the splits' own, as Darwin writes them.
 
     Raises:
         UserError: the splits' numbers mean other classes.
@@ -310,7 +310,7 @@ def _named_beside(path: Path) -> tuple[dict[int, str], str]:
 
 
 def _kinds(files: list[Path]) -> tuple[int, int, int]:
-    """How many lines are polygons, how many are boxes, and how many polygons are; none of what is something else."""
+    """The numbers of lines that are polygons and boxes; zeros for anything else."""
     polygons = boxes = upright = 0
     for file in files:
         for line in read_names(file):
@@ -324,7 +324,7 @@ def _kinds(files: list[Path]) -> tuple[int, int, int]:
 
 
 def _values(line: str) -> list[str]:
-    """What a line holds; some programs put commas between the numbers."""
+    """The numbers of a line; some programs put commas between them."""
     return line.replace(",", " ").split()
 
 
@@ -355,7 +355,7 @@ def _source(image: Path, ids: Mapping[int, int], place: Images, rest: int) -> Dr
 
 
 def _from_one(number: str, ids: Mapping[int, int]) -> str:
-    """What to do where the classes seem to be counted from 1 on; empty for other numbers."""
+    """What to do if the classes seem to be counted from 1; empty for other numbers."""
     if number != str(len(ids)) or [*ids] != [*range(len(ids))]:
         return ""
     return (
