@@ -514,6 +514,19 @@ def test_splits_that_a_column_says(tmp_path, column, values, splits):
         assert {split: found.num_images for split, found in report.splits.items()} == splits
 
 
+@pytest.mark.parametrize(("head", "name"), [("fname", "{}"), ("photo", "{}.png"), ("id,Photo taken", "7{0},{0}.png")])
+def test_the_column_of_images_is_found_by_its_values(tmp_path, head, name):
+    for k in range(6):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    rows = "".join(f"{name.format(k)},{k > 3}\n" for k in range(6))
+    (tmp_path / "data.csv").write_text(f"{head},is_valid\n{rows}")
+    assert {split: found.num_images for split, found in check_data(tmp_path).splits.items()} == {"train": 4, "val": 2}
+    assert open_dataset(tmp_path, "val")[1].label.tolist() == np.roll(IDS, 5, axis=1).tolist()
+    (tmp_path / "data.csv").write_text(f"key,is_valid\n{rows.replace('.png', '')}")
+    (problem,) = check_data(tmp_path).problems
+    assert 'the column "is_valid" of splits in data.csv seems to name the splits' in problem
+
+
 def test_tables_of_pairs_with_a_column_of_splits(tmp_path):
     for k in range(6):
         pair(tmp_path / f"x/{k}.png", tmp_path / f"y/m{k}.png", k)

@@ -251,7 +251,7 @@ def names_alone(file: Path) -> list[str]:
 _SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold", "phase", "usage")
 _IMAGE_COLUMNS = (
     *("image", "image_path", "file_name", "filename", "file", "path", "img", "image_name", "image_file", "img_path"),
-    *("img_name", "filepath", "file_path", "name", "image_id", "imageid", "id"),
+    *("img_name", "filepath", "file_path", "fname", "name", "image_id", "imageid", "id"),
 )
 
 
@@ -263,7 +263,7 @@ def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
     """
     for file in list_files(folder):
         rows = _rows(file)
-        image, columns = _column_of(rows, _IMAGE_COLUMNS), _columns_of_splits(rows)
+        image, columns = _column_of_images(rows), _columns_of_splits(rows)
         found = grouped((split, row[image]) for row in rows if row.get(image) and (split := _split_in(row, columns)))
         if "train" in found and 1 < len(found) <= _MOST_SPLITS:
             return found, file.name
@@ -272,10 +272,11 @@ def split_table(folder: Path) -> tuple[dict[str, list[str]], str]:
 
 def tables_of_splits(folder: Path) -> list[str]:
     """The tables with a column of few values that is called as if it said the split."""
-    tables = ((file, rows, _column_of(rows, _SPLIT_COLUMNS)) for file in list_files(folder) if (rows := _rows(file)))
+    tables = ((file, rows) for file in list_files(folder) if (rows := _rows(file)))
     return [
         f'the column "{column}" of splits in {file.name}'
-        for file, rows, column in tables
+        for file, rows in tables
+        for column in [_column_of(rows, [*_columns_of_splits(rows), *_YES_OR_NO])]
         if column and 1 < len({row.get(column, "") for row in rows}) <= _MOST_SPLITS
     ]
 
@@ -309,7 +310,7 @@ def _split_in(row: Mapping[str, str], columns: Sequence[str]) -> str:
 def named_in_column(file: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     """The image names of a table by the values of the first of these columns; nothing for other files."""
     rows = _rows(file)
-    value, image = (_column_of(rows, names) for names in (columns, _IMAGE_COLUMNS))
+    value, image = _column_of(rows, columns), _column_of_images(rows)
     return grouped((row.get(value, ""), row[image]) for row in rows if value and image and row.get(image))
 
 
@@ -347,7 +348,7 @@ def pair_table(
 
 def _paired(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, tuple[str, str | None]]]:
     """The split, the image and the mask of each row that names both."""
-    image, mask = (_column_of(rows, names) for names in (_IMAGE_COLUMNS, _MASK_COLUMNS))
+    image, mask = _column_of_images(rows), _column_of(rows, _MASK_COLUMNS)
     named = [row for row in rows if image and mask and row.get(image) and row.get(mask)]
     columns = _columns_of_splits(rows)
     return [(_split_in(row, columns), (_relative(row[image]), _relative(row[mask]))) for row in named]
@@ -390,6 +391,17 @@ def _rows_of_words(lines: Sequence[str]) -> list[dict[str, str]]:
 
 def _column_of(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
     return next((name for name in names if rows and name in rows[0]), "")
+
+
+def _column_of_images(rows: Sequence[Mapping[str, str]]) -> str:
+    """The column of images: the first one of names of image files only, or else one that is called so."""
+    called = _column_of(rows, _IMAGE_COLUMNS)
+    others = (column for column in (rows[0] if rows else ()) if not _OF_MASKS.search(column))
+    of_images = (column for column in (called, *others) if all(_is_image_name(row.get(column) or "") for row in rows))
+    return next(of_images, "") or called
+
+
+_OF_MASKS = re.compile("mask|label|seg|annot|truth|gt")
 
 
 def list_files(folder: Path) -> list[Path]:
