@@ -271,6 +271,15 @@ def test_classes_times_a_number_and_objects(tmp_path, base):
         open_dataset(tmp_path)
 
 
+def test_more_objects_than_classes_can_be(tmp_path):
+    """All masks hold as many, without gaps."""
+    pairs(tmp_path, np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))
+    with pytest.raises(
+        UserError, match='ids from 0 to 767; .*: write "threshold: 1" in .*dataset.yaml if they number ob'
+    ):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "rows"),
     [

@@ -210,7 +210,7 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     place = next(found.first[value] for value in found.first if value in (values[0], values[-1]))
     mend, low = "map the ids in dataset.yaml", [value for value in values if value < 0]
     where = layout.wishes.file or layout.root / "dataset.yaml"
-    if found.numbers_objects:
+    if found.numbers_objects or values == [*range(values[-1] + 1)]:
         mend = f'write "threshold: 1" in {where} if they number objects, which makes one class of all'
     elif not low and (base := _base_of_objects(values)):
         mend = (
