@@ -280,6 +280,16 @@ def test_more_objects_than_classes_can_be(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_colours_in_brackets():
+    for form in ("{} ({}, {}, {})", "{}: [{},{},{}]", "({}, {}, {}) {}", "{} = rgb({} {} {})"):
+        lines = [form.format(*((*c, n) if form[0] == "(" else (n, *c))) for n, c in zip(NAMES, COLORS, strict=True)]
+        rows, in_order = rows_of_lines(lines)
+        assert in_order
+        assert [(row.name, row.colors) for row in rows] == [(n, (c,)) for n, c in zip(NAMES, COLORS, strict=True)]
+    rows, _ = rows_of_lines(["box (1, 2, 3)", "car"])
+    assert [row.name for row in rows] == ["box (1, 2, 3)", "car"]
+
+
 @pytest.mark.parametrize(
     ("text", "rows"),
     [

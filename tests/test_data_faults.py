@@ -223,6 +223,16 @@ def test_ids_from_1_beside_0(root):
     assert open_dataset(root)[0].label.unique().tolist() == [0, 1, IGNORE_INDEX]
 
 
+def test_numbers_of_objects_where_there_are_two_names(tmp_path):
+    for k in range(6):
+        put_pair(tmp_path, f"x{k}", MASK + (np.arange(80).reshape(8, 10) % (4 + k % 2)).astype(np.uint8))
+    (tmp_path / "classes.txt").write_text("background\ncell\n")
+    with pytest.raises(UserError, match="or threshold: 1 if they number the objects"):
+        open_dataset(tmp_path)[0]
+    (tmp_path / "dataset.yaml").write_text("threshold: 1\n")
+    assert open_dataset(tmp_path)[0].label.unique().tolist() == [0, 1]
+
+
 def test_voc_of_any_year_and_labelmes_export(tmp_path):
     base = tmp_path / "VOCdevkit" / "VOC2007"
     put_pair(base, "one", images="JPEGImages", masks="SegmentationClassPNG")

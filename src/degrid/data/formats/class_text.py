@@ -13,6 +13,7 @@ from degrid.types import IGNORE_INDEX
 _BETWEEN, _NUMBER = r"\s*[\s,;:=|]\s*", r"(\d+|#[0-9a-fA-F]{6})"
 # Markers that lines of a list may begin with: hyphen, star, bullet, dash, or a number.
 _MARK = re.compile(r"(?:[-*\u2022\u2013]|(\d+)[.)])\s+(?=\S)")
+_IN_BRACKETS = re.compile(r"(?:rgb)?[\[(]\s*(\d+[\s,;]+\d+[\s,;]+\d+)\s*[\])]")  # colours
 _FORMS = ((4, 0), (1, 3), (0, 4), (1, 1), (0, 2), (3, 0), (0, 3), (1, 0), (0, 1))
 """How many numbers may stand before and after a name, where a colour such as #804080 is one."""
 
@@ -32,8 +33,8 @@ def rows_of_lines(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     """One class per line: a name, or a name with its id, its colour or both, in the same way in every line.
 
     Ids and colours stand before or after the name, between any marks: "2 crack", "crack: 2", "128 64 128 road",
-    "0,road,128,64,128", "road #804080", "2. crack". The marks of a list ("- crack") count for nothing. A single line
-    with commas lists all names.
+    "0,road,128,64,128", "road #804080", "road: (128, 64, 128)", "2. crack". The marks of a list ("- crack")
+    count for nothing. A single line with commas lists all names.
 
     Returns:
         The rows, and whether there are no ids, so that the order counts.
@@ -42,8 +43,9 @@ def rows_of_lines(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
         lines = [_MARK.sub(lambda mark: f"{mark[1]} " if mark[1] else "", line, count=1) for line in lines]
     if len(lines) == 1 and "," in lines[0]:
         lines = [name.strip() for name in lines[0].split(",")]
+    bare = [_IN_BRACKETS.sub(r"\1", line) for line in lines]
     for before, after in _FORMS:
-        rows = _in_form(lines, before, after)
+        rows = _in_form(bare, before, after)
         if rows:
             return [row for row, _ in rows], not rows[0][1]
     return [ClassRow(number, line) for number, line in enumerate(lines)], True
