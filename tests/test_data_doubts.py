@@ -877,6 +877,19 @@ def test_splits_under_further_names(tmp_path, names, said):
     assert splits(named(tmp_path, names)) == said
 
 
+def test_splits_that_only_the_folders_of_masks_say(tmp_path):
+    named(tmp_path, ["train/a", "train/b", "train/c", "valid/d"])
+    for split in ("train", "valid"):
+        for image in sorted((tmp_path / "images" / split).iterdir()):
+            image.rename(tmp_path / "images" / image.name)
+        (tmp_path / "images" / split).rmdir()
+    assert splits(tmp_path) == {"train": ["a", "b", "c"], "val": ["d"]}
+    layout = find_layout(tmp_path)
+    assert [pair.mask.relative_to(tmp_path).as_posix() for pair in layout.splits["val"]] == ["masks/valid/d.png"]
+    (tmp_path / "masks" / "valid").rename(tmp_path / "masks" / "crack")  # a class, or an observer
+    assert not any(pair.mask for pairs in find_layout(tmp_path).splits.values() for pair in pairs)
+
+
 def test_train_alone_inside_is_divided_and_masks_may_lie_in_one_folder(tmp_path):
     """Of two images of one name in two folders neither has the mask."""
     named(tmp_path, ["train/a", "train/b", "train/c", "train/d"])

@@ -232,6 +232,7 @@ def via_table(folder):
             of_tool("a.json", {"export_format_version": "1.1", "label_classes": []}),
             "a.json is Hasty's own form of JSON",
         ),
+        (lambda folder: put_text(folder / "b.heic", ""), r"b.heic and the like .* such as pillow_heif.open_heif\("),
         (of_tool("a.json", {"annotations": [], "datasetId": "x"}), "a.json is Dataloop's own form of JSON"),
         (boxes_of_voc, r"\. Its XML files are VOC's boxes"),
         (segment_anything, r"\. Its JSON files are Segment Anything's \(SA-1B\), whose masks have no classes"),

@@ -246,11 +246,28 @@ def with_masks(path: Path, masks: Path) -> Layout | None:
 
 def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
     pairs, orphans = pair_up(images, masks)
-    splits, notes = divide(path, pairs, images)
+    splits, notes = dict[str, list[Pair]](), list[str]()
+    if not any(pair.mask for pair in pairs) and not _named_splits(path)[0]:
+        splits, orphans = _by_folders_of_masks(images, masks, orphans)
+        splits, notes = with_val(splits)
+        notes += _in_none(pairs, splits, "splits")
+    if not splits:
+        splits, notes = divide(path, pairs, images)
     notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
     notes += _several_note(pairs, orphans, masks)
     reason = f"{images.name} and {masks.name}"
     return Layout(reason, path, splits, *classes_beside(path, [masks]), orphans, notes)
+
+
+def _by_folders_of_masks(images: Path, masks: Path, orphans: list[Path]) -> tuple[dict[str, list[Pair]], list[Path]]:
+    """The splits where only the masks lie in folders called so, and the masks without an image; else none."""
+    folders = folders_in(masks)
+    names = splits_of(folders)
+    found = {split: pair_up(images, folders[name]) for name, split in names.items()}
+    splits = {split: [pair for pair in pairs if pair.mask] for split, (pairs, _) in found.items()}
+    if len(names) < len(folders) or len(splits) < len(names) or not all(splits.values()):
+        return {}, orphans
+    return splits, [orphan for _, left in found.values() for orphan in left]
 
 
 def _color_note(pairs: list[Pair]) -> list[str]:

@@ -233,7 +233,7 @@ def unknown_message(
     void = f" or {IGNORE_INDEX} (void)" if rule.ids.get(IGNORE_INDEX) == IGNORE_INDEX else ""
     objects = known == [0, 1] and {*unknown} == {*range(2, 2 + len(unknown))}
     threshold = _threshold_between(unknown) if many and len(known) <= 2 else ""
-    threshold = ", or threshold: 1 if they number the objects" if objects else threshold
+    threshold += ", or threshold: 1 if they number the objects" if objects else ""
     return (
         f"{mask} has the ids {shown}; expected {expected}{void}; {pixels} pixels have such ids; "
         f"{more}, or a mapping of ids{threshold}, in dataset.yaml (degrid data check shows all "

@@ -60,6 +60,7 @@ _WAYS = {
     "h5": _OF_HDF5.format("h5"),
     **dict.fromkeys(("geojson", "shp"), _OF_MAPS),
     "hdf5": _OF_HDF5.format("hdf5"),
+    "heic": 'pillow_heif.open_heif("a.heic").to_pillow().save("images/a.png")',
 }
 _JSON_OF = "{{file}} is {0}'s own form of JSON, which is not read: export COCO's JSON with it, or masks"
 _NO_IMAGES = "{{file}} and the like are no images to degrid: save them as PNG, TIFF or arrays, such as {0}"
