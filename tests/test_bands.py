@@ -224,6 +224,18 @@ def five_bands(folder, count=6, size=(40, 48)):
     return folder
 
 
+def test_of_seven_bands_pillow_says_nothing(tmp_path, caplog):
+    """It would log an error for each file that it is asked to open."""
+    for index in range(3):
+        tiff(tmp_path / "images" / f"{index}.tif", np.random.default_rng(index).integers(0, 256, (7, 8, 9), np.uint8))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray((np.arange(72) % 3).astype(np.uint8).reshape(8, 9)).save(tmp_path / "masks" / f"{index}.png")
+    report = check_data(tmp_path, processes=1)
+    assert report.ok, report.problems
+    assert open_dataset(tmp_path)[0].image.shape[0] == 7
+    assert not caplog.records
+
+
 def test_five_bands_are_trained_on_and_predicted(tmp_path, drawn):
     data = five_bands(tmp_path / "data")
     report = check_data(data)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from degrid.raster import TIFF_MARKS, tiff_header
+from degrid.raster import TIFF_MARKS, is_tiff, tiff_header
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 if TYPE_CHECKING:
@@ -269,16 +269,23 @@ def to_array(image: Image.Image) -> np.ndarray:
 def exif_orientation(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """The EXIF orientation of a file (1 is upright), and its width and height as stored, read from its beginning.
 
-    Zeros and upright for a file that is missing or damaged, and for a TIFF, which Pillow turns itself.
+    Upright for a TIFF, which Pillow turns itself; upright and zeros for a file that is missing or damaged, and for a
+    TIFF of more bands than Pillow reads, of which it would complain on stderr.
     """
     from PIL import Image
 
+    header = tiff_header(path) if is_tiff(path) else None
+    if header and header.bands > _MOST_BANDS_OF_PILLOW:
+        return 1, 0, 0
     try:
         with Image.open(path) as image:
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1)
             return (turned if turned in range(1, 9) else 1), image.width, image.height
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 1, 0, 0
+
+
+_MOST_BANDS_OF_PILLOW = 6
 
 
 def oriented(image: Image.Image, size: tuple[int, ...] | None = None) -> Image.Image:
