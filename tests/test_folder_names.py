@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -144,6 +145,15 @@ def test_val_without_masks_is_not_replaced_by_a_part_of_train(tmp_path, images, 
     assert report.ok
     assert [*report.splits] == ["train", "val"]
     assert "1 image of test without masks: left out, since nothing can be scored" in report.notes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that differ only in capitals")
+def test_folders_of_one_split_in_two_spellings(tmp_path):
+    for place in ("train", "Train", "val", "valid"):
+        for k in range(2):
+            pair(tmp_path / place / "images" / f"{k}.png", tmp_path / place / "masks" / f"{k}.png", k)
+    assert [sample.name for sample in open_dataset(tmp_path, "train")] == ["Train/0", "Train/1", "train/0", "train/1"]
+    assert [sample.name for sample in open_dataset(tmp_path, "val")] == ["val/0", "val/1", "valid/0", "valid/1"]
 
 
 def test_masks_of_val_among_those_of_train(tmp_path):

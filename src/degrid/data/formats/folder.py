@@ -130,7 +130,9 @@ def _pairs_of_splits(found: list[tuple[str, Path, Path]]) -> tuple[dict[str, lis
 
 def _split_folders(path: Path) -> list[tuple[str, Path, Path]]:
     """Splits, each with its folder of images and its folder of masks."""
-    folders = {name.lower(): folder for name, folder in folders_in(path).items()}
+    named = folders_in(path)
+    count = Counter(map(str.lower, named))  # Train and train may lie beside each other
+    folders = {name if count[name.lower()] > 1 else name.lower(): folder for name, folder in named.items()}
     found = []
     for folder, split in [(folders[name], split) for name, split in splits_of(folders).items()]:
         beside = _masks_beside(folder, folders)
