@@ -198,6 +198,17 @@ def test_only_the_rows_of_one_row_of_windows_are_read_at_once(tmp_path, small_li
     assert max(last - first for first, last in read) == 128
 
 
+def test_large_images_show_how_far_their_windows_have_come(tmp_path, small_limit, monkeypatch):
+    model, seen = network(), []
+    file = write(tmp_path / "a.tif", np.random.default_rng(4).integers(0, 255, (3, 400, 70)).astype(np.uint8))
+    options = InferenceOptions(window=(128, 64), overlap=0.25)
+    for large, rows in ((400 * 70, [96, 192, 272, 400]), (400 * 70 + 1, [])):
+        monkeypatch.setattr("degrid.engine.inference.predictor._LARGE", large)
+        degrid.predict(model, file, tmp_path / "out", device="cpu", options=options, progress=seen.append)
+        assert [str(each) for each in seen] == [*(f"rows of pixels {row}/400" for row in rows), "predicting 1/1"]
+        seen.clear()
+
+
 def test_windows_read_large_maps_in_parts_with_the_same_values(tmp_path, monkeypatch):
     monkeypatch.setattr("degrid.bands._IN_PARTS", 1000)
     rng = np.random.default_rng(6)

@@ -26,7 +26,7 @@ from degrid.engine.inference.options import (
 from degrid.exporters.table import OpenedFile, find_exported
 from degrid.kernels.support import numba_installed
 from degrid.kernels.upsample_argmax_numpy import compiled_upsample_argmax, confidence, upsample_argmax
-from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, AnyDataset, UserError
+from degrid.types import IGNORE_INDEX, MSC_SCALES, PRECISIONS, AnyDataset, OnProgress, UserError
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -131,6 +131,7 @@ class FilePredictor:
         self.warn_if_dim = DimWarning(self.bands)
         self.windowed = 0
         self.windows: set[tuple[int, int]] = set()
+        self.progress: OnProgress | None = None
 
     def evaluating(self) -> AbstractContextManager[object]:
         """An exported network is always in evaluation mode."""
@@ -175,6 +176,7 @@ class FilePredictor:
         from degrid.engine.inference.predictor import Predictor
 
         predictor = Predictor(open_network(self.path), "cpu", options=self.options)
+        predictor.progress = self.progress
         found = predictor.predict(scene)
         self.windowed += predictor.windowed
         self.windows |= predictor.windows

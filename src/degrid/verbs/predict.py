@@ -97,7 +97,7 @@ def predict(
         options: scales, flips, windows, CRF and smoothing over time; by default the network runs once on the image.
         files: which files to write; by default masks and overlays, see `ResultFiles`.
         multi_scale: DeepLab v2's multi-scale input: the maximum over scales 1, 0.75 and 0.5.
-        progress: called after each image or frame.
+        progress: called after each image or frame, and after each row of windows of a large image.
     Raises:
         UserError: no image or no model, or options that exclude each other. An image that cannot be used is not an
             error: it is listed in the result's failures.
@@ -250,7 +250,7 @@ def _write_all(
     """Predict and write all images; returns a sentence for each unusable one, and those with few values."""
     failures: list[str] = []
     dim: list[Path] = []
-    depth = _depth(predictor.options, found.values())
+    depth, predictor.progress = _depth(predictor.options, found.values()), progress
     with Background(depth) as background:
         for index, (name, prediction) in enumerate(_predictions(predictor, found, depth, with_logits), start=1):
             if isinstance(prediction, UserError):

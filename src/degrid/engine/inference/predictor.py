@@ -33,7 +33,7 @@ from degrid.dispatch import DispatchMode
 from degrid.engine.device import available_bytes, pick_device, used_bytes
 from degrid.engine.inference.fast_network import FastNetwork
 from degrid.engine.inference.options import DimWarning, InferenceOptions, Prediction, needs_the_whole, no_limit_of_files
-from degrid.engine.inference.tta import confidence_bands, fused_scores, probabilities, slide_in_bands
+from degrid.engine.inference.tta import Sliced, confidence_bands, fused_scores, probabilities, slide_in_bands
 from degrid.engine.memory import give_back_freed_memory
 from degrid.engine.ranks import gathered, together
 from degrid.image import oriented, to_array
@@ -42,13 +42,13 @@ from degrid.kernels.support import code_bytes
 from degrid.kernels.upsample_argmax import upsample_argmax
 from degrid.raster import CACHE
 from degrid.threads import limited_threads
-from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, UserError
+from degrid.types import IGNORE_INDEX, RGB, Bands, Dataset, OnProgress, Progress, UserError
 
 T = TypeVar("T")
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor | Scene | LargeScene
 
 _LARGE = 2_000_000
-"""Images of fewer pixels are assumed to fit into memory, unless a limit is given."""
+"""Images of fewer pixels are assumed to fit into memory, unless a limit is given, and show no progress of their own."""
 _USABLE = 0.8
 """Fraction of the free memory that feature maps may take if no limit is given."""
 _BEYOND = 1.1
@@ -89,6 +89,8 @@ class Predictor:
         num_classes: classes of the model's logits; None before the first image.
         windowed: images so far that were larger than a window.
         windows: the windows that slid over them, height and width.
+        progress: called after each row of windows of a large image, with how many rows of pixels are done; by default
+            nothing is.
     """
 
     @checked
@@ -107,6 +109,7 @@ class Predictor:
         self.num_classes: int | None = None
         self.windowed = 0
         self.windows: set[tuple[int, int]] = set()
+        self.progress: OnProgress | None = None
         network = declared(model)
         self.stride = 1 if network is None else network.stride
         self.labels = None if network is None else network.labels
@@ -392,8 +395,15 @@ class Predictor:
 
     def _ids_in_bands(self, batch: Tensor, options: InferenceOptions) -> Tensor:
         with torch.inference_mode():
-            bands = slide_in_bands(self._forward, batch, options, self.resize)
-            return torch.cat([_best(band) for _, band in bands])
+            return torch.cat([_best(band) for _, band in self._bands(batch, options)])
+
+    def _bands(self, image: Tensor | Sliced, options: InferenceOptions) -> Iterator[tuple[int, Tensor]]:
+        """See `tta.slide_in_bands`; says how far a large image has come."""
+        height, width = image.shape[-2:]
+        for top, band in slide_in_bands(self._forward, image, options, self.resize):
+            yield top, band
+            if self.progress and height * width >= _LARGE:
+                self.progress(Progress("rows of pixels", top + band.shape[2], height))
 
     def _predict_large(self, scene: LargeScene) -> Prediction:
         """Predict in windows, with the image's rows in memory for one row of windows at a time; see `Prediction`.
@@ -413,7 +423,7 @@ class Predictor:
     def _ids_of_rows(self, scene: LargeScene, options: InferenceOptions) -> np.ndarray:
         found, rows = np.empty(scene.size, np.uint8), _Rows(scene, self.device)
         with torch.inference_mode():
-            for top, band in slide_in_bands(self._forward, rows, options, self.resize):
+            for top, band in self._bands(rows, options):
                 ids = _best(band).cpu().numpy()
                 empty = rows.held.empty
                 if empty is not None:
