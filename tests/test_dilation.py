@@ -39,6 +39,17 @@ class Unit(nn.Module):
         return self.shortcut(x) + self.main(x)
 
 
+class Doubled(nn.Module):
+    """No window moves over the map, whatever the attributes are called."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        vars(self).update(attributes)
+
+    def forward(self, x):
+        return 2 * x
+
+
 class Features(nn.Module):
     """The feature before a stage, and that after it."""
 
@@ -77,6 +88,10 @@ STAGES = {
     "a blur": lambda: [conv(6, 6), BlurPool2d(6, pad_mode="constant"), conv(6, 6), BlurPool2d(pad_mode="constant")],
     "a gate": lambda: [conv(6, 6, 3, 2), Squeezed(6), conv(6, 6)],
     "group norm": lambda: [conv(6, 6, 3, 2), nn.GroupNorm(2, 6), conv(6, 6)],
+    "attributes of other meanings": lambda: [
+        conv(6, 6, 3, 2), Doubled(stride=4), Doubled(stride=(4, 8), kernel_size=None), Doubled(dilation="d", weight=1),
+        Doubled(stride="a", kernel_size="b", padding="c", dilation=1), Doubled(stride=torch.zeros(2)), conv(6, 6)
+    ],
     "a layer used twice": lambda: [conv(6, 6, 3, 2), *[conv(6, 6)] * 2],
 }  # fmt: skip
 
@@ -216,6 +231,7 @@ def smoothed(channels):
     [
         ([conv(6, 6, 3, 2), Attention()], "to output stride 4: its features would not keep their values, since a posi"),
         ([Sliced(), conv(6, 6)], "a feature of a 64x128 image is 8x16 for 16x32, so it does not only lower the resol"),
+        ([nn.LPPool2d(2, 2), conv(6, 6)], "a feature of a 64x128 image is 8x16 for 16x32, so it does not only lower"),
         ([Twice()], "features would not keep their values"),
         ([conv(6, 6, 3, 2), smoothed(6)], "convolutions of it are smoothed for the rates that they have; dilate it"),
         ([conv(6, 6, 3, 2), nn.ConvTranspose2d(6, 6, 2, 2)], "stage.1 is a ConvTranspose2d, which it cannot dilate"),

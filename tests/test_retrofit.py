@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 import types
 import warnings
 
@@ -420,7 +421,7 @@ def test_decompose_leaves_computed_weights_alone():
 
 
 class TfPadding(nn.Module):
-    """As the MobileNets of transformers: padding by a function before the layer, if the settings say so."""
+    """Padding by a function before the layer; with a setting that only says something in transformers' own classes."""
 
     def __init__(self, conv, **config):
         super().__init__()
@@ -432,18 +433,22 @@ class TfPadding(nn.Module):
 
 
 @pytest.mark.parametrize("operator", ["ssc", "tent", "gi", "decompose"])
-def test_maps_that_the_network_pads_itself(operator):
+def test_maps_that_the_network_pads_itself(operator, monkeypatch):
+    place = "transformers.models.mobilenet_v2.modeling_mobilenet_v2"
+    of_transformers = type("MobileNetV2ConvLayer", (TfPadding,), {})
+    monkeypatch.setitem(sys.modules, place, types.SimpleNamespace(MobileNetV2ConvLayer=of_transformers))
     torch.manual_seed(0)
     inside = dilated(3).double()
     bare = nn.Conv2d(3, 3, 3, dilation=2).double()
     bare.load_state_dict(inside.state_dict())
     models = [
-        TfPadding(copy.deepcopy(bare), tf_padding=True),
+        of_transformers(copy.deepcopy(bare), tf_padding=True),
         nn.Sequential(nn.ZeroPad2d(2), copy.deepcopy(bare)),
-        TfPadding(copy.deepcopy(bare)),
+        TfPadding(copy.deepcopy(bare), tf_padding=True),
     ]
-    with pytest.raises(UserError, match="say padded_outside=True"):
-        smooth_dilated_convs(models[2], operator)
+    for unknown in (models[2], of_transformers(copy.deepcopy(bare), tf_padding=False)):
+        with pytest.raises(UserError, match="say padded_outside=True"):
+            smooth_dilated_convs(unknown, operator)
     with pytest.raises(UserError, match="say padded_outside=True"):
         smooth_dilated_convs(nn.Sequential(nn.ZeroPad2d(1), copy.deepcopy(bare)), operator)
     smooth_dilated_convs(inside, operator)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from degrid.arguments import checked
 from degrid.contracts import DressedConv, copied
 from degrid.lookup import in_a_line
-from degrid.models.strides import Layer, Strides, is_conv, maps_of, measure_strides, pair
+from degrid.models.strides import Layer, Strides, is_conv, is_window, maps_of, measure_strides, pair
 from degrid.types import UserError
 
 Margins = tuple[int, int, int, int]
@@ -162,7 +162,7 @@ def change_strides(network: nn.Module, strides: Strides, output_stride: int) -> 
         module: Any = modules[name]
         step = max(1, min(layer.after, output_stride) // min(layer.before, output_stride))
         factor, stops = rate_factor(layer, output_stride), step * layer.before < layer.after
-        if not hasattr(module, "stride") or not (stops or factor > 1):
+        if not is_window(module) or not (stops or factor > 1):
             continue
         _spread(name, module, factor, (step, step) if stops else pair(module.stride))
         stopped += [name] * stops

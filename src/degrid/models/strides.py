@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from timm.layers.blur_pool import BlurPool2d
 from torch import Tensor, nn
 
 from degrid.contracts import unchanged
@@ -56,7 +57,25 @@ def is_conv(module: nn.Module) -> bool:
     """A convolution over maps, also one that does not derive from nn.Conv2d, such as timm's CondConv2d."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return isinstance(module, nn.Conv2d)
-    return all(hasattr(module, key) for key in ("kernel_size", "stride", "padding", "dilation", "weight"))
+    return is_window(module) and isinstance(getattr(module, "weight", None), Tensor)
+
+
+def is_window(module: nn.Module) -> bool:
+    """A layer that moves a window over a map: a convolution, a pooling, or one of another library with such settings.
+
+    Other modules of a user may have attributes of the same names, with any values.
+    """
+    if isinstance(module, BlurPool2d):
+        return True
+    sizes = (getattr(module, name, None) for name in ("kernel_size", "stride"))
+    padding = getattr(module, "padding", None)
+    padded = isinstance(padding, str) or _is_whole(padding)
+    return padded and all(map(_is_whole, sizes)) and _is_whole(getattr(module, "dilation", 1))
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number, or a sequence of some."""
+    return isinstance(value, int) or (isinstance(value, tuple | list) and all(isinstance(each, int) for each in value))
 
 
 def is_wide(module: nn.Module) -> bool:
@@ -86,7 +105,7 @@ def measure_strides(net: nn.Module, in_channels: int = 3) -> Strides:
     device = next(net.parameters()).device
     with ExitStack() as stack, torch.no_grad(), unchanged(net):
         for name, module in net.named_modules():
-            if hasattr(module, "stride") and not any(module.children()):
+            if is_window(module) and not any(module.children()):
                 stack.callback(module.register_forward_hook(noting(name)).remove)
         output = net(torch.zeros(1, in_channels, *SIDES, device=device))
     features = tuple(stride_of(feature) for feature in maps_of(output))

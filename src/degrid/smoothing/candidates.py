@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from degrid.contracts import FoldingConv2d, Rate, has_own_forward, unchanged
-from degrid.lookup import in_a_line
+from degrid.lookup import in_a_line, loaded
 from degrid.smoothing.layers import SmoothedLayer, name_of, tried_smoothed
 from degrid.smoothing.operators import GroupInteraction, Operator
 from degrid.smoothing.own_forward import called_convolution, change_of, geometry_of, per_axis
@@ -23,6 +22,11 @@ from degrid.types import UserError
 
 Where = Callable[[str, Any], bool]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# transformers' MobileNets: with the setting tf_padding, F.pad before the convolution, by as much as keeps the size.
+_PADS_BY_SETTING = {
+    f"transformers.models.mobilenet_{version}.modeling_mobilenet_{version}": f"MobileNet{version.upper()}ConvLayer"
+    for version in ("v1", "v2")
+}
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,7 @@ def _reason_of_compiled(module: Any) -> str:
 
 def _is_conditional(module: nn.Module) -> bool:
     """Whether it is timm's CondConv2d, which mixes its weights for each image."""
-    loaded = sys.modules.get("timm.layers.cond_conv2d")  # a program with such a layer has loaded it
-    return loaded is not None and isinstance(module, loaded.CondConv2d)
+    return isinstance(module, loaded("timm.layers.cond_conv2d", "CondConv2d"))
 
 
 def _conditional(name: str, module: Any) -> Candidate | str:
@@ -177,6 +180,7 @@ def _plain(name: str, conv: Any, rim: tuple[int, ...] | None) -> Candidate | str
 def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
     """How far the network pads the map with zeros before each layer, as far as its modules say so."""
     rims: dict[nn.Module, tuple[int, ...]] = {}
+    pads_by_setting = sum(itertools.starmap(loaded, _PADS_BY_SETTING.items()), ())
     for module in model.modules():
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             layers = list(module.children())
@@ -184,8 +188,7 @@ def _rims(model: nn.Module) -> dict[nn.Module, tuple[int, ...]]:
                 if isinstance(before, nn.modules.padding._ConstantPadNd) and before.value == 0:
                     left, right = before.padding[::2], before.padding[1::2]
                     rims[layer] = tuple(reversed(left)) if left == right else ()
-        elif getattr(getattr(module, "config", None), "tf_padding", False) is True:
-            # transformers' MobileNets: F.pad before each convolution, by as much as it needs to keep the size.
+        elif isinstance(module, pads_by_setting) and cast(Any, module).config.tf_padding:
             for layer in module.children():
                 if isinstance(layer, nn.Conv2d) and max(layer.stride) == 1:
                     rims[layer] = _same(layer)

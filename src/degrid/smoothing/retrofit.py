@@ -86,7 +86,7 @@ def smooth_dilated_convs(
             `degrid.smoothing.legacy`.
         padded_outside: the network itself pads, with zeros, the maps of layers without padding, so that they keep their
             size. This is detected automatically for nn.ZeroPad2d before the layer in an nn.Sequential, for `tf_padding`
-            of transformers, and with an `example`.
+            of transformers' MobileNets, and with an `example`.
         example: an input on which the model is run once: this detects functional padding, and adds functional dilated
             convolutions, which cannot be smoothed, to the report.
         options: of the operator, such as sigma="shared" or size=3.
