@@ -65,6 +65,15 @@ def test_plain_lines_come_now_and_then(stream, monkeypatch):
     assert lines[-1].startswith("step 8/100: loss 0.5, ETA ")
 
 
+def test_steps_of_minutes_have_an_eta(stream, monkeypatch):
+    monkeypatch.setattr(module, "LINE_SECONDS", -1)
+    with progress_bar(lines=True) as bar:
+        for minute in range(0, 20, 4):
+            monkeypatch.setattr(bar.display, "get_time", lambda now=minute: 60.0 * now)
+            bar(Progress("step", minute // 4, 10))
+    assert [line.split("ETA ")[-1] for line in stream.getvalue().splitlines()[2:]] == ["32:00", "28:00", "24:00"]
+
+
 def test_quiet_is_quiet(stream):
     for stream.terminal in (True, False):
         with progress_bar(lines=True, quiet=True) as bar:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15
 """Minimum seconds between two plain lines, if there is no terminal."""
+ETA_SECONDS = 1800
+"""Seconds of which the speed is an average: a step may take minutes, and an ETA needs two."""
 
 
 class ProgressBar:
@@ -43,6 +45,7 @@ class ProgressBar:
             console=self._console,
             disable=not drawn,
             transient=True,
+            speed_estimate_period=ETA_SECONDS,
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
