@@ -224,6 +224,8 @@ def test_rows_of_void_count_where_nothing_gives_ids(tmp_path, where):
         "Class;Name;Red;Green;Blue;;\r\n0;soil;90;60;30;;\r\n1;road;128;64;128;;\r\n2;tree;0;128;0;;\r\n;;;;;;\r\n",
         'name,color\nsoil,"rgb(90,60,30)"\nroad,"rgb(128, 64, 128)"\ntree,"rgb(0,128,0)"\n',
         "clase,rojo,verde,azul\nsoil,90,60,30\nroad,128,64,128\ntree,0,128,0\n",
+        "Klasse;Farbe\nsoil;#5A3C1E\nroad;#804080\ntree;#008000\n",
+        "name,category,color\nsoil,flat,#5A3C1E\nroad,flat,#804080\ntree,nature,#008000\n",
     ],
 )
 def test_tables_of_spreadsheets(tmp_path, text):

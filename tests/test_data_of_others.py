@@ -735,6 +735,28 @@ def test_masks_of_one_unknown_ending(tmp_path):
     assert "5 images without a mask" in problems(tmp_path)
 
 
+def test_masks_of_each_class_that_are_called_after_it(tmp_path):
+    for k in range(5):
+        for name in ("road", "tree"):
+            pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}_{name}.png", k)
+    assert "5 images without a mask" in problems(tmp_path)
+    notes = " | ".join(check_data(tmp_path).notes)
+    assert "0 has several masks (0_road.png, 0_tree.png): if there is one for each class, join them" in notes
+    assert "10 masks without an image" in notes
+
+
+@pytest.mark.parametrize("first", [0, 2, 9])
+def test_masks_that_are_numbered_from_another_number_on_may_belong_to_others(tmp_path, first):
+    ten(tmp_path)
+    (tmp_path / "masks/0.png").rename(tmp_path / "masks/x.png")
+    for k in range(9, 0, -1):  # images 0 to 9
+        (tmp_path / f"masks/{k}.png").rename(tmp_path / f"masks/{k + first}.png")
+    (tmp_path / "masks/x.png").rename(tmp_path / f"masks/{first}.png")
+    said = f"images are numbered 0 to 9, and as many masks {first} to {first + 9}, so that equal numbers may not belong"
+    assert (said in problems(tmp_path)) == (first > 0)
+    assert bool(problems(tmp_path)) == (first > 0)
+
+
 @pytest.mark.filterwarnings("error")
 def test_images_that_are_not_finite(tmp_path):
     for split, number in (("train", 4), ("val", 2)):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from degrid.data import check_data, notes_of, open_dataset
+from degrid.data.formats.layout import splits_of
 from degrid.types import UserError
 
 
@@ -346,3 +347,18 @@ def test_splits_of_a_table_are_said(tmp_path):
     assert "the splits are those of splits.json" in notes_of(open_dataset(tmp_path))
     (tmp_path / "splits.json").write_text(json.dumps({"train": 5, "val": [1]}))
     assert any("splits.json is not read" in note for note in notes_of(open_dataset(tmp_path)))
+
+
+def test_parts_of_a_split_have_numbers(tmp_path):
+    for k in range(9):
+        folder = tmp_path / ("Train1", "Train2", "Val1")[k // 3]
+        pair(folder / f"images/{k}.png", folder / f"masks/{k}.png", k)
+    assert found(tmp_path) == {"train": [*range(6)], "val": [6, 7, 8]}
+    assert not splits_of(["Train1", "Train2", "Val1", "Val2"])  # may be folds, which share images
+
+
+def test_a_table_says_splits_as_people_write_them(tmp_path):
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k)
+    (tmp_path / "index.csv").write_text("Image, Split\n0.png,TRAIN \n1.png,Train\n2.png, train\n3.png, Val.\n")
+    assert found(tmp_path) == {"train": [0, 1, 2], "val": [3]}

@@ -87,7 +87,7 @@ _IDS = (
     "id|class id|classid|category id|label id|index|idx|value|pixel|mask|class|label|category|code|number|no|no.|nr|"
     "nummer|gray|grey|grayscale|greyscale|train id|trainid|wert|valor|valeur|编号|值"
 )
-_COLORS = "color|colour|rgb|hex|rgb color|color hex|hex color"
+_COLORS = "color|colour|rgb|hex|rgb color|color hex|hex color|farbe|couleur|colore|cor|颜色|顏色|色|цвет"
 _RGB = ("r|red|rot|rouge|rojo", "g|green|grün|vert|verde", "b|blue|blau|bleu|azul")
 
 
@@ -107,7 +107,7 @@ def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
     name = _column(_NAMES, columns)
     if cells and not name:
         raise ValueError(f"no column of names among {', '.join(columns)}")
-    others = [column for column in columns if column != name]
+    others = [column for column in columns if column != name and not _is_of_words(column, cells)]
     number = _column(_IDS, others)
     _refuse_other_numbers(cells, [] if number else others)
     rows: list[ClassRow] = []
@@ -116,6 +116,11 @@ def rows_of_table(lines: Sequence[str]) -> tuple[list[ClassRow], bool]:
         value = _whole(row[number]) if number else len(rows)
         rows.append(ClassRow(value, row[name].strip(), (color,) if color else (), ignored=says_void(row)))
     return (rows, False) if number else ([*rows, *_also_void(rows)], True)
+
+
+def _is_of_words(column: str, cells: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a column that may hold names or ids, such as "category", holds no ids."""
+    return column in _NAMES.split("|") and not all(row[column].strip().isdigit() for row in cells)
 
 
 def _refuse_other_numbers(cells: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -510,6 +511,28 @@ def _several_masks(look: _Look) -> Iterator[str]:
             return
 
 
+def _numbers_shifted(look: _Look) -> Iterator[str]:
+    """Images and masks numbered from other numbers on, of which equal ones are paired."""
+    known = [split for split in look.layout.splits.values() if not isinstance(split, LazySources)]
+    sources = list(itertools.chain.from_iterable(known)) if look.layout.orphans else []
+    masks = [str(file) for file in look.layout.orphans]
+    masks += [source.places()[1] for source in sources if source.missing() != "label"]
+    if not masks or len(masks) != len(sources):
+        return
+    ours, theirs = sorted(_last_number(each.places()[0]) for each in sources), sorted(map(_last_number, masks))
+    apart = [one - other for one, other in zip(ours, theirs, strict=True)]
+    if min(ours[0], theirs[0]) >= 0 and 0 < abs(apart[0]) < len(ours) and {*apart} == {apart[0]}:
+        yield (
+            f"images are numbered {ours[0]} to {ours[-1]}, and as many masks {theirs[0]} to {theirs[-1]}, so that "
+            "equal numbers may not belong together: if the first mask is that of the first image, number them alike"
+        )
+
+
+def _last_number(file: str) -> int:
+    """The last number in a file's name; -1 where there is none."""
+    return int([-1, *re.findall(r"\d+", Path(file).stem)][-1])
+
+
 def _other_places(look: _Look) -> Iterator[str]:
     """Maps whose masks cover another place."""
     for sources in look.layout.splits.values():
@@ -667,6 +690,7 @@ DOUBTS: dict[str, tuple[Callable[[_Look], Iterator[str]], tuple[str, ...]]] = {
     "table-contradicted": (_table_contradicted, ()),
     "values-mixed": (_values_mixed, ()),
     "several-masks": (_several_masks, ()),
+    "numbers-shifted": (_numbers_shifted, ()),
     "other-places": (_other_places, ()),
     "splits-overlap": (_splits_overlap, ()),
     "splits-unread": (_splits_unread, ()),

@@ -267,7 +267,7 @@ def _by_folders_of_masks(images: Path, masks: Path, orphans: list[Path]) -> tupl
     names = splits_of(folders)
     found = {split: pair_up(images, folders[name]) for name, split in names.items()}
     splits = {split: [pair for pair in pairs if pair.mask] for split, (pairs, _) in found.items()}
-    if len(names) < len(folders) or len(splits) < len(names) or not all(splits.values()):
+    if not names or len(names) < len(folders) or len(splits) < len(names) or not all(splits.values()):
         return {}, orphans
     return splits, [orphan for _, left in found.values() for orphan in left]
 

@@ -54,8 +54,9 @@ _OTHER_NAMES = {_plain(word): split for split, words in _SHORT.items() for word 
 
 
 def split_of(name: str) -> str:
-    """The split named by a file or folder: "Validation" is "val"; any other name is a split of that name."""
-    return SPLIT_NAMES.get(name.lower(), name)
+    """The split named by a file, a folder or a table: "Validation" and "Val." are "val"; any other name is a split of
+    that name."""
+    return SPLIT_NAMES.get(name.lower().strip(" .:_-"), name)
 
 
 def splits_of(names: Iterable[str]) -> dict[str, str]:
@@ -101,14 +102,20 @@ def _behind_one_word(bare: Mapping[str, str]) -> dict[str, str]:
 
 def _before_one_ending(bare: Mapping[str, str]) -> dict[str, str]:
     """The splits of names that begin with those of splits and end alike, as "traincrop" and "valcrop"; none where
-    several endings would do, as in "train_images" and "train_masks"."""
+    several endings would do, as in "train_images" and "train_masks". Other numbers are further parts: "train2" beside
+    "train1" and "val1"."""
     begins = re.compile(f"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(.+)")
     found: dict[str, dict[str, str]] = {}
     for name, word in bare.items():
         if parts := begins.fullmatch(word):
             found.setdefault(parts[2], {})[name] = SPLIT_NAMES[parts[1]]
-    several = [splits for splits in found.values() if "train" in splits.values() and len({*splits.values()}) > 1]
-    return several[0] if len(several) == 1 else {}
+    several = [end for end, splits in found.items() if "train" in splits.values() and len({*splits.values()}) > 1]
+    if len(several) != 1:
+        return {}
+    number = re.compile(r"(\D*)\d+")
+    same = number.fullmatch(several[0])
+    alike = [end for end in found if same and (other := number.fullmatch(end)) and other[1] == same[1]]
+    return {name: split for end in alike or several for name, split in found[end].items()}
 
 
 @dataclass(frozen=True)
