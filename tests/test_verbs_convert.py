@@ -59,11 +59,9 @@ def test_options_are_the_same(tmp_path, checkpoint):
     options = ("--as", "smp", "--set", "output_stride=16", "--classes", tmp_path, "--allow-unused")
     command("convert", checkpoint, "-o", tmp_path / "command", *options)
     labels = LabelSpace(tuple(names), degrid.load(tmp_path / "command").labels.colors)
-    for number, classes in enumerate((tmp_path, labels)):
+    for number, (classes, settings) in enumerate([(tmp_path, ["output_stride=16"]), (labels, {"output_stride": 16})]):
         folder = tmp_path / str(number)
-        degrid.convert(
-            checkpoint, folder, system="smp", settings=["output_stride=16"], classes=classes, allow_unused=True
-        )
+        degrid.convert(checkpoint, folder, system="smp", settings=settings, classes=classes, allow_unused=True)
         assert_same_folder(folder, tmp_path / "command")
     with pytest.raises(degrid.UserError, match=r"no classes\.csv and no classes\.txt in"):
         degrid.convert(checkpoint, classes=tmp_path / "command")

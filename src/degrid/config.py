@@ -22,6 +22,8 @@ from degrid.lookup import did_you_mean, flat
 from degrid.types import UserError
 
 C = TypeVar("C")
+Settings = Iterable[str] | Mapping[str, object]
+"""Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"."""
 
 
 @dataclass(frozen=True)
@@ -416,7 +418,7 @@ def from_dict(kind: type[C], values: object, where: str = "") -> C:
     return kind(**given)
 
 
-def parse_settings(assignments: Iterable[str] | Mapping[str, object]) -> dict[str, object]:
+def parse_settings(assignments: Settings) -> dict[str, object]:
     """Settings `a.b=c`, or a single one, as `{"a.b": c}`, where the value is JSON or else text; a mapping is copied.
 
     Raises:
@@ -433,7 +435,7 @@ def parse_settings(assignments: Iterable[str] | Mapping[str, object]) -> dict[st
     return found
 
 
-def override(config: C, assignments: Iterable[str] | Mapping[str, object]) -> C:
+def override(config: C, assignments: Settings) -> C:
     """Change settings, see `parse_settings`; a text with commas may stand for a tuple.
 
     Raises:

@@ -56,7 +56,7 @@ def convert(
         print(f"model: {out}; try: degrid predict {shlex.quote(str(out))} IMAGES")
         return
     report = degrid.convert(
-        source, out, system=system, reader=reader, settings=settings, classes=classes, allow_unused=allow_unused
+        source, out, system=system, reader=reader, settings=settings or (), classes=classes, allow_unused=allow_unused
     )
     print(report)
     if out is None:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from degrid.checkpoints.readers.files import read_tensors
 from degrid.checkpoints.systems.plan import FILE_NAME, Plan, planned
 from degrid.checkpoints.systems.smp import UNSAID
 from degrid.checkpoints.systems.table import find_system
-from degrid.config import ModelConfig
+from degrid.config import ModelConfig, Settings
 from degrid.data import CITYSCAPES, VOC, class_table
 from degrid.files import atomic_write, check_place, write_json
 from degrid.lookup import counted, some
@@ -98,7 +98,7 @@ def convert(
     *,
     system: str | None = None,
     reader: str | None = None,
-    settings: Sequence[str] | None = None,
+    settings: Settings = (),
     classes: LabelSpace | str | os.PathLike[str] | None = None,
     allow_unused: bool = False,
 ) -> ConversionReport:
@@ -113,7 +113,7 @@ def convert(
             "module:Class" of your own. None: recognised by the tensors' names.
         reader: the kind of file: a name in `degrid.checkpoints.readers.files.READERS`, or "module:Class" of your own.
             None: recognised by its bytes.
-        settings: changes to the network's settings as "field=value", such as "output_stride=8".
+        settings: changes to the network's settings, such as {"output_stride": 8} or "output_stride=8".
         classes: the classes, or a folder with classes.csv or classes.txt. None: VOC's if there are 21, Cityscapes' if
             there are 19, background and foreground if there is one logit, else numbered.
         allow_unused: leave out tensors that no rule knows, instead of refusing the file.
@@ -124,7 +124,7 @@ def convert(
     """
     if out is not None:
         check_place(Path(out) / "config.json")
-    given = _given_classes(classes)
+    given, given_settings = _given_classes(classes), configs.parse_settings(settings)
     read = read_tensors(source, reader)
     writer, recognised_by, tensors, beside = find_system(read.tensors, system, read.path, read.skipped)
     origin = f"{read.path} ({writer.title})"
@@ -132,7 +132,7 @@ def convert(
     _refuse_unexpected(plan, origin, allow_unused)
     plan.notes += _not_finite(plan, origin)
     labels = _classes(plan, given or plan.labels, origin) if plan.kind == "model" else None
-    chosen = _settings(plan, settings or (), origin)
+    chosen = _settings(plan, given_settings, origin)
     _write(plan, chosen, labels, origin, Path(out) if out is not None else None)
     said = configs.to_dict(chosen)
     report = ConversionReport(
@@ -145,14 +145,14 @@ def convert(
         plan.origins,
         plan.dropped | beside | dict.fromkeys(read.skipped, "no tensor of the network"),
         tuple(plan.unexpected),
-        (*plan.assumption(said, configs.parse_settings(settings or ())), *plan.notes),
+        (*plan.assumption(said, given_settings), *plan.notes),
     )
     if out is not None:
         write_json(Path(out) / "conversion.json", report.to_dict())
     return report
 
 
-def _settings(plan: Plan, given: Sequence[str], origin: str) -> ModelConfig:
+def _settings(plan: Plan, given: Mapping[str, object], origin: str) -> ModelConfig:
     """The network's settings, including those given by the user."""
     chosen = configs.override(configs.from_dict(ModelConfig, {"pretrained": False, **plan.model}), given)
     if chosen.encoder == UNSAID:

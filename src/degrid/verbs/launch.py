@@ -13,12 +13,12 @@ from pathlib import Path
 
 from degrid import config as configs
 from degrid.arguments import check_fields, checked
-from degrid.config import RunConfig
+from degrid.config import RunConfig, Settings
 from degrid.data import absolute
 from degrid.files import check_utf8, make_folder, write_text
 from degrid.types import UserError
 from degrid.verbs.run_settings import check_settings
-from degrid.verbs.train import Settings, run_config
+from degrid.verbs.train import run_config
 
 GRACE = 5
 """Minutes before the time limit at which a job is told to save and to queue again."""

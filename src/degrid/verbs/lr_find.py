@@ -11,7 +11,7 @@ import torch
 
 from degrid.analysis.plots import smoothed, write_rate_search
 from degrid.arguments import checked
-from degrid.config import RunConfig
+from degrid.config import RunConfig, Settings
 from degrid.data import Share
 from degrid.engine.device import pick_device
 from degrid.engine.training.loop import train_step
@@ -20,7 +20,7 @@ from degrid.files import make_folder, write_text
 from degrid.types import OnProgress, Progress, UserError
 from degrid.verbs.run_settings import check_class_weights, check_settings, make_objective, make_state, with_steps
 from degrid.verbs.run_start import open_data, run_batches, start_network
-from degrid.verbs.train import Settings, run_config
+from degrid.verbs.train import run_config
 
 SMOOTH = 0.9
 """Weight of the past in the average of the loss."""

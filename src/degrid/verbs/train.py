@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from degrid import config as configs
 from degrid import recipes
 from degrid.arguments import checked
-from degrid.config import RunConfig
+from degrid.config import RunConfig, Settings
 from degrid.data import absolute, open_dataset
 from degrid.data.dataset import is_built_in
 from degrid.data.formats.hugging_face.address import PREFIX
@@ -25,8 +25,6 @@ ANYWHERE = (
     *("train.asynchronous.address", "train.asynchronous.max_staleness"),
 )
 """Settings that may change when a run is continued: they say where it runs, and on how many devices."""
-Settings = Iterable[str] | Mapping[str, object]
-"""Settings such as {"train.steps": 2000}, ["train.steps=2000"] or "train.steps=2000"; see `degrid.config`."""
 
 
 @checked
