@@ -88,7 +88,7 @@ def hub_library() -> Any:
 def why(error: Exception) -> str:
     """What huggingface_hub's error means, and what to do, in words.
 
-    It asks "who are you" of private repositories in the words of missing ones.
+    For users who are not logged in, the hub reports private repositories as missing.
     """
     from huggingface_hub import errors
 

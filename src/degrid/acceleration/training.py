@@ -248,7 +248,7 @@ def _input_way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int
 
 
 def _filter_way(shape: tuple[int, ...], out_channels: int, rate: int, groups: int) -> Way | None:
-    """A faster way to the filter's gradient."""
+    """A faster way to compute the gradient of the filter."""
     if groups > 1:
         return _depthwise_filter
     if not rate:

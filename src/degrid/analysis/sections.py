@@ -45,17 +45,17 @@ class ReportedModel:
     """A model on the page; of several runs of one recipe the scores are means, and other things those of the first.
 
     Attributes:
-        name: short, and another for each model.
+        name: short; no two models have the same.
         scores: over the images; `interval` is the 95 % interval of the mIoU, 0..1.
         settings: by their paths, such as "train.steps".
-        facts: of speed and size, and of how the model was made, by what they are.
-        curves: of its runs' trainings, where they are known.
+        facts: about speed, size, and how the model was made, by their titles.
+        curves: of the training of its runs, as far as they are known.
         predictions: of the images shown, by their index: class ids, uint8 [H,W].
         image_mious: of each image, 0..1, NaN without a valid pixel; float [N].
         receptive_field: the effective one, float [H,W]; None where it is not known.
         gridding: score of the field at the period of the grid, 0..1.
-        sees: from where to where it is measured, in words; unit: of its positions.
-        grid: what the field and the grid in it are in numbers, by what they are.
+        sees: the two ends between which the field is measured, in words; unit: of its positions.
+        grid: the numbers that describe the field and the grid in it, by their titles.
         layers: what `degrid gridding` says of the network and its layers, as lines of text; empty where it has nothing.
     """
 

@@ -180,7 +180,7 @@ def _row(case: Case, own: list[float], base: list[float], unit: str) -> Row:
 
 
 def merged(repeats: Sequence[Sequence[Row]]) -> list[Row]:
-    """Join the rows of repeats of the same cases in order: all rounds, and the median ratio of each repeat."""
+    """One row per case from several repeats of the same cases: all rounds, and the median ratio of each repeat."""
     rows = []
     for same in zip(*repeats, strict=True):
         columns = zip(*((row.values, row.ratios, row.repeats) for row in same), strict=True)

@@ -228,7 +228,7 @@ _FED_STEPS = 4
 
 
 def _fed_steps(state: Training, objective: Objective, batches: Iterator[Batch]) -> float:
-    """The share of some steps that is spent waiting for their data, 0 to 1."""
+    """The share of the time of a few steps that is spent waiting for data, 0 to 1."""
     began, waited = time.perf_counter(), 0.0
     for _ in range(_FED_STEPS):
         asked = time.perf_counter()

@@ -101,7 +101,7 @@ def run(
     progress: OnProgress | None = None,
     tell: Tell | None = None,
 ) -> tuple[Results, list[Path]]:
-    """Measure speed and memory on this machine, each way of doing a job in turn with the usual one.
+    """Measure speed and memory on this machine, comparing every way of doing a job with the usual one.
 
     What is known is written after each block, so that stopping loses little.
 
@@ -239,9 +239,9 @@ def versions(libraries: Iterable[str]) -> dict[str, str | None]:
 
 
 def allocator() -> str:
-    """The memory allocator: one loaded over the C library's, or that one; with its settings from the environment.
+    """The memory allocator (the C library's, or one preloaded in its place), and its settings from the environment.
 
-    Settings that a program makes by mallopt() cannot be seen from outside, and are missing.
+    Settings made by mallopt() are invisible from outside, so they are missing.
     """
     maps = Path("/proc/self/maps")
     mapped = maps.read_text(errors="replace") if maps.exists() else ""

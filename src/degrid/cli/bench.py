@@ -37,7 +37,7 @@ def bench(
         typer.Option("--keep-freed-memory", help="Keep freed memory in the process (mallopt), as degrid predict does."),
     ] = False,
 ) -> None:
-    """Measure speed and memory on this machine, each way of doing a job in turn with the usual one.
+    """Measure speed and memory on this machine, comparing every way of doing a job with the usual one.
 
     10 to 12 minutes on 2 quiet CPU cores. Trust the ratios, not the times: what is compared runs in the same rounds of
     one process. Networks have random weights.

@@ -148,7 +148,7 @@ class _Parts:
         """The next part to do; None if there is none.
 
         Args:
-            again: rather one that a helper could not do.
+            again: prefer a part that a helper failed to do.
         """
         with self._changed:
             if again and self._again:
@@ -248,7 +248,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def serve() -> None:
-    """What a helper does: answer work and things with the list of results, or with None if anything failed."""
+    """The loop of a helper process: it answers each part of the work by its results, or by None after a failure."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output printed by the work must not mix with the answers
     early = pickle.load(sys.stdin.buffer)

@@ -130,7 +130,7 @@ class Share:
 
     @classmethod
     def of(cls, total: int, batch_size: int, rank: int = 0, processes: int = 1) -> Share:
-        """An even share, in as few batches of at most `batch_size` images as the largest share needs.
+        """An even share, split into as few batches of at most `batch_size` images as the largest share needs.
 
         Raises:
             UserError: there are more processes than images.

@@ -57,7 +57,7 @@ def _say_once(words: str) -> None:
 
 
 def code_bytes() -> int:
-    """Memory that compiled kernels will take when the first one runs, about: numba, LLVM, and what they keep."""
+    """Roughly the bytes that compiled kernels take when the first one runs: numba, LLVM, and what they keep."""
     return 0 if "numba" in sys.modules or not importlib.util.find_spec("numba") else 160 << 20
 
 

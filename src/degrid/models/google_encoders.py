@@ -127,7 +127,7 @@ class GoogleMobileNetV3(TimmEncoder):
 
 
 def _set_gate(gate: Any, channels: int) -> None:
-    """Give squeeze and excitation another number of channels, and a quarter of it, to a multiple of 8, in between."""
+    """Change the channels of squeeze and excitation; its inner layer has a quarter, rounded to a multiple of 8."""
     between = make_divisible(channels / 4)  # type: ignore[no-untyped-call]
     gate.conv_reduce = nn.Conv2d(channels, between, 1)
     gate.conv_expand = nn.Conv2d(between, channels, 1)

@@ -293,7 +293,7 @@ def full_size_v3plus_head(encoder: Encoder, num_classes: int, settings: HeadSett
 def nvidia_head(
     encoder: Encoder, num_classes: int, settings: HeadSettings, low_level: int = 0
 ) -> tuple[nn.Module, int]:
-    """A decoder on a fine feature; its 1x1 and that after ASPP have neither batch norm nor ReLU.
+    """A decoder on a fine feature; its 1x1 convolution and the one after ASPP have neither batch norm nor ReLU.
 
     Corners are aligned unless the settings say otherwise.
 

@@ -29,7 +29,7 @@ EFFICIENT_NETS = {
 
 
 class SmpEfficientNet(TimmEncoder):
-    """EfficientNet with TensorFlow's padding for one size of images, whatever the image's; every unit is dilated.
+    """EfficientNet with TensorFlow's padding for one image size, used for images of every size; every unit is dilated.
 
     Args:
         name: "smp:efficientnet-b0" to b7.

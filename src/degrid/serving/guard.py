@@ -155,7 +155,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read what is left, up to some times the limit."""
+        """Read the rest of the request, as far as a few times the limit."""
         most, loop = _DRAINED * self._limits.upload, asyncio.get_running_loop()
         end = loop.time() + _DRAIN_SECONDS
         with contextlib.suppress(TimeoutError):

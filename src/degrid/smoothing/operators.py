@@ -382,7 +382,7 @@ class Aggregation(PreFilter):
 
 
 def _side_of_shared(rate: Rate) -> tuple[int, ...]:
-    """2r-1 along each axis."""
+    """The sides of the shared filter: 2r-1 along each axis."""
     return tuple(2 * r - 1 for r in filters.axes(rate))
 
 

@@ -34,7 +34,7 @@ KINDS = ", ".join(sorted(IMAGE_SUFFIXES | ARRAYS))
 
 @dataclass(frozen=True)
 class FoundImages:
-    """Images by the name of their results, and how many other files were passed over, by what they are."""
+    """Images by the name of their results, and how many other files were skipped, by kind."""
 
     images: dict[str, Path]
     left_out: dict[str, int]

@@ -172,7 +172,7 @@ class IdFiles(ResultWriter):
     Without labels the classes are called "class 0", "class 1", ...
 
     Args:
-        left_out: for the summary: how many other files were passed over, by what they are.
+        left_out: for the summary: how many other files were skipped, by kind.
     """
 
     needs_all = False

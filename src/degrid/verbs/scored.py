@@ -61,7 +61,7 @@ def scored(
 
 
 def scored_once(model: AnyModel, dataset: Dataset, settings: str, score: Callable[[], Scored]) -> Scored:
-    """What `score` gives; or what it gave before, where neither the model's files nor the images have changed since.
+    """The result of `score`, or its earlier result if neither the model's files nor the images have changed since.
 
     Args:
         settings: whatever else the scores depend on.
@@ -90,7 +90,7 @@ def files_of(model: AnyModel) -> list[Path]:
 
 
 def _digest(model: AnyModel) -> str:
-    """The hash of the contents of a model's files; empty for a network that was passed."""
+    """The hash of the contents of a model's files; empty for a network that was passed as an object."""
     digest, files = hashlib.sha256(), files_of(model)
     for file in files:
         with file.open("rb") as stream:

@@ -166,7 +166,7 @@ def study(
 def _read(path: Path) -> StudyProtocol:
     """The protocol in a file.
 
-    What it leaves out is that of the file named by "like", beside it; settings are added to that one's.
+    Fields that are missing come from the file beside it that "like" names; settings are added to those of that file.
 
     Raises:
         UserError: no such file, or fields that a protocol does not have.

@@ -34,7 +34,7 @@ _MOST_NAMES = 16
 
 
 class Overlap(NamedTuple):
-    """Images of a split that are trained on: how many of how many, the first of them, and what it is a copy of.
+    """How many images of a split are also trained on, the first of them, and the image that it is a copy of.
 
     changed: how that copy differs; empty where its bytes are the same.
     """

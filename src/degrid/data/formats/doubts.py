@@ -84,7 +84,7 @@ def stop_at_doubts(layout: Layout, accept: Iterable[str] = ()) -> None:
 
 
 def how_to_accept(kind: str) -> str:
-    """Where to say that what caused a kind of doubt is intended."""
+    """Where the user says that the cause of a kind of doubt is intended."""
     return f"data.accept={kind}, or accept: [{kind}] in dataset.yaml"
 
 

@@ -64,8 +64,8 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
 
     A year or a word such as "set" at the end is passed over ("train2017", "val_2012", "TrainDataset"), and so is a
     number at the beginning ("01_train"), unless there are several such names of one split. Short and foreign names
-    ("tr", "validación") count beside each other, and so does "trainval" where there is no "train". Where none is
-    called so, "city_train" and "city_val" are, or "traincrop" and "valcrop".
+    ("tr", "validación") count beside each other, and so does "trainval" where there is no "train". If no
+    name fits, "city_train" and "city_val" count, or "traincrop" and "valcrop".
     """
     around = re.compile(r"^\d+[-_. ]+|[-_]?((19|20)\d\d|data|set|dataset|s?daten|集)$")
     bare = {name: around.sub("", name.lower()) for name in names}

@@ -117,7 +117,7 @@ class MaskRule:
         return list(self.colors.values())[int(near[0])] if len(near) == 1 else None
 
     def _near_colors(self, colors: list[Color]) -> list[Color]:
-        """The nearest colour in the table for each one, or the colour itself where none is near."""
+        """The nearest colour in the table for each colour, or the colour itself if none is near."""
         if self.nearest is None or not self.colors:
             return colors
         known = np.array(list(self.colors), np.int32)

@@ -114,7 +114,7 @@ def folded(name: str) -> str:
 
 
 def _candidates(image: str) -> Iterator[str]:
-    """Possible names of its mask, without suffix."""
+    """The names that an image's mask may have, without suffix."""
     name = _stem(image)
     base = next((name.removesuffix(ending) for ending in _IMAGE_ENDINGS if name.endswith(ending)), name)
     return (start + ending for start in dict.fromkeys((name, base, image)) for ending in MASK_ENDINGS)

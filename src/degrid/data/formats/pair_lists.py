@@ -394,7 +394,7 @@ def _column_of(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> str:
 
 
 def _column_of_images(rows: Sequence[Mapping[str, str]]) -> str:
-    """The column of images: the first one of names of image files only, or else one that is called so."""
+    """The column of images: the first that holds only names of image files, or else one with a usual name for it."""
     called = _column_of(rows, _IMAGE_COLUMNS)
     others = (column for column in (rows[0] if rows else ()) if not _OF_MASKS.search(column))
     of_images = (column for column in (called, *others) if all(_is_image_name(row.get(column) or "") for row in rows))
@@ -473,7 +473,7 @@ class _Further:
                     self._folders.setdefault("/".join(parts[start : end + 1]), []).append(pair)
 
     def find(self, tried: Sequence[str]) -> list[Pair]:
-        """The pair of one of these names, or those of the folder that is called so; none where there are none."""
+        """The pair with one of these names, or the pairs in the folder with one of them; none if neither exists."""
         file_names = [Path(each).stem for each in tried]
         for names, all_tried in ((self._names, tried), (self._masks, file_names)):
             if found := next((names[name] for each in all_tried if (name := folded(each)) in names), None):

@@ -86,7 +86,7 @@ def _refuse_turned(path: Path, image: Path) -> None:
 
 
 def _frames(path: Path) -> int:
-    """The pictures in a GIF; 1 for one that is damaged."""
+    """The number of pictures in a GIF; 1 if the file is damaged."""
     try:
         with Image.open(path) as film:
             return int(getattr(film, "n_frames", 1))

@@ -28,10 +28,10 @@ _BINARY = MaskRule({0: 0, IGNORE_INDEX: 1}, {BLACK: 0, WHITE: 1})
 
 
 def resolve_classes(layout: Layout, read: ReadValues = read_values) -> Layout:
-    """Fill in classes and rule, and how masks are read, by looking at them; also notes on what was decided.
+    """Fill in the classes and how masks are read, by looking at the masks; notes say what was decided.
 
     What the user says wins. Masks with nothing but 0 and 255 are black and white pictures of two classes; otherwise
-    255 is void where nothing says what it is.
+    255 is void unless something says what it means.
 
     Args:
         read: reads the masks of the sample.

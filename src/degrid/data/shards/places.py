@@ -87,7 +87,7 @@ def _size(place: str) -> int | None:
 
 
 def in_threads(read: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """What `read` gives for each, in their order; several at once, as most of the time passes in waiting."""
+    """The results of `read`, in order. Several calls run at once, since most of their time is spent waiting."""
     return list(_pool(os.getpid()).map(read, things))
 
 

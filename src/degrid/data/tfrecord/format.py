@@ -87,7 +87,7 @@ def splits_by_name(files: Mapping[Path, tuple[str, str]], what: str) -> dict[Pat
 
 
 def _splits_beside(file: Path) -> dict[Path, str]:
-    """The split of each file of the dataset that a file belongs to."""
+    """The split of every file in the dataset to which this file belongs."""
     if not is_record_file(file):
         return {}
     data, own = _parts(file)

@@ -33,7 +33,7 @@ class Classifier(Protocol):
     windowed: int
 
     def settle(self, dataset: Any, /) -> None:
-        """Choose a precision on the first images, if it is left to choose; the same one in all processes."""
+        """Decide on a precision by the first images if none was set; all processes decide alike."""
 
     def class_ids(self, image: Any, /) -> Any:
         """Class ids, uint8 [H,W], of an image [C,H,W]; both tensors or both arrays."""

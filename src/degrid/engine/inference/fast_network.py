@@ -147,7 +147,7 @@ class FastNetwork:
                 return self._checked(batch)
 
     def bytes_to_come(self) -> tuple[int, int]:
-        """Memory that will be taken beside feature maps, about: by a copy, and by Winograd's weights on top of it."""
+        """Roughly the bytes that will be taken beside feature maps: by a copy, and by Winograd's weights on top."""
         if self._once or self._as_it_is or self._network is not None:
             return 0, 0
         size = 2 if self.precision == "bfloat16" and self.is_decided else 4

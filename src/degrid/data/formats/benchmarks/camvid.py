@@ -31,7 +31,7 @@ _FRAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_.*")
 class CamVid(DataFormat):
     """train and trainannot, and so on, as SegNet's authors laid it out: 11 classes; 11 is void.
 
-    Others store data of their own so, which count as split folders: CamVid's folder, or its frames, are called so.
+    Other data in such folders count as split folders: CamVid is recognised by the folder's name, or by its frames'.
     """
 
     wanted = "train and trainannot in a folder called CamVid, or with its frames (CamVid)"

@@ -302,7 +302,7 @@ def _things(rows: Iterable[Mapping[str, Any]], ids: Mapping[Any, int], height: i
 
 
 def _has_part_inside(segmentation: Any) -> bool:
-    """Whether a polygon of an annotation lies inside another one of it."""
+    """Whether one polygon of an annotation lies inside another polygon of the same annotation."""
     parts = segmentation if isinstance(segmentation, list) and len(segmentation) > 1 else []
     shapes = [corners(part) for part in parts if isinstance(part, array.array) and len(part) > 5 and not len(part) % 2]
     if len(shapes) < 2:
