@@ -51,6 +51,16 @@ def check(root, split, name, label, *, kind, names=None, colors=None):
 # ---- driving ------------------------------------------------------------------------------------------------
 
 
+def test_idd(tmp_path):
+    """Cityscapes' folders with ids of other classes, whose names no file tells."""
+    for split in ("train", "val"):
+        put_image(tmp_path / f"leftImg8bit/{split}/7/frame1_leftImg8bit.jpg")
+        put(tmp_path / f"gtFine/{split}/7/frame1_gtFine_labellevel3Ids.png", [[0, 25, 1, V]])
+        put(tmp_path / f"gtFine/{split}/7/frame1_gtFine_instancelevel3Ids.png", [[0, 1, 2, 3]])
+    dataset = check(tmp_path, "val", "val/7/frame1", [[0, 25, 1, V]], kind="Cityscapes")
+    assert len(dataset.labels) == 26
+
+
 def test_kitti(tmp_path):
     for k in range(12):
         put_image(tmp_path / f"training/image_2/{k:06d}_10.png")
@@ -142,6 +152,30 @@ def test_loveda(tmp_path):
         dataset = check(tmp_path, split, "Urban/7", [[V, 0, 6, 3]], kind="LoveDA")
         assert len(dataset) == 2
     assert dataset.labels.names[6] == "agriculture"
+    for top in ("Train", "Val", "Test"):  # each unpacked into a folder of its own
+        (tmp_path / top).rename(tmp_path / "moved")
+        (tmp_path / top).mkdir()
+        (tmp_path / "moved").rename(tmp_path / top / top)
+    check(tmp_path, "val", "Urban/7", [[V, 0, 6, 3]], kind="LoveDA")
+
+
+def test_rugd(tmp_path):
+    """Both folders have a word for masks in their names, and the table lies beside the masks."""
+    for name in ("creek/creek_1", "park-1/park-1_1"):
+        put_image(tmp_path / f"RUGD_frames-with-annotations/{name}.png", 3)
+        put(tmp_path / f"RUGD_annotations/{name}.png", painted((255, 229, 204), (0, 0, 0), (108, 64, 20)))
+    table = "0 void 0 0 0\n1 dirt 108 64 20\n2 sand 255 229 204\n"
+    (tmp_path / "RUGD_annotations/RUGD_annotation-colormap.txt").write_text(table)
+    dataset = check(tmp_path, "val", "park-1/park-1_1", [[1, V, 0]], kind="folder", names=("dirt", "sand"))
+    assert "the classes are those of RUGD_annotations/RUGD_annotation-colormap.txt" in notes_of(dataset)
+
+
+def test_refuge(tmp_path):
+    for split in ("train", "val"):
+        put_image(tmp_path / split / "Images/g1.jpg", 3)
+        put(tmp_path / split / "gts/g1.bmp", [[255, 128, 0]])
+    (tmp_path / "dataset.yaml").write_text("classes: [cup, disc, background]\nids: [0, 128, 255]\n")
+    check(tmp_path, "val", "g1", [[2, 1, 0]], kind="split folders")
 
 
 ISPRS_ROW = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]

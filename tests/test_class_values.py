@@ -273,6 +273,15 @@ def test_classes_times_a_number_and_objects(tmp_path, base):
         open_dataset(tmp_path)
 
 
+def test_depth_is_no_mask(tmp_path):
+    """16 bits of millimetres: too many values for classes and objects."""
+    pairs(tmp_path, np.random.default_rng(0).permutation(24 * 64).astype(np.uint16).reshape(24, 64) * 40)
+    with pytest.raises(
+        UserError, match=r"ids from 0 to 61400; .*: so many values are those of a picture, such as a depth"
+    ):
+        open_dataset(tmp_path)
+
+
 def test_more_objects_than_classes_can_be(tmp_path):
     """All masks hold as many, without gaps."""
     pairs(tmp_path, np.arange(24 * 32, dtype=np.uint16).reshape(24, 32))

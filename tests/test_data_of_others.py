@@ -166,7 +166,9 @@ def test_datasets_beside_each_other_are_no_scenes(tmp_path):
             pair(tmp_path / name / f"images/{number}.png", tmp_path / name / f"masks/{number}.png", 2 * k + number)
     assert check_data(tmp_path).kind == "scenes"
     (tmp_path / "b/classes.txt").write_text("road\ncar\n")
-    with pytest.raises(UserError, match=r"but there are some in .*a: give that folder"):
+    with pytest.raises(
+        UserError, match=r"but there are some in each of \S+a, \S+b: give one of these folders, or join"
+    ):
         open_dataset(tmp_path)
 
 

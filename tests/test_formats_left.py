@@ -221,6 +221,11 @@ def via_table(folder):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (
+            of_tool("a.json", {"attribute": {"1": {"aname": "x"}}, "view": {"1": {"fid_list": ["1"]}}}),
+            "a.json is a .*VIA 3",
+        ),
+        (lambda folder: put_text(folder / "data/train-0.parquet", ""), r"train-0.parquet is .*: give hf:\S+ \(pip"),
         (via_table, "via_region_data.csv is VIA's table: export its annotations as JSON"),
         (of_tool("a.geojson", {}), r"a.geojson and the like are no images .* such as rasterio.features.rasterize"),
         (ground_truth, "output.manifest is that of SageMaker Ground Truth, whose lines name an image"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -113,6 +114,28 @@ def test_dataset_yaml_leads_to_it(saved):
     file.write_text("path: hf:saved\ntrain: images\n")
     with pytest.raises(UserError, match=r"hf:saved brings its own splits and masks; leave out train"):
         open_dataset(file)
+
+
+def test_what_dataset_yaml_in_its_folder_says(tmp_path, monkeypatch):
+    """What the message on codes asks for mends them, also where the dataset is not a folder."""
+
+    def codes(k):
+        return encoded(Image.fromarray(np.tile(np.array([0, 60, 190, 255], np.uint8), (6, 2))))
+
+    pictures = {"image": (lambda k: encoded(Image.fromarray(image(k))), datasets.Image())}
+    table(4, image=pictures["image"], mask=(codes, datasets.Image())).to_parquet(tmp_path / "train.parquet")
+    wish = 'write "ids: [0, 60, 190, 255]"'
+    with pytest.raises(UserError, match=re.escape(f"{wish} in {tmp_path}/dataset.yaml")):
+        open_dataset(f"hf:{tmp_path}", accept=())
+    (tmp_path / "dataset.yaml").write_text("ids: [0, 60, 190, 255]\n")
+    assert open_dataset(f"hf:{tmp_path}", accept=())[0].label[0, :4].tolist() == [0, 1, 2, 3]
+    found = datasets.load_dataset(str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+    monkeypatch.setattr("degrid.data.formats.hugging_face.format._names_file", lambda _: None)
+    with pytest.raises(UserError, match='write "path: hf:one/codes" and "ids: .*" in a file dataset.yaml, and give'):
+        open_dataset("hf:one/codes", accept=())
+    (tmp_path / "dataset.yaml").write_text("path: hf:one/codes\nids: [0, 60, 190, 255]\n")
+    assert open_dataset(tmp_path / "dataset.yaml", accept=())[0].label[0, :4].tolist() == [0, 1, 2, 3]
 
 
 def test_a_saved_dataset_without_a_split(saved):

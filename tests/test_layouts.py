@@ -198,6 +198,25 @@ def test_a_list_of_names_wins(tmp_path, image, mask, place, name):
     assert notes_of(open_dataset(tmp_path))[0] == "2 images are in none of the lists"
 
 
+def test_a_list_of_val_alone(tmp_path):
+    """fastai's CamVid: valid.txt, and everything else is for training; images without masks are not."""
+    pairs = [(f"images/{k}.jpg", f"labels/{k}.png") for k in range(5)]
+    make(tmp_path, pairs)
+    put_image(tmp_path / "images/unlabelled.jpg")
+    (tmp_path / "valid.txt").write_text("1.jpg\n3.jpg\n")
+    assert check(tmp_path, pairs)["val"] == ["images/1.jpg", "images/3.jpg"]
+    said = "no list is called train: 3 images are in none of the lists, and trained on"
+    assert said in notes_of(open_dataset(tmp_path))
+
+
+def test_several_datasets_below_a_folder_are_named(tmp_path):
+    for task in ("task0", "task1"):
+        make(tmp_path, [(f"{task}/JPEGImages/a.jpg", f"{task}/SegmentationClass/a.png")])
+        (tmp_path / task / "labelmap.txt").write_text("".join(f"{k}:::\n" for k in "abcde"))
+    with pytest.raises(UserError, match=r"some in each of \S+task0, \S+task1: give one of these folders, or join"):
+        open_dataset(tmp_path)
+
+
 def test_a_list_of_names_wins_over_split_folders(tmp_path):
     pairs = [(f"train/images/{k}.jpg", f"train/masks/{k}.png") for k in range(3)]
     make(tmp_path, pairs)

@@ -226,6 +226,25 @@ def test_a_category_0_of_other_tools_is_a_class(tmp_path):
     check(tmp_path)
 
 
+def test_roboflows_category_0_where_only_the_name_of_the_file_says_so(tmp_path):
+    for split in ("train", "valid"):
+        categories = ((0, "parts-x7"), (1, "car"), (2, "sign"))
+        coco(tmp_path / split / "_annotations.coco.json", ["a.png"], categories)
+        put_image(tmp_path / split / "a.png")
+    check(tmp_path, "val")
+
+
+def test_images_that_lvis_names_by_their_addresses(tmp_path):
+    coco(tmp_path / "lvis_v1_train.json", ["a.png"])
+    content = json.loads((tmp_path / "lvis_v1_train.json").read_text())
+    for row in content["images"]:
+        row["coco_url"] = f"http://images.cocodataset.org/train2017/{row.pop('file_name')}"
+    put_json(tmp_path / "lvis_v1_train.json", content)
+    put_image(tmp_path / "train2017" / "a.png")
+    put_image(tmp_path / "others" / "a.png")
+    assert check(tmp_path).sources[0].image == tmp_path / "train2017" / "a.png"
+
+
 def test_files_for_splits_and_classes_by_name(tmp_path):
     """The ids of one name may differ from file to file; images of one name in two folders keep apart."""
     coco(tmp_path / "train.json", ["train/a.png"])
@@ -334,10 +353,10 @@ def test_boxes_are_no_segmentation(tmp_path):
 def test_damaged_coco_files(tmp_path):
     coco(tmp_path / "a.json", ["a.png"], ((1, "car"),))
     put_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.json .*category_id 2, which is not among the categories"):
+    with pytest.raises(UserError, match=r"a\.json has 1 annotation with category_id 2, which its categories do not"):
         open_dataset(tmp_path)
     coco(tmp_path / "a.json", ["a.png"], ((1, "car"),), category_id=None)
-    with pytest.raises(UserError, match=r"a\.json .*category_id None, which is not among the categories"):
+    with pytest.raises(UserError, match=r"a\.json has 2 annotations with category_id None, which its categories"):
         open_dataset(tmp_path)
     coco(tmp_path / "a.json", ["a.png"], shapes=((1, [[1, 2, 3, 4, 5, "x"]]),))
     with pytest.raises(UserError, match=r"a\.json: the shapes of a cannot be drawn: .*annotation 10 is neither"):
@@ -649,6 +668,29 @@ def test_labelme_circles_and_splits(tmp_path):
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     circle = ((x - 3) ** 2 + (y - 3) ** 2 <= 2.1**2).astype(np.uint8)
     check(tmp_path, "val", circle, ("background", "car"))
+
+
+def test_labelme_whose_image_is_another_one_beside(tmp_path):
+    """Files were renamed: which of the two images was annotated?"""
+    for name in ("a.png", "b.png", "old/c.png"):
+        put_image(tmp_path / name)
+    labelme(tmp_path / "a.json", [("car", pairs_of(CAR), "polygon", {})], imagePath="b.png")
+    with pytest.raises(
+        UserError, match=r"a\.json says that its image is b\.png, but a\.png beside it has its own name"
+    ):
+        open_dataset(tmp_path)
+    labelme(tmp_path / "a.json", [("car", pairs_of(CAR), "polygon", {})], imagePath="gone.png")
+    assert open_dataset(tmp_path).sources[0].image == tmp_path / "a.png"
+    (tmp_path / "a.json").rename(tmp_path / "x.json")
+    labelme(tmp_path / "x.json", [("car", pairs_of(CAR), "polygon", {})], imagePath="old/c.png")
+    assert open_dataset(tmp_path).sources[0].image == tmp_path / "old" / "c.png"
+
+
+def test_rotated_rectangles_of_x_anylabeling(tmp_path):
+    put_image(tmp_path / "a.png")
+    shapes = [("car", pairs_of(CAR), "rotation", {"direction": 0.5}), ("sign", pairs_of(SIGN), "polygon", {})]
+    labelme(tmp_path / "a.json", shapes)
+    check(tmp_path)
 
 
 def test_labelme_names_in_labels_txt(tmp_path):

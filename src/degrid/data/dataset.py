@@ -146,9 +146,9 @@ def find_layout(path: str | Path, root: str | Path | None = None) -> Layout:
         UserError: missing, or not recognised.
     """
     if _is_hugging_face(path):
-        from degrid.data.formats.hugging_face.format import open_hugging_face  # imported here: most data are files
+        from degrid.data.formats.description import described  # imported here: most data are files
 
-        return open_hugging_face(Address.parse(str(path).removeprefix(PREFIX)))
+        return described(Address.parse(str(path).removeprefix(PREFIX)))
     if is_address(path):
         return open_shards(str(path))
     kind, written = _format_and_place(path)

@@ -25,7 +25,8 @@ _TABLES = ("classes.csv", "classes.tsv", "class_dict.csv", "class_dict_seg.csv",
 _NAME_FILES = ("classes.txt", "class.txt", "class_names.txt", "classnames.txt", "codes.txt", "obj.names")
 # Other names that look like lists of classes.
 _LIKE_TABLES = re.compile(
-    r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend|(class_?|label_?)?colou?rs)"
+    r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend"
+    r"|(class_?|label_?)?colou?rs|(.*[-_ ])?colou?r_?map)"
     r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
     re.IGNORECASE,
 )
@@ -168,6 +169,12 @@ def table_of(root: Path) -> Path | None:
     """The file in a folder that names classes, by its usual names; None where there is none."""
     places = (root / name for name in (*_TABLES, *_NAME_FILES))
     return next((place for place in places if place.is_file()), None) or label_file(root)
+
+
+def table_by_content(root: Path) -> Path | None:
+    """The only file in a folder that is called like a table of classes and holds names with ids or colours."""
+    _, rule = _by_content(root)
+    return root / rule.said if rule else None
 
 
 def has_table(root: Path) -> bool:

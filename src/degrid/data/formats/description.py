@@ -84,6 +84,18 @@ def wishes_in(folder: Path) -> Wishes:
     return _wishes(_read(file), file) if file.is_file() else Wishes()
 
 
+def described(address: Address) -> Layout:
+    """A dataset of Hugging Face, as a dataset.yaml in its folder describes it, if there is one.
+
+    Raises:
+        UserError: see `Description` and `open_hugging_face`.
+    """
+    file = address.folder / "dataset.yaml" if address.folder else None
+    if file is None or not file.is_file():
+        return open_hugging_face(address)
+    return _hugging_face(address.absolute(), _read(file), file)
+
+
 def _with_words(layout: Layout, given: dict[str, Any], file: Path) -> Layout:
     """The layout with the classes and requests of the file."""
     layout.wishes = _wishes(given, file)

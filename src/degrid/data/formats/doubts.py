@@ -677,6 +677,8 @@ def _write(layout: Layout, line: str) -> str:
     """How to say something in dataset.yaml."""
     if layout.wishes.file:
         return f'write "{line}" in {layout.wishes.file}'
+    if layout.kind == "Hugging Face" and not layout.root.is_dir():
+        return f'write "path: hf:{layout.root.as_posix()}" and "{line}" in a file dataset.yaml, and give that'
     return f'write "{line}" in {layout.root}/dataset.yaml'
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from degrid.data.formats.classes import class_table, table_of
+from degrid.data.formats.classes import class_table, table_by_content, table_of
 from degrid.data.formats.folder_names import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -364,7 +364,18 @@ def divide(
     splits, of_val = (listed, []) if listed else with_val(_by_top_folder(pairs))
     if not splits:
         return _by_names_or_chance(path, pairs)
+    if listed and "val" in splits and {*splits} <= {"val", "test"}:
+        splits, of_val = _with_train(splits, pairs)
     return splits, [*of_val, *said, *elsewhere_note(lists), *_in_none(pairs, splits, "lists" if listed else "splits")]
+
+
+def _with_train(splits: dict[str, list[Pair]], pairs: Sequence[Pair]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits of lists without "train", with the images there that no list has, as valid.txt of fastai's CamVid
+    means it; and a note on that."""
+    used = {pair.name for split in splits.values() for pair in split}
+    rest = [pair for pair in pairs if pair.mask and pair.name not in used]
+    note = f"no list is called train: {counted(len(rest), 'image', 'are')} in none of the lists, and trained on"
+    return ({"train": rest, **splits}, [note]) if rest else (splits, [])
 
 
 def _in_none(pairs: Sequence[Pair], splits: Mapping[str, Sequence[Pair]], where: str) -> list[str]:
@@ -521,7 +532,8 @@ def classes_beside(path: Path, folders: Iterable[Path] = ()) -> tuple[LabelSpace
     if places or labels:
         return _that_agree(places) if places else (labels, rule)
     near = dict.fromkeys(place for folder in folders for place in (folder, *folder.parents) if path in place.parents)
-    return _that_agree([place for folder in near if (place := table_of(folder))], path)
+    places = [place for folder in near if (place := table_of(folder))]
+    return _that_agree(places or [place for folder in near if (place := table_by_content(folder))], path)
 
 
 def _that_agree(tables: list[Path], path: Path | None = None) -> tuple[LabelSpace | None, MaskRule | None]:
@@ -532,8 +544,9 @@ def _that_agree(tables: list[Path], path: Path | None = None) -> tuple[LabelSpac
         raise UserError(f"{tables[0]} and {other} name different classes; the splits of one dataset need the same")
     labels, rule = found[0] if found else (None, None)
     if rule and path:
-        said = f"the classes are those of {tables[0].relative_to(path).as_posix()}"
-        rule = dataclasses.replace(rule, notes=(said, *rule.notes))
+        own = "the classes are those of "
+        said = f"{own}{tables[0].relative_to(path).as_posix()}"
+        rule = dataclasses.replace(rule, notes=(said, *(note for note in rule.notes if not note.startswith(own))))
     return labels, rule
 
 

@@ -16,7 +16,7 @@ IMAGE_FOLDERS = (
     *("rgb_anon", "inputs", "input", "x", "imagesTr"),
 )
 _MASK_FOLDERS = (
-    "masks mask labels label annotations annotation annots ann_dir gt ground_truth groundtruth segmentation "
+    "masks mask labels label annotations annotation annots ann_dir gt gts ground_truth groundtruth segmentation "
     "segmentations SegmentationClass"
 )
 # The first of several is used: beside manual ones, "mask" is the field of view, as in HRF.

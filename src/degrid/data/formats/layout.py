@@ -43,7 +43,8 @@ SPLIT_NAMES = {
 
 _SHORT = {
     "train": (
-        "trainval train_val tr trn tra learn entrenamiento entrainement apprentissage treino treinamento addestramento "
+        "trainval train_val trainaug train_aug "
+        "tr trn tra learn entrenamiento entrainement apprentissage treino treinamento addestramento "
         "训练 訓練"
     ),
     "val": "va vl vld vali validierung validacion validacao validazione 验证 驗證 検証",

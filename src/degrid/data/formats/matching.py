@@ -50,7 +50,7 @@ _OF_IMAGES = (
     "immagine immagini afbeelding afbeeldingen 图像 图片 影像 原图 画像 изображение изображения снимки 이미지"
 )
 _OF_MASKS = (
-    "mask masks label labels labelled labeled lbl gt seg segm segmentation segmentations semantic semantics "
+    "mask masks label labels labelled labeled lbl gt gts seg segm segmentation segmentations semantic semantics "
     "annotation annotations anno annot target trimap trimaps maske masken masque masques mascara mascaras máscara "
     "máscaras maschera maschere masker maskers etiqueta etiquetas 标签 标注 掩码 掩膜 マスク ラベル маска маски "
     "разметка 마스크 라벨"
@@ -205,8 +205,8 @@ def without_number(name: str) -> str:
 
 
 def is_for_masks(folder: str) -> bool:
-    """Whether the name of a folder has a word for masks."""
-    return _has_word(folder, _MASK_FOLDER_WORDS)
+    """Whether the name of a folder has a word for masks: not "frames-with-annotations"."""
+    return _has_word(re.split(r"[-_ ]with[-_ ]", folder.lower())[0], _MASK_FOLDER_WORDS)
 
 
 def is_for_images(folder: str) -> bool:

@@ -212,6 +212,9 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     where = layout.wishes.file or layout.root / "dataset.yaml"
     if found.numbers_objects or values == [*range(values[-1] + 1)]:
         mend = f'write "threshold: 1" in {where} if they number objects, which makes one class of all'
+    elif len(values) > _MOST_COLORS:
+        mend = 'so many values are those of a picture, such as a depth map: "masks: FOLDER" in dataset.yaml says where '
+        mend += "the masks are"
     elif not low and (base := _base_of_objects(values)):
         mend = (
             f"if they are the class times {base} and the number of the object, as in Cityscapes' instanceIds, save "
@@ -353,7 +356,7 @@ def _assumed(layout: Layout, found: Survey) -> list[str]:
                 f"no id but 0 is in most masks: {len(objects)} ids are taken as classes; if they number the objects of "
                 'each image, "threshold: 1" in dataset.yaml makes one class of them'
             )
-    elif rule.nearest is None and (line := thin_line(found)):
+    elif rule.nearest is None and rule.threshold is None and (line := thin_line(found)):
         notes.append(f"{line}, unless that is a class of its own")
     elif _names_alone(rule, labels):
         held = sorted({*found.ids} - {*layout.wishes.void})

@@ -85,8 +85,12 @@ _KNOWN: dict[tuple[str, tuple[bytes, ...]], str] = {
         "Its XML files are VOC's boxes, beside which Roboflow and supervision may write polygons: export masks or "
         "COCO's JSON instead"
     ),
-    ("metadata.jsonl", (b"mask",)): (
-        "{file} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])"
+    **dict.fromkeys(
+        (("metadata.jsonl", (b"mask",)), ("*.parquet", ())),
+        "{file} is that of a dataset of Hugging Face: give hf:{path} (pip install degrid[hf])",
+    ),
+    ("*.json", (b'"fid_list"', b'"aname"')): (
+        "{file} is a project of VIA 3, which is not read: export its annotations as COCO's JSON"
     ),
     ("*.csv", (rb"(?i)\A[^\n]*region_shape_attributes",)): ("{file} is VIA's table: export its annotations as JSON"),
     ("*.csv", (rb"(?i)\A[^\n]*(encodedpixels|rle)",)): (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from degrid.data.formats.benchmarks.common import with_table
+from degrid.data.formats.classes import class_table
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pairs import Pair, divided, images_in
@@ -62,8 +63,10 @@ class Cityscapes(DataFormat):
         have = [city_mask(name, masks, "labelTrainIds").exists() for name in names]
         splits: dict[str, list[Pair]] = {}
         _refuse_polygons(masks)
+        own = _own_ending(masks)
+        ending = own or ("labelTrainIds" if all(have) else "labelIds")
         for name, image in zip(names, images, strict=True):
-            mask = city_mask(name, masks, "labelTrainIds" if all(have) else "labelIds")
+            mask = city_mask(name, masks, ending)
             splits.setdefault(_split_of(name), []).append(Pair(name, image, mask if mask.exists() else None))
         undivided: list[Pair] = splits.pop("", [])
         splits, notes = (splits, list[str]()) if splits else divided(undivided)
@@ -73,7 +76,15 @@ class Cityscapes(DataFormat):
             )
         rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
-        return Layout(reason, path, splits, *with_table(path, CITYSCAPES, rule), notes=notes)
+        classes = class_table(path) if own else with_table(path, CITYSCAPES, rule)
+        return Layout(reason, path, splits, *classes, notes=notes)
+
+
+def _own_ending(masks: Path) -> str:
+    """The ending of ids of other classes than Cityscapes', as IDD's labellevel3Ids; "" where there are Cityscapes' own,
+    or several."""
+    found = {file.stem.rpartition("_")[2] for file in masks.rglob(f"*_{masks.name}_label*Ids.png")}
+    return found.pop() if len(found) == 1 and found.isdisjoint(("labelIds", "labelTrainIds")) else ""
 
 
 def _refuse_polygons(masks: Path) -> None:

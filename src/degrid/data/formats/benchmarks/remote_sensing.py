@@ -59,6 +59,8 @@ class LoveDA(DataFormat):
         for split, top in (("train", "Train"), ("val", "Val"), ("test", "Test")):
             for area in ("Rural", "Urban"):
                 place = path / top / area
+                if not place.is_dir():  # unpacked into a folder that is called like the archive
+                    place = path / top / top / area
                 found, _ = pair_folders({split: (place / "images_png", place / "masks_png")})
                 splits.setdefault(split, []).extend(under(area, found.get(split, [])))
         if not any(splits.values()):

@@ -9,6 +9,7 @@ from pathlib import Path
 from degrid.data.formats.classes import class_table
 from degrid.data.formats.folder_names import IMAGE_FOLDERS
 from degrid.data.formats.layout import DataFormat, Layout
+from degrid.data.formats.lists import Lists
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pair_lists import select, split_files
 from degrid.data.formats.pairs import Pair, divided, images_in, labelled, no_images, splits_or_divided, unread_note
@@ -60,7 +61,7 @@ class Voc(DataFormat):
         # Later entries win, so that the best folder comes last.
         masks = {name: file for folder in reversed(folders) for name, file in _by_name(folder).items()}
         images = _by_name(base / "JPEGImages")
-        splits = _splits(base, images, masks)
+        splits = _splits(base, images, masks) or _of_pairs(base)
         if splits:
             # Tools list images on which nothing was drawn, too.
             # VOC's own lists are of images with a segmentation; others list all images.
@@ -106,6 +107,18 @@ def _splits(base: Path, images: dict[str, Path], masks: dict[str, Path]) -> dict
     lists."""
     pairs = [Pair(name, image, masks.get(name)) for name, image in images.items()]
     lists = split_files(base / _LISTS, any_name=True)
-    others = (base / "ImageSets", base / "ImageSets" / "Main", base)
+    others = (*sorted((base / "ImageSets").glob("Segmentation*/")), base / "ImageSets", base / "ImageSets/Main", base)
     lists = lists or next((found for folder in others if (found := split_files(folder))), {})
     return {split: select(names, pairs, base / "JPEGImages") for split, names in lists.items()}
+
+
+def _of_pairs(base: Path) -> dict[str, list[Pair]]:
+    """The splits of lists with lines "/JPEGImages/a.jpg /SegmentationClassAug/a.png", as of ImageSets/SegmentationAug;
+    empty without such lists."""
+    places = (base, *sorted((base / "ImageSets").glob("*/")))
+    found = next(filter(None, (Lists(base).find(place) for place in places)), None)
+    return (
+        {split: [pair for pair in pairs if isinstance(pair, Pair)] for split, pairs in found.splits.items()}
+        if found
+        else {}
+    )

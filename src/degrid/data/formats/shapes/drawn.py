@@ -199,6 +199,10 @@ class Images:
         inside = image.is_relative_to(self.root)
         return (image.relative_to(self.root) if inside else Path(image.name)).with_suffix("").as_posix()
 
+    def beside(self, file: Path) -> list[Path]:
+        """The images that differ from a file in their suffix only."""
+        return self._by_stem.get(file.with_suffix(""), [])
+
     def _by_name(self, name: Path) -> Path | None:
         """The image of this name in any folder; of several, the one in the most alike folders, if it is one only."""
         found = self._index.get(name.name) or self._index.get(before_upload(name.name)) or []
@@ -210,6 +214,10 @@ class Images:
     def all(self) -> list[Path]:
         """Every image below the root, without masks that were drawn."""
         return [file for file in images_in(self.root) if file.relative_to(self.root).parts[0] != DRAWN]
+
+    @cached_property
+    def _by_stem(self) -> dict[Path, list[Path]]:
+        return grouped((image.with_suffix(""), image) for image in self.all)
 
     @cached_property
     def _index(self) -> dict[str, list[Path]]:

@@ -131,6 +131,8 @@ def _read(file: Path) -> CocoFile:
     ):
         content = parse_json(read_text(file), object_hook=_compact)
         _with_equal_ids(content)
+        for row in content["images"]:  # LVIS names no files
+            row.setdefault("file_name", row.get("coco_url", ""))
         names = {row["id"]: str(row["name"]) for row in sorted(content["categories"], key=lambda row: row["id"])}
         rows = {row["id"]: row for row in content["images"]}
         found = CocoFile(file, names, rows)
@@ -141,8 +143,12 @@ def _read(file: Path) -> CocoFile:
                 found.lost += 1
         if any(str(row["file_name"]) == "" for row in rows.values()):
             raise ValueError("an image without file_name")
-        if unknown := [row["category_id"] for row in found.all() if row["category_id"] not in names]:
-            raise ValueError(f"category_id {unknown[0]}, which is not among the categories")
+        unknown = Counter(row["category_id"] for row in found.all() if row["category_id"] not in names)
+    if unknown:
+        raise UserError(
+            f"{file} has {counted(sum(unknown.values()), 'annotation')} with category_id {some(unknown)}, which its "
+            "categories do not list: add the category there, or take these annotations out"
+        )
     return found
 
 
@@ -254,7 +260,9 @@ def _names(contents: list[CocoFile], notes: list[str]) -> list[str]:
 
 
 def _is_of_roboflow(file: Path) -> bool:
-    """Whether a file begins with what Roboflow says of itself ("info" comes first)."""
+    """Whether a file has Roboflow's name, or begins with what Roboflow says of itself ("info" comes first)."""
+    if file.name == "_annotations.coco.json":
+        return True
     with file.open("rb") as opened:
         return b"roboflow" in opened.read(4096).lower()
 

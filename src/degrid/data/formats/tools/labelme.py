@@ -20,7 +20,7 @@ from degrid.data.formats.classes import has_table
 from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.masks import MaskRule, rgb_like
 from degrid.data.formats.pair_lists import read_names
-from degrid.data.formats.pairs import files_in, images_in
+from degrid.data.formats.pairs import files_in
 from degrid.data.formats.shapes.drawn import Drawn, Images, refuse_boxes, split_of_folders, with_splits
 from degrid.data.formats.shapes.polygon import ellipse_region, polygon_region, rectangle
 from degrid.data.formats.shapes.region import Region, Thing
@@ -32,8 +32,8 @@ from degrid.lookup import counted
 from degrid.types import IGNORE_INDEX, LabelSpace, UserError
 
 _MARKS = (b'"shapes"', b'"imagePath"')
-_AREAS = ("polygon", "circle", "rectangle", "oriented_rectangle", "mask")
-_BOXES = ("rectangle", "oriented_rectangle")
+_BOXES = ("rectangle", "oriented_rectangle", "rotation")  # the last is X-AnyLabeling's
+_AREAS = ("polygon", "circle", "mask", *_BOXES)
 
 
 class Labelme(DataFormat):
@@ -137,11 +137,21 @@ def _kind(shape: Mapping[str, Any]) -> str:
 
 
 def _image(content: Mapping[str, Any], file: Path, images: Images) -> Path:
-    """The image that the file names, or the one that is named like the file."""
+    """The image that the file names, or the one that is named like the file.
+
+    Raises:
+        UserError: these are two, as where files were renamed.
+    """
     named = images.find(str(content["imagePath"]), file.parent)
-    if named.is_file():
+    if named.is_file() and named.stem == file.stem:
         return named
-    return next((image for image in images_in(file.parent) if image.with_suffix(".json") == file), named)
+    beside = next(iter(images.beside(file)), None)
+    if beside and named.is_file():
+        raise UserError(
+            f"{file} says that its image is {named.name}, but {beside.name} beside it has its own name: correct "
+            "imagePath in it, or give it the name of its image"
+        )
+    return beside or named
 
 
 def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
