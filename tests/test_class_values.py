@@ -273,6 +273,26 @@ def test_classes_times_a_number_and_objects(tmp_path, base):
         open_dataset(tmp_path)
 
 
+def test_the_largest_number_of_32_bits_for_void(tmp_path):
+    rasters = np.array([0, 1, 2, 2**32 - 1], np.uint32)[IDS]
+    pairs(tmp_path, IDS.astype(np.uint8))
+    for k in range(4):
+        (tmp_path / "masks" / f"{k}.png").unlink()
+        np.save(tmp_path / "masks" / f"{k}.npy", rasters)
+    with pytest.raises(UserError, match=r'write "ids: \[0, 1, 2, 4294967295\]" .* void belong in "void: \[\.\.\]"'):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("void: [4294967295]\n")
+    assert open_dataset(tmp_path)[0].label.tolist() == np.where(IDS == 3, 255, IDS).tolist()
+
+
+def test_the_colours_of_the_full_ade20k(tmp_path):
+    for k in range(4):
+        for name, values in (("{}.jpg", np.full((24, 32, 3), k)), ("{}_seg.png", np.dstack([IDS * 10, IDS, IDS]))):
+            Image.fromarray(values.astype(np.uint8)).save(tmp_path / name.format(f"ADE_train_{k:08d}"))
+    with pytest.raises(UserError, match=r"of the full ADE20K: of its objects, red // 10 \* 256 \+ green is the number"):
+        open_dataset(tmp_path)
+
+
 def test_depth_is_no_mask(tmp_path):
     """16 bits of millimetres: too many values for classes and objects."""
     pairs(tmp_path, np.random.default_rng(0).permutation(24 * 64).astype(np.uint16).reshape(24, 64) * 40)

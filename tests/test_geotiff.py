@@ -315,3 +315,9 @@ def test_arrays_with_their_channels_first_are_told(tmp_path):
         read_scene(tmp_path / "a.npy", Bands(50, "bytes"))
     np.save(tmp_path / "a.npy", np.zeros((40, 50, 3), np.uint8))
     assert read_scene(tmp_path / "a.npy").pixels.shape == (40, 50, 3)
+
+
+def test_complex_numbers_are_told(tmp_path):
+    file = write(tmp_path / "a.tif", np.ones((1, 16, 16), np.complex64))
+    with pytest.raises(UserError, match=r"a\.tif holds complex numbers, which no network reads"):
+        read_scene(file, Bands(1, "auto"))

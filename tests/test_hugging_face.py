@@ -325,6 +325,7 @@ def test_a_choice_of_columns_is_said():
             r"no column that looks like masks; its columns: image \(Image\), label \(string\)",
         ),
         ({"a": "I", "b": "I"}, {}, r'no column that looks like masks; .*say so: "hf:x\?mask=b"'),
+        ({"image": "I"}, {}, r'no column that looks like masks; .*say so: "hf:x\?mask=COLUMN"'),
         ({"a": "I", "b": "I", "mask": "I"}, {}, "several columns that could be images"),
         ({"mask": "I"}, {}, "no column of images beside the masks"),
         ({"image": "I", "mask": "I"}, {"mask": "msak"}, r'"msak" is not a column of masks. Did you mean "mask"\?'),

@@ -209,6 +209,19 @@ def test_a_list_of_val_alone(tmp_path):
     assert said in notes_of(open_dataset(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("mask", "further"), [("{}_1stHO.png", "{}_2ndHO.png"), ("{}.jpg___fuse.png", "{}.jpg___save.png")]
+)
+def test_further_masks_side_by_side_are_no_images(tmp_path, mask, further):
+    """CHASE_DB1's second observer, and the pictures beside SuperAnnotate's masks."""
+    names = [f"Image_{k:02d}L" for k in range(4)]
+    pairs = [(f"{name}.jpg", mask.format(name)) for name in names]
+    make(tmp_path, pairs)
+    for name in names:
+        put_mask(tmp_path / further.format(name), "other")
+    check(tmp_path, pairs)
+
+
 def test_several_datasets_below_a_folder_are_named(tmp_path):
     for task in ("task0", "task1"):
         make(tmp_path, [(f"{task}/JPEGImages/a.jpg", f"{task}/SegmentationClass/a.png")])

@@ -912,6 +912,19 @@ def test_label_studio_json_min_of_several_annotators(tmp_path, order):
     assert "1 task has several annotations: the last of each counts" in check_data(tmp_path).notes
 
 
+def test_label_studio_before_1_0_and_turned_images(tmp_path):
+    """Annotations were called completions; the corners of what was drawn on a turned image are those of that image."""
+    put_image(tmp_path / "a.png")
+    shapes = [result("polygon", {"points": percent(polygon)}, name) for polygon, name in ((CAR, "car"), (SIGN, "sign"))]
+    task = {"id": 1, "data": {"image": "a.png"}}
+    put_json(tmp_path / "a.json", [{**task, "completions": [{"id": 1, "result": shapes}]}])
+    check(tmp_path, kind="Label Studio JSON")
+    shapes[1]["image_rotation"] = 90
+    put_json(tmp_path / "a.json", [{**task, "annotations": [{"id": 1, "result": shapes}]}])
+    with pytest.raises(UserError, match=r"a shape that was drawn on a turned image \(image_rotation\)"):
+        open_dataset(tmp_path)
+
+
 def test_label_studio_faults(tmp_path):
     put_image(tmp_path / "a.png")
     box = result("rectangle", {"x": 0, "y": 0, "width": 10, "height": 10}, "car")

@@ -244,6 +244,8 @@ def read_values(path: str | os.PathLike[str], size: tuple[int, ...] | None = Non
     deep = start.startswith(_PNG_START) and start[_PNG_BITS] == 16 and start[_PNG_COLORS] in (2, 4, 6)
     if other or deep:
         found = np.moveaxis(read_bands(path), 0, -1)
+        if found.dtype.kind == "c":
+            raise UserError(f"{path} holds complex numbers, which no network reads: save np.abs of them, or both parts")
         return found[..., : {4: 1}.get(start[_PNG_COLORS], 3)] if deep else found
     return values_of(oriented(open_image(path), size))
 

@@ -23,7 +23,7 @@ from degrid.data.formats.folds import folds_of_folders, named_folds
 from degrid.data.formats.json_splits import json_splits
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.matching import masks_among, picture_beside
+from degrid.data.formats.matching import masks_among, picture_beside, without_image
 from degrid.data.formats.pair_lists import (
     elsewhere_note,
     names_alone,
@@ -318,6 +318,7 @@ class SideBySide(DataFormat):
         masks = masks_among(files)
         images = [file for name, file in files.items() if name not in masks and file.suffix.lower() in IMAGE_SUFFIXES]
         pairs, orphans = match_names(images, path, [files[name] for name in sorted(masks)], path)
+        pairs = _without_further_files(pairs, {file: name for name, file in files.items()})
         matched = [(pair.image.name, pair.mask.name) for pair in pairs if pair.mask]
         if not matched or 2 * len(matched) < len(pairs):
             return None  # a few names that happen to match are not a dataset
@@ -327,6 +328,13 @@ class SideBySide(DataFormat):
             labels, rule = classes_beside(near)
         notes += [*_color_note(pairs), *unread_note(path)]
         return Layout(" beside ".join(matched[0]), path, splits, labels, rule, orphans, notes)
+
+
+def _without_further_files(pairs: list[Pair], names: Mapping[Path, str]) -> list[Pair]:
+    """The pairs without further files of other images, such as a second observer's mask, that look like images."""
+    masks = {names[pair.image]: names[pair.mask] for pair in pairs if pair.mask}
+    alone = {*without_image([names[pair.image] for pair in pairs if not pair.mask], masks)}
+    return [pair for pair in pairs if pair.mask or names[pair.image] in alone]
 
 
 def refuse_images_alone(layout: Layout, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from degrid.data.formats.classes import unread_tables
@@ -210,7 +211,7 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
     place = next(found.first[value] for value in found.first if value in (values[0], values[-1]))
     mend, low = "map the ids in dataset.yaml", [value for value in values if value < 0]
     where = layout.wishes.file or layout.root / "dataset.yaml"
-    if found.numbers_objects or values == [*range(values[-1] + 1)]:
+    if found.numbers_objects or _have_no_gaps(values):
         mend = f'write "threshold: 1" in {where} if they number objects, which makes one class of all'
     elif len(values) > _MOST_COLORS:
         mend = 'so many values are those of a picture, such as a depth map: "masks: FOLDER" in dataset.yaml says where '
@@ -221,10 +222,15 @@ def _range_message(layout: Layout, found: Survey, values: list[int]) -> str:
             f"np.where(ids < {base}, ids, ids // {base})"
         )
     elif not low and len(values) <= _MOST_LISTED:
-        mend = f'write "ids: {values}" in {where} if these are the classes, without those that are void'
+        mend = f'write "ids: {values}" in {where} if these are the classes; those that are void belong in "void: [..]"'
     elif 0 < len(low) <= 4 and values[-1] <= IGNORE_INDEX:
         mend = f'write "void: {low}" in {where} if that means nothing'
     return f"{place} holds ids from {values[0]} to {values[-1]}; degrid has at most 255 classes, from 0 on: {mend}"
+
+
+def _have_no_gaps(values: list[int]) -> bool:
+    """Whether these are all numbers from 0 to the last."""
+    return values[0] == 0 and len(values) == values[-1] + 1
 
 
 def _base_of_objects(values: list[int]) -> int:
@@ -246,6 +252,8 @@ def _colors_message(layout: Layout, found: Survey, colored: list[Color]) -> str:
     if channel := in_one_channel(colors):
         said.append(channel[0].upper() + channel[1:])
     said += [f'{note}: "masks: FOLDER" in dataset.yaml chooses' for note in beside]
+    if re.search(r"ADE_[a-z]+_\d+_seg\.png", str(found.first[colored[0]])):
+        said = ["It is one of the full ADE20K: of its objects, red // 10 * 256 + green is the number of the class"]
     return ". ".join(
         [
             f"{found.first[colored[0]]} is a colour picture and nothing says which colour is which class (there are "

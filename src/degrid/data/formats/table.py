@@ -170,11 +170,8 @@ def _what_is_there(path: Path, rows: Mapping[str, Row]) -> str:
     """What a folder holds instead of a dataset: the folder to give instead, or the kinds of its files."""
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     further = [*folders_in(below[0]).values()] if len(below) == 1 else []
-    found = [folder for folder in [*below, *further][:_TRIED] if _holds_some(folder, rows)]
-    if len(found) > 1:
-        return f", but there are some in each of {some(found)}: give one of these folders, or join their files in one"
-    if found:
-        return f", but there are some in {found[0]}: give that folder"
+    if said := _said_of_places([folder for folder in [*below, *further][:_TRIED] if _holds_some(folder, rows)]):
+        return said
     names = (entry.name for _, files in walk(path) for entry in files)
     count = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
     shown = ", ".join(f"{number} {suffix}" for suffix, number in count.most_common(6))
@@ -196,6 +193,13 @@ def _holds_some(folder: Path, rows: Mapping[str, Row]) -> bool:
             if _read(kind, made(), folder):
                 return True
     return False
+
+
+def _said_of_places(found: Sequence[Path]) -> str:
+    """How to say that these folders are what should be given; empty without one."""
+    if len(found) > 1:
+        return f", but there are some in each of {some(found)}: give one of these folders, or join their files in one"
+    return f", but there are some in {found[0]}: give that folder" if found else ""
 
 
 def _folders_that_pair(path: Path, folders: Sequence[Path]) -> str:

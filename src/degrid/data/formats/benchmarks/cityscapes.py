@@ -74,10 +74,13 @@ class Cityscapes(DataFormat):
             notes.append(
                 f"{counted(len(have) - sum(have), 'image', 'have')} no labelTrainIds: all labels are read from labelIds"
             )
-        rule = MaskRule.plain(CITYSCAPES) if all(have) else CITYSCAPES_RAW
         reason = f"leftImg8bit and {masks.name}"
-        classes = class_table(path) if own else with_table(path, CITYSCAPES, rule)
-        return Layout(reason, path, splits, *classes, notes=notes)
+        return Layout(reason, path, splits, *(class_table(path) if own else _classes(path, all(have))), notes=notes)
+
+
+def _classes(path: Path, train_ids: bool) -> tuple[LabelSpace, MaskRule]:
+    """Cityscapes' classes, or the user's, and the rule for masks of train ids or of label ids."""
+    return with_table(path, CITYSCAPES, MaskRule.plain(CITYSCAPES) if train_ids else CITYSCAPES_RAW)
 
 
 def _own_ending(masks: Path) -> str:

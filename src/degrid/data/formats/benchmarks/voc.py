@@ -117,8 +117,5 @@ def _of_pairs(base: Path) -> dict[str, list[Pair]]:
     empty without such lists."""
     places = (base, *sorted((base / "ImageSets").glob("*/")))
     found = next(filter(None, (Lists(base).find(place) for place in places)), None)
-    return (
-        {split: [pair for pair in pairs if isinstance(pair, Pair)] for split, pairs in found.splits.items()}
-        if found
-        else {}
-    )
+    splits = found.splits if found else {}
+    return {split: [pair for pair in pairs if isinstance(pair, Pair)] for split, pairs in splits.items()}

@@ -59,7 +59,7 @@ class _Table:
         if not masks:
             raise UserError(
                 f"{self.where} has no column that looks like masks; its columns: {self.listed}; if one holds them, say "
-                f'so: "{self.where}?mask={others[-1] if others else "COLUMN"}"'
+                f'so: "{self.where}?mask={next((name for name in reversed(others) if name not in likely), "COLUMN")}"'
             )
         return masks
 

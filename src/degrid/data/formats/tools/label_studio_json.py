@@ -123,6 +123,8 @@ def _shapes(tasks: Sequence[Mapping[str, Any]], file: Path) -> list[list[dict[st
         for results in found:
             for result in results:
                 _label(result)
+                if _kind(result) and result.get("image_rotation"):  # corners are then those of the turned image
+                    raise ValueError("a shape that was drawn on a turned image (image_rotation): turn it back there")
     return found
 
 
@@ -133,6 +135,9 @@ def _tasks(path: Path) -> dict[Path, list[dict[str, Any]]]:
     for file in files[:_MOST_FILES]:
         if file.is_file() and file.read_bytes().lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
             tasks = read_json(file)
+            for task in tasks:
+                if isinstance(task, dict) and "completions" in task:  # their name before 1.0
+                    task["annotations"] = task.pop("completions")
             if (
                 tasks
                 and all(isinstance(task, dict) and "id" in task for task in tasks)
