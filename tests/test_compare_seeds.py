@@ -81,7 +81,7 @@ def test_p_is_never_0_and_runs_alike_have_no_spread():
 
 @pytest.mark.parametrize(("a", "b", "paired"), [([0.5], [0.6, 0.7], False), ([0.5, 0.6], [0.6, 0.7, 0.8], True)])
 def test_too_few_runs_are_refused(a, b, paired):
-    with pytest.raises(UserError, match="two runs or more of each recipe"):
+    with pytest.raises(UserError, match="at least two runs of each recipe"):
         seed_difference(a, b, paired)
 
 
@@ -120,7 +120,7 @@ def test_from_the_command_line(runs, found, tmp_path):
 
 
 def test_mistakes(runs):
-    with pytest.raises(UserError, match="single models over the images; got 2, 1 runs"):
+    with pytest.raises(UserError, match="over the seeds; got 2, 1 runs"):
         degrid.compare([runs[0], runs[1][0]], "synthetic:1")
     with pytest.raises(UserError, match="a memory limit gives each network different windows"):
         degrid.compare(runs, "synthetic:1", options=degrid.InferenceOptions(memory=1 << 20))

@@ -84,14 +84,24 @@ def test_tutorial_as_it_is_written(folder):
 
 
 def test_the_operator_of_the_page_smooths(folder):
-    names = {}
-    exec(blocks((DOCS / "operators.md").read_text(), "python")[-1], names)
+    names = {"model": nn.Sequential(nn.Conv2d(3, 4, 3, padding=2, dilation=2))}
+    first, last = blocks((DOCS / "operators.md").read_text(), "python")
+    exec(first, names)
+    assert str(names["report"]).startswith("gaussian: smoothed 1 dilated convolutions (1 of rate 2)")
+    exec(last, names)
     conv = nn.Conv2d(3, 4, 3, padding=2, dilation=2, bias=False)
     image = torch.rand(1, 3, 9, 9)
     plain = conv(image)
     model = nn.Sequential(conv)
     degrid.smooth_dilated_convs(model, names["Doubled"], factor=3.0)
     torch.testing.assert_close(model(image), 3 * plain)
+
+
+@pytest.mark.slow
+def test_the_encoder_of_the_page_is_dilated(capsys):
+    (block,) = blocks((DOCS / "encoders.md").read_text(), "python")
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("features at strides 2, 4, 8, 8, 8: 2 layers no longer")
 
 
 @pytest.mark.slow

@@ -197,10 +197,10 @@ def recipes_of(models: AnyModels) -> list[list[AnyModel]]:
     given = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
     recipes = [_runs(each) if isinstance(each, str | os.PathLike | nn.Module) else list(each) for each in given]
     numbers = [len(recipe) for recipe in recipes]
-    if numbers and max(numbers) > 1 > min(numbers) - 1:
+    if numbers and min(numbers) < 2 <= max(numbers):
         raise UserError(
-            f"recipes are compared over the seeds of two runs or more of each, single models over the images; got "
-            f"{', '.join(map(str, numbers))} runs"
+            "expected either single models, compared over the images, or recipes of at least two runs each, compared "
+            f"over the seeds; got {', '.join(map(str, numbers))} runs"
         )
     return recipes
 

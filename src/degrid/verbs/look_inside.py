@@ -77,9 +77,9 @@ def with_random_weights(network: nn.Module, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for layer in anew.modules():
-            reset = getattr(layer, "reset_parameters", None)
+            reset = getattr(type(layer), "reset_parameters", None)  # PyTorch's convention; an attribute is none
             if callable(reset):
-                reset()
+                reset(layer)
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return anew

@@ -31,7 +31,9 @@ def seed_difference(a: Sequence[float], b: Sequence[float], paired: bool) -> Dif
     Source: Student, Biometrika 6 (1908); Welch, Biometrika 34 (1947).
     """
     if min(len(a), len(b)) < 2 or (paired and len(a) != len(b)):
-        raise UserError(f"seeds are compared over two runs or more of each recipe; got {len(a)} and {len(b)}")
+        raise UserError(
+            f"expected at least two runs of each recipe, and as many of both in pairs; got {len(a)} and {len(b)}"
+        )
     miou_a, miou_b = float(np.mean(a)), float(np.mean(b))
     difference = miou_b - miou_a
     if paired:
