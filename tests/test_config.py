@@ -61,6 +61,9 @@ def test_mistakes_are_named(assignment, message):
 def test_pretrained_takes_a_switch_or_a_path():
     assert config.override(config.RunConfig(), ["model.pretrained=false"]).model.pretrained is False
     assert config.override(config.RunConfig(), ["model.pretrained=a/b.pth"]).model.pretrained == "a/b.pth"
+    for given, read in {"False": False, "a/b.pth": "a/b.pth", "1e5": "1e5"}.items():  # texts, from Python
+        assert config.override(config.RunConfig(), {"model.pretrained": given}).model.pretrained == read
+    assert config.override(config.RunConfig(), {"data.workers": "0"}).data.workers == 0
 
 
 @pytest.mark.parametrize("nothing", ["model.scales=none", "model.scales=", "model.scales=[]"])

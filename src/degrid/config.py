@@ -523,8 +523,10 @@ def _convert_union(options: tuple[Any, ...], value: object, path: str) -> Any:
         return None
     for option in options:
         if option is not type(None):
+            # In Python, too, "0" and "false" may be meant as what they are on the command line.
+            read = _parse(value) if isinstance(value, str) and option is not str else value
             try:
-                return _convert(option, value, path)
+                return _convert(option, read, path)
             except UserError:
                 continue
     raise UserError(f'setting "{path}": expected {" or ".join(map(_in_words, options))}, got {value!r}')
