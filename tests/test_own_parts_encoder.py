@@ -162,13 +162,17 @@ def test_an_own_operator_is_asked_for_its_options_only(tmp_path):
     (tmp_path / "my_operators.py").write_text(
         "from degrid.smoothing import Operator\n"
         "class Scaled(Operator):\n"
-        "    def __init__(self, rate, factor=1.0):\n"
+        "    def __init__(self, rate, factor=1.0, legacy=False):\n"
         "        super().__init__(rate)\n"
-        "        self.factor = factor\n"
+        "        self.factor, self.legacy = factor, legacy\n"
         "    def forward(self, x, convolve):\n"
         "        return self.factor * convolve(x, self.rate)\n"
     )
     model = degrid.deeplabv3("timm:resnet10t", 2, operator="my_operators:Scaled", operator_options={"factor": 2.0})
     assert {conv.smoothing for conv in degrid.describe(model, size=(32, 32)).dilated} == {"Scaled", None}
+    for legacy in (False, True):
+        layer = torch.nn.Conv2d(3, 3, 3, padding=2, dilation=2)
+        degrid.smooth_dilated_convs(layer, "my_operators:Scaled", legacy=legacy)
+        assert layer.smoothing.legacy is legacy
     with pytest.raises(UserError, match='operator "my_operators:Scaled" has no option "fctor". Did you mean "factor"'):
         degrid.deeplabv3("timm:resnet10t", 2, operator="my_operators:Scaled", operator_options={"fctor": 2.0})

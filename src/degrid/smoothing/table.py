@@ -92,8 +92,9 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
     """A function from the rate to an operator, for the layers of one network.
 
     Args:
-        operator: a row of OPERATORS, its name in the original code, "module:Class" (called with the rate and the
-            options), or such a class or function itself. The others: see `smooth_dilated_convs`.
+        operator: a row of OPERATORS, its name in the original code, "module:Class" (called with the rate, the options
+            and, if it has that parameter, `legacy`), or such a class or function itself.
+        legacy, options: see `smooth_dilated_convs`.
     Raises:
         UserError: an unknown name or option.
     """
@@ -105,7 +106,7 @@ def operator_factory(operator: str | Factory, legacy: bool = False, **options: A
         if isinstance(found, type) and not issubclass(found, nn.Module):
             raise UserError(f'smoothing operator "{name}": expected a class derived from torch.nn.Module')
         own = cast(Callable[..., Operator], found)
-        given = settings_for(own, {}, options, f'operator "{name}"')
+        given = settings_for(own, {"legacy": legacy}, options, f'operator "{name}"')
         return lambda rate: own(rate, **given)
     make = lookup(LEGACY_OPERATORS if legacy else OPERATORS, name, "smoothing operator")
     return make_part(make, {}, options, f'operator "{name}"')
