@@ -601,3 +601,25 @@ def test_a_table_beside_cityscapes_and_camvid_wins(tmp_path):
         assert dataset.labels.names == ("road", "crack", "hole")
         assert dataset[0].name == name
         assert dataset[0].label.tolist() == [[0, 1, 2, V]]
+
+
+def test_vocs_layout_with_a_list_of_train_alone_and_with_lists_of_pairs(tmp_path):
+    """A part of train is for validation; DeepLab's lists of pairs count where there are no lists of names."""
+    names = [f"f{k}" for k in range(8)]
+    for k, name in enumerate(names):
+        put_image(tmp_path / f"JPEGImages/{name}.jpg")
+        put(tmp_path / f"SegmentationClass/{name}.png", [[0, 1, k % 2, V]])
+    lists = tmp_path / "ImageSets/SegmentationAug"
+    lists.mkdir(parents=True)
+    (lists / "train_aug.txt").write_text(
+        "".join(f"/JPEGImages/{n}.jpg /SegmentationClass/{n}.png\n" for n in names[2:])
+    )
+    (lists / "val.txt").write_text("/JPEGImages/f0.jpg /SegmentationClass/f0.png\n")
+    train = check(tmp_path, "train", "JPEGImages/f3", [[0, 1, 1, V]], kind="VOC")
+    assert len(train) == 6
+    check(tmp_path, "val", "JPEGImages/f0", [[0, 1, 0, V]], kind="VOC")
+    (tmp_path / "ImageSets/Segmentation").mkdir()
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("\n".join(names[1:]))
+    train, val = open_dataset(tmp_path), open_dataset(tmp_path, "val")
+    assert {source.name for source in (*train.sources, *val.sources)} == {*names[1:]}
+    assert notes_of(train)[0].startswith('the data have no split "val" beside "train": ')

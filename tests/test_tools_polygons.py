@@ -188,6 +188,11 @@ def test_polygons_of_segments_ai(tmp_path):
         row["points"] = [flat[place : place + 2] for place in range(0, len(flat), 2)]
     put_json(tmp_path / "a.json", content)
     check(tmp_path, kind="COCO polygons")
+    for around in (lambda pairs: pairs, lambda pairs: [pairs]):  # under COCO's own word
+        for row in content["annotations"]:
+            row["segmentation"] = around(row["points"])
+        put_json(tmp_path / "a.json", content)
+        check(tmp_path)
     release = {"name": "v1", "dataset": {"task_type": "vector", "labelsets": [], "samples": []}}
     put_json(tmp_path / "a.json", release)
     with pytest.raises(UserError, match=r"a.json is a release of Segments.ai .*export_format='coco-instance'"):

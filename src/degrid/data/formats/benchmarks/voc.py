@@ -12,7 +12,16 @@ from degrid.data.formats.layout import DataFormat, Layout
 from degrid.data.formats.lists import Lists
 from degrid.data.formats.masks import MaskRule
 from degrid.data.formats.pair_lists import select, split_files
-from degrid.data.formats.pairs import Pair, divided, images_in, labelled, no_images, splits_or_divided, unread_note
+from degrid.data.formats.pairs import (
+    Pair,
+    divided,
+    images_in,
+    labelled,
+    no_images,
+    splits_or_divided,
+    unread_note,
+    with_val,
+)
 from degrid.data.formats.tools.label_files import label_file
 from degrid.types import IGNORE_INDEX, LabelSpace, voc_palette
 
@@ -67,7 +76,7 @@ class Voc(DataFormat):
             # VOC's own lists are of images with a segmentation; others list all images.
             whole = not label_file(base) and split_files(base / _LISTS, any_name=True)
             splits, left_out = (splits, []) if whole else labelled(splits)
-            splits, notes = splits_or_divided(splits)
+            splits, notes = _with_val(splits)
             notes += left_out
         else:
             # JPEGImages holds many photographs without a segmentation; only those with one count.
@@ -80,6 +89,12 @@ class Voc(DataFormat):
         reason = " and ".join(["JPEGImages", *(folder.name for folder in folders)])
         how_to_add = "a list ImageSets/Segmentation/{split}.txt"
         return Layout(reason, base, splits, labels, rule, orphans, notes, how_to_add)
+
+
+def _with_val(splits: dict[str, list[Pair]]) -> tuple[dict[str, list[Pair]], list[str]]:
+    """The splits, where one list that is everything is divided, and train without another list is, too; and notes."""
+    splits, notes = splits_or_divided(splits)
+    return with_val(splits) if {*splits} <= {"train", "test"} and not notes else (splits, notes)
 
 
 def _refuse_masks_alone(path: Path) -> None:

@@ -163,7 +163,10 @@ def _with_equal_ids(content: Mapping[str, Any]) -> None:
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
     if "category_id" in row and "segmentation" not in row and _pairs(row.get("points")):
-        row["segmentation"] = [[value for point in row["points"] for value in point]]
+        row["segmentation"] = row["points"]
+    if isinstance(row.get("segmentation"), list):  # pairs of one polygon, or of several
+        given = row["segmentation"]
+        row["segmentation"] = [_flat(polygon) for polygon in ([given] if _pairs(given) else given)]
     # Arrays take half the memory of lists of numbers. What is not numbers is refused when it is drawn.
     polygons = row.get("segmentation")
     if isinstance(polygons, list):
@@ -173,6 +176,11 @@ def _compact(row: dict[str, Any]) -> dict[str, Any]:
             if polygon != []
         ]
     return row
+
+
+def _flat(polygon: Any) -> Any:
+    """A polygon of pairs as x, y, x, y, ..; anything else as it is."""
+    return [value for point in polygon for value in point] if _pairs(polygon) else polygon
 
 
 def _pairs(points: Any) -> bool:
