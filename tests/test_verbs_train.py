@@ -24,6 +24,7 @@ from degrid.smoothing.table import operator_factory
 from degrid.types import UserError
 from degrid.verbs.run import RunResult
 from degrid.verbs.run_settings import check_settings, idle_settings
+from degrid.verbs.run_start import open_data
 from degrid.verbs.train import run_config
 
 SMALL = config.parse_settings([*TINY, "train.steps=4", "train.eval_every=2"])
@@ -229,6 +230,28 @@ def test_what_was_decided_for_the_user_is_said_and_kept(tmp_path):
     code, output = cli("train", "--data", tmp_path / "photos", *words, "-o", tmp_path / "command")
     assert code == 0
     assert all(note in output for note in expected)
+
+
+def test_a_dataset_of_ones_own_declares_its_channels(tmp_path, monkeypatch):
+    (tmp_path / "bands_sets.py").write_text(
+        "import torch\n"
+        "from degrid import LabelSpace, Sample\n"
+        "from degrid.types import Bands\n"
+        "class Silent:\n"
+        "    labels, bands = LabelSpace.of_size(2), ['red', 'green', 'blue', 'infrared']\n"
+        "    def __init__(self, split): pass\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, i):\n"
+        "        return Sample(torch.zeros(4, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=torch.uint8), str(i))\n"
+        "class Declared(Silent):\n"
+        "    bands = Bands(4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    settings = config.override(config.RunConfig(), {"data.path": "bands_sets:Silent"})
+    with pytest.raises(UserError, match=r"of 3 channels, got 4; .* by its attribute bands = degrid.types.Bands\(4\)"):
+        open_data(settings)
+    _, found = open_data(config.override(settings, {"data.path": "bands_sets:Declared"}))
+    assert found.model.in_channels == 4
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from degrid.models import (
     synchronise_batch_norm,
 )
 from degrid.networks import bands_of, build_model
-from degrid.types import Batch, Dataset, OnProgress, UserError
+from degrid.types import Bands, Batch, Dataset, OnProgress, UserError
 from degrid.verbs.fixed_crops import freeze_stages
 from degrid.verbs.run_settings import idle_settings, loaders_of, make_objective, make_plan, make_state, transform_of
 
@@ -53,12 +53,28 @@ class RunData:
     notes: tuple[str, ...]
 
 
+def _check_channels(dataset: Dataset, path: str, bands: Bands) -> None:
+    """Refuse a dataset of the user's own whose images have other channels than it declares.
+
+    Raises:
+        UserError: says how it declares them.
+    """
+    channels = dataset[0].image.shape[0] if len(dataset) else bands.count
+    if channels != bands.count:
+        raise UserError(
+            f"{path}: expected images of {bands.count} channels, got {channels}; a dataset of your own declares other "
+            f"channels by its attribute bands = degrid.types.Bands({channels})"
+        )
+
+
 def open_data(config: RunConfig) -> tuple[RunData, RunConfig]:
     """The data, and the settings with what was found in them, which the model and a repeated run keep."""
     data, model = config.data, config.model
     skip = data.skip_bad_shards
     train = open_dataset(data.path, data.train, bands=bands_of(model), accept=data.accept, skip_bad_shards=skip)
     bands = bands_in(train)
+    if not isinstance(train, SourceDataset):
+        _check_channels(train, data.path, bands)
     if model.in_channels not in (None, bands.count):
         raise UserError(
             f'setting "model.in_channels": {data.path} gives images of {bands.count} channels, got {model.in_channels}'
