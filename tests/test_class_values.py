@@ -74,6 +74,8 @@ TABLE = "id,name,r,g,b\n" + "".join(
     [
         ("labels.csv", TABLE),
         ("label_map.csv", "label,index\n" + "".join(f"{name},{k}\n" for k, name in enumerate(NAMES))),
+        ("Klassen.csv", "Nummer;Name\n" + "".join(f"{k};{name}\n" for k, name in enumerate(NAMES))),
+        ("étiquettes.csv", TABLE),
         ("colors.txt", "".join(f"{r} {g} {b} {name}\n" for name, (r, g, b) in zip(NAMES, COLORS, strict=True))),
         ("categories.tsv", "id\tcategory\n" + "".join(f"{k}\t{name}\n" for k, name in enumerate(NAMES))),
         ("masks/classes.csv", TABLE),

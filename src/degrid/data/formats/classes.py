@@ -26,6 +26,7 @@ _NAME_FILES = ("classes.txt", "class.txt", "class_names.txt", "classnames.txt", 
 # Other names that look like lists of classes.
 _LIKE_TABLES = re.compile(
     r"(.*\.names|(class(es)?|class_?names|labels?|label_?map|names|categories|id2label|palette|legend"
+    r"|klassen?|legende|kategorien|clases|classi|categor[ií]as|catégories|etiquetas|étiquettes|类别|類別|классы"
     r"|(class_?|label_?)?colou?rs|(.*[-_ ])?colou?r_?map)"
     r"\.(csv|tsv|json|ya?ml|txt|names|xml|pbtxt|xlsx?))",
     re.IGNORECASE,
