@@ -623,3 +623,6 @@ def test_vocs_layout_with_a_list_of_train_alone_and_with_lists_of_pairs(tmp_path
     train, val = open_dataset(tmp_path), open_dataset(tmp_path, "val")
     assert {source.name for source in (*train.sources, *val.sources)} == {*names[1:]}
     assert notes_of(train)[0].startswith('the data have no split "val" beside "train": ')
+    (tmp_path / "ImageSets/Segmentation/train.txt").rename(tmp_path / "ImageSets/Segmentation/trainaug.txt")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("f0")
+    assert len(open_dataset(tmp_path, "trainaug")) == 7  # as recipes for VOC ask for it

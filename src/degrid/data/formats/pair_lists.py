@@ -209,6 +209,11 @@ def is_pair_list(file: Path) -> bool:
         return False
 
 
+def _not_named_aug(files: Sequence[Path]) -> list[str]:
+    """The words of lists but VOC's trainaug, which recipes ask for by its own name, with or without a train."""
+    return [word for word in map(list_word, files) if not word.endswith("aug")]
+
+
 def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
     """Read image names from train.txt, val.txt, ..., one per line.
 
@@ -219,7 +224,7 @@ def split_files(folder: Path, any_name: bool = False) -> dict[str, list[str]]:
     """
     found = {}
     files = list_files(folder)
-    splits = splits_of(list_word(file) for file in files)
+    splits = splits_of(_not_named_aug(files) if any_name else map(list_word, files))
     for file in files:
         word = list_word(file)
         wanted = word in splits or (any_name and file.suffix == ".txt")
