@@ -747,6 +747,27 @@ def test_masks_of_each_class_that_are_called_after_it(tmp_path):
     assert "10 masks without an image" in notes
 
 
+def test_masks_of_another_observer_are_mentioned(tmp_path):
+    ten(tmp_path)
+    for k in range(10):
+        put(tmp_path / f"masks_observer2/{k}.png", IDS)
+    assert not problems(tmp_path)
+    assert "the labels are those of masks; masks_observer2 is not read" in check_data(tmp_path).notes
+
+
+def test_the_mend_for_names_of_masks_that_count_from_1(tmp_path):
+    """Some masks hold only a part of the ids; a mend that is offered must mend."""
+    ids = np.where(np.arange(24 * 32).reshape(24, 32) % 7, 3, 2).astype(np.uint8)
+    for k in range(4):
+        pair(tmp_path / f"images/{k}.png", tmp_path / f"masks/{k}.png", k, ids - (ids == 2) * np.uint8(k % 2))
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    assert 'write "ids: [1, 2, 3]" if the masks count from 1, or give more classes' in problems(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("ids: [1, 2, 3]\n")
+    assert not problems(tmp_path)
+    dataset = open_dataset(tmp_path)
+    assert {value for k in range(len(dataset)) for value in np.unique(dataset[k].label).tolist()} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("first", [0, 2, 9])
 def test_masks_that_are_numbered_from_another_number_on_may_belong_to_others(tmp_path, first):
     ten(tmp_path)

@@ -23,7 +23,7 @@ from degrid.data.formats.folds import folds_of_folders, named_folds
 from degrid.data.formats.json_splits import json_splits
 from degrid.data.formats.layout import SPLIT_NAMES, DataFormat, Layout, splits_of
 from degrid.data.formats.masks import MaskRule
-from degrid.data.formats.matching import masks_among, picture_beside, without_image
+from degrid.data.formats.matching import is_for_masks, masks_among, picture_beside, without_image
 from degrid.data.formats.pair_lists import (
     elsewhere_note,
     names_alone,
@@ -86,7 +86,7 @@ class SplitFolders(DataFormat):
         lists, of_folder = _lists(path)
         splits, notes = _listed_or_in_folders(path, lists, splits, orphans)
         for _, images, masks in found:
-            notes += _not_read(masks.parent, masks) if images.parent == masks.parent else []
+            notes += _not_read(masks, called(masks.parent, MASK_FOLDERS)) if images.parent == masks.parent else []
         read = {place for _, *both in found for place in both}
         notes += _left_out(path, read.union(pair.image.parent for pairs in splits.values() for pair in pairs))
         notes = [*of_folder, *dict.fromkeys(notes), *unread_note(*(images for _, images, _ in found))]
@@ -255,7 +255,8 @@ def _of_folders(path: Path, images: Path, masks: Path) -> Layout:
         notes += _in_none(pairs, splits, "splits")
     if not splits:
         splits, notes = divide(path, pairs, images)
-    notes += [*_not_read(path, masks), *_color_note(pairs), *unread_note(images)]
+    others = [folder for folder in folders_in(path).values() if folder != images and is_for_masks(folder.name)]
+    notes += [*_not_read(masks, [*called(path, MASK_FOLDERS), *others]), *_color_note(pairs), *unread_note(images)]
     notes += _several_note(pairs, orphans, masks)
     reason = f"{images.name} and {masks.name}"
     return Layout(reason, path, splits, *classes_beside(path, [masks]), orphans, notes)
@@ -571,7 +572,8 @@ def pairs_by_name(root: Path, file: Path) -> list[Pair] | None:
     return select(names_alone(file), pair_up(*folders)[0], folders[0], root) if folders else None
 
 
-def _not_read(root: Path, masks: Path) -> list[str]:
-    """A sentence on the other folders of masks; none where there are none."""
-    others = [folder.name for folder in called(root, MASK_FOLDERS) if folder != masks and any_mask(folder)]
+def _not_read(masks: Path, folders: Iterable[Path]) -> list[str]:
+    """A sentence on those of the folders that hold other masks; none where there are none."""
+    left = [folder for folder in dict.fromkeys(folders) if folder not in (masks, *masks.parents)]
+    others = [folder.name for folder in left if folder.name != DRAWN and any_mask(folder)]
     return [f"the labels are those of {masks.name}; {', '.join(others)} is not read"] if others else []

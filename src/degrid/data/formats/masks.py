@@ -248,9 +248,11 @@ def _expected_ids(
     first_is_1 = known == [*range(1, len(known) + 1)]
     said = f", as {rule.said} says," if rule.said else ""
     if known and known == [*range(len(known))]:
-        of_0 = unknown == [len(known)]
-        more = " (the first one is that of id 0, which is often background)" if of_0 else ""
-        return f"0 to {len(known) - 1}", f"give more classes{more}"
+        if unknown != [len(known)]:
+            return f"0 to {len(known) - 1}", "give more classes"
+        mend = "" if 0 in held else f'write "ids: {[*range(1, len(known) + 1)]}" if the masks count from 1, or '
+        more = "give more classes (the first one is that of id 0, which is often background)"
+        return f"0 to {len(known) - 1}", mend + more
     if first_is_1 and unknown == [0]:
         mend = f'write "ids: {[*range(len(known))]}" if the masks count from 0'
         if known[-1] in held:
